@@ -1,0 +1,67 @@
+"""What travels between the verbs of shared/jobs.py and the holder of a lease. Values only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from shared.spec import CreateJob, JobSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Proof of an attempt. Every write of the attempt carries it; the fence only grows."""
+
+    job_id: str
+    fence: int
+    worker_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileRef:
+    id: str
+    key: str
+    bytes: int
+    sha256: str
+    report: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What an attempt needs to know; read once, in the transaction that took the lease."""
+
+    lease: Lease
+    project_id: str
+    request: CreateJob
+    base_model: str
+    seed: int
+    spec: JobSpec | None
+    model_name: str
+    training_file: FileRef
+    validation_file: FileRef | None
+    device_ids: tuple[str, ...] = ()
+    micro_batch_size: int | None = None
+    gradient_checkpointing: bool | None = None
+    last_checkpoint: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What the holder of a lease must do next; the answer to its heartbeat."""
+
+    cancel: bool = False
+    pause: bool = False
+    preempt: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NewFile:
+    """A file that a job made; its bytes are in the store already."""
+
+    id: str
+    filename: str
+    purpose: str
+    bytes: int
+    sha256: str
+    key: str

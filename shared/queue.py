@@ -1,0 +1,116 @@
+"""The bell: a Celery message says only "this lane of this pool may have work". Losing one loses no job."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+from threading import Lock
+
+import structlog
+from celery import Celery
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from shared.lifecycle import Lane
+from shared.settings import Settings
+
+log = structlog.get_logger()
+
+TASKS: dict[Lane, str] = {"training": "training.pull", "cpu": "cpu.pull"}
+BREAKER_FAILURES = 3
+BREAKER_SECONDS = 10.0
+RING_EXPIRES_SECONDS = 30
+
+
+def queue_name(lane: Lane, pool: str) -> str:
+    """The Redis list of a lane. Checks and other short work know no pool: any CPU lane takes them."""
+    return f"training.{pool}" if lane == "training" else "cpu"
+
+
+def make_celery(settings: Settings, *, timeout_seconds: float = 5.0) -> Celery:
+    """A Celery app with every option set for a bell. Reasons beside each; measurements in docs/adr/0002."""
+    app = Celery("tunepool", broker=settings.redis_url, set_as_current=False)
+    app.conf.update(
+        # State lives in Postgres; a result backend would be a second, worse copy of it.
+        task_ignore_result=True,
+        task_store_errors_even_if_ignored=False,
+        # Messages carry a pool's name. JSON alone, so that write access to Redis is not code execution.
+        task_serializer="json",
+        accept_content=["json"],
+        # Acknowledge at once: the lease in Postgres is ours, and Redis would redeliver anything that outlives
+        # its visibility timeout.
+        task_acks_late=False,
+        # Without this a worker reserves one more message behind an hours-long job.
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        worker_hijack_root_logger=False,
+        # A Redis blip must not end a ten-hour attempt.
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_pool_limit=4,
+        broker_pool_acquire_timeout=2,
+        broker_transport_options={
+            "visibility_timeout": 3600,
+            # A hung Redis blocks a publisher for ever without these.
+            "socket_timeout": timeout_seconds,
+            "socket_connect_timeout": min(timeout_seconds, 2.0),
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+            "global_keyprefix": "tunepool:",
+            "unacked_restore_interval": 5,
+            "unacked_restore_throttle": 1,
+        },
+    )
+    return app
+
+
+class Bell:
+    """Rings within a budget; after three failures it stays silent for ten seconds. Never raises, never blocks long."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._app = make_celery(settings, timeout_seconds=settings.ring_seconds)
+        self._lock = Lock()
+        self._failures = 0
+        self._silent_until = 0.0
+
+    def ring(self, lane: Lane, pool: str | None = None) -> bool:
+        """Wake a worker of the lane; False when the message did not go out (the sweep rings again)."""
+        if not self._settings.redis_url or time.monotonic() < self._silent_until:
+            return False
+        pool = pool or self._settings.pool
+        try:
+            self._app.send_task(
+                TASKS[lane],
+                args=[pool],
+                queue=queue_name(lane, pool),
+                expires=RING_EXPIRES_SECONDS,
+                ignore_result=True,
+                retry=False,
+            )
+        except (OperationalError, RedisError, OSError) as error:
+            self._failed(error)
+            return False
+        self._failures = 0
+        return True
+
+    def _failed(self, error: Exception) -> None:
+        with self._lock:
+            self._failures += 1
+            if self._failures >= BREAKER_FAILURES:
+                self._silent_until = time.monotonic() + BREAKER_SECONDS
+                self._failures = 0
+        log.warning("bell.unheard", error=str(error)[:200])
+
+
+@lru_cache(maxsize=4)
+def _bell(redis_url: str, ring_seconds: float, pool: str) -> Bell:
+    return Bell(Settings(redis_url=redis_url, ring_seconds=ring_seconds, pool=pool))
+
+
+def ring(lane: Lane, settings: Settings, *, pool: str | None = None) -> bool:
+    """Ring the process's bell. Call it after a commit, never inside a transaction."""
+    return _bell(settings.redis_url, settings.ring_seconds, settings.pool).ring(lane, pool)

@@ -1,0 +1,96 @@
+"""Every setting, typed, with its unit in its name. The only reader of the environment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Settings come from the environment; names are upper case, ours begin with TUNEPOOL_."""
+
+    model_config = SettingsConfigDict(env_prefix="TUNEPOOL_", extra="ignore", populate_by_name=True)
+
+    home: Path = Field(default=Path(".tunepool"), description="State of this host: caches, work folders, logs.")
+    database_url: str = Field(default="", validation_alias="DATABASE_URL", description="postgresql+psycopg://…")
+    redis_url: str = Field(default="", validation_alias="REDIS_URL", description="redis://… or redis+socket:///path")
+    storage_url: str = Field(
+        default="", validation_alias="STORAGE_URL", description="file:///path, s3://bucket/prefix, gs://…, az://…"
+    )
+    storage_endpoint: str = Field(default="", description="Endpoint of an S3-compatible server; empty: AWS.")
+    storage_region: str = Field(default="us-east-1")
+    storage_access_key: SecretStr | None = None
+    storage_secret_key: SecretStr | None = None
+
+    public_url: str = Field(
+        default="", description="Base URL that clients use, for signed links; empty: from the request."
+    )
+    signing_secret: SecretStr = Field(
+        default=SecretStr(""), description="Signs download links of the local store; empty: made at first start."
+    )
+    link_seconds: int = Field(default=900, ge=1, description="Life of a download link.")
+
+    max_file_bytes: int = Field(default=512 * 1024 * 1024, ge=1)
+    max_body_bytes: int = Field(default=1024 * 1024, ge=1, description="Largest JSON body.")
+    min_training_rows: int = Field(default=10, ge=1, description="OpenAI's lower bound on examples.")
+
+    pool: str = Field(default="default", pattern=r"^[a-z0-9_-]{1,40}$")
+    heartbeat_seconds: float = Field(default=10.0, gt=0)
+    control_seconds: float = Field(default=1.0, gt=0, description="How often a supervisor looks for cancel and pause.")
+    lease_seconds: float = Field(default=60.0, gt=0)
+    reap_seconds: float = Field(default=5.0, gt=0, description="How often the janitor looks for dead leases.")
+    grace_seconds: float = Field(default=15.0, ge=0, description="A lease is dead this long after its end.")
+    sweep_seconds: float = Field(default=15.0, gt=0, description="How often the janitor rings for waiting work.")
+    stop_seconds: float = Field(default=30.0, gt=0, description="From asking a trainer to stop until it is killed.")
+    blind_seconds: float = Field(
+        default=600.0, gt=0, description="Training without Postgres for so long, then checkpoint and stop."
+    )
+    stall_factor: float = Field(default=10.0, gt=1, description="No step for this many median steps: stuck.")
+    stall_floor_seconds: float = Field(default=300.0, gt=0)
+    max_attempts: int = Field(default=3, ge=1)
+    backoff_base_seconds: float = Field(default=30.0, ge=0)
+    backoff_cap_seconds: float = Field(default=900.0, ge=0)
+    ring_seconds: float = Field(default=0.2, gt=0, description="Budget for waking a worker.")
+
+    trainer: str = Field(default="worker.train", description="Module run as the trainer; tests name the fake one.")
+    trainer_uid: int | None = Field(default=None, description="User that trainers run as when the worker is root.")
+    models_file: Path | None = Field(default=None, description="TOML with more base models and aliases.")
+    cpu_threads: int | None = Field(default=None, ge=1, description="Threads of a CPU trainer; empty: all cores.")
+    cpu_memory_bytes: int | None = Field(
+        default=None, ge=1, description="Memory the CPU device offers; empty: 80 % of RAM."
+    )
+    log_json: bool = False
+
+    @property
+    def storage(self) -> str:
+        """The store's URL; the local folder of this home when none is set."""
+        return self.storage_url or f"file://{self.home.resolve() / 'storage'}"
+
+    @property
+    def cache(self) -> Path:
+        return self.home.resolve() / "cache"
+
+
+def child_environment(**overrides: str) -> dict[str, str]:
+    """The environment of a child that is one of us: ours, with `overrides` on top."""
+    return {**os.environ, **overrides}
+
+
+# What a trainer may know. No URL, no key, no token: it reads files and writes files.
+_TRAINER_KEEPS = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_HOME", "TMPDIR", "VIRTUAL_ENV")
+
+
+def trainer_environment(**overrides: str) -> dict[str, str]:
+    """A scrubbed environment for a trainer: no credentials, no hub."""
+    kept = {name: os.environ[name] for name in _TRAINER_KEEPS if name in os.environ}
+    return {
+        **kept,
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "PYTHONUNBUFFERED": "1",
+        **overrides,
+    }

@@ -1,0 +1,354 @@
+"""What a user asks for and what a trainer is told: one set of classes from the wire to the GPU.
+
+The request nests the *open* form of a part (every field may be "auto"); the resolved `JobSpec` nests the part itself.
+Pure: pydantic only, no I/O, no clock.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
+
+Auto = Literal["auto"]
+AUTO: Auto = "auto"
+
+MethodName = Literal["lora", "qlora", "dora", "qdora", "full"]
+ObjectiveName = Literal["supervised", "dpo", "kto"]
+Strategy = Literal["single", "ddp", "fsdp"]
+Tier = Literal["interactive", "normal", "best_effort"]
+Dtype = Literal["bfloat16", "float16", "float32"]
+Preset = Literal["prototype", "general", "complex", "large_dataset"]
+
+# A module name is matched as a suffix, never as a regular expression: a pattern from a stranger can take for ever.
+ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]{1,200}$")]
+
+
+class Part(BaseModel):
+    """A strict, frozen piece of a spec: unknown keys, coercions, NaN and infinity are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Adapter(Part):
+    """How the weights are adapted; names and meanings are PEFT's `LoraConfig`."""
+
+    method: MethodName = Field(default="qlora", description="lora, qlora, dora, qdora, or full (every weight trains).")
+    r: int = Field(default=16, ge=1, le=1024, description="Rank of the update matrices.")
+    lora_alpha: int = Field(default=16, ge=1, le=65536, description="Scale: the update is multiplied by lora_alpha/r.")
+    lora_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    target_modules: Literal["all-linear"] | list[ModuleName] = Field(
+        default="all-linear", description="Names of linear modules, or all-linear: every one but the output layer."
+    )
+    bias: Literal["none", "all", "lora_only"] = "none"
+    use_rslora: bool = Field(default=False, description="Scale by lora_alpha/sqrt(r) (arXiv 2312.03732).")
+    init_lora_weights: Literal["default", "gaussian", "pissa", "olora", "eva", "loftq"] = "default"
+    rank_pattern: dict[ModuleName, Annotated[int, Field(ge=1, le=1024)]] = Field(default_factory=dict, max_length=1000)
+    alpha_pattern: dict[ModuleName, Annotated[int, Field(ge=1, le=65536)]] = Field(
+        default_factory=dict, max_length=1000
+    )
+    layers_to_transform: list[Annotated[int, Field(ge=0, le=1000)]] | None = None
+    modules_to_save: list[ModuleName] | None = None
+    loraplus_lr_ratio: float | None = Field(
+        default=None, ge=1.0, le=1000.0, description="LoRA+: learning rate of B over that of A (arXiv 2402.12354: ~16)."
+    )
+
+
+class Quantization(Part):
+    """How the frozen base is stored while it is adapted; names are transformers' `BitsAndBytesConfig`."""
+
+    load_in_4bit: bool = True
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    bnb_4bit_use_double_quant: bool = True
+    bnb_4bit_compute_dtype: Dtype = "bfloat16"
+
+
+class Evaluation(Part):
+    """When the validation file is looked at."""
+
+    steps: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="Every this many steps; null: four times a run."
+    )
+    max_rows: int = Field(default=500, ge=1, le=100_000)
+
+
+class EarlyStopping(Part):
+    """Stop when the validation loss has not fallen by `min_delta` for `patience` evaluations."""
+
+    patience: int = Field(default=3, ge=1, le=1000)
+    min_delta: float = Field(default=0.0, ge=0.0, le=100.0)
+
+
+class Training(Part):
+    """The optimizer run; names are transformers' `TrainingArguments` where it has one."""
+
+    learning_rate: float = Field(default=2e-4, gt=0.0, le=1.0)
+    num_train_epochs: int = Field(default=3, ge=1, le=50)
+    max_steps: int | None = Field(default=None, ge=1, le=10_000_000, description="Ends the run after this many steps.")
+    batch_size: int = Field(default=8, ge=1, le=256, description="Rows per optimizer step over all devices.")
+    per_device_train_batch_size: int = Field(
+        default=1, ge=1, le=256, description="Rows per forward pass (micro-batch)."
+    )
+    max_length: int = Field(
+        default=2048, ge=8, le=1_048_576, description="Tokens per row; longer rows are cut at the end."
+    )
+    packing: bool = Field(default=True, description="Fill sequences with several rows; no token sees another row's.")
+    optim: Literal["paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw_torch", "sgd"] = "paged_adamw_8bit"
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    warmup_ratio: float = Field(default=0.03, ge=0.0, le=1.0)
+    weight_decay: float = Field(default=0.0, ge=0.0, le=10.0)
+    max_grad_norm: float = Field(default=1.0, gt=0.0, le=1000.0)
+    gradient_checkpointing: bool = Field(
+        default=False, description="Recompute activations: less memory, about a third slower."
+    )
+    dtype: Dtype = Field(default="bfloat16", description="Arithmetic of the forward and backward pass.")
+    neftune_noise_alpha: float | None = Field(default=None, gt=0.0, le=100.0)
+    train_on: Literal["assistant", "last_assistant", "all"] = Field(
+        default="assistant", description="Which tokens carry loss in chat rows; completions always do."
+    )
+    chat_template: Annotated[str, StringConstraints(min_length=1, max_length=65536)] | None = Field(
+        default=None, description="Jinja template used instead of the base model's own; rendered in a sandbox."
+    )
+    logging_steps: int = Field(default=1, ge=1, le=10_000)
+    save_steps: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="Checkpoint every this many steps; null: every epoch."
+    )
+    eval: Evaluation = Evaluation()
+    early_stopping: EarlyStopping | None = None
+    publish: Literal["best", "last"] = Field(default="best", description="Which checkpoint becomes the adapter.")
+
+
+class Placement(Part):
+    """How many devices work on one job, and how they share it."""
+
+    strategy: Strategy = "single"
+    gpus: int = Field(default=1, ge=1, le=64, description="Devices per host.")
+    nodes: int = Field(default=1, ge=1, le=128, description="Hosts.")
+
+
+class Queue(Part):
+    """How the job waits."""
+
+    tier: Tier = "normal"
+    priority: int = Field(default=0, ge=-100, le=100, description="Higher goes first inside a project.")
+    preemptible: bool = True
+    max_runtime_seconds: int | None = Field(default=None, ge=60, le=30 * 86400)
+    group: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:/@-]{1,128}$")] | None = None
+    supersede: bool = Field(default=False, description="Cancel older queued jobs of the same group.")
+
+
+class Supervised(Part):
+    """Next-token loss on the trained spans of chat, prompt/completion or text rows."""
+
+    type: Literal["supervised"] = "supervised"
+
+
+class Dpo(Part):
+    """Direct preference optimization and its relatives (arXiv 2305.18290)."""
+
+    type: Literal["dpo"] = "dpo"
+    beta: float = Field(default=0.1, gt=0.0, le=2.0)
+    loss_type: Literal["sigmoid", "ipo", "hinge", "robust", "exo_pair", "apo_zero", "apo_down"] = "sigmoid"
+
+
+class Kto(Part):
+    """Kahneman-Tversky optimization on rows labelled good or bad (arXiv 2402.01306)."""
+
+    type: Literal["kto"] = "kto"
+    beta: float = Field(default=0.1, gt=0.0, le=2.0)
+
+
+Objective = Annotated[Supervised | Dpo | Kto, Field(discriminator="type")]
+
+
+class ModelFacts(Part):
+    """What sizing and placement must know of a base model; read from its config.json, never from its name."""
+
+    architecture: str = Field(description="First entry of config.json's `architectures`.")
+    parameters: int = Field(ge=1)
+    hidden_size: int = Field(ge=1)
+    num_hidden_layers: int = Field(ge=1)
+    num_attention_heads: int = Field(ge=1)
+    num_key_value_heads: int = Field(ge=1)
+    head_dim: int = Field(ge=1)
+    intermediate_size: int = Field(ge=1)
+    vocab_size: int = Field(ge=1)
+    max_position_embeddings: int = Field(ge=1)
+    tie_word_embeddings: bool = False
+
+
+class BaseModelRef(Part):
+    """The frozen weights: source, pinned revision, facts."""
+
+    name: str = Field(description="Name in the catalogue, as users write it in `model`.")
+    public_name: str = Field(description="What an adapter names as its base: a hub id where there is one.")
+    source: Literal["hub", "path", "pypi"]
+    revision: str = Field(description="Commit SHA, or sha256 of the source file.")
+    facts: ModelFacts
+
+
+class DataFacts(Part):
+    """What the file check found; auto values rest on it."""
+
+    format: Literal["chat", "prompt_completion", "text", "preference", "kto"]
+    train_rows: int = Field(ge=1)
+    validation_rows: int = Field(default=0, ge=0)
+    mean_characters: float = Field(default=0.0, ge=0.0, description="Mean characters per row.")
+    max_characters: int = Field(default=0, ge=0)
+
+
+class JobSpec(Part):
+    """A job with every value settled. Stored as JSON, read by the trainer."""
+
+    version: Literal[1] = 1
+    base_model: BaseModelRef
+    objective: Objective
+    data: DataFacts
+    adapter: Adapter
+    quantization: Quantization
+    training: Training
+    placement: Placement
+    queue: Queue
+    seed: int = Field(ge=0, le=2**31 - 1)
+
+
+class AttemptSpec(Part):
+    """The file a trainer is started with: the job's spec and where things lie on this host.
+
+    The resumption point is the newest complete checkpoint folder in `OUT/checkpoints`, staged by the supervisor.
+    """
+
+    job_id: str
+    model_name: str = Field(description="Name under which the adapter will be known (`ft:…`).")
+    job: JobSpec
+    base_model_path: str
+    train_file: str = Field(description="Canonical JSONL (shared/formats.py).")
+    validation_file: str | None = None
+    micro_batch_size: int = Field(
+        ge=1, description="Rows per forward pass on this attempt; shrinks after out-of-memory."
+    )
+    gradient_checkpointing: bool = False
+    device: Literal["cuda", "cpu"] = "cpu"
+    cpu_threads: int = Field(default=1, ge=1)
+    memory_limit_bytes: int | None = Field(default=None, description="Refuse to grow past this; null: no limit.")
+
+
+def open_fields(part: type[Part]) -> type[Part]:
+    """The request form of a part: the same fields and bounds, each also accepting "auto" (its default)."""
+    fields: dict[str, Any] = {
+        name: (
+            Annotated[field.annotation, Field(), *field.metadata] | Auto,
+            Field(default=AUTO, description=field.description),
+        )
+        for name, field in part.model_fields.items()
+    }
+    return create_model(f"Open{part.__name__}", __base__=Part, __doc__=part.__doc__, **fields)
+
+
+if TYPE_CHECKING:  # at run time these are built from the parts, so that no field is written twice
+    OpenAdapter = Adapter
+    OpenQuantization = Quantization
+    OpenTraining = Training
+    OpenPlacement = Placement
+else:
+    OpenAdapter = open_fields(Adapter)
+    OpenQuantization = open_fields(Quantization)
+    OpenTraining = open_fields(Training)
+    OpenPlacement = open_fields(Placement)
+
+
+def chosen(part: Part | None) -> dict[str, Any]:
+    """The fields that the user settled: those given and not "auto"."""
+    if part is None:
+        return {}
+    return {name: getattr(part, name) for name in part.model_fields_set if getattr(part, name) != AUTO}
+
+
+class TunepoolRequest(Part):
+    """Everything of ours in a request, under the one key `tunepool`."""
+
+    preset: Preset | None = None
+    objective: Kto | None = Field(default=None, description="Objectives that OpenAI's `method` cannot name.")
+    adapter: OpenAdapter | None = None
+    quantization: OpenQuantization | None = None
+    training: OpenTraining | None = None
+    placement: OpenPlacement | None = None
+    queue: Queue | None = None
+
+
+class Hyperparameters(Part):
+    """OpenAI's three, and the keys that other services' clients put beside them."""
+
+    n_epochs: Annotated[int, Field(ge=1, le=50)] | Auto = AUTO
+    batch_size: Annotated[int, Field(ge=1, le=256)] | Auto = AUTO
+    learning_rate_multiplier: Annotated[float, Field(gt=0.0, le=1000.0)] | Auto = AUTO
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] | Auto = AUTO
+    lora: bool | Auto = AUTO
+    lora_r: Annotated[int, Field(ge=1, le=1024)] | Auto = AUTO
+    lora_alpha: Annotated[int, Field(ge=1, le=65536)] | Auto = AUTO
+    lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | Auto = AUTO
+    packing: bool | Auto = AUTO
+    warmup_ratio: Annotated[float, Field(ge=0.0, le=1.0)] | Auto = AUTO
+    weight_decay: Annotated[float, Field(ge=0.0, le=10.0)] | Auto = AUTO
+    max_grad_norm: Annotated[float, Field(gt=0.0, le=1000.0)] | Auto = AUTO
+
+
+class DpoHyperparameters(Hyperparameters):
+    beta: Annotated[float, Field(gt=0.0, le=2.0)] | Auto = AUTO
+
+
+class SupervisedMethod(Part):
+    hyperparameters: Hyperparameters = Hyperparameters()
+
+
+class DpoMethod(Part):
+    hyperparameters: DpoHyperparameters = DpoHyperparameters()
+
+
+class Method(Part):
+    """OpenAI's `method`. `reinforcement` is refused by name: no grader runs here."""
+
+    type: Literal["supervised", "dpo"]
+    supervised: SupervisedMethod | None = None
+    dpo: DpoMethod | None = None
+
+
+MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+
+
+class Wandb(Part):
+    project: str
+    name: str | None = None
+    entity: str | None = None
+    tags: list[str] | None = None
+
+
+class Integration(Part):
+    type: Literal["wandb"]
+    wandb: Wandb
+
+
+class CreateJob(Part):
+    """Body of `POST /v1/fine_tuning/jobs`: OpenAI's fields, and ours under `tunepool`."""
+
+    model: Annotated[str, StringConstraints(min_length=1, max_length=300)]
+    training_file: Annotated[str, StringConstraints(min_length=1, max_length=100)]
+    validation_file: Annotated[str, StringConstraints(min_length=1, max_length=100)] | None = None
+    suffix: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] | None = None
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    method: Method | None = None
+    hyperparameters: Hyperparameters | None = Field(
+        default=None, description="Deprecated by OpenAI; same as method.supervised's."
+    )
+    integrations: Annotated[list[Integration], Field(max_length=5)] | None = None
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
+    tunepool: TunepoolRequest = TunepoolRequest()
+
+
+class AutoValue(Part):
+    """A value that the service chose, and why."""
+
+    field: str
+    value: Any
+    reason: str
