@@ -75,7 +75,7 @@ def _queue(session: Session) -> tuple[QueuedJob, ...]:
         JobRow.base_model,
     )
     return tuple(
-        QueuedJob(*row._tuple())  # type: ignore[arg-type]  # the columns stand in the fields' order
+        QueuedJob(*row)  # type: ignore[arg-type]  # the columns stand in the fields' order
         for row in session.execute(select(*columns).where(JobRow.status == "queued"))
     )
 

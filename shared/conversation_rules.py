@@ -1,0 +1,369 @@
+"""The rules of a conversation: roles, content, tool calls, weights, order. Rows are judged in `shared.row_rules`."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+from typing import Any, NamedTuple
+
+from shared import formats, strict_json
+from shared.formats import Row
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_TOOL_DEPTH = 32
+
+_PLAIN = frozenset({"role", "content", "name"})
+_KEYS_OF_ROLE: dict[str, frozenset[str]] = {
+    "system": _PLAIN,
+    "developer": _PLAIN,
+    "user": _PLAIN,
+    "assistant": _PLAIN | {"weight", "tool_calls", "function_call", "refusal"},
+    "tool": _PLAIN | {"tool_call_id"},
+    "function": _PLAIN,
+}
+
+
+class Fault(NamedTuple):
+    """One thing wrong (or, as a warning, odd) in a row. `param` is a path such as `messages[2].role`."""
+
+    param: str
+    code: str
+    message: str
+
+
+class RowFindings:
+    """What one row showed: its faults, and the sizes that token estimates start from (characters)."""
+
+    __slots__ = ("characters", "messages", "problems", "trained_characters", "warnings")
+
+    def __init__(self) -> None:
+        self.problems: list[Fault] = []
+        self.warnings: list[Fault] = []
+        self.messages = 0
+        self.characters = 0
+        self.trained_characters = 0
+
+    def refuse(self, param: str, code: str, message: str) -> None:
+        self.problems.append(Fault(param, code, message))
+
+    def warn(self, param: str, code: str, message: str) -> None:
+        self.warnings.append(Fault(param, code, message))
+
+
+def shown(value: Any) -> str:
+    """A value as it reads in a message: at most 60 characters, and never a walk into nested data."""
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    if isinstance(value, dict):
+        return f"an object with keys {', '.join(sorted(value))[:60]}" if value else "an empty object"
+    text = json.dumps(value[:80] if isinstance(value, str) else value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+class Conversation:
+    """A pass over one list of messages, remembering tool calls and what would be trained."""
+
+    __slots__ = ("calls", "found", "legacy_calls", "tool_names", "trainable", "trained")
+
+    def __init__(self, found: RowFindings, *, tool_names: frozenset[str] | None = None, trained: bool = True) -> None:
+        self.found = found
+        self.tool_names = tool_names
+        self.trained = trained
+        self.trainable = 0
+        self.calls: set[str] = set()
+        self.legacy_calls = 0
+
+    def check(self, messages: Any, at: str) -> None:
+        found = self.found
+        if not isinstance(messages, list) or not messages:
+            found.refuse(at, "wrong_type", f"{at} is {shown(messages)}; use a list with at least one message.")
+            return
+        earlier = len(found.problems)
+        found.messages += len(messages)
+        read = self._sharegpt if isinstance(messages[0], dict) and "from" in messages[0] else self._message
+        roles = [read(message, at, index) for index, message in enumerate(messages)]
+        if len(found.problems) == earlier:
+            self._check_order(roles, at)
+
+    def _message(self, message: Any, at: str, index: int) -> str:
+        found = self.found
+        if not isinstance(message, dict):
+            found.refuse(
+                f"{at}[{index}]",
+                "wrong_type",
+                f"{at}[{index}] is {shown(message)}; use an object with role and content.",
+            )
+            return ""
+        role = message.get("role")
+        allowed = _KEYS_OF_ROLE.get(role) if isinstance(role, str) else None
+        if allowed is None:
+            self._refuse_role(role, f"{at}[{index}].role")
+            return ""
+        if not message.keys() <= allowed:
+            self._refuse_keys(message, allowed, f"{at}[{index}]")
+        content = message.get("content")
+        size = len(content) if isinstance(content, str) else self._odd_content(message, role, f"{at}[{index}]")
+        found.characters += size
+        if role == "assistant":
+            self._assistant(message, size, f"{at}[{index}]")
+        elif role in {"tool", "function"}:
+            self._answer(message, role, f"{at}[{index}]")
+        elif not size:
+            found.warn(f"{at}[{index}].content", "empty_content", "A message has empty content.")
+        if "name" in message and not isinstance(message["name"], str | None):
+            found.refuse(
+                f"{at}[{index}].name", "wrong_type", f"{at}[{index}].name is {shown(message['name'])}; use text."
+            )
+        return role
+
+    def _refuse_role(self, role: Any, at: str) -> None:
+        known = formats.SHAREGPT_ROLES.get(role) if isinstance(role, str) else None
+        hint = f'"{known}"' if known and known in ROLES else f"one of {', '.join(ROLES)}"
+        self.found.refuse(at, "unknown_role", f"{at} is {shown(role)}; use {hint}.")
+
+    def _refuse_keys(self, message: Row, allowed: frozenset[str], at: str) -> None:
+        if message.get("weight") is not None and "weight" not in allowed:
+            text = f"{at}.weight stands on a {message['role']} message; only assistant messages are trained, remove it."
+            self.found.refuse(f"{at}.weight", "invalid_weight", text)
+        refuse_unknown_keys(message, allowed | {"weight"}, at, self.found)
+
+    def _odd_content(self, message: Row, role: str, at: str) -> int:
+        """Size of content that is not a plain string: parts, or nothing where something else stands in its place."""
+        content = message.get("content")
+        if isinstance(content, list):
+            return self._parts(content, f"{at}.content")
+        if content is not None:
+            self.found.refuse(f"{at}.content", "wrong_type", f"{at}.content is {shown(content)}; use text.")
+            return 0
+        if role == "assistant" and isinstance(message.get("refusal"), str):
+            return len(message["refusal"])
+        if role != "assistant" or not (message.get("tool_calls") or message.get("function_call")):
+            remedy = "use text; only an assistant message with tool_calls may leave it out"
+            self.found.refuse(f"{at}.content", "missing_content", f"{at}.content is missing or null; {remedy}.")
+        return 0
+
+    def _parts(self, parts: list[Any], at: str) -> int:
+        size = 0
+        for index, part in enumerate(parts):
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind == "text" and isinstance(part.get("text"), str):
+                size += len(part["text"])
+            elif isinstance(kind, str) and kind != "text":
+                text = f"{at}[{index}].type is {shown(kind)}; training is text-only, keep only parts of type text."
+                self.found.refuse(f"{at}[{index}].type", "unsupported_content", text)
+            else:
+                text = f'{at}[{index}] is {shown(part)}; use {{"type": "text", "text": "…"}}.'
+                self.found.refuse(f"{at}[{index}]", "wrong_type", text)
+        return size
+
+    def _assistant(self, message: Row, size: int, at: str) -> None:
+        weight = message.get("weight")
+        if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
+            self.found.refuse(
+                f"{at}.weight", "invalid_weight", f"{at}.weight is {shown(weight)}; use 0 (do not train) or 1."
+            )
+        if isinstance(message.get("content"), str) and not message["content"].strip():
+            size = 0
+        if message.get("tool_calls") or message.get("function_call"):
+            size += self._calls(message, at)
+        if message.get("refusal") is not None and (not isinstance(message["refusal"], str) or message.get("content")):
+            self.found.refuse(
+                f"{at}.refusal", "wrong_type", f"{at}.refusal must be text, and stand in place of content."
+            )
+        if weight == 0:
+            return
+        self.trainable += size
+        if not size:
+            self.found.warn(f"{at}.content", "empty_assistant_message", "A trained assistant message is empty.")
+
+    def _calls(self, message: Row, at: str) -> int:
+        if message.get("function_call"):
+            self.legacy_calls += 1
+            return self._function(message["function_call"], f"{at}.function_call")
+        calls = message["tool_calls"]
+        if not isinstance(calls, list):
+            self.found.refuse(
+                f"{at}.tool_calls", "wrong_type", f"{at}.tool_calls is {shown(calls)}; use a list of calls."
+            )
+            return 0
+        return sum(self._call(call, f"{at}.tool_calls[{index}]") for index, call in enumerate(calls))
+
+    def _call(self, call: Any, at: str) -> int:
+        if not isinstance(call, dict):
+            self.found.refuse(at, "wrong_type", f"{at} is {shown(call)}; use an object with id, type and function.")
+            return 0
+        refuse_unknown_keys(call, frozenset({"id", "type", "function"}), at, self.found)
+        if not isinstance(call.get("id"), str) or not call["id"]:
+            self.found.refuse(
+                f"{at}.id", "missing_tool_call_id", f"{at}.id is {shown(call.get('id'))}; give each call a text id."
+            )
+        else:
+            self.calls.add(call["id"])
+        if call.get("type") != "function":
+            self.found.refuse(f"{at}.type", "wrong_type", f'{at}.type is {shown(call.get("type"))}; use "function".')
+        return self._function(call.get("function"), f"{at}.function")
+
+    def _function(self, function: Any, at: str) -> int:
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+            self.found.refuse(at, "wrong_type", f"{at} is {shown(function)}; use an object with name and arguments.")
+            return 0
+        refuse_unknown_keys(function, frozenset({"name", "arguments"}), at, self.found)
+        name, arguments = function["name"], function.get("arguments")
+        if self.tool_names is not None and name not in self.tool_names:
+            text = f"{at}.name is {shown(name)}, which tools does not list; add it to tools or correct the name."
+            self.found.refuse(f"{at}.name", "unknown_tool", text)
+        elif self.tool_names is None:
+            self.found.warn(
+                f"{at}.name",
+                "call_without_tools",
+                "A row calls a tool but lists no tools; the model will not see them.",
+            )
+        if not isinstance(arguments, str) or not _is_json_object(arguments):
+            text = f"{at}.arguments is {shown(arguments)}; use the JSON text of an object (json.dumps)."
+            self.found.refuse(f"{at}.arguments", "invalid_arguments", text)
+            return 0
+        return len(name) + len(arguments)
+
+    def _answer(self, message: Row, role: str, at: str) -> None:
+        if role == "function":
+            self._legacy_answer(message, at)
+            return
+        called = message.get("tool_call_id")
+        if not isinstance(called, str) or called not in self.calls:
+            text = f"{at}.tool_call_id is {shown(called)}; use the id of an earlier tool call in this conversation."
+            self.found.refuse(f"{at}.tool_call_id", "unknown_tool_call_id", text)
+
+    def _legacy_answer(self, message: Row, at: str) -> None:
+        if self.legacy_calls < 1:
+            role = message.get("role") or message.get("from")
+            text = f'{at}.role is "{role}" but no earlier message calls a function; add the call.'
+            self.found.refuse(f"{at}.role", "unknown_tool_call_id", text)
+        self.legacy_calls -= 1
+
+    def _sharegpt(self, item: Any, at: str, index: int) -> str:
+        at = f"{at}[{index}]"
+        if not isinstance(item, dict):
+            self.found.refuse(at, "wrong_type", f"{at} is {shown(item)}; use an object with from and value.")
+            return ""
+        speaker, value = item.get("from"), item.get("value")
+        role = formats.SHAREGPT_ROLES.get(speaker) if isinstance(speaker, str) else None
+        if role is None:
+            text = f"{at}.from is {shown(speaker)}; use one of human, gpt, system, function_call, observation."
+            self.found.refuse(f"{at}.from", "unknown_role", text)
+            return ""
+        if not isinstance(value, str):
+            self.found.refuse(f"{at}.value", "wrong_type", f"{at}.value is {shown(value)}; use text.")
+            return ""
+        self.found.characters += len(value)
+        if role == "function_call":
+            return self._sharegpt_call(item, at)
+        if role == "assistant":
+            self._assistant({"content": value, "weight": item.get("weight")}, len(value), at)
+        elif role == "tool":
+            self._legacy_answer(item, at)
+        return role
+
+    def _sharegpt_call(self, item: Row, at: str) -> str:
+        call = parsed(item["value"])
+        if (
+            not isinstance(call, dict)
+            or not isinstance(call.get("name"), str)
+            or not isinstance(call.get("arguments"), str | dict)
+        ):
+            text = f"{at}.value is {shown(item['value'])}; use JSON text with name and arguments."
+            self.found.refuse(f"{at}.value", "invalid_arguments", text)
+            return ""
+        arguments = call["arguments"] if isinstance(call["arguments"], str) else json.dumps(call["arguments"])
+        function = {"name": call["name"], "arguments": arguments}
+        self._assistant({"function_call": function, "weight": item.get("weight")}, 0, at)
+        return "assistant"
+
+    def _check_order(self, roles: list[str], at: str) -> None:
+        refuse, warn = self.found.refuse, self.found.warn
+        self.found.trained_characters += self.trainable if self.trained else 0
+        if self.trained and not self.trainable:
+            remedy = "give one assistant message text or tool_calls, and no weight 0"
+            refuse(at, "no_trainable_tokens", f"{at} has no assistant message to train on; {remedy}.")
+        elif self.trained and roles[-1] != "assistant":
+            refuse(
+                f"{at}[{len(roles) - 1}].role",
+                "last_message_not_assistant",
+                f"{at} ends with {roles[-1]}; end with the assistant's answer.",
+            )
+        elif not self.trained and roles[-1] == "assistant" and at.endswith("messages"):
+            warn(
+                f"{at}[{len(roles) - 1}].role", "prompt_ends_with_assistant", "A prompt ends with an assistant message."
+            )
+        if any(role in {"system", "developer"} for role in roles[1:]):
+            warn(at, "system_not_first", "A system message is not the first message; some chat templates refuse that.")
+        if any(a == b != "tool" for a, b in itertools.pairwise(roles)):
+            warn(at, "same_role_twice", "Two messages in a row have the same role; some chat templates refuse that.")
+
+
+def refuse_unknown_keys(value: Row, allowed: frozenset[str], at: str, found: RowFindings) -> None:
+    for key in sorted(key for key in value.keys() - allowed if value[key] is not None):
+        name = f"{at}.{key[:80]}" if at else key[:80]
+        near = difflib.get_close_matches(key[:80], allowed, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        found.refuse(name, "unknown_key", f"{name} is not a known key; {hint}allowed: {', '.join(sorted(allowed))}.")
+
+
+def listed_tools(tools: Any, at: str, found: RowFindings) -> frozenset[str] | None:
+    """Names of the tools a row lists, or None where it lists none."""
+    if tools is None or tools == []:
+        return None
+    if not isinstance(tools, list):
+        found.refuse(at, "wrong_type", f"{at} is {shown(tools)}; use a list of tools.")
+        return None
+    names: set[str] = set()
+    for index, tool in enumerate(tools):
+        if not isinstance(tool, dict) or tool.get("type") != "function":
+            text = f'{at}[{index}] is {shown(tool)}; use {{"type": "function", "function": {{…}}}}.'
+            found.refuse(f"{at}[{index}]", "wrong_type", text)
+            continue
+        names |= listed_functions([tool.get("function")], f"{at}[{index}].function", found, single=True)
+    return frozenset(names)
+
+
+def listed_functions(functions: Any, at: str, found: RowFindings, *, single: bool = False) -> frozenset[str]:
+    if not isinstance(functions, list):
+        found.refuse(at, "wrong_type", f"{at} is {shown(functions)}; use a list of functions.")
+        return frozenset()
+    names: set[str] = set()
+    for index, function in enumerate(functions):
+        name = at if single else f"{at}[{index}]"
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+            found.refuse(name, "wrong_type", f"{name} is {shown(function)}; use an object with name and parameters.")
+        elif not isinstance(function.get("parameters"), dict | None) or _too_deep(function):
+            found.refuse(
+                f"{name}.parameters", "wrong_type", f"{name}.parameters must be a JSON schema object of few levels."
+            )
+        else:
+            names.add(function["name"])
+    return frozenset(names)
+
+
+def _too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_TOOL_DEPTH):
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def parsed(text: str) -> Any:
+    try:
+        return strict_json.parse(text)
+    except strict_json.BadJson:
+        return None
+
+
+def _is_json_object(text: str) -> bool:
+    return isinstance(parsed(text), dict)

@@ -1,0 +1,310 @@
+"""The streaming check of an uploaded JSONL file: every problem by line and column, in bounded memory.
+
+Memory holds one line (at most `Limits.line_bytes`), twenty problems, and at most 2 * 10^5 row digests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from shared import formats, strict_json
+from shared.conversation_rules import Fault, RowFindings, shown
+from shared.dataset_lines import BOM, FileRefused, Line, RowProblem, at_start, decode, lines
+from shared.formats import Format, Shape
+from shared.row_rules import check_row
+
+_MAX_PROBLEMS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a file may weigh. 512 MB is OpenAI's limit for a training file (platform docs, `POST /v1/files`)."""
+
+    file_bytes: int = 512 * 1024 * 1024
+    line_bytes: int = 8 * 1024 * 1024
+    min_rows: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetWarning:
+    """Something odd that does not stop a job: the first line that shows it, and how many rows do."""
+
+    line: int
+    code: str
+    message: str
+    rows: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetReport:
+    """What the check found. Characters feed token estimates: in English about four make a token."""
+
+    format: Format | None
+    shape: Shape | None
+    rows: int
+    bytes: int
+    messages: int
+    characters: int
+    trained_characters: int
+    longest_row: int
+    longest_row_characters: int
+    duplicate_rows: int
+    dropped_columns: tuple[str, ...]
+    problem_count: int
+    problems: tuple[RowProblem, ...]
+    warnings: tuple[DatasetWarning, ...]
+
+    @property
+    def ok(self) -> bool:
+        return self.problem_count == 0
+
+    def summary(self) -> str:
+        """One sentence for a job's error message."""
+        if self.ok:
+            return f"{self.rows:,} {self.format} rows."
+        more = f" ({self.problem_count - 1:,} more problems)" if self.problem_count > 1 else ""
+        return f"{self.problems[0]}{more}"
+
+    def to_json(self) -> dict[str, Any]:
+        report = dataclasses.asdict(self)
+        for key in ("dropped_columns", "problems", "warnings"):
+            report[key] = list(report[key])
+        return report
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def check(chunks: Iterable[bytes], *, limits: Limits = DEFAULT_LIMITS) -> DatasetReport:
+    """Check a JSONL file from its bytes, in one pass. Never raises for any content."""
+    tally = _Tally()
+    try:
+        for line in lines(tally.counted(chunks, limits), limit=limits.line_bytes):
+            _check_line(line, tally, limits)
+        _check_whole(tally, limits)
+    except FileRefused as refused:
+        tally.refuse(refused.problem)
+    return tally.report()
+
+
+def _check_line(line: Line, tally: _Tally, limits: Limits) -> None:
+    if not line.whole:
+        tally.rows += 1
+        tally.refuse(_too_long(line, limits))
+        return
+    if not line.data or line.data.isspace():
+        tally.blank_lines += 1
+        return
+    tally.last_line = line.number
+    tally.rows += 1
+    text = ""
+    try:
+        text = decode(line)
+        row = strict_json.parse(text)
+    except strict_json.BadJson as bad:
+        tally.refuse(_bad_line(line, bad))
+        return
+    if not isinstance(row, dict):
+        message = f"The line is {shown(row)}; write one JSON object per line."
+        tally.refuse(RowProblem(line=line.number, column=1, param="", code="not_an_object", message=message))
+        return
+    _check_object(line, text, row, tally)
+
+
+def _check_object(line: Line, text: str, row: dict[str, Any], tally: _Tally) -> None:
+    try:
+        shape = formats.detect(row)
+    except formats.UnknownShape as unknown:
+        tally.refuse(RowProblem(line=line.number, column=1, param="", code=unknown.code, message=str(unknown)))
+        return
+    if tally.shape is None:
+        tally.shape, tally.shape_line = shape, line.number
+    elif shape != tally.shape:
+        message = f"The row is {shape}, but line {tally.shape_line} is {tally.shape}; keep one format per file."
+        tally.refuse(RowProblem(line=line.number, column=1, param="", code="mixed_formats", message=message))
+        return
+    found = check_row(row, shape)
+    tally.add(line, found)
+    if shape in formats.IMPORTED and not row.keys() <= formats.KEYS[shape]:
+        tally.drop_columns(line.number, row.keys() - formats.KEYS[shape])
+    if found.problems:
+        tally.refuse_all(line.number, text, found.problems)
+    _warn_of_content(line, tally)
+
+
+def _too_long(line: Line, limits: Limits) -> RowProblem:
+    if b"\r" in line.data and not line.ended:
+        message = "Lines end with a lone carriage return (CR); save the file with LF or CRLF line endings."
+        return RowProblem(
+            line=line.number, column=line.data.index(b"\r") + 1, param="file", code="cr_line_endings", message=message
+        )
+    message = f"The line is longer than {limits.line_bytes:,} bytes; split the example, one per line."
+    return RowProblem(line=line.number, column=None, param="", code="line_too_long", message=message)
+
+
+def _bad_line(line: Line, bad: strict_json.BadJson) -> RowProblem:
+    code, message = bad.code, bad.message
+    if code == "invalid_json" and not line.ended and "stops before its end" in message:
+        code, message = "truncated_json", "The file ends in the middle of a row; upload it again, whole."
+    return RowProblem(line=line.number, column=bad.column, param=bad.param, code=code, message=message)
+
+
+def _check_whole(tally: _Tally, limits: Limits) -> None:
+    if tally.rows == 0 and not tally.problem_count:
+        what = "holds only blank lines" if tally.bytes else "is empty"
+        tally.refuse(at_start("empty_file", f"The file {what}; write one JSON object per line."))
+    elif tally.rows < limits.min_rows:
+        message = f"The file has {tally.rows} rows; add examples, at least {limits.min_rows} are needed."
+        tally.refuse(
+            RowProblem(line=max(tally.last_line, 1), column=None, param="file", code="too_few_rows", message=message)
+        )
+
+
+# The search for a literal is an order of magnitude faster than the pattern, and most lines hold none.
+_SECRET = {
+    b"AKIA": re.compile(rb"\bAKIA[0-9A-Z]{16}\b"),
+    b"sk-": re.compile(rb"\bsk-[A-Za-z0-9_-]{20,}"),
+    b"ghp_": re.compile(rb"\bghp_[A-Za-z0-9]{36}"),
+    b"github_pat_": re.compile(rb"\bgithub_pat_[A-Za-z0-9_]{22,}"),
+    b"PRIVATE KEY": re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
+    b"xox": re.compile(rb"\bxox[bp]-[A-Za-z0-9-]{10,}"),
+    b"hf_": re.compile(rb"\bhf_[A-Za-z0-9]{30,}"),
+    b"AIza": re.compile(rb"\bAIza[A-Za-z0-9_-]{35}"),
+}
+_CONTROL_TOKEN = re.compile(rb"<\|[a-z_]{2,40}\|>")
+
+
+def _warn_of_content(line: Line, tally: _Tally) -> None:
+    data = line.data
+    for hint, pattern in _SECRET.items():
+        if hint in data and pattern.search(data):
+            message = "A row seems to hold a secret (key or token); a trained model may repeat it."
+            tally.warn(line.number, "possible_secret", message)
+            break
+    if b"<|" in data and _CONTROL_TOKEN.search(data):
+        tally.warn(
+            line.number,
+            "control_token_text",
+            "A row's text spells a control token such as <|im_end|>; it will be read as one.",
+        )
+
+
+class _Tally:
+    """The running counts of one check."""
+
+    def __init__(self) -> None:
+        self.shape: Shape | None = None
+        self.shape_line = 0
+        self.head = b""
+        self.rows = self.bytes = self.messages = self.characters = self.trained_characters = 0
+        self.longest_row = self.longest_row_characters = self.blank_lines = self.last_line = 0
+        self.problem_count = 0
+        self.problems: list[RowProblem] = []
+        self.warnings: dict[str, DatasetWarning] = {}
+        self.dropped: set[str] = set()
+        self.duplicates = _Duplicates()
+
+    def counted(self, chunks: Iterable[bytes], limits: Limits) -> Iterator[bytes]:
+        for chunk in chunks:
+            if len(self.head) < len(BOM):
+                self.head = (self.head + chunk)[: len(BOM)]
+            self.bytes += len(chunk)
+            if self.bytes > limits.file_bytes:
+                message = f"The file is larger than {limits.file_bytes:,} bytes; split it or remove rows."
+                raise FileRefused(
+                    RowProblem(
+                        line=self.last_line + 1, column=None, param="file", code="file_too_large", message=message
+                    )
+                )
+            yield chunk
+
+    def add(self, line: Line, found: RowFindings) -> None:
+        self.messages += found.messages
+        self.characters += found.characters
+        self.trained_characters += found.trained_characters
+        if found.characters > self.longest_row_characters:
+            self.longest_row, self.longest_row_characters = line.number, found.characters
+        self.duplicates.add(line.data)
+        for code, message in {fault.code: fault.message for fault in found.warnings}.items():
+            self.warn(line.number, code, message)
+
+    def refuse(self, problem: RowProblem) -> None:
+        self.problem_count += 1
+        if len(self.problems) < _MAX_PROBLEMS:
+            self.problems.append(problem)
+
+    def refuse_all(self, number: int, text: str, faults: list[Fault]) -> None:
+        kept = faults[: _MAX_PROBLEMS - len(self.problems)]
+        self.problem_count += len(faults)
+        if not kept:
+            return
+        column = strict_json.columns(text, {fault.param for fault in kept})
+        self.problems += [RowProblem(number, column[fault.param], *fault) for fault in kept]
+
+    def warn(self, number: int, code: str, message: str, *, rows: int = 1) -> None:
+        earlier = self.warnings.get(code)
+        if earlier is None:
+            self.warnings[code] = DatasetWarning(line=number, code=code, message=message, rows=rows)
+        else:
+            self.warnings[code] = dataclasses.replace(earlier, rows=earlier.rows + rows)
+
+    def drop_columns(self, number: int, keys: Iterable[str]) -> None:
+        if len(self.dropped) < 50:
+            self.dropped.update(key[:80] for key in keys)
+        self.warn(number, "dropped_columns", "Columns that this format does not use were dropped.")
+
+    def report(self) -> DatasetReport:
+        duplicates = self.duplicates.estimate()
+        if self.head == BOM:
+            self.warn(1, "byte_order_mark", "The file starts with a byte order mark; it was ignored.")
+        if duplicates:
+            message = f"{duplicates:,} of {self.rows:,} rows repeat an earlier row byte for byte."
+            self.warn(1, "duplicate_rows", message, rows=duplicates)
+        if self.blank_lines and self.rows:
+            self.warn(1, "blank_lines", f"{self.blank_lines:,} blank lines were skipped.", rows=self.blank_lines)
+        return DatasetReport(
+            format=formats.FORMAT_OF[self.shape] if self.shape else None,
+            shape=self.shape,
+            rows=self.rows,
+            bytes=self.bytes,
+            messages=self.messages,
+            characters=self.characters,
+            trained_characters=self.trained_characters,
+            longest_row=self.longest_row,
+            longest_row_characters=self.longest_row_characters,
+            duplicate_rows=duplicates,
+            dropped_columns=tuple(sorted(self.dropped)),
+            problem_count=self.problem_count,
+            problems=tuple(self.problems),
+            warnings=tuple(self.warnings.values()),
+        )
+
+
+class _Duplicates:
+    """Counts repeated rows: exactly up to 2 * 10^5 distinct rows, beyond that from a sample by digest.
+
+    All copies of a row share a digest, so keeping only digests divisible by a growing power of two
+    is an unbiased sample (distinct sampling, Gibbons 2001).
+    """
+
+    _KEPT = 200_000
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+        self._mask = 0
+
+    def add(self, data: bytes) -> None:
+        digest = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
+        if digest & self._mask:
+            return
+        self._counts[digest] = self._counts.get(digest, 0) + 1
+        if len(self._counts) > self._KEPT:
+            self._mask = self._mask * 2 + 1
+            self._counts = {digest: count for digest, count in self._counts.items() if not digest & self._mask}
+
+    def estimate(self) -> int:
+        return (sum(self._counts.values()) - len(self._counts)) * (self._mask + 1)

@@ -1,0 +1,114 @@
+"""Uploaded files, and those that jobs make: their rows. Their bytes go through shared/storage.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from shared.errors import Conflict, NotFound
+from shared.lifecycle import TERMINAL
+from shared.tables import FileRow, JobRow
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A complete upload: its bytes are in the store."""
+
+    id: str
+    filename: str
+    purpose: str
+    bytes: int
+    sha256: str
+    key: str
+    expires_at: datetime | None = None
+
+
+def add(session: Session, upload: Upload, *, project_id: str) -> FileRow:
+    """Record an upload. A fine-tuning file waits for its check; any other is ready."""
+    row = FileRow(
+        project_id=project_id,
+        status="uploaded" if upload.purpose == "fine-tune" else "processed",
+        id=upload.id,
+        filename=upload.filename,
+        purpose=upload.purpose,
+        bytes=upload.bytes,
+        sha256=upload.sha256,
+        key=upload.key,
+        expires_at=upload.expires_at,
+    )
+    session.add(row)
+    session.flush()
+    session.refresh(row)
+    return row
+
+
+def find(session: Session, file_id: str, *, project_id: str) -> FileRow:
+    """A file of this project. Raises NotFound."""
+    row = session.get(FileRow, file_id)
+    if row is None or row.project_id != project_id or row.deleted_at is not None:
+        raise NotFound(f"No such File object: {file_id[:100]}", param="file_id")
+    return row
+
+
+def page(
+    session: Session,
+    *,
+    project_id: str,
+    after: str | None,
+    limit: int,
+    order: Literal["asc", "desc"],
+    purpose: str | None,
+) -> tuple[Sequence[FileRow], bool]:
+    """Files of a project and whether more follow. `after` may name a file that is deleted by now: ids sort by time."""
+    query = select(FileRow).where(FileRow.project_id == project_id, FileRow.deleted_at.is_(None))
+    if purpose is not None:
+        query = query.where(FileRow.purpose == purpose)
+    if after is not None:
+        query = query.where(FileRow.id < after if order == "desc" else FileRow.id > after)
+    query = query.order_by(FileRow.id.desc() if order == "desc" else FileRow.id).limit(limit + 1)
+    rows = session.scalars(query).all()
+    return rows[:limit], len(rows) > limit
+
+
+def delete(session: Session, file_id: str, *, project_id: str) -> FileRow:
+    """Mark a file deleted; its bytes go when no transaction can still need them. Raises NotFound, Conflict."""
+    row = session.scalars(
+        select(FileRow)
+        .where(FileRow.id == file_id, FileRow.project_id == project_id, FileRow.deleted_at.is_(None))
+        .with_for_update()
+    ).one_or_none()
+    if row is None:
+        raise NotFound(f"No such File object: {file_id[:100]}", param="file_id")
+    user = session.scalars(
+        select(JobRow.id)
+        .where(
+            (JobRow.training_file == file_id) | (JobRow.validation_file == file_id), JobRow.status.not_in(sorted(TERMINAL))
+        )
+        .limit(1)
+    ).one_or_none()
+    if user is not None:
+        raise Conflict(f"File {file_id} is in use by job {user}. Cancel the job or wait for its end.", param="file_id")
+    row.deleted_at = session.scalars(select(func.now())).one()
+    session.flush()
+    return row
+
+
+def expire(session: Session, *, limit: int = 100) -> Sequence[str]:
+    """Mark files deleted whose time has come and that no unfinished job needs. Returns their keys."""
+    in_use = select(JobRow.id).where(
+        (JobRow.training_file == FileRow.id) | (JobRow.validation_file == FileRow.id), JobRow.status.not_in(sorted(TERMINAL))
+    )
+    due = (
+        select(FileRow.id)
+        .where(FileRow.expires_at < func.now(), FileRow.deleted_at.is_(None), ~in_use.exists())
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return session.scalars(
+        update(FileRow).where(FileRow.id.in_(due)).values(deleted_at=func.now()).returning(FileRow.key)
+    ).all()

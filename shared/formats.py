@@ -1,0 +1,291 @@
+"""What a training row may look like: detection of its shape, and the five canonical formats that the trainer reads.
+
+Rows are plain dicts as parsed from JSON. `normalise` trusts them: `shared.row_rules.check_row` is the gate.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, Literal
+
+Row = dict[str, Any]
+Message = dict[str, Any]
+
+# What the trainer sees.
+Format = Literal["chat", "prompt_completion", "text", "preference", "kto"]
+
+# What users bring. "openai_preference" is the OpenAI wire's row, "chosen_rejected" ours and TRL's,
+# "conversational" TRL's prompt and completion as lists of messages.
+Shape = Literal[
+    "chat",
+    "prompt_completion",
+    "text",
+    "openai_preference",
+    "chosen_rejected",
+    "kto",
+    "conversational",
+    "sharegpt",
+    "alpaca",
+]
+
+FORMAT_OF: dict[Shape, Format] = {
+    "chat": "chat",
+    "prompt_completion": "prompt_completion",
+    "text": "text",
+    "openai_preference": "preference",
+    "chosen_rejected": "preference",
+    "kto": "kto",
+    "conversational": "chat",
+    "sharegpt": "chat",
+    "alpaca": "chat",
+}
+
+KEYS: dict[Shape, frozenset[str]] = {
+    "chat": frozenset({"messages", "tools", "parallel_tool_calls", "functions"}),
+    "prompt_completion": frozenset({"prompt", "completion"}),
+    "text": frozenset({"text"}),
+    "openai_preference": frozenset({"input", "preferred_completion", "non_preferred_completion"}),
+    "chosen_rejected": frozenset({"messages", "prompt", "conversations", "chosen", "rejected", "tools"}),
+    "kto": frozenset({"messages", "prompt", "completion", "label"}),
+    "conversational": frozenset({"prompt", "completion", "tools"}),
+    "sharegpt": frozenset({"conversations", "system", "tools"}),
+    "alpaca": frozenset({"instruction", "input", "output", "system", "history"}),
+}
+
+# Data sets of these shapes carry ids, scores and sources; those columns are dropped and reported, not refused.
+IMPORTED: frozenset[Shape] = frozenset({"chosen_rejected", "conversational", "sharegpt", "alpaca"})
+
+SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+    "function_call": "function_call",
+}
+
+
+# The first key that the row has decides.
+_MARKS: tuple[tuple[str, Shape], ...] = (
+    ("preferred_completion", "openai_preference"),
+    ("non_preferred_completion", "openai_preference"),
+    ("chosen", "chosen_rejected"),
+    ("rejected", "chosen_rejected"),
+    ("messages", "chat"),
+    ("conversations", "sharegpt"),
+    ("instruction", "alpaca"),
+    ("prompt", "prompt_completion"),
+    ("completion", "prompt_completion"),
+    ("text", "text"),
+)
+
+
+class UnknownShape(ValueError):
+    """The row's keys belong to no known format. The message names the keys and the formats."""
+
+    code = "unknown_format"
+
+
+def detect(row: Row) -> Shape:
+    """Tell the shape of a row from its keys alone.
+
+    Raises:
+        UnknownShape: no format has these keys.
+    """
+    shape = next((shape for key, shape in _MARKS if key in row), None)
+    if shape in {"chat", "prompt_completion"} and "label" in row and "completion" in row:
+        return "kto"
+    if shape == "prompt_completion" and any(isinstance(row.get(key), list) for key in ("prompt", "completion")):
+        return "conversational"
+    if shape:
+        return shape
+    keys = ", ".join(sorted(row)[:8]) or "none"
+    raise UnknownShape(
+        f"The row's keys ({keys[:200]}) belong to no known format; use messages (chat), prompt and completion, text,"
+        " input with preferred_completion and non_preferred_completion, or completion with label."
+    )
+
+
+def normalise(row: Row, shape: Shape) -> Row:
+    """Turn a checked row into its canonical form. Pure; normalising a canonical row gives it back.
+
+    Canonical rows: `{"messages", "tools"?}` · `{"prompt", "completion"}` · `{"text"}` ·
+    `{"messages", "tools"?, "chosen", "rejected"}` · `{"messages", "completion", "label"}`.
+    Messages carry `role` (system, user, assistant, tool), `content` (always a string), and where given
+    `name`, `weight`, `tool_calls` (arguments stay JSON text), `tool_call_id`.
+    """
+    return _NORMALISERS[shape](row)
+
+
+def normal_messages(value: Any, *, role: str = "user") -> list[Message]:
+    """Canonical messages from a string (one message of `role`), one message, or a list, OpenAI's or ShareGPT's."""
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    items = value if isinstance(value, list) else [value]
+    if items and "from" in items[0]:
+        items = [_from_sharegpt(item) for item in items]
+    return _linked([_message(item) for item in items])
+
+
+def preference_pair(row: Row) -> tuple[list[Message], list[Message], list[Message]]:
+    """Split a chosen_rejected row into (input, chosen, rejected).
+
+    Full conversations on both sides (an implicit or a repeated prompt) lose their shared beginning to the input.
+    """
+    key = next((key for key in ("prompt", "messages", "conversations") if row.get(key) is not None), None)
+    prompt = normal_messages(row[key]) if key else []
+    chosen, rejected = (normal_messages(row[side], role="assistant") for side in ("chosen", "rejected"))
+    size = len(prompt)
+    if size and chosen[:size] == prompt == rejected[:size]:
+        chosen, rejected = chosen[size:], rejected[size:]
+    shared = chosen[:-1] if chosen[:-1] == rejected[:-1] else []
+    return prompt + shared, chosen[len(shared) :], rejected[len(shared) :]
+
+
+def sharegpt_tools(value: Any) -> list[Any]:
+    """Tools of a ShareGPT row: a list or JSON text of one; bare functions get OpenAI's wrapper."""
+    tools = json.loads(value) if isinstance(value, str) else value
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+
+
+def _chat(row: Row) -> Row:
+    functions = [{"type": "function", "function": function} for function in row.get("functions") or ()]
+    return _with_tools({"messages": normal_messages(row["messages"])}, row.get("tools") or functions)
+
+
+def _conversational(row: Row) -> Row:
+    # Only the completion is trained, so what the assistant said in the prompt gets weight 0.
+    prompt = [{**m, "weight": 0} if m["role"] == "assistant" else m for m in normal_messages(row["prompt"])]
+    messages = _linked(prompt + normal_messages(row["completion"], role="assistant"))
+    return _with_tools({"messages": [_ordered(m) for m in messages]}, row.get("tools"))
+
+
+def _sharegpt(row: Row) -> Row:
+    messages = normal_messages(row["conversations"])
+    if row.get("system"):
+        messages.insert(0, {"role": "system", "content": row["system"]})
+    return _with_tools({"messages": messages}, sharegpt_tools(row.get("tools") or []))
+
+
+def _alpaca(row: Row) -> Row:
+    messages = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    for asked, answered in row.get("history") or ():
+        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    question = "\n\n".join(part for part in (row["instruction"], row.get("input")) if part)
+    return {
+        "messages": [*messages, {"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]
+    }
+
+
+def _openai_preference(row: Row) -> Row:
+    chosen, rejected = normal_messages(row["preferred_completion"]), normal_messages(row["non_preferred_completion"])
+    asked = row["input"]
+    return _with_tools({"messages": _unweighted(normal_messages(asked["messages"]))}, asked.get("tools")) | {
+        "chosen": _unweighted(chosen)[0],
+        "rejected": _unweighted(rejected)[0],
+    }
+
+
+def _chosen_rejected(row: Row) -> Row:
+    asked, chosen, rejected = (_unweighted(messages) for messages in preference_pair(row))
+    tools = sharegpt_tools(row.get("tools") or [])
+    return _with_tools({"messages": asked}, tools) | {"chosen": chosen[0], "rejected": rejected[0]}
+
+
+def _kto(row: Row) -> Row:
+    asked = normal_messages(row["messages"] if row.get("messages") is not None else row["prompt"])
+    completion = normal_messages(row["completion"], role="assistant")
+    return {"messages": _unweighted(asked), "completion": _unweighted(completion)[0], "label": row["label"]}
+
+
+def _prompt_completion(row: Row) -> Row:
+    return {"prompt": row["prompt"], "completion": row["completion"]}
+
+
+def _text(row: Row) -> Row:
+    return {"text": row["text"]}
+
+
+_NORMALISERS: dict[Shape, Callable[[Row], Row]] = {
+    "chat": _chat,
+    "prompt_completion": _prompt_completion,
+    "text": _text,
+    "openai_preference": _openai_preference,
+    "chosen_rejected": _chosen_rejected,
+    "kto": _kto,
+    "conversational": _conversational,
+    "sharegpt": _sharegpt,
+    "alpaca": _alpaca,
+}
+
+_CANONICAL_ROLE = {"developer": "system", "function": "tool"}
+_MESSAGE_KEYS = ("role", "content", "name", "weight", "tool_calls", "tool_call_id")
+
+
+def _message(message: Message) -> Message:
+    kept = {key: message[key] for key in _MESSAGE_KEYS if message.get(key) is not None}
+    kept["role"] = _CANONICAL_ROLE.get(message["role"], message["role"])
+    kept["content"] = _content(message)
+    if "weight" in kept:
+        kept["weight"] = int(kept["weight"])
+    if kept.get("tool_calls") == []:
+        del kept["tool_calls"]
+    if message.get("function_call"):
+        kept["tool_calls"] = [{"id": "", "type": "function", "function": message["function_call"]}]
+    return _ordered(kept)
+
+
+def _content(message: Message) -> str:
+    content = message.get("content")
+    if content is None:
+        return str(message.get("refusal") or "")
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+def _ordered(message: Message) -> Message:
+    return {key: message[key] for key in _MESSAGE_KEYS if key in message}
+
+
+def _linked(messages: list[Message]) -> list[Message]:
+    """Give ids to calls of the deprecated `function_call` form, and to the answers that follow them in order."""
+    waiting: list[str] = []
+    for index, message in enumerate(messages):
+        for call in message.get("tool_calls", ()):
+            if not call.get("id"):
+                call["id"] = f"call_{index}"
+                waiting.append(call["id"])
+        if message["role"] == "tool" and not message.get("tool_call_id") and waiting:
+            message["tool_call_id"] = waiting.pop(0)
+    return messages
+
+
+def _unweighted(messages: list[Message]) -> list[Message]:
+    """Preference losses know no per-message weight."""
+    return [{key: value for key, value in message.items() if key != "weight"} for message in messages]
+
+
+def _with_tools(row: Row, tools: Any) -> Row:
+    return {**row, "tools": tools} if tools else row
+
+
+def _from_sharegpt(item: Row) -> Message:
+    role = SHAREGPT_ROLES[item["from"]]
+    weight = (
+        {"weight": item["weight"]} if item.get("weight") is not None and role in {"assistant", "function_call"} else {}
+    )
+    if role != "function_call":
+        return {"role": role, "content": item["value"], **weight}
+    call = json.loads(item["value"])
+    arguments = call["arguments"]
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    function = {"name": call["name"], "arguments": text}
+    return {"role": "assistant", "content": None, "function_call": function, **weight}

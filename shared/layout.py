@@ -1,0 +1,35 @@
+"""Object keys: the only place that builds one. Keys hold ids alone, never a word of a user's."""
+
+from __future__ import annotations
+
+from shared.errors import Invalid
+from shared.ids import is_id
+
+
+def _id(value: str) -> str:
+    if not is_id(value):
+        raise Invalid(f"'{value[:100]}' is not an id of this service.")
+    return value
+
+
+def file_key(project_id: str, file_id: str) -> str:
+    """Where an uploaded or made file lies."""
+    return f"{_id(project_id)}/files/{_id(file_id)}"
+
+
+def attempt_prefix(project_id: str, job_id: str, fence: int) -> str:
+    """Everything that one lease writes. A later lease has another fence, so nothing is ever overwritten."""
+    return f"{_id(project_id)}/jobs/{_id(job_id)}/a{fence:06d}"
+
+
+def adapter_prefix(project_id: str, job_id: str, fence: int) -> str:
+    return f"{attempt_prefix(project_id, job_id, fence)}/adapter"
+
+
+def checkpoint_prefix(project_id: str, job_id: str, fence: int, step: int) -> str:
+    return f"{attempt_prefix(project_id, job_id, fence)}/checkpoints/step-{step:08d}"
+
+
+def result_key(project_id: str, job_id: str, fence: int) -> str:
+    """The metrics CSV of a job."""
+    return f"{attempt_prefix(project_id, job_id, fence)}/step_metrics.csv"

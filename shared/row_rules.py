@@ -1,0 +1,209 @@
+"""The rules a training row must keep, one function per shape; each fault names field, value and remedy.
+
+Shapes and canonical rows are in `shared.formats`; here lives only what is refused or warned about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from shared import formats
+from shared.conversation_rules import (
+    Conversation,
+    RowFindings,
+    listed_functions,
+    listed_tools,
+    parsed,
+    refuse_unknown_keys,
+    shown,
+)
+from shared.formats import Row, Shape
+
+
+def check_row(row: Row, shape: Shape) -> RowFindings:
+    """Check one parsed row against the rules of its shape. Never raises; a row without problems can be normalised."""
+    found = RowFindings()
+    if shape not in formats.IMPORTED and not row.keys() <= formats.KEYS[shape]:
+        refuse_unknown_keys(row, formats.KEYS[shape], "", found)
+    _CHECKS[shape](row, found)
+    return found
+
+
+def _chat(row: Row, found: RowFindings) -> None:
+    names = listed_tools(row.get("tools"), "tools", found)
+    if row.get("functions"):
+        names = listed_functions(row["functions"], "functions", found)
+    if "parallel_tool_calls" in row and not isinstance(row["parallel_tool_calls"], bool | None):
+        found.refuse("parallel_tool_calls", "wrong_type", "parallel_tool_calls must be true or false.")
+    Conversation(found, tool_names=names).check(row.get("messages"), "messages")
+
+
+def _prompt_completion(row: Row, found: RowFindings) -> None:
+    found.characters += _text(row, "prompt", found)
+    trained = _text(row, "completion", found)
+    found.characters += trained
+    found.trained_characters += trained
+
+
+def _text_row(row: Row, found: RowFindings) -> None:
+    found.characters = found.trained_characters = _text(row, "text", found)
+
+
+def _openai_preference(row: Row, found: RowFindings) -> None:
+    asked = row.get("input")
+    if not isinstance(asked, dict):
+        found.refuse("input", "wrong_type", f'input is {shown(asked)}; use an object such as {{"messages": […]}}.')
+        return
+    refuse_unknown_keys(asked, frozenset({"messages", "tools", "parallel_tool_calls"}), "input", found)
+    names = listed_tools(asked.get("tools"), "input.tools", found)
+    Conversation(found, tool_names=names, trained=False).check(asked.get("messages"), "input.messages")
+    for side in ("preferred_completion", "non_preferred_completion"):
+        _completion(row.get(side), side, found, tool_names=names)
+    if not found.problems:
+        pair = formats.normalise(row, "openai_preference")
+        _refuse_equal(pair["chosen"], pair["rejected"], "non_preferred_completion", found)
+
+
+def _chosen_rejected(row: Row, found: RowFindings) -> None:
+    names = _sharegpt_tools(row, found)
+    key = next((key for key in ("prompt", "messages", "conversations") if row.get(key) is not None), None)
+    if key:
+        _words(row[key], key, found, tool_names=names)
+    for side in ("chosen", "rejected"):
+        _words(row.get(side), side, found, tool_names=names)
+    if found.problems:
+        return
+    asked, chosen, rejected = formats.preference_pair(row)
+    if not asked:
+        found.refuse("prompt", "missing_prompt", "The row has no prompt; add prompt (text or messages) before chosen.")
+    elif len(chosen) != 1 or len(rejected) != 1:
+        found.refuse(
+            "rejected",
+            "different_prompts",
+            "chosen and rejected must answer the same messages; only the last may differ.",
+        )
+    for side, completion in (("chosen", chosen), ("rejected", rejected)):
+        _refuse_untrainable(completion[-1:], side, found)
+    _refuse_equal(chosen, rejected, "rejected", found)
+
+
+def _kto(row: Row, found: RowFindings) -> None:
+    key = "messages" if row.get("messages") is not None else "prompt"
+    if row.get("messages") is not None and row.get("prompt") is not None:
+        found.refuse("prompt", "unknown_key", "prompt and messages stand side by side; keep one.")
+    _words(row.get(key), key, found)
+    completion = row.get("completion")
+    if isinstance(completion, str):
+        found.trained_characters += _text(row, "completion", found)
+        found.characters += len(completion)
+    else:
+        _completion(completion, "completion", found)
+    if not isinstance(row.get("label"), bool):
+        found.refuse("label", "wrong_type", f"label is {shown(row.get('label'))}; use true (good) or false (bad).")
+
+
+def _conversational(row: Row, found: RowFindings) -> None:
+    names = listed_tools(row.get("tools"), "tools", found)
+    Conversation(found, tool_names=names, trained=False).check(row.get("prompt"), "prompt")
+    Conversation(found, tool_names=names).check(row.get("completion"), "completion")
+
+
+def _sharegpt(row: Row, found: RowFindings) -> None:
+    if not isinstance(row.get("system"), str | None):
+        found.refuse("system", "wrong_type", f"system is {shown(row['system'])}; use text.")
+    names = _sharegpt_tools(row, found)
+    Conversation(found, tool_names=names).check(row.get("conversations"), "conversations")
+
+
+def _alpaca(row: Row, found: RowFindings) -> None:
+    for key in ("input", "system"):
+        if not isinstance(row.get(key), str | None):
+            found.refuse(key, "wrong_type", f"{key} is {shown(row[key])}; use text.")
+    found.characters += _text(row, "instruction", found)
+    trained = _text(row, "output", found)
+    found.characters += trained
+    found.trained_characters += trained
+    found.messages += 2
+    history = row.get("history")
+    if history is not None and not (isinstance(history, list) and all(map(_is_turn, history))):
+        found.refuse("history", "wrong_type", "history must be a list of [question, answer] pairs of text.")
+
+
+_CHECKS: dict[Shape, Callable[[Row, RowFindings], None]] = {
+    "chat": _chat,
+    "prompt_completion": _prompt_completion,
+    "text": _text_row,
+    "openai_preference": _openai_preference,
+    "chosen_rejected": _chosen_rejected,
+    "kto": _kto,
+    "conversational": _conversational,
+    "sharegpt": _sharegpt,
+    "alpaca": _alpaca,
+}
+
+
+def _completion(value: Any, at: str, found: RowFindings, *, tool_names: frozenset[str] | None = None) -> None:
+    """Exactly one assistant message, alone or as a list of one."""
+    messages = value if isinstance(value, list) else [value]
+    if (
+        len(messages) != 1
+        or not isinstance(messages[0], dict)
+        or messages[0].get("role", messages[0].get("from")) is None
+    ):
+        found.refuse(at, "wrong_completion", f"{at} is {shown(value)}; use a list with exactly one assistant message.")
+        return
+    _words(messages, at, found, tool_names=tool_names)
+    if not found.problems:
+        _refuse_untrainable(formats.normal_messages(messages), at, found)
+
+
+def _words(value: Any, at: str, found: RowFindings, *, tool_names: frozenset[str] | None = None) -> None:
+    """A prompt or a completion: text, one message, or several."""
+    if isinstance(value, str):
+        found.characters += len(value)
+        if not value.strip():
+            found.refuse(at, "empty_text", f"{at} is empty; write some text.")
+        return
+    messages = [value] if isinstance(value, dict) else value
+    Conversation(found, tool_names=tool_names, trained=False).check(messages, at)
+
+
+def _refuse_untrainable(messages: Iterable[Row], at: str, found: RowFindings) -> None:
+    for message in messages:
+        if message["role"] != "assistant":
+            found.refuse(at, "wrong_completion", f"{at} is a {message['role']} message; use an assistant message.")
+        elif not message["content"].strip() and not message.get("tool_calls"):
+            found.refuse(at, "no_trainable_tokens", f"{at} is empty; give the assistant message text or tool_calls.")
+        else:
+            found.trained_characters += len(message["content"])
+
+
+def _refuse_equal(chosen: Any, rejected: Any, at: str, found: RowFindings) -> None:
+    if chosen == rejected:
+        found.refuse(
+            at, "identical_completions", f"{at} equals the preferred answer; a pair must differ, drop or mend it."
+        )
+
+
+def _text(row: Row, key: str, found: RowFindings) -> int:
+    value = row.get(key)
+    if not isinstance(value, str):
+        found.refuse(key, "wrong_type", f"{key} is {shown(value) if key in row else 'missing'}; use text.")
+        return 0
+    if not value.strip():
+        found.refuse(key, "empty_text", f"{key} is empty; write some text.")
+    return len(value)
+
+
+def _sharegpt_tools(row: Row, found: RowFindings) -> frozenset[str] | None:
+    tools = row.get("tools") or []
+    listed = parsed(tools) if isinstance(tools, str) else tools
+    if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in listed):
+        found.refuse("tools", "wrong_type", f"tools is {shown(tools)}; use a list of tools or the JSON text of one.")
+        return None
+    return listed_tools(formats.sharegpt_tools(listed), "tools", found)
+
+
+def _is_turn(turn: Any) -> bool:
+    return isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) for text in turn)

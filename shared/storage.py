@@ -1,0 +1,161 @@
+"""One seam to object storage: S3 and its kin, Google Cloud, Azure, or a folder. Metadata lives in Postgres, not here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
+
+from shared.errors import Invalid, NotFound, Unavailable
+from shared.settings import Settings
+
+CHUNK_BYTES: Final = 8 * 1024 * 1024
+_SIGNING = (S3Store, GCSStore, AzureStore)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """What was written: its size, and the SHA-256 of its bytes in hexadecimal."""
+
+    key: str
+    bytes: int
+    sha256: str
+
+
+class Store:
+    """Named bytes. Every method raises Unavailable when the store does not answer, NotFound when a key has no object."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+
+    def put_file(self, key: str, path: Path) -> StoredObject:
+        """Upload a file, in parts when it is large."""
+        digest, size = hashlib.sha256(), 0
+        with path.open("rb") as source:
+            while chunk := source.read(CHUNK_BYTES):
+                digest.update(chunk)
+                size += len(chunk)
+        with _translated(key):
+            obstore.put(self._backend, key, path)
+        return StoredObject(key=key, bytes=size, sha256=digest.hexdigest())
+
+    def put_bytes(self, key: str, content: bytes) -> StoredObject:
+        with _translated(key):
+            obstore.put(self._backend, key, content)
+        return StoredObject(key=key, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+    async def put_stream(self, key: str, chunks: AsyncIterator[bytes]) -> None:
+        """Upload chunks as they come; at most a few parts are in memory. An error in `chunks` leaves no object."""
+        with _translated(key):
+            await obstore.put_async(self._backend, key, chunks, chunk_size=CHUNK_BYTES)
+
+    def chunks(self, key: str) -> Iterator[bytes]:
+        """The object's bytes, a part at a time."""
+        with _translated(key):
+            for chunk in obstore.get(self._backend, key).stream(min_chunk_size=CHUNK_BYTES):
+                yield bytes(chunk)
+
+    async def stream(self, key: str) -> AsyncIterator[bytes]:
+        """The same for async callers. The object is opened before the first part is asked for."""
+        with _translated(key):
+            found = await obstore.get_async(self._backend, key)
+
+        async def parts() -> AsyncIterator[bytes]:
+            async for chunk in found.stream(min_chunk_size=CHUNK_BYTES):
+                yield bytes(chunk)
+
+        return parts()
+
+    def get_file(self, key: str, path: Path) -> str:
+        """Download to `path`. Returns the SHA-256 of what came."""
+        digest = hashlib.sha256()
+        with path.open("wb") as target:
+            for chunk in self.chunks(key):
+                digest.update(chunk)
+                target.write(chunk)
+        return digest.hexdigest()
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove objects; a key without one is no error."""
+        for key in keys:
+            try:
+                with _translated(key):
+                    obstore.delete(self._backend, key)
+            except NotFound:
+                continue
+
+    def keys(self, prefix: str) -> list[str]:
+        """Keys below `prefix`."""
+        with _translated(prefix):
+            return [entry["path"] for page in obstore.list(self._backend, prefix=prefix) for entry in page]
+
+    def size(self, key: str) -> int:
+        with _translated(key):
+            return int(obstore.head(self._backend, key)["size"])
+
+    def presign(self, key: str, *, seconds: int) -> str | None:
+        """A link that lets its holder GET this one object for a while; None where the store cannot sign."""
+        if not isinstance(self._backend, _SIGNING):
+            return None
+        with _translated(key):
+            return obstore.sign(self._backend, "GET", key, timedelta(seconds=seconds))
+
+    def check(self) -> None:
+        """Raises Unavailable when the store does not answer."""
+        try:
+            self.size("health")
+        except NotFound:
+            return
+
+
+class _translated:
+    """obstore's errors as ours."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, FileNotFoundError):
+            raise NotFound(f"No object '{self._key}' in the store.", code="object_not_found") from error
+        if isinstance(error, (BaseError, OSError)):
+            raise Unavailable(f"The object store did not answer: {str(error)[:300]}", code="object_store") from error
+
+
+def open_store(settings: Settings) -> Store:
+    """The store that STORAGE_URL names: file:///folder, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix."""
+    url = settings.storage
+    scheme, _, rest = url.partition("://")
+    if scheme == "file":
+        return Store(LocalStore(prefix=rest, mkdir=True))
+    bucket, _, prefix = rest.partition("/")
+    if scheme == "s3":
+        return Store(_s3(bucket, prefix, settings))
+    if scheme == "gs":
+        return Store(GCSStore(bucket, prefix=prefix or None))
+    if scheme == "az":
+        return Store(AzureStore(bucket, prefix=prefix or None))
+    raise Invalid(f"STORAGE_URL '{url}' must begin with file://, s3://, gs:// or az://.", param="STORAGE_URL")
+
+
+def _s3(bucket: str, prefix: str, settings: Settings) -> S3Store:
+    options: dict[str, Any] = {"region": settings.storage_region}
+    if settings.storage_access_key and settings.storage_secret_key:
+        options |= {
+            "access_key_id": settings.storage_access_key.get_secret_value(),
+            "secret_access_key": settings.storage_secret_key.get_secret_value(),
+        }
+    if settings.storage_endpoint:
+        # Self-hosted servers know no bucket host names.
+        options |= {"endpoint": settings.storage_endpoint, "virtual_hosted_style_request": False}
+    plain = settings.storage_endpoint.startswith("http://")
+    return S3Store(bucket, prefix=prefix or None, client_options={"allow_http": plain, "timeout": "60s"}, **options)

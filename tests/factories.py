@@ -1,0 +1,139 @@
+"""Rows with sensible values; a test names only what matters to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from shared import keys, submission
+from shared.catalogue import SMOLLM2
+from shared.ids import new_id
+from shared.jobs import claim_training, claim_validation, validated
+from shared.keys import Caller
+from shared.leases import Claim
+from shared.spec import (
+    Adapter,
+    CreateJob,
+    DataFacts,
+    JobSpec,
+    Placement,
+    Quantization,
+    Queue,
+    Supervised,
+    Training,
+)
+from shared.tables import DeviceRow, FileRow, JobRow, OrganizationRow, ProjectRow, WorkerRow
+
+GIB = 1 << 30
+
+
+def make_caller(session: Session, *, name: str | None = None, scopes: tuple[str, ...] = ("*",), **project: Any) -> Caller:
+    """A new organization, project and key."""
+    return make_key(session, name=name, scopes=scopes, **project)[0]
+
+
+def make_key(
+    session: Session, *, name: str | None = None, scopes: tuple[str, ...] = ("*",), **project: Any
+) -> tuple[Caller, str]:
+    """A new organization, project and key, and the key's secret."""
+    organization = OrganizationRow(id=new_id("org_"), name=name or new_id("org_"))
+    session.add(organization)
+    session.flush()
+    row = ProjectRow(id=new_id("proj_"), organization_id=organization.id, name="project", **project)
+    session.add(row)
+    session.flush()
+    _, secret = keys.create(session, project_id=row.id, name="key", scopes=scopes)
+    return keys.authenticate(session, secret), secret
+
+
+def make_file(session: Session, caller: Caller, **values: Any) -> FileRow:
+    """A checked training file of 20 chat rows."""
+    file_id = new_id("file-")
+    row = FileRow(
+        **{
+            "id": file_id,
+            "project_id": caller.project_id,
+            "filename": "train.jsonl",
+            "purpose": "fine-tune",
+            "bytes": 2000,
+            "sha256": "0" * 64,
+            "key": f"{caller.project_id}/files/{file_id}",
+            "status": "processed",
+            "report": None,
+            **values,
+        }
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def make_request(training_file: str, **values: Any) -> CreateJob:
+    return CreateJob.model_validate({"model": SMOLLM2.ref.name, "training_file": training_file, **values})
+
+
+def make_job(session: Session, caller: Caller, *, file: FileRow | None = None, **values: Any) -> JobRow:
+    """A job that has just been accepted: its files are about to be checked."""
+    training = file or make_file(session, caller)
+    request = make_request(training.id, **values)
+    return submission.submit(
+        session, request, caller=caller, base=SMOLLM2.ref, request_sha256=new_id("req_")
+    ).job
+
+
+def make_spec(**training: Any) -> JobSpec:
+    """A resolved job with the parts' own defaults."""
+    return JobSpec(
+        base_model=SMOLLM2.ref,
+        objective=Supervised(),
+        data=DataFacts(format="chat", train_rows=20),
+        adapter=Adapter(),
+        quantization=Quantization(),
+        training=Training(**training),
+        placement=Placement(),
+        queue=Queue(),
+        seed=1,
+    )
+
+
+def make_queued_job(session: Session, caller: Caller, **values: Any) -> JobRow:
+    """A job whose files were found good: it waits for a device."""
+    job = make_job(session, caller, **values)
+    claim = claim_validation(session, worker_id="checker", lease_seconds=60)
+    assert claim is not None
+    assert claim.lease.job_id == job.id
+    assert validated(session, claim.lease, spec=make_spec(), auto=[], bytes_per_device=GIB)
+    session.refresh(job)
+    return job
+
+
+def make_worker(session: Session, *, devices: int = 1, pool: str = "default", **values: Any) -> WorkerRow:
+    """A worker with free devices of 16 GiB."""
+    worker_id = new_id("worker_")
+    row = WorkerRow(id=worker_id, host=worker_id, pool=pool, boot_id="boot", version="test")
+    session.add(row)
+    session.flush()
+    for index in range(devices):
+        session.add(
+            DeviceRow(
+                **{
+                    "id": f"{worker_id}:{index}",
+                    "worker_id": worker_id,
+                    "host": worker_id,
+                    "pool": pool,
+                    "kind": "cuda",
+                    "name": "Test GPU",
+                    "total_bytes": 16 * GIB,
+                    "free_bytes": 16 * GIB,
+                    **values,
+                }
+            )
+        )
+    session.flush()
+    return row
+
+
+def claim_on(session: Session, worker: WorkerRow) -> Claim | None:
+    """What this worker's pull would lease now."""
+    return claim_training(session, worker_id=worker.id, pool_name=worker.pool, lease_seconds=60)

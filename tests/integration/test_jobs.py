@@ -1,0 +1,250 @@
+"""The moves of a job, against a real Postgres."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import func, select, text, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from shared import jobs, submission
+from shared.catalogue import SMOLLM2
+from shared.errors import Conflict, Invalid, LimitReached
+from shared.journal import NewEvent
+from shared.leases import Claim, NewFile
+from shared.settings import Settings
+from shared.tables import AdapterRow, AttemptRow, DeviceRow, EventRow, FileRow, JobRow, ProjectRow
+from tests.factories import claim_on, make_caller, make_file, make_job, make_queued_job, make_request, make_worker
+
+MANIFEST = {"prefix": "p", "files": []}
+
+
+def started(session: Session) -> tuple[JobRow, Claim]:
+    job = make_queued_job(session, make_caller(session))
+    claim = claim_on(session, make_worker(session))
+    assert claim is not None
+    session.refresh(job)
+    return job, claim
+
+
+def test_a_submitted_job_waits_for_its_files_and_says_so(session: Session) -> None:
+    job = make_job(session, make_caller(session))
+
+    messages = session.scalars(select(EventRow.message).where(EventRow.job_id == job.id).order_by(EventRow.seq)).all()
+
+    assert job.status == "validating_files"
+    assert messages == [f"Created fine-tuning job: {job.id}", "Validating training file: train.jsonl"]
+
+
+def test_a_retry_of_the_same_post_is_the_same_job_and_a_new_post_is_not(session: Session) -> None:
+    caller = make_caller(session)
+    request = make_request(make_file(session, caller).id)
+
+    first = submission.submit(session, request, caller=caller, base=SMOLLM2.ref, request_sha256="a")
+    again = submission.submit(session, request, caller=caller, base=SMOLLM2.ref, request_sha256="a", retried=True)
+    meant = submission.submit(session, request, caller=caller, base=SMOLLM2.ref, request_sha256="a")
+
+    assert again.replayed
+    assert again.job.id == first.job.id
+    assert meant.job.id != first.job.id
+
+
+def test_an_idempotency_key_makes_one_job_and_refuses_another_body(session: Session) -> None:
+    caller = make_caller(session)
+    request = make_request(make_file(session, caller).id)
+    common = {"caller": caller, "base": SMOLLM2.ref, "idempotency_key": "k"}
+
+    first = submission.submit(session, request, request_sha256="a", **common)
+    again = submission.submit(session, request, request_sha256="a", **common)
+
+    assert again.replayed
+    assert again.job.id == first.job.id
+    with pytest.raises(Conflict):
+        submission.submit(session, request, request_sha256="b", **common)
+
+
+def test_another_projects_file_does_not_exist(session: Session) -> None:
+    theirs = make_file(session, make_caller(session))
+
+    with pytest.raises(Invalid, match="does not exist") as refused:
+        make_job(session, make_caller(session), file=theirs)
+
+    assert refused.value.param == "training_file"
+
+
+def test_a_project_at_its_limit_is_told_so(session: Session) -> None:
+    caller = make_caller(session, max_queued=1)
+    make_job(session, caller)
+
+    with pytest.raises(LimitReached, match="limit is 1"):
+        make_job(session, caller)
+
+
+def test_a_newer_job_of_a_group_supersedes_the_waiting_one(session: Session) -> None:
+    caller = make_caller(session)
+    queue = {"queue": {"group": "main", "supersede": True}}
+    older = make_job(session, caller, tunepool=queue)
+    newer = make_job(session, caller, tunepool=queue)
+
+    session.refresh(older)
+
+    assert (older.status, newer.status) == ("cancelled", "validating_files")
+
+
+def test_a_claim_leases_job_and_device_together_and_only_once(session: Session) -> None:
+    job, claim = started(session)
+    worker_id = claim.lease.worker_id
+
+    second = jobs.claim_training(session, worker_id=worker_id, pool_name="default", lease_seconds=60)
+    device = session.scalars(select(DeviceRow).where(DeviceRow.worker_id == worker_id)).one()
+
+    assert second is None
+    assert (job.status, job.fence) == ("running", claim.lease.fence)
+    assert (device.leased_by, device.fence) == (job.id, job.fence)
+
+
+def test_success_publishes_adapter_manifest_and_metrics_file_at_once(session: Session) -> None:
+    job, claim = started(session)
+    file = NewFile(id="file-metrics", filename="step_metrics.csv", purpose="fine-tune-results", bytes=1, sha256="0", key="k")
+
+    assert jobs.succeed(session, claim.lease, manifest=MANIFEST, result_file=file, trained_tokens=7)
+
+    session.refresh(job)
+    adapter = session.scalars(select(AdapterRow).where(AdapterRow.job_id == job.id)).one()
+    assert (job.status, job.fine_tuned_model, job.result_file) == ("succeeded", adapter.name, "file-metrics")
+    assert session.get_one(FileRow, "file-metrics").status == "processed"
+    assert session.scalars(select(DeviceRow.leased_by).where(DeviceRow.worker_id == claim.lease.worker_id)).one() is None
+    assert session.scalars(select(AttemptRow.outcome).where(AttemptRow.job_id == job.id)).one() == "succeeded"
+
+
+def test_a_cancel_that_was_asked_first_wins_over_success(session: Session) -> None:
+    job, claim = started(session)
+
+    jobs.request_cancel(session, job.id, project_id=job.project_id)
+
+    assert not jobs.succeed(session, claim.lease, manifest=MANIFEST)
+    assert jobs.confirm_cancelled(session, claim.lease)
+    session.refresh(job)
+    assert job.status == "cancelled"
+
+
+def test_a_cancel_after_success_is_refused(session: Session) -> None:
+    job, claim = started(session)
+    jobs.succeed(session, claim.lease, manifest=MANIFEST)
+
+    with pytest.raises(Invalid, match="already succeeded"):
+        jobs.request_cancel(session, job.id, project_id=job.project_id)
+
+
+@pytest.mark.parametrize("write", ["heartbeat", "record", "record_checkpoint", "succeed", "fail", "confirm_paused"])
+def test_a_lost_lease_can_write_nothing(session: Session, settings: Settings, write: str) -> None:
+    job, claim = started(session)
+    jobs.give_back(session, claim.lease, outcome="drained", code="drained", message="Drained.", settings=settings)
+    arguments = {
+        "heartbeat": {"lease_seconds": 60},
+        "record": {"events": [NewEvent("x")]},
+        "record_checkpoint": {"step": 1, "name": "n", "metrics": {}, "manifest": {}},
+        "succeed": {"manifest": MANIFEST},
+        "fail": {"code": "c", "message": "m"},
+        "confirm_paused": {},
+    }[write]
+
+    assert not getattr(jobs, write)(session, claim.lease, **arguments)
+    session.refresh(job)
+    assert job.status == "queued"
+
+
+def test_a_dead_workers_job_is_queued_again_with_its_device_free_and_the_attempt_counted(
+    session: Session, settings: Settings
+) -> None:
+    job, claim = started(session)
+    session.execute(update(JobRow).where(JobRow.id == job.id).values(lease_until=func.now() - timedelta(seconds=16)))
+
+    assert jobs.reap(session, settings=settings) == [job.id]
+
+    session.refresh(job)
+    assert (job.status, job.failures) == ("queued", 1)
+    assert session.scalars(select(DeviceRow.leased_by).where(DeviceRow.worker_id == claim.lease.worker_id)).one() is None
+
+
+def test_a_lease_within_its_grace_is_left_alone(session: Session, settings: Settings) -> None:
+    job, _ = started(session)
+    session.execute(update(JobRow).where(JobRow.id == job.id).values(lease_until=func.now() - timedelta(seconds=14)))
+
+    assert jobs.reap(session, settings=settings) == []
+
+
+def test_a_job_that_ends_every_worker_fails_after_its_attempts(session: Session, settings: Settings) -> None:
+    job = make_queued_job(session, make_caller(session))
+    worker = make_worker(session)
+    for _ in range(settings.max_attempts):
+        claim = claim_on(session, worker)
+        assert claim is not None
+        jobs.give_back(session, claim.lease, outcome="crashed", code="trainer_crashed", message="Died.", settings=settings)
+
+    session.refresh(job)
+    assert (job.status, job.error and job.error["code"]) == ("failed", "trainer_crashed")
+    assert claim_on(session, worker) is None
+
+
+def test_a_drain_uses_up_no_attempt(session: Session, settings: Settings) -> None:
+    job, claim = started(session)
+
+    jobs.give_back(session, claim.lease, outcome="drained", code="drained", message="Drained.", settings=settings)
+
+    session.refresh(job)
+    assert (job.status, job.failures, job.not_before) == ("queued", 0, None)
+
+
+def test_the_database_itself_refuses_to_reopen_an_ended_job(session: Session) -> None:
+    job, claim = started(session)
+    jobs.succeed(session, claim.lease, manifest=MANIFEST)
+
+    with pytest.raises(IntegrityError, match="is final"):
+        session.execute(text("update jobs set status = 'queued', manifest = null where id = :id"), {"id": job.id})
+
+
+def test_the_charge_at_the_lease_becomes_the_real_one_at_the_end(session: Session) -> None:
+    job, claim = started(session)
+    charged = session.get_one(ProjectRow, job.project_id).usage
+    jobs.succeed(session, claim.lease, manifest=MANIFEST)
+
+    project = session.get_one(ProjectRow, job.project_id, populate_existing=True)
+
+    assert charged > 0
+    assert project.usage == pytest.approx(0.0, abs=1e-6)
+
+
+def test_events_are_numbered_without_gaps(session: Session) -> None:
+    job, claim = started(session)
+    jobs.record(session, claim.lease, [NewEvent(f"Step {n}") for n in range(5)])
+    jobs.record(session, claim.lease, [NewEvent("more")])
+
+    numbers = session.scalars(select(EventRow.seq).where(EventRow.job_id == job.id).order_by(EventRow.seq)).all()
+
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_a_paused_job_is_not_started_and_a_resumed_one_is(session: Session) -> None:
+    job = make_queued_job(session, make_caller(session))
+    worker = make_worker(session)
+    jobs.request_pause(session, job.id, project_id=job.project_id)
+
+    assert claim_on(session, worker) is None
+
+    jobs.resume(session, job.id, project_id=job.project_id)
+    assert claim_on(session, worker) is not None
+
+
+def test_a_job_whose_file_is_unchecked_is_not_validated_yet(session: Session) -> None:
+    caller = make_caller(session)
+    file = make_file(session, caller, status="uploaded")
+    make_job(session, caller, file=file)
+
+    assert jobs.claim_validation(session, worker_id="w", lease_seconds=60) is None
+
+    file.status = "processed"
+    session.flush()
+    assert jobs.claim_validation(session, worker_id="w", lease_seconds=60) is not None
