@@ -1,0 +1,86 @@
+"""The HTTP door: the only place where its parts are wired together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+
+from api import errors, views
+from api.deps import Door
+from api.links import make_links
+from api.request_id import RequestId
+from api.routes import adapters, files, health, jobs, models
+from shared.db import make_engine
+from shared.settings import Settings
+from shared.spec import CreateJob
+from shared.storage import open_store
+
+DESCRIPTION = """OpenAI's fine-tuning API on your own GPUs. Point the official `openai` client at it:
+`OpenAI(base_url="http://127.0.0.1:8765/v1", api_key="tp_…")`. Everything OpenAI's wire has no word for lies under
+the one key `tunepool`, in requests (`extra_body={"tunepool": {…}}`) and in answers."""
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": views.ErrorEnvelope, "description": "A field is wrong; `param` names it."},
+    401: {"model": views.ErrorEnvelope, "description": "No API key, or not a live one."},
+    403: {"model": views.ErrorEnvelope, "description": "The key lacks a scope."},
+    404: {"model": views.ErrorEnvelope, "description": "No such thing in this project."},
+    409: {"model": views.ErrorEnvelope, "description": "Its state forbids this. Not worth retrying."},
+    413: {"model": views.ErrorEnvelope, "description": "Too many bytes."},
+    415: {"model": views.ErrorEnvelope, "description": "Wrong content type."},
+    422: {"model": views.ErrorEnvelope, "description": "The Idempotency-Key was used with another body."},
+    429: {"model": views.ErrorEnvelope, "description": "A limit is reached."},
+    503: {"model": views.ErrorEnvelope, "description": "A part of the service is away; retry."},
+}
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application on these settings. Opens no connection before the first request."""
+    door = Door(
+        settings=settings,
+        engine=make_engine(settings.database_url),
+        store=open_store(settings),
+        links=make_links(settings),
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        door.engine.dispose()
+
+    app = FastAPI(title="Tunepool", version="0.1.0", description=DESCRIPTION, lifespan=lifespan, responses=ERRORS)
+    app.state.door = door
+    app.add_middleware(RequestId)
+    errors.install(app)
+    for part in (files, jobs, models, adapters, health):
+        app.include_router(part.router)
+    _describe(app)
+    return app
+
+
+def _describe(app: FastAPI) -> None:
+    """Bodies that we read ourselves, and the bearer key, are part of the contract too."""
+    plain = app.openapi
+
+    def complete() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = plain()
+            reference = CreateJob.model_json_schema(ref_template="#/components/schemas/{model}")
+            components = schema["components"]
+            components["schemas"] |= {**reference.pop("$defs"), "CreateJob": reference}
+            components["securitySchemes"] = {"ApiKey": {"type": "http", "scheme": "bearer"}}
+            schema["security"] = [{"ApiKey": []}]
+            for path in ("/livez", "/readyz", "/v1/tunepool/objects/{token}"):
+                for operation in schema["paths"][path].values():
+                    operation["security"] = []
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = complete  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema
+
+
+def app_from_settings() -> FastAPI:
+    """For `uvicorn --factory api.app:app_from_settings`."""
+    return create_app(Settings())

@@ -1,0 +1,106 @@
+"""What handlers lean on: one `Door` per process, and the caller of each request."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Annotated, Final
+
+from fastapi import Depends, Request
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from api.links import Links
+from shared import keys, pool
+from shared.catalogue import Catalogue, load_catalogue
+from shared.db import session_scope
+from shared.errors import Unauthenticated
+from shared.keys import Caller
+from shared.lifecycle import Lane
+from shared.queue import ring
+from shared.settings import Settings
+from shared.storage import Store
+from shared.verdicts import Verdict
+
+PLAN_SECONDS: Final = 1.0
+
+
+@dataclass
+class Door:
+    """The process's engine, store and settings. A handler opens short sessions on it."""
+
+    settings: Settings
+    engine: Engine
+    store: Store
+    links: Links
+    _verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    _planned_at: float = float("-inf")
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def session(self) -> AbstractContextManager[Session]:
+        """Commits when the block ends, so before the answer goes out."""
+        return session_scope(self.engine)
+
+    @property
+    def catalogue(self) -> Catalogue:
+        return load_catalogue(self.settings)
+
+    def ring(self, lane: Lane) -> None:
+        ring(lane, self.settings)
+
+    def verdict(self, session: Session, job_id: str) -> Verdict | None:
+        """Why a queued job waits. One plan a second serves every poll of this process."""
+        with self._lock:
+            if time.monotonic() - self._planned_at > PLAN_SECONDS or job_id not in self._verdicts:
+                view = pool.snapshot(session, pool_name=self.settings.pool)
+                self._verdicts = pool.make_plan(view).verdicts
+                self._planned_at = time.monotonic()
+            return self._verdicts.get(job_id)
+
+
+def get_door(request: Request) -> Door:
+    door: Door = request.app.state.door
+    return door
+
+
+DoorDep = Annotated[Door, Depends(get_door)]
+
+
+def get_caller(request: Request, door: DoorDep) -> Caller:
+    """The owner of the bearer key. Raises Unauthenticated."""
+    headers = request.headers.getlist("authorization")
+    if not headers:
+        raise Unauthenticated(
+            "You didn't provide an API key. Send it in an Authorization header: Authorization: Bearer YOUR_KEY.",
+            code="missing_api_key",
+        )
+    scheme, _, bearer = headers[0].partition(" ")
+    if len(headers) > 1 or scheme.lower() != "bearer":
+        raise Unauthenticated("Send exactly one Authorization header, of the form 'Bearer YOUR_KEY'.")
+    with door.session() as session:
+        return keys.authenticate(session, bearer.strip())
+
+
+CallerDep = Annotated[Caller, Depends(get_caller)]
+
+
+class Needs:
+    """A caller whose key has a scope: `Annotated[Caller, Depends(Needs("jobs:read"))]`."""
+
+    def __init__(self, scope: str) -> None:
+        self._scope = scope
+
+    def __call__(self, caller: CallerDep) -> Caller:
+        caller.must(self._scope)
+        return caller
+
+
+JobsReader = Annotated[Caller, Depends(Needs("jobs:read"))]
+JobsWriter = Annotated[Caller, Depends(Needs("jobs:write"))]
+FilesReader = Annotated[Caller, Depends(Needs("files:read"))]
+FilesWriter = Annotated[Caller, Depends(Needs("files:write"))]
+ModelsReader = Annotated[Caller, Depends(Needs("models:read"))]
+ModelsWriter = Annotated[Caller, Depends(Needs("models:write"))]

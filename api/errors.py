@@ -1,0 +1,120 @@
+"""Errors as OpenAI spells them. The only file that knows both our errors and HTTP's numbers."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+
+from shared import errors
+
+log = structlog.get_logger()
+
+RETRY_AFTER_SECONDS: Final = 2
+
+# kind -> (status, OpenAI's `type`)
+STATUS: Final[dict[type[errors.TunepoolError], tuple[int, str]]] = {
+    errors.Invalid: (400, "invalid_request_error"),
+    errors.Unauthenticated: (401, "authentication_error"),
+    errors.Forbidden: (403, "permission_error"),
+    errors.NotFound: (404, "invalid_request_error"),
+    errors.Conflict: (409, "invalid_request_error"),
+    errors.TooLarge: (413, "invalid_request_error"),
+    errors.LimitReached: (429, "rate_limit_error"),
+    errors.Unavailable: (503, "server_error"),
+}
+# Codes whose number differs from their class's.
+STATUS_OF_CODE: Final = {"idempotency_key_reused": 422, "unsupported_media_type": 415}
+_PLAIN: Final = {404: "not_found", 405: "method_not_allowed"}
+_UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+def envelope(message: str, *, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
+    """The body of every error; all four keys are always there. Nothing in it can break a JSON encoder."""
+    return {"error": {"message": _printable(message), "type": kind, "param": param and _printable(param), "code": code}}
+
+
+def _printable(text: str) -> str:
+    return _UNPRINTABLE.sub("�", text)
+
+
+def answer(error: errors.TunepoolError) -> JSONResponse:
+    """A named error as a response."""
+    status, kind = next(STATUS[ancestor] for ancestor in type(error).__mro__ if ancestor in STATUS)
+    status = STATUS_OF_CODE.get(error.code, status)
+    body = envelope(error.message, kind=kind, param=error.param, code=error.code)
+    return JSONResponse(body, status_code=status, headers=_headers(status))
+
+
+def _headers(status: int) -> dict[str, str]:
+    if status == 409:
+        # The openai client retries every 409 unless told not to.
+        return {"x-should-retry": "false"}
+    if status == 401:
+        return {"WWW-Authenticate": "Bearer"}
+    if status in (429, 503):
+        return {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    return {}
+
+
+def install(app: FastAPI) -> None:
+    """Every way out of a handler ends in the envelope."""
+    app.add_exception_handler(errors.TunepoolError, _named)
+    app.add_exception_handler(HTTPException, _plain)
+    app.add_exception_handler(RequestValidationError, _unvalidated)
+    for kind in (OperationalError, InterfaceError, PoolTimeout):
+        app.add_exception_handler(kind, _database_away)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def _named(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, errors.TunepoolError)
+    return answer(error)
+
+
+def _plain(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    message = str(error.detail)
+    if error.status_code == 404:
+        message = f"Unknown request URL: {request.method} {request.url.path[:200]}. API routes begin with /v1."
+    if error.status_code == 405:
+        message = f"Not allowed to {request.method} on {request.url.path[:200]}."
+    body = envelope(message, kind="invalid_request_error", param=None, code=_PLAIN.get(error.status_code))
+    return JSONResponse(body, status_code=error.status_code, headers=dict(error.headers or {}))
+
+
+def _unvalidated(_: Request, error: Exception) -> JSONResponse:
+    """Query and path values. FastAPI's own body would echo the input, which breaks on NaN and lone surrogates."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    param = ".".join(str(part) for part in first["loc"][1:])
+    message = f"Invalid value for '{param}': {first['msg'][:200]}."
+    return JSONResponse(
+        envelope(message, kind="invalid_request_error", param=param, code="invalid_value"), status_code=400
+    )
+
+
+def _database_away(request: Request, error: Exception) -> JSONResponse:
+    log.error("database.away", path=request.url.path, error=str(error)[:300])
+    return answer(
+        errors.Unavailable(
+            "The service's database does not answer at the moment. Try again shortly.", code="database_unavailable"
+        )
+    )
+
+
+def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    log.error("request.failed", path=request.url.path, exc_info=error)
+    request_id = request.scope.get("request_id", "")
+    message = (
+        f"The server had an error while processing your request. Quote the request id {request_id} when you report it."
+    )
+    body = envelope(message, kind="server_error", param=None, code="server_error")
+    return JSONResponse(body, status_code=500, headers={"x-request-id": request_id})

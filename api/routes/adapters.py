@@ -1,0 +1,75 @@
+"""/v1/tunepool/adapters: the product, file by file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import StreamingResponse
+
+from api import views
+from api.deps import Door, DoorDep, ModelsReader
+from api.routes.files import attachment
+from shared import adapters
+
+router = APIRouter(prefix="/v1/tunepool", tags=["tunepool"])
+
+
+@router.get("/adapters", response_model=views.AdapterPage)
+def list_adapters(
+    request: Request,
+    door: DoorDep,
+    caller: ModelsReader,
+    after: Annotated[str | None, Query(max_length=100)] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> views.AdapterPage:
+    """The project's adapters, newest first."""
+    with door.session() as session:
+        rows, more = adapters.page(session, project_id=caller.project_id, after=after, limit=limit)
+    return views.AdapterPage(data=[_view(row, door, request) for row in rows], has_more=more)
+
+
+@router.get("/adapters/{name:path}", response_model=views.Adapter)
+def retrieve_adapter(name: str, request: Request, door: DoorDep, caller: ModelsReader) -> views.Adapter:
+    """An adapter by its id or its `ft:` name, with a download link for each file of its PEFT directory."""
+    with door.session() as session:
+        row = adapters.find(session, name, project_id=caller.project_id)
+    return _view(row, door, request)
+
+
+def _view(row: Any, door: Door, request: Request) -> views.Adapter:
+    prefix = row.manifest["prefix"]
+    files = [
+        views.AdapterFile(
+            name=entry["name"],
+            bytes=entry["bytes"],
+            sha256=entry["sha256"],
+            url=_link(f"{prefix}/{entry['name']}", entry["name"], door, request),
+        )
+        for entry in row.manifest["files"]
+    ]
+    return views.Adapter(
+        id=row.id,
+        name=row.name,
+        job_id=row.job_id,
+        base_model=row.base_model,
+        created_at=views.seconds(row.created_at),
+        files=files,
+    )
+
+
+def _link(key: str, name: str, door: Door, request: Request) -> str:
+    signed = door.store.presign(key, seconds=door.settings.link_seconds)
+    if signed is not None:
+        return signed
+    base = door.settings.public_url.rstrip("/") or str(request.base_url).rstrip("/")
+    return f"{base}/v1/tunepool/objects/{door.links.make(key, name=name)}"
+
+
+@router.get("/objects/{token}", response_class=StreamingResponse)
+async def download_object(token: str, door: DoorDep) -> StreamingResponse:
+    """A file by its signed link; the link is the permission."""
+    key, name = door.links.open(token)
+    return StreamingResponse(
+        await door.store.stream(key), media_type="application/octet-stream", headers=attachment(name.rsplit("/", 1)[-1])
+    )

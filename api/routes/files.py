@@ -1,0 +1,194 @@
+"""/v1/files: uploads and what jobs left behind."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+from fastapi import APIRouter, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+
+from api import views
+from api.deps import Door, DoorDep, FilesReader, FilesWriter
+from api.uploads import FormStream, Received
+from shared import files, layout
+from shared.errors import Invalid, TunepoolError
+from shared.files import Upload
+from shared.ids import new_id
+from shared.keys import Caller
+
+router = APIRouter(prefix="/v1/files", tags=["files"])
+
+PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
+FORM_SCHEMA: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        "purpose": {"type": "string", "enum": list(PURPOSES)},
+                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+                        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2592000},
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("", response_model=views.File, openapi_extra=FORM_SCHEMA)
+async def upload_file(request: Request, door: DoorDep, caller: FilesWriter) -> views.File:
+    """Stream a file into the store. A fine-tuning file is then checked line by line (`status`)."""
+    file_id = new_id("file-")
+    key = layout.file_key(caller.project_id, file_id)
+    form = FormStream(request, max_file_bytes=door.settings.max_file_bytes)
+    await _store(door, key, form)
+    try:
+        upload = _upload(form.received, file_id=file_id, key=key)
+    except TunepoolError:
+        await run_in_threadpool(door.store.delete, [key])
+        raise
+    return await run_in_threadpool(_keep, door, caller, upload)
+
+
+async def _store(door: Door, key: str, form: FormStream) -> None:
+    faults: list[TunepoolError] = []
+
+    async def chunks() -> AsyncIterator[bytes]:
+        # The store wraps what its source raises; ours must come out as it went in.
+        try:
+            async for chunk in form.chunks():
+                yield chunk
+        except TunepoolError as error:
+            faults.append(error)
+            raise
+
+    try:
+        await door.store.put_stream(key, chunks())
+    except BaseException:
+        if faults:
+            raise faults[0] from None
+        raise
+
+
+def _upload(received: Received, *, file_id: str, key: str) -> Upload:
+    fields = dict(received.fields)
+    purpose = fields.pop("purpose", None)
+    if purpose is None:
+        raise Invalid("Missing required parameter: 'purpose'.", param="purpose", code="missing_required_parameter")
+    if purpose not in PURPOSES:
+        raise Invalid(
+            f"Invalid value for 'purpose': must be one of {', '.join(PURPOSES)}, not '{purpose[:100]}'.",
+            param="purpose",
+        )
+    expires_at = _expiry(fields.pop("expires_after[anchor]", None), fields.pop("expires_after[seconds]", None))
+    if fields:
+        name = sorted(fields)[0]
+        raise Invalid(
+            f"Unknown parameter: '{name[:100]}'. Known here: file, purpose, expires_after.",
+            param=name[:100],
+            code="unknown_parameter",
+        )
+    if received.bytes == 0:
+        raise Invalid("The file is empty.", param="file", code="empty_file")
+    assert received.filename is not None
+    if purpose == "fine-tune" and not received.filename.lower().endswith(".jsonl"):
+        raise Invalid(
+            f"A fine-tuning file must be JSON Lines with a name ending in .jsonl, not '{received.filename}'.",
+            param="file",
+            code="invalid_file_format",
+        )
+    return Upload(
+        id=file_id,
+        filename=received.filename,
+        purpose=purpose,
+        bytes=received.bytes,
+        sha256=received.sha256,
+        key=key,
+        expires_at=expires_at,
+    )
+
+
+def _expiry(anchor: str | None, text: str | None) -> datetime | None:
+    if anchor is None and text is None:
+        return None
+    if anchor != "created_at":
+        raise Invalid("expires_after.anchor must be 'created_at'.", param="expires_after.anchor")
+    if text is None or not (text.isascii() and text.isdigit() and len(text) < 10 and 3600 <= int(text) <= 2_592_000):
+        raise Invalid("expires_after.seconds must be an integer from 3600 to 2592000.", param="expires_after.seconds")
+    return datetime.now(UTC) + timedelta(seconds=int(text))
+
+
+def _keep(door: Door, caller: Caller, upload: Upload) -> views.File:
+    with door.session() as session:
+        row = files.add(session, upload, project_id=caller.project_id)
+    door.ring("cpu")
+    return views.file(row)
+
+
+@router.get("", response_model=views.FilePage)
+def list_files(
+    door: DoorDep,
+    caller: FilesReader,
+    after: Annotated[str | None, Query(max_length=100)] = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    order: Literal["asc", "desc"] = "desc",
+    purpose: Annotated[str | None, Query(max_length=100)] = None,
+) -> views.FilePage:
+    """Files of the project."""
+    with door.session() as session:
+        rows, more = files.page(
+            session, project_id=caller.project_id, after=after, limit=limit, order=order, purpose=purpose
+        )
+    data = [views.file(row) for row in rows]
+    return views.FilePage(
+        data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=more
+    )
+
+
+@router.get("/{file_id}", response_model=views.File)
+def retrieve_file(file_id: str, door: DoorDep, caller: FilesReader) -> views.File:
+    """One file's facts."""
+    with door.session() as session:
+        return views.file(files.find(session, file_id, project_id=caller.project_id))
+
+
+@router.get("/{file_id}/content", response_class=StreamingResponse)
+async def file_content(file_id: str, door: DoorDep, caller: FilesReader) -> StreamingResponse:
+    """The bytes, as they were uploaded."""
+
+    def look() -> tuple[str, str, int]:
+        with door.session() as session:
+            row = files.find(session, file_id, project_id=caller.project_id)
+            return row.key, row.filename, row.bytes
+
+    key, filename, size = await run_in_threadpool(look)
+    return StreamingResponse(
+        await door.store.stream(key), media_type="application/octet-stream", headers=attachment(filename, size=size)
+    )
+
+
+def attachment(filename: str, *, size: int | None = None) -> dict[str, str]:
+    """Headers of a download: never shown in place, whatever it holds."""
+    headers = {
+        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(filename)}",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return headers if size is None else {**headers, "Content-Length": str(size)}
+
+
+@router.delete("/{file_id}", response_model=views.Deleted)
+def delete_file(file_id: str, door: DoorDep, caller: FilesWriter) -> views.Deleted:
+    """Delete a file that no unfinished job needs."""
+    with door.session() as session:
+        key = files.delete(session, file_id, project_id=caller.project_id).key
+    door.store.delete([key])
+    return views.Deleted(id=file_id, object="file")

@@ -1,0 +1,191 @@
+"""/v1/fine_tuning/jobs: submit, follow, order."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Header, Query, Request, Response
+
+from api import views
+from api.body import RawBody, parse
+from api.deps import Door, DoorDep, JobsReader, JobsWriter
+from shared import adapters, jobs, pages, refusals, submission
+from shared.errors import Invalid
+from shared.keys import Caller
+from shared.spec import CreateJob
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
+
+_METADATA: Final = re.compile(r"metadata\[(.*)\]")
+_IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
+JOB_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {"$ref": "#/components/schemas/CreateJob"},
+                "example": {
+                    "model": "smollm2-135m-instruct",
+                    "training_file": "file-0193a1b2c3d4e5f60718293a4b5c6d7e",
+                    "suffix": "tickets",
+                    "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}},
+                    "tunepool": {"adapter": {"method": "qlora", "r": 16}, "training": {"learning_rate": "auto"}},
+                },
+            }
+        },
+    }
+}
+
+
+@router.post("", response_model=views.FineTuningJob, openapi_extra=JOB_BODY)
+def create_job(
+    body: RawBody,
+    response: Response,
+    door: DoorDep,
+    caller: JobsWriter,
+    idempotency_key: Annotated[str | None, Header()] = None,
+    x_stainless_retry_count: Annotated[str | None, Header(include_in_schema=False)] = None,
+) -> views.FineTuningJob:
+    """Accept a job. It waits in the queue; nothing trains before its files are found good."""
+    request = parse(body, CreateJob)
+    base = door.catalogue.find(request.model)
+    refusals.check_request(request, base)
+    with door.session() as session:
+        made = submission.submit(
+            session,
+            request,
+            caller=caller,
+            base=base,
+            request_sha256=hashlib.sha256(body).hexdigest(),
+            retried=(x_stainless_retry_count or "0") != "0",
+            idempotency_key=_checked_key(idempotency_key),
+        )
+        view = views.job(made.job, caller=caller)
+    if made.replayed:
+        response.headers["Idempotent-Replayed"] = "true"
+    door.ring("cpu")
+    return view
+
+
+def _checked_key(key: str | None) -> str | None:
+    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise Invalid("Idempotency-Key must be 1 to 255 visible ASCII characters.", param="Idempotency-Key")
+    return key
+
+
+@router.get("", response_model=views.JobPage)
+def list_jobs(
+    request: Request,
+    door: DoorDep,
+    caller: JobsReader,
+    after: Annotated[str | None, Query(max_length=100)] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    metadata: Annotated[
+        str | None, Query(description="`null`: jobs without metadata. Or `metadata[key]=value`.")
+    ] = None,
+) -> views.JobPage:
+    """Jobs of the project, newest first."""
+    wanted = {
+        found[1]: value for name, value in request.query_params.multi_items() if (found := _METADATA.fullmatch(name))
+    }
+    if metadata not in (None, "null") or (metadata and wanted):
+        raise Invalid(
+            "Filter with metadata[key]=value, or metadata=null for jobs without any; not both.", param="metadata"
+        )
+    with door.session() as session:
+        rows, more = pages.jobs(
+            session,
+            project_id=caller.project_id,
+            after=after,
+            limit=limit,
+            metadata=wanted or None,
+            without_metadata=metadata == "null",
+        )
+        return views.JobPage(data=[views.job(row, caller=caller) for row in rows], has_more=more)
+
+
+@router.get(
+    "/{job_id}", response_model=views.FineTuningJob, responses={304: {"description": "Unchanged since the ETag."}}
+)
+def retrieve_job(
+    job_id: str,
+    response: Response,
+    door: DoorDep,
+    caller: JobsReader,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Any:
+    """A job with its place in the queue, progress, attempts and adapter. Send the ETag back to poll cheaply."""
+    with door.session() as session:
+        row = pages.job(session, job_id, project_id=caller.project_id)
+        queue = views.queue_state(door.verdict(session, job_id)) if row.status == "queued" else None
+        etag = f'"{row.version}-{hashlib.sha256(repr(queue).encode()).hexdigest()[:16]}"'
+        if if_none_match == etag:
+            return Response(status_code=304, headers={"ETag": etag})
+        attempts, adapter = pages.attempts(session, job_id), adapters.of_job(session, job_id)
+        response.headers["ETag"] = etag
+        return views.job(row, caller=caller, attempts=attempts, adapter=adapter, queue=queue)
+
+
+@router.post("/{job_id}/cancel", response_model=views.FineTuningJob)
+def cancel_job(job_id: str, door: DoorDep, caller: JobsWriter) -> views.FineTuningJob:
+    """Cancel at once what waits; what runs is stopped within seconds. Cancelling twice is fine."""
+    with door.session() as session:
+        jobs.request_cancel(session, job_id, project_id=caller.project_id)
+    return _ordered(door, caller, job_id)
+
+
+@router.post("/{job_id}/pause", response_model=views.FineTuningJob)
+def pause_job(job_id: str, door: DoorDep, caller: JobsWriter) -> views.FineTuningJob:
+    """Hold a waiting job; a running one saves a checkpoint and gives its devices back."""
+    with door.session() as session:
+        jobs.request_pause(session, job_id, project_id=caller.project_id)
+    return _ordered(door, caller, job_id)
+
+
+@router.post("/{job_id}/resume", response_model=views.FineTuningJob)
+def resume_job(job_id: str, door: DoorDep, caller: JobsWriter) -> views.FineTuningJob:
+    """Queue a paused job again; it goes on from its last checkpoint."""
+    with door.session() as session:
+        jobs.resume(session, job_id, project_id=caller.project_id)
+    return _ordered(door, caller, job_id)
+
+
+def _ordered(door: Door, caller: Caller, job_id: str) -> views.FineTuningJob:
+    door.ring("training")
+    with door.session() as session:
+        return views.job(pages.job(session, job_id, project_id=caller.project_id), caller=caller)
+
+
+@router.get("/{job_id}/events", response_model=views.EventPage)
+def list_events(
+    job_id: str,
+    door: DoorDep,
+    caller: JobsReader,
+    after: Annotated[str | None, Query(max_length=100)] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 20,
+) -> views.EventPage:
+    """What happened, newest first."""
+    with door.session() as session:
+        pages.job(session, job_id, project_id=caller.project_id)
+        rows, more = pages.events(session, job_id, after=after, limit=limit)
+    return views.EventPage(data=[views.event(row) for row in rows], has_more=more)
+
+
+@router.get("/{job_id}/checkpoints", response_model=views.CheckpointPage)
+def list_checkpoints(
+    job_id: str,
+    door: DoorDep,
+    caller: JobsReader,
+    after: Annotated[str | None, Query(max_length=100)] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 10,
+) -> views.CheckpointPage:
+    """Published checkpoints, newest first."""
+    with door.session() as session:
+        pages.job(session, job_id, project_id=caller.project_id)
+        rows, more = pages.checkpoints(session, job_id, after=after, limit=limit)
+    data = [views.checkpoint(row) for row in rows]
+    return views.CheckpointPage(
+        data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=more
+    )

@@ -1,0 +1,144 @@
+"""Multipart uploads as a stream: the file's bytes go to the store as they arrive, never whole in memory or on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from fastapi import Request
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from shared.errors import Invalid, TooLarge
+
+MAX_FIELD_BYTES: Final = 4096
+MAX_FIELDS: Final = 16
+MAX_NAME_CHARACTERS: Final = 255
+
+
+@dataclass
+class Received:
+    """What a form held. `sha256` and `bytes` are of the file part."""
+
+    fields: dict[str, str] = field(default_factory=dict)
+    filename: str | None = None
+    sha256: str = ""
+    bytes: int = 0
+
+
+class _Part:
+    def __init__(self) -> None:
+        self.headers: dict[bytes, bytes] = {}
+        self.name = b""
+        self.filename: str | None = None
+        self.value = bytearray()
+
+
+class FormStream:
+    """Reads one multipart form. Iterate `chunks()` for the file part; the fields are complete afterwards."""
+
+    def __init__(self, request: Request, *, max_file_bytes: int) -> None:
+        kind, options = parse_options_header(request.headers.get("content-type", ""))
+        if kind != b"multipart/form-data" or b"boundary" not in options:
+            raise Invalid(
+                "Upload with multipart/form-data: a part 'file' and a part 'purpose'.",
+                param="Content-Type",
+                code="unsupported_media_type",
+            )
+        self.received = Received()
+        self._stream = request.stream()
+        self._max = max_file_bytes
+        self._ready: deque[bytes] = deque()
+        self._digest = hashlib.sha256()
+        self._part = _Part()
+        self._header = (bytearray(), bytearray())
+        self._parser = self._make_parser(options[b"boundary"])
+
+    def _make_parser(self, boundary: bytes) -> MultipartParser:
+        callbacks: Any = {
+            "on_part_begin": self._begin,
+            "on_header_field": lambda data, start, end: self._header[0].extend(data[start:end]),
+            "on_header_value": lambda data, start, end: self._header[1].extend(data[start:end]),
+            "on_header_end": self._end_header,
+            "on_headers_finished": self._open,
+            "on_part_data": self._data,
+            "on_part_end": self._end,
+        }
+        try:
+            return MultipartParser(boundary, callbacks)
+        except MultipartParseError as error:
+            raise Invalid(f"The multipart boundary is not usable: {error}", code="invalid_multipart") from error
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The file part's bytes. Raises Invalid, TooLarge."""
+        ended = False
+        async for data in self._stream:
+            if not data:
+                continue
+            try:
+                self._parser.write(data)
+            except MultipartParseError as error:
+                raise Invalid(f"The multipart body is malformed: {error}", code="invalid_multipart") from error
+            while self._ready:
+                yield self._ready.popleft()
+            ended = True
+        if ended:
+            self._parser.finalize()
+        self.received.sha256 = self._digest.hexdigest()
+        if self.received.filename is None:
+            raise Invalid("Missing required parameter: 'file'.", param="file", code="missing_required_parameter")
+
+    def _begin(self) -> None:
+        self._part = _Part()
+        if len(self.received.fields) >= MAX_FIELDS:
+            raise Invalid(f"The form has more than {MAX_FIELDS} fields.", code="invalid_multipart")
+
+    def _end_header(self) -> None:
+        self._part.headers[bytes(self._header[0]).lower()] = bytes(self._header[1])
+        self._header = (bytearray(), bytearray())
+
+    def _open(self) -> None:
+        _, options = parse_options_header(self._part.headers.get(b"content-disposition", b""))
+        self._part.name = options.get(b"name", b"")
+        if self._part.name != b"file":
+            return
+        if self.received.filename is not None:
+            raise Invalid("The form has more than one part 'file'; upload one file at a time.", param="file")
+        if b"filename" not in options:
+            raise Invalid("The part 'file' has no filename; send it as a file, not as text.", param="file")
+        self._part.filename = self.received.filename = _clean_name(options[b"filename"])
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        piece = data[start:end]
+        if self._part.filename is None:
+            self._part.value += piece
+            if len(self._part.value) > MAX_FIELD_BYTES:
+                raise Invalid(f"The field '{self._name}' is longer than {MAX_FIELD_BYTES} bytes.", param=self._name)
+            return
+        self.received.bytes += len(piece)
+        if self.received.bytes > self._max:
+            raise TooLarge(
+                f"The file is larger than {self._max} bytes. Split it, or ask for a higher limit.", param="file"
+            )
+        self._digest.update(piece)
+        self._ready.append(bytes(piece))
+
+    @property
+    def _name(self) -> str:
+        return self._part.name.decode("utf-8", "replace")[:100]
+
+    def _end(self) -> None:
+        if self._part.filename is None:
+            if self._name in self.received.fields:
+                raise Invalid(f"The field '{self._name}' is given twice.", param=self._name)
+            self.received.fields[self._name] = self._part.value.decode("utf-8", "replace")
+
+
+def _clean_name(raw: bytes) -> str:
+    """The last part of the name the client gave; it is shown, and never used as a path."""
+    text = raw.decode("utf-8", "replace").replace("\\", "/").rsplit("/", 1)[-1]
+    printable = "".join(character if character.isprintable() else "�" for character in text)
+    return printable[-MAX_NAME_CHARACTERS:] or "unnamed"

@@ -1,0 +1,373 @@
+"""Shapes of answers, as OpenAI has them, and how rows become them. Ours lie under one key, `tunepool`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared.keys import Caller
+from shared.spec import JobSpec
+from shared.tables import AdapterRow, AttemptRow, CheckpointRow, EventRow, FileRow, JobRow
+from shared.verdicts import Verdict
+
+JobStatusView = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
+
+
+class View(BaseModel):
+    model_config = ConfigDict(protected_namespaces=())
+
+
+class ErrorBody(View):
+    message: str = Field(description="What is wrong, with field, value and remedy.")
+    type: str = Field(examples=["invalid_request_error"])
+    param: str | None = Field(examples=["training_file"])
+    code: str | None = Field(examples=["missing_required_parameter"])
+
+
+class ErrorEnvelope(View):
+    error: ErrorBody
+
+
+class File(View):
+    id: str = Field(examples=["file-0193a1b2c3d4e5f60718293a4b5c6d7e"])
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: str
+    status: Literal["uploaded", "processed", "error"]
+    status_details: str | None = None
+    expires_at: int | None = None
+
+
+class FilePage(View):
+    object: Literal["list"] = "list"
+    data: list[File]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class Deleted(View):
+    id: str
+    object: str
+    deleted: bool = True
+
+
+class JobError(View):
+    code: str
+    message: str
+    param: str | None = None
+
+
+class ResolvedHyperparameters(View):
+    """Settled values once the files are checked, "auto" before."""
+
+    batch_size: int | Literal["auto"] = "auto"
+    learning_rate_multiplier: float | Literal["auto"] = "auto"
+    n_epochs: int | Literal["auto"] = "auto"
+
+
+class QueueState(View):
+    """Why a queued job waits, and what would unblock it."""
+
+    position: int | None = Field(description="1-based place in the effective order of the pool.")
+    jobs_ahead: int
+    blocked_by: str | None = Field(examples=["NO_FREE_DEVICE"])
+    detail: str
+    eta_low: int | None = None
+    eta_high: int | None = None
+
+
+class Attempt(View):
+    number: int
+    phase: str
+    outcome: str | None
+    started_at: int
+    ended_at: int | None
+    devices: list[str]
+    micro_batch_size: int | None
+    exit_code: int | None
+    peak_memory_bytes: int | None
+    error: dict[str, Any] | None
+
+
+class AdapterRef(View):
+    id: str
+    name: str
+    bytes: int
+    files: int
+
+
+class JobExtension(View):
+    """Ours: everything OpenAI's wire has no word for."""
+
+    spec: dict[str, Any] | None = Field(default=None, description="The resolved JobSpec.")
+    auto: list[dict[str, Any]] = Field(
+        default_factory=list, description="Values that were chosen, each with its reason."
+    )
+    queue: QueueState | None = None
+    progress: dict[str, Any] | None = None
+    attempts: list[Attempt] = Field(default_factory=list)
+    adapter: AdapterRef | None = None
+    usage: dict[str, float] = Field(default_factory=dict)
+
+
+class FineTuningJob(View):
+    id: str = Field(examples=["ftjob-0193a1b2c3d4e5f60718293a4b5c6d7e"])
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    created_at: int
+    error: JobError | None
+    fine_tuned_model: str | None
+    finished_at: int | None
+    hyperparameters: dict[str, Any]
+    model: str
+    organization_id: str
+    result_files: list[str]
+    seed: int
+    status: JobStatusView
+    trained_tokens: int | None
+    training_file: str
+    validation_file: str | None
+    estimated_finish: int | None = None
+    integrations: list[dict[str, Any]] | None = None
+    metadata: dict[str, str] | None = None
+    method: dict[str, Any] | None = None
+    tunepool: JobExtension
+
+
+class JobPage(View):
+    object: Literal["list"] = "list"
+    data: list[FineTuningJob]
+    has_more: bool
+
+
+class Event(View):
+    id: str
+    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
+    created_at: int
+    level: Literal["info", "warn", "error"]
+    message: str
+    type: Literal["message", "metrics"]
+    data: dict[str, Any] | None
+
+
+class EventPage(View):
+    object: Literal["list"] = "list"
+    data: list[Event]
+    has_more: bool
+
+
+class Checkpoint(View):
+    id: str
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    created_at: int
+    fine_tuned_model_checkpoint: str
+    fine_tuning_job_id: str
+    step_number: int
+    metrics: dict[str, Any]
+
+
+class CheckpointPage(View):
+    object: Literal["list"] = "list"
+    data: list[Checkpoint]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class Model(View):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+
+
+class ModelPage(View):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class AdapterFile(View):
+    name: str
+    bytes: int
+    sha256: str
+    url: str = Field(description="Downloads this file, for a while: presigned on S3, signed by us on a local store.")
+
+
+class Adapter(View):
+    id: str
+    object: Literal["tunepool.adapter"] = "tunepool.adapter"
+    name: str
+    job_id: str
+    base_model: str
+    created_at: int
+    files: list[AdapterFile]
+
+
+class AdapterPage(View):
+    object: Literal["list"] = "list"
+    data: list[Adapter]
+    has_more: bool
+
+
+def seconds(moment: datetime) -> int:
+    """Unix seconds, as every timestamp of the wire."""
+    return int(moment.timestamp())
+
+
+def maybe_seconds(moment: datetime | None) -> int | None:
+    return None if moment is None else seconds(moment)
+
+
+def file(row: FileRow) -> File:
+    return File.model_validate(
+        {
+            "id": row.id,
+            "bytes": row.bytes,
+            "created_at": seconds(row.created_at),
+            "filename": row.filename,
+            "purpose": row.purpose,
+            "status": row.status,
+            "status_details": row.status_details,
+            "expires_at": maybe_seconds(row.expires_at),
+        }
+    )
+
+
+def job(
+    row: JobRow,
+    *,
+    caller: Caller,
+    attempts: Sequence[AttemptRow] = (),
+    adapter: AdapterRow | None = None,
+    queue: QueueState | None = None,
+) -> FineTuningJob:
+    """A job with what surrounds it. Lists leave attempts out."""
+    request = row.request
+    spec = None if row.spec is None else JobSpec.model_validate(row.spec)
+    values = _hyperparameters(row, spec)
+    kind = (request.get("method") or {}).get("type", "supervised")
+    return FineTuningJob.model_validate(
+        {
+            "id": row.id,
+            "created_at": seconds(row.created_at),
+            "error": row.error,
+            "fine_tuned_model": row.fine_tuned_model,
+            "finished_at": maybe_seconds(row.finished_at),
+            "hyperparameters": values if kind == "supervised" else {},
+            "model": row.model,
+            "organization_id": caller.organization_id,
+            "result_files": [row.result_file] if row.result_file else [],
+            "seed": row.seed,
+            "status": row.status,
+            "trained_tokens": row.trained_tokens,
+            "training_file": row.training_file,
+            "validation_file": row.validation_file,
+            "estimated_finish": maybe_seconds(row.estimated_finish),
+            "integrations": request.get("integrations"),
+            "metadata": row.job_metadata,
+            "method": {"type": kind, kind: {"hyperparameters": values}},
+            "tunepool": JobExtension(
+                spec=row.spec,
+                auto=row.auto,
+                queue=queue,
+                progress=row.progress,
+                attempts=[attempt(one) for one in attempts],
+                adapter=None if adapter is None else _adapter_ref(adapter),
+                usage={"device_seconds": round(row.device_seconds, 3)},
+            ),
+        }
+    )
+
+
+def _hyperparameters(row: JobRow, spec: JobSpec | None) -> dict[str, Any]:
+    asked = _asked_hyperparameters(row.request)
+    multiplier = asked.get("learning_rate_multiplier", "auto")
+    if spec is None:
+        return {
+            "batch_size": asked.get("batch_size", "auto"),
+            "learning_rate_multiplier": multiplier,
+            "n_epochs": asked.get("n_epochs", "auto"),
+        }
+    values: dict[str, Any] = {
+        "batch_size": spec.training.batch_size,
+        "learning_rate_multiplier": 1.0 if multiplier == "auto" else multiplier,
+        "n_epochs": spec.training.num_train_epochs,
+    }
+    if spec.objective.type == "dpo":
+        values["beta"] = spec.objective.beta
+    return values
+
+
+def _asked_hyperparameters(request: dict[str, Any]) -> dict[str, Any]:
+    method = request.get("method") or {}
+    part = method.get(method.get("type", ""), None) or {}
+    return {**(request.get("hyperparameters") or {}), **part.get("hyperparameters", {})}
+
+
+def queue_state(verdict: Verdict | None) -> QueueState:
+    """A queued job without a verdict is next: the plan has devices for it."""
+    if verdict is None:
+        return QueueState(
+            position=1, jobs_ahead=0, blocked_by=None, detail="A device is free; a worker is about to start this job."
+        )
+    return QueueState(
+        position=verdict.position,
+        jobs_ahead=verdict.jobs_ahead,
+        blocked_by=verdict.blocked_by,
+        detail=verdict.detail,
+        eta_low=maybe_seconds(verdict.eta_low),
+        eta_high=maybe_seconds(verdict.eta_high),
+    )
+
+
+def attempt(row: AttemptRow) -> Attempt:
+    return Attempt(
+        number=row.number,
+        phase=row.phase,
+        outcome=row.outcome,
+        started_at=seconds(row.started_at),
+        ended_at=maybe_seconds(row.ended_at),
+        devices=row.device_ids,
+        micro_batch_size=row.micro_batch_size,
+        exit_code=row.exit_code,
+        peak_memory_bytes=row.peak_bytes,
+        error=row.error,
+    )
+
+
+def _adapter_ref(row: AdapterRow) -> AdapterRef:
+    files = row.manifest["files"]
+    return AdapterRef(id=row.id, name=row.name, bytes=sum(entry["bytes"] for entry in files), files=len(files))
+
+
+def event(row: EventRow) -> Event:
+    return Event.model_validate(
+        {
+            "id": row.id,
+            "created_at": seconds(row.created_at),
+            "level": row.level,
+            "message": row.message,
+            "type": row.type,
+            "data": row.data,
+        }
+    )
+
+
+def checkpoint(row: CheckpointRow) -> Checkpoint:
+    return Checkpoint(
+        id=row.id,
+        created_at=seconds(row.created_at),
+        fine_tuned_model_checkpoint=row.name,
+        fine_tuning_job_id=row.job_id,
+        step_number=row.step,
+        metrics=row.metrics,
+    )
+
+
+def model(row: AdapterRow, *, owner: str) -> Model:
+    return Model(id=row.name, created=seconds(row.created_at), owned_by=owner)

@@ -1,0 +1,191 @@
+"""The unmodified openai client against a live API."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import openai
+import pytest
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from shared import jobs
+from shared.db import session_scope
+from shared.journal import NewEvent
+from shared.storage import open_store
+from shared.tables import FileRow, JobRow, WorkerRow
+from tests.factories import GIB, claim_on, make_spec, make_worker
+from tests.integration.conftest import Api
+
+ROW = json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]})
+TRAINING = ("train.jsonl", (ROW + "\n").encode() * 20)
+
+
+def upload(api: Api) -> str:
+    return api.openai().files.create(file=TRAINING, purpose="fine-tune").id
+
+
+def submit(api: Api, **values: object) -> str:
+    arguments = {"model": "smollm2-135m-instruct", "training_file": upload(api), **values}
+    return api.openai().fine_tuning.jobs.create(**arguments).id  # type: ignore[arg-type]
+
+
+def run_to_success(api: Api, job_id: str) -> None:
+    """What workers would do, by the same verbs."""
+    with session_scope(api.engine) as session:
+        file = session.get_one(JobRow, job_id).training_file
+        session.execute(update(FileRow).where(FileRow.id == file).values(status="processed"))
+    with session_scope(api.engine) as session:
+        claim = validation_claim(session, job_id)
+        assert jobs.validated(session, claim.lease, spec=make_spec(), auto=[], bytes_per_device=GIB)
+    with session_scope(api.engine) as session:
+        worker = session.scalars(select(WorkerRow)).first() or make_worker(session)
+        training = claim_on(session, worker)
+        assert training is not None
+        assert training.lease.job_id == job_id
+        jobs.record(session, training.lease, [NewEvent("Step 1/1", type="metrics", data={"step": 1, "train_loss": 0.5})])
+        name = f"{training.model_name}:ckpt-step-1"
+        jobs.record_checkpoint(session, training.lease, step=1, name=name, metrics={"step": 1, "train_loss": 0.5}, manifest={})
+        content = b"weights"
+        entry = {"name": "adapter_model.safetensors", "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        jobs.succeed(session, training.lease, manifest={"prefix": "made/adapter", "files": [entry]}, trained_tokens=40)
+
+
+def validation_claim(session: Session, job_id: str):
+    while (claim := jobs.claim_validation(session, worker_id="checker", lease_seconds=60)) is not None:
+        if claim.lease.job_id == job_id:
+            return claim
+    raise AssertionError(f"{job_id} cannot be validated")
+
+
+def test_a_file_goes_up_and_comes_back_byte_for_byte(api: Api) -> None:
+    client = api.openai()
+
+    file = client.files.create(file=TRAINING, purpose="fine-tune")
+
+    assert (file.object, file.filename, file.bytes, file.status) == ("file", "train.jsonl", len(TRAINING[1]), "uploaded")
+    assert client.files.content(file.id).read() == TRAINING[1]
+    assert file.id in [one.id for one in client.files.list(limit=5)]
+    assert client.files.delete(file.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(file.id)
+
+
+def test_files_page_through_even_when_the_cursor_was_deleted(api: Api) -> None:
+    client = api.openai()
+    made = [upload(api) for _ in range(3)]
+    client.files.delete(made[1])
+
+    following = client.files.list(after=made[1], order="desc", limit=100).data
+
+    assert made[0] in [one.id for one in following]
+    assert made[2] not in [one.id for one in following]
+
+
+def test_a_job_is_accepted_with_openais_fields_and_ours_under_one_key(api: Api) -> None:
+    client = api.openai()
+
+    job = client.fine_tuning.jobs.create(
+        model="smollm2-135m-instruct",
+        training_file=upload(api),
+        suffix="tickets",
+        seed=7,
+        metadata={"git_sha": "deadbeef"},
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": "auto"}}},
+        extra_body={"tunepool": {"adapter": {"method": "qlora", "r": 8}}},
+    )
+
+    assert (job.status, job.seed, job.metadata, job.fine_tuned_model) == ("validating_files", 7, {"git_sha": "deadbeef"}, None)
+    assert job.hyperparameters.n_epochs == 2
+    assert job.hyperparameters.batch_size == "auto"
+    assert job.model_extra is not None
+    assert set(job.model_extra["tunepool"]) >= {"spec", "auto", "queue", "progress", "attempts", "adapter", "usage"}
+    assert client.fine_tuning.jobs.retrieve(job.id).id == job.id
+
+
+def test_a_job_lives_and_its_adapter_can_be_listed_and_withdrawn(api: Api) -> None:
+    client = api.openai()
+    job_id = submit(api, suffix="life")
+    run_to_success(api, job_id)
+
+    job = client.fine_tuning.jobs.retrieve(job_id)
+    events = client.fine_tuning.jobs.list_events(job_id, limit=100).data
+    checkpoints = client.fine_tuning.jobs.checkpoints.list(job_id).data
+    assert job.status == "succeeded"
+    assert job.fine_tuned_model == f"ft:smollm2-135m-instruct:{api.caller.organization_name}:life:{job_id.removeprefix('ftjob-')}"
+    assert job.trained_tokens == 40
+    assert events[0].message == "The job has successfully completed"
+    assert events[-1].message == f"Created fine-tuning job: {job_id}"
+    assert [(one.step_number, one.metrics.train_loss) for one in checkpoints] == [(1, 0.5)]
+    assert checkpoints[0].fine_tuned_model_checkpoint == f"{job.fine_tuned_model}:ckpt-step-1"
+
+    assert job.fine_tuned_model in [model.id for model in client.models.list()]
+    assert client.models.retrieve(job.fine_tuned_model).owned_by == api.caller.organization_name
+    assert client.models.delete(job.fine_tuned_model).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve(job.fine_tuned_model)
+
+
+def test_jobs_page_through_and_filter_by_metadata(api: Api) -> None:
+    client = api.openai()
+    marked = [submit(api, metadata={"ref": "main", "n": str(n)}) for n in range(3)]
+
+    listed = [job.id for job in client.fine_tuning.jobs.list(limit=2, metadata={"ref": "main"})]
+    one = [job.id for job in client.fine_tuning.jobs.list(metadata={"ref": "main", "n": "1"})]
+
+    assert listed == list(reversed(marked))
+    assert one == [marked[1]]
+
+
+def test_a_waiting_job_is_cancelled_at_once_and_twice_is_fine(api: Api) -> None:
+    client = api.openai()
+    job_id = submit(api)
+
+    assert client.fine_tuning.jobs.cancel(job_id).status == "cancelled"
+    assert client.fine_tuning.jobs.cancel(job_id).status == "cancelled"
+
+
+def test_a_file_in_use_is_refused_once_and_not_retried(api: Api) -> None:
+    client = api.openai()
+    job = client.fine_tuning.jobs.retrieve(submit(api))
+
+    with pytest.raises(openai.ConflictError) as refused:
+        client.files.delete(job.training_file)
+
+    assert refused.value.response.headers["x-should-retry"] == "false"
+    assert refused.value.request.headers["x-stainless-retry-count"] == "0"
+
+
+def test_errors_carry_code_param_and_request_id(api: Api) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        submit(api, model="smollm2-135m-instruct", training_file="file-none")
+
+    assert (refused.value.param, refused.value.code) == ("training_file", "file_not_found")
+    assert refused.value.request_id is not None
+    assert refused.value.request_id.startswith("req_")
+
+
+def test_an_unknown_model_names_those_there_are(api: Api) -> None:
+    with pytest.raises(openai.NotFoundError, match="smollm2-135m-instruct") as refused:
+        submit(api, model="gpt-9")
+
+    assert refused.value.param == "model"
+
+
+def test_an_adapter_lists_its_files_with_links_that_work_without_a_key(api: Api) -> None:
+    job_id = submit(api, suffix="links")
+    run_to_success(api, job_id)
+    open_store(api.settings).put_bytes("made/adapter/adapter_model.safetensors", b"weights")
+    name = api.openai().fine_tuning.jobs.retrieve(job_id).fine_tuned_model
+
+    with api.http() as http:
+        adapter = http.get(f"/v1/tunepool/adapters/{name}").json()
+        (file,) = adapter["files"]
+        fetched = http.get(file["url"], headers={"Authorization": ""})
+        tampered = http.get(file["url"][:-2] + "xx", headers={"Authorization": ""})
+
+    assert fetched.content == b"weights"
+    assert hashlib.sha256(fetched.content).hexdigest() == file["sha256"]
+    assert fetched.headers["content-disposition"].startswith("attachment")
+    assert (tampered.status_code, tampered.json()["error"]["code"]) == (403, "invalid_link")
