@@ -12,7 +12,9 @@ from api import errors, views
 from api.deps import Door
 from api.links import make_links
 from api.request_id import RequestId
+from api.request_url import RequestUrl
 from api.routes import adapters, files, health, jobs, models
+from shared import log
 from shared.db import make_engine
 from shared.settings import Settings
 from shared.spec import CreateJob
@@ -52,7 +54,8 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(title="Tunepool", version="0.1.0", description=DESCRIPTION, lifespan=lifespan, responses=ERRORS)
     app.state.door = door
-    app.add_middleware(RequestId)
+    app.add_middleware(RequestUrl)
+    app.add_middleware(RequestId)  # added last, so outermost
     errors.install(app)
     for part in (files, jobs, models, adapters, health):
         app.include_router(part.router)
@@ -83,4 +86,6 @@ def _describe(app: FastAPI) -> None:
 
 def app_from_settings() -> FastAPI:
     """For `uvicorn --factory api.app:app_from_settings`."""
-    return create_app(Settings())
+    settings = Settings()
+    log.configure(settings)
+    return create_app(settings)

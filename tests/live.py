@@ -10,12 +10,14 @@ from contextlib import contextmanager
 import uvicorn
 
 from api.app import create_app
+from shared import log
 from shared.settings import Settings
 
 
 @contextmanager
 def live_api(settings: Settings) -> Iterator[str]:
     """Serve until the block ends; yields the base URL without /v1."""
+    log.configure(settings)
     config = uvicorn.Config(create_app(settings), host="127.0.0.1", port=0, log_level="warning", lifespan="on")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="live-api")

@@ -1,0 +1,119 @@
+"""Devices of a pool, host by host, and what fits where. Pure: no clock, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device as its worker last read it. All sizes are bytes."""
+
+    id: str
+    host: str
+    total_bytes: int
+    free_bytes: int  # really free, as read; on the CPU the memory available
+    pool: str = "default"
+    leased_by: str | None = None
+    healthy: bool = True
+    draining: bool = False
+    foreign_bytes: int = 0  # held by processes that are not ours
+    cached_models: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def usable(self) -> bool:
+        return self.healthy and not self.draining
+
+
+class Demand(NamedTuple):
+    """What a job asks for: `gpus` devices on each of `hosts` hosts, `bytes_needed` on each device, safety included."""
+
+    gpus: int
+    hosts: int
+    bytes_needed: int
+
+
+class HostMap:
+    """A set of devices grouped by host, each with the room (bytes) that it offers."""
+
+    def __init__(self, offers: Iterable[tuple[Device, int]] = ()) -> None:
+        self._rooms: dict[str, dict[str, tuple[Device, int]]] = {}
+        self._levels: dict[str, list[int]] = {}  # host -> rooms, largest first
+        self._bounds: dict[tuple[int, int], int] = {}  # (gpus, hosts) -> largest need that may still fit
+        self._exact = set[tuple[int, int]]()  # the bounds that no device has left since
+        for device, room in offers:
+            self._rooms.setdefault(device.host, {})[device.id] = (device, room)
+        for host in self._rooms:
+            self._sort(host)
+
+    def copy(self) -> HostMap:
+        twin = HostMap()
+        twin._rooms = {host: dict(rooms) for host, rooms in self._rooms.items()}
+        twin._levels = dict(self._levels)
+        return twin
+
+    def _sort(self, host: str) -> None:
+        self._levels[host] = sorted((room for _, room in self._rooms[host].values()), reverse=True)
+
+    def __contains__(self, device: Device) -> bool:
+        return device.id in self._rooms.get(device.host, ())
+
+    def add(self, device: Device, room: int) -> None:
+        self._rooms.setdefault(device.host, {})[device.id] = (device, room)
+        self._bounds.clear()
+        self._exact.clear()
+        self._sort(device.host)
+
+    def remove(self, device: Device) -> None:
+        """Take a device out; a device that is not here is no error. Bounds stay valid: they can only be too large."""
+        if self._rooms.get(device.host, {}).pop(device.id, None) is not None:
+            self._sort(device.host)
+            self._exact.clear()
+
+    def widest(self, gpus: int, hosts: int) -> int:
+        """The largest number of bytes per device that `gpus` devices on each of `hosts` hosts offer; -1 if none."""
+        widths = [level[gpus - 1] for level in self._levels.values() if len(level) >= gpus]
+        if len(widths) < hosts:
+            return -1
+        return max(widths) if hosts == 1 else sorted(widths, reverse=True)[hosts - 1]
+
+    def fits(self, demand: Demand) -> bool:
+        shape, need = (demand.gpus, demand.hosts), demand.bytes_needed
+        if shape not in self._exact:
+            if need > self._bounds.get(shape, need):  # removals only lower a bound, so an old one still refuses
+                return False
+            self._bounds[shape] = self.widest(*shape)
+            self._exact.add(shape)
+        return need <= self._bounds[shape]
+
+    def hosts_for(self, demand: Demand) -> list[str]:
+        """The hosts that offer one host's part of the demand."""
+        gpus, need = demand.gpus, demand.bytes_needed
+        return [host for host, level in self._levels.items() if len(level) >= gpus and level[gpus - 1] >= need]
+
+    def serves(self, host: str, demand: Demand) -> bool:
+        level = self._levels.get(host, ())
+        return len(level) >= demand.gpus and level[demand.gpus - 1] >= demand.bytes_needed
+
+    def devices(self, host: str, need: int) -> list[Device]:
+        """The devices of a host with room for `need` bytes, smallest device first."""
+        fitting = [device for device, room in self._rooms[host].values() if room >= need]
+        return sorted(fitting, key=lambda device: (device.total_bytes, device.id))
+
+    def choose(self, demand: Demand, *, base_model: str = "") -> tuple[Device, ...]:
+        """Devices for a demand that `fits`.
+
+        Smallest devices first (large ones are left for large jobs), then a host that already has the base model,
+        then the host that is left with the fewest free devices (whole hosts are left for gangs), then the host's name.
+        """
+        offers = sorted(self._offer(host, demand, base_model) for host in self.hosts_for(demand))
+        picked = [(host, ids) for _, _, _, host, ids in offers[: demand.hosts]]
+        return tuple(self._rooms[host][device_id][0] for host, ids in picked for device_id in ids)
+
+    def _offer(self, host: str, demand: Demand, base_model: str) -> tuple[int, bool, int, str, tuple[str, ...]]:
+        chosen = self.devices(host, demand.bytes_needed)[: demand.gpus]
+        cold = not any(base_model in device.cached_models for device, _ in self._rooms[host].values())
+        left = len(self._rooms[host]) - demand.gpus
+        return chosen[-1].total_bytes, cold, left, host, tuple(device.id for device in chosen)

@@ -1,0 +1,64 @@
+"""What may be deleted from the store: expired files, and what attempts left that published nothing."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, Final
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from shared import layout
+from shared.tables import AttemptRow, CheckpointRow, FileRow, JobRow
+
+# No transaction is open for so long.
+SETTLED: Final = timedelta(hours=1)
+# A late writer of a dead fence may still be at it; a day later it is not.
+MIN_AGE: Final = timedelta(hours=24)
+# Each attempt is looked at for a day of passes, then never again: the store is not listed for ever.
+MAX_AGE: Final = timedelta(hours=48)
+
+
+def deleted_file_keys(session: Session) -> list[str]:
+    """Keys of the objects of files deleted an hour to two days ago; none of them has an unfinished job."""
+    return list(
+        session.scalars(
+            select(FileRow.key).where(FileRow.deleted_at.between(func.now() - MAX_AGE, func.now() - SETTLED))
+        )
+    )
+
+
+def dead_prefixes(session: Session) -> list[tuple[str, frozenset[str]]]:
+    """(prefix of an ended attempt's objects, prefixes below it that rows name and that must stay)."""
+    ended = session.execute(
+        select(AttemptRow.job_id, AttemptRow.fence, JobRow.project_id)
+        .join(JobRow, JobRow.id == AttemptRow.job_id)
+        .where(AttemptRow.ended_at.between(func.now() - MAX_AGE, func.now() - MIN_AGE))
+    ).all()
+    kept = _named(session, {row.job_id for row in ended})
+    return [
+        (layout.attempt_prefix(row.project_id, row.job_id, row.fence), kept.get(row.job_id, frozenset()))
+        for row in ended
+    ]
+
+
+def _named(session: Session, job_ids: set[str]) -> dict[str, frozenset[str]]:
+    """For each job, the prefixes that its adapter, its checkpoints and its resumption point lie under."""
+    found: dict[str, set[str]] = {job_id: set() for job_id in job_ids}
+    jobs = session.execute(select(JobRow.id, JobRow.manifest, JobRow.last_checkpoint).where(JobRow.id.in_(job_ids)))
+    for job_id, *manifests in jobs:
+        found[job_id] |= {_prefix(manifest) for manifest in manifests if manifest}
+    for job_id, manifest in session.execute(
+        select(CheckpointRow.job_id, CheckpointRow.manifest).where(CheckpointRow.job_id.in_(job_ids))
+    ):
+        found[job_id].add(_prefix(manifest))
+    results = (
+        select(JobRow.id, FileRow.key).join(FileRow, FileRow.id == JobRow.result_file).where(JobRow.id.in_(job_ids))
+    )
+    for job_id, key in session.execute(results):
+        found[job_id].add(key)
+    return {job_id: frozenset(prefixes) for job_id, prefixes in found.items()}
+
+
+def _prefix(manifest: dict[str, Any]) -> str:
+    return f"{manifest['prefix']}/"

@@ -1,0 +1,211 @@
+"""The ONE table of methods and the ONE table of combinations that cannot work.
+
+Pure. `shared/sizing.py` takes the memory terms from here, `shared/resolve.py` the defaults, `shared/refusals.py` the
+refusals and docs/methods.md its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from shared.errors import Invalid
+from shared.spec import MethodName
+
+Optimizer = Literal["paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw_torch", "sgd"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to adapt weights.
+
+    `learning_rate_factor` is relative to LoRA's rate: full fine-tuning wants about a tenth ("LoRA Without Regret",
+    Thinking Machines, 2025-09).
+    """
+
+    adapter: bool
+    quantized: bool
+    magnitude: bool
+    optim: Optimizer
+    learning_rate_factor: float
+    summary: str
+    choose: str
+    costs: str
+
+
+METHODS: dict[MethodName, Method] = {
+    "lora": Method(
+        adapter=True,
+        quantized=False,
+        magnitude=False,
+        optim="adamw_torch",
+        learning_rate_factor=1.0,
+        summary="W' = W + (alpha/r)·B·A beside 16-bit frozen weights (arXiv 2106.09685)",
+        choose="the base fits in 16 bits: the fastest method",
+        costs="2 bytes per base parameter",
+    ),
+    "qlora": Method(
+        adapter=True,
+        quantized=True,
+        magnitude=False,
+        optim="paged_adamw_8bit",
+        learning_rate_factor=1.0,
+        summary="LoRA beside frozen 4-bit weights (arXiv 2305.14314)",
+        choose="the default: every base fits in a quarter of the memory",
+        costs="about 0.52 bytes per parameter; steps take 1.05 to 1.5 times LoRA's",
+    ),
+    "dora": Method(
+        adapter=True,
+        quantized=False,
+        magnitude=True,
+        optim="adamw_torch",
+        learning_rate_factor=1.0,
+        summary="LoRA with a trained length per output column (arXiv 2402.09353)",
+        choose="small ranks, when a comparison on your data shows a gain",
+        costs="LoRA plus about 26 % time and two more activations per target",
+    ),
+    "qdora": Method(
+        adapter=True,
+        quantized=True,
+        magnitude=True,
+        optim="paged_adamw_8bit",
+        learning_rate_factor=1.0,
+        summary="DoRA beside frozen 4-bit weights",
+        choose="as dora, when 16 bits do not fit",
+        costs="QLoRA plus a dequantised copy of each target's weights per pass",
+    ),
+    "full": Method(
+        adapter=False,
+        quantized=False,
+        magnitude=False,
+        optim="paged_adamw_8bit",
+        learning_rate_factor=0.1,
+        summary="every weight trains; the product is a whole model",
+        choose="much data far from the base's own, or as the row to compare with",
+        costs="16 bytes per parameter (6 with 8-bit AdamW), and a whole model per job",
+    ),
+}
+
+Dimension = Literal[
+    "method", "objective", "strategy", "init", "optim", "dtype", "bias", "packing", "rslora", "patterns", "saved"
+]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A combination that must not start: every dimension in `when` has one of the values named."""
+
+    when: Mapping[Dimension, frozenset[str]]
+    param: str
+    reason: str
+
+
+def _of(*values: str) -> frozenset[str]:
+    return frozenset(values)
+
+
+_MUTATING = _of("pissa", "olora")  # initialisations that subtract B·A from the base weights
+_COMPUTED = _of("pissa", "olora", "eva", "loftq")
+_PREFERENCE = _of("dpo", "kto")
+
+# Read in peft 0.21.2, trl 1.16.0 and transformers 5.23.0; the places are named in docs/methods.md.
+UNSUPPORTED: tuple[Refusal, ...] = (
+    Refusal(
+        {"method": _of("full"), "objective": _PREFERENCE},
+        "tunepool.adapter.method",
+        "dpo and kto take their reference model by switching the adapter off, and full fine-tuning has none; "
+        "use lora or qlora",
+    ),
+    Refusal(
+        {"method": _of("full"), "dtype": _of("float16")},
+        "tunepool.training.dtype",
+        "float16 gradients of float16 weights cannot be unscaled; use bfloat16 or float32",
+    ),
+    Refusal(
+        {"method": _of("dora", "qdora"), "strategy": _of("fsdp")},
+        "tunepool.placement.strategy",
+        "DoRA reads whole weight matrices for its norms and FSDP shards them; use ddp, or method lora",
+    ),
+    Refusal(
+        {"method": _of("qlora", "qdora"), "init": _of("pissa")},
+        "tunepool.adapter.init_lora_weights",
+        "PiSSA decomposes 16-bit weights and refuses 4-bit ones; use method lora, or init_lora_weights default",
+    ),
+    Refusal(
+        {"method": _of("qlora", "qdora"), "init": _of("olora")},
+        "tunepool.adapter.init_lora_weights",
+        "OLoRA quantises the changed base again, so the adapter would not fit the plain base; "
+        "use method lora, or init_lora_weights default",
+    ),
+    Refusal(
+        {"method": _of("lora", "dora", "qdora"), "init": _of("loftq")},
+        "tunepool.adapter.init_lora_weights",
+        "LoftQ makes up for 4-bit rounding in plain LoRA layers; use method qlora, or init_lora_weights default",
+    ),
+    Refusal(
+        {"method": _of("dora"), "init": _MUTATING},
+        "tunepool.adapter.init_lora_weights",
+        "the conversion of PiSSA and OLoRA into an adapter for the plain base drops DoRA's magnitudes; "
+        "use method lora, or init_lora_weights default",
+    ),
+    Refusal(
+        {"method": _of("dora", "qdora"), "init": _of("eva")},
+        "tunepool.adapter.init_lora_weights",
+        "DoRA's magnitudes are set before EVA has looked at the data; use method lora or qlora, or default",
+    ),
+    Refusal(
+        {"init": _MUTATING, "objective": _PREFERENCE},
+        "tunepool.adapter.init_lora_weights",
+        "PiSSA and OLoRA change the base, and the reference model is the base with the adapter off; "
+        "use init_lora_weights default",
+    ),
+    Refusal(
+        {"init": _of("loftq"), "objective": _PREFERENCE},
+        "tunepool.adapter.init_lora_weights",
+        "with LoftQ the model differs from its reference before the first step; use init_lora_weights default",
+    ),
+    Refusal(
+        {"init": _MUTATING, "rslora": _of("true"), "patterns": _of("true")},
+        "tunepool.adapter.use_rslora",
+        "PiSSA and OLoRA cannot be converted with use_rslora and rank_pattern or alpha_pattern together; drop one",
+    ),
+    Refusal(
+        {"init": _MUTATING, "saved": _of("true")},
+        "tunepool.adapter.modules_to_save",
+        "the conversion of PiSSA and OLoRA keeps the LoRA matrices only; drop modules_to_save, or use default",
+    ),
+    Refusal(
+        {"init": _MUTATING, "bias": _of("all", "lora_only")},
+        "tunepool.adapter.bias",
+        "the conversion of PiSSA and OLoRA keeps the LoRA matrices only; use bias none, or init_lora_weights default",
+    ),
+    Refusal(
+        {"init": _COMPUTED, "strategy": _of("fsdp")},
+        "tunepool.adapter.init_lora_weights",
+        "this initialisation decomposes whole weight matrices and FSDP shards them; use default or gaussian",
+    ),
+    Refusal(
+        {"bias": _of("all", "lora_only"), "objective": _PREFERENCE},
+        "tunepool.adapter.bias",
+        "switching the adapter off leaves trained biases on, so there would be no reference model; use bias none",
+    ),
+    Refusal(
+        {"packing": _of("true"), "objective": _PREFERENCE},
+        "tunepool.training.packing",
+        "preference rows are compared row by row and cannot share a sequence; use packing false",
+    ),
+    Refusal(
+        {"optim": _of("paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit"), "strategy": _of("fsdp")},
+        "tunepool.training.optim",
+        "bitsandbytes optimizers cannot save a sharded checkpoint; use adamw_torch",
+    ),
+)
+
+
+def refuse_unsupported(combination: Mapping[Dimension, str]) -> None:
+    """Raise Invalid for the first row of UNSUPPORTED that the combination meets; absent dimensions meet no row."""
+    for refusal in UNSUPPORTED:
+        if all(combination.get(dimension) in values for dimension, values in refusal.when.items()):
+            met = ", ".join(f"{dimension} {combination[dimension]}" for dimension in refusal.when)
+            raise Invalid(f"'{refusal.param}' cannot be used like this ({met}): {refusal.reason}.", param=refusal.param)

@@ -1,0 +1,136 @@
+"""What the devices of a pool do at one moment: free, busy until when, out of order, or used by a stranger. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import inf
+from typing import Final
+
+from shared.capacity import Demand, Device, HostMap
+from shared.fairshare import GIB, Policy, QueuedJob, expected_seconds, longest_seconds
+from shared.preemption import RunningJob
+from shared.verdicts import Outlook, Reason
+
+NO_WORKER: Final = (
+    "needs {} hosts with {} devices each; {} devices are registered on {} hosts; unblocked by a worker that has them"
+)
+TOO_LARGE: Final = (
+    "needs {:.1f} GiB on each of {} devices (safety {} included); no more than {:.1f} GiB is built in; "
+    "unblocked by a larger device or a smaller job"
+)
+QUARANTINED: Final = "needs {} x {} devices; {} are quarantined or drained ({}); unblocked when they are back"
+OCCUPIED: Final = (
+    "needs {:.1f} GiB on each of {} devices (safety {} included); {:.1f} GiB can be had, because processes outside "
+    "the pool hold device memory ({}); unblocked when they end"
+)
+
+
+class Occupancy:
+    """The pool's devices with their jobs. Times are POSIX seconds."""
+
+    def __init__(self, devices: Iterable[Device], running: Sequence[RunningJob], *, policy: Policy, now: float) -> None:
+        self.policy, self.now = policy, now
+        self.devices = {device.id: device for device in sorted(devices, key=lambda device: device.id)}
+        self.running = {device_id: job for job in running for device_id in job.device_ids}
+        everything = self.devices.values()
+        usable = [device for device in everything if device.usable]
+        self.usable_count = len(usable)
+        self._registered = HostMap((device, device.total_bytes) for device in everything)
+        self._healthy = HostMap((device, device.total_bytes) for device in usable)
+        self.obtainable = HostMap((device, self.room(device)) for device in usable)  # when every job has ended
+        self.ends = {device.id: self._end(device) for device in everything}  # free at the latest; inf: nobody knows
+        self._early = {device.id: self._soonest(device) for device in usable}
+        self._late = {device.id: self._latest(device) for device in usable}
+
+    def free(self, *, leaving: bool = False) -> HostMap:
+        """The devices that a job can have now; with `leaving` also those that a preemption is about to free."""
+        usable = [device for device in self.devices.values() if device.usable and not self._foreign(device)]
+        return HostMap(
+            (device, self.room(device))
+            for device in usable
+            if self._idle(device) or (leaving and self._leaving(device))
+        )
+
+    def room(self, device: Device) -> int:
+        """Bytes that the device offers, now or when its job ends; -1 while a stranger works on it."""
+        if self._foreign(device):
+            return -1
+        return device.free_bytes if self._idle(device) else device.total_bytes - device.foreign_bytes
+
+    def obtainable_of(self, job: RunningJob) -> tuple[Device, ...]:
+        """The devices that stopping the job would make available."""
+        held = [self.devices[device_id] for device_id in job.device_ids if device_id in self.devices]
+        return tuple(device for device in held if device.usable and not self._foreign(device))
+
+    def obstacle(self, demand: Demand) -> Reason | None:
+        """Why the demand cannot be met as the pool is, even when every job has ended; None if it can."""
+        if self.obtainable.fits(demand):
+            return None
+        gpus, hosts, need = demand.gpus, demand.hosts, demand.bytes_needed / GIB
+        widest = self._registered.widest(gpus, hosts)
+        if widest < 0:
+            count = len({device.host for device in self.devices.values()})
+            return Reason("NO_WORKER", NO_WORKER, (hosts, gpus, len(self.devices), count))
+        sizes = (need, gpus * hosts, self.policy.memory_safety)
+        if widest < demand.bytes_needed:
+            return Reason("NO_FIT_MEMORY", TOO_LARGE, (*sizes, widest / GIB))
+        if not self._healthy.fits(demand):
+            out = [device.id for device in self.devices.values() if not device.usable]
+            return Reason("DEVICE_QUARANTINED", QUARANTINED, (hosts, gpus, len(out), ", ".join(out[:8])))
+        had = max(0, self.obtainable.widest(gpus, hosts))
+        return Reason("NO_FIT_MEMORY", OCCUPIED, (*sizes, had / GIB, self._strangers()))
+
+    def outlook(self) -> Outlook:
+        return Outlook(self.now, list(self._early.values()), list(self._late.values()))
+
+    def occupy(self, device: Device, job: QueuedJob) -> None:
+        """The job starts on the device."""
+        limit = job.max_runtime_seconds
+        self.ends[device.id] = inf if limit is None else self.now + limit
+        self._early[device.id] = self.now + expected_seconds(job, policy=self.policy)
+        self._late[device.id] = self.now + longest_seconds(job, policy=self.policy)
+
+    def promise(self, device: Device) -> None:
+        """The device goes to a waiting job next, for nobody knows how long."""
+        self.ends[device.id] = inf
+
+    def vacate(self, device: Device) -> None:
+        """The job on the device is asked to stop."""
+        moment = self.now + self.policy.preempt_grace.total_seconds()
+        self.ends[device.id] = self._early[device.id] = self._late[device.id] = moment
+
+    def _idle(self, device: Device) -> bool:
+        return device.leased_by is None and device.id not in self.running
+
+    def _foreign(self, device: Device) -> bool:
+        return device.foreign_bytes > self.policy.foreign_tolerance_bytes
+
+    def _leaving(self, device: Device) -> bool:
+        job = self.running.get(device.id)
+        return job is not None and job.preempt_requested
+
+    def _end(self, device: Device) -> float:
+        job = self.running.get(device.id)
+        if job is None:
+            return self.now if device.leased_by is None else inf
+        if job.preempt_requested:
+            return self.now + self.policy.preempt_grace.total_seconds()
+        if job.max_runtime_seconds is None:
+            return inf
+        return max(self.now, job.started_at.timestamp() + job.max_runtime_seconds)
+
+    def _soonest(self, device: Device) -> float:
+        job = self.running.get(device.id)
+        left = job.expected_seconds_left if job is not None else None
+        return min(self.ends[device.id], self.now + (self.policy.entry_seconds if left is None else left))
+
+    def _latest(self, device: Device) -> float:
+        job = self.running.get(device.id)
+        if self.ends[device.id] < inf or job is None or job.expected_seconds_left is None:
+            return self.ends[device.id]
+        return self.now + job.expected_seconds_left * self.policy.eta_slack
+
+    def _strangers(self) -> str:
+        seen = [device for device in self.devices.values() if device.foreign_bytes > 0]
+        worst = sorted(seen, key=lambda device: (-device.foreign_bytes, device.id))[:4]
+        return ", ".join(f"{device.id} {device.foreign_bytes / GIB:.1f} GiB" for device in worst) or "none reported"

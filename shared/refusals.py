@@ -1,0 +1,409 @@
+"""What a request asks for, whichever door it came through, and the contradictions that are refused at submit.
+
+Pure: no data, no device, no storage. What survives `check_request` is settled by `shared/resolve.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from shared.errors import Invalid
+from shared.methods import METHODS, Dimension, refuse_unsupported
+from shared.spec import (
+    BaseModelRef,
+    CreateJob,
+    Dpo,
+    Hyperparameters,
+    MethodName,
+    ModelFacts,
+    Objective,
+    Supervised,
+    chosen,
+)
+from shared.target_modules import FAMILIES, HEADS, Family, last
+
+MAX_DEVICES: Final = 256  # every device needs a row of each step, and a step has at most 256
+
+# ---- What was asked for, whichever door it came through ----
+
+# Key in `hyperparameters` → our field. The first two are OpenAI's, the others those of services with the same wire.
+_HYPERPARAMETER_FIELDS: Final = {
+    "n_epochs": "training.num_train_epochs",
+    "batch_size": "training.batch_size",
+    "learning_rate": "training.learning_rate",
+    "lora_r": "adapter.r",
+    "lora_alpha": "adapter.lora_alpha",
+    "lora_dropout": "adapter.lora_dropout",
+    "packing": "training.packing",
+    "warmup_ratio": "training.warmup_ratio",
+    "weight_decay": "training.weight_decay",
+    "max_grad_norm": "training.max_grad_norm",
+}
+_PARTS: Final = ("adapter", "quantization", "training", "placement")
+
+
+def _hyperparameter_sources(request: CreateJob) -> Iterator[tuple[str, Hyperparameters]]:
+    """(wire path, object) of each place that hyperparameters were given in, weakest first."""
+    if request.hyperparameters is not None:
+        yield "hyperparameters", request.hyperparameters
+    if request.method is not None and request.method.supervised is not None:
+        yield "method.supervised.hyperparameters", request.method.supervised.hyperparameters
+    if request.method is not None and request.method.dpo is not None:
+        yield "method.dpo.hyperparameters", request.method.dpo.hyperparameters
+
+
+def hyperparameters(request: CreateJob) -> dict[str, tuple[str, Any]]:
+    """Key → (wire path, value) of every hyperparameter that was settled."""
+    return {
+        key: (f"{path}.{key}", value)
+        for path, source in _hyperparameter_sources(request)
+        for key, value in chosen(source).items()
+    }
+
+
+def wishes(request: CreateJob) -> dict[str, Any]:
+    """Field (`training.learning_rate`) → value that the user settled; `tunepool` wins over `hyperparameters`."""
+    wished = {}
+    for key, (_path, value) in hyperparameters(request).items():
+        if key in _HYPERPARAMETER_FIELDS:
+            wished[_HYPERPARAMETER_FIELDS[key]] = value
+        elif key == "lora" and value is False:
+            wished["adapter.method"] = "full"
+    for part in _PARTS:
+        given = chosen(getattr(request.tunepool, part))
+        wished |= {f"{part}.{name}": value for name, value in given.items()}
+    return wished
+
+
+def wished_objective(request: CreateJob) -> Objective:
+    """Supervised, unless `method` or `tunepool.objective` says otherwise."""
+    if request.tunepool.objective is not None:
+        return request.tunepool.objective
+    if request.method is None or request.method.type == "supervised":
+        return Supervised()
+    _path, beta = hyperparameters(request).get("beta", ("", None))
+    return Dpo() if beta is None else Dpo(beta=beta)
+
+
+def wished_method(wished: Mapping[str, Any]) -> MethodName:
+    if "adapter.method" in wished:
+        method: MethodName = wished["adapter.method"]
+        return method
+    return "lora" if wished.get("quantization.load_in_4bit") is False else "qlora"
+
+
+# ---- At submit ----
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A request, flattened once for the checks below."""
+
+    request: CreateJob
+    facts: ModelFacts
+    base_name: str
+    wished: Mapping[str, Any]
+
+    @property
+    def method(self) -> MethodName:
+        return wished_method(self.wished)
+
+    @property
+    def family(self) -> Family | None:
+        return FAMILIES.get(self.facts.architecture)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.wished.get(name, default)
+
+
+def check_request(request: CreateJob, base: BaseModelRef) -> None:
+    """Refuse, before anything is stored, every contradiction that is visible without data and device.
+
+    Raises:
+        Invalid: names the wire field, its value and the remedy.
+    """
+    asked = _Asked(request=request, facts=base.facts, base_name=base.name, wished=wishes(request))
+    for check in _CHECKS:
+        check(asked)
+    refuse_unsupported(_combination(asked))
+
+
+def _combination(asked: _Asked) -> dict[Dimension, str]:
+    return {
+        "method": asked.method,
+        "objective": wished_objective(asked.request).type,
+        "strategy": asked.get("placement.strategy", "auto"),
+        "init": asked.get("adapter.init_lora_weights", "default"),
+        "optim": asked.get("training.optim", "auto"),
+        "dtype": asked.get("training.dtype", "auto"),
+        "bias": asked.get("adapter.bias", "none"),
+        "packing": str(asked.get("training.packing", "auto")).lower(),
+        "rslora": str(asked.get("adapter.use_rslora", False)).lower(),
+        "patterns": str(bool(asked.get("adapter.rank_pattern") or asked.get("adapter.alpha_pattern"))).lower(),
+        "saved": str(bool(asked.get("adapter.modules_to_save"))).lower(),
+    }
+
+
+def refuse(param: str, value: object, why: str) -> None:
+    raise Invalid(f"'{param}' is {_shown(value)}, but {why}.", param=param)
+
+
+def _shown(value: object) -> str:
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def _check_integrations(asked: _Asked) -> None:
+    for index, integration in enumerate(asked.request.integrations or ()):
+        refuse(
+            f"integrations[{index}].type",
+            integration.type,
+            "training runs without a network and without anyone's credentials, so nothing is sent to Weights & Biases; "
+            "leave integrations out and read the metrics from the job's events or its result file",
+        )
+
+
+def _check_objective(asked: _Asked) -> None:
+    method, objective = asked.request.method, asked.request.tunepool.objective
+    if method is None:
+        return
+    named: str | None = None if objective is None else objective.type
+    if objective is not None and named != method.type:
+        refuse("tunepool.objective.type", objective.type, f"method.type is {method.type}; give one of the two")
+    other = "dpo" if method.type == "supervised" else "supervised"
+    if getattr(method, other) is not None:
+        refuse("method.type", method.type, f"there is a method.{other} object; drop it, or set method.type to {other}")
+
+
+def _check_one_source(asked: _Asked) -> None:
+    """The deprecated top-level `hyperparameters` and `method`'s may not disagree, nor either with `tunepool`."""
+    seen: dict[str, tuple[str, Any]] = {}
+    for path, source in _hyperparameter_sources(asked.request):
+        for key, value in chosen(source).items():
+            _refuse_second_value(seen, field=_HYPERPARAMETER_FIELDS.get(key, key), path=f"{path}.{key}", value=value)
+    for part in _PARTS:
+        for name, value in chosen(getattr(asked.request.tunepool, part)).items():
+            _refuse_second_value(seen, field=f"{part}.{name}", path=f"tunepool.{part}.{name}", value=value)
+
+
+def _refuse_second_value(seen: dict[str, tuple[str, Any]], *, field: str, path: str, value: Any) -> None:
+    first_path, first = seen.setdefault(field, (path, value))
+    if first != value:
+        refuse(path, value, f"'{first_path}' says {_shown(first)}; give it in one place")
+
+
+def _check_learning_rate(asked: _Asked) -> None:
+    path, multiplier = hyperparameters(asked.request).get("learning_rate_multiplier", ("", 1.0))
+    if multiplier != 1.0 and "training.learning_rate" in asked.wished:
+        rate = asked.wished["training.learning_rate"]
+        refuse(
+            path, multiplier, f"it scales the automatic learning rate and learning_rate is given as {rate}; drop one"
+        )
+
+
+def _check_length_of_run(asked: _Asked) -> None:
+    epochs, steps = asked.get("training.num_train_epochs"), asked.get("training.max_steps")
+    if epochs is not None and steps is not None:
+        refuse("tunepool.training.max_steps", steps, f"the number of epochs is given as {epochs} too; drop one of them")
+
+
+def _check_lora_flag(asked: _Asked) -> None:
+    path, lora = hyperparameters(asked.request).get("lora", ("", None))
+    method = chosen(asked.request.tunepool.adapter).get("method")
+    if lora is not None and method is not None and lora != METHODS[method].adapter:
+        refuse(path, lora, f"'tunepool.adapter.method' says {method}; drop one of them")
+
+
+def _check_quantization(asked: _Asked) -> None:
+    method, four_bit = asked.method, asked.get("quantization.load_in_4bit")
+    quantized = METHODS[method].quantized
+    if four_bit is not None and four_bit != quantized:
+        other = {"lora": "qlora", "dora": "qdora", "qlora": "lora", "qdora": "dora"}.get(method)
+        remedy = f"use method {other}" if other else "use method qlora"
+        stores = "4 bits" if quantized else "16 bits"
+        refuse("tunepool.quantization.load_in_4bit", four_bit, f"method {method} keeps its base in {stores}; {remedy}")
+    for name, value in chosen(asked.request.tunepool.quantization).items():
+        if name != "load_in_4bit" and not quantized:
+            why = f"method {method} does not quantise its base; drop it, or use method qlora"
+            refuse(f"tunepool.quantization.{name}", value, why)
+
+
+def _check_full(asked: _Asked) -> None:
+    """Nothing of an adapter may be asked for where there is none."""
+    if METHODS[asked.method].adapter:
+        return
+    for name, value in asked.wished.items():
+        if name.startswith("adapter.") and name != "adapter.method":
+            refuse(
+                f"tunepool.{name}",
+                value,
+                "method full trains every weight and has no adapter; drop it, or use method lora",
+            )
+
+
+def _check_initialisation(asked: _Asked) -> None:
+    init, r = asked.get("adapter.init_lora_weights", "default"), asked.get("adapter.r", 16)
+    if init == "loftq" and (asked.get("adapter.lora_alpha", r) != r or asked.get("adapter.use_rslora")):
+        refuse(
+            "tunepool.adapter.init_lora_weights", init, "LoftQ holds for lora_alpha = r without use_rslora; set them so"
+        )
+    narrowest = min(asked.facts.hidden_size, asked.facts.num_key_value_heads * asked.facts.head_dim)
+    if init in ("pissa", "olora", "eva", "loftq") and r > narrowest:
+        refuse("tunepool.adapter.r", r, f"{init} takes at most {narrowest} directions from this base; lower r to that")
+
+
+def _check_module_names(asked: _Asked) -> None:
+    targets = asked.get("adapter.target_modules", "all-linear")
+    if isinstance(targets, list):
+        if not targets:
+            refuse(
+                "tunepool.adapter.target_modules",
+                "[]",
+                "an adapter needs modules to adapt; name some, or use all-linear",
+            )
+        _check_linear_names(asked, targets, param="tunepool.adapter.target_modules")
+    for pattern in ("rank_pattern", "alpha_pattern"):
+        _check_linear_names(asked, list(asked.get(f"adapter.{pattern}", {})), param=f"tunepool.adapter.{pattern}")
+
+
+def _check_linear_names(asked: _Asked, names: list[str], *, param: str) -> None:
+    for name in names:
+        if last(name) in HEADS:
+            refuse(
+                param,
+                name,
+                "the output layer's loss is computed without an adapter; name it in modules_to_save instead",
+            )
+        if asked.family is not None and last(name) not in asked.family.linear:
+            there = ", ".join(asked.family.linear)
+            refuse(param, name, f"{asked.facts.architecture} has no linear module of that name; there are {there}")
+
+
+def _check_modules_to_save(asked: _Asked) -> None:
+    param = "tunepool.adapter.modules_to_save"
+    family = asked.family
+    for name in asked.get("adapter.modules_to_save") or ():
+        if family is None:
+            continue
+        there = (family.embedding, family.head, *family.norms)
+        if last(name) not in there:
+            refuse(
+                param,
+                name,
+                f"{asked.facts.architecture} can train {', '.join(there)} whole; linear modules go to target_modules",
+            )
+        if asked.facts.tie_word_embeddings and last(name) in (family.embedding, family.head):
+            refuse(
+                param,
+                name,
+                "this base uses one matrix for input and output, and a copy of it could not be merged; drop it",
+            )
+
+
+def _check_layers(asked: _Asked) -> None:
+    param, layers = "tunepool.adapter.layers_to_transform", asked.get("adapter.layers_to_transform")
+    if layers is None:
+        return
+    deepest = asked.facts.num_hidden_layers - 1
+    if not layers:
+        refuse(param, "[]", "an adapter needs layers; name some, or drop it for all")
+    if max(layers) > deepest:
+        refuse(param, max(layers), f"{asked.base_name} has layers 0 to {deepest}; name those")
+    if asked.get("adapter.target_modules") == "all-linear" or (
+        asked.family is None and "adapter.target_modules" not in asked.wished
+    ):
+        refuse(param, layers, "PEFT selects layers only for modules given by name; list target_modules")
+
+
+def _check_lengths(asked: _Asked) -> None:
+    length, longest = asked.get("training.max_length"), asked.facts.max_position_embeddings
+    if length is not None and length > longest:
+        refuse(
+            "tunepool.training.max_length",
+            length,
+            f"{asked.base_name} reads at most {longest} tokens; use {longest} or less",
+        )
+
+
+def _check_placement(asked: _Asked) -> None:
+    gpus, nodes = asked.get("placement.gpus"), asked.get("placement.nodes")
+    strategy, world = asked.get("placement.strategy"), (gpus or 1) * (nodes or 1)
+    if world > MAX_DEVICES:
+        refuse(
+            "tunepool.placement.gpus",
+            gpus,
+            f"{world} devices are too many: a step has at most {MAX_DEVICES} rows; use fewer",
+        )
+    if strategy == "single" and world > 1:
+        refuse(
+            "tunepool.placement.strategy",
+            strategy,
+            f"{world} devices are asked for; use ddp or fsdp, or gpus 1 and nodes 1",
+        )
+    if strategy in ("ddp", "fsdp") and gpus is not None and world == 1:
+        refuse("tunepool.placement.strategy", strategy, "one device is asked for; raise gpus or nodes, or use single")
+
+
+def _check_batch(asked: _Asked) -> None:
+    world, kto = wished_world(asked.wished), wished_objective(asked.request).type == "kto"
+    batch, micro = asked.get("training.batch_size"), asked.get("training.per_device_train_batch_size")
+    if batch is not None and batch % world:
+        refuse("tunepool.training.batch_size", batch, f"{world} devices share each step; use a multiple of {world}")
+    if batch is not None and micro is not None and batch % (micro * world):
+        why = f"each device's {batch // world} rows of a step do not divide by it; use a divisor of {batch // world}"
+        refuse("tunepool.training.per_device_train_batch_size", micro, why)
+    if kto and min(micro or 2, (batch or 2 * world) // world) < 2:
+        param = "batch_size" if micro != 1 else "per_device_train_batch_size"
+        refuse(
+            f"tunepool.training.{param}",
+            asked.get(f"training.{param}"),
+            "kto compares rows within a pass; use 2 or more per device",
+        )
+
+
+def wished_world(wished: Mapping[str, Any]) -> int:
+    """Devices asked for; ddp or fsdp without a number means two."""
+    several = wished.get("placement.strategy") in ("ddp", "fsdp") and "placement.nodes" not in wished
+    gpus: int = wished.get("placement.gpus", 2 if several else 1)
+    nodes: int = wished.get("placement.nodes", 1)
+    return gpus * nodes
+
+
+def _check_validation(asked: _Asked) -> None:
+    if asked.request.validation_file is not None:
+        return
+    for name, idle in (("eval", None), ("early_stopping", None), ("publish", "last")):
+        value = asked.get(f"training.{name}")
+        if value is not None and value != idle:
+            refuse(
+                f"tunepool.training.{name}", value, "there is no validation_file to measure on; give one, or drop it"
+            )
+
+
+def _check_train_on(asked: _Asked) -> None:
+    objective, train_on = wished_objective(asked.request).type, asked.get("training.train_on")
+    if objective != "supervised" and train_on is not None:
+        refuse("tunepool.training.train_on", train_on, f"{objective} compares whole answers; drop it")
+
+
+_CHECKS: Final[tuple[Callable[[_Asked], None], ...]] = (
+    _check_integrations,
+    _check_objective,
+    _check_one_source,
+    _check_learning_rate,
+    _check_length_of_run,
+    _check_lora_flag,
+    _check_quantization,
+    _check_full,
+    _check_initialisation,
+    _check_module_names,
+    _check_modules_to_save,
+    _check_layers,
+    _check_lengths,
+    _check_placement,
+    _check_batch,
+    _check_validation,
+    _check_train_on,
+)

@@ -1,0 +1,43 @@
+"""The metrics file of a job: one CSV line per step, over all its attempts."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from shared.tables import EventRow
+
+COLUMNS: Final = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
+_COLUMN_OF: Final = {
+    "train_loss": "train_loss",
+    "train_mean_token_accuracy": "train_accuracy",
+    "valid_loss": "valid_loss",
+    "valid_mean_token_accuracy": "valid_mean_token_accuracy",
+}
+
+
+def recorded_metrics(session: Session, job_id: str) -> list[dict[str, Any]]:
+    """The figures of every metrics event that clients have seen, in order."""
+    rows = session.scalars(
+        select(EventRow.data).where(EventRow.job_id == job_id, EventRow.type == "metrics").order_by(EventRow.seq)
+    )
+    return [row for row in rows if row is not None]
+
+
+def metrics_csv(figures: Iterable[Mapping[str, Any]]) -> str:
+    """CSV of `COLUMNS`, by step; of two figures for one step the later wins, as a resumed attempt repeats some."""
+    table: dict[int, dict[str, Any]] = {}
+    for figure in figures:
+        line = table.setdefault(int(figure["step"]), {})
+        line |= {column: figure[name] for name, column in _COLUMN_OF.items() if figure.get(name) is not None}
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    for step in sorted(table):
+        writer.writerow({"step": step, **table[step]})
+    return text.getvalue()

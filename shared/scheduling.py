@@ -1,0 +1,374 @@
+"""Which queued job starts where, who is stopped for it, and why the others wait: `plan()`.
+
+Pure: no clock, no I/O, no database; the answer depends on the arguments alone, not on their order. The policy is
+explained with a worked example in docs/scheduling.md. Anchors: Slurm's decayed fair share (half-life 7 d) and EASY
+backfill, Kueue's admission fair sharing (entry penalty) and loop-free preemption. The parts: `fairshare` (the
+order), `capacity` (what fits where), `preemption` (who may be stopped), `verdicts` (what the others are told).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from math import inf
+from typing import Final, NamedTuple
+
+from shared.capacity import Demand, Device
+from shared.fairshare import Lane, Policy, QueuedJob, Share, charge, decayed, lanes, turns
+from shared.occupancy import Occupancy
+from shared.preemption import (
+    BEST_EFFORT,
+    RANK,
+    Claimant,
+    Ground,
+    RunningJob,
+    Tier,
+    Victim,
+    ground,
+    may_reclaim,
+    preference,
+    smallest_set,
+    stoppable,
+    within,
+)
+from shared.verdicts import BlockedBy, Reason, Turn, Verdict, Verdicts
+
+__all__ = [
+    "Assignment",
+    "BlockedBy",
+    "Device",
+    "Ground",
+    "Plan",
+    "Policy",
+    "Preemption",
+    "QueuedJob",
+    "RunningJob",
+    "Share",
+    "Tier",
+    "Verdict",
+    "charge",
+    "decayed",
+    "plan",
+]
+
+GROUNDS: Final[dict[Ground, str]] = {
+    "tier": "a job of a higher tier waits",
+    "guarantee": "project {0} reclaims devices within its guarantee",
+    "share": "project {0} is below its share and project {1} is above its own",
+    "reservation": "the job ran on devices that are reserved for {2}",
+}
+
+BUDGET: Final = (
+    "the job is charged {:,.0f} GPU-seconds and project {} has {:,.0f} left of its budget; "
+    "unblocked by a larger budget or the next period"
+)
+QUOTA: Final = (
+    "the job takes {} devices; {} holds {} of the {} that it may hold; "
+    "unblocked when one of its jobs ends or by a larger cap"
+)
+PROMISED: Final = "{} is promised to this job and is being freed by a preemption that is under way"
+FIRST: Final = "first in line; waits for {}, free at the latest at {}"
+RESERVED: Final = (
+    "free devices are reserved for {} until {}; unblocked then, or at once for a job whose max_runtime ends before"
+)
+BUSY: Final = Reason(
+    "NO_FREE_DEVICE",
+    "needs {job.gpus} devices on each of {job.hosts} hosts, with {gib:.1f} GiB each (safety included); all that fit "
+    "are busy or promised; unblocked when the jobs ahead have had theirs",
+)
+HELD_POOL: Final = Reason("HELD", "the pool is held; released by an administrator")
+HELD_PROJECT: Final = Reason("HELD", "project {job.project} is held; released by an administrator")
+HELD_JOB: Final = Reason("HELD", "the job is held; release it to queue it again")
+BACKOFF: Final = Reason(
+    "BACKOFF_UNTIL", "the last attempt failed; tried again after {job.not_before:%Y-%m-%d %H:%M:%S %Z}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    job_id: str
+    device_ids: tuple[str, ...]
+    backfill: bool = False  # on devices reserved for another job: store it, it comes back as RunningJob.backfill
+
+
+@dataclass(frozen=True, slots=True)
+class Preemption:
+    victim_id: str
+    for_job_id: str
+    ground: Ground
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    assignments: tuple[Assignment, ...]
+    preemptions: tuple[Preemption, ...]
+    verdicts: Mapping[str, Verdict]  # in the effective order; one per queued job that is not assigned
+
+
+def plan(
+    queue: Iterable[QueuedJob],
+    running: Iterable[RunningJob],
+    devices: Iterable[Device],
+    shares: Iterable[Share],
+    *,
+    policy: Policy,
+    now: datetime,
+) -> Plan:
+    """Decide one pass over one pool. Ids are unique; a project without a share has weight 1 and no usage."""
+    moment = now.timestamp()
+    leases = list(running)
+    occupancy = Occupancy(devices, leases, policy=policy, now=moment)
+    found = lanes(
+        queue,
+        leases,
+        shares,
+        devices=occupancy.usable_count,
+        aged_before=moment - policy.max_wait.total_seconds(),
+    )
+    decision = _Pass(found, occupancy, policy=policy, now=moment)
+    for job, lane, aged in turns(found):
+        decision.consider(job, lane, aged=aged)
+    return decision.result()
+
+
+class _Reservation(NamedTuple):
+    """The devices that are kept for the first job that has to wait, and when they are all free at the latest."""
+
+    job_id: str
+    claimant: Claimant
+    device_ids: frozenset[str]
+    at: float  # POSIX seconds; inf: nobody knows
+    aged: bool
+    notice: Reason  # what the jobs are told that would fit if it were not for the reservation
+
+
+class _Pass:
+    """The state of one pass: what is free, what is promised, what was decided."""
+
+    def __init__(self, found: Mapping[str, Lane], occupancy: Occupancy, *, policy: Policy, now: float) -> None:
+        self.lanes, self.occupancy, self.policy, self.now = found, occupancy, policy, now
+        self.open = occupancy.free()  # free for anybody
+        self.every = occupancy.free()  # and what is reserved, for jobs that end before the reservation
+        self.soon = occupancy.free(leaving=True)  # free, or about to be by a preemption under way
+        self.victims = self._victims()
+        self.stoppable = {victim.job.id: victim for victim in self.victims}
+        self.hopeless = dict[tuple[object, ...], int]()  # claim -> smallest need that no preemption can serve
+        self.reserved: _Reservation | None = None
+        self.assignments = list[Assignment]()
+        self.preemptions = list[Preemption]()
+        self.waiting = dict[str, Turn]()
+        self.in_line = 0
+
+    def result(self) -> Plan:
+        verdicts = Verdicts(self.waiting, self.occupancy.outlook(), policy=self.policy)
+        return Plan(tuple(self.assignments), tuple(self.preemptions), verdicts)
+
+    def _victims(self) -> list[Victim]:
+        """The running jobs that could be stopped, as their projects stand before this pass."""
+        shortest = self.policy.min_runtime.total_seconds()
+        found = list[Victim]()
+        for lane in self.lanes.values():
+            staying = [job for job in lane.running if not job.preempt_requested]
+            covered = within((job for job in staying if job.firm), lane.share.guarantee)
+            fair = within(staying, lane.part, always_one=True)
+            for job in staying:
+                if stoppable(job, now=self.now, min_runtime=shortest):
+                    found.append(self._victim(job, lane, borrowed=job.id not in covered, over_part=job.id not in fair))
+        return sorted(found, key=preference)
+
+    def _victim(self, job: RunningJob, lane: Lane, *, borrowed: bool, over_part: bool) -> Victim:
+        return Victim(
+            job=job,
+            rank=RANK[job.tier],
+            share_before=lane.share.usage / lane.share.weight,
+            borrowed=borrowed,
+            over_part=over_part,
+            devices=self.occupancy.obtainable_of(job),
+        )
+
+    # One job's turn
+
+    def consider(self, job: QueuedJob, lane: Lane, *, aged: bool) -> None:
+        """Start the job, or record why it waits."""
+        demand = Demand(job.gpus, job.hosts, int(job.bytes_per_device * self.policy.memory_safety))
+        cost = charge(job, policy=self.policy)
+        aside = self._aside(job, lane, demand, cost)
+        if aside is not None:
+            return self._wait(job, aside, in_line=False)
+        guaranteed = lane.guarantees(job)
+        lane.take_turn(job, cost)
+        if self._start(job, lane, demand, cost):
+            return None
+        claimant = Claimant(
+            project=job.project,
+            rank=RANK[job.tier],
+            share_after=lane.usage / lane.share.weight,
+            guaranteed=guaranteed,
+            below_part=not lane.taken or lane.taken + job.devices <= lane.part,
+            head=self.reserved is None,
+        )
+        reason = self._claim(job, lane, demand, cost, claimant) or self._line_up(job, demand, claimant, aged=aged)
+        return self._wait(job, reason, in_line=True)
+
+    def _wait(self, job: QueuedJob, reason: Reason, *, in_line: bool) -> None:
+        self.waiting[job.id] = Turn(job, self.in_line + 1, reason, in_line)
+        self.in_line += in_line
+
+    def _aside(self, job: QueuedJob, lane: Lane, demand: Demand, cost: float) -> Reason | None:
+        """Why the job cannot start whatever is free, or None. Such a job reserves nothing and costs nothing."""
+        return self._stopped(job, lane) or self.occupancy.obstacle(demand) or self._over_limit(job, lane, cost)
+
+    def _stopped(self, job: QueuedJob, lane: Lane) -> Reason | None:
+        if self.policy.held:
+            return HELD_POOL
+        if lane.share.held:
+            return HELD_PROJECT
+        if job.held:
+            return HELD_JOB
+        if job.not_before is not None and job.not_before.timestamp() > self.now:
+            return BACKOFF
+        return None
+
+    def _over_limit(self, job: QueuedJob, lane: Lane, cost: float) -> Reason | None:
+        cap, key_cap = lane.share.max_running, lane.share.key_max_running.get(job.key)
+        held = lane.by_key[job.key] if key_cap is not None else 0
+        if lane.budget is not None and cost > lane.budget:
+            return Reason("BUDGET", BUDGET, (cost, job.project, max(0.0, lane.budget)))
+        if cap is not None and lane.taken + job.devices > cap:
+            return Reason("QUOTA_PROJECT", QUOTA, (job.devices, f"project {job.project}", lane.taken, cap))
+        if key_cap is not None and held + job.devices > key_cap:
+            return Reason("QUOTA_KEY", QUOTA, (job.devices, f"key {job.key}", held, key_cap))
+        return None
+
+    # Devices for a job
+
+    def _start(self, job: QueuedJob, lane: Lane, demand: Demand, cost: float) -> bool:
+        if self.open.fits(demand):
+            chosen = self.open.choose(demand, base_model=job.base_model)
+        elif self.reserved is not None and self.every.fits(demand) and self._may_backfill(job, lane, cost):
+            chosen = self.every.choose(demand, base_model=job.base_model)
+        else:
+            return False
+        kept = self.reserved.device_ids if self.reserved is not None else frozenset[str]()
+        ids = tuple(device.id for device in chosen)
+        self.assignments.append(Assignment(job.id, ids, backfill=not kept.isdisjoint(ids)))
+        for device in chosen:
+            self.occupancy.occupy(device, job)
+            self._take(device)
+        lane.take_devices(job, cost)
+        return True
+
+    def _take(self, device: Device) -> None:
+        for stock in (self.open, self.every, self.soon):
+            stock.remove(device)
+
+    def _may_backfill(self, job: QueuedJob, lane: Lane, cost: float) -> bool:
+        """Only jobs that end before the reservation, or that its holder (unless it aged) may stop."""
+        assert self.reserved is not None
+        if job.max_runtime_seconds is not None and self.now + job.max_runtime_seconds <= self.reserved.at:
+            return True
+        if self.reserved.aged or not (job.preemptible or RANK[job.tier] == BEST_EFFORT):
+            return False
+        return may_reclaim(self.reserved.claimant, self._as_victim(job, lane, cost))
+
+    def _as_victim(self, job: QueuedJob, lane: Lane, cost: float) -> Victim:
+        """The job as it would stand if it were backfilled now."""
+        started = RunningJob(
+            id=job.id,
+            project=job.project,
+            key=job.key,
+            tier=job.tier,
+            priority=job.priority,
+            device_ids=(),
+            started_at=job.submitted_at,
+            backfill=True,
+        )
+        borrowed = RANK[job.tier] == BEST_EFFORT or lane.firm > lane.share.guarantee
+        share = (lane.spent + cost) / lane.share.weight
+        return Victim(started, RANK[job.tier], share, borrowed=borrowed, over_part=True, devices=())
+
+    def _claim(self, job: QueuedJob, lane: Lane, demand: Demand, cost: float, claimant: Claimant) -> Reason | None:
+        """Promise the job devices that are about to be free, stopping others where it may; None if it may not."""
+        if not self.soon.fits(demand):
+            stopped = self._stop(job, demand, claimant)
+            if not stopped:
+                return None
+        chosen = self.soon.choose(demand, base_model=job.base_model)
+        for device in chosen:
+            self.occupancy.promise(device)
+            self._take(device)
+        lane.take_devices(job, cost)
+        return Reason("NO_FREE_DEVICE", PROMISED, (", ".join(device.id for device in chosen),))
+
+    def _stop(self, job: QueuedJob, demand: Demand, claimant: Claimant) -> bool:
+        if len(self.preemptions) >= self.policy.preemptions_per_pass or not self.victims:
+            return False
+        claim = (claimant.project, claimant.rank, demand.gpus, demand.hosts, claimant.guaranteed, claimant.head)
+        if demand.bytes_needed >= self.hopeless.get(claim, demand.bytes_needed + 1):
+            return False
+        kept = self.reserved.device_ids if self.reserved is not None else frozenset[str]()
+        grounds = {
+            victim.job.id: why
+            for victim in self.victims
+            if kept.isdisjoint(victim.job.device_ids) and (why := ground(claimant, victim)) is not None
+        }
+        candidates = [victim for victim in self.victims if victim.job.id in grounds]
+        chosen = smallest_set(candidates, demand, self.soon)
+        if not chosen:
+            self.hopeless[claim] = demand.bytes_needed
+            return False
+        for victim in chosen:
+            self._request(victim, job, grounds[victim.job.id])
+        return True
+
+    def _request(self, victim: Victim, job: QueuedJob, why: Ground) -> None:
+        reason = GROUNDS[why].format(job.project, victim.job.project, job.id)
+        self.preemptions.append(Preemption(victim.job.id, job.id, why, reason))
+        self.victims.remove(victim)
+        for device in victim.devices:
+            self.occupancy.vacate(device)
+            self.soon.add(device, self.occupancy.room(device))
+
+    # Waiting for devices
+
+    def _line_up(self, job: QueuedJob, demand: Demand, claimant: Claimant, *, aged: bool) -> Reason:
+        if self.reserved is None:
+            return self._reserve(job, demand, claimant, aged=aged)
+        return self.reserved.notice if self.every.fits(demand) else BUSY
+
+    def _reserve(self, job: QueuedJob, demand: Demand, claimant: Claimant, *, aged: bool) -> Reason:
+        """Keep the devices that are free first, on the hosts where all that the job needs are free first."""
+        hosts = self.occupancy.obtainable.hosts_for(demand)
+        options = sorted(self._wait_on(host, demand, claimant) for host in hosts)[: demand.hosts]
+        ids = frozenset(device_id for option in options for device_id in option[-1])
+        at = max(option[0] for option in options)
+        notice = Reason("RESERVED_FOR", RESERVED, (job.id, _clock(at)))
+        self.reserved = _Reservation(job.id, claimant, ids, at, aged, notice)
+        for device_id in ids:
+            self.open.remove(self.occupancy.devices[device_id])
+            self.soon.remove(self.occupancy.devices[device_id])
+        return Reason("NO_FREE_DEVICE", FIRST, (", ".join(sorted(ids)), _clock(at)))
+
+    def _wait_on(self, host: str, demand: Demand, claimant: Claimant) -> tuple[float, int, str, tuple[str, ...]]:
+        """(all free at, how many of them are busy, host, devices) for one host's part of the demand."""
+        fitting = self.occupancy.obtainable.devices(host, demand.bytes_needed)
+        ready = sorted((self._ready(device, claimant), device not in self.every, device.id) for device in fitting)
+        chosen = ready[: demand.gpus]
+        return chosen[-1][0], sum(busy for _, busy, _ in chosen), host, tuple(device_id for *_, device_id in chosen)
+
+    def _ready(self, device: Device, claimant: Claimant) -> float:
+        """When the claimant has the device at the latest: its job's end, sooner if that job was backfilled."""
+        end = self.occupancy.ends[device.id]
+        job = self.occupancy.running.get(device.id)
+        if job is None or not job.backfill or end == self.now:
+            return end
+        victim = self.stoppable.get(job.id)
+        if victim is None or not may_reclaim(claimant, victim):
+            return end
+        return min(end, self.now + self.policy.preempt_grace.total_seconds())
+
+
+def _clock(moment: float) -> str:
+    return "an unknown time" if moment == inf else f"{datetime.fromtimestamp(moment, tz=UTC):%Y-%m-%d %H:%M} UTC"

@@ -1,0 +1,405 @@
+"""How many bytes of a device a job will hold at its peak, term by term, before anything runs.
+
+Pure arithmetic on a base model's facts; the derivation of each term and the published points it was checked against are
+in docs/memory.md and bench/memory_estimates.py. All sizes are bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import pstdev
+from typing import Literal
+
+from shared.methods import METHODS
+from shared.spec import Dtype, JobSpec, MethodName, ModelFacts
+from shared.target_modules import FAMILIES, Family, last
+
+DeviceKind = Literal["cuda", "cpu"]
+
+GIB = 2**30
+MB = 10**6
+
+# bitsandbytes: 4 bits a value and a float32 scale per 64; double quantization stores the scales in 8 bits.
+FOUR_BIT = 0.5 + 4 / 64
+FOUR_BIT_DOUBLE = 0.5 + (1 + 4 / 256) / 64
+BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+# AdamW's two moments per trained value; 8-bit ones carry a float32 scale per 256 values each.
+OPTIMIZER_BYTES = {
+    "adamw_torch": 8.0,
+    "paged_adamw_32bit": 8.0,
+    "paged_adamw_8bit": 2 * (1 + 4 / 256),
+    "adamw_8bit": 2 * (1 + 4 / 256),
+    "sgd": 0.0,
+}
+
+PLAIN_LOGITS = 14.0  # bytes per token and vocabulary entry when logits are materialised: 16-bit, float32 copy, gradient
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What a training program adds to the arithmetic of the model.
+
+    Attributes:
+        process: bytes before any model is loaded: driver context and cuBLAS on CUDA, Python with torch on the CPU.
+        logits: bytes per token and vocabulary entry where logits are materialised; 0: fused head, in tiles.
+        wide_head: embeddings and output layer are cast to float32 (PEFT's prepare_model_for_kbit_training).
+        gaps: share of activations and logits that the allocator loses to fragmentation.
+        full: bytes per parameter for everything standing when every weight trains; 0: from dtype and optim.
+    """
+
+    process: int
+    logits: float = 0.0
+    wide_head: bool = False
+    gaps: float = 0.05
+    full: float = 0.0
+
+
+# CUDA: context and cuBLAS take 0.5 to 1.4 GB by card and version; TRL's fused head. CPU: Python with torch and the
+# training stack; logits, their softmax and gradient in float32; and glibc's heap, whose resident peak is nearly twice
+# the living tensors (measured on a 135M model, docs/memory.md).
+OURS: dict[DeviceKind, Stack] = {
+    "cuda": Stack(process=900 * MB),
+    "cpu": Stack(process=750 * MB, logits=12.0, gaps=0.9),
+}
+
+# The trainer lays packed rows end to end up to so many tokens (worker/train/objectives/supervised.py); a longer row has
+# a pass to itself.
+PACKED_TOKENS: dict[DeviceKind, int] = {"cpu": 512, "cuda": 4096}
+
+CHARACTERS_PER_TOKEN = 3.5  # mean over English chat rows; for sizes that may be a little wrong
+SAFE_CHARACTERS_PER_TOKEN = 2.5  # for the longest row: cutting rows is worse than reserving room
+TEMPLATE_TOKENS = 64  # roles, turn marks and a default system prompt around a row
+
+
+def row_tokens(characters: float, *, per_token: float = SAFE_CHARACTERS_PER_TOKEN) -> int:
+    """About how many tokens a row of so many characters has, template included."""
+    return math.ceil(characters / per_token) + TEMPLATE_TOKENS
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What runs on one device.
+
+    Attributes:
+        micro_batch: sequences in one forward pass.
+        length: tokens per sequence, padding or packing included.
+        labelled: share of tokens that carry loss.
+        rows: sequences compared per row: 2 for dpo (chosen and rejected), else 1.
+        shards: devices that the weights are spread over (fsdp), else 1.
+        replicas: devices that hold a copy each (ddp), else 1.
+    """
+
+    facts: ModelFacts
+    method: MethodName = "qlora"
+    r: int = 16
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    layers: int | None = None
+    lora_dropout: float = 0.0
+    trained_whole: int = 0
+    double_quant: bool = True
+    dtype: Dtype = "bfloat16"
+    optim: str = "paged_adamw_8bit"
+    micro_batch: int = 1
+    length: int = 1024
+    labelled: float = 1.0
+    rows: int = 1
+    gradient_checkpointing: bool = False
+    shards: int = 1
+    replicas: int = 1
+    device: DeviceKind = "cuda"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in one forward pass."""
+        return self.micro_batch * self.length * self.rows
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Predicted peak of one device. `terms` add up to `total`."""
+
+    terms: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        return sum(self.terms.values())
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One kind of linear module of a decoder layer."""
+
+    name: str
+    inputs: int
+    outputs: int
+
+
+def linears(facts: ModelFacts) -> list[Linear]:
+    """The linear modules of one decoder layer, with their shapes; Llama's for an unknown architecture."""
+    h, ff = facts.hidden_size, facts.intermediate_size
+    q, kv = facts.num_attention_heads * facts.head_dim, facts.num_key_value_heads * facts.head_dim
+    shapes: dict[str, list[tuple[int, int]]] = {
+        **{name: [(h, q)] for name in ("q_proj",)},
+        **{name: [(h, kv)] for name in ("k_proj", "v_proj")},
+        **{name: [(q, h)] for name in ("o_proj", "dense", "out_proj")},
+        **{name: [(h, q + 2 * kv)] for name in ("query_key_value", "qkv_proj", "c_attn")},
+        **{name: [(h, ff)] for name in ("gate_proj", "up_proj", "fc1", "fc_in", "c_fc", "dense_h_to_4h", "w1", "w2")},
+        "gate_up_proj": [(h, 2 * ff)],
+        **{name: [(ff, h)] for name in ("down_proj", "fc2", "fc_out", "dense_4h_to_h")},
+        # Qwen (first generation), GPT-2 and GPT-BigCode: one name for the attention's and the MLP's output.
+        "c_proj": [(q, h), (ff, h)],
+    }
+    if facts.architecture == "Starcoder2ForCausalLM":
+        shapes["c_proj"] = [(ff, h)]
+    return [Linear(name, *shape) for name in family(facts).linear for shape in shapes[name]]
+
+
+def adapter_parameters(work: Workload) -> int:
+    """Trained values of the adapter: r·(in+out) per target, and DoRA's length per output."""
+    chosen = _targets(work)
+    per_layer = sum(work.r * (one.inputs + one.outputs) for one in chosen)
+    magnitudes = sum(one.outputs for one in chosen) if METHODS[work.method].magnitude else 0
+    return (per_layer + magnitudes) * (work.layers or work.facts.num_hidden_layers)
+
+
+def _targets(work: Workload) -> list[Linear]:
+    if not METHODS[work.method].adapter:
+        return []
+    if work.target_modules == "all-linear":
+        return linears(work.facts)
+    names = {last(name) for name in work.target_modules}
+    found = [one for one in linears(work.facts) if one.name in names]
+    # Names of an architecture that is not in the table: as if every linear module were meant, to be safe.
+    return found or linears(work.facts)
+
+
+def estimate(work: Workload, *, stack: Stack | None = None) -> Estimate:
+    """Peak bytes of one device while training; `stack` is our own trainer unless another is named."""
+    stack = stack or OURS[work.device]
+    terms = {"process": stack.process, **_standing(work, stack=stack)}
+    if work.shards > 1:
+        terms["gathered layer"] = 2 * _weights(work, stack=stack) // work.facts.num_hidden_layers
+    moving = _moving(work, stack=stack)
+    return Estimate({**terms, **moving, "fragmentation": math.ceil(stack.gaps * sum(moving.values()))})
+
+
+def estimate_evaluation(work: Workload, *, stack: Stack | None = None) -> Estimate:
+    """Peak bytes of one device while validating: no gradients, and one layer is gone when the next one runs."""
+    stack = stack or OURS[work.device]
+    terms = {name: size for name, size in estimate(work, stack=stack).terms.items() if name not in _TRAINING_ONLY}
+    moving = {"logits or one layer": max(work.tokens * _layer_bytes(work), _logits(work, stack=stack))}
+    return Estimate({**terms, **moving, "fragmentation": math.ceil(stack.gaps * sum(moving.values()))})
+
+
+_TRAINING_ONLY = ("gradients", "buckets", "activations", "logits", "logits or one layer", "fragmentation")
+
+
+def _standing(work: Workload, *, stack: Stack) -> dict[str, int]:
+    """Bytes that stay from the first step to the last."""
+    if stack.full and not METHODS[work.method].adapter:
+        return {"weights": math.ceil(stack.full * work.facts.parameters / work.shards)}
+    trained = _trained_parameters(work)
+    spread = {
+        "weights": _weights(work, stack=stack),
+        "trained weights": 4 * trained if METHODS[work.method].adapter else 0,
+        "gradients": 4 * trained,
+        "optimizer": math.ceil(OPTIMIZER_BYTES[work.optim] * trained),
+    }
+    shared_out = {name: math.ceil(size / work.shards) for name, size in spread.items()}
+    return {**shared_out, "buckets": 4 * trained if work.replicas > 1 else 0}
+
+
+def _moving(work: Workload, *, stack: Stack) -> dict[str, int]:
+    """Bytes that come and go within a step, at the moment when there are most of them."""
+    layer, logits = work.tokens * _layer_bytes(work), _logits(work, stack=stack)
+    layers = work.facts.num_hidden_layers
+    if not work.gradient_checkpointing:
+        return {"activations": layer * layers, "logits": logits, "dequantised weight": _dequantised(work)}
+    # The logits are gone when the first layer is recomputed: the larger of the two counts.
+    inputs = work.tokens * BYTES[work.dtype] * work.facts.hidden_size * layers
+    return {"activations": inputs, "logits or one layer": max(layer, logits), "dequantised weight": _dequantised(work)}
+
+
+def _trained_parameters(work: Workload) -> int:
+    if not METHODS[work.method].adapter:
+        return work.facts.parameters
+    return adapter_parameters(work) + work.trained_whole
+
+
+def _weights(work: Workload, *, stack: Stack) -> int:
+    """The base's weights. What is neither a known linear nor an embedding (MoE experts, say) stays 16-bit."""
+    parameters, wide = work.facts.parameters, BYTES[work.dtype]
+    if not METHODS[work.method].adapter:
+        return parameters * (4 if wide == 4 else 6)  # float32, and autocast's 16-bit copies
+    head = work.facts.vocab_size * work.facts.hidden_size * (1 if work.facts.tie_word_embeddings else 2)
+    widened = (4 - wide) * head if stack.wide_head else 0
+    if not METHODS[work.method].quantized:
+        return wide * parameters + widened
+    packed = min(quantizable_parameters(work.facts), parameters)
+    narrow = FOUR_BIT_DOUBLE if work.double_quant else FOUR_BIT
+    return math.ceil(packed * narrow + (parameters - packed) * wide) + widened
+
+
+def quantizable_parameters(facts: ModelFacts) -> int:
+    """Weights inside the decoder's linear modules: what bitsandbytes stores in 4 bits."""
+    return facts.num_hidden_layers * sum(one.inputs * one.outputs for one in linears(facts))
+
+
+def _layer_bytes(work: Workload) -> int:
+    """Activations that one decoder layer keeps for the backward pass, per token.
+
+    Frozen linears do not keep their inputs, adapted ones do; counts derived from the modelling code, checked
+    in bench/memory_estimates.py.
+    """
+    facts, targets = work.facts, _targets(work)
+    h, ff = facts.hidden_size, facts.intermediate_size
+    q, kv = facts.num_attention_heads * facts.head_dim, facts.num_key_value_heads * facts.head_dim
+    everywhere = not METHODS[work.method].adapter or any(ff in (one.inputs, one.outputs) for one in targets)
+    if family(facts).gated_mlp:
+        values = 10 * h + 4 * kv + 5 * ff if everywhere else 8 * h + 2 * q + 2 * kv + 3.5 * ff
+    else:
+        values = 3 * h + 2 * q + 2 * kv + 2 * ff if everywhere else h + 2 * q + 2 * kv + ff
+    if METHODS[work.method].magnitude:
+        values += sum(one.outputs for one in targets)
+    if work.lora_dropout > 0:
+        values += 1.5 * sum(one.inputs for one in targets)  # a copy and a one-byte mask
+    return math.ceil(BYTES[work.dtype] * values)
+
+
+def family(facts: ModelFacts) -> Family:
+    """The module table of the base's architecture; Llama's where it is not known."""
+    return FAMILIES.get(facts.architecture, FAMILIES["LlamaForCausalLM"])
+
+
+def _logits(work: Workload, *, stack: Stack) -> int:
+    vocabulary = work.facts.vocab_size
+    if stack.logits:
+        return math.ceil(stack.logits * work.tokens * work.labelled * vocabulary)
+    # TRL's fused head (trl/kernels/chunked_logprob.py): one 16-bit tile of logits, float32 gradients of hidden states.
+    tile = min(work.tokens, 4096) * min(vocabulary, 32768) * 2
+    return tile + math.ceil(work.tokens * work.labelled) * work.facts.hidden_size * 4
+
+
+def _dequantised(work: Workload) -> int:
+    if not METHODS[work.method].quantized:
+        return 0
+    largest = max(one.inputs * one.outputs for one in linears(work.facts))
+    copies = 2 if METHODS[work.method].magnitude else 1
+    return copies * BYTES[work.dtype] * largest
+
+
+def workload(spec: JobSpec, *, device: DeviceKind) -> Workload:
+    """What a resolved job asks of one device."""
+    adapter, training, placement = spec.adapter, spec.training, spec.placement
+    world = placement.gpus * placement.nodes
+    packed = training.packing and training.neftune_noise_alpha is None and spec.objective.type == "supervised"
+    targets: Literal["all-linear"] | tuple[str, ...] = (
+        "all-linear" if isinstance(adapter.target_modules, str) else tuple(adapter.target_modules)
+    )
+    return Workload(
+        facts=spec.base_model.facts,
+        method=adapter.method,
+        r=max([adapter.r, *adapter.rank_pattern.values()]),
+        target_modules=targets,
+        layers=None if adapter.layers_to_transform is None else len(set(adapter.layers_to_transform)),
+        lora_dropout=adapter.lora_dropout,
+        trained_whole=_saved_parameters(spec.base_model.facts, modules=adapter.modules_to_save or ()),
+        double_quant=spec.quantization.bnb_4bit_use_double_quant,
+        dtype=training.dtype,
+        optim=training.optim,
+        micro_batch=1 if packed else training.per_device_train_batch_size,
+        length=_packed_length(spec, device=device) if packed else _longest_row(spec),
+        rows=2 if spec.objective.type == "dpo" else 1,
+        gradient_checkpointing=training.gradient_checkpointing,
+        shards=world if placement.strategy == "fsdp" else 1,
+        replicas=world if placement.strategy == "ddp" else 1,
+        device=device,
+    )
+
+
+def _longest_row(spec: JobSpec) -> int:
+    limit = spec.training.max_length
+    return min(limit, row_tokens(spec.data.max_characters)) if spec.data.max_characters else limit
+
+
+def _packed_length(spec: JobSpec, *, device: DeviceKind) -> int:
+    """Tokens of the largest packed pass: what fits in, or the longest row."""
+    asked = spec.training.per_device_train_batch_size * spec.training.max_length
+    return max(_longest_row(spec), min(asked, PACKED_TOKENS[device]))
+
+
+def _saved_parameters(facts: ModelFacts, *, modules: Sequence[str]) -> int:
+    """Values in modules that train whole; a module that is not known counts as an embedding."""
+    norms = sum(last(name) in family(facts).norms for name in modules)
+    wide = len(modules) - norms
+    return wide * facts.vocab_size * facts.hidden_size + norms * facts.hidden_size * (facts.num_hidden_layers + 1)
+
+
+# ---- Calibration: what finished jobs teach ----
+
+PRIOR_SPREAD = 0.10  # of log(measured/predicted) before anything was measured; the published points scatter so
+NOISE_FLOOR = 0.02  # two runs of the same job never agree better
+UPPER = 1.2816  # standard deviations: nine of ten jobs stay below
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Predicted and measured peak bytes of one finished attempt; `tokens` per forward pass."""
+
+    base: str
+    method: MethodName
+    tokens: int
+    predicted: int
+    measured: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far the formula is off for one kind of job, and how sure that is.
+
+    Attributes:
+        factor: multiply a prediction by this.
+        spread: standard deviation of the relative error that remains.
+        count: measurements behind it.
+    """
+
+    factor: float = 1.0
+    spread: float = PRIOR_SPREAD
+    count: int = 0
+
+    def expected(self, predicted: int) -> int:
+        return math.ceil(predicted * self.factor)
+
+    def upper(self, predicted: int) -> int:
+        """Bytes to admit with: nine of ten such jobs need no more."""
+        return math.ceil(predicted * self.factor * math.exp(UPPER * self.spread))
+
+    @property
+    def sure(self) -> str:
+        """How sure the estimate is, in words."""
+        basis = f"{self.count} finished jobs of this kind" if self.count else "the formula alone"
+        return f"±{math.expm1(UPPER * self.spread):.0%}, from {basis}"
+
+
+def bucket(tokens: int) -> int:
+    """Length bucket of a forward pass: its token count rounded up to a power of two."""
+    return 1 << max(0, tokens - 1).bit_length()
+
+
+def calibrate(measurements: Sequence[Measurement], *, base: str, method: MethodName, tokens: int) -> Calibration:
+    """What measurements of the same base model and method, in the same length bucket if there are any, say."""
+    alike = [one for one in measurements if (one.base, one.method) == (base, method)]
+    near = [one for one in alike if bucket(one.tokens) == bucket(tokens)]
+    return _posterior([math.log(one.measured / one.predicted) for one in near or alike], remote=not near)
+
+
+def _posterior(ratios: Sequence[float], *, remote: bool) -> Calibration:
+    """Normal prior around 1, normal noise: few measurements move the factor little (conjugate update)."""
+    if not ratios:
+        return Calibration()
+    noise = max(NOISE_FLOOR, pstdev(ratios)) + (PRIOR_SPREAD / 2 if remote else 0.0)
+    precision = 1 / PRIOR_SPREAD**2 + len(ratios) / noise**2
+    center = sum(ratios) / noise**2 / precision
+    return Calibration(factor=math.exp(center), spread=math.sqrt(1 / precision + noise**2), count=len(ratios))

@@ -1,0 +1,180 @@
+"""Verbs of workers and their devices: who is there, what they have, who went away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+
+from sqlalchemy import ColumnElement, delete, func, or_, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from shared.tables import DeviceRow, JobRow, WorkerRow
+
+# A silent worker's devices may be taken over by another worker of the same host after this.
+SILENCE = timedelta(seconds=60)
+FORGOTTEN = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class NewWorker:
+    """A worker as it introduces itself. The id stands for a host and a home, so a restart is the same worker."""
+
+    id: str
+    host: str
+    pool: str
+    boot_id: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReport:
+    """A device as its host shows it; `id` is `{host}:{uuid}`, sizes in bytes."""
+
+    id: str
+    kind: str
+    name: str
+    total_bytes: int
+    free_bytes: int
+    foreign_bytes: int
+    healthy: bool
+    bfloat16: bool
+    cached_models: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a worker learns when it reports itself."""
+
+    draining: bool
+    device_ids: tuple[str, ...]
+
+
+def register(session: Session, worker: NewWorker, devices: Sequence[DeviceReport]) -> None:
+    """Announce a worker that has just started and holds nothing: leases it had before are over.
+
+    The caller must have proven that every process of the earlier worker with this id is dead.
+    """
+    columns = asdict(worker)
+    session.execute(
+        insert(WorkerRow)
+        .values(**columns, draining=False)
+        .on_conflict_do_update(
+            index_elements=[WorkerRow.id],
+            set_={**columns, "draining": False, "started_at": func.now(), "last_seen": func.now()},
+        )
+    )
+    session.execute(
+        update(JobRow)
+        .where(JobRow.lease_owner == worker.id, JobRow.lease_until.is_not(None))
+        .values(lease_until=func.to_timestamp(0))
+    )
+    _put_devices(session, worker, devices)
+    session.execute(delete(DeviceRow).where(_gone(worker.id, devices), DeviceRow.leased_by.is_(None)))
+
+
+def report(session: Session, worker: NewWorker, devices: Sequence[DeviceReport]) -> Standing | None:
+    """Say "still here, and this is free". None: the worker was forgotten and must register again."""
+    draining = session.execute(
+        update(WorkerRow)
+        .where(WorkerRow.id == worker.id, WorkerRow.boot_id == worker.boot_id)
+        .values(last_seen=func.now())
+        .returning(WorkerRow.draining)
+    ).scalar_one_or_none()
+    if draining is None:
+        return None
+    _put_devices(session, worker, devices)
+    # A device that was there and no longer answers is broken, not gone: somebody must look at it.
+    session.execute(update(DeviceRow).where(_gone(worker.id, devices), DeviceRow.healthy).values(healthy=False))
+    mine = session.scalars(select(DeviceRow.id).where(DeviceRow.worker_id == worker.id)).all()
+    return Standing(draining=draining, device_ids=tuple(mine))
+
+
+def _gone(worker_id: str, devices: Sequence[DeviceReport]) -> ColumnElement[bool]:
+    return (DeviceRow.worker_id == worker_id) & DeviceRow.id.not_in([device.id for device in devices])
+
+
+def _put_devices(session: Session, worker: NewWorker, devices: Sequence[DeviceReport]) -> None:
+    """Write the devices that are this worker's: new ones, its own, and those of a worker that fell silent."""
+    for device in devices:
+        columns = {**asdict(device), "worker_id": worker.id, "host": worker.host, "pool": worker.pool}
+        silent = select(WorkerRow.id).where(WorkerRow.last_seen < func.now() - SILENCE)
+        session.execute(
+            insert(DeviceRow)
+            .values(**columns)
+            .on_conflict_do_update(
+                index_elements=[DeviceRow.id],
+                set_=columns,
+                where=or_(DeviceRow.worker_id == worker.id, DeviceRow.worker_id.in_(silent)),
+            )
+        )
+
+
+def set_draining(session: Session, worker_id: str, *, draining: bool) -> bool:
+    """Have a worker take no more work, or take it again. False: no such worker."""
+    found = session.execute(
+        update(WorkerRow).where(WorkerRow.id == worker_id).values(draining=draining).returning(WorkerRow.id)
+    )
+    return found.one_or_none() is not None
+
+
+def set_quarantined(session: Session, device_id: str, *, quarantined: bool) -> bool:
+    """Take a device out of the plan, or put it back. False: no such device."""
+    found = session.execute(
+        update(DeviceRow).where(DeviceRow.id == device_id).values(quarantined=quarantined).returning(DeviceRow.id)
+    )
+    return found.one_or_none() is not None
+
+
+def retire(session: Session, worker_id: str) -> None:
+    """A worker that has stopped takes its free devices along; leased ones wait for the reaper."""
+    session.execute(delete(DeviceRow).where(DeviceRow.worker_id == worker_id, DeviceRow.leased_by.is_(None)))
+    session.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(last_seen=func.to_timestamp(0)))
+
+
+def forget(session: Session) -> list[str]:
+    """Drop workers silent for a day, and their devices; a leased device keeps its worker until the lease is over."""
+    old = select(WorkerRow.id).where(WorkerRow.last_seen < func.now() - FORGOTTEN)
+    session.execute(delete(DeviceRow).where(DeviceRow.worker_id.in_(old), DeviceRow.leased_by.is_(None)))
+    kept = select(DeviceRow.worker_id)
+    gone = session.scalars(
+        delete(WorkerRow)
+        .where(WorkerRow.last_seen < func.now() - FORGOTTEN, WorkerRow.id.not_in(kept))
+        .returning(WorkerRow.id)
+    )
+    return list(gone)
+
+
+def has_idle_device(session: Session, worker_id: str) -> bool:
+    """Whether a healthy device of this worker waits for work."""
+    idle = select(DeviceRow.id).where(
+        DeviceRow.worker_id == worker_id,
+        DeviceRow.healthy,
+        DeviceRow.quarantined.is_(False),
+        DeviceRow.leased_by.is_(None),
+    )
+    return session.scalars(idle.limit(1)).one_or_none() is not None
+
+
+def roomiest_device(session: Session, *, pool_name: str) -> DeviceReport | None:
+    """The device of the pool with the most memory: a job that does not fit there fits nowhere. None: an empty pool."""
+    row = session.scalars(
+        select(DeviceRow)
+        .where(DeviceRow.pool == pool_name, DeviceRow.healthy, DeviceRow.quarantined.is_(False))
+        .order_by(DeviceRow.total_bytes.desc(), DeviceRow.id)
+        .limit(1)
+    ).one_or_none()
+    if row is None:
+        return None
+    return DeviceReport(
+        id=row.id,
+        kind=row.kind,
+        name=row.name,
+        total_bytes=row.total_bytes,
+        free_bytes=row.free_bytes,
+        foreign_bytes=row.foreign_bytes,
+        healthy=row.healthy,
+        bfloat16=row.bfloat16,
+        cached_models=row.cached_models,
+    )

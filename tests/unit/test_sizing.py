@@ -1,0 +1,157 @@
+"""The memory estimate agrees with what others measured, and moves the right way."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.memory_estimates import LLAMA_2_7B, LLAMA_2_13B, LLAMA_2_70B, errors, points
+from shared.catalogue import SMOLLM2
+from shared.sizing import (
+    Calibration,
+    Measurement,
+    Workload,
+    adapter_parameters,
+    bucket,
+    calibrate,
+    estimate,
+    estimate_evaluation,
+    quantizable_parameters,
+)
+
+GB = 10**9
+SEVEN = Workload(facts=LLAMA_2_7B, optim="adamw_torch", length=512)
+
+
+def test_published_measurements_are_met_to_8_percent_in_the_median_and_20_percent_in_nine_of_ten() -> None:
+    found = errors([point for point in points() if not point.outlier])
+    assert found.count >= 70
+    assert found.median <= 0.08
+    assert found.within_20 >= 0.90
+
+
+def test_points_set_aside_are_few_and_say_why() -> None:
+    aside = [point for point in points() if point.outlier]
+    assert len(aside) <= 0.25 * len(points())
+    assert all(len(point.outlier) > 20 for point in aside)
+
+
+@pytest.mark.parametrize(
+    ("work", "least", "most"),
+    [
+        (replace(SEVEN, method="full", gradient_checkpointing=True), 100, 130),
+        (replace(SEVEN, method="lora", dtype="float16"), 15, 22),
+        (replace(SEVEN, method="qlora", gradient_checkpointing=True), 5, 8),
+        (replace(SEVEN, method="lora", facts=LLAMA_2_13B, gradient_checkpointing=True), 26, 34),
+        (replace(SEVEN, method="qlora", facts=LLAMA_2_13B, gradient_checkpointing=True), 8, 14),
+        (replace(SEVEN, method="qlora", facts=LLAMA_2_70B, gradient_checkpointing=True), 38, 50),
+    ],
+    ids=["7B full", "7B LoRA", "7B QLoRA", "13B LoRA", "13B QLoRA", "70B QLoRA"],
+)
+def test_the_table_that_users_know_comes_out(work: Workload, least: int, most: int) -> None:
+    assert least * GB <= estimate(work).total <= most * GB
+
+
+def test_parameter_counts_are_those_of_the_real_model() -> None:
+    facts = SMOLLM2.ref.facts
+    work = Workload(facts=facts, r=16)
+    norms = (2 * facts.num_hidden_layers + 1) * facts.hidden_size
+    assert quantizable_parameters(facts) + facts.vocab_size * facts.hidden_size + norms == facts.parameters
+    assert adapter_parameters(work) == 4_884_480  # 30 layers of 16·(2·1152 + 2·768 + 3·2112)
+    assert adapter_parameters(replace(work, layers=15)) == 4_884_480 // 2
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    method=st.sampled_from(["lora", "qlora", "dora", "qdora", "full"]),
+    r=st.integers(1, 512),
+    micro=st.integers(1, 64),
+    length=st.integers(8, 32768),
+    checkpointing=st.booleans(),
+    device=st.sampled_from(["cuda", "cpu"]),
+)
+def test_more_rank_rows_or_length_never_needs_less(
+    *, method: str, r: int, micro: int, length: int, checkpointing: bool, device: str
+) -> None:
+    work = Workload(
+        facts=LLAMA_2_7B,
+        method=method,  # type: ignore[arg-type]
+        r=r,
+        micro_batch=micro,
+        length=length,
+        gradient_checkpointing=checkpointing,
+        device=device,  # type: ignore[arg-type]
+    )
+    size = estimate(work).total
+    assert size == sum(estimate(work).terms.values())
+    assert estimate(replace(work, r=r + 1)).total >= size
+    assert estimate(replace(work, micro_batch=micro + 1)).total > size
+    assert estimate(replace(work, length=length + 1)).total > size
+    assert estimate(replace(work, gradient_checkpointing=True)).total <= size
+    assert estimate_evaluation(work).total < size
+
+
+def test_methods_order_as_everyone_expects() -> None:
+    sizes = [estimate(replace(SEVEN, method=method)).total for method in ("qlora", "qdora", "lora", "dora", "full")]
+    assert sizes == sorted(sizes)
+
+
+def test_sharding_divides_what_stands_and_replicas_do_not() -> None:
+    alone, sharded, copied = SEVEN, replace(SEVEN, shards=4), replace(SEVEN, replicas=4)
+    assert estimate(sharded).terms["weights"] == math.ceil(estimate(alone).terms["weights"] / 4)
+    assert estimate(copied).total >= estimate(alone).total
+
+
+CPU = Workload(facts=SMOLLM2.ref.facts, labelled=0.75, dtype="float32", optim="adamw_torch", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("work", "gigabytes"),
+    [
+        (replace(CPU, length=256), 1.84),
+        (replace(CPU, length=1024), 5.22),
+        (replace(CPU, length=512, method="lora"), 3.07),
+        (replace(CPU, length=256, micro_batch=4), 5.42),
+        (replace(CPU, length=1024, dtype="bfloat16"), 3.08),
+    ],
+)
+def test_resident_peaks_measured_on_a_cpu_are_met_within_20_percent(work: Workload, gigabytes: float) -> None:
+    assert estimate(work).total == pytest.approx(gigabytes * GB, rel=0.2)
+
+
+def measured(ratio: float, *, base: str = "m", tokens: int = 512) -> Measurement:
+    return Measurement(base=base, method="qlora", tokens=tokens, predicted=10 * GB, measured=int(ratio * 10 * GB))
+
+
+def test_nothing_measured_leaves_the_formula_and_a_wide_margin() -> None:
+    assert calibrate([measured(1.5, base="other")], base="m", method="qlora", tokens=512) == Calibration()
+    assert "formula alone" in Calibration().sure
+
+
+def test_measurements_pull_the_estimate_to_themselves_and_narrow_its_margin() -> None:
+    few, many = (calibrate([measured(1.2)] * count, base="m", method="qlora", tokens=512) for count in (1, 10))
+    assert 1.0 < few.factor < many.factor <= 1.2001
+    assert many.factor == pytest.approx(1.2, rel=0.01)
+    assert many.spread < few.spread < Calibration().spread
+    assert many.expected(10 * GB) <= many.upper(10 * GB) < Calibration().upper(12 * GB)
+
+
+def test_jobs_of_another_length_count_less_than_those_of_the_same() -> None:
+    near = calibrate([measured(1.3)] * 2, base="m", method="qlora", tokens=500)
+    far = calibrate([measured(1.3, tokens=4096)] * 2, base="m", method="qlora", tokens=500)
+    assert 1.0 < far.factor < near.factor
+    assert far.spread > near.spread
+
+
+def test_scattered_measurements_are_trusted_less() -> None:
+    calm = calibrate([measured(1.1)] * 4, base="m", method="qlora", tokens=512)
+    wild = calibrate([measured(ratio) for ratio in (0.8, 1.4, 0.9, 1.3)], base="m", method="qlora", tokens=512)
+    assert wild.spread > calm.spread
+
+
+def test_a_bucket_is_the_next_power_of_two() -> None:
+    assert [bucket(tokens) for tokens in (1, 2, 3, 512, 513)] == [1, 2, 4, 512, 1024]
