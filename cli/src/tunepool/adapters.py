@@ -1,0 +1,62 @@
+"""The product of a job: which there are, and how one gets here."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx2
+from openai import OpenAI
+
+
+class Damaged(Exception):
+    """A downloaded file has other bytes than the server promised."""
+
+
+def names(client: OpenAI) -> list[str]:
+    """Names of the fine-tuned models that this key may use."""
+    return [model.id for model in client.models.list() if model.id.startswith("ft:")]
+
+
+def describe(client: OpenAI, name: str) -> dict[str, Any]:
+    """The server's record of an adapter: base model and files (name, bytes, sha256, url)."""
+    found = client.get(f"/tunepool/adapters/{quote(name, safe=':')}", cast_to=object)
+    assert isinstance(found, dict)
+    return found
+
+
+def download(client: OpenAI, name: str, *, out: Path) -> list[Path]:
+    """Fetch every file of adapter `name` into `out`. Each is verified before it takes its name.
+
+    Raises:
+        Damaged: the bytes do not match the recorded sha256.
+        openai.APIStatusError, httpx2.HTTPError: the server or the store refuses.
+    """
+    record = describe(client, name)
+    written = []
+    for file in record["files"]:
+        target = out / file["name"]
+        # Names come from a server: none may lead out of the folder that was asked for.
+        if not target.resolve().is_relative_to(out.resolve()):
+            raise Damaged(f"The file name {file['name']!r} leads out of {out}.")
+        _fetch(file["url"], target, sha256=file["sha256"])
+        written.append(target)
+    return written
+
+
+def _fetch(url: str, target: Path, *, sha256: str) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(target.name + ".part")
+    digest = hashlib.sha256()
+    # No bearer key goes along: the link itself is the permission, and may point to another host.
+    with httpx2.stream("GET", url, follow_redirects=True, timeout=60) as response, unfinished.open("wb") as file:
+        response.raise_for_status()
+        for chunk in response.iter_bytes(1 << 20):
+            digest.update(chunk)
+            file.write(chunk)
+    if digest.hexdigest() != sha256:
+        unfinished.unlink()
+        raise Damaged(f"{target.name}: sha256 is {digest.hexdigest()}, the server recorded {sha256}.")
+    unfinished.rename(target)

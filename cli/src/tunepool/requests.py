@@ -1,0 +1,67 @@
+"""From the words of a command line to the parts of a request."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from openai import OpenAI
+from openai.types.fine_tuning.job_create_params import Method
+
+
+class BadSetting(Exception):
+    """A word of the command line cannot be understood; the message says how it should look."""
+
+
+def nested(settings: Iterable[str]) -> dict[str, Any]:
+    """`adapter.r=8` becomes `{"adapter": {"r": 8}}`. Values are JSON where they can be, else text."""
+    found: dict[str, Any] = {}
+    for path, text in _split(settings):
+        *parents, last = path.split(".")
+        place = found
+        for name in parents:
+            place = place.setdefault(name, {})
+            if not isinstance(place, dict):
+                raise BadSetting(f"'{path}' goes below '{name}', which has a value already.")
+        place[last] = _value(text)
+    return found
+
+
+def pairs(settings: Iterable[str]) -> dict[str, str]:
+    return dict(_split(settings))
+
+
+def supervised(**hyperparameters: int | None) -> Method:
+    """OpenAI's `method` with the hyperparameters that were given; the server settles the others."""
+    return {"type": "supervised", "supervised": {"hyperparameters": given(**hyperparameters)}}  # type: ignore[typeddict-item]  # the keys are the callers'
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Those that have a value: the client sends an explicit null for None, which means something else."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def file_id(client: OpenAI, source: str) -> str:
+    """The id of an uploaded file; a path is uploaded first."""
+    if source.startswith("file-") and not Path(source).exists():
+        return source
+    if not Path(source).is_file():
+        raise BadSetting(f"'{source}' is neither a file nor the id of one.")
+    return client.files.create(file=Path(source), purpose="fine-tune").id
+
+
+def _split(settings: Iterable[str]) -> list[tuple[str, str]]:
+    split = [setting.partition("=") for setting in settings]
+    for name, equals, value in split:
+        if not name or not equals:
+            raise BadSetting(f"'{name}{equals}{value}' should look like NAME=VALUE.")
+    return [(name, value) for name, _, value in split]
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

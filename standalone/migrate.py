@@ -1,0 +1,32 @@
+"""Bringing a database to this version's schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import func, select
+
+import shared
+from shared.db import make_engine
+
+# Any fixed number: hosts that start together take turns.
+MIGRATION_LOCK = 7_365_119
+
+
+def migrate(url: str) -> None:
+    """Run what is missing, under a lock. Safe to run at every start."""
+    root = Path(shared.__file__).parent.parent
+    config = Config(toml_file=root / "pyproject.toml")
+    engine = make_engine(url)
+    try:
+        with engine.connect() as lock:
+            lock.execute(select(func.pg_advisory_lock(MIGRATION_LOCK)))
+            lock.commit()
+            config.attributes["url"] = url
+            command.upgrade(config, "head")
+            lock.execute(select(func.pg_advisory_unlock(MIGRATION_LOCK)))
+            lock.commit()
+    finally:
+        engine.dispose()

@@ -1,0 +1,184 @@
+"""The command line against a live server: what a CI pipeline sees of us. The trainer is the fake one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lifecycle.stack import QUICK, make_model
+
+ROOT = Path(__file__).parents[2]
+TOOLS = Path(sys.executable).parent
+MODEL = "tiny"
+
+
+def tunepool(home: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [TOOLS / "tunepool", *words],
+        env={"PATH": "/usr/bin:/bin", "TUNEPOOL_HOME": str(home), "COLUMNS": "200", **environment},
+        cwd=home,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def succeeds(home: Path, *words: str) -> str:
+    done = tunepool(home, *words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A server that runs, with a base model of two small files."""
+    home = tmp_path_factory.mktemp("cli")
+    make_model(home / "model")
+    (home / "models.toml").write_text(f'[models.{MODEL}]\nsource = "path"\npath = "{home / "model"}"\n')
+    with (home / "server.log").open("wb") as log:
+        server = subprocess.Popen(
+            [TOOLS / "tunepool-server", "up", "--home", home, "--port", str(free_port())],
+            cwd=ROOT,
+            env={**os.environ, **QUICK, "TUNEPOOL_MODELS_FILE": str(home / "models.toml")},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        wait_until_it_answers(home, server)
+        yield home
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(60)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def wait_until_it_answers(home: Path, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 90
+    while not (home / "credentials.json").exists() or tunepool(home, "jobs", "list").returncode != 0:
+        assert server.poll() is None, (home / "server.log").read_text()[-3000:]
+        assert time.monotonic() < deadline, (home / "server.log").read_text()[-3000:]
+        time.sleep(0.2)
+
+
+def rows(folder: Path, behaviour: str) -> Path:
+    """A training file whose first row tells the fake trainer how to behave."""
+    file = folder / f"{behaviour.replace(' ', '_') or 'rows'}.jsonl"
+    texts = (f"fake: {behaviour}", *(f"row {number}" for number in range(11)))
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return file
+
+
+def test_a_pipeline_submits_waits_and_downloads_a_verified_adapter(home: Path, tmp_path: Path) -> None:
+    done = tunepool(
+        home, "submit", str(rows(tmp_path, "steps=5")), "--model", MODEL, "--suffix", "ci", "--set", "adapter.r=4",
+        "--metadata", "commit=abc", "--wait",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    job_id, name = done.stdout.split()
+
+    assert name.startswith(f"ft:{MODEL}:") and ":ci:" in name  # noqa: PT018 -- one name
+    assert name in succeeds(home, "adapters", "list").splitlines()
+    job = json.loads(succeeds(home, "--json", "jobs", "show", job_id))
+    assert job["metadata"] == {"commit": "abc"}
+    assert job["tunepool"]["spec"]["adapter"]["r"] == 4
+    assert "New fine-tuned model created" in succeeds(home, "jobs", "events", job_id)
+
+    written = [Path(line) for line in succeeds(home, "adapters", "download", name, str(tmp_path / "a")).splitlines()]
+    assert {path.name for path in written} >= {"adapter_config.json", "chain.json"}
+    assert hashlib.sha256((tmp_path / "a/chain.json").read_bytes()).hexdigest() != hashlib.sha256(b"").hexdigest()
+
+
+def test_waiting_for_a_job_that_fails_exits_1_with_its_reason(home: Path, tmp_path: Path) -> None:
+    done = tunepool(home, "submit", str(rows(tmp_path, "user_fault")), "--model", MODEL, "--wait")
+
+    assert done.returncode == 1
+    assert "Row 3 cannot be rendered." in done.stdout + done.stderr
+
+
+def test_a_running_job_is_paused_resumed_and_cancelled(home: Path, tmp_path: Path) -> None:
+    job_id = succeeds(home, "submit", str(rows(tmp_path, "steps=2000 step_seconds=0.05")), "--model", MODEL)
+    reaches(home, job_id, "running")
+
+    succeeds(home, "jobs", "pause", job_id)
+    reaches(home, job_id, "paused")
+    assert succeeds(home, "jobs", "resume", job_id).split()[1] in {"queued", "running"}
+    reaches(home, job_id, "running")
+    succeeds(home, "jobs", "cancel", job_id)
+    reaches(home, job_id, "cancelled")
+
+    assert tunepool(home, "watch", job_id).returncode == 1
+
+
+def test_a_watch_follows_a_job_to_its_end(home: Path, tmp_path: Path) -> None:
+    job_id = succeeds(home, "submit", str(rows(tmp_path, "steps=8")), "--model", MODEL)
+
+    assert succeeds(home, "watch", job_id).startswith(f"ft:{MODEL}:")
+    assert job_id in succeeds(home, "jobs", "list")
+
+
+def test_files_are_uploaded_listed_and_deleted(home: Path, tmp_path: Path) -> None:
+    file_id = succeeds(home, "files", "upload", str(rows(tmp_path, "")))
+
+    assert file_id in succeeds(home, "files", "list")
+    assert succeeds(home, "files", "delete", file_id) == file_id
+    assert file_id not in succeeds(home, "files", "list")
+
+
+def test_what_the_server_refuses_exits_4_and_names_the_field(home: Path, tmp_path: Path) -> None:
+    done = tunepool(home, "submit", str(rows(tmp_path, "")), "--model", MODEL, "--set", "adapter.rank=8")
+
+    assert done.returncode == 4
+    assert "tunepool.adapter.rank" in done.stderr
+
+
+def test_a_wrong_command_line_exits_2(home: Path) -> None:
+    assert tunepool(home, "submit", "nowhere.jsonl", "--model", MODEL).returncode == 2
+    assert tunepool(home, "submit").returncode == 2
+    assert tunepool(home, "jobs", "explode").returncode == 2
+
+
+def test_no_known_server_exits_2_and_says_what_to_set(tmp_path: Path) -> None:
+    done = tunepool(tmp_path, "jobs", "list")
+
+    assert done.returncode == 2
+    assert "OPENAI_BASE_URL" in done.stderr
+
+
+def test_a_server_that_is_away_exits_3(tmp_path: Path) -> None:
+    base_url = f"http://127.0.0.1:{free_port()}/v1"
+    done = tunepool(tmp_path, "jobs", "list", OPENAI_BASE_URL=base_url, OPENAI_API_KEY="k")
+
+    assert done.returncode == 3
+    assert "No server answers" in done.stderr
+
+
+def test_a_wrong_key_exits_4_and_is_not_printed(home: Path) -> None:
+    base_url = json.loads((home / "credentials.json").read_text())["base_url"]
+    done = tunepool(home, "jobs", "list", OPENAI_BASE_URL=base_url, OPENAI_API_KEY="sk-not-this-one")
+
+    assert done.returncode == 4
+    assert "sk-not-this-one" not in done.stdout + done.stderr
+
+
+def reaches(home: Path, job_id: str, status: str) -> None:
+    deadline = time.monotonic() + 60
+    while (found := json.loads(succeeds(home, "--json", "jobs", "show", job_id))["status"]) != status:
+        assert time.monotonic() < deadline, f"{job_id} is {found}, not {status}"
+        time.sleep(0.2)

@@ -1,0 +1,39 @@
+"""Servers for all lifecycle tests; a stack for each module that breaks nothing, or for each test that does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from standalone.postgres import EmbeddedPostgres
+from standalone.valkey import EmbeddedValkey
+from tests.lifecycle.stack import Servers, Stack, make_stack
+
+
+@pytest.fixture(scope="session")
+def servers(postgres_server: EmbeddedPostgres, migrated_template: str, valkey_server: EmbeddedValkey) -> Servers:
+    return Servers(postgres_server, valkey_server, migrated_template)
+
+
+@pytest.fixture
+def stack(servers: Servers, tmp_path: Path) -> Iterator[Stack]:
+    """Nothing runs yet: the test starts what it wants to break."""
+    made = make_stack(tmp_path, servers)
+    yield made
+    made.stop()
+    assert made.trainers() == [], "a trainer outlived its worker"
+
+
+@pytest.fixture(scope="module")
+def running(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A worker and a janitor at work, shared by the tests of a module."""
+    made = make_stack(tmp_path_factory.mktemp("stack"), servers)
+    made.start_worker()
+    made.start_janitor()
+    made.wait_for_worker()
+    yield made
+    broken = made.broken_invariants()
+    made.stop()
+    assert broken == []

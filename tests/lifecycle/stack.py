@@ -1,0 +1,340 @@
+"""A whole stack for lifecycle tests: real Postgres, Valkey, store, worker and janitor; only the trainer is a fake."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+import redis
+from sqlalchemy import Engine, select, text
+from sqlalchemy.orm import Session
+
+from shared import jobs, layout, submission
+from shared.catalogue import load_catalogue
+from shared.db import make_engine, session_scope
+from shared.ids import new_id
+from shared.keys import Caller
+from shared.queue import ring
+from shared.settings import Settings, child_environment
+from shared.spec import CreateJob
+from shared.storage import Store, open_store
+from shared.tables import AttemptRow, DeviceRow, EventRow, FileRow, JobRow
+from standalone.postgres import EmbeddedPostgres
+from standalone.valkey import EmbeddedValkey
+from tests.factories import make_caller
+
+ROOT = Path(__file__).parents[2]
+
+# Every wait of the product, hours made seconds, so that no test sleeps for a real lease.
+QUICK = {
+    "TUNEPOOL_HEARTBEAT_SECONDS": "0.5",
+    "TUNEPOOL_CONTROL_SECONDS": "0.2",
+    "TUNEPOOL_LEASE_SECONDS": "3",
+    "TUNEPOOL_REAP_SECONDS": "0.3",
+    "TUNEPOOL_GRACE_SECONDS": "0.5",
+    "TUNEPOOL_SWEEP_SECONDS": "1",
+    "TUNEPOOL_STOP_SECONDS": "3",
+    "TUNEPOOL_STALL_FLOOR_SECONDS": "60",
+    "TUNEPOOL_BACKOFF_BASE_SECONDS": "0.2",
+    "TUNEPOOL_BACKOFF_CAP_SECONDS": "0.5",
+    "TUNEPOOL_TRAINER": "tests.fake_trainer",
+    "TUNEPOOL_MIN_TRAINING_ROWS": "1",
+    "TUNEPOOL_CPU_MEMORY_BYTES": str(8 * 2**30),
+    "TUNEPOOL_CPU_THREADS": "1",
+}
+
+
+class TooSlow(AssertionError):
+    """Something that was to happen did not in its time."""
+
+
+def until(holds: Callable[[], Any], *, seconds: float = 30.0, what: str = "") -> Any:
+    """The first true answer of `holds`, asked again and again."""
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        if time.monotonic() > deadline:
+            raise TooSlow(f"not within {seconds} s: {what or holds}")
+        time.sleep(0.03)
+    return found
+
+
+def chain_of(steps: int) -> str:
+    """What a run of `steps` that skipped and repeated none ends with."""
+    chain = ""
+    for step in range(1, steps + 1):
+        chain = hashlib.sha256(f"{chain}{step}".encode()).hexdigest()
+    return chain
+
+
+@dataclass
+class Servers:
+    """Postgres and Valkey that several stacks share; each stack has a database of its own."""
+
+    postgres: EmbeddedPostgres
+    valkey: EmbeddedValkey
+    template: str  # a migrated database to copy
+
+
+@dataclass
+class Stack:
+    """One installation under `home`."""
+
+    home: Path
+    servers: Servers
+    environment: dict[str, str]
+    settings: Settings
+    engine: Engine
+    store: Store
+    caller: Caller
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    # --- processes --------------------------------------------------------------------------------------------------
+
+    def start_worker(self, *, home: str = "home", **environment: str) -> subprocess.Popen[bytes]:
+        place = {"TUNEPOOL_HOME": str(self.home / home), "TUNEPOOL_MODELS_FILE": str(self.home / "models.toml")}
+        argv = ["-m", "celery", "-A", "worker.app", "worker", "--loglevel=INFO", "--without-gossip", "--without-mingle"]
+        return self.start(argv, name=f"worker-{home}", **(place | environment))
+
+    def start_janitor(self) -> subprocess.Popen[bytes]:
+        return self.start(["-m", "worker.janitor"], name="janitor")
+
+    def start(self, arguments: list[str], *, name: str, **environment: str) -> subprocess.Popen[bytes]:
+        with (self.home / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=ROOT,
+                env=child_environment(**(self.environment | environment)),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self.processes.append(process)
+        return process
+
+    def wait_for_worker(self, *, devices: int = 1) -> None:
+        def ready() -> bool:
+            with session_scope(self.engine) as session:
+                return len(session.scalars(select(DeviceRow)).all()) >= devices
+
+        until(ready, what="a registered device")
+
+    def stop(self) -> None:
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+        for process in self.processes:
+            process.wait(20)
+        self.engine.dispose()
+
+    def trainers(self) -> list[psutil.Process]:
+        """Processes that carry our tag for this home."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                tag = process.environ().get("TUNEPOOL_ATTEMPT", "")
+                if str(self.home) in tag and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    # --- jobs -------------------------------------------------------------------------------------------------------
+
+    def upload(self, content: bytes) -> str:
+        """A file as the API leaves it: bytes in the store, row says uploaded."""
+        file_id = new_id("file-")
+        key = layout.file_key(self.caller.project_id, file_id)
+        self.store.put_bytes(key, content)
+        with session_scope(self.engine) as session:
+            session.add(
+                FileRow(
+                    id=file_id,
+                    project_id=self.caller.project_id,
+                    filename="rows.jsonl",
+                    purpose="fine-tune",
+                    bytes=len(content),
+                    sha256=hashlib.sha256(content).hexdigest(),
+                    key=key,
+                    status="uploaded",
+                )
+            )
+        return file_id
+
+    def submit(self, behaviour: str = "", *, rows: int = 12, **tunepool: Any) -> str:
+        """A job whose fake trainer behaves as told."""
+        lines = [
+            json.dumps({"text": f"fake: {behaviour}"}),
+            *(json.dumps({"text": f"row {i}"}) for i in range(rows - 1)),
+        ]
+        return self.submit_file(self.upload("\n".join(lines).encode()), **tunepool)
+
+    def submit_file(self, file_id: str, **tunepool: Any) -> str:
+        body = {"model": "tiny", "training_file": file_id, **({"tunepool": tunepool} if tunepool else {})}
+        request = CreateJob.model_validate(body)
+        with session_scope(self.engine) as session:
+            job_id = submission.submit(
+                session,
+                request,
+                caller=self.caller,
+                base=load_catalogue(self.settings).find("tiny"),
+                request_sha256=hashlib.sha256(json.dumps(body).encode()).hexdigest(),
+            ).job.id
+        ring("cpu", self.settings)
+        return job_id
+
+    def cancel(self, job_id: str) -> JobRow:
+        with session_scope(self.engine) as session:
+            return jobs.request_cancel(session, job_id, project_id=self.caller.project_id)
+
+    def job(self, job_id: str) -> JobRow:
+        with Session(self.engine) as session:
+            return session.get_one(JobRow, job_id)
+
+    def attempts(self, job_id: str) -> list[AttemptRow]:
+        with Session(self.engine) as session:
+            return list(
+                session.scalars(select(AttemptRow).where(AttemptRow.job_id == job_id).order_by(AttemptRow.number))
+            )
+
+    def events(self, job_id: str) -> list[EventRow]:
+        with Session(self.engine) as session:
+            return list(session.scalars(select(EventRow).where(EventRow.job_id == job_id).order_by(EventRow.seq)))
+
+    def wait(self, job_id: str, *statuses: str, seconds: float = 30.0) -> JobRow:
+        """The job once it has one of `statuses` (default: any final one)."""
+        wanted = statuses or ("succeeded", "failed", "cancelled")
+        try:
+            return until(lambda: (job := self.job(job_id)).status in wanted and job, seconds=seconds)
+        except TooSlow as slow:
+            told = [event.message for event in self.events(job_id)][-5:]
+            raise TooSlow(
+                f"{job_id} is {self.job(job_id).status}, not {wanted}, after {seconds} s; events: {told}"
+            ) from slow
+
+    def wait_for_step(self, job_id: str, step: int, *, seconds: float = 30.0) -> None:
+        until(lambda: (self.job(job_id).progress or {}).get("step", 0) >= step, seconds=seconds, what=f"step {step}")
+
+    def chain(self, manifest: dict[str, Any]) -> str:
+        """The end of the hash chain that the fake trainer's adapter carries."""
+        return str(json.loads(self.read(f"{manifest['prefix']}/chain.json"))["chain"])
+
+    def read(self, key: str) -> bytes:
+        return b"".join(self.store.chunks(key))
+
+    # --- the oracle -------------------------------------------------------------------------------------------------
+
+    def broken_invariants(self) -> list[str]:
+        """Names of the invariants I1-I9 that do not hold now (docs/lifecycle.md). Call it when nothing moves."""
+        with Session(self.engine) as session:
+            broken = [name for name, query in INVARIANTS.items() if session.execute(text(query)).first() is not None]
+            for job in session.scalars(select(JobRow).where(JobRow.status == "succeeded")):
+                broken += [
+                    f"I5 {job.id} {file['name']}"
+                    for file in job.manifest["files"]
+                    if not self._intact(job.manifest, file)
+                ]
+        return broken
+
+    def _intact(self, manifest: dict[str, Any], file: dict[str, Any]) -> bool:
+        content = self.read(f"{manifest['prefix']}/{file['name']}")
+        return hashlib.sha256(content).hexdigest() == file["sha256"] and len(content) == file["bytes"]
+
+
+INVARIANTS = {
+    "I1 a finished job has finished, and no other": (
+        "select 1 from jobs where (status in ('succeeded','failed','cancelled')) <> (finished_at is not null)"
+    ),
+    "I2 a running job holds the devices of its open attempt, with its fence": """
+        select 1 from jobs j join attempts a on a.job_id = j.id and a.ended_at is null
+        where j.status = 'running' and (
+            a.fence <> j.fence or jsonb_array_length(a.device_ids) <>
+            (select count(*) from devices d where d.leased_by = j.id and d.fence = j.fence))""",
+    "I3 no device is leased by a job that does not run": (
+        "select 1 from devices d join jobs j on j.id = d.leased_by where j.status <> 'running'"
+    ),
+    "I4 events are numbered without gaps": (
+        "select 1 from events group by job_id having max(seq) <> count(*) or min(seq) <> 1"
+    ),
+    "I5 success has a manifest, an adapter and a result file": """
+        select 1 from jobs j left join adapters a on a.job_id = j.id
+        where j.status = 'succeeded' and (j.manifest is null or a.id is null or j.result_file is null)""",
+    "I5 only success has an adapter": (
+        "select 1 from adapters a join jobs j on j.id = a.job_id where j.status <> 'succeeded'"
+    ),
+    "I6 fences grow with attempts": """
+        select 1 from attempts a join attempts b on b.job_id = a.job_id and b.number > a.number
+        where b.fence <= a.fence""",
+    "I7 at most one open attempt, and only of a running job": """
+        select 1 from attempts a join jobs j on j.id = a.job_id
+        where a.ended_at is null group by a.job_id, j.status having count(*) > 1 or j.status <> 'running'""",
+    "I9 a running job has a lease": "select 1 from jobs where status = 'running' and lease_until is null",
+}
+
+
+def make_stack(home: Path, servers: Servers, **environment: str) -> Stack:
+    """A fresh database, an empty store, one organization with one project; a base model of two files."""
+    name = f"s{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(f"host={servers.postgres.socket_dir} user=postgres dbname=postgres", autocommit=True) as admin:
+        admin.execute(f"create database {name} template {servers.template}")
+    home.mkdir(parents=True, exist_ok=True)
+    make_model(home / "tiny")
+    (home / "models.toml").write_text(f'[models.tiny]\nsource = "path"\npath = "{home / "tiny"}"\n')
+    values = {
+        **QUICK,
+        "DATABASE_URL": servers.postgres.url(name),
+        "REDIS_URL": servers.valkey.url,
+        "STORAGE_URL": f"file://{home / 'store'}",
+        "TUNEPOOL_HOME": str(home / "home"),
+        "TUNEPOOL_MODELS_FILE": str(home / "models.toml"),
+        "TUNEPOOL_POOL": name,
+        **environment,
+    }
+    settings = read_settings(values)
+    engine = make_engine(settings.database_url)
+    with session_scope(engine) as session:
+        caller = make_caller(session, name="acme")
+    return Stack(home, servers, values, settings, engine, open_store(settings), caller)
+
+
+def read_settings(values: dict[str, str]) -> Settings:
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        return Settings()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def make_model(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "intermediate_size": 128,
+        "vocab_size": 512,
+        "max_position_embeddings": 512,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    header = json.dumps({"w": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+
+
+def forget_everything(stack: Stack) -> None:
+    """FLUSHALL: what Redis knew is gone."""
+    with redis.Redis.from_url(stack.servers.valkey.client_url) as client:
+        client.flushall()

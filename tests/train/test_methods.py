@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from shared.events import EXIT_DONE, EXIT_USER_FAULT
+from tests.train.tiny import chat, losses, make_model_directory, make_spec, run
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU"),
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False but the target module is `Conv1D`"),
+]
+
+LEARNING = {"num_train_epochs": 6, "lr_scheduler_type": "constant"}
+FAMILIES: dict[str, Any] = {}
+
+
+def train(folder: Path, model: Path, **settings: Any) -> tuple[int, list[Any]]:
+    settings = {"rows": [chat("who?", "me")] * 8, "training": LEARNING, **settings}
+    return run(make_spec(folder, model=model, **settings), folder / "out")
+
+
+def assert_learns(events: list[Any]) -> None:
+    assert events[-1].type == "finished", events[-1]
+    curve = list(losses(events).values())
+    assert curve[-1] < curve[0]
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "dora", "qdora", "full"])
+def test_every_method_learns_and_its_product_loads(model: Path, tmp_path: Path, method: str) -> None:
+    code, events = train(tmp_path, model, adapter={"method": method})
+
+    assert code == EXIT_DONE
+    assert_learns(events)
+    product = tmp_path / "out" / "adapter"
+    base = AutoModelForCausalLM.from_pretrained(product if method == "full" else model)
+    loaded = base if method == "full" else PeftModel.from_pretrained(base, product)
+    assert sum(parameter.numel() for parameter in loaded.parameters()) >= events[0].trainable_parameters
+
+
+@pytest.mark.parametrize(
+    ("method", "init"),
+    [("lora", "gaussian"), ("lora", "pissa"), ("lora", "olora"), ("lora", "eva"), ("qlora", "loftq"), ("qlora", "eva")],
+)
+def test_every_initialisation_learns(model: Path, tmp_path: Path, method: str, init: str) -> None:
+    code, events = train(tmp_path, model, adapter={"method": method, "init_lora_weights": init})
+
+    assert code == EXIT_DONE, events[-1]
+    assert_learns(events)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_a_product_whose_start_moved_the_base_fits_the_untouched_base(model: Path, tmp_path: Path, init: str) -> None:
+    """The loss of the product on the original base is the loss that training ended with."""
+    rows = [chat("who?", "me")] * 4
+    training = {"num_train_epochs": 5, "lr_scheduler_type": "constant"}
+    settings = {"rows": rows, "validation": rows[:1], "training": training}
+    _, events = train(tmp_path, model, adapter={"init_lora_weights": init}, **settings)
+    seen = [event.valid_loss for event in events if event.type == "validation"][-1]
+
+    product = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), tmp_path / "out" / "adapter")
+    merged = product.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (tmp_path / "merged" / file).write_bytes((model / file).read_bytes())
+    still = {**settings, "training": {"learning_rate": 1e-12, "num_train_epochs": 1, "max_steps": 1}}
+    _, again = train(tmp_path / "again", tmp_path / "merged", **still)
+
+    assert losses(again)[1] == pytest.approx(seen, rel=1e-3)
+
+
+def test_a_combination_that_upstream_cannot_do_is_refused_with_what_it_can(model: Path, tmp_path: Path) -> None:
+    code, events = train(tmp_path, model, adapter={"method": "qlora", "init_lora_weights": "pissa"})
+
+    assert code == EXIT_USER_FAULT
+    assert (events[-1].code, events[-1].param) == ("unsupported_combination", "adapter.init_lora_weights")
+    assert "loftq" in events[-1].message
+
+
+@pytest.mark.parametrize(
+    ("adapter", "code", "param"),
+    [
+        ({"target_modules": ["c_attn"]}, "target_modules_not_found", "adapter.target_modules"),
+        ({"target_modules": ["lm_head"]}, "unsupported_combination", "adapter.target_modules"),
+        ({"modules_to_save": ["nothing"]}, "modules_not_found", "adapter.modules_to_save"),
+        ({"rank_pattern": {"nothing": 4}}, "modules_not_found", "adapter.rank_pattern"),
+        ({"layers_to_transform": [2]}, "layers_not_found", "adapter.layers_to_transform"),
+    ],
+)
+def test_a_name_that_matches_nothing_is_refused(
+    model: Path, tmp_path: Path, adapter: dict[str, Any], code: str, param: str
+) -> None:
+    exit_code, events = train(tmp_path, model, adapter=adapter)
+
+    assert exit_code == EXIT_USER_FAULT
+    assert (events[-1].code, events[-1].param) == (code, param)
+
+
+def test_the_refusal_of_target_modules_names_those_that_exist(model: Path, tmp_path: Path) -> None:
+    _, events = train(tmp_path, model, adapter={"target_modules": ["q_proj", "c_attn"]})
+
+    assert "c_attn" in events[-1].message
+    assert "down_proj, gate_proj, k_proj" in events[-1].message
+
+
+def test_options_of_the_adapter_reach_the_weights(model: Path, tmp_path: Path) -> None:
+    adapter = {
+        "r": 4,
+        "target_modules": ["q_proj", "v_proj"],
+        "rank_pattern": {"v_proj": 2},
+        "layers_to_transform": [1],
+        "use_rslora": True,
+        "modules_to_save": ["norm"],
+    }
+    code, events = train(tmp_path, model, adapter=adapter)
+
+    assert code == EXIT_DONE, events[-1]
+    tensors = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    ranks = {name.split(".")[-3]: len(tensor) for name, tensor in tensors.items() if "lora_A" in name}
+    assert ranks == {"q_proj": 4, "v_proj": 2}
+    assert all(".layers.1." in name for name in tensors if "lora" in name)
+    assert any(name.endswith("model.norm.weight") for name in tensors)
+    assert json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())["use_rslora"] is True
+
+
+def test_with_lora_plus_the_b_matrices_learn_faster(model: Path, tmp_path: Path) -> None:
+    moved = {}
+    for ratio in (None, 16.0):
+        folder = tmp_path / str(ratio)
+        adapter = {"loraplus_lr_ratio": ratio}
+        training = {"max_steps": 1, "lr_scheduler_type": "constant", "learning_rate": 1e-4}
+        code, events = train(folder, model, adapter=adapter, training=training)
+        assert code == EXIT_DONE, events[-1]
+        tensors = load_file(folder / "out" / "adapter" / "adapter_model.safetensors")
+        moved[ratio] = max(tensor.abs().max().item() for name, tensor in tensors.items() if "lora_B" in name)
+
+    assert moved[16.0] == pytest.approx(16 * moved[None], rel=0.01)
+
+
+def test_gradient_checkpointing_changes_memory_and_not_the_curve(model: Path, tmp_path: Path) -> None:
+    curves = [losses(train(tmp_path / str(on), model, gradient_checkpointing=on)[1]) for on in (True, False)]
+
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
+def families() -> dict[str, Any]:
+    """Small configs of the architectures that users bring."""
+    from transformers import (
+        FalconConfig,
+        GemmaConfig,
+        GPT2Config,
+        GPTNeoXConfig,
+        MistralConfig,
+        Phi3Config,
+        PhiConfig,
+        Qwen2Config,
+        Qwen3Config,
+    )
+
+    common = {"vocab_size": 260, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    common |= {"intermediate_size": 128, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    grouped = {**common, "num_key_value_heads": 2}
+    return {
+        "mistral": MistralConfig(**grouped),
+        "qwen2": Qwen2Config(**grouped),
+        "qwen3": Qwen3Config(**grouped, head_dim=16),
+        "gemma": GemmaConfig(**grouped, head_dim=16),
+        "phi": PhiConfig(**common),
+        "phi3": Phi3Config(**grouped),
+        "gpt_neox": GPTNeoXConfig(**common),
+        "falcon": FalconConfig(**{key: value for key, value in common.items() if key != "intermediate_size"}),
+        "gpt2": GPT2Config(
+            vocab_size=260, n_embd=64, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1, pad_token_id=2
+        ),
+    }
+
+
+@pytest.mark.parametrize("family", sorted(families()))
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_all_linear_layers_of_a_family_learn_packed(family: str, method: str, tmp_path: Path) -> None:
+    folder = make_model_directory(tmp_path / "model", families()[family])
+
+    code, events = train(tmp_path, folder, adapter={"method": method})
+
+    assert code == EXIT_DONE, events[-1]
+    assert_learns(events)
+    tensors = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    assert not any("lm_head" in name or "embed_out" in name for name in tensors)
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from tests.train.tiny import chat_rows, losses, make_spec, run
+from worker.train.data import Ids, TokenRow
+from worker.train.objectives.supervised import packed
+from worker.train.packing import StepPlan, pack
+
+
+@given(st.lists(st.integers(1, 100), max_size=40), st.integers(1, 100))
+def test_packing_loses_no_row_and_overfills_no_sequence(lengths: list[int], capacity: int) -> None:
+    bins = pack(lengths, capacity=capacity)
+
+    assert sorted(index for one in bins for index in one) == list(range(len(lengths)))
+    assert all(sum(lengths[index] for index in one) <= capacity or len(one) == 1 for one in bins)
+
+
+@given(rows=st.integers(1, 50), batch_size=st.integers(1, 20), epochs=st.integers(1, 4))
+def test_every_epoch_visits_every_row_once_in_full_batches(rows: int, batch_size: int, epochs: int) -> None:
+    plan = StepPlan(rows=rows, batch_size=batch_size, epochs=epochs, max_steps=None, seed=3)
+
+    visits = Counter(row for step in range(plan.total_steps) for row in plan.row_indices(step))
+
+    assert set(visits.values()) == {epochs}
+    assert plan.total_steps == epochs * -(-rows // batch_size)
+
+
+def test_the_order_of_rows_follows_from_the_seed_alone() -> None:
+    def order(seed: int) -> list[tuple[int, ...]]:
+        plan = StepPlan(rows=20, batch_size=6, epochs=2, max_steps=None, seed=seed)
+        return [tuple(plan.row_indices(step)) for step in range(plan.total_steps)]
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)
+    assert order(1)[:4] != order(1)[4:]
+
+
+def row_of(ids: Ids) -> TokenRow:
+    return TokenRow(ids=ids, labelled=ids > -1)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_no_token_attends_to_another_row_of_its_sequence(model: Path, attention: str) -> None:
+    network = AutoModelForCausalLM.from_pretrained(model, attn_implementation=attention).eval()
+    first, other, second = (torch.randint(4, 200, (size,)).numpy().astype("int32") for size in (9, 9, 7))
+
+    def logits(*rows: Ids) -> torch.Tensor:
+        inputs = packed([row_of(ids) for ids in rows]).inputs
+        with torch.no_grad():
+            return network(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False).logits[
+                0
+            ]
+
+    torch.testing.assert_close(logits(first, second)[9:], logits(other, second)[9:])
+    torch.testing.assert_close(logits(first, second)[9:], logits(second), rtol=1e-4, atol=1e-5)
+
+
+def test_packed_and_unpacked_runs_follow_the_same_curve(model: Path, tmp_path: Path) -> None:
+    curves = []
+    for packing in (True, False):
+        spec = make_spec(tmp_path / str(packing), model=model, training={"packing": packing})
+        code, events = run(spec, tmp_path / str(packing) / "out")
+        assert code == 0
+        curves.append(losses(events))
+
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
+def test_a_smaller_micro_batch_leaves_the_curve_as_it_was(model: Path, tmp_path: Path) -> None:
+    curves = []
+    for rows_at_once in (4, 1):
+        folder = tmp_path / str(rows_at_once)
+        spec = make_spec(
+            folder, model=model, rows=chat_rows(10), training={"packing": False}, micro_batch_size=rows_at_once
+        )
+        curves.append(losses(run(spec, folder / "out")[1]))
+
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)

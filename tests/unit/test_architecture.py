@@ -1,0 +1,318 @@
+"""The laws of the house, read from the source. docs/architecture.md says why each one stands."""
+
+from __future__ import annotations
+
+import ast
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from shared.lifecycle import JOB_STATUSES, TERMINAL, TRANSITIONS, JobStatus, is_terminal, may_move
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("api", "worker", "shared", "standalone")
+SOURCE = (*PACKAGES, "cli", "migrations")
+TRAINING_STACK = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "datasets")
+BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "base", "manager"}
+
+
+@cache
+def files(*folders: str) -> tuple[Path, ...]:
+    return tuple(
+        path for folder in folders for path in sorted((ROOT / folder).rglob("*.py")) if "__pycache__" not in path.parts
+    )
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def at(path: Path, node: ast.expr | ast.stmt | ast.excepthandler) -> str:
+    return f"{path.relative_to(ROOT)}:{node.lineno}"
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def imports(node: ast.AST) -> list[ast.Import | ast.ImportFrom]:
+    return [child for child in ast.walk(node) if isinstance(child, ast.Import | ast.ImportFrom)]
+
+
+# ---- who may import whom
+
+
+def test_every_import_contract_holds() -> None:
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    kept = re.search(r"Contracts: (\d+) kept, 0 broken", done.stdout)
+    assert kept is not None, done.stdout
+    assert int(kept[1]) >= 9
+
+
+@pytest.mark.parametrize("module", ["api.app", "standalone.main", "shared.jobs"])
+def test_a_process_that_serves_requests_never_loads_the_training_stack(module: str) -> None:
+    program = f"import sys, {module}; print(*sorted(set(sys.modules) & set({TRAINING_STACK!r})))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+def test_modules_of_the_house_do_not_import_each_other_in_circles() -> None:
+    graph = {name: _imported(path) for name, path in _modules().items()}
+    waiting = dict(graph)
+    while free := [name for name, needs in waiting.items() if not needs & (waiting.keys() - {name})]:
+        for name in free:
+            del waiting[name]
+
+    assert not waiting, f"these modules stand in a circle, or above one: {sorted(waiting)}"
+
+
+def _modules() -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in files(*PACKAGES):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def _imported(path: Path) -> set[str]:
+    """Names of the house's modules that this file imports when it is run (not those for type checkers)."""
+    known, named = _modules().keys(), set[str]()
+    for node in imports(tree(path)):
+        if isinstance(node, ast.Import):
+            named |= {alias.name for alias in node.names}
+        elif node.module is not None:
+            named |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return named & known
+
+
+# ---- names and places
+
+
+def test_no_file_has_a_name_that_says_nothing() -> None:
+    assert [path for path in files(*SOURCE, "tests", "examples", "bench") if path.stem in BANNED_NAMES] == []
+
+
+def test_tests_are_no_package() -> None:
+    # One tests/api/__init__.py would turn `tests/api` into `api` and hide the real one.
+    assert list((ROOT / "tests").rglob("__init__.py")) == []
+
+
+def test_the_inits_of_packages_are_empty() -> None:
+    inits = [path for path in files(*PACKAGES) if path.name == "__init__.py" and path.parent.parent == ROOT]
+
+    assert {path.parent.name for path in inits} == set(PACKAGES)
+    assert [path for path in inits if path.read_text().strip()] == []
+
+
+def test_the_environment_is_read_in_settings_only() -> None:
+    readers = {
+        at(path, node)
+        for path in files(*PACKAGES)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Attribute | ast.Name)
+        and ast.unparse(node) in {"os.environ", "os.environb", "os.getenv", "os.putenv", "environ", "getenv"}
+        and path != ROOT / "shared/settings.py"
+    }
+
+    assert readers == set()
+
+
+def test_every_moment_is_aware_of_its_time_zone() -> None:
+    naive = {
+        at(path, node)
+        for path in files(*SOURCE, "examples", "bench")
+        for node in ast.walk(tree(path))
+        if _is_naive(node)
+    }
+
+    assert naive == set()
+
+
+def _is_naive(node: ast.AST) -> bool:
+    match node:
+        case ast.Attribute(attr="utcnow" | "utcfromtimestamp"):
+            return True
+        case ast.Call(func=function, args=[], keywords=[]):
+            return ast.unparse(function) in {"datetime.now", "datetime.datetime.now"}
+    return False
+
+
+# ---- who writes the status of a job
+
+
+def test_only_one_module_moves_jobs() -> None:
+    writers = {
+        at(path, node)
+        for path in files(*PACKAGES)
+        if path != ROOT / "shared/jobs.py"
+        for node in ast.walk(tree(path))
+        if _moves_a_job(node, knows_jobs="JobRow" in path.read_text())
+    }
+
+    assert writers == set()
+
+
+def test_jobs_are_born_unchecked() -> None:
+    births = [
+        (at(path, node), next(ast.unparse(word.value) for word in node.keywords if word.arg == "status"))
+        for path in files(*PACKAGES)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "JobRow"
+    ]
+
+    assert births, "nothing makes jobs?"
+    assert [place for place, status in births if status != "'validating_files'"] == []
+
+
+def _moves_a_job(node: ast.AST, *, knows_jobs: bool) -> bool:
+    """Whether the node writes `status`: on a row, in an UPDATE of JobRow, or in SQL of its own."""
+    match node:
+        case ast.Assign(targets=targets):
+            return knows_jobs and any(
+                isinstance(target, ast.Attribute) and target.attr == "status" for target in targets
+            )
+        case ast.AugAssign(target=ast.Attribute(attr="status")) | ast.AnnAssign(target=ast.Attribute(attr="status")):
+            return knows_jobs
+        case ast.Call(func=ast.Attribute(attr="values"), keywords=words) if "JobRow" in ast.unparse(node):
+            return any(word.arg in {"status", None} for word in words)
+        case ast.Call(func=ast.Name(id="setattr")):
+            return knows_jobs
+        case ast.Constant(value=str(text)):
+            return re.search(r"\bupdate\s+jobs\b", text, re.IGNORECASE) is not None
+    return False
+
+
+@pytest.mark.parametrize(
+    ("line", "moves"),
+    [
+        ("job.status = 'failed'", True),
+        ("session.execute(update(JobRow).where(JobRow.id == i).values(status='failed'))", True),
+        ("session.execute(update(JobRow).values(**what))", True),
+        ("session.execute(update(JobRow).values(priority=1))", False),
+        ("session.execute(update(FileRow).values(status='error'))", False),
+        ("session.execute(text('UPDATE jobs SET status = 1'))", True),
+        ("setattr(job, 'status', 'failed')", True),
+        ("if job.status == 'failed': pass", False),
+    ],
+)
+def test_the_scan_for_writers_sees_what_it_must(line: str, moves: bool) -> None:
+    assert any(_moves_a_job(node, knows_jobs=True) for node in ast.walk(ast.parse(line))) is moves
+
+
+# ---- states (docs/lifecycle.md tells the same in prose)
+
+ALLOWED = {
+    "validating_files": {"queued", "failed", "cancelled", "succeeded"},
+    "queued": {"running", "paused", "cancelled", "failed"},
+    "running": {"queued", "paused", "succeeded", "failed", "cancelled"},
+    "paused": {"queued", "cancelled"},
+    "succeeded": set(),
+    "failed": set(),
+    "cancelled": set(),
+}
+
+
+@pytest.mark.parametrize("before", JOB_STATUSES)
+@pytest.mark.parametrize("after", JOB_STATUSES)
+def test_a_job_moves_only_along_the_table(before: JobStatus, after: JobStatus) -> None:
+    assert may_move(before, after) is (after in ALLOWED[before])
+
+
+@pytest.mark.parametrize("status", JOB_STATUSES)
+def test_a_terminal_state_is_one_that_nothing_leaves(status: JobStatus) -> None:
+    assert is_terminal(status) is (not any(before == status for before, _ in TRANSITIONS))
+    assert (status in TERMINAL) is is_terminal(status)
+
+
+# ---- figures that the best services keep
+
+
+def test_functions_are_short() -> None:
+    lengths = sorted(
+        node.end_lineno - node.lineno + 1 for path in files(*SOURCE) for node in functions(path) if node.end_lineno
+    )
+
+    assert statistics.median(lengths) <= 10
+    assert lengths[int(0.9 * len(lengths))] < 45
+    assert sum(length > 60 for length in lengths) / len(lengths) < 0.03
+
+
+def test_imports_stand_at_the_top() -> None:
+    every = [at(path, node) for path in files(*SOURCE) for node in imports(tree(path))]
+    inner = {at(path, node) for path in files(*SOURCE) for function in functions(path) for node in imports(function)}
+
+    assert len(inner) / len(every) <= 0.02, sorted(inner)
+
+
+def test_errors_are_caught_by_name() -> None:
+    broad = [
+        at(path, node)
+        for path in files(*SOURCE)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ExceptHandler)
+        and (node.type is None or ast.unparse(node.type) in {"Exception", "BaseException"})
+    ]
+    lines = sum(bool(line.strip()) for path in files(*SOURCE) for line in path.read_text().splitlines())
+
+    assert len(broad) < max(1, lines / 1000), broad
+
+
+# ---- what users can be told is written down
+
+
+def test_every_error_code_is_explained() -> None:
+    explained = (ROOT / "docs/failures.md").read_text(encoding="utf-8")
+    codes = {code: place for path in files("shared", "api", "worker") for code, place in _error_codes(path)}
+
+    assert len(codes) > 20
+    assert {code: place for code, place in codes.items() if f"`{code}`" not in explained} == {}
+
+
+# Calls that name a code, and which of their arguments it is.
+CODE_ARGUMENT = {"refuse": 1, "warn": 1, "_Refused": 0, "BadJson": 0, "at_start": 0}
+
+
+def _error_codes(path: Path) -> Iterator[tuple[str, str]]:
+    """Literal codes: of an error class, a `code=`, a `"code":`, a finding of the file check, or a function `…_code`."""
+    for node in ast.walk(tree(path)):
+        for value in _code_values(node):
+            for leaf in ast.walk(value):
+                if isinstance(leaf, ast.Constant) and re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)+", str(leaf.value)):
+                    yield str(leaf.value), at(path, leaf)
+
+
+def _code_values(node: ast.AST) -> list[ast.expr]:
+    match node:
+        case ast.Assign(targets=[ast.Name(id="code")], value=value) | ast.keyword(arg="code", value=value):
+            return [value] if isinstance(value, ast.Constant | ast.IfExp) else []
+        case ast.Dict(keys=keys, values=values):
+            pairs = zip(keys, values, strict=True)
+            return [value for key, value in pairs if isinstance(key, ast.Constant) and key.value == "code"]
+        case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=arguments) if name in CODE_ARGUMENT:
+            return arguments[CODE_ARGUMENT[name] : CODE_ARGUMENT[name] + 1]
+        case ast.FunctionDef(name=name) if name.endswith("_code"):
+            returns = [child.value for child in ast.walk(node) if isinstance(child, ast.Return) and child.value]
+            return [value.body if isinstance(value, ast.IfExp) else value for value in returns] + [
+                value.orelse for value in returns if isinstance(value, ast.IfExp)
+            ]
+    return []

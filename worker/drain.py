@@ -1,0 +1,43 @@
+"""Flags in memory that the worker's main process shares with its children: drain, and when each lane last pulled.
+
+Plain bytes in an anonymous map, made before the fork: no lock, so a child killed at any moment leaves none held.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from typing import Final, get_args
+
+from shared.lifecycle import Lane
+
+LANES: Final[tuple[Lane, ...]] = get_args(Lane)
+_SLOTS: Final[dict[Lane, int]] = {"training": 8, "cpu": 16}
+_MOMENT: Final = struct.Struct("d")  # one aligned 8-byte store: never torn on the machines we run on
+
+
+class SharedFlags:
+    """Written and read by every process forked after it was made."""
+
+    def __init__(self) -> None:
+        self._bytes = mmap.mmap(-1, mmap.PAGESIZE)
+
+    @property
+    def draining(self) -> bool:
+        """True once this worker takes no more work and its attempts checkpoint and stop."""
+        return self._bytes[0] != 0
+
+    def drain(self) -> None:
+        """Safe in a signal handler."""
+        self._bytes[0] = 1
+
+    def undrain(self) -> None:
+        self._bytes[0] = 0
+
+    def pulled(self, lane: Lane, *, at: float) -> None:
+        """Note a pull; `at` is the host's monotonic clock, one for all processes."""
+        self._bytes[_SLOTS[lane] : _SLOTS[lane] + 8] = _MOMENT.pack(at)
+
+    def last_pull(self, lane: Lane) -> float:
+        moment: float = _MOMENT.unpack(self._bytes[_SLOTS[lane] : _SLOTS[lane] + 8])[0]
+        return moment

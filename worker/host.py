@@ -1,0 +1,80 @@
+"""What one worker process stands on: settings, database, store, and the flags it shares with its siblings."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final, TypeVar
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolExhausted
+from sqlalchemy.orm import Session
+
+from shared.db import make_engine, session_scope
+from shared.settings import Settings
+from shared.storage import Store, open_store
+from shared.workers import NewWorker
+from worker import processes
+from worker.devices import FoundDevice, discover
+from worker.drain import SharedFlags
+
+T = TypeVar("T")
+
+# What SQLAlchemy raises when Postgres is away, restarting, or too busy to answer in time.
+AWAY: Final = (OperationalError, InterfaceError, PoolExhausted)
+
+
+@dataclass(frozen=True)
+class Host:
+    """Made once per process, after the fork: connections must not cross it."""
+
+    settings: Settings
+    engine: Engine
+    store: Store
+    worker: NewWorker
+    flags: SharedFlags
+    devices: tuple[FoundDevice, ...]
+
+    def write(self, verb: Callable[[Session], T]) -> T:
+        """Run `verb` in a short session of its own. Raises one of `AWAY` when Postgres does not answer."""
+        with session_scope(self.engine) as session:
+            return verb(session)
+
+    @property
+    def work(self) -> Path:
+        return work_folder(self.settings)
+
+
+def open_host(settings: Settings, *, flags: SharedFlags) -> Host:
+    """Connect this process to everything it needs. Nothing is dialled before it is used."""
+    return Host(
+        settings=settings,
+        engine=make_engine(settings.database_url, pool_size=3, max_overflow=2),
+        store=open_store(settings),
+        worker=identify(settings),
+        flags=flags,
+        devices=discover(settings),
+    )
+
+
+def identify(settings: Settings) -> NewWorker:
+    """Who this worker is. Its id follows from host and home, so a restarted worker knows its former leases."""
+    host = socket.gethostname()
+    digest = hashlib.sha256(f"{host}\0{settings.home.resolve()}".encode()).hexdigest()
+    return NewWorker(
+        id=f"worker_{digest[:32]}",
+        host=host,
+        pool=settings.pool,
+        boot_id=processes.boot_id(),
+        version=version("tunepool-server"),
+    )
+
+
+def work_folder(settings: Settings) -> Path:
+    """Where attempts have their folders on this host."""
+    return settings.home.resolve() / "work"

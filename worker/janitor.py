@@ -1,0 +1,143 @@
+"""Tidies up behind everybody: `python -m worker.janitor`. Any number may run; each pass happens under an advisory lock.
+
+Dead leases go back to the queue, waiting work is rung for, expired files and the garbage of dead fences are deleted.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+import structlog
+from sqlalchemy import Engine, func, select
+from sqlalchemy.orm import Session
+
+from shared import files, garbage, jobs, workers
+from shared.db import make_engine, session_scope
+from shared.errors import Unavailable
+from shared.queue import ring
+from shared.settings import Settings
+from shared.storage import Store, open_store
+from worker.drain import LANES
+from worker.host import AWAY
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+SWEEP_GARBAGE_SECONDS: Final = 3600.0
+FIRST_GARBAGE_SECONDS: Final = 60.0
+
+
+@dataclass
+class Rounds:
+    """When each pass is next due, on the monotonic clock. Pure but for what it is told."""
+
+    settings: Settings
+    began: float
+    reaped_at: float = field(init=False)
+    quiet_until: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.reaped_at = self.began
+
+    def may_reap(self, *, now: float, database_age: float) -> bool:
+        """False while live workers may have had no time to beat: after a restart of Postgres, after our own pause."""
+        pause, self.reaped_at = now - self.reaped_at, now
+        if pause > self.settings.lease_seconds:
+            self.quiet_until = now + self.settings.lease_seconds
+        return now >= self.quiet_until and database_age >= self.settings.lease_seconds
+
+
+class Janitor:
+    """One loop over all passes."""
+
+    def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._engine: Engine = make_engine(settings.database_url, pool_size=1, max_overflow=0)
+        self._rounds = Rounds(settings, began=clock())
+        self._over = threading.Event()
+        now = clock()
+        self._due: dict[Callable[[], None], tuple[float, float]] = {
+            self.reap: (now, settings.reap_seconds),
+            self.sweep: (now + settings.sweep_seconds, settings.sweep_seconds),
+            self.collect: (now + FIRST_GARBAGE_SECONDS, SWEEP_GARBAGE_SECONDS),
+        }
+
+    def stop(self) -> None:
+        """End after the pass at hand; safe in a signal handler."""
+        self._over.set()
+
+    def run(self) -> None:
+        while not self._over.is_set():
+            for act, (due, period) in list(self._due.items()):
+                if self._clock() >= due:
+                    self._due[act] = (self._clock() + period, period)
+                    self._try(act)
+            self._over.wait(max(0.0, min(due for due, _ in self._due.values()) - self._clock()))
+
+    def _try(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except (*AWAY, Unavailable) as error:
+            log.warning("janitor.unheard", act=act.__name__, error=str(error)[:200])
+
+    def _alone(self, name: str, verb: Callable[[Session], T]) -> T | None:
+        """Run `verb` unless another janitor is at it right now."""
+        with session_scope(self._engine) as session:
+            mine = session.scalar(select(func.pg_try_advisory_xact_lock(func.hashtextextended(f"janitor:{name}", 0))))
+            return verb(session) if mine else None
+
+    # --- the passes -------------------------------------------------------------------------------------------------
+
+    def reap(self) -> None:
+        """Take back the jobs of dead leases, and have somebody start them again."""
+        taken = self._alone("reap", self._reap)
+        if taken:
+            log.warning("leases.reaped", job_ids=taken)
+            for lane in LANES:
+                ring(lane, self._settings)
+
+    def _reap(self, session: Session) -> list[str]:
+        if not self._rounds.may_reap(now=self._clock(), database_age=jobs.database_age_seconds(session)):
+            return []
+        return jobs.reap(session, settings=self._settings)
+
+    def sweep(self) -> None:
+        """Ring for work that waits: the bell that should have brought it may be lost."""
+        waiting = self._alone("sweep", jobs.waiting_lanes) or set()
+        for lane in LANES:
+            if lane in waiting:
+                ring(lane, self._settings)
+
+    def collect(self) -> None:
+        """Delete expired files, and objects that no row names and none ever will."""
+        self._alone("forget", workers.forget)
+        store = open_store(self._settings)
+        self._alone("expire", files.expire)
+        store.delete(self._alone("deleted", garbage.deleted_file_keys) or [])
+        for prefix, kept in self._alone("garbage", garbage.dead_prefixes) or []:
+            self._empty(store, prefix, kept=kept)
+
+    def _empty(self, store: Store, prefix: str, *, kept: frozenset[str]) -> None:
+        gone = [key for key in store.keys(prefix) if not any(key.startswith(name) for name in kept)]
+        store.delete(gone)
+        if gone:
+            log.info("garbage.collected", prefix=prefix, objects=len(gone))
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT."""
+    janitor = Janitor(Settings())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: janitor.stop())
+    log.info("janitor.started")
+    janitor.run()
+
+
+if __name__ == "__main__":
+    main()

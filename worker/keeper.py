@@ -1,0 +1,93 @@
+"""Keeps an attempt's lease alive from a thread of its own and listens for orders, whatever the attempt is busy with."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import structlog
+
+from shared import jobs
+from shared.leases import Lease, Orders
+from worker.host import AWAY, Host
+
+log = structlog.get_logger()
+
+# Why an attempt must end before its trainer is done, most urgent first.
+Wish = Literal["lost", "cancel", "blind", "preempt", "pause", "drain"]
+# These want the trainer dead now; the others want a checkpoint first.
+AT_ONCE: frozenset[Wish] = frozenset({"lost", "cancel"})
+
+
+class Interrupted(Exception):  # an order, not an error
+    """The attempt must end where it stands."""
+
+    def __init__(self, wish: Wish) -> None:
+        super().__init__(wish)
+        self.wish = wish
+
+
+class LeaseKeeper(threading.Thread):
+    """Heartbeats every `heartbeat_seconds`, asks for orders every `control_seconds`; stops at the end of a `with`."""
+
+    def __init__(self, host: Host, lease: Lease, *, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(name="lease-keeper", daemon=True)
+        self._host = host
+        self._lease = lease
+        self._clock = clock
+        self._over = threading.Event()
+        self._orders: Orders | None = Orders()
+        self._heard = self._beaten = clock()
+        self.alarm = threading.Event()
+
+    def __enter__(self) -> LeaseKeeper:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self.join(15)  # a statement in flight runs ten seconds at most
+
+    @property
+    def wish(self) -> Wish | None:
+        """The most urgent reason to end the attempt, or None."""
+        orders = self._orders
+        if orders is None:
+            return "lost"
+        reasons: tuple[tuple[Wish, bool], ...] = (
+            ("cancel", orders.cancel),
+            ("blind", self._clock() - self._heard > self._host.settings.blind_seconds),
+            ("preempt", orders.preempt),
+            ("pause", orders.pause),
+            ("drain", self._host.flags.draining),
+        )
+        return next((wish for wish, holds in reasons if holds), None)
+
+    def check(self) -> None:
+        """Raise Interrupted if the attempt must end."""
+        wish = self.wish
+        if wish is not None:
+            raise Interrupted(wish)
+
+    def run(self) -> None:
+        while self._orders is not None and not self._over.wait(self._host.settings.control_seconds):
+            self._listen()
+            if self.wish is not None:
+                self.alarm.set()
+
+    def _listen(self) -> None:
+        settings, now = self._host.settings, self._clock()
+        try:
+            if now - self._beaten >= settings.heartbeat_seconds:
+                self._orders = self._host.write(
+                    lambda s: jobs.heartbeat(s, self._lease, lease_seconds=settings.lease_seconds)
+                )
+                self._beaten = now
+            else:
+                self._orders = self._host.write(lambda s: jobs.read_orders(s, self._lease))
+        except AWAY as error:
+            log.warning("lease.unheard", job_id=self._lease.job_id, error=str(error)[:200])
+            return
+        self._heard = now

@@ -1,0 +1,201 @@
+"""Starts a trainer as its own process group, asks it to stop, and proves it dead. No database, no queue, no store."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+from shared.settings import trainer_environment
+from shared.spec import Placement
+from worker import processes
+from worker.processes import Tag
+
+LOG_BYTES: Final = 16 * 1024 * 1024
+LOG_BYTES_PER_SECOND: Final = 1024 * 1024
+TAIL_BYTES: Final = 8 * 1024
+_FSDP: Final = (
+    "--use_fsdp",
+    "--fsdp_version=2",
+    "--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP",
+    "--fsdp_state_dict_type=FULL_STATE_DICT",
+    "--fsdp_cpu_ram_efficient_loading=true",
+)
+
+
+def command(
+    module: str, *, placement: Placement, spec_file: Path, out: Path, python: str = sys.executable
+) -> list[str]:
+    """The argv of a trainer. Pure; one host, for a gang over hosts needs a meeting point that no lease names yet.
+
+    `-X faulthandler`: a stuck trainer answers SIGABRT with the stacks of all its threads.
+    """
+    run = [python, "-X", "faulthandler"]
+    what = [module, str(spec_file), str(out)]
+    if placement.strategy == "single":
+        return [*run, "-m", *what]
+    if placement.strategy == "ddp":
+        return [
+            *run,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={placement.gpus}",
+            "--module",
+            *what,
+        ]
+    return [
+        *run,
+        "-m",
+        "accelerate.commands.launch",
+        f"--num_processes={placement.gpus}",
+        "--num_machines=1",
+        *_FSDP,
+        "--module",
+        *what,
+    ]
+
+
+def environment(*, tag: Tag, device_ids: tuple[str, ...], kind: str, threads: int, scratch: Path) -> dict[str, str]:
+    """What a trainer may know of its surroundings: its devices, its tag, a folder for temporary files."""
+    uuids = [device_id.split(":", 1)[1] for device_id in device_ids]
+    return trainer_environment(
+        **{processes.TAG: str(tag), processes.DEVICES_TAG: ",".join(device_ids)},
+        CUDA_VISIBLE_DEVICES=",".join(uuids) if kind == "cuda" else "",
+        OMP_NUM_THREADS=str(threads),
+        TOKENIZERS_PARALLELISM="false",
+        HOME=str(scratch),
+        HF_HOME=str(scratch / "hf"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a trainer ended. `code` is negative for a signal, as subprocess counts."""
+
+    code: int
+    last_words: str
+
+
+class Trainer:
+    """A running trainer and everything it has forked."""
+
+    def __init__(self, process: subprocess.Popen[bytes], *, tag: Tag, out: Path, log_file: Path) -> None:
+        self._process = process
+        self._tag = tag
+        self._out = out
+        assert process.stdout is not None
+        self._log = _Log(process.stdout, log_file)
+        self._log.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        """The exit code, or None while it runs."""
+        return self._process.poll()
+
+    def ask_to_stop(self) -> None:
+        """Ask for checkpoint-and-stop. A file: every rank sees it, and a launcher in between passes nothing on."""
+        (self._out / "stop").touch()
+
+    def end(self, *, grace_seconds: float) -> Exit:
+        """TERM to the group, KILL after `grace_seconds`; returns once nothing of it lives. Raises StillAlive."""
+        if self.poll() is None:
+            self._signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(grace_seconds)
+        return self._bury()
+
+    def abort(self, *, grace_seconds: float = 3.0) -> Exit:
+        """Have a stuck trainer write its stacks to its log, then as `end`. Raises StillAlive."""
+        if self.poll() is None:
+            # A stopped process gets no signal but KILL and CONT.
+            self._signal(signal.SIGCONT)
+            self._signal(signal.SIGABRT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(grace_seconds)
+        return self._bury()
+
+    def _bury(self) -> Exit:
+        if self.poll() is None:
+            self._signal(signal.SIGKILL)
+        with processes.owned(self.pid):
+            processes.kill_strays(self._tag)
+            code = self._process.wait(10)
+        self._log.join(2)
+        return Exit(code, self._log.tail())
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+
+def start(
+    argv: list[str], *, environment: dict[str, str], tag: Tag, out: Path, log_file: Path, uid: int | None = None
+) -> Trainer:
+    """Run `argv` as the leader of its own process group; the kernel kills it when this process dies."""
+    parent = os.getpid()
+
+    def prepare() -> None:
+        # After setuid: changing user clears the death signal (prctl(2)).
+        processes.die_with_parent(parent)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+    process = subprocess.Popen(
+        argv,
+        cwd=out,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=prepare,  # noqa: PLW1509  # two system calls and no lock; a wrapper program would cost a second interpreter
+        user=uid,
+        group=uid,
+        extra_groups=[] if uid is not None else None,
+        umask=0o077,
+    )
+    return Trainer(process, tag=tag, out=out, log_file=log_file)
+
+
+class _Log(threading.Thread):
+    """Keeps what a trainer prints: the first megabytes in a file, the last words in memory.
+
+    It reads no faster than a human could want, so a flood slows its author down and nobody else.
+    """
+
+    def __init__(self, stream: IO[bytes], file: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(name="trainer-log", daemon=True)
+        self._stream = stream
+        self._file = file
+        self._clock = clock
+        self._tail: deque[bytes] = deque(maxlen=16)
+
+    def run(self) -> None:
+        started, seen = self._clock(), 0
+        with self._file.open("wb") as kept, self._stream:
+            while chunk := os.read(self._stream.fileno(), 64 * 1024):
+                self._tail.append(chunk)
+                if seen < LOG_BYTES:
+                    kept.write(chunk)
+                    kept.flush()
+                seen += len(chunk)
+                ahead = seen / LOG_BYTES_PER_SECOND - (self._clock() - started) - 1.0
+                if ahead > 0:
+                    time.sleep(min(ahead, 1.0))
+
+    def tail(self) -> str:
+        """The last words, as text."""
+        return b"".join(self._tail)[-TAIL_BYTES:].decode("utf-8", "replace")

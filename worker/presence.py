@@ -1,0 +1,203 @@
+"""The worker's main process between bells: says that it is there, what it has free, and notices its own deafness."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Final, TypeVar
+
+import psutil
+import redis
+import structlog
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from shared import jobs, workers
+from shared.catalogue import load_catalogue
+from shared.db import make_engine, session_scope
+from shared.lifecycle import Lane
+from shared.queue import ring
+from shared.settings import Settings, child_environment
+from shared.workers import DeviceReport, NewWorker
+from worker import processes
+from worker.base_models import cached_names
+from worker.devices import FoundDevice, discover
+from worker.drain import LANES, SharedFlags
+from worker.host import AWAY, identify
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+DEAF_SECONDS: Final = 30.0
+WATCH_SECONDS: Final = 15.0
+EXIT_DEAF: Final = 75  # sysexits.h EX_TEMPFAIL: whoever started us starts us again
+
+
+class AnotherWorker(Exception):  # a fact, named as one
+    """A living worker already serves this home."""
+
+
+def take_home(home: Path) -> IO[str]:
+    """Become the only worker of this home, and prove that nothing of an earlier one lives.
+
+    Returns the open lock; it is released by the kernel when this process ends, however it ends.
+
+    Raises:
+        AnotherWorker: one is at work here.
+        StillAlive: an orphaned trainer survives SIGKILL.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    lock = (home / "worker.lock").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise AnotherWorker(f"A worker already runs in {home}.") from error
+    orphans = processes.kill_orphans(home=home)
+    if orphans:
+        log.warning("worker.orphans_killed", pids=orphans)
+    shutil.rmtree(home / "work", ignore_errors=True)
+    return lock
+
+
+def describe(found: FoundDevice, *, host: str, cached: list[str]) -> DeviceReport:
+    return DeviceReport(
+        id=f"{host}:{found.uuid}",
+        kind=found.kind,
+        name=found.name,
+        total_bytes=found.total_bytes,
+        free_bytes=found.free_bytes,
+        foreign_bytes=found.foreign_bytes,
+        healthy=found.healthy,
+        bfloat16=found.bfloat16,
+        cached_models=cached,
+    )
+
+
+class Presence(threading.Thread):
+    """Registers, then reports every `heartbeat_seconds`. Started after the fork of the first children."""
+
+    def __init__(self, settings: Settings, flags: SharedFlags, *, on_deaf: Callable[[int], None]) -> None:
+        super().__init__(name="presence", daemon=True)
+        self._settings = settings
+        self._flags = flags
+        self._on_deaf = on_deaf
+        self._engine: Engine = make_engine(settings.database_url, pool_size=1, max_overflow=1)
+        self._worker: NewWorker = identify(settings)
+        self._registered = False
+        self._over = threading.Event()
+        self._watched = self._heard = time.monotonic()
+        self._deputies: dict[Lane, subprocess.Popen[bytes]] = {}
+
+    def run(self) -> None:
+        while True:
+            try:
+                self._report()
+                self._watch()
+            except AWAY as error:
+                log.warning("presence.unheard", error=str(error)[:200])
+            if self._over.wait(self._pause()):
+                break
+        # Here and not in `stop`: deputies die with the thread that started them (PR_SET_PDEATHSIG knows threads).
+        self._dismiss_deputies()
+
+    def _dismiss_deputies(self) -> None:
+        for deputy in self._deputies.values():
+            if deputy.poll() is None:
+                deputy.terminate()
+                deputy.wait()
+
+    def stop(self) -> None:
+        """Say good-bye; at once if Postgres does not answer."""
+        self._over.set()
+        self.join()
+        try:
+            self._write(lambda s: workers.retire(s, self._worker.id))
+        except AWAY as error:
+            log.warning("presence.unheard", error=str(error)[:200])
+
+    def _pause(self) -> float:
+        return self._settings.heartbeat_seconds if self._registered else min(1.0, self._settings.heartbeat_seconds)
+
+    def _report(self) -> None:
+        devices = self._devices()
+        if not self._registered:
+            self._write(lambda s: workers.register(s, self._worker, devices))
+            self._registered = True
+            log.info("worker.registered", worker_id=self._worker.id, devices=[device.id for device in devices])
+            for lane in LANES:
+                ring(lane, self._settings)
+            return
+        standing = self._write(lambda s: workers.report(s, self._worker, devices))
+        if standing is None:
+            self._registered = False  # forgotten while away; the next round registers again
+        elif standing.draining:
+            self._flags.drain()
+
+    def _devices(self) -> list[DeviceReport]:
+        own = {child.pid for child in psutil.Process().children(recursive=True)}
+        cached = cached_names(load_catalogue(self._settings), cache=self._settings.cache)
+        return [
+            describe(found, host=self._worker.host, cached=cached) for found in discover(self._settings, own_pids=own)
+        ]
+
+    def _write(self, verb: Callable[[Session], T]) -> T:
+        with session_scope(self._engine) as session:
+            return verb(session)
+
+    # --- deafness ---------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Work waits, a device idles, and no bell has come: take it ourselves; if the broker is well, start afresh.
+
+        A lost bell must cost seconds, a broker that is away must cost no more than that either.
+        """
+        now = time.monotonic()
+        if now - self._watched < min(WATCH_SECONDS, self._settings.sweep_seconds) or self._flags.draining:
+            return
+        self._watched = now
+        waiting = self._write(self._unserved)
+        for lane in waiting:
+            silence = now - max(self._flags.last_pull(lane), self._heard)
+            if silence > self._settings.sweep_seconds:
+                self._send_deputy(lane)
+            if silence > DEAF_SECONDS + 2 * self._settings.sweep_seconds and self._broker_answers():
+                log.error("worker.deaf", lane=lane, silent_seconds=round(silence))
+                self._on_deaf(EXIT_DEAF)
+        if not waiting:
+            self._heard = now  # nothing to hear: the silence starts when work begins to wait
+
+    def _unserved(self, session: Session) -> frozenset[Lane]:
+        waiting = jobs.waiting_lanes(session)
+        idle = workers.has_idle_device(session, self._worker.id)
+        return frozenset(lane for lane in LANES if lane in waiting and (lane == "cpu" or idle))
+
+    def _send_deputy(self, lane: Lane) -> None:
+        """Serve the lane from a process of its own, as a bell would have."""
+        deputy = self._deputies.get(lane)
+        if deputy is not None and deputy.poll() is None:
+            return
+        log.warning("worker.unrung", lane=lane)
+        argv = [sys.executable, "-m", "worker.pull", lane, str(os.getpid())]
+        self._deputies[lane] = subprocess.Popen(argv, env=child_environment(), stdin=subprocess.DEVNULL)
+
+    def _broker_answers(self) -> bool:
+        try:
+            with redis.Redis.from_url(
+                _plain(self._settings.redis_url), socket_timeout=2, socket_connect_timeout=2
+            ) as client:
+                return bool(client.ping())
+        except redis.RedisError:
+            return False
+
+
+def _plain(url: str) -> str:
+    """kombu's name for a socket URL, as redis-py spells it."""
+    return url.replace("redis+socket://", "unix://", 1)

@@ -1,0 +1,86 @@
+"""What a bell makes a worker do: take work of a lane until there is none. Extra bells find nothing and cost a query.
+
+`python -m worker.pull LANE` does the same without a bell, for the time when the broker is away.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import structlog
+
+from shared import jobs
+from shared.lifecycle import Lane
+from shared.queue import ring
+from shared.settings import Settings
+from worker import processes
+from worker.checks import check_next_file, validate_next_job
+from worker.drain import SharedFlags
+from worker.host import AWAY, Host, open_host
+from worker.supervisor import run_attempt
+
+log = structlog.get_logger()
+
+
+def training(host: Host) -> None:
+    """Claim and supervise jobs, one after the other, until none is for this worker."""
+    while not host.flags.draining:
+        host.flags.pulled("training", at=time.monotonic())
+        claim = host.write(
+            lambda s: jobs.claim_training(
+                s, worker_id=host.worker.id, pool_name=host.settings.pool, lease_seconds=host.settings.lease_seconds
+            )
+        )
+        if claim is None:
+            return
+        if len(host.devices) > 1:
+            ring("training", host.settings)  # a sibling may fill the next device
+        run_attempt(host, claim)
+
+
+def cpu(host: Host) -> None:
+    """Check files and settle jobs until none waits."""
+    while not host.flags.draining:
+        host.flags.pulled("cpu", at=time.monotonic())
+        if validate_next_job(host):
+            ring("training", host.settings)
+        elif not check_next_file(host):
+            return
+
+
+PULLS: Final[dict[Lane, Callable[[Host], None]]] = {"training": training, "cpu": cpu}
+
+
+def pull(lane: Lane, host: Host) -> None:
+    """Serve a bell. A database that is away is no error: the sweep rings again."""
+    with _draining_on_sigterm(host.flags):
+        try:
+            PULLS[lane](host)
+        except AWAY as error:
+            log.warning("pull.unanswered", lane=lane, error=str(error)[:200])
+
+
+@contextmanager
+def _draining_on_sigterm(flags: SharedFlags) -> Iterator[None]:
+    """While it works, this process drains on a SIGTERM (one to the whole group reaches it too) instead of dying."""
+    before = signal.signal(signal.SIGTERM, lambda _number, _frame: flags.drain())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def main(lane: Lane) -> None:
+    """Serve one lane without a bell; ends when there is nothing to do, or when its parent dies."""
+    processes.die_with_parent(int(sys.argv[2]))
+    processes.adopt_strays()
+    pull(lane, open_host(Settings(), flags=SharedFlags()))
+
+
+if __name__ == "__main__":
+    main("cpu" if sys.argv[1] == "cpu" else "training")

@@ -1,0 +1,496 @@
+"""One attempt of a job, from its lease to its end: stage, launch, watch, publish, settle.
+
+No session is open while it waits. Whatever happens, the trainer is proven dead before the lease is let go, and only the
+commit that carries the manifest publishes anything.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, TypeVar
+
+import stamina
+import structlog
+from sqlalchemy.orm import Session
+
+from shared import jobs, layout, results, workers
+from shared.catalogue import load_catalogue
+from shared.errors import TunepoolError, Unavailable
+from shared.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, CheckpointSaved
+from shared.ids import new_id
+from shared.journal import NewEvent
+from shared.leases import Claim, NewFile
+from shared.lifecycle import AttemptOutcome, AttemptPhase
+from shared.spec import AttemptSpec
+from worker import base_models, launcher, processes, workdir
+from worker.host import AWAY, Host
+from worker.keeper import AT_ONCE, Interrupted, LeaseKeeper, Wish
+from worker.launcher import Exit, Trainer
+from worker.processes import StillAlive
+from worker.watch import EventTail, Meter, Story, metric_lines, told
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+LOOK_SECONDS: Final = 0.1
+TELL_SECONDS: Final = 1.0
+CANCEL_GRACE_SECONDS: Final = 1.0
+# A trainer that has a checkpoint to write gets `stop_seconds`; then TERM, and this much later KILL.
+TERM_GRACE_SECONDS: Final = 5.0
+
+# Why a trainer did not end by itself.
+Ending = Wish | Literal["timeout", "stalled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How the trainer came to its end: by itself (`why` is None), or because somebody wished so."""
+
+    why: Ending | None
+    exit: Exit
+
+
+def run_attempt(host: Host, claim: Claim) -> None:
+    """Carry a claimed job to the end of this attempt. Never raises: whatever goes wrong is written on the job."""
+    attempt = _Attempt(host, claim)
+    bound = log.bind(job_id=claim.lease.job_id, attempt=claim.lease.attempt)
+    bound.info("attempt.claimed", devices=list(claim.device_ids))
+    with LeaseKeeper(host, claim.lease) as keeper:
+        attempt.keeper = keeper
+        try:
+            attempt.run()
+        except Interrupted as order:
+            attempt.obey(order.wish)
+        except Unavailable as error:
+            attempt.give_back("crashed", code=error.code, message=error.message)
+        except TunepoolError as error:
+            attempt.fail(error.code, error.message, param=error.param)
+        except StillAlive as error:
+            # The device is not free, so the lease must not end: the reaper would be wrong too, an operator must look.
+            bound.error("attempt.undead", error=str(error))
+            attempt.quarantine(str(error))
+        except AWAY as error:
+            bound.error("attempt.unsaid", error=str(error)[:200])  # the reaper will say it
+        except Exception as error:  # noqa: BLE001  # the one place that stands around an attempt
+            bound.exception("attempt.broke")
+            attempt.give_back(
+                "crashed",
+                code="internal_error",
+                message=f"The worker hit an unexpected error ({type(error).__name__}).",
+            )
+        finally:
+            attempt.clean_up()
+    bound.info("attempt.ended")
+
+
+class _Attempt:
+    """What an attempt holds while it lasts."""
+
+    keeper: LeaseKeeper
+
+    def __init__(self, host: Host, claim: Claim, *, clock: Callable[[], float] = time.monotonic) -> None:
+        assert claim.spec is not None, "a queued job is resolved"
+        self.host = host
+        self.claim = claim
+        self.lease = claim.lease
+        self.spec = claim.spec
+        self.clock = clock
+        self.tag = processes.own_tag(
+            home=host.settings.home.resolve(), job_id=claim.lease.job_id, fence=claim.lease.fence
+        )
+        self.micro_batch_size = claim.micro_batch_size or self.spec.training.per_device_train_batch_size
+        self.gradient_checkpointing = (
+            self.spec.training.gradient_checkpointing
+            if claim.gradient_checkpointing is None
+            else claim.gradient_checkpointing
+        )
+        self.device = next(device for device in host.devices if claim.device_ids[0].endswith(f":{device.uuid}"))
+        self.story = Story(clock)
+        self.meter = Meter(clock=clock)
+        self.untold: list[NewEvent] = []
+        self.told_at = clock()
+        self.uploader = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-upload")
+        self.uploads: list[Future[None]] = []
+        self.trainer: Trainer | None = None
+
+    # --- the acts ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        self.workdir = workdir.make(self.host.work, self.lease)
+        self.say_phase("staging")
+        argv = self.stage()
+        self.keeper.check()
+        self.trainer = self.launch(argv)
+        try:
+            self.say_phase("training")
+            ended = self.watch(self.trainer)
+        except BaseException:
+            self.trainer.end(grace_seconds=0)  # before anybody settles anything: the device must be free first
+            raise
+        self.settle(ended)
+
+    def stage(self) -> list[str]:
+        """Bring everything the trainer reads to this host; returns its argv."""
+        interrupt, store = self.keeper.check, self.host.store
+        entry = load_catalogue(self.host.settings).entry(self.spec.base_model.name)
+        model = base_models.ensure(entry, cache=self.host.settings.cache, interrupt=interrupt)
+        rows = workdir.stage_rows(
+            store, self.claim.training_file, self.workdir.data / "train.jsonl", interrupt=interrupt
+        )
+        validation = None
+        if self.claim.validation_file is not None:
+            target = self.workdir.data / "validation.jsonl"
+            validation = workdir.stage_rows(store, self.claim.validation_file, target, interrupt=interrupt)
+        self.stage_checkpoint()
+        self.workdir.spec.write_text(self.attempt_spec(model, rows, validation).model_dump_json(), encoding="utf-8")
+        workdir.hand_over(self.workdir, uid=self.host.settings.trainer_uid)
+        return launcher.command(
+            self.host.settings.trainer, placement=self.spec.placement, spec_file=self.workdir.spec, out=self.workdir.out
+        )
+
+    def stage_checkpoint(self) -> None:
+        manifest = self.claim.last_checkpoint
+        if manifest is None:
+            return
+        checkpoints = self.workdir.out / "checkpoints"
+        if workdir.stage_checkpoint(self.host.store, manifest, checkpoints, interrupt=self.keeper.check):
+            self.untold.append(NewEvent(f"Resuming from the checkpoint of step {manifest['step']}"))
+        else:
+            self.untold.append(
+                NewEvent("The last checkpoint is damaged; training starts from the beginning", level="warn")
+            )
+
+    def attempt_spec(self, model: Path, rows: Path, validation: Path | None) -> AttemptSpec:
+        cpu = self.device.kind == "cpu"
+        return AttemptSpec(
+            job_id=self.lease.job_id,
+            model_name=self.claim.model_name,
+            job=self.spec,
+            base_model_path=str(model),
+            train_file=str(rows),
+            validation_file=None if validation is None else str(validation),
+            micro_batch_size=self.micro_batch_size,
+            gradient_checkpointing=self.gradient_checkpointing,
+            device=self.device.kind,
+            cpu_threads=self.threads,
+            memory_limit_bytes=self.device.total_bytes if cpu else None,
+        )
+
+    @property
+    def threads(self) -> int:
+        return self.host.settings.cpu_threads or os.cpu_count() or 1
+
+    def launch(self, argv: list[str]) -> Trainer:
+        """Start the trainer on devices that nobody else is on: who is there without our lease has lost its own."""
+        evicted = processes.kill_squatters(self.claim.device_ids, mine=self.tag)
+        if evicted:
+            log.warning("device.squatters_killed", pids=evicted, devices=list(self.claim.device_ids))
+        return launcher.start(
+            argv,
+            environment=launcher.environment(
+                tag=self.tag,
+                device_ids=self.claim.device_ids,
+                kind=self.device.kind,
+                threads=self.threads,
+                scratch=self.workdir.out,
+            ),
+            tag=self.tag,
+            out=self.workdir.out,
+            log_file=self.workdir.log,
+            uid=self.host.settings.trainer_uid,
+        )
+
+    def watch(self, trainer: Trainer) -> Ended:
+        """Stay beside the trainer until nothing of it lives; tell what it tells."""
+        tail, settings = EventTail(self.workdir.events), self.host.settings
+        begun, why, stop_at = self.clock(), None, float("inf")
+        self.story.heard = begun
+        runtime = self.spec.queue.max_runtime_seconds or float("inf")
+        while trainer.poll() is None:
+            self.hear(tail)
+            self.tell()
+            wish = self.keeper.wish or ("timeout" if self.clock() - begun > runtime else None)
+            if wish in AT_ONCE or self.clock() > stop_at:
+                return Ended(
+                    wish or why,
+                    self.bury(trainer, tail, grace=CANCEL_GRACE_SECONDS if wish in AT_ONCE else TERM_GRACE_SECONDS),
+                )
+            if wish is not None and why is None:
+                why, stop_at = wish, self.clock() + settings.stop_seconds
+                trainer.ask_to_stop()
+            if self.story.silence() > self.story.patience(
+                factor=settings.stall_factor, floor_seconds=settings.stall_floor_seconds
+            ):
+                return Ended("stalled", trainer.abort())
+            self.rest(stopping=why is not None)
+        return Ended(why, self.bury(trainer, tail, grace=0))
+
+    def rest(self, *, stopping: bool) -> None:
+        """A short sleep that an order cuts shorter; an order that is being obeyed no longer does."""
+        if stopping:
+            time.sleep(LOOK_SECONDS)
+        else:
+            self.keeper.alarm.wait(LOOK_SECONDS)
+
+    def bury(self, trainer: Trainer, tail: EventTail, *, grace: float) -> Exit:
+        """End the trainer and hear its last words."""
+        done = trainer.end(grace_seconds=grace)
+        while self.hear(tail):
+            pass
+        self.tell(now=True)
+        log.info("trainer.ended", job_id=self.lease.job_id, exit_code=done.code, events_unreadable=tail.unreadable)
+        return done
+
+    def hear(self, tail: EventTail) -> int:
+        """Take in what the trainer has written since; returns how many events."""
+        events = list(tail.read())
+        for event in events:
+            self.story.hear(event)
+            if isinstance(event, CheckpointSaved):
+                self.uploads.append(self.uploader.submit(self.publish_checkpoint, event))
+        self.untold += self.meter.admit([said for said in map(told, events) if said is not None])
+        return len(events)
+
+    def tell(self, *, now: bool = False) -> None:
+        """Write what is untold, at most once a second; while Postgres is away it waits here."""
+        if not self.untold or not (now or self.clock() - self.told_at >= TELL_SECONDS):
+            return
+        self.told_at = self.clock()
+        batch, progress = list(self.untold), self.story.progress()
+        try:
+            self.host.write(lambda s: jobs.record(s, self.lease, batch, progress=progress))
+        except AWAY as error:
+            log.warning("events.waiting", job_id=self.lease.job_id, waiting=len(batch), error=str(error)[:200])
+            return
+        self.untold.clear()
+
+    # --- publishing -------------------------------------------------------------------------------------------------
+
+    def publish_checkpoint(self, event: CheckpointSaved) -> None:
+        """Upload and record one checkpoint; runs in the upload thread, one after the other."""
+        folder = self.workdir.out / "checkpoints" / event.name
+        try:
+            manifest = workdir.publish_checkpoint(
+                self.host.store, self.claim, folder, step=event.step, interrupt=self.unless_over
+            )
+        except (Unavailable, FileNotFoundError, Interrupted) as error:
+            log.warning("checkpoint.unpublished", job_id=self.lease.job_id, step=event.step, error=str(error)[:200])
+            return
+        metrics = event.model_dump(mode="json", exclude={"type", "time", "name"}, exclude_none=True)
+        self.insist(
+            lambda s: jobs.record_checkpoint(
+                s,
+                self.lease,
+                step=event.step,
+                name=self.checkpoint_name(event.step),
+                metrics=metrics,
+                manifest=manifest,
+            )
+        )
+
+    def checkpoint_name(self, step: int) -> str:
+        return f"{self.claim.model_name}:ckpt-step-{step}"
+
+    def unless_over(self) -> None:
+        """Raise Interrupted if nothing of this attempt can be published any more."""
+        wish = self.keeper.wish
+        if wish in AT_ONCE:
+            raise Interrupted(wish)
+
+    def wait_for_uploads(self) -> None:
+        for upload in self.uploads:
+            upload.result()
+
+    def publish(self) -> None:
+        """Upload the adapter and the metrics, then the one commit that makes them known."""
+        finished = self.story.finished
+        assert finished is not None
+        self.say_phase("publishing")
+        self.wait_for_uploads()
+        manifest = workdir.publish_adapter(
+            self.host.store, self.claim, self.workdir.out / "adapter", interrupt=self.unless_over
+        )
+        result = self.publish_metrics()
+        self.unless_over()
+        published = self.insist(
+            lambda s: jobs.succeed(
+                s,
+                self.lease,
+                manifest=manifest,
+                result_file=result,
+                trained_tokens=finished.trained_tokens,
+                peak_bytes=finished.peak_memory_bytes,
+                reason=finished.published_reason,
+            )
+        )
+        if not published:  # a cancel came first, or the lease is gone
+            self.insist(lambda s: jobs.confirm_cancelled(s, self.lease, exit_code=EXIT_DONE))
+
+    def publish_metrics(self) -> NewFile:
+        earlier = self.insist(lambda s: results.recorded_metrics(s, self.lease.job_id))
+        text = results.metrics_csv([*earlier, *metric_lines(self.workdir.events)])
+        key = layout.result_key(self.claim.project_id, self.lease.job_id, self.lease.fence)
+        size, sha256 = workdir.publish_text(
+            self.host.store, key, text, scratch=self.workdir.root / "step_metrics.csv", interrupt=self.unless_over
+        )
+        return NewFile(
+            id=new_id("file-"),
+            filename="step_metrics.csv",
+            purpose="fine-tune-results",
+            bytes=size,
+            sha256=sha256,
+            key=key,
+        )
+
+    # --- how it ends ------------------------------------------------------------------------------------------------
+
+    def settle(self, ended: Ended) -> None:
+        """Write on the job how the trainer ended; one that was asked to stop and finished instead has finished."""
+        code, why = ended.exit.code, ended.why
+        if why in AT_ONCE:
+            self.obey(why, exit_code=code)
+        elif why == "stalled":
+            self.give_back(
+                "crashed",
+                code="trainer_stalled",
+                message="The trainer stopped making progress and was ended.",
+                ended=ended,
+            )
+        elif code == EXIT_DONE and self.story.finished is not None:
+            self.publish()
+        elif code == EXIT_USER_FAULT and self.story.failed is not None:
+            self.fail(self.story.failed.code, self.story.failed.message, param=self.story.failed.param, exit_code=code)
+        elif code == EXIT_OUT_OF_MEMORY:
+            self.shrink(ended)
+        elif why is not None:
+            self.wait_for_uploads()
+            self.obey(why, exit_code=code)
+        else:
+            self.give_back("crashed", code=_crash_code(code), message=_crash_sentence(code), ended=ended)
+
+    def obey(self, why: Ending, *, exit_code: int | None = None) -> None:
+        """End the attempt as ordered; the trainer is dead by now."""
+        if why == "cancel":
+            self.insist(lambda s: jobs.confirm_cancelled(s, self.lease, exit_code=exit_code))
+        elif why in ("pause", "timeout"):
+            if why == "timeout":
+                limit = self.spec.queue.max_runtime_seconds
+                self.untold.append(
+                    NewEvent(f"max_runtime_seconds ({limit}) is used up; resume the job to go on", level="warn")
+                )
+                self.tell(now=True)
+            if not self.insist(lambda s: jobs.confirm_paused(s, self.lease, exit_code=exit_code)):
+                self.insist(lambda s: jobs.confirm_cancelled(s, self.lease, exit_code=exit_code))
+        elif why != "lost":
+            outcome, sentence = _GIVEN_BACK[why]
+            self.give_back(outcome, code=outcome, message=sentence, exit_code=exit_code)
+
+    def shrink(self, ended: Ended) -> None:
+        """Out of memory: half the rows per pass, then recomputed activations, then the user hears the numbers."""
+        failed = self.story.failed
+        code = failed.code if failed else "out_of_memory"
+        if self.micro_batch_size > 1:
+            half = self.micro_batch_size // 2
+            message = f"Out of memory with {self.micro_batch_size} rows a pass; trying again with {half}."
+            self.give_back("out_of_memory", code=code, message=message, ended=ended, micro_batch_size=half)
+        elif not self.gradient_checkpointing:
+            message = "Out of memory with one row a pass; trying again with gradient checkpointing."
+            self.give_back(
+                "out_of_memory",
+                code=code,
+                message=message,
+                ended=ended,
+                micro_batch_size=1,
+                gradient_checkpointing=True,
+            )
+        else:
+            room = self.device.total_bytes / 2**30
+            message = (
+                f"Out of memory on a device of {room:.1f} GiB with one row a pass and gradient checkpointing."
+                " Lower training.max_length or adapter.r, or use method qlora."
+            )
+            self.fail(code, message, exit_code=ended.exit.code)
+
+    def fail(self, code: str, message: str, *, param: str | None = None, exit_code: int | None = None) -> None:
+        if not self.insist(
+            lambda s: jobs.fail(s, self.lease, code=code, message=message, param=param, exit_code=exit_code)
+        ):
+            self.insist(lambda s: jobs.confirm_cancelled(s, self.lease, exit_code=exit_code))
+
+    def give_back(
+        self,
+        outcome: AttemptOutcome,
+        *,
+        code: str,
+        message: str,
+        ended: Ended | None = None,
+        exit_code: int | None = None,
+        micro_batch_size: int | None = None,
+        gradient_checkpointing: bool | None = None,
+    ) -> None:
+        if ended is not None:
+            exit_code = ended.exit.code
+            log.warning("trainer.failed", job_id=self.lease.job_id, code=code, last_words=ended.exit.last_words[-2000:])
+        self.insist(
+            lambda s: jobs.give_back(
+                s,
+                self.lease,
+                outcome=outcome,
+                code=code,
+                message=message,
+                settings=self.host.settings,
+                exit_code=exit_code,
+                micro_batch_size=micro_batch_size,
+                gradient_checkpointing=gradient_checkpointing,
+            )
+        )
+
+    def quarantine(self, message: str) -> None:
+        for device_id in self.claim.device_ids:
+            self.insist(lambda s, device_id=device_id: workers.set_quarantined(s, device_id, quarantined=True))
+        self.give_back("crashed", code="trainer_undead", message=message)
+
+    def clean_up(self) -> None:
+        """Leave nothing: no process, no thread that uploads, no folder."""
+        if self.trainer is not None and self.trainer.poll() is None:
+            self.trainer.end(grace_seconds=0)
+        self.uploader.shutdown(wait=False, cancel_futures=True)
+        shutil.rmtree(self.host.work / self.lease.job_id, ignore_errors=True)
+
+    # --- words to the database --------------------------------------------------------------------------------------
+
+    def say_phase(self, phase: AttemptPhase) -> None:
+        self.insist(lambda s: jobs.set_phase(s, self.lease, phase))
+
+    def insist(self, verb: Callable[[Session], T]) -> T:
+        """Run a write, again while Postgres is away; a lost lease makes it do nothing. Raises one of `AWAY`."""
+        patience = self.host.settings.blind_seconds + self.host.settings.lease_seconds
+        for attempt in stamina.retry_context(on=AWAY, attempts=None, timeout=patience, wait_initial=0.1, wait_max=2.0):
+            with attempt:
+                return self.host.write(verb)
+        raise AssertionError("a retry ends in a value or in its error")
+
+
+_GIVEN_BACK: Final[dict[str, tuple[AttemptOutcome, str]]] = {
+    "preempt": ("preempted", "The job gave its device to another one; it waits to go on from its last checkpoint."),
+    "drain": ("drained", "The worker is shutting down; the job waits to go on from its last checkpoint."),
+    "blind": ("drained", "The worker lost the database for too long; the job waits to go on from its last checkpoint."),
+}
+
+
+def _crash_code(code: int) -> str:
+    return "trainer_killed" if code == -signal.SIGKILL else "trainer_crashed"
+
+
+def _crash_sentence(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "The trainer was killed from outside, most likely by the system for lack of memory."
+    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return f"The trainer ended unexpectedly with {how}."

@@ -1,0 +1,195 @@
+"""The trainer: `python -m worker.train SPEC OUT`. Files in, files out; the contract is docs/trainer.md.
+
+Exit codes: 0 done, 3 the user's fault, 4 out of memory, 5 stopped on request with a complete checkpoint; anything else
+is a crash worth a retry.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+from transformers.integrations.neftune import activate_neftune
+
+from shared.errors import TunepoolError
+from shared.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_STOPPED, EXIT_USER_FAULT, Failed, Finished, Started
+from shared.spec import AttemptSpec
+from worker.train import checkpoints, export
+from worker.train.base_model import load_model, load_tokenizer, recompute_activations
+from worker.train.checkpoints import Learner, Progress
+from worker.train.data import Row, RowReader, RowSet
+from worker.train.guards import NoTrainableParameters
+from worker.train.limits import limit_memory, out_of_memory_code, peak_memory_bytes
+from worker.train.loop import Run, save_checkpoint, train
+from worker.train.methods import METHODS, adapt, make_optimizer, trainable, with_float32_adapters
+from worker.train.objectives.objective import Objective
+from worker.train.objectives.table import OBJECTIVES
+from worker.train.packing import StepPlan
+from worker.train.reporting import Reporter
+from worker.train.stopping import Stopped, StopRequest
+
+
+def main(spec_file: Path, out: Path) -> int:
+    """Run one attempt and translate how it ends into an exit code."""
+    out.mkdir(parents=True, exist_ok=True)
+    reporter = Reporter(out / "events.jsonl", clock=time.time)
+    stop = StopRequest(out).listen()
+    try:
+        spec = AttemptSpec.model_validate_json(spec_file.read_bytes())
+        run_attempt(spec, out=out, reporter=reporter, stop=stop)
+    except Stopped:
+        return EXIT_STOPPED
+    except TunepoolError as error:
+        reporter.write(Failed, code=error.code, message=error.message, param=error.param)
+        return EXIT_USER_FAULT
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        code = out_of_memory_code(error)
+        if code is None:
+            raise
+        reporter.write(Failed, code=code, message=str(error).splitlines()[0] if str(error) else "out of memory")
+        return EXIT_OUT_OF_MEMORY
+    return EXIT_DONE
+
+
+def run_attempt(spec: AttemptSpec, *, out: Path, reporter: Reporter, stop: StopRequest) -> None:
+    """The acts in order: limits, tokenizer, data, model, adapter, objective, resumption, training, product."""
+    torch.set_num_threads(spec.cpu_threads)
+    limit_memory(spec)
+    set_seed(spec.job.seed)
+
+    tokenizer = load_tokenizer(spec)
+    data, validation = _read_data(spec, tokenizer=tokenizer, reporter=reporter)
+    plan = _plan(spec, rows=len(data.rows))
+    resume_from = checkpoints.newest_intact(out / "checkpoints", job_id=spec.job_id)
+
+    objective = _build_objective(spec, out=out, tokenizer=tokenizer, plan=plan, rows=data.rows)
+    learner = _make_learner(spec, objective=objective, plan=plan)
+    progress = Progress()
+    set_seed(spec.job.seed)  # what building consumed must not shift the run
+    if resume_from is not None:
+        progress = checkpoints.read_progress(resume_from)
+        checkpoints.restore(resume_from, learner)
+
+    run = Run(
+        spec=spec,
+        out=out,
+        objective=objective,
+        learner=learner,
+        plan=plan,
+        progress=progress,
+        train_rows=data.rows,
+        validation_rows=validation.rows if validation else [],
+        reporter=reporter,
+        stop=stop,
+        write_adapter=lambda folder: export.write_weights(learner.model, folder, spec=spec, initial=out / "initial"),
+    )
+    _announce(run, data)
+    train(run)
+    _publish(run, tokenizer=tokenizer)
+
+
+def _read_data(spec: AttemptSpec, *, tokenizer: Any, reporter: Reporter) -> tuple[RowSet, RowSet | None]:
+    reader = RowReader(tokenizer, facts=spec.job.data, training=spec.job.training)
+    data = reader.read(Path(spec.train_file))
+    if data.dropped:
+        reporter.say(f"{data.dropped} training rows have no token to learn from and are left out.", level="warn")
+    if data.truncated:
+        reporter.say(f"{data.truncated} training rows are cut at {spec.job.training.max_length} tokens.", level="warn")
+    return data, None if spec.validation_file is None else reader.read(Path(spec.validation_file))
+
+
+def _plan(spec: AttemptSpec, *, rows: int) -> StepPlan:
+    training = spec.job.training
+    return StepPlan(
+        rows=rows,
+        batch_size=training.batch_size,
+        epochs=training.num_train_epochs,
+        max_steps=training.max_steps,
+        seed=spec.job.seed,
+    )
+
+
+def _build_objective(spec: AttemptSpec, *, out: Path, tokenizer: Any, plan: StepPlan, rows: Sequence[Row]) -> Objective:
+    method = METHODS[spec.job.adapter.method]
+    base = load_model(
+        spec, weights=Path(spec.base_model_path), quantized=method.quantized, trains_in_full=not method.adapted
+    )
+    model = adapt(base, spec=spec, initial=out / "initial", rows=rows)
+    if not trainable(model):
+        raise NoTrainableParameters("No parameter is left to train.", param="adapter")
+    if spec.gradient_checkpointing:
+        recompute_activations(model)
+    if spec.job.training.neftune_noise_alpha is not None:
+        activate_neftune(model, spec.job.training.neftune_noise_alpha)
+    build = OBJECTIVES[spec.job.objective.type]
+    return with_float32_adapters(
+        model, lambda: build(model, tokenizer, spec=spec, out=out, total_steps=plan.total_steps)
+    )
+
+
+def _make_learner(spec: AttemptSpec, *, objective: Objective, plan: StepPlan) -> Learner:
+    trainer = objective.trainer
+    make_optimizer(trainer, spec.job.adapter)
+    trainer.model_wrapped, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
+    scheduler = trainer.create_scheduler(plan.total_steps)
+    return Learner(model=trainer.model, optimizer=trainer.optimizer, scheduler=scheduler)
+
+
+def _announce(run: Run, data: RowSet) -> None:
+    every = [parameter.numel() for parameter in run.learner.model.parameters()]
+    learning = [parameter.numel() for parameter in trainable(run.learner.model).values()]
+    run.reporter.write(
+        Started,
+        total_steps=run.plan.total_steps,
+        first_step=run.progress.step,
+        trainable_parameters=sum(learning),
+        all_parameters=max(sum(every), run.spec.job.base_model.facts.parameters),
+        train_rows=len(data.rows),
+        sequences=_sequences_per_epoch(run),
+        truncated_rows=data.truncated,
+        train_tokens_per_epoch=sum(row.tokens for row in data.rows),
+        labelled_tokens_per_epoch=sum(row.labelled_tokens for row in data.rows),
+    )
+
+
+def _sequences_per_epoch(run: Run) -> int:
+    steps = range(run.plan.steps_per_epoch)
+    return sum(run.objective.sequences([run.train_rows[row] for row in run.plan.row_indices(step)]) for step in steps)
+
+
+def _publish(run: Run, *, tokenizer: Any) -> None:
+    """Put the chosen checkpoint's weights into `OUT/adapter` and say which and why."""
+    step, reason = choose_checkpoint(run)
+    place = run.out / "checkpoints" / checkpoints.folder_name(step)
+    if not place.is_dir():
+        place = save_checkpoint(run)
+    export.publish(place, out=run.out, spec=run.spec, tokenizer=tokenizer, reason=reason)
+    run.reporter.write(
+        Finished,
+        steps=run.progress.step,
+        trained_tokens=run.progress.trained_tokens,
+        published_step=step,
+        published_reason=reason,
+        peak_memory_bytes=peak_memory_bytes(run.spec),
+        train_seconds=run.progress.train_seconds,
+    )
+
+
+def choose_checkpoint(run: Run) -> tuple[int, str]:
+    """The step whose weights are published, and why."""
+    progress = run.progress
+    if run.spec.job.training.publish == "last":
+        return progress.step, "the last checkpoint was asked for"
+    if progress.best_step is None or progress.best_loss is None:
+        return progress.step, "the last checkpoint: there is no validation file to choose by"
+    ended = "; stopped early" if progress.early_stopped else ""
+    return progress.best_step, f"lowest validation loss, {progress.best_loss:.4f} at step {progress.best_step}{ended}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))

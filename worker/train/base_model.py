@@ -1,0 +1,86 @@
+"""Acts one and two: the tokenizer and the frozen weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from shared.errors import Invalid
+from shared.spec import AttemptSpec, Dtype, Quantization
+
+TORCH_DTYPES: dict[Dtype, torch.dtype] = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+
+
+def load_tokenizer(spec: AttemptSpec) -> Any:
+    """The base model's tokenizer, with the job's chat template if it brings one and a padding token in any case."""
+    tokenizer = AutoTokenizer.from_pretrained(spec.base_model_path, trust_remote_code=False, local_files_only=True)
+    if spec.job.training.chat_template is not None:
+        tokenizer.chat_template = spec.job.training.chat_template
+    if tokenizer.pad_token_id is None:
+        # Padding is told apart by the attention mask, never by its id, so sharing the end token is harmless.
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(spec: AttemptSpec, *, weights: Path, quantized: bool, trains_in_full: bool) -> Any:
+    """The base model from safetensors in `weights`, on the attempt's device, ready to be adapted.
+
+    Args:
+        weights: the base model's directory, or that of a checkpoint when every weight trains.
+        quantized: store the linear layers in 4 bits (NF4 or FP4, arXiv 2305.14314).
+        trains_in_full: every weight trains, so they stay in float32 whatever the arithmetic is.
+
+    Raises:
+        Invalid: float16 asked for on a CPU, which has no loss scaling for it.
+    """
+    if spec.device == "cpu" and spec.job.training.dtype == "float16":
+        raise Invalid("float16 does not train on a CPU; use bfloat16 or float32.", param="training.dtype")
+    dtype = torch.float32 if trains_in_full else TORCH_DTYPES[spec.job.training.dtype]
+    model = AutoModelForCausalLM.from_pretrained(
+        weights,
+        dtype=dtype,
+        quantization_config=four_bit(spec.job.quantization) if quantized else None,
+        device_map={"": spec.device},
+        attn_implementation="sdpa",
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+    )
+    model.config.use_cache = False
+    keep_training_layout(model)
+    return model
+
+
+def four_bit(quantization: Quantization) -> BitsAndBytesConfig:
+    """The spec's fields under their upstream names; upstream's own defaults (fp4, float32, single) are never used."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=TORCH_DTYPES[quantization.bnb_4bit_compute_dtype],
+    )
+
+
+def keep_training_layout(model: torch.nn.Module) -> None:
+    """Forbid bitsandbytes' inference layout.
+
+    On AVX512-BF16 CPUs `Linear4bit` repacks its weights in place at the first forward in eval mode; later training
+    steps then run through a kernel without gradients (bitsandbytes 0.50, `nn/modules.py`), silently.
+    """
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def recompute_activations(model: Any) -> None:
+    """Gradient checkpointing: less memory, one more forward pass. Adapters need gradients to reach the first block."""
+    model.enable_input_require_grads()
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})

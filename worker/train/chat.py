@@ -1,0 +1,197 @@
+"""From messages to text with trained spans, through the base model's chat template.
+
+The template is a program from a stranger: transformers renders it in a jinja sandbox, here under a time and size limit.
+A span is found by rendering the conversation up to a message and checking that this is a prefix of the whole; where a
+template does not have that property, its own `{% generation %}` markers decide, or those of TRL's training template
+for the family. If none of the three is exact, the job fails: a wrong mask trains a wrong model without any sign.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+
+from shared.errors import Invalid
+from shared.spec import Training
+from worker.train.limits import TimeIsUp, time_limit
+
+RENDER_SECONDS = 5.0
+RENDER_CHARACTERS = 16 * 1024 * 1024
+
+Span = tuple[int, int]  # characters, half open
+JsonObject = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as the model reads it, and the character spans of its assistant messages, in order."""
+
+    text: str
+    spans: list[Span]
+
+
+class ChatTemplate:
+    """Renders conversations with one tokenizer's template."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        if not tokenizer.chat_template:
+            raise Invalid(
+                "The base model has no chat template; give one in training.chat_template.",
+                code="no_chat_template",
+                param="training.chat_template",
+            )
+        self._tokenizer = tokenizer
+
+    def render(self, messages: list[JsonObject], *, tools: list[JsonObject] | None, prompt_only: bool = False) -> str:
+        """The text of `messages`; with `prompt_only`, up to and including the assistant's header.
+
+        Raises:
+            Invalid: the template fails on these messages, takes too long or writes too much.
+        """
+        try:
+            return self._render(messages, tools=tools, add_generation_prompt=prompt_only)
+        except jinja2.TemplateError as error:
+            raise _unusable(f"fails on a conversation: {error}") from error
+
+    def render_with_spans(self, messages: list[JsonObject], *, tools: list[JsonObject] | None) -> Rendered:
+        """The text of `messages` and where each assistant message stands in it, its end-of-turn token included."""
+        text = self.render(messages, tools=tools)
+        spans = self._spans_by_prefix(messages, text=text, tools=tools)
+        if spans is not None:
+            return Rendered(text=text, spans=spans)
+        marked = self._spans_by_markers(messages, tools=tools)
+        if marked is not None:
+            return marked
+        raise Invalid(
+            "The chat template changes earlier messages when later ones are added and has no {% generation %} markers, "
+            "so the assistant's tokens cannot be told apart exactly. Add the markers in training.chat_template, or set "
+            "training.train_on to all.",
+            code="chat_template_not_incremental",
+            param="training.chat_template",
+        )
+
+    def _render(self, messages: list[JsonObject], *, tools: list[JsonObject] | None, **options: Any) -> str:
+        try:
+            with time_limit(RENDER_SECONDS):
+                text: str = self._tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
+        except TimeIsUp as error:
+            raise _unusable(f"takes more than {RENDER_SECONDS:g} seconds for one conversation") from error
+        except (MemoryError, OverflowError, RecursionError) as error:
+            raise _unusable("asks for too much memory") from error
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError, ZeroDivisionError) as error:
+            raise jinja2.TemplateError(f"{type(error).__name__}: {error}") from error
+        if len(text) > RENDER_CHARACTERS:
+            raise _unusable(f"writes more than {RENDER_CHARACTERS} characters for one conversation")
+        return text
+
+    def _spans_by_prefix(
+        self, messages: list[JsonObject], *, text: str, tools: list[JsonObject] | None
+    ) -> list[Span] | None:
+        spans: list[Span] = []
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            span = self._span_of(messages, index, text=text, tools=tools)
+            if span is None:
+                return None
+            spans.append(span)
+        return spans
+
+    def _span_of(
+        self, messages: list[JsonObject], index: int, *, text: str, tools: list[JsonObject] | None
+    ) -> Span | None:
+        """Where message `index` stands in `text`, role header left out, or None if the template is not incremental."""
+        try:
+            before = self._render(messages[:index], tools=tools, add_generation_prompt=False)
+            header = self._render(messages[:index], tools=tools, add_generation_prompt=True)
+            until = self._render(messages[: index + 1], tools=tools, add_generation_prompt=False)
+        except jinja2.TemplateError:
+            return None
+        if not (header.startswith(before) and text.startswith(before) and text.startswith(until)):
+            return None
+        # A reasoning template's header may go on ("<think>") where a stored answer does not: the common part is header.
+        own = until[len(before) :]
+        start = len(before) + common_prefix_length(header[len(before) :], own)
+        return (start, start + len(self._without_tail(until[start:])))
+
+    def _without_tail(self, answer: str) -> str:
+        """Cut white space that follows the end-of-turn token: generation stops before it."""
+        trimmed = answer.rstrip()
+        return trimmed if trimmed.endswith(tuple(self._tokenizer.all_special_tokens)) else answer
+
+    def _spans_by_markers(self, messages: list[JsonObject], *, tools: list[JsonObject] | None) -> Rendered | None:
+        if self._marked_template is None:
+            return None
+        text = self._render(messages, tools=tools, chat_template=self._marked_template)
+        with time_limit(RENDER_SECONDS):
+            encoded = self._tokenizer.apply_chat_template(
+                messages, tools=tools, chat_template=self._marked_template, return_assistant_tokens_mask=True
+            )
+        offsets = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        spans = _runs(encoded["assistant_masks"], offsets)
+        answers = sum(message["role"] == "assistant" for message in messages)
+        return Rendered(text=text, spans=spans) if len(spans) == answers else None
+
+    @functools.cached_property
+    def _marked_template(self) -> str | None:
+        """A template of this family with `{% generation %}` markers: its own, TRL's, or None."""
+        if has_generation_markers(self._tokenizer.chat_template):
+            return str(self._tokenizer.chat_template)
+        try:
+            with time_limit(RENDER_SECONDS):
+                return get_training_chat_template(self._tokenizer)
+        except (TimeIsUp, ValueError, jinja2.TemplateError):  # TRL raises ValueError for a template it does not know
+            return None
+
+
+def for_template(message: JsonObject) -> JsonObject:
+    """A message in the form templates expect: no `weight`, text content, tool arguments as objects."""
+    clean = {key: value for key, value in message.items() if key != "weight" and value is not None}
+    clean.setdefault("content", "")
+    if "tool_calls" in clean:
+        clean["tool_calls"] = [_with_parsed_arguments(call) for call in clean["tool_calls"]]
+    return clean
+
+
+def trained_messages(messages: list[JsonObject], training: Training) -> list[bool]:
+    """For each assistant message, in order: does it carry loss?"""
+    answers = [message.get("weight", 1) != 0 for message in messages if message["role"] == "assistant"]
+    if training.train_on == "last_assistant":
+        return [False] * (len(answers) - 1) + answers[-1:]
+    return answers
+
+
+def _with_parsed_arguments(call: JsonObject) -> JsonObject:
+    # OpenAI sends arguments as a JSON string; chat templates serialise an object and would quote a string twice.
+    function = dict(call.get("function", {}))
+    with contextlib.suppress(TypeError, ValueError):  # an object already, or no JSON: printed as it is
+        function["arguments"] = json.loads(function.get("arguments", "{}"))
+    return {**call, "function": function}
+
+
+def common_prefix_length(left: Sequence[object], right: Sequence[object]) -> int:
+    """How many items two sequences (of characters or of token ids) share at their start."""
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((place for place, (one, other) in pairs if one != other), min(len(left), len(right)))
+
+
+def _runs(mask: list[int], offsets: list[Span]) -> list[Span]:
+    """Character spans of the runs of ones in a token mask."""
+    spans: list[Span] = []
+    for position, (one, (start, end)) in enumerate(zip(mask, offsets, strict=True)):
+        if one and position and mask[position - 1]:
+            spans[-1] = (spans[-1][0], end)
+        elif one:
+            spans.append((start, end))
+    return spans
+
+
+def _unusable(what: str) -> Invalid:
+    return Invalid(f"The chat template {what}.", code="chat_template_failed", param="training.chat_template")

@@ -1,0 +1,213 @@
+"""Resumable state on disk: folders that are complete only when renamed into place, with a manifest of hashes.
+
+`checkpoints/step-00000042/`
+    adapter/            a plain PEFT directory (or a plain model directory, when every weight trains)
+    state.safetensors   trained weights, optimizer tensors, random generators
+    state.json          everything of these that is not a tensor, and the progress of the run
+    manifest.json       {format, step, job_id, files: [{name, bytes, sha256}]}, written last
+
+Nothing is ever pickled, and nothing is resumed whose hashes differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from worker.train.methods import trainable
+
+JsonObject = dict[str, Any]
+
+FORMAT = 1  # of state.json and state.safetensors; a checkpoint of another format is passed over, not misread
+
+
+@dataclass
+class Progress:
+    """How far the run is. Everything a resumed attempt must know besides tensors."""
+
+    step: int = 0  # optimizer steps done
+    trained_tokens: int = 0
+    train_seconds: float = 0.0
+    best_step: int | None = None
+    best_loss: float | None = None
+    evaluations_without_gain: int = 0
+    first_losses: list[float] = field(default_factory=list)  # what a diverging loss is held against
+    high_losses: int = 0
+    early_stopped: bool = False
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What changes while training: the objects whose state a checkpoint holds."""
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+
+
+def folder_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def save(
+    folder: Path, *, learner: Learner, progress: Progress, job_id: str, write_adapter: Callable[[Path], None]
+) -> Path:
+    """Write the checkpoint of `progress.step` into `folder`; a power cut leaves all of it or none.
+
+    Returns:
+        The complete checkpoint. An existing one of the same step is replaced.
+    """
+    place = folder / folder_name(progress.step)
+    unfinished = place.with_suffix(".tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    write_adapter(unfinished / "adapter")
+    tensors, facts = _state(learner)
+    save_file(tensors, unfinished / "state.safetensors")
+    (unfinished / "state.json").write_text(json.dumps({"progress": asdict(progress), **facts}), encoding="utf-8")
+    files = [describe(file, root=unfinished) for file in sorted(unfinished.rglob("*")) if file.is_file()]
+    manifest = {"format": FORMAT, "step": progress.step, "job_id": job_id, "files": files}
+    (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    settle(unfinished, place=place)
+    return place
+
+
+def settle(unfinished: Path, *, place: Path) -> None:
+    """Flush everything in `unfinished` to the disk, then give it its name, in place of what had it."""
+    for path in [*unfinished.rglob("*"), unfinished]:
+        _flush(path)
+    shutil.rmtree(place, ignore_errors=True)
+    unfinished.rename(place)
+    _flush(place.parent)
+
+
+def describe(file: Path, *, root: Path) -> JsonObject:
+    """One line of a manifest."""
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"name": file.relative_to(root).as_posix(), "bytes": file.stat().st_size, "sha256": digest}
+
+
+def newest_intact(folder: Path, *, job_id: str) -> Path | None:
+    """The newest checkpoint of this job whose files are what its manifest says; broken ones are passed over."""
+    return next((place for place in reversed(_places(folder)) if is_intact(place, job_id=job_id)), None)
+
+
+def is_intact(place: Path, *, job_id: str) -> bool:
+    try:
+        manifest = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
+        expected = [(one["name"], one["bytes"], one["sha256"]) for one in manifest["files"]]
+        kind = (manifest["format"], manifest["job_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    files = [place / name for name, _, _ in expected]
+    inside = all(file.resolve().is_relative_to(place.resolve()) and file.is_file() for file in files)
+    if kind != (FORMAT, job_id) or not inside:
+        return False
+    return [tuple(describe(file, root=place).values()) for file in files] == expected
+
+
+def prune(folder: Path, *, keep_steps: set[int | None]) -> None:
+    """Remove all checkpoints but the newest two and those of `keep_steps`."""
+    for place in _places(folder)[:-2]:
+        if int(place.name.removeprefix("step-")) not in keep_steps:
+            shutil.rmtree(place)
+
+
+def _places(folder: Path) -> list[Path]:
+    return sorted(place for place in folder.glob("step-*") if place.suffix != ".tmp" and place.is_dir())
+
+
+def read_progress(place: Path) -> Progress:
+    return Progress(**json.loads((place / "state.json").read_text(encoding="utf-8"))["progress"])
+
+
+def restore(place: Path, learner: Learner) -> None:
+    """Put weights, optimizer, scheduler and random generators back as they were. `place` must be intact."""
+    tensors = load_file(place / "state.safetensors")
+    facts = json.loads((place / "state.json").read_text(encoding="utf-8"))
+    with torch.no_grad():
+        for name, parameter in trainable(learner.model).items():
+            parameter.copy_(tensors[f"weight.{name}"])
+    learner.optimizer.load_state_dict(_tree_with_tensors(facts["optimizer"], tensors))
+    learner.scheduler.load_state_dict(_tree_with_tensors(facts["scheduler"], tensors))
+    _restore_random(facts["random"], tensors)
+
+
+def _state(learner: Learner) -> tuple[dict[str, torch.Tensor], JsonObject]:
+    tensors = {f"weight.{name}": parameter for name, parameter in trainable(learner.model).items()}
+    optimizer = _without_tensors(learner.optimizer.state_dict(), tensors, path="optimizer")
+    scheduler = _without_tensors(learner.scheduler.state_dict(), tensors, path="scheduler")
+    random_facts = _random_state(tensors)
+    # safetensors refuses tensors that share memory (bitsandbytes' quantile maps do): each gets its own copy.
+    alone = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    return alone, {"optimizer": optimizer, "scheduler": scheduler, "random": random_facts}
+
+
+# An optimizer's state is a tree of dicts and lists; tensors move to the tensor file and leave their name behind.
+_TENSOR = "__tensor__"
+
+
+def _without_tensors(tree: Any, tensors: dict[str, torch.Tensor], path: str) -> Any:
+    if isinstance(tree, torch.Tensor):
+        tensors[path] = tree
+        return {_TENSOR: path}
+    if isinstance(tree, dict):
+        # Keys are parameter numbers or names; JSON knows only names, so the pair list keeps which is which.
+        return {"pairs": [[key, _without_tensors(value, tensors, f"{path}.{key}")] for key, value in tree.items()]}
+    if isinstance(tree, list | tuple):
+        return [_without_tensors(value, tensors, f"{path}.{place}") for place, value in enumerate(tree)]
+    return tree
+
+
+def _tree_with_tensors(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(tree, dict) and _TENSOR in tree:
+        return tensors[tree[_TENSOR]]
+    if isinstance(tree, dict):
+        return {key: _tree_with_tensors(value, tensors) for key, value in tree["pairs"]}
+    if isinstance(tree, list):
+        return [_tree_with_tensors(value, tensors) for value in tree]
+    return tree
+
+
+def _random_state(tensors: dict[str, torch.Tensor]) -> JsonObject:
+    tensors["random.torch"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    tensors["random.numpy"] = torch.from_numpy(np.asarray(keys, dtype=np.int64))
+    version, words, gauss_next = random.getstate()
+    return {
+        "numpy": [str(kind), int(position), int(has_gauss), float(gauss)],
+        "python": [version, list(words), gauss_next],
+    }
+
+
+def _restore_random(facts: JsonObject, tensors: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(tensors["random.torch"])
+    if "random.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+    kind, position, has_gauss, gauss = facts["numpy"]
+    keys = tensors["random.numpy"].numpy().astype(np.uint32)
+    np.random.set_state((kind, keys, position, has_gauss, gauss))
+    version, words, gauss_next = facts["python"]
+    random.setstate((version, tuple(words), gauss_next))
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,117 @@
+"""The product: a plain PEFT directory that loads without this project, and says where it comes from."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from shared.spec import AttemptSpec
+from worker.train.checkpoints import describe, settle
+from worker.train.initialisation import MUTATING_INITS, fit_to_untouched_base
+
+LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "safetensors", "tokenizers")
+
+
+def write_weights(model: Any, folder: Path, *, spec: AttemptSpec, initial: Path) -> None:
+    """The trained weights as upstream saves them; on the untouched base also where training moved part of it."""
+    if not isinstance(model, PeftModel):
+        model.save_pretrained(folder)
+        return
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    if spec.job.adapter.init_lora_weights in MUTATING_INITS:
+        fit_to_untouched_base(folder, initial=initial)
+    _name_the_base(folder, spec=spec)
+    (folder / "README.md").write_text(model_card(spec), encoding="utf-8")
+
+
+def publish(checkpoint: Path, *, out: Path, spec: AttemptSpec, tokenizer: Any, reason: str) -> Path:
+    """Make `out/adapter` from a checkpoint's weights; atomic by rename, and may happen twice.
+
+    Returns:
+        `out/adapter`.
+    """
+    place, unfinished = out / "adapter", out / "adapter.tmp"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(checkpoint / "adapter", unfinished)
+    tokenizer.save_pretrained(unfinished)
+    _forget_this_host(unfinished / "tokenizer_config.json")
+    (unfinished / "README.md").write_text(model_card(spec), encoding="utf-8")
+    manifest = run_manifest(spec, step=int(checkpoint.name.removeprefix("step-")), reason=reason)
+    (unfinished / "run_manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    settle(unfinished, place=place)
+    return place
+
+
+def run_manifest(spec: AttemptSpec, *, step: int, reason: str) -> dict[str, Any]:
+    """What is needed to run this again: the resolved spec, the versions, the data's hashes."""
+    files = {"train": spec.train_file, "validation": spec.validation_file}
+    return {
+        "job_id": spec.job_id,
+        "model": spec.model_name,
+        "published_step": step,
+        "published_reason": reason,
+        "seed": spec.job.seed,
+        "spec": spec.job.model_dump(mode="json"),
+        "data": {use: _hash_and_size(Path(file)) for use, file in files.items() if file is not None},
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "python": platform.python_version(),
+        "micro_batch_size": spec.micro_batch_size,
+        "gradient_checkpointing": spec.gradient_checkpointing,
+        "device": spec.device,
+    }
+
+
+def model_card(spec: AttemptSpec) -> str:
+    """README.md with the metadata block that model hubs read."""
+    job = spec.job
+    adapted = job.adapter.method != "full"
+    base = f'AutoModelForCausalLM.from_pretrained("{job.base_model.public_name if adapted else "PATH"}")'
+    load = f'PeftModel.from_pretrained({base}, "PATH")' if adapted else base
+    return f"""---
+base_model: {json.dumps(job.base_model.public_name)}
+library_name: {"peft" if adapted else "transformers"}
+pipeline_tag: text-generation
+tags: [{job.adapter.method}, {job.objective.type}]
+---
+# {spec.model_name}
+
+{job.base_model.public_name} (revision `{job.base_model.revision}`), fine-tuned with {job.adapter.method}
+on {job.data.train_rows} {job.data.format} rows: {job.objective.type} objective, {job.training.num_train_epochs} epochs,
+{job.training.batch_size} rows per step, learning rate {job.training.learning_rate:g}, seed {job.seed}.
+`run_manifest.json` holds every setting, library version and data hash.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+{"from peft import PeftModel" if adapted else ""}
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+model = {load}
+```
+"""
+
+
+def _hash_and_size(file: Path) -> dict[str, Any]:
+    line = describe(file, root=file.parent)
+    return {"bytes": line["bytes"], "sha256": line["sha256"]}
+
+
+def _name_the_base(folder: Path, *, spec: AttemptSpec) -> None:
+    # A conversion writes a config of its own; the base must be named by its public name in each, never by a path here.
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = spec.job.base_model.public_name
+    config["revision"] = spec.job.base_model.revision
+    file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def _forget_this_host(tokenizer_config: Path) -> None:
+    # transformers notes how *we* loaded the tokenizer; a stranger's load must not be forced offline by it.
+    config = json.loads(tokenizer_config.read_text(encoding="utf-8"))
+    for key in ("is_local", "local_files_only", "name_or_path"):
+        config.pop(key, None)
+    tokenizer_config.write_text(json.dumps(config, indent=2), encoding="utf-8")

@@ -1,0 +1,244 @@
+"""Act six: the optimizer loop. Forward and backward per micro-batch, one update per step, a look, a checkpoint.
+
+The loop is ours and not `Trainer.train`: a step here has as many forward passes as its rows need when packed, stops
+between any two steps, and resumes from state without pickles. The loss, the model's preparation, the optimizer, the
+schedule and the arithmetic's precision are TRL's and transformers'.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+
+from shared.events import CheckpointSaved, Metrics, Validation
+from shared.spec import AttemptSpec
+from worker.train import checkpoints
+from worker.train.checkpoints import Learner, Progress
+from worker.train.data import Row
+from worker.train.guards import check_divergence, check_numbers
+from worker.train.objectives.objective import Objective
+from worker.train.packing import StepPlan
+from worker.train.reporting import Reporter
+from worker.train.stopping import Stopped, StopRequest
+from worker.train.validation import Tally, evaluate
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """After which steps something else happens."""
+
+    evaluate_every: int
+    save_every: int | None
+    log_every: int
+
+    @staticmethod
+    def of(spec: AttemptSpec, *, total_steps: int) -> Schedule:
+        training = spec.job.training
+        return Schedule(
+            evaluate_every=training.eval.steps or max(1, total_steps // 4),
+            save_every=training.save_steps,
+            log_every=training.logging_steps,
+        )
+
+
+@dataclass
+class Run:
+    """Everything one attempt works on."""
+
+    spec: AttemptSpec
+    out: Path
+    objective: Objective
+    learner: Learner
+    plan: StepPlan
+    progress: Progress
+    train_rows: Sequence[Row]
+    validation_rows: Sequence[Row]
+    reporter: Reporter
+    stop: StopRequest
+    write_adapter: Callable[[Path], None]
+    clock: Callable[[], float] = time.monotonic
+    # Means since the last Metrics event; and the last figures, which a checkpoint carries along.
+    window: Tally = field(default_factory=Tally)
+    window_seconds: float = 0.0
+    window_steps: int = 0
+    last_train: Tally = field(default_factory=Tally)
+    last_validation: tuple[int, Tally] | None = None
+
+    @property
+    def trainer(self) -> Trainer:
+        return self.objective.trainer
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule.of(self.spec, total_steps=self.plan.total_steps)
+
+
+def train(run: Run) -> None:
+    """Run to the last step, or to an early stop.
+
+    Raises:
+        Stopped: a stop was asked for; the checkpoint of the steps done is complete.
+        Invalid: codes `nan_loss`, `loss_diverged`.
+    """
+    run.learner.model.train()
+    while run.progress.step < run.plan.total_steps and not run.progress.early_stopped:
+        if run.stop:
+            _stop(run)
+        _one_step(run)
+        if run.stop:
+            _stop(run)
+        _look_and_save(run)
+
+
+def _one_step(run: Run) -> None:
+    """One update of the weights from the rows that the plan gives this step."""
+    began = run.clock()
+    progress = run.progress
+    rows = [run.train_rows[index] for index in run.plan.row_indices(progress.step)]
+    tally, tokens = _accumulate(run, rows)
+    learning_rate = run.learner.scheduler.get_last_lr()[0]
+    grad_norm = _update(run, loss=tally.loss)
+    progress.step += 1
+    progress.trained_tokens += tokens
+    seconds = run.clock() - began
+    progress.train_seconds += seconds
+    _report_step(run, tally, learning_rate=learning_rate, grad_norm=grad_norm, seconds=seconds)
+    guess = math.log(run.trainer.model.config.vocab_size)
+    if run.spec.job.objective.type == "supervised":
+        check_divergence(tally.loss, progress=progress, worst=guess)
+
+
+def _accumulate(run: Run, rows: Sequence[Row]) -> tuple[Tally, int]:
+    """Gradients of the mean loss over all labelled tokens (or rows) of the step, however it is split."""
+    tally = Tally()
+    batches = run.objective.micro_batches(rows)
+    weight = sum(batch.weight for batch in batches)
+    for batch in batches:
+        loss = run.objective.loss(run.trainer.model_wrapped, batch)
+        run.trainer.accelerator.backward(loss.total / weight)
+        tally.add(loss.total.item(), weight=batch.weight, correct=loss.correct)
+    return tally, sum(batch.tokens for batch in batches)
+
+
+def _update(run: Run, *, loss: float) -> float:
+    """Clip, step, schedule. Returns the gradient norm before clipping."""
+    parameters = run.learner.model.parameters()
+    clipped: Any = run.trainer.accelerator.clip_grad_norm_(parameters, run.spec.job.training.max_grad_norm)
+    grad_norm = float(clipped)
+    if run.spec.job.training.dtype != "float16":  # float16's loss scaler skips such a step by itself
+        check_numbers(loss, grad_norm=grad_norm, step=run.progress.step + 1)
+    run.learner.optimizer.step()
+    run.learner.scheduler.step()
+    run.learner.optimizer.zero_grad()
+    return grad_norm
+
+
+def _report_step(run: Run, tally: Tally, *, learning_rate: float, grad_norm: float, seconds: float) -> None:
+    run.window = run.window.plus(tally)
+    run.window_seconds += seconds
+    run.window_steps += 1
+    step = run.progress.step
+    if step % run.schedule.log_every and step != run.plan.total_steps:
+        return
+    run.reporter.write(
+        Metrics,
+        step=step,
+        total_steps=run.plan.total_steps,
+        epoch=step / run.plan.steps_per_epoch,
+        train_loss=run.window.loss,
+        train_mean_token_accuracy=run.window.accuracy,
+        learning_rate=learning_rate,
+        grad_norm=grad_norm if math.isfinite(grad_norm) else None,
+        trained_tokens=run.progress.trained_tokens,
+        seconds_per_step=run.window_seconds / run.window_steps,
+    )
+    run.last_train, run.window = run.window, Tally()
+    run.window_seconds, run.window_steps = 0.0, 0
+
+
+def _look_and_save(run: Run) -> None:
+    """Validation and checkpoint, where they are due after this step."""
+    step = run.progress.step
+    ends_epoch = run.plan.ends_epoch(step)
+    better = False
+    if run.validation_rows and (ends_epoch or step % run.schedule.evaluate_every == 0):
+        better = _validate(run, full=ends_epoch)
+    every = run.schedule.save_every
+    due = ends_epoch if every is None else step % every == 0 or step == run.plan.total_steps
+    if better or due or run.progress.early_stopped:
+        save_checkpoint(run)
+
+
+def _validate(run: Run, *, full: bool) -> bool:
+    """Report the validation loss; True if it is the lowest so far.
+
+    Best and early stopping always compare the same rows: the first `eval.max_rows`. The rest is read for the report.
+    """
+    limit = run.spec.job.training.eval.max_rows
+    seen = _evaluate(run, run.validation_rows[:limit])
+    rest = _evaluate(run, run.validation_rows[limit:]) if full and seen is not None else Tally()
+    if seen is None or rest is None:
+        return False
+    reported = seen.plus(rest)
+    full = full or len(run.validation_rows) <= limit
+    run.reporter.write(
+        Validation,
+        step=run.progress.step,
+        valid_loss=reported.loss,
+        valid_mean_token_accuracy=reported.accuracy,
+        full=full,
+    )
+    run.last_validation = (run.progress.step, reported)
+    return note_validation(run.progress, seen.loss, spec=run.spec)
+
+
+def _evaluate(run: Run, rows: Sequence[Row]) -> Tally | None:
+    return evaluate(run.learner.model, rows, objective=run.objective, should_stop=lambda: bool(run.stop))
+
+
+def note_validation(progress: Progress, loss: float, *, spec: AttemptSpec) -> bool:
+    """Remember the best step and count evaluations without gain. True if `loss` is the lowest so far."""
+    stopping = spec.job.training.early_stopping
+    least_gain = stopping.min_delta if stopping else 0.0
+    gained = progress.best_loss is None or loss < progress.best_loss - least_gain
+    lowest = progress.best_loss is None or loss < progress.best_loss
+    progress.evaluations_without_gain = 0 if gained else progress.evaluations_without_gain + 1
+    if lowest:
+        progress.best_step, progress.best_loss = progress.step, loss
+    progress.early_stopped = stopping is not None and progress.evaluations_without_gain >= stopping.patience
+    return lowest
+
+
+def save_checkpoint(run: Run) -> Path:
+    """Write the checkpoint of the steps done, tell, and remove those no longer needed."""
+    folder = run.out / "checkpoints"
+    place = checkpoints.save(
+        folder,
+        learner=run.learner,
+        progress=run.progress,
+        job_id=run.spec.job_id,
+        write_adapter=run.write_adapter,
+    )
+    looked = run.last_validation[1] if run.last_validation and run.last_validation[0] == run.progress.step else None
+    run.reporter.write(
+        CheckpointSaved,
+        step=run.progress.step,
+        name=place.name,
+        train_loss=run.last_train.loss if run.last_train.weight else None,
+        train_mean_token_accuracy=run.last_train.accuracy if run.last_train.weight else None,
+        valid_loss=looked.loss if looked else None,
+        valid_mean_token_accuracy=looked.accuracy if looked else None,
+    )
+    checkpoints.prune(folder, keep_steps={run.progress.best_step})
+    return place
+
+
+def _stop(run: Run) -> None:
+    place = save_checkpoint(run)
+    raise Stopped(place.name)

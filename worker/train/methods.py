@@ -1,0 +1,176 @@
+"""Act four: how the base model is adapted. One table; one entry per method."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import EvaConfig, LoraConfig, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
+from transformers import Trainer, set_seed
+
+from shared.errors import Invalid
+from shared.spec import Adapter, AttemptSpec, MethodName
+from worker.train.data import Row
+from worker.train.initialisation import finish
+
+
+@dataclass(frozen=True)
+class Method:
+    """What distinguishes one way of adapting from another."""
+
+    adapted: bool  # a LoRA adapter is trained; otherwise every weight
+    quantized: bool = False  # the frozen base is stored in 4 bits
+    use_dora: bool = False  # magnitude and direction apart (arXiv 2402.09353)
+    inits: frozenset[str] = frozenset({"default", "gaussian", "eva"})  # initialisations that upstream can do with it
+
+
+FLOATING = frozenset({"default", "gaussian", "pissa", "olora", "eva"})
+# PiSSA and OLoRA move part of the base into the adapter, which PEFT refuses on a quantised base; LoftQ needs one.
+FOUR_BIT = frozenset({"default", "gaussian", "loftq", "eva"})
+
+METHODS: dict[MethodName, Method] = {
+    "lora": Method(adapted=True, inits=FLOATING),
+    "qlora": Method(adapted=True, quantized=True, inits=FOUR_BIT),
+    "dora": Method(adapted=True, use_dora=True, inits=frozenset({"default", "gaussian"})),
+    "qdora": Method(adapted=True, quantized=True, use_dora=True, inits=frozenset({"default", "gaussian"})),
+    "full": Method(adapted=False, inits=frozenset({"default"})),
+}
+
+# LoftQ is applied afterwards; the others keep their name.
+_UPSTREAM_INITS: dict[str, Any] = {"default": True, "loftq": True}
+
+
+def adapt(model: Any, *, spec: AttemptSpec, initial: Path, rows: Sequence[Row]) -> Any:
+    """Wrap `model` for training by the job's method; the same seed gives the same adapter.
+
+    Args:
+        initial: where the untouched adapter of a mutating initialisation is kept for the conversion at the end.
+        rows: the training rows, whose activations EVA looks at.
+
+    Raises:
+        Invalid: `target_modules_not_found`, `modules_not_found`, `layers_not_found`, `unsupported_combination`.
+    """
+    adapter, method = spec.job.adapter, METHODS[spec.job.adapter.method]
+    if adapter.init_lora_weights not in method.inits:
+        raise Invalid(
+            f"{adapter.init_lora_weights} cannot start {adapter.method}; use one of {', '.join(sorted(method.inits))}.",
+            code="unsupported_combination",
+            param="adapter.init_lora_weights",
+        )
+    set_seed(spec.job.seed)
+    if not method.adapted:
+        return model.requires_grad_(requires_grad=True)
+    check_modules(model, adapter)
+    # EVA fills the adapter afterwards; until then PEFT wants it without memory.
+    without_memory = adapter.init_lora_weights == "eva"
+    adapted = get_peft_model(model, lora_config(adapter, method=method), low_cpu_mem_usage=without_memory)
+    finish(adapted, adapter, base=Path(spec.base_model_path), initial=initial, rows=rows)
+    return adapted
+
+
+def lora_config(adapter: Adapter, *, method: Method) -> LoraConfig:
+    """The spec's adapter under PEFT's names."""
+    init = adapter.init_lora_weights
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=adapter.r,
+        lora_alpha=adapter.lora_alpha,
+        lora_dropout=adapter.lora_dropout,
+        target_modules=adapter.target_modules,
+        bias=adapter.bias,
+        use_rslora=adapter.use_rslora,
+        use_dora=method.use_dora,
+        init_lora_weights=_UPSTREAM_INITS.get(init, init),
+        # rho 1: every module keeps the rank that was asked for, so the adapter's size is known beforehand.
+        eva_config=EvaConfig(rho=1.0) if init == "eva" else None,
+        rank_pattern=_suffix_patterns(adapter.rank_pattern),
+        alpha_pattern=_suffix_patterns(adapter.alpha_pattern),
+        layers_to_transform=adapter.layers_to_transform,
+        modules_to_save=adapter.modules_to_save,
+    )
+
+
+def _suffix_patterns(pattern: dict[str, int]) -> dict[str, int]:
+    """PEFT reads keys as regular expressions; ours are names, so a dot means a dot."""
+    return {re.escape(name): value for name, value in pattern.items()}
+
+
+def check_modules(model: torch.nn.Module, adapter: Adapter) -> None:
+    """Refuse names that match nothing, and say which exist."""
+    adaptable = {name for name, module in model.named_modules() if _is_linear(module)}
+    if adapter.target_modules != "all-linear":
+        _require(
+            adapter.target_modules, among=adaptable, param="adapter.target_modules", code="target_modules_not_found"
+        )
+        _refuse_head(model, adapter.target_modules)
+    named = {name for name, _ in model.named_modules() if name}
+    _require(adapter.modules_to_save or [], among=named, param="adapter.modules_to_save", code="modules_not_found")
+    for field in ("rank_pattern", "alpha_pattern"):
+        _require(getattr(adapter, field), among=adaptable, param=f"adapter.{field}", code="modules_not_found")
+    layers = model.config.num_hidden_layers
+    beyond = [layer for layer in adapter.layers_to_transform or [] if layer >= layers]
+    if beyond:
+        message = f"The base model has layers 0 to {layers - 1}; there is no layer {beyond[0]}."
+        raise Invalid(message, code="layers_not_found", param="adapter.layers_to_transform")
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    # Conv1D: GPT-2's linear layer with transposed weights; 4-bit layers are subclasses of Linear.
+    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _require(names: Iterable[str], *, among: set[str], param: str, code: str) -> None:
+    for name in names:
+        if not any(candidate == name or candidate.endswith(f".{name}") for candidate in among):
+            existing = ", ".join(sorted({candidate.rsplit(".", 1)[-1] for candidate in among}))
+            raise Invalid(
+                f"No module of the base model is named {name}; there are: {existing}.", code=code, param=param
+            )
+
+
+def _refuse_head(model: Any, names: Sequence[str]) -> None:
+    head = next((name for name, module in model.named_modules() if module is model.get_output_embeddings()), None)
+    if head is not None and any(head == name or head.endswith(f".{name}") for name in names):
+        raise Invalid(
+            f"{head} is the output layer; its loss is computed without an adapter. Name it in modules_to_save instead.",
+            code="unsupported_combination",
+            param="adapter.target_modules",
+        )
+
+
+def make_optimizer(trainer: Trainer, adapter: Adapter) -> torch.optim.Optimizer:
+    """Upstream's optimizer by its name; with LoRA+ the B matrices learn faster (arXiv 2402.12354)."""
+    if adapter.loraplus_lr_ratio is None:
+        return trainer.create_optimizer()
+    kind, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
+    trainer.optimizer = create_loraplus_optimizer(
+        trainer.model,
+        kind,
+        loraplus_lr_ratio=adapter.loraplus_lr_ratio,
+        loraplus_weight_decay=trainer.args.weight_decay,
+        **options,
+    )
+    return trainer.optimizer
+
+
+def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Name → parameter of everything that learns."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def with_float32_adapters(model: Any, build: Callable[[], Any]) -> Any:
+    """Run `build` (a TRL trainer's constructor) and undo its rounding of quantised models' adapters to bfloat16.
+
+    The adapter is the only thing that learns: float32 keeps small updates, makes a saved checkpoint exact, and is
+    far faster on CPUs without bfloat16 arithmetic. Under autocast the products are bfloat16 all the same.
+    """
+    exact = {name: parameter.data.float() for name, parameter in trainable(model).items()}
+    built = build()
+    for name, parameter in trainable(model).items():
+        parameter.data = exact[name]
+    return built

@@ -1,0 +1,82 @@
+"""Preference pairs over TRL's DPOTrainer. The reference is the same model with its adapter disabled: never a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from trl import DPOConfig, DPOTrainer
+
+from shared.errors import Invalid
+from shared.spec import AttemptSpec, Dpo
+from worker.train.data import AnswersRow
+from worker.train.methods import METHODS
+from worker.train.objectives.objective import Loss, MicroBatch, trainer_arguments
+from worker.train.packing import group
+
+
+class PreparedPairsTrainer(DPOTrainer):
+    """DPOTrainer that takes its rows as they are: they were tokenised by `worker.train.data`."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_args: Any, **_options: Any) -> Dataset:
+        return dataset
+
+
+class DpoObjective:
+    """Pairs under each other, chosen first; the loss is summed over pairs."""
+
+    def __init__(self, trainer: PreparedPairsTrainer, *, spec: AttemptSpec) -> None:
+        self.trainer = trainer
+        self._spec = spec
+
+    def micro_batches(self, rows: Sequence[AnswersRow]) -> list[MicroBatch]:
+        size = self._spec.micro_batch_size
+        return [self._batch([rows[place] for place in one]) for one in group([row.tokens for row in rows], size=size)]
+
+    def sequences(self, rows: Sequence[AnswersRow]) -> int:
+        return 2 * len(rows)
+
+    def loss(self, model: Any, batch: MicroBatch) -> Loss:
+        inputs = {name: value.to(self._spec.device) for name, value in batch.inputs.items()}
+        return Loss(total=self.trainer.compute_loss(model, inputs) * batch.weight, correct=None)
+
+    def _batch(self, rows: Sequence[AnswersRow]) -> MicroBatch:
+        records = [
+            {"prompt_ids": row.prompt_ids, "chosen_ids": row.answers[0], "rejected_ids": row.answers[1]} for row in rows
+        ]
+        return MicroBatch(
+            inputs=self.trainer.data_collator(records), weight=len(rows), tokens=sum(row.tokens for row in rows)
+        )
+
+
+def refuse_without_reference(spec: AttemptSpec) -> None:
+    """Objectives with a reference model need an adapter to disable."""
+    if not METHODS[spec.job.adapter.method].adapted:
+        raise Invalid(
+            f"{spec.job.objective.type} needs the base model as its reference, which full fine-tuning overwrites; "
+            "use lora, qlora, dora or qdora.",
+            code="unsupported_combination",
+            param="adapter.method",
+        )
+
+
+def build(model: Any, tokenizer: Any, *, spec: AttemptSpec, out: Path, total_steps: int) -> DpoObjective:
+    """The trainer sees one stand-in pair: the loop feeds it our own micro-batches."""
+    refuse_without_reference(spec)
+    assert isinstance(spec.job.objective, Dpo)
+    arguments = DPOConfig(
+        **trainer_arguments(spec, out=out, total_steps=total_steps),
+        beta=spec.job.objective.beta,
+        loss_type=[spec.job.objective.loss_type],
+        # Dropout would make policy and reference differ by chance; off as in TRL's default.
+        disable_dropout=True,
+    )
+    trainer = PreparedPairsTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_dict({"prompt_ids": [[0]], "chosen_ids": [[0]], "rejected_ids": [[0]]}),
+        processing_class=tokenizer,
+    )
+    return DpoObjective(trainer, spec=spec)

@@ -1,0 +1,75 @@
+"""What the loop asks of an objective: forward passes for a step's rows, and their summed loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import Trainer
+
+from shared.spec import AttemptSpec
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The inputs of one forward pass and its share in the optimizer step."""
+
+    inputs: dict[str, torch.Tensor]
+    weight: int  # labelled tokens (supervised) or rows (dpo, kto): losses are summed and divided by a step's total
+    tokens: int  # input tokens without padding
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Summed over the units that `MicroBatch.weight` counts."""
+
+    total: torch.Tensor  # scalar, with gradient in training
+    correct: int | None  # labelled tokens predicted as most likely; None where the objective has no such thing
+
+
+class Objective(Protocol):
+    """One of `OBJECTIVES`; holds the TRL trainer that computes its loss."""
+
+    trainer: Trainer
+
+    def micro_batches(self, rows: Sequence[Any]) -> list[MicroBatch]:
+        """Lay the rows of one optimizer step (or of a validation pass) into forward passes."""
+        ...
+
+    def sequences(self, rows: Sequence[Any]) -> int:
+        """How many sequences the rows of one step make: fewer than rows when packed."""
+        ...
+
+    def loss(self, model: Any, batch: MicroBatch) -> Loss:
+        """Run the forward pass of `batch`."""
+        ...
+
+
+def trainer_arguments(spec: AttemptSpec, *, out: Path, total_steps: int) -> dict[str, Any]:
+    """What every TRL config shares. The loop is ours, so nothing here saves, logs or evaluates.
+
+    Activation checkpointing stays off here: the model was set up for it before (`base_model.recompute_activations`).
+    """
+    training = spec.job.training
+    return {
+        "output_dir": str(out),
+        "per_device_train_batch_size": spec.micro_batch_size,
+        "learning_rate": training.learning_rate,
+        "optim": training.optim,
+        "lr_scheduler_type": training.lr_scheduler_type,
+        # Steps, not a ratio: upstream reads 1.0 as one step.
+        "warmup_steps": round(training.warmup_ratio * total_steps),
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "bf16": training.dtype == "bfloat16",
+        "fp16": training.dtype == "float16",
+        "use_cpu": spec.device == "cpu",
+        "gradient_checkpointing": False,
+        "seed": spec.job.seed,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "max_length": None,
+    }

@@ -1,0 +1,21 @@
+"""Objective name → how its trainer is built. The one place where objectives are told apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from shared.spec import AttemptSpec, ObjectiveName
+from worker.train.objectives import dpo, kto, supervised
+from worker.train.objectives.objective import Objective
+
+
+class BuildObjective(Protocol):
+    def __call__(self, model: Any, tokenizer: Any, *, spec: AttemptSpec, out: Path, total_steps: int) -> Objective: ...
+
+
+OBJECTIVES: dict[ObjectiveName, BuildObjective] = {
+    "supervised": supervised.build,
+    "dpo": dpo.build,
+    "kto": kto.build,
+}

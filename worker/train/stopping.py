@@ -1,0 +1,29 @@
+"""How the outside asks for checkpoint-and-stop: the file `OUT/stop`, or SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+
+class StopRequest:
+    """Asked between steps; never interrupts one."""
+
+    def __init__(self, out: Path) -> None:
+        self._file = out / "stop"
+        self._signalled = False
+
+    def listen(self) -> StopRequest:
+        """Take SIGTERM as a request instead of an end. Main thread only (Python's rule for signal handlers)."""
+        signal.signal(signal.SIGTERM, lambda _number, _frame: self.ask())
+        return self
+
+    def ask(self) -> None:
+        self._signalled = True
+
+    def __bool__(self) -> bool:
+        return self._signalled or self._file.exists()
+
+
+class Stopped(Exception):
+    """No error: the asked-for end of an attempt, raised after its checkpoint is complete."""

@@ -1,0 +1,174 @@
+"""Between the store and an attempt's folder: inputs in, products out, every byte under a checksum. No database.
+
+work/{job}/{fence}/spec.json  data/*.jsonl  trainer.log  out/{events.jsonl,stop,checkpoints/,adapter/}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import stamina
+
+from shared import layout
+from shared.dataset_convert import canonical_lines
+from shared.errors import TunepoolError, Unavailable
+from shared.leases import Claim, FileRef, Lease
+from shared.storage import Store
+
+Interrupt = Callable[[], None]
+# Rough weather at a store lasts minutes; a device held idle for longer is better given back (attempt counted).
+PATIENCE_SECONDS: Final = 600.0
+
+
+class DataChanged(TunepoolError):
+    """A file's bytes are not those that were accepted."""
+
+    code = "file_changed"
+
+
+@dataclass(frozen=True, slots=True)
+class Workdir:
+    """The folders of one attempt on this host."""
+
+    root: Path
+
+    @property
+    def spec(self) -> Path:
+        return self.root / "spec.json"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def out(self) -> Path:
+        return self.root / "out"
+
+    @property
+    def events(self) -> Path:
+        return self.out / "events.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "trainer.log"
+
+
+def make(work: Path, lease: Lease) -> Workdir:
+    """A fresh folder for an attempt; whatever an earlier fence left of this job on this host goes away."""
+    shutil.rmtree(work / lease.job_id, ignore_errors=True)
+    made = Workdir(work / lease.job_id / str(lease.fence))
+    made.root.mkdir(parents=True, mode=0o700)
+    for folder in (made.data, made.out, made.out / "checkpoints"):
+        folder.mkdir()
+    return made
+
+
+def hand_over(workdir: Workdir, *, uid: int | None) -> None:
+    """Give the folder to the trainers' user, who may read it all and write `out`."""
+    if uid is None:
+        return
+    for path in (workdir.root, *workdir.root.rglob("*")):
+        os.chown(path, uid, uid)
+
+
+def stage_rows(store: Store, file: FileRef, target: Path, *, interrupt: Interrupt) -> Path:
+    """Bring a data file here as canonical JSONL.
+
+    Raises:
+        DataChanged: the store has other bytes than those that were checked.
+        Unavailable: the store stays away for longer than we wait.
+    """
+
+    def attempt() -> None:
+        interrupt()
+        digest = hashlib.sha256()
+        with target.open("wb") as sink:
+            sink.writelines(canonical_lines(_hashed(store.chunks(file.key), digest, interrupt)))
+        if digest.hexdigest() != file.sha256:
+            raise DataChanged(
+                f"File '{file.id}' has changed since it was uploaded; upload it again.", param="training_file"
+            )
+
+    _patiently(attempt)
+    return target
+
+
+def _hashed(chunks: Iterable[bytes], digest: Any, interrupt: Interrupt) -> Iterator[bytes]:
+    for chunk in chunks:
+        interrupt()
+        digest.update(chunk)
+        yield chunk
+
+
+def stage_checkpoint(store: Store, manifest: dict[str, Any], checkpoints: Path, *, interrupt: Interrupt) -> bool:
+    """Bring the newest checkpoint here, complete or not at all. False: its bytes are not what was published."""
+    unfinished = checkpoints / f"{manifest['name']}.staging"
+    for file in manifest["files"]:
+        target = unfinished / file["name"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _patiently(lambda file=file, target=target: _download(store, manifest, file, target, interrupt))
+        if _sha256(target) != file["sha256"]:
+            shutil.rmtree(unfinished)
+            return False
+    unfinished.rename(checkpoints / manifest["name"])
+    return True
+
+
+def _download(store: Store, manifest: dict[str, Any], file: dict[str, Any], target: Path, interrupt: Interrupt) -> None:
+    interrupt()
+    store.get_file(f"{manifest['prefix']}/{file['name']}", target)
+
+
+def publish_checkpoint(store: Store, claim: Claim, folder: Path, *, step: int, interrupt: Interrupt) -> dict[str, Any]:
+    """Upload a complete checkpoint; returns its manifest. Raises Unavailable, FileNotFoundError (pruned meanwhile)."""
+    lease = claim.lease
+    prefix = layout.checkpoint_prefix(claim.project_id, lease.job_id, lease.fence, step)
+    return {"prefix": prefix, "step": step, "name": folder.name, "files": _upload(store, folder, prefix, interrupt)}
+
+
+def publish_adapter(store: Store, claim: Claim, folder: Path, *, interrupt: Interrupt) -> dict[str, Any]:
+    """Upload the adapter; returns its manifest. Nothing refers to it before the manifest is committed."""
+    lease = claim.lease
+    prefix = layout.adapter_prefix(claim.project_id, lease.job_id, lease.fence)
+    return {"prefix": prefix, "files": _upload(store, folder, prefix, interrupt)}
+
+
+def publish_text(store: Store, key: str, text: str, *, scratch: Path, interrupt: Interrupt) -> tuple[int, str]:
+    """Upload a small text; returns (bytes, sha256)."""
+    scratch.write_text(text, encoding="utf-8")
+    _patiently(lambda: _put(store, key, scratch, interrupt))
+    return scratch.stat().st_size, _sha256(scratch)
+
+
+def _upload(store: Store, folder: Path, prefix: str, interrupt: Interrupt) -> list[dict[str, Any]]:
+    described = []
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()):
+        name = file.relative_to(folder).as_posix()
+        described.append({"name": name, "bytes": file.stat().st_size, "sha256": _sha256(file)})
+        _patiently(lambda key=f"{prefix}/{name}", file=file: _put(store, key, file, interrupt))
+    return described
+
+
+def _put(store: Store, key: str, file: Path, interrupt: Interrupt) -> None:
+    interrupt()
+    store.put_file(key, file)
+
+
+def _patiently(act: Callable[[], None]) -> None:
+    """Again and again while the store is away, with growing pauses (0.2 s … 15 s, jittered)."""
+    for attempt in stamina.retry_context(
+        on=Unavailable, attempts=None, timeout=PATIENCE_SECONDS, wait_initial=0.2, wait_max=15.0
+    ):
+        with attempt:
+            act()
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
