@@ -96,7 +96,7 @@ def settle(host: Host, claim: Claim) -> Resolution:
     validation = claim.validation_file and _facts(claim.validation_file, param="validation_file", fewest=1)
     if validation and validation["format"] != training["format"]:
         raise Invalid(
-            f"validation_file has format '{validation['format']}', training_file '{training['format']}'; use one for both.",
+            f"validation_file has format '{validation['format']}', training_file '{training['format']}'; use one.",
             param="validation_file",
             code="invalid_file_format",
         )

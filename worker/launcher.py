@@ -161,7 +161,7 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=prepare,  # noqa: PLW1509  # two system calls and no lock; a wrapper program would cost a second interpreter
+        preexec_fn=prepare,  # two system calls and no lock; a wrapper program would cost a second interpreter
         user=uid,
         group=uid,
         extra_groups=[] if uid is not None else None,

@@ -63,7 +63,8 @@ class Tag:
         """Whether the supervisor that started this trainer still lives."""
         try:
             supervisor = psutil.Process(self.supervisor_pid)
-            return supervisor.create_time() == self.supervisor_started and supervisor.status() != psutil.STATUS_ZOMBIE
+            same = bool(supervisor.create_time() == self.supervisor_started)
+            return same and supervisor.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
@@ -454,7 +455,7 @@ class _Attempt:
 
     def quarantine(self, message: str) -> None:
         for device_id in self.claim.device_ids:
-            self.insist(lambda s, device_id=device_id: workers.set_quarantined(s, device_id, quarantined=True))
+            self.insist(partial(workers.set_quarantined, device_id=device_id, quarantined=True))
         self.give_back("crashed", code="trainer_undead", message=message)
 
     def clean_up(self) -> None:

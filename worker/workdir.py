@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -112,7 +113,7 @@ def stage_checkpoint(store: Store, manifest: dict[str, Any], checkpoints: Path, 
     for file in manifest["files"]:
         target = unfinished / file["name"]
         target.parent.mkdir(parents=True, exist_ok=True)
-        _patiently(lambda file=file, target=target: _download(store, manifest, file, target, interrupt))
+        _patiently(partial(_download, store, manifest, file, target, interrupt))
         if _sha256(target) != file["sha256"]:
             shutil.rmtree(unfinished)
             return False
@@ -151,7 +152,7 @@ def _upload(store: Store, folder: Path, prefix: str, interrupt: Interrupt) -> li
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()):
         name = file.relative_to(folder).as_posix()
         described.append({"name": name, "bytes": file.stat().st_size, "sha256": _sha256(file)})
-        _patiently(lambda key=f"{prefix}/{name}", file=file: _put(store, key, file, interrupt))
+        _patiently(partial(_put, store, f"{prefix}/{name}", file, interrupt))
     return described
 
 

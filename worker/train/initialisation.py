@@ -27,7 +27,7 @@ EVA_ROWS, EVA_ROWS_AT_ONCE = 256, 8
 
 
 def finish(model: PeftModel, adapter: Adapter, *, base: Path, initial: Path, rows: Sequence[Row]) -> None:
-    """Complete the start that `adapter.init_lora_weights` names; a no-op for those that PEFT's constructor completes."""
+    """Complete the start that `adapter.init_lora_weights` names; nothing to do where PEFT's constructor did."""
     if adapter.init_lora_weights == "eva":
         initialize_lora_eva_weights(model, eva_batches(rows, device=model.device), show_progress_bar=False)
     elif adapter.init_lora_weights == "loftq":
@@ -77,10 +77,10 @@ class WeightsOnDisk(Mapping[str, torch.Tensor]):
 
     def __init__(self, folder: Path) -> None:
         self._files = [safe_open(file, framework="pt") for file in sorted(folder.glob("*.safetensors"))]
-        self._places = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118 -- no mapping
+        self._places = {name: file for file in self._files for name in file.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118 -- no mapping
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._places[name].get_tensor(name)
+        tensor: torch.Tensor = self._places[name].get_tensor(name)  # type: ignore[no-untyped-call]
         return tensor
 
     def __iter__(self) -> Any:

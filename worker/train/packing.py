@@ -52,7 +52,7 @@ def epoch_order(rows: int, *, seed: int, epoch: int) -> tuple[int, ...]:
 
 
 def pack(lengths: Sequence[int], *, capacity: int) -> list[list[int]]:
-    """Best-fit decreasing: bins of indices whose lengths sum to `capacity` at most; a longer row is alone in its bin."""
+    """Best-fit decreasing: bins of indices whose lengths sum to `capacity` at most; a longer row is alone."""
     bins: list[list[int]] = []
     room: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda one: -lengths[one]):
