@@ -1,11 +1,20 @@
-"""A home: the folder that holds everything one installation keeps on this host."""
+"""A home: the folder that holds everything one installation keeps on this host.
+
+credentials.json   base URL and API key, for clients on this host
+signing-secret     signs download links; the API makes it
+up.lock            held by the running `up`, with its process id
+logs/              one file per child
+postgres/          the database; when root starts it below a folder that Postgres' user may not enter, `data-location`
+                   names a folder under /var/lib/tunepool/data that belongs to this home: back it up, or delete it, too
+valkey/            the queue's bell; may be deleted while nothing runs
+storage/ cache/ work/   objects, base models, attempts: when no STORAGE_URL says otherwise
+"""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +24,10 @@ from typing import Any
 
 class HomeInUse(RuntimeError):
     """Another `up` holds this home."""
+
+
+class HomeUnusable(RuntimeError):
+    """We may not write here."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +44,22 @@ class Home:
     def logs(self) -> Path:
         return self.path / "logs"
 
+    @property
+    def postgres(self) -> Path:
+        return self.path / "postgres"
+
+    @property
+    def valkey(self) -> Path:
+        return self.path / "valkey"
+
     def prepare(self) -> None:
-        self.logs.mkdir(parents=True, exist_ok=True)
+        """Make it, if it is not there. Raises HomeUnusable."""
+        try:
+            self.logs.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise HomeUnusable(f"No home can be made at {self.path}: {error}. Choose another with --home.") from error
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise HomeUnusable(f"{self.path} belongs to another user. Choose another home with --home.")
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -50,18 +77,13 @@ class Home:
             lock.flush()
             yield
 
-    def signing_secret(self) -> str:
-        """Signs download links; made at the first start."""
-        file = self.path / "signing-secret"
-        if not file.exists():
-            write_private(file, secrets.token_urlsafe(32))
-        return file.read_text(encoding="utf-8")
-
-    def read_credentials(self) -> dict[str, Any]:
-        if not self.credentials.exists():
-            return {}
-        found: dict[str, Any] = json.loads(self.credentials.read_text(encoding="utf-8"))
-        return found
+    def known_key(self) -> str:
+        """The API key of an earlier start; empty when there is none, or the file makes no sense."""
+        try:
+            found: Any = json.loads(self.credentials.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return ""
+        return str(found.get("api_key", "")) if isinstance(found, dict) else ""
 
     def write_credentials(self, *, base_url: str, api_key: str) -> None:
         write_private(self.credentials, json.dumps({"base_url": base_url, "api_key": api_key}, indent=2) + "\n")

@@ -5,23 +5,27 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from shared import keys, log
 from shared.catalogue import load_catalogue, local_folder
 from shared.db import make_engine, session_scope
 from shared.errors import TunepoolError
-from shared.settings import Settings, child_environment
+from shared.settings import Settings
 from shared.tables import ProjectRow
-from standalone.home import Home, HomeInUse
+from standalone.children import ChildFailed
+from standalone.home import Home, HomeInUse, HomeUnusable
 from standalone.migrate import migrate as run_migrations
-from standalone.postgres import PostgresFailed
-from standalone.processes import ChildFailed
-from standalone.up import WORKER, PortTaken, api_command, module, run
-from standalone.valkey import ValkeyFailed
+from standalone.postgres import running_url
+from standalone.up import WORKER, PortTaken, api_command, module, own_environment, run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 key_commands = typer.Typer(no_args_is_help=True, help="API keys of this installation.")
@@ -34,21 +38,73 @@ HomeOption = Annotated[
 ]
 
 
+PortOption = Annotated[
+    int, typer.Option(envvar="TUNEPOOL_PORT", min=0, max=65535, help="Of the API on 127.0.0.1; 0: any free one.")
+]
+
+
 def _settings(home: Path | None) -> Settings:
     settings = Settings() if home is None else Settings(home=home)
     log.configure(settings)
     return settings
 
 
-def _give_up(error: Exception) -> NoReturn:
-    typer.echo(str(error), err=True)
-    raise typer.Exit(2) from error
+def _home(settings: Settings) -> Home:
+    return Home(settings.home.resolve())
+
+
+def _prepared(settings: Settings) -> Home:
+    home = _home(settings)
+    try:
+        home.prepare()
+    except HomeUnusable as error:
+        _give_up(error)
+    return home
+
+
+def _give_up(error: Exception | str) -> NoReturn:
+    message = f"The database does not answer: {error.orig}" if isinstance(error, OperationalError) else str(error)
+    typer.echo(message, err=True)
+    raise typer.Exit(2)
+
+
+def _database_url(settings: Settings) -> str:
+    """Of the server that the environment names, else of the one that `up` runs in this home."""
+    url = settings.database_url or running_url(_home(settings).postgres)
+    if not url:
+        _give_up(
+            f"No database: DATABASE_URL is not set, and no 'tunepool-server up' runs in {settings.home.resolve()}. "
+            "Another home: --home, or TUNEPOOL_HOME."
+        )
+    return url
+
+
+@contextmanager
+def _session(home: Path | None) -> Iterator[Session]:
+    engine = make_engine(_database_url(_settings(home)))
+    try:
+        with session_scope(engine) as session:
+            yield session
+    except (TunepoolError, OperationalError) as error:
+        _give_up(error)
+    finally:
+        engine.dispose()
+
+
+def _become(command: list[str]) -> NoReturn:
+    """Turn into one process of an installation whose servers the environment names."""
+    settings = _settings(None)
+    if not settings.database_url or not settings.redis_url:
+        _give_up("Set DATABASE_URL and REDIS_URL. Everything on this machine, with nothing set: tunepool-server up.")
+    home = _prepared(settings)
+    os.chdir(home.path)  # a folder `api/` where the operator stands would be imported in place of ours
+    os.execve(command[0], command, own_environment(home, settings))  # noqa: S606  # no shell
 
 
 @app.command()
 def up(
     home: HomeOption = None,
-    port: Annotated[int, typer.Option(envvar="TUNEPOOL_PORT", help="Of the API on 127.0.0.1; 0: any free one.")] = 8765,
+    port: PortOption = 8765,
     worker: Annotated[bool, typer.Option(help="Also train on this machine.")] = True,
 ) -> None:
     """Everything on this machine: embedded Postgres and Valkey, API, worker, janitor. Ctrl-C stops it all.
@@ -57,72 +113,79 @@ def up(
     """
     settings = _settings(home)
     try:
-        run(Home(settings.home.resolve()), settings, port=port, with_worker=worker)
-    except (HomeInUse, PortTaken, PostgresFailed, ValkeyFailed, ChildFailed) as error:
+        run(_home(settings), settings, port=port, with_worker=worker)
+    except (HomeInUse, HomeUnusable, PortTaken, ChildFailed, OperationalError) as error:
         _give_up(error)
 
 
 @app.command()
-def migrate() -> None:
-    """Bring the database at DATABASE_URL to this version's schema."""
-    run_migrations(_settings(None).database_url)
+def migrate(home: HomeOption = None) -> None:
+    """Bring the database to this version's schema: the one at DATABASE_URL, else of the `up` in this home."""
+    try:
+        run_migrations(_database_url(_settings(home)))
+    except OperationalError as error:
+        _give_up(error)
 
 
 @app.command()
-def api(host: str = "127.0.0.1", port: int = 8765) -> None:
+def api(host: str = "127.0.0.1", port: PortOption = 8765) -> None:
     """Only the API, on the servers that the environment names."""
-    command = api_command(host, port)
-    os.execv(command[0], command)  # noqa: S606  # no shell: this process becomes the API
+    _become(api_command(host, port))
 
 
 @app.command()
 def worker() -> None:
     """Only a worker: it trains on this host's devices and checks files."""
-    command = module(*WORKER)
-    os.execv(command[0], command)  # noqa: S606
+    _become(module(*WORKER))
 
 
 @app.command()
 def janitor() -> None:
     """Only a janitor: takes back dead leases, rings for waiting work, clears garbage. Any number may run."""
-    command = module("worker.janitor")
-    os.execv(command[0], command)  # noqa: S606
+    _become(module("worker.janitor"))
 
 
 @key_commands.command("create")
 def create_key(
-    project: Annotated[str, typer.Option(help="Id of a project.")],
+    project: Annotated[str, typer.Option(help="Id of a project; may be left out while there is only one.")] = "",
     name: str = "key",
     scope: Annotated[list[str] | None, typer.Option(help="Repeat for several; none: everything.")] = None,
+    home: HomeOption = None,
 ) -> None:
     """Make an API key and print its secret, which nothing shows again."""
     unknown = set(scope or ()) - keys.SCOPES
     if unknown:
-        _give_up(ValueError(f"Unknown scope '{min(unknown)}'. Known: {', '.join(sorted(keys.SCOPES))}."))
-    with session_scope(make_engine(_settings(None).database_url)) as session:
-        if session.get(ProjectRow, project) is None:
-            _give_up(ValueError(f"No project '{project}'."))
-        _, secret = keys.create(session, project_id=project, name=name, scopes=scope or ("*",))
+        _give_up(f"Unknown scope '{min(unknown)}'. Known: {', '.join(sorted(keys.SCOPES))}.")
+    with _session(home) as session:
+        project_id = _project(session, project)
+        _, secret = keys.create(session, project_id=project_id, name=name, scopes=scope or ("*",))
     typer.echo(secret)
 
 
+def _project(session: Session, wanted: str) -> str:
+    known = session.scalars(select(ProjectRow.id).order_by(ProjectRow.id).limit(20)).all()
+    if wanted and session.get(ProjectRow, wanted) is not None:
+        return wanted
+    if not wanted and len(known) == 1:
+        return known[0]
+    missing = f"No project '{wanted}'." if wanted else "Name one with --project."
+    _give_up(f"{missing} Known: {', '.join(known) or 'none'}.")
+
+
 @key_commands.command("list")
-def list_keys() -> None:
+def list_keys(home: HomeOption = None) -> None:
     """Ids, projects and states; never secrets."""
-    with session_scope(make_engine(_settings(None).database_url)) as session:
+    with _session(home) as session:
         for row in keys.listed(session):
             state = "revoked" if row.revoked_at else "live"
             typer.echo(f"{row.id}  {row.project_id}  {row.prefix}…  {row.name}  {','.join(row.scopes)}  {state}")
 
 
 @key_commands.command("revoke")
-def revoke_key(key_id: str) -> None:
+def revoke_key(key_id: str, home: HomeOption = None) -> None:
     """End a key at once."""
-    try:
-        with session_scope(make_engine(_settings(None).database_url)) as session:
-            keys.revoke(session, key_id)
-    except TunepoolError as error:
-        _give_up(error)
+    with _session(home) as session:
+        keys.revoke(session, key_id)
 
 
 @model_commands.command("list")
@@ -141,7 +204,7 @@ def model_path(name: str, home: HomeOption = None) -> None:
     except TunepoolError as error:
         _give_up(error)
     if not folder.is_dir():
-        _give_up(ValueError(f"'{name}' is not on this host yet. Fetch it with: tunepool-server models fetch {name}"))
+        _give_up(f"'{name}' is not on this host yet. Fetch it with: tunepool-server models fetch {name}")
     typer.echo(folder)
 
 
@@ -149,8 +212,9 @@ def model_path(name: str, home: HomeOption = None) -> None:
 def fetch_model(name: str, home: HomeOption = None) -> None:
     """Download and verify a base model now, not at the first job that needs it."""
     settings = _settings(home)
-    environment = child_environment(TUNEPOOL_HOME=str(settings.home.resolve()))
-    done = subprocess.run(module("worker.base_models", name), env=environment, check=False)
+    place = _prepared(settings)
+    environment = own_environment(place, settings)
+    done = subprocess.run(module("worker.base_models", name), env=environment, cwd=place.path, check=False)
     raise typer.Exit(done.returncode)
 
 

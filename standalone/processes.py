@@ -1,21 +1,17 @@
-"""Runs children in order, restarts what dies, and ends all of them: no child outlives this process."""
+"""Keeps children alive in their order, restarts what dies, and ends all of them: no child outlives this process."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from types import FrameType
 from typing import Final
 
 import structlog
 
-from standalone.children import die_with_parent
+from standalone.children import Child, ChildFailed, end, spawn, wait_until_ready
 
 log = structlog.get_logger()
 
@@ -23,24 +19,24 @@ FIRST_PAUSE_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 30.0
 STEADY_SECONDS: Final = 60.0  # a child that ran so long starts with the first pause again
 LOOK_SECONDS: Final = 0.1
-LOG_BYTES: Final = 10 * 1024 * 1024
 
 
-@dataclass(frozen=True)
-class Child:
-    """A process to keep alive."""
-
-    name: str
-    argv: Sequence[str]
-    environment: dict[str, str]
-    ready: Callable[[], bool] = lambda: True
-    ready_seconds: float = 60.0
-    stop_seconds: float = 10.0
-    once: bool = False  # runs to its end, is not started again
+class Stopped(Exception):
+    """The operator wants us to end; no failure."""
 
 
-class ChildFailed(RuntimeError):
-    """A child did not become ready."""
+@dataclass
+class Backoff:
+    """How long to wait before a child that died is started again. Pure: it is told the time."""
+
+    pause: float = FIRST_PAUSE_SECONDS
+
+    def after(self, *, ran_seconds: float) -> float:
+        """The pause in seconds after a run of so long: it doubles while the child keeps dying young."""
+        if ran_seconds > STEADY_SECONDS:
+            self.pause = FIRST_PAUSE_SECONDS
+        now, self.pause = self.pause, min(self.pause * 2, LONGEST_PAUSE_SECONDS)
+        return now
 
 
 @dataclass
@@ -48,97 +44,83 @@ class _Running:
     child: Child
     process: subprocess.Popen[bytes]
     since: float
-    pause: float = FIRST_PAUSE_SECONDS
-    again_at: float = field(default=0.0)
+    backoff: Backoff
+    again_at: float | None = None  # set while it is dead
 
 
 class Stack:
     """Children in their order. `start` each, `watch` until a signal, `stop` in reverse."""
 
-    def __init__(self, logs: Path) -> None:
-        self._logs = logs
+    def __init__(self) -> None:
         self._running: list[_Running] = []
         self._signals = 0
 
     def listen(self) -> None:
-        """SIGINT and SIGTERM end `watch`; a second one hastens `stop`."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        """SIGINT, SIGTERM and SIGHUP end `start` and `watch`; a second one hastens `stop`."""
+        for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup means it
+            signal.signal(signal.SIGHUP, self._on_signal)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._signals += 1
 
-    @property
-    def ending(self) -> bool:
+    def check(self) -> None:
+        """Raises Stopped once a signal has come."""
+        if self._ending():
+            raise Stopped
+
+    def _ending(self) -> bool:
         return self._signals > 0
 
     def start(self, child: Child) -> None:
-        """Start a child and wait until it is ready. Raises ChildFailed with the end of its log."""
-        process = self._spawn(child)
-        self._running.append(_Running(child, process, since=time.monotonic()))
-        deadline = time.monotonic() + child.ready_seconds
-        while not child.ready():
-            if self.ending:
-                return
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise ChildFailed(f"{child.name} did not start. The end of {self._log(child)}:\n{self._tail(child)}")
-            time.sleep(0.05)
+        """Start a child and wait until it is ready. Raises ChildFailed, Stopped; the child is ours to stop then."""
+        for left in range(child.tries - 1, -1, -1):
+            self.check()
+            running = _Running(child, spawn(child), since=time.monotonic(), backoff=Backoff())
+            self._running.append(running)
+            try:
+                wait_until_ready(child, running.process, given_up=self._ending)
+                break
+            except ChildFailed:
+                if not left:
+                    raise
+                end(child, self._running.pop().process)
+        self.check()
 
     def watch(self) -> None:
         """Until a signal comes: start again what has died, ever more slowly while it keeps dying."""
-        while not self.ending:
-            now = time.monotonic()
+        while not self._ending():
             for running in self._running:
-                self._look_after(running, now)
+                self._look_after(running, time.monotonic())
             time.sleep(LOOK_SECONDS)
 
     def _look_after(self, running: _Running, now: float) -> None:
         code = running.process.poll()
-        if code is None or running.child.once:
+        if code is None:
             return
-        if not running.again_at:
-            steady = now - running.since > STEADY_SECONDS
-            running.pause = FIRST_PAUSE_SECONDS if steady else running.pause
-            running.again_at = now + running.pause
-            log.warning("child.died", name=running.child.name, code=code, again_in_seconds=running.pause)
-            running.pause = min(running.pause * 2, LONGEST_PAUSE_SECONDS)
+        if running.again_at is None:
+            self._plan_restart(running, now, reason=f"exit code {code}")
         elif now >= running.again_at:
-            running.process, running.since, running.again_at = self._spawn(running.child), now, 0.0
+            self._restart(running, now)
+
+    def _plan_restart(self, running: _Running, now: float, *, reason: str) -> None:
+        pause = running.backoff.after(ran_seconds=now - running.since)
+        running.again_at = now + pause
+        log.warning("child.died", name=running.child.name, reason=reason, again_in_seconds=pause)
+
+    def _restart(self, running: _Running, now: float) -> None:
+        running.since = now
+        try:
+            running.process = spawn(running.child)
+        except ChildFailed as error:
+            self._plan_restart(running, now, reason=str(error))
+        else:
+            running.again_at = None
+            log.info("child.restarted", name=running.child.name, pid=running.process.pid)
 
     def stop(self) -> None:
         """End every child, the last one first: politely, then by force with all it has started."""
         for running in reversed(self._running):
-            self._end(running)
+            end(running.child, running.process, hurried=lambda: self._signals > 1)
         self._running.clear()
-
-    def _end(self, running: _Running) -> None:
-        process = running.process
-        if process.poll() is None:
-            process.terminate()
-        deadline = time.monotonic() + running.child.stop_seconds
-        while process.poll() is None and time.monotonic() < deadline and self._signals < 2:
-            time.sleep(0.02)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-    def _spawn(self, child: Child) -> subprocess.Popen[bytes]:
-        file = self._log(child)
-        if file.exists() and file.stat().st_size > LOG_BYTES:
-            file.replace(file.with_suffix(".log.1"))
-        with file.open("ab") as output:
-            return subprocess.Popen(
-                child.argv,
-                env=child.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=die_with_parent(signal.SIGTERM),
-            )
-
-    def _log(self, child: Child) -> Path:
-        return self._logs / f"{child.name}.log"
-
-    def _tail(self, child: Child) -> str:
-        return self._log(child).read_text(encoding="utf-8", errors="replace")[-2000:]

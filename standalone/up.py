@@ -2,57 +2,158 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import socket
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Final
 
-import structlog
-
-from shared import keys
-from shared.db import make_engine, session_scope
 from shared.settings import Settings, child_environment
+from standalone.children import Child
+from standalone.first_key import working_key
 from standalone.home import Home
 from standalone.migrate import migrate
 from standalone.postgres import EmbeddedPostgres
-from standalone.processes import Child, Stack
+from standalone.processes import Stack, Stopped
 from standalone.valkey import EmbeddedValkey
 
-log = structlog.get_logger()
-
-WORKER: Final = ("celery", "-A", "worker.app", "worker", "--loglevel=WARNING", "--without-gossip", "--without-mingle")
+WORKER: Final = (
+    *("celery", "-A", "worker.app", "worker", "--loglevel=WARNING"),
+    *("--without-gossip", "--without-mingle", "--without-heartbeat"),
+)
 
 
 class PortTaken(RuntimeError):
     """The API's port belongs to somebody else."""
 
 
-@contextmanager
-def servers(home: Home, settings: Settings) -> Iterator[dict[str, str]]:
-    """Postgres and Valkey of our own, but for those that the environment names; yields the children's environment."""
-    with ExitStack() as ending:
-        database_url, redis_url = settings.database_url, settings.redis_url
-        if not database_url:
-            postgres = EmbeddedPostgres(home.path / "postgres")
-            postgres.start()
-            ending.callback(postgres.stop)
-            database_url = postgres.url()
-        if not redis_url:
-            valkey = EmbeddedValkey(home.path / "valkey")
-            valkey.start()
-            ending.callback(valkey.stop)
-            redis_url = valkey.url
-        yield child_environment(
-            DATABASE_URL=database_url,
-            REDIS_URL=redis_url,
-            STORAGE_URL=settings.storage,
-            TUNEPOOL_HOME=str(home.path),
-            TUNEPOOL_SIGNING_SECRET=settings.signing_secret.get_secret_value() or home.signing_secret(),
+@dataclass(frozen=True)
+class Up:
+    """One run of everything in one home."""
+
+    home: Home
+    settings: Settings
+    port: int
+    with_worker: bool
+    stack: Stack
+    leaving: ExitStack  # what is tidied once no child lives
+
+    def bring_up(self) -> None:
+        """Returns when clients can come. Raises ChildFailed, Stopped; `stack.stop` ends what runs by then."""
+        environment = own_environment(
+            self.home,
+            self.settings,
+            DATABASE_URL=self.settings.database_url or self._postgres(),
+            REDIS_URL=self.settings.redis_url or self._valkey(),
         )
+        migrate(environment["DATABASE_URL"])
+        self._tell_credentials(environment["DATABASE_URL"])
+        for child in self._children(environment):
+            self.stack.start(child)
+
+    def _postgres(self) -> str:
+        postgres = EmbeddedPostgres(self.home.postgres, log=self.home.logs / "postgres.log")
+        self.leaving.callback(postgres.forget_sockets)
+        self.stack.start(postgres.child())
+        postgres.make_database()
+        return postgres.url()
+
+    def _valkey(self) -> str:
+        valkey = EmbeddedValkey(self.home.valkey, log=self.home.logs / "valkey.log")
+        self.leaving.callback(valkey.forget_sockets)
+        self.stack.start(valkey.child())
+        return valkey.url
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def _tell_credentials(self, database_url: str) -> None:
+        ours = not self.settings.database_url
+        key = working_key(database_url, known=self.home.known_key(), ours=ours)
+        # At once: a key that is made and told to nobody is lost.
+        self.home.write_credentials(base_url=self.base_url, api_key=key)
+        if not key:
+            say("No API key of this database is known here; make one with: tunepool-server keys create")
+
+    def _children(self, environment: dict[str, str]) -> Iterator[Child]:
+        """Our processes in the order they start."""
+        yield self._child("api", api_command("127.0.0.1", self.port), environment, ready=answers(self.port))
+        yield self._child("janitor", module("worker.janitor"), environment)
+        if self.with_worker:
+            yield self._worker(environment)
+
+    def _worker(self, environment: dict[str, str]) -> Child:
+        # Asked, it drains: the trainer saves a checkpoint and its job waits for the next start. When we are killed,
+        # Postgres ends with us: a drain would wait for it in vain and keep the home from the next worker. The lease
+        # brings the job back.
+        return replace(
+            self._child("worker", module(*WORKER), environment),
+            stop_seconds=self.settings.stop_seconds + 30,
+            last_word=signal.SIGKILL,
+        )
+
+    def _child(
+        self,
+        name: str,
+        argv: list[str],
+        environment: dict[str, str],
+        *,
+        ready: Callable[[], bool] = lambda: True,
+    ) -> Child:
+        return Child(
+            name=name,
+            argv=argv,
+            environment=environment,
+            log=self.home.logs / f"{name}.log",
+            cwd=self.home.path,
+            ready=ready,
+        )
+
+
+def run(home: Home, settings: Settings, *, port: int, with_worker: bool) -> None:
+    """Everything, until SIGINT or SIGTERM. Raises HomeInUse, HomeUnusable, PortTaken, ChildFailed."""
+    begun = time.monotonic()
+    stack = Stack()
+    stack.listen()
+    home.prepare()
+    with home.held(), ExitStack() as leaving:
+        up = Up(home, settings, free_port(port), with_worker, stack, leaving)
+        try:
+            with contextlib.suppress(Stopped):
+                up.bring_up()
+                say(f"ready  {up.base_url}  key in {home.credentials}  ({time.monotonic() - begun:.1f} s)")
+                stack.watch()
+            say("stopping")
+        finally:
+            stack.stop()
+
+
+def say(line: str) -> None:
+    """Tell the operator, who may have closed the terminal: no reason to end otherwise than in order."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        # What was not said stays in the buffer, and would fail once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def own_environment(home: Home, settings: Settings, **servers: str) -> dict[str, str]:
+    """What our processes get to know. Paths are absolute: their working directory is not the operator's."""
+    paths = {"TUNEPOOL_MODELS_FILE": str(settings.models_file.resolve())} if settings.models_file else {}
+    return child_environment(
+        STORAGE_URL=settings.storage,
+        TUNEPOOL_HOME=str(home.path),
+        **paths,
+        **servers,
+    )
 
 
 def free_port(wanted: int) -> int:
@@ -61,58 +162,14 @@ def free_port(wanted: int) -> int:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", wanted))
+            probe.listen(1)  # two sockets may be bound to a port with SO_REUSEADDR; only one may listen
         except OSError as error:
             raise PortTaken(
-                f"Port {wanted} of 127.0.0.1 is in use. Choose another with --port, or --port 0 for any."
+                f"Port {wanted} of 127.0.0.1 cannot be had: {error.strerror}. "
+                "Choose another with --port, or --port 0 for any."
             ) from error
         port: int = probe.getsockname()[1]
         return port
-
-
-def first_key(database_url: str) -> str | None:
-    """On a first start, the secret of the key that was made."""
-    engine = make_engine(database_url)
-    try:
-        with session_scope(engine) as session:
-            return keys.ensure_default(session)
-    finally:
-        engine.dispose()
-
-
-def run(home: Home, settings: Settings, *, port: int, with_worker: bool) -> None:
-    """Everything, until SIGINT or SIGTERM. Raises HomeInUse, PortTaken, ChildFailed, PostgresFailed, ValkeyFailed."""
-    begun = time.monotonic()
-    home.prepare()
-    stack = Stack(home.logs)
-    stack.listen()
-    with home.held():
-        port = free_port(port)
-        with servers(home, settings) as environment:
-            migrate(environment["DATABASE_URL"])
-            api_key = first_key(environment["DATABASE_URL"]) or home.read_credentials().get("api_key", "")
-            base_url = f"http://127.0.0.1:{port}/v1"
-            try:
-                for child in children(environment, port=port, with_worker=with_worker):
-                    if not stack.ending:
-                        stack.start(child)
-                home.write_credentials(base_url=base_url, api_key=api_key)
-                if not stack.ending:
-                    print(
-                        f"ready  {base_url}  key in {home.credentials}  ({time.monotonic() - begun:.1f} s)", flush=True
-                    )
-                stack.watch()
-                print("stopping", flush=True)
-            finally:
-                stack.stop()
-
-
-def children(environment: dict[str, str], *, port: int, with_worker: bool) -> Iterator[Child]:
-    """Our processes in the order they start."""
-    yield Child("api", api_command("127.0.0.1", port), environment, ready=answers(port), stop_seconds=8)
-    yield Child("janitor", module("worker.janitor"), environment, stop_seconds=5)
-    if with_worker:
-        # Drains: the trainer saves a checkpoint and its job waits for the next start.
-        yield Child("worker", module(*WORKER), environment, stop_seconds=60)
 
 
 def module(*words: str) -> list[str]:

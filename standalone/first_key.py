@@ -1,0 +1,36 @@
+"""The API key in `credentials.json`: made at the first start, and again only if it works no more."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from shared import keys
+from shared.db import make_engine, session_scope
+from shared.errors import Unauthenticated
+from shared.tables import ProjectRow
+
+
+def working_key(database_url: str, *, known: str, ours: bool) -> str:
+    """A key that opens this database, or the empty string.
+
+    Args:
+        known: of an earlier start.
+        ours: whether the database is this home's own. In another's we make no key beyond its very first.
+    """
+    engine = make_engine(database_url)
+    try:
+        with session_scope(engine) as session:
+            return keys.ensure_default(session) or _known_or_new(session, known=known, ours=ours)
+    finally:
+        engine.dispose()
+
+
+def _known_or_new(session: Session, *, known: str, ours: bool) -> str:
+    try:
+        keys.authenticate(session, known)
+    except Unauthenticated:
+        # A first start that failed half-way told nobody its key; nobody can be told again.
+        oldest = session.scalar(select(ProjectRow.id).order_by(ProjectRow.id).limit(1)) if ours else None
+        return "" if oldest is None else keys.create(session, project_id=oldest, name="credentials.json")[1]
+    return known

@@ -1,0 +1,501 @@
+"""`tunepool-server up` as an operator meets it: real command, servers and signals; only the trainer is a fake."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+
+from shared.settings import child_environment
+from standalone.postgres import EmbeddedPostgres
+from standalone.valkey import EmbeddedValkey
+from tests.lifecycle.stack import QUICK, ROOT, make_model, until
+from tests.servers import open_folder
+
+SERVER = Path(sys.executable).parent / "tunepool-server"
+OUTSIDE = ("DATABASE_URL", "REDIS_URL", "STORAGE_URL", "TUNEPOOL_HOME", "TUNEPOOL_PORT")
+NOBODY = 65534
+
+
+@dataclass
+class Run:
+    """One `tunepool-server up`."""
+
+    process: subprocess.Popen[str]
+    home: Path
+    said: Path
+
+    def wait_until_ready(self) -> Run:
+        until(lambda: self.process.poll() is not None or "ready" in self.said.read_text(), seconds=60)
+        assert self.process.poll() is None, self.said.read_text()
+        return self
+
+    @property
+    def credentials(self) -> dict[str, str]:
+        found: dict[str, str] = json.loads((self.home / "credentials.json").read_text())
+        return found
+
+    def client(self) -> httpx2.Client:
+        known = self.credentials
+        headers = {"Authorization": f"Bearer {known['api_key']}"}
+        return httpx2.Client(base_url=known["base_url"] + "/", headers=headers, timeout=20)
+
+    def serves(self) -> bool:
+        try:
+            with self.client() as client:
+                return client.get("models").status_code == 200
+        except httpx2.HTTPError:
+            return False
+
+    def family(self) -> list[psutil.Process]:
+        """Everything it has started, however far down and in whatever session."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def child(self, sign: str) -> psutil.Process | None:
+        """The direct child whose command line holds `sign`."""
+        for process in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.Error):
+                if sign in " ".join(process.cmdline()):
+                    return process
+        return None
+
+    def log(self) -> str:
+        return self.said.read_text()
+
+
+def environment(**extra: str) -> dict[str, str]:
+    return {name: value for name, value in child_environment(**extra).items() if name not in OUTSIDE or name in extra}
+
+
+# Runs our code with another interpreter of the same version: ours may lie where only root may enter.
+OUR_CODE = {"PYTHONPATH": f"{ROOT}{os.pathsep}{sysconfig.get_path('purelib')}", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def runs_for_others(python: str) -> bool:
+    same = f"import sys, standalone.main; sys.exit(sys.version_info[:2] != {tuple(sys.version_info[:2])})"
+    try:
+        done = subprocess.run(
+            [python, "-c", same],
+            cwd="/",
+            env=environment(**OUR_CODE),
+            **become(NOBODY),
+            capture_output=True,
+            check=False,
+        )
+    except OSError:
+        return False
+    return done.returncode == 0
+
+
+def become(user: int | None) -> dict[str, Any]:
+    return {} if user is None else {"user": user, "group": user, "extra_groups": []}
+
+
+@contextlib.contextmanager
+def up(
+    home: Path, *words: str, cwd: Path | None = None, user: int | None = None, python: str = "", **extra: str
+) -> Iterator[Run]:
+    """Started, and surely gone afterwards; the test itself ends it, or kills it."""
+    said = home.parent / f"{home.name}.said"
+    program = [python, "-m", "standalone.main"] if python else [SERVER]
+    with said.open("w") as output:
+        process = subprocess.Popen(
+            [*program, "up", "--home", home, "--port", "0", *words],
+            cwd=cwd or home.parent,
+            env=environment(**((OUR_CODE | extra) if python else extra)),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **become(user),
+        )
+    try:
+        yield Run(process, home, said)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def command(*words: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [SERVER, *words], env=environment(**extra), capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def alive(processes: list[psutil.Process]) -> list[str]:
+    left = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                left.append(f"{process.pid} {' '.join(process.cmdline())[:80]}")
+    return left
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder that Postgres' user may pass through, so that nothing lies elsewhere."""
+    with open_folder() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Run]:
+    """One stack without a worker for the tests that leave it as they found it, or see it heal.
+
+    The operator stands in a folder that has an `api`, a `shared` and a `worker` of its own.
+    """
+    with open_folder() as folder:
+        for name in ("api", "shared", "worker"):
+            (folder / "project" / name).mkdir(parents=True)
+            (folder / "project" / name / "__init__.py").write_text("raise RuntimeError('not ours')\n")
+        with up(folder / "home", "--no-worker", cwd=folder / "project") as run:
+            yield run.wait_until_ready()
+
+
+# --- up and down ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminate"])
+def test_up_serves_with_the_key_it_wrote_and_ends_without_a_trace(place: Path, number: signal.Signals) -> None:
+    with up(place / "home") as run:
+        run.wait_until_ready()
+        until(lambda: run.child("worker.app"), seconds=10)
+        assert run.serves()
+        family = run.family()
+        names = {process.name() for process in family}
+        assert any("postgres" in name for name in names)
+        assert any("valkey" in name for name in names)
+
+        run.process.send_signal(number)
+
+        assert run.process.wait(20) == 0, run.log()
+        assert alive(family) == []
+        assert "stopping" in run.log()
+        assert not list((run.home).glob("*/socket-location")), "the sockets' folders stayed"
+
+
+def test_credentials_are_complete_when_ready_is_said_and_for_their_owner_alone(served: Run) -> None:
+    said = re.search(r"ready  (\S+)", served.log())
+
+    assert said is not None
+    assert served.credentials["base_url"] == said[1]
+    assert served.credentials["api_key"].startswith("tp_")
+    assert stat.S_IMODE((served.home / "credentials.json").stat().st_mode) == 0o600
+
+
+def test_only_the_api_listens_and_only_on_this_machine(served: Run) -> None:
+    addresses = {
+        connection.laddr
+        for process in served.family()
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+    port = int(served.credentials["base_url"].split(":")[2].split("/")[0])
+    assert addresses == {("127.0.0.1", port)}
+
+
+def test_nobody_gets_in_without_a_key(served: Run) -> None:
+    assert httpx2.get(served.credentials["base_url"] + "/models").status_code == 401
+
+
+def test_a_second_up_in_the_same_home_refuses_and_says_who_is_there(served: Run) -> None:
+    second = command("up", "--home", served.home, "--port", "0")
+
+    assert second.returncode == 2
+    assert f"already runs in {served.home} (process {served.process.pid})" in second.stderr
+    assert served.serves()
+
+
+def test_a_port_in_use_is_named_and_nothing_is_started(served: Run, place: Path) -> None:
+    port = served.credentials["base_url"].split(":")[2].split("/")[0]
+
+    second = command("up", "--home", place / "home", "--port", port)
+
+    assert second.returncode == 2
+    assert f"Port {port} of 127.0.0.1 cannot be had" in second.stderr
+    assert "--port" in second.stderr
+    assert not (place / "home" / "postgres").exists()
+
+
+def test_a_signal_while_it_starts_ends_it_cleanly_and_the_next_start_is_whole(place: Path) -> None:
+    with up(place / "home", "--no-worker") as run:
+        until((run.home / "postgres").exists, seconds=20)
+        run.process.send_signal(signal.SIGINT)
+
+        assert run.process.wait(20) == 0, run.log()
+    with up(place / "home", "--no-worker") as again:
+        assert again.wait_until_ready().serves()
+
+
+def test_a_reader_that_went_away_does_not_spoil_the_end(place: Path) -> None:
+    with subprocess.Popen(
+        [SERVER, "up", "--home", place / "home", "--port", "0", "--no-worker"],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert "ready" in process.stdout.readline()
+        process.stdout.close()
+
+        process.send_signal(signal.SIGINT)
+
+        assert process.wait(20) == 0
+
+
+# --- what dies comes back -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sign", ["uvicorn", "worker.janitor", "valkey-server", "bin/postgres"])
+def test_a_killed_child_comes_back_and_clients_are_served_again(served: Run, sign: str) -> None:
+    dead = served.child(sign)
+    assert dead is not None
+
+    dead.kill()
+
+    until(lambda: (found := served.child(sign)) and found.pid != dead.pid, seconds=30, what=f"another {sign}")
+    until(served.serves, seconds=30, what="the API's answer")
+    assert "child.died" in served.log()
+
+
+def test_a_worker_that_is_killed_comes_back(place: Path) -> None:
+    with up(place / "home", **QUICK) as run:
+        run.wait_until_ready()
+        dead = until(lambda: run.child("worker.app"), seconds=10)
+        until(lambda: len(dead.children()) >= 2, seconds=30, what="the worker's children")
+        helpers = dead.children(recursive=True)
+
+        dead.kill()
+
+        until(lambda: (found := run.child("worker.app")) and found.pid != dead.pid, seconds=30)
+        until(lambda: not alive(helpers), seconds=20, what="the end of the old worker's children")
+
+
+def test_a_killed_up_takes_all_along_and_the_next_one_finishes_its_job(place: Path) -> None:
+    make_model(place / "tiny")
+    models = place / "models.toml"
+    models.write_text(f'[models.tiny]\nsource = "path"\npath = "{place / "tiny"}"\n')
+    quick = QUICK | {"TUNEPOOL_MODELS_FILE": str(models)}
+    with up(place / "home", **quick) as run:
+        run.wait_until_ready()
+        key = run.credentials["api_key"]
+        with run.client() as client:
+            job = submit(client, "fake: steps=60 step_seconds=0.1 save=5")
+            until(lambda: status(client, job) == "running", seconds=40, what="a running job")
+            until(lambda: (progress(client, job)).get("step", 0) >= 6, seconds=40, what="a checkpoint")
+        family = run.family()
+        assert any("tests.fake_trainer" in " ".join(process.cmdline()) for process in family)
+
+        run.process.kill()
+
+        until(lambda: not alive(family), seconds=15, what=f"the end of {len(family)} processes")
+    with up(place / "home", **quick) as again:
+        again.wait_until_ready()
+        assert again.credentials["api_key"] == key
+        with again.client() as client:
+            until(lambda: status(client, job) == "succeeded", seconds=60, what="the job's success")
+
+
+def submit(client: httpx2.Client, behaviour: str) -> str:
+    rows = [json.dumps({"text": behaviour}), *(json.dumps({"text": f"row {number}"}) for number in range(11))]
+    sent = client.post("files", files={"file": ("rows.jsonl", "\n".join(rows))}, data={"purpose": "fine-tune"})
+    assert sent.status_code == 200, sent.text
+    made = client.post("fine_tuning/jobs", json={"model": "tiny", "training_file": sent.json()["id"]})
+    assert made.status_code in (200, 201), made.text
+    return str(made.json()["id"])
+
+
+def status(client: httpx2.Client, job: str) -> str:
+    return str(client.get(f"fine_tuning/jobs/{job}").json()["status"])
+
+
+def progress(client: httpx2.Client, job: str) -> dict[str, Any]:
+    found: dict[str, Any] = client.get(f"fine_tuning/jobs/{job}").json()["tunepool"].get("progress") or {}
+    return found
+
+
+# --- places and people ----------------------------------------------------------------------------------------------
+
+
+def test_two_stacks_live_side_by_side_and_share_no_key(served: Run, place: Path) -> None:
+    with up(place / "home", "--no-worker") as other:
+        other.wait_until_ready()
+
+        assert other.serves()
+        assert served.serves()
+        answer = httpx2.get(
+            other.credentials["base_url"] + "/models",
+            headers={"Authorization": f"Bearer {served.credentials['api_key']}"},
+        )
+        assert answer.status_code == 401
+
+
+def test_a_home_may_have_a_path_longer_than_a_sockets(place: Path) -> None:
+    home = place / ("a rather long name, with spaces and 100 % of ümlauts" * 2) / ("b" * 100) / "home"
+    home.parent.mkdir(parents=True)
+    for folder in (home.parent, home.parent.parent):
+        folder.chmod(0o755)
+    assert len(str(home)) > 200
+
+    with up(home, "--no-worker") as run:
+        assert run.wait_until_ready().serves()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_an_ordinary_user_needs_nothing_more(place: Path) -> None:
+    python = next((python for python in (sys.executable, "/usr/bin/python3") if runs_for_others(python)), None)
+    if python is None:
+        pytest.skip(f"no Python that another user may run and that can load {ROOT}")
+    own = place / "own"
+    own.mkdir()
+    os.chown(own, NOBODY, NOBODY)
+
+    with up(own / "home", python=python, user=NOBODY, HOME=str(own)) as run:
+        run.wait_until_ready()
+        until(lambda: run.child("worker.app"), seconds=10)
+        assert run.serves()
+        family = run.family()
+        assert {process.uids().real for process in family} == {NOBODY}
+        run.process.send_signal(signal.SIGINT)
+        assert run.process.wait(20) == 0, run.log()
+        assert alive(family) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the folder is root's")
+def test_root_may_keep_its_home_where_only_root_may_enter(place: Path) -> None:
+    closed = place / "closed"
+    closed.mkdir(mode=0o700)
+    with up(closed / "home", "--no-worker") as run:
+        key = run.wait_until_ready().credentials["api_key"]
+        assert run.serves()
+    with up(closed / "home", "--no-worker") as again:
+        again.wait_until_ready()
+        assert again.credentials["api_key"] == key
+        assert again.serves()
+
+    assert stat.S_IMODE(closed.stat().st_mode) == 0o700
+    EmbeddedPostgres(closed / "home" / "postgres").destroy()
+
+
+def test_a_home_that_belongs_to_nobody_here_is_refused(place: Path) -> None:
+    (place / "file").touch()
+
+    done = command("up", "--home", place / "file" / "home")
+
+    assert done.returncode == 2
+    assert "Choose another with --home" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# --- servers of others ----------------------------------------------------------------------------------------------
+
+
+def test_outside_servers_take_the_place_of_the_embedded_ones(
+    database_url: str, valkey_server: EmbeddedValkey, place: Path
+) -> None:
+    outside = {"DATABASE_URL": database_url, "REDIS_URL": valkey_server.url}
+
+    with up(place / "home", "--no-worker", STORAGE_URL=f"file://{place / 'store'}", **outside) as run:
+        run.wait_until_ready()
+        assert run.serves()
+        assert {"postgres", "valkey-server"} & {process.name() for process in run.family()} == set()
+        with run.client() as client:
+            client.post("files", files={"file": ("rows.jsonl", '{"text": "x"}')}, data={"purpose": "fine-tune"})
+
+    assert not (place / "home" / "postgres").exists()
+    assert any(path.is_file() for path in (place / "store").rglob("*"))
+    assert not (place / "home" / "storage").exists()
+
+
+def test_a_database_that_does_not_answer_is_reported_in_one_sentence(place: Path) -> None:
+    done = command("up", "--home", place / "home", DATABASE_URL="postgresql+psycopg://nobody@127.0.0.1:1/nowhere")
+
+    assert done.returncode == 2
+    assert "The database does not answer" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("process", ["api", "worker", "janitor"])
+def test_a_single_process_says_which_servers_it_needs(place: Path, process: str) -> None:
+    done = command(process, TUNEPOOL_HOME=str(place / "home"))
+
+    assert done.returncode == 2
+    assert "DATABASE_URL" in done.stderr
+
+
+# --- keys and models ------------------------------------------------------------------------------------------------
+
+
+def test_keys_are_made_listed_and_revoked_beside_a_running_stack(served: Run) -> None:
+    made = command("keys", "create", "--home", served.home, "--name", "pipeline")
+    secret = made.stdout.strip()
+    url, headers = served.credentials["base_url"] + "/models", {"Authorization": f"Bearer {secret}"}
+    assert httpx2.get(url, headers=headers).status_code == 200
+    listed = command("keys", "list", "--home", served.home).stdout
+    assert secret not in listed
+    key_id = next(line.split()[0] for line in listed.splitlines() if "pipeline" in line)
+
+    assert command("keys", "revoke", key_id, "--home", served.home).returncode == 0
+
+    assert httpx2.get(url, headers=headers).status_code == 401
+    assert "revoked" in command("keys", "list", "--home", served.home).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("keys", "create", "--project", "proj_none"), "No project 'proj_none'"),
+        (("keys", "create", "--scope", "everything"), "Unknown scope 'everything'"),
+        (("keys", "revoke", "key_none"), "No API key 'key_none'"),
+    ],
+)
+def test_a_wrong_word_about_keys_is_answered_with_a_sentence(served: Run, words: tuple[str, ...], told: str) -> None:
+    done = command(*words, "--home", served.home)
+
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [("keys", "list"), ("migrate",)])
+def test_without_a_running_stack_the_commands_say_what_is_missing(place: Path, words: tuple[str, ...]) -> None:
+    done = command(*words, "--home", place / "nothing")
+
+    assert done.returncode == 2
+    assert "DATABASE_URL is not set" in done.stderr
+
+
+def test_migrating_twice_changes_nothing(served: Run) -> None:
+    assert command("migrate", "--home", served.home).returncode == 0
+    assert served.serves()
+
+
+def test_models_are_listed_and_one_not_fetched_says_how(place: Path) -> None:
+    listed = command("models", "list", "--home", place / "home")
+    missing = command("models", "path", "smollm2-135m-instruct", "--home", place / "home")
+    unknown = command("models", "path", "gpt-nothing", "--home", place / "home")
+
+    assert "smollm2-135m-instruct" in listed.stdout.split()
+    assert (missing.returncode, unknown.returncode) == (2, 2)
+    assert "models fetch smollm2-135m-instruct" in missing.stderr
+    assert "gpt-nothing" in unknown.stderr
