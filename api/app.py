@@ -13,7 +13,7 @@ from api.deps import Door
 from api.links import make_links
 from api.request_id import RequestId
 from api.request_url import RequestUrl
-from api.routes import adapters, files, health, jobs, models
+from api.routes import adapters, files, health, jobs, models, pool
 from shared import log
 from shared.db import make_engine
 from shared.settings import Settings
@@ -34,6 +34,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     415: {"model": views.ErrorEnvelope, "description": "Wrong content type."},
     422: {"model": views.ErrorEnvelope, "description": "The Idempotency-Key was used with another body."},
     429: {"model": views.ErrorEnvelope, "description": "A limit is reached."},
+    500: {"model": views.ErrorEnvelope, "description": "A fault of ours; report it with the x-request-id."},
     503: {"model": views.ErrorEnvelope, "description": "A part of the service is away; retry."},
 }
 
@@ -52,12 +53,19 @@ def create_app(settings: Settings) -> FastAPI:
         yield
         door.engine.dispose()
 
-    app = FastAPI(title="Tunepool", version="0.1.0", description=DESCRIPTION, lifespan=lifespan, responses=ERRORS)
+    app = FastAPI(
+        title="Tunepool",
+        version="0.1.0",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        responses=ERRORS,
+        redirect_slashes=False,  # a redirect would leave the envelope, for whatever host the client named
+    )
     app.state.door = door
     app.add_middleware(RequestUrl)
     app.add_middleware(RequestId)  # added last, so outermost
     errors.install(app)
-    for part in (files, jobs, models, adapters, health):
+    for part in (files, jobs, models, adapters, pool, health):
         app.include_router(part.router)
     _describe(app)
     return app
@@ -73,6 +81,8 @@ def _describe(app: FastAPI) -> None:
             reference = CreateJob.model_json_schema(ref_template="#/components/schemas/{model}")
             components = schema["components"]
             components["schemas"] |= {**reference.pop("$defs"), "CreateJob": reference}
+            # FastAPI drops every null of an example, and these nulls are fields that are always there.
+            components["schemas"]["FineTuningJob"]["examples"] = [views.JOB_EXAMPLE]
             components["securitySchemes"] = {"ApiKey": {"type": "http", "scheme": "bearer"}}
             schema["security"] = [{"ApiKey": []}]
             for path in ("/livez", "/readyz", "/v1/tunepool/objects/{token}"):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Final
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from shared import errors
 
@@ -33,7 +33,6 @@ STATUS: Final[dict[type[errors.TunepoolError], tuple[int, str]]] = {
 # Codes whose number differs from their class's.
 STATUS_OF_CODE: Final = {"idempotency_key_reused": 422, "unsupported_media_type": 415}
 _PLAIN: Final = {404: "not_found", 405: "method_not_allowed"}
-_UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 def envelope(message: str, *, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
@@ -42,7 +41,8 @@ def envelope(message: str, *, kind: str, param: str | None, code: str | None) ->
 
 
 def _printable(text: str) -> str:
-    return _UNPRINTABLE.sub("�", text)
+    """Without control characters, lone surrogates and marks that turn the direction of what follows."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 def answer(error: errors.TunepoolError) -> JSONResponse:
@@ -71,12 +71,25 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _unvalidated)
     for kind in (OperationalError, InterfaceError, PoolTimeout):
         app.add_exception_handler(kind, _database_away)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unexpected)
 
 
 def _named(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, errors.TunepoolError)
+    if isinstance(error, errors.Unavailable):
+        # Its words name addresses and buckets: they are for the operator.
+        log.error("part.away", code=error.code, error=error.message[:500])
+        error = errors.Unavailable(
+            "A part of the service does not answer at the moment. Try again shortly.", code=error.code
+        )
     return answer(error)
+
+
+def _gone(request: Request, _: Exception) -> Response:
+    """Nobody reads this answer; the request left nothing behind."""
+    log.info("client.gone", path=request.url.path)
+    return Response(status_code=400)
 
 
 def _plain(request: Request, error: Exception) -> JSONResponse:

@@ -9,11 +9,16 @@ import hmac
 import json
 import os
 import secrets
+import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
-from shared.errors import Forbidden
+from shared.errors import Forbidden, Invalid
 from shared.settings import Settings
+
+MIN_SECRET_CHARACTERS: Final = 32
 
 
 class Links:
@@ -63,13 +68,18 @@ def make_links(settings: Settings) -> Links:
 
 def _kept_secret(file: Path) -> str:
     file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(file, "x", opener=_private, encoding="utf-8") as made:
-            made.write(secrets.token_urlsafe(32))
-    except FileExistsError:
-        pass
-    return file.read_text(encoding="utf-8")
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    if not file.exists():
+        # Two processes may start at once. A reader of a file that is made but not yet written would sign with an
+        # empty secret, so it is written elsewhere and appears whole.
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".signing-secret-", encoding="utf-8") as draft:
+            draft.write(secrets.token_urlsafe(32))
+            draft.flush()
+            with suppress(FileExistsError):
+                os.link(draft.name, file)
+    secret = file.read_text(encoding="utf-8")
+    if len(secret) < MIN_SECRET_CHARACTERS:
+        raise Invalid(
+            f"{file} holds no usable secret; delete it, and a new one is made at the next start.",
+            param="signing_secret",
+        )
+    return secret

@@ -48,6 +48,12 @@ class FormStream:
                 param="Content-Type",
                 code="unsupported_media_type",
             )
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise Invalid(
+                "Compressed uploads are not accepted; send the file as it is.",
+                param="Content-Encoding",
+                code="unsupported_media_type",
+            )
         self.received = Received()
         self._stream = request.stream()
         self._max = max_file_bytes
@@ -55,6 +61,7 @@ class FormStream:
         self._digest = hashlib.sha256()
         self._part = _Part()
         self._header = (bytearray(), bytearray())
+        self._closed = False
         self._parser = self._make_parser(options[b"boundary"])
 
     def _make_parser(self, boundary: bytes) -> MultipartParser:
@@ -66,6 +73,7 @@ class FormStream:
             "on_headers_finished": self._open,
             "on_part_data": self._data,
             "on_part_end": self._end,
+            "on_end": self._close,
         }
         try:
             return MultipartParser(boundary, callbacks)
@@ -74,7 +82,7 @@ class FormStream:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The file part's bytes. Raises Invalid, TooLarge."""
-        ended = False
+        begun = False
         async for data in self._stream:
             if not data:
                 continue
@@ -84,12 +92,20 @@ class FormStream:
                 raise Invalid(f"The multipart body is malformed: {error}", code="invalid_multipart") from error
             while self._ready:
                 yield self._ready.popleft()
-            ended = True
-        if ended:
-            self._parser.finalize()
+            begun = True
+        if begun and not self._closed:
+            # Without its closing boundary the file's end is unknown: half a data set must not pass for a whole one.
+            raise Invalid(
+                "The upload ends before the form does: it was cut off on its way. Send it again.",
+                param="file",
+                code="invalid_multipart",
+            )
         self.received.sha256 = self._digest.hexdigest()
         if self.received.filename is None:
             raise Invalid("Missing required parameter: 'file'.", param="file", code="missing_required_parameter")
+
+    def _close(self) -> None:
+        self._closed = True
 
     def _begin(self) -> None:
         self._part = _Part()

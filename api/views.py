@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from shared.adapters import PublishedAdapter
 from shared.keys import Caller
 from shared.spec import JobSpec
-from shared.tables import AdapterRow, AttemptRow, CheckpointRow, EventRow, FileRow, JobRow
+from shared.tables import AdapterRow, AttemptRow, CheckpointRow, DeviceRow, EventRow, FileRow, JobRow
 from shared.verdicts import Verdict
 
 JobStatusView = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
@@ -28,6 +29,21 @@ class ErrorBody(View):
 
 
 class ErrorEnvelope(View):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "error": {
+                        "message": "Missing required parameter: 'training_file'.",
+                        "type": "invalid_request_error",
+                        "param": "training_file",
+                        "code": "missing_required_parameter",
+                    }
+                }
+            ]
+        }
+    )
+
     error: ErrorBody
 
 
@@ -114,6 +130,40 @@ class JobExtension(View):
     attempts: list[Attempt] = Field(default_factory=list)
     adapter: AdapterRef | None = None
     usage: dict[str, float] = Field(default_factory=dict)
+
+
+_JOB_ID = "0193a1b2c3d4e5f60718293a4b5c6d7e"
+_VALUES = {"batch_size": 8, "learning_rate_multiplier": 1.0, "n_epochs": 2}
+JOB_EXAMPLE: Final[dict[str, Any]] = {
+    "id": f"ftjob-{_JOB_ID}",
+    "object": "fine_tuning.job",
+    "created_at": 1763900000,
+    "error": None,
+    "fine_tuned_model": f"ft:smollm2-135m-instruct:default:tickets:{_JOB_ID}",
+    "finished_at": 1763900120,
+    "hyperparameters": _VALUES,
+    "model": "smollm2-135m-instruct",
+    "organization_id": "org_0193a1b2c3d4e5f60718293a4b5c6d70",
+    "result_files": ["file-0193a1b2c3d4e5f60718293a4b5c6d7f"],
+    "seed": 42,
+    "status": "succeeded",
+    "trained_tokens": 51200,
+    "training_file": "file-0193a1b2c3d4e5f60718293a4b5c6d71",
+    "validation_file": None,
+    "estimated_finish": None,
+    "integrations": None,
+    "metadata": {"git_sha": "deadbeef"},
+    "method": {"type": "supervised", "supervised": {"hyperparameters": _VALUES}},
+    "tunepool": {
+        "spec": None,
+        "auto": [{"field": "training.learning_rate", "value": 0.0002, "reason": "usual for LoRA of this rank"}],
+        "queue": None,
+        "progress": {"step": 100, "total_steps": 100, "train_loss": 0.12},
+        "attempts": [],
+        "adapter": None,
+        "usage": {"device_seconds": 98.4},
+    },
+}
 
 
 class FineTuningJob(View):
@@ -212,6 +262,47 @@ class AdapterPage(View):
     object: Literal["list"] = "list"
     data: list[Adapter]
     has_more: bool
+
+
+class Device(View):
+    """A GPU, or the CPU as one device, as its worker last reported it."""
+
+    id: str
+    host: str
+    kind: str = Field(examples=["cuda"])
+    name: str
+    total_bytes: int
+    free_bytes: int
+    foreign_bytes: int = Field(description="Held by processes that are not ours.")
+    healthy: bool
+    quarantined: bool
+    leased: bool
+    job_id: str | None = Field(description="The job that runs there, when it is one of this project.")
+
+
+class JobCounts(View):
+    """Jobs of all projects that have not ended."""
+
+    validating_files: int = 0
+    queued: int = 0
+    running: int = 0
+    paused: int = 0
+
+
+class Pool(View):
+    object: Literal["tunepool.pool"] = "tunepool.pool"
+    name: str
+    devices: list[Device]
+    jobs: JobCounts
+
+
+# A download's answer: bytes, whatever they are.
+BYTES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The bytes.",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
 
 
 def seconds(moment: datetime) -> int:
@@ -369,5 +460,22 @@ def checkpoint(row: CheckpointRow) -> Checkpoint:
     )
 
 
-def model(row: AdapterRow, *, owner: str) -> Model:
-    return Model(id=row.name, created=seconds(row.created_at), owned_by=owner)
+def model(adapter: PublishedAdapter, *, owner: str) -> Model:
+    return Model(id=adapter.name, created=seconds(adapter.created_at), owned_by=owner)
+
+
+def device(row: DeviceRow, *, own: frozenset[str]) -> Device:
+    """A device; whose job runs there is told to that job's own project only."""
+    return Device(
+        id=row.id,
+        host=row.host,
+        kind=row.kind,
+        name=row.name,
+        total_bytes=row.total_bytes,
+        free_bytes=row.free_bytes,
+        foreign_bytes=row.foreign_bytes,
+        healthy=row.healthy,
+        quarantined=row.quarantined,
+        leased=row.leased_by is not None,
+        job_id=row.leased_by if row.leased_by in own else None,
+    )

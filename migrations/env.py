@@ -13,7 +13,11 @@ def run() -> None:
     if connection is not None:
         _migrate(connection)
         return
-    url = context.config.attributes.get("url") or context.get_x_argument(as_dictionary=True).get("url") or Settings().database_url
+    url = (
+        context.config.attributes.get("url")
+        or context.get_x_argument(as_dictionary=True).get("url")
+        or Settings().database_url
+    )
     # A migration that waits for a lock would queue every other statement behind it.
     engine = create_engine(url, poolclass=pool.NullPool, connect_args={"options": "-c lock_timeout=4s"})
     with engine.connect() as opened:

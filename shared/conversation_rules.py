@@ -100,6 +100,7 @@ class Conversation:
         if allowed is None:
             self._refuse_role(role, f"{at}[{index}].role")
             return ""
+        assert isinstance(role, str)
         if not message.keys() <= allowed:
             self._refuse_keys(message, allowed, f"{at}[{index}]")
         content = message.get("content")

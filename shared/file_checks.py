@@ -1,4 +1,4 @@
-"""Verbs of the file check: who reads which uploaded file, and what was found. A check is a lease, guarded by a number."""
+"""Verbs of the file check: who reads which file, and what was found. A check is a lease, guarded by a number."""
 
 from __future__ import annotations
 

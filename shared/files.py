@@ -87,7 +87,8 @@ def delete(session: Session, file_id: str, *, project_id: str) -> FileRow:
     user = session.scalars(
         select(JobRow.id)
         .where(
-            (JobRow.training_file == file_id) | (JobRow.validation_file == file_id), JobRow.status.not_in(sorted(TERMINAL))
+            (JobRow.training_file == file_id) | (JobRow.validation_file == file_id),
+            JobRow.status.not_in(sorted(TERMINAL)),
         )
         .limit(1)
     ).one_or_none()
@@ -101,7 +102,8 @@ def delete(session: Session, file_id: str, *, project_id: str) -> FileRow:
 def expire(session: Session, *, limit: int = 100) -> Sequence[str]:
     """Mark files deleted whose time has come and that no unfinished job needs. Returns their keys."""
     in_use = select(JobRow.id).where(
-        (JobRow.training_file == FileRow.id) | (JobRow.validation_file == FileRow.id), JobRow.status.not_in(sorted(TERMINAL))
+        (JobRow.training_file == FileRow.id) | (JobRow.validation_file == FileRow.id),
+        JobRow.status.not_in(sorted(TERMINAL)),
     )
     due = (
         select(FileRow.id)

@@ -611,7 +611,7 @@ def give_back(
 
 
 def backoff_seconds(failures: int, *, settings: Settings) -> float:
-    """Full jitter: uniform below base × 2^failures, capped (AWS Architecture Blog, "Exponential Backoff And Jitter")."""
+    """Full jitter: uniform below base × 2^failures, capped (AWS blog, "Exponential Backoff And Jitter")."""
     ceiling = min(settings.backoff_cap_seconds, settings.backoff_base_seconds * 2**failures)
     return random.uniform(0, ceiling)  # noqa: S311  # spreading load, no secret
 
@@ -699,7 +699,7 @@ def _reopen_validation(session: Session, job: JobRow, *, settings: Settings) -> 
             session,
             lease,
             code="validation_lost",
-            message=f"Checking this job's files ended {settings.max_attempts} workers. Look for extreme content in them.",
+            message=f"Checking this job's files ended {settings.max_attempts} workers. Look for extreme rows.",
             outcome="lost",
         )
         return

@@ -38,7 +38,9 @@ class Caller:
     def must(self, scope: str) -> None:
         """Raises Forbidden unless the key has `scope`."""
         if not self.scopes & {scope, "*"}:
-            raise Forbidden(f"This API key lacks the scope '{scope}'. Use a key that has it, or ask your administrator.")
+            raise Forbidden(
+                f"This API key lacks the scope '{scope}'. Use a key that has it, or ask your administrator."
+            )
 
 
 def _checksum(secret: str) -> str:
@@ -54,14 +56,17 @@ def _digest(bearer: str) -> str:
     return hashlib.sha256(bearer.encode()).hexdigest()
 
 
-def create(
-    session: Session, *, project_id: str, name: str, scopes: Sequence[str] = ("*",)
-) -> tuple[ApiKeyRow, str]:
+def create(session: Session, *, project_id: str, name: str, scopes: Sequence[str] = ("*",)) -> tuple[ApiKeyRow, str]:
     """Make a key. The second value is the secret, which nothing can show again."""
     secret = "".join(secrets.choice(ALPHABET) for _ in range(32))
     bearer = f"tp_{secret}_{_checksum(secret)}"
     row = ApiKeyRow(
-        id=new_id("key_"), project_id=project_id, name=name, prefix=bearer[:7], sha256=_digest(bearer), scopes=list(scopes)
+        id=new_id("key_"),
+        project_id=project_id,
+        name=name,
+        prefix=bearer[:7],
+        sha256=_digest(bearer),
+        scopes=list(scopes),
     )
     session.add(row)
     session.flush()
@@ -69,7 +74,7 @@ def create(
 
 
 def authenticate(session: Session, bearer: str) -> Caller:
-    """Who this key belongs to. Junk is refused by its checksum, before the database is asked. Raises Unauthenticated."""
+    """Who this key belongs to. Junk fails its checksum before the database is asked. Raises Unauthenticated."""
     shape = _SHAPE.fullmatch(bearer)
     if shape is None or _checksum(shape[1]) != shape[2]:
         raise Unauthenticated("Incorrect API key provided. Keys look like tp_…; check for missing characters.")

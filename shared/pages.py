@@ -1,14 +1,15 @@
-"""Lists of jobs, events and checkpoints, by keyset: any depth costs the same, and `after` may name what is gone."""
+"""What doors list. Pages go by keyset: any depth costs the same, and `after` may name what is gone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from shared.errors import NotFound
-from shared.tables import AttemptRow, CheckpointRow, EventRow, JobRow
+from shared.lifecycle import TERMINAL
+from shared.tables import AttemptRow, CheckpointRow, DeviceRow, EventRow, JobRow
 
 
 def job(session: Session, job_id: str, *, project_id: str) -> JobRow:
@@ -20,7 +21,13 @@ def job(session: Session, job_id: str, *, project_id: str) -> JobRow:
 
 
 def jobs(
-    session: Session, *, project_id: str, after: str | None, limit: int, metadata: dict[str, str] | None, without_metadata: bool
+    session: Session,
+    *,
+    project_id: str,
+    after: str | None,
+    limit: int,
+    metadata: dict[str, str] | None,
+    without_metadata: bool,
 ) -> tuple[Sequence[JobRow], bool]:
     """Newest first, and whether more follow."""
     query = select(JobRow).where(JobRow.project_id == project_id)
@@ -46,7 +53,9 @@ def events(session: Session, job_id: str, *, after: str | None, limit: int) -> t
     return rows[:limit], len(rows) > limit
 
 
-def checkpoints(session: Session, job_id: str, *, after: str | None, limit: int) -> tuple[Sequence[CheckpointRow], bool]:
+def checkpoints(
+    session: Session, job_id: str, *, after: str | None, limit: int
+) -> tuple[Sequence[CheckpointRow], bool]:
     """Newest first, and whether more follow."""
     query = select(CheckpointRow).where(CheckpointRow.job_id == job_id)
     if after is not None:
@@ -57,3 +66,22 @@ def checkpoints(session: Session, job_id: str, *, after: str | None, limit: int)
 
 def attempts(session: Session, job_id: str) -> Sequence[AttemptRow]:
     return session.scalars(select(AttemptRow).where(AttemptRow.job_id == job_id).order_by(AttemptRow.number)).all()
+
+
+def devices(session: Session, *, pool_name: str) -> Sequence[DeviceRow]:
+    """Every device that a worker of the pool has reported, also of workers that are silent now."""
+    return session.scalars(select(DeviceRow).where(DeviceRow.pool == pool_name).order_by(DeviceRow.id)).all()
+
+
+def unfinished(session: Session) -> dict[str, int]:
+    """How many jobs, of all projects, stand in each state that is not final."""
+    counted = session.execute(
+        select(JobRow.status, func.count()).where(JobRow.status.not_in(sorted(TERMINAL))).group_by(JobRow.status)
+    )
+    return {row.status: row[1] for row in counted}
+
+
+def own_jobs(session: Session, job_ids: Iterable[str], *, project_id: str) -> frozenset[str]:
+    """Which of these jobs are this project's."""
+    found = session.scalars(select(JobRow.id).where(JobRow.id.in_(list(job_ids)), JobRow.project_id == project_id))
+    return frozenset(found)

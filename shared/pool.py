@@ -13,9 +13,9 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from shared.capacity import Device
+from shared.fairshare import charge as entry_charge
 from shared.preemption import RunningJob
 from shared.scheduling import Plan, Policy, QueuedJob, Share, decayed, plan
-from shared.fairshare import charge as entry_charge
 from shared.tables import AttemptRow, DeviceRow, JobRow, ProjectRow, WorkerRow
 from shared.verdicts import Verdict
 

@@ -73,6 +73,8 @@ class Bell:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._app = make_celery(settings, timeout_seconds=settings.ring_seconds)
+        # `retry=False` does not reach kombu's connecting, which would try three times with 6 s of sleep between.
+        self._app.conf.broker_transport_options = {**self._app.conf.broker_transport_options, "max_retries": 0}
         self._lock = Lock()
         self._failures = 0
         self._silent_until = 0.0
@@ -97,6 +99,17 @@ class Bell:
         self._failures = 0
         return True
 
+    def answers(self) -> bool:
+        """Whether Redis answers a ping within the budget."""
+        if not self._settings.redis_url:
+            return False
+        try:
+            with self._app.connection_for_write() as connection:
+                connection.default_channel.client.ping()
+        except (OperationalError, RedisError, OSError):
+            return False
+        return True
+
     def _failed(self, error: Exception) -> None:
         with self._lock:
             self._failures += 1
@@ -114,3 +127,8 @@ def _bell(redis_url: str, ring_seconds: float, pool: str) -> Bell:
 def ring(lane: Lane, settings: Settings, *, pool: str | None = None) -> bool:
     """Ring the process's bell. Call it after a commit, never inside a transaction."""
     return _bell(settings.redis_url, settings.ring_seconds, settings.pool).ring(lane, pool)
+
+
+def answers(settings: Settings) -> bool:
+    """Whether the bell's Redis is there. Nothing depends on it but the time until a worker looks."""
+    return _bell(settings.redis_url, settings.ring_seconds, settings.pool).answers()

@@ -1,7 +1,8 @@
-"""One seam to object storage: S3 and its kin, Google Cloud, Azure, or a folder. Metadata lives in Postgres, not here."""
+"""One seam to object storage: S3 and its kin, Google Cloud, Azure, or a folder. Metadata lives in Postgres."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,13 @@ from shared.errors import Invalid, NotFound, Unavailable
 from shared.settings import Settings
 
 CHUNK_BYTES: Final = 8 * 1024 * 1024
+STREAM_BYTES: Final = 1024 * 1024
+CHECK_SECONDS: Final = 3.0
 _SIGNING = (S3Store, GCSStore, AzureStore)
+# obstore's own limit is 30 s for a whole transfer, which cuts off whoever downloads a large file on a slow line.
+# Silence is what tells a dead store from a slow one.
+_CLIENT: Final[Any] = {"connect_timeout": "5s", "read_timeout": "30s", "timeout": "6h"}
+_RETRIES: Final[Any] = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +37,7 @@ class StoredObject:
 
 
 class Store:
-    """Named bytes. Every method raises Unavailable when the store does not answer, NotFound when a key has no object."""
+    """Named bytes. Every method raises Unavailable when the store does not answer, NotFound for a missing object."""
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend
@@ -42,33 +49,33 @@ class Store:
             while chunk := source.read(CHUNK_BYTES):
                 digest.update(chunk)
                 size += len(chunk)
-        with _translated(key):
+        with _Translated(key):
             obstore.put(self._backend, key, path)
         return StoredObject(key=key, bytes=size, sha256=digest.hexdigest())
 
     def put_bytes(self, key: str, content: bytes) -> StoredObject:
-        with _translated(key):
+        with _Translated(key):
             obstore.put(self._backend, key, content)
         return StoredObject(key=key, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
     async def put_stream(self, key: str, chunks: AsyncIterator[bytes]) -> None:
         """Upload chunks as they come; at most a few parts are in memory. An error in `chunks` leaves no object."""
-        with _translated(key):
+        with _Translated(key):
             await obstore.put_async(self._backend, key, chunks, chunk_size=CHUNK_BYTES)
 
     def chunks(self, key: str) -> Iterator[bytes]:
         """The object's bytes, a part at a time."""
-        with _translated(key):
+        with _Translated(key):
             for chunk in obstore.get(self._backend, key).stream(min_chunk_size=CHUNK_BYTES):
                 yield bytes(chunk)
 
     async def stream(self, key: str) -> AsyncIterator[bytes]:
         """The same for async callers. The object is opened before the first part is asked for."""
-        with _translated(key):
+        with _Translated(key):
             found = await obstore.get_async(self._backend, key)
 
         async def parts() -> AsyncIterator[bytes]:
-            async for chunk in found.stream(min_chunk_size=CHUNK_BYTES):
+            async for chunk in found.stream(min_chunk_size=STREAM_BYTES):
                 yield bytes(chunk)
 
         return parts()
@@ -86,36 +93,37 @@ class Store:
         """Remove objects; a key without one is no error."""
         for key in keys:
             try:
-                with _translated(key):
+                with _Translated(key):
                     obstore.delete(self._backend, key)
             except NotFound:
                 continue
 
     def keys(self, prefix: str) -> list[str]:
         """Keys below `prefix`."""
-        with _translated(prefix):
+        with _Translated(prefix):
             return [entry["path"] for page in obstore.list(self._backend, prefix=prefix) for entry in page]
 
     def size(self, key: str) -> int:
-        with _translated(key):
+        with _Translated(key):
             return int(obstore.head(self._backend, key)["size"])
 
     def presign(self, key: str, *, seconds: int) -> str | None:
         """A link that lets its holder GET this one object for a while; None where the store cannot sign."""
         if not isinstance(self._backend, _SIGNING):
             return None
-        with _translated(key):
+        with _Translated(key):
             return obstore.sign(self._backend, "GET", key, timedelta(seconds=seconds))
 
-    def check(self) -> None:
-        """Raises Unavailable when the store does not answer."""
+    async def check(self) -> None:
+        """Raises Unavailable when the store has not answered within three seconds."""
         try:
-            self.size("health")
+            with _Translated("health"):
+                await asyncio.wait_for(obstore.head_async(self._backend, "health"), CHECK_SECONDS)
         except NotFound:
-            return
+            return  # an answer
 
 
-class _translated:
+class _Translated:
     """obstore's errors as ours."""
 
     def __init__(self, key: str) -> None:
@@ -141,9 +149,9 @@ def open_store(settings: Settings) -> Store:
     if scheme == "s3":
         return Store(_s3(bucket, prefix, settings))
     if scheme == "gs":
-        return Store(GCSStore(bucket, prefix=prefix or None))
+        return Store(GCSStore(bucket, prefix=prefix or None, client_options=_CLIENT, retry_config=_RETRIES))
     if scheme == "az":
-        return Store(AzureStore(bucket, prefix=prefix or None))
+        return Store(AzureStore(bucket, prefix=prefix or None, client_options=_CLIENT, retry_config=_RETRIES))
     raise Invalid(f"STORAGE_URL '{url}' must begin with file://, s3://, gs:// or az://.", param="STORAGE_URL")
 
 
@@ -157,5 +165,5 @@ def _s3(bucket: str, prefix: str, settings: Settings) -> S3Store:
     if settings.storage_endpoint:
         # Self-hosted servers know no bucket host names.
         options |= {"endpoint": settings.storage_endpoint, "virtual_hosted_style_request": False}
-    plain = settings.storage_endpoint.startswith("http://")
-    return S3Store(bucket, prefix=prefix or None, client_options={"allow_http": plain, "timeout": "60s"}, **options)
+    client: Any = {**_CLIENT, "allow_http": settings.storage_endpoint.startswith("http://")}
+    return S3Store(bucket, prefix=prefix or None, client_options=client, retry_config=_RETRIES, **options)

@@ -28,7 +28,9 @@ from shared.tables import DeviceRow, FileRow, JobRow, OrganizationRow, ProjectRo
 GIB = 1 << 30
 
 
-def make_caller(session: Session, *, name: str | None = None, scopes: tuple[str, ...] = ("*",), **project: Any) -> Caller:
+def make_caller(
+    session: Session, *, name: str | None = None, scopes: tuple[str, ...] = ("*",), **project: Any
+) -> Caller:
     """A new organization, project and key."""
     return make_key(session, name=name, scopes=scopes, **project)[0]
 
@@ -77,9 +79,7 @@ def make_job(session: Session, caller: Caller, *, file: FileRow | None = None, *
     """A job that has just been accepted: its files are about to be checked."""
     training = file or make_file(session, caller)
     request = make_request(training.id, **values)
-    return submission.submit(
-        session, request, caller=caller, base=SMOLLM2.ref, request_sha256=new_id("req_")
-    ).job
+    return submission.submit(session, request, caller=caller, base=SMOLLM2.ref, request_sha256=new_id("req_")).job
 
 
 def make_spec(**training: Any) -> JobSpec:

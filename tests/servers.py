@@ -5,8 +5,11 @@ The schema is built once, by the real migrations, into a template; each module g
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -31,12 +34,24 @@ def alembic_config(url: str) -> Config:
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+def postgres_server() -> Iterator[EmbeddedPostgres]:
     """A server that trades crash safety for speed; tests of durability start their own."""
-    server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), durable=False)
-    server.start()
-    yield server
-    server.stop()
+    with open_folder() as folder:
+        server = EmbeddedPostgres(folder, durable=False)
+        server.start()
+        yield server
+        server.destroy()
+
+
+@contextmanager
+def open_folder() -> Iterator[Path]:
+    """A folder that everybody may enter and nobody list; pytest's own let nobody through, not even Postgres' user."""
+    folder = Path(tempfile.mkdtemp(prefix="tp-test-", dir="/tmp"))
+    folder.chmod(0o711)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
@@ -11,6 +11,7 @@ from api import views
 from api.deps import Door, DoorDep, ModelsReader
 from api.routes.files import attachment
 from shared import adapters
+from shared.adapters import PublishedAdapter
 
 router = APIRouter(prefix="/v1/tunepool", tags=["tunepool"])
 
@@ -26,34 +27,30 @@ def list_adapters(
     """The project's adapters, newest first."""
     with door.session() as session:
         rows, more = adapters.page(session, project_id=caller.project_id, after=after, limit=limit)
-    return views.AdapterPage(data=[_view(row, door, request) for row in rows], has_more=more)
+    return views.AdapterPage(data=[_view(adapters.published(row), door, request) for row in rows], has_more=more)
 
 
 @router.get("/adapters/{name:path}", response_model=views.Adapter)
 def retrieve_adapter(name: str, request: Request, door: DoorDep, caller: ModelsReader) -> views.Adapter:
-    """An adapter by its id or its `ft:` name, with a download link for each file of its PEFT directory."""
+    """The adapter of a job or a checkpoint, by id or `ft:` name, with a link for each file of its PEFT directory."""
     with door.session() as session:
-        row = adapters.find(session, name, project_id=caller.project_id)
-    return _view(row, door, request)
+        found = adapters.find_published(session, name, project_id=caller.project_id)
+    return _view(found, door, request)
 
 
-def _view(row: Any, door: Door, request: Request) -> views.Adapter:
-    prefix = row.manifest["prefix"]
+def _view(adapter: PublishedAdapter, door: Door, request: Request) -> views.Adapter:
     files = [
         views.AdapterFile(
-            name=entry["name"],
-            bytes=entry["bytes"],
-            sha256=entry["sha256"],
-            url=_link(f"{prefix}/{entry['name']}", entry["name"], door, request),
+            name=file.name, bytes=file.bytes, sha256=file.sha256, url=_link(file.key, file.name, door, request)
         )
-        for entry in row.manifest["files"]
+        for file in adapter.files
     ]
     return views.Adapter(
-        id=row.id,
-        name=row.name,
-        job_id=row.job_id,
-        base_model=row.base_model,
-        created_at=views.seconds(row.created_at),
+        id=adapter.id,
+        name=adapter.name,
+        job_id=adapter.job_id,
+        base_model=adapter.base_model,
+        created_at=views.seconds(adapter.created_at),
         files=files,
     )
 
@@ -66,7 +63,7 @@ def _link(key: str, name: str, door: Door, request: Request) -> str:
     return f"{base}/v1/tunepool/objects/{door.links.make(key, name=name)}"
 
 
-@router.get("/objects/{token}", response_class=StreamingResponse)
+@router.get("/objects/{token}", response_class=StreamingResponse, responses=views.BYTES)
 async def download_object(token: str, door: DoorDep) -> StreamingResponse:
     """A file by its signed link; the link is the permission."""
     key, name = door.links.open(token)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -15,7 +16,7 @@ from api import views
 from api.deps import Door, DoorDep, FilesReader, FilesWriter
 from api.uploads import FormStream, Received
 from shared import files, layout
-from shared.errors import Invalid, TunepoolError
+from shared.errors import Invalid, TunepoolError, Unavailable
 from shared.files import Upload
 from shared.ids import new_id
 from shared.keys import Caller
@@ -161,7 +162,7 @@ def retrieve_file(file_id: str, door: DoorDep, caller: FilesReader) -> views.Fil
         return views.file(files.find(session, file_id, project_id=caller.project_id))
 
 
-@router.get("/{file_id}/content", response_class=StreamingResponse)
+@router.get("/{file_id}/content", response_class=StreamingResponse, responses=views.BYTES)
 async def file_content(file_id: str, door: DoorDep, caller: FilesReader) -> StreamingResponse:
     """The bytes, as they were uploaded."""
 
@@ -190,5 +191,8 @@ def delete_file(file_id: str, door: DoorDep, caller: FilesWriter) -> views.Delet
     """Delete a file that no unfinished job needs."""
     with door.session() as session:
         key = files.delete(session, file_id, project_id=caller.project_id).key
-    door.store.delete([key])
+    # The file is gone for everybody; a store that is away just now must not tell the client otherwise. The janitor
+    # deletes the bytes of deleted files again.
+    with suppress(Unavailable):
+        door.store.delete([key])
     return views.Deleted(id=file_id, object="file")

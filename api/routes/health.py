@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from fastapi import APIRouter
+from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 
-from api.deps import DoorDep
-from shared import pool
+from api.deps import Door, DoorDep
+from shared import pages, queue
 
 router = APIRouter(tags=["health"])
 
 
 class Live(BaseModel):
-    status: str = "ok"
+    status: Literal["ok"] = "ok"
 
 
 class Ready(BaseModel):
-    status: str = "ok"
+    """Database and store answer. Without Redis jobs only start a little later, so its absence is told and no fault."""
+
+    status: Literal["ok"] = "ok"
+    redis: Literal["ok", "away", "none"]
     queued: int
     running: int
     devices: int
@@ -29,9 +35,19 @@ def live() -> Live:
 
 
 @router.get("/readyz", response_model=Ready)
-def ready(door: DoorDep) -> Ready:
-    """Database and store answer. Redis is not asked: without it jobs only start a little later."""
-    door.store.check()
+async def ready(door: DoorDep) -> Ready:
+    """Ready to accept files and jobs; 503 while the database or the store is away."""
+    await door.store.check()
+    return await run_in_threadpool(_look, door)
+
+
+def _look(door: Door) -> Ready:
     with door.session() as session:
-        view = pool.snapshot(session, pool_name=door.settings.pool)
-    return Ready(queued=len(view.queue), running=len(view.running), devices=len(view.devices))
+        counts, devices = pages.unfinished(session), len(pages.devices(session, pool_name=door.settings.pool))
+    return Ready(redis=_redis(door), queued=counts.get("queued", 0), running=counts.get("running", 0), devices=devices)
+
+
+def _redis(door: Door) -> Literal["ok", "away", "none"]:
+    if not door.settings.redis_url:
+        return "none"
+    return "ok" if queue.answers(door.settings) else "away"

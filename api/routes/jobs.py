@@ -20,6 +20,7 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
 _METADATA: Final = re.compile(r"metadata\[(.*)\]")
 _IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
+_RETRY_COUNT: Final = re.compile(r"[1-9][0-9]{0,2}")
 JOB_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -41,10 +42,10 @@ JOB_BODY: dict[str, Any] = {
 
 @router.post("", response_model=views.FineTuningJob, openapi_extra=JOB_BODY)
 def create_job(
+    caller: JobsWriter,  # first, so that nobody's body is read before their key
     body: RawBody,
     response: Response,
     door: DoorDep,
-    caller: JobsWriter,
     idempotency_key: Annotated[str | None, Header()] = None,
     x_stainless_retry_count: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> views.FineTuningJob:
@@ -59,7 +60,7 @@ def create_job(
             caller=caller,
             base=base,
             request_sha256=hashlib.sha256(body).hexdigest(),
-            retried=(x_stainless_retry_count or "0") != "0",
+            retried=_is_retry(x_stainless_retry_count),
             idempotency_key=_checked_key(idempotency_key),
         )
         view = views.job(made.job, caller=caller)
@@ -67,6 +68,11 @@ def create_job(
         response.headers["Idempotent-Replayed"] = "true"
     door.ring("cpu")
     return view
+
+
+def _is_retry(count: str | None) -> bool:
+    """Whether the openai client says that it has sent this request before."""
+    return count is not None and _RETRY_COUNT.fullmatch(count) is not None
 
 
 def _checked_key(key: str | None) -> str | None:
@@ -121,11 +127,17 @@ def retrieve_job(
         row = pages.job(session, job_id, project_id=caller.project_id)
         queue = views.queue_state(door.verdict(session, job_id)) if row.status == "queued" else None
         etag = f'"{row.version}-{hashlib.sha256(repr(queue).encode()).hexdigest()[:16]}"'
-        if if_none_match == etag:
+        if _is_known(etag, if_none_match):
             return Response(status_code=304, headers={"ETag": etag})
         attempts, adapter = pages.attempts(session, job_id), adapters.of_job(session, job_id)
         response.headers["ETag"] = etag
         return views.job(row, caller=caller, attempts=attempts, adapter=adapter, queue=queue)
+
+
+def _is_known(etag: str, if_none_match: str | None) -> bool:
+    """Weak comparison (RFC 9110, 13.1.2): proxies that compress turn `"x"` into `W/"x"`."""
+    tags = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
+    return etag in tags or tags == ["*"]
 
 
 @router.post("/{job_id}/cancel", response_model=views.FineTuningJob)

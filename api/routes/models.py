@@ -22,18 +22,22 @@ def list_models(door: DoorDep, caller: ModelsReader) -> views.ModelPage:
     with door.session() as session:
         rows, _ = adapters.page(session, project_id=caller.project_id, after=None, limit=10_000)
     return views.ModelPage(
-        data=[*_base_models(door), *(views.model(row, owner=caller.organization_name) for row in rows)]
+        data=[
+            *_base_models(door),
+            *(views.model(adapters.published(row), owner=caller.organization_name) for row in rows),
+        ]
     )
 
 
 @router.get("/{model:path}", response_model=views.Model)
 def retrieve_model(model: str, door: DoorDep, caller: ModelsReader) -> views.Model:
-    """A base model or an adapter."""
+    """A base model, an adapter or a checkpoint."""
     known = next((one for one in _base_models(door) if one.id == model), None)
     if known is not None:
         return known
     with door.session() as session:
-        return views.model(adapters.find(session, model, project_id=caller.project_id), owner=caller.organization_name)
+        found = adapters.find_published(session, model, project_id=caller.project_id)
+    return views.model(found, owner=caller.organization_name)
 
 
 @router.delete("/{model:path}", response_model=views.Deleted)

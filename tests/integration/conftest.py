@@ -30,7 +30,9 @@ class Api:
 
     def http(self, key: str | None = None, **headers: str) -> httpx2.Client:
         """A plain client, for requests that the official one would never send."""
-        return httpx2.Client(base_url=self.url, headers={"Authorization": f"Bearer {key or self.key}", **headers}, timeout=20)
+        return httpx2.Client(
+            base_url=self.url, headers={"Authorization": f"Bearer {key or self.key}", **headers}, timeout=20
+        )
 
     def openai(self) -> OpenAI:
         return self.client

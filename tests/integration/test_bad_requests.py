@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
@@ -149,7 +150,9 @@ BAD_VALUES: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("path", "value"), BAD_VALUES, ids=[f"{path}={str(value)[:30]}" for path, value in BAD_VALUES])
-def test_a_bad_value_is_refused_by_name(api: Api, http: httpx2.Client, training_file: str, path: str, value: Any) -> None:
+def test_a_bad_value_is_refused_by_name(
+    api: Api, http: httpx2.Client, training_file: str, path: str, value: Any
+) -> None:
     before = jobs_there_are(api)
     body = {"model": "smollm2-135m-instruct", "training_file": training_file}
     if path.startswith("method."):
@@ -163,7 +166,9 @@ def test_a_bad_value_is_refused_by_name(api: Api, http: httpx2.Client, training_
     assert jobs_there_are(api) == before
 
 
-@pytest.mark.parametrize("path", ["n_epochs", "method.epochs", "tunepool.lora", "tunepool.adapter.rank", "tunepool.training.lr"])
+@pytest.mark.parametrize(
+    "path", ["n_epochs", "method.epochs", "tunepool.lora", "tunepool.adapter.rank", "tunepool.training.lr"]
+)
 def test_an_unknown_key_is_refused_by_name_with_the_known_ones(
     api: Api, http: httpx2.Client, training_file: str, path: str
 ) -> None:
@@ -231,7 +236,9 @@ def test_a_body_over_the_limit_is_refused_while_it_streams(api: Api, http: httpx
     assert refused(api, answer, status=413)["code"] == "request_too_large"
 
 
-@pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+@pytest.mark.parametrize(
+    "kind", ["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
+)
 def test_another_content_type_is_told_the_right_one(api: Api, http: httpx2.Client, kind: str) -> None:
     answer = http.post(URL, content=b"{}", headers={"Content-Type": kind})
 
@@ -275,7 +282,19 @@ def test_the_clients_own_retry_makes_no_second_job(api: Api, http: httpx2.Client
     meant = post(http, body, **{"x-stainless-retry-count": "0"})
 
     assert retry.json()["id"] == first.json()["id"]
+    assert retry.headers["idempotent-replayed"] == "true"
     assert meant.json()["id"] != first.json()["id"]
+
+
+@pytest.mark.parametrize("count", ["", "0", "00", "-1", "junk", "1e3", "9" * 500])
+def test_what_is_no_count_of_retries_is_a_new_request(
+    api: Api, http: httpx2.Client, training_file: str, count: str
+) -> None:
+    body = json.dumps({"model": "smollm2-135m-instruct", "training_file": training_file, "seed": 98})
+
+    made = [post(http, body, **{"x-stainless-retry-count": count}).json()["id"] for _ in range(2)]
+
+    assert made[0] != made[1]
 
 
 BAD_AUTHORIZATION: dict[str, list[tuple[bytes, bytes]]] = {
@@ -308,6 +327,16 @@ def test_another_organizations_things_do_not_exist(api: Api, stranger: str, trai
 BAD_URLS = [
     ("GET", "/v1/nothing", 404),
     ("PUT", "/v1/files", 405),
+    ("GET", "/v1/files/", 404),
+    ("POST", "/v1/fine_tuning/jobs/", 404),
+    ("GET", "//v1/files", 404),
+    ("GET", "/v1/files/%ff", 404),
+    ("GET", "/v1/files/%ED%A0%80", 404),
+    ("GET", "/v1/models/%2F%2F", 404),
+    ("GET", "/v1/fine_tuning/jobs?after=" + "x" * 101, 400),
+    ("GET", "/v1/fine_tuning/jobs?limit=" + "9" * 5000, 400),
+    ("GET", "/v1/fine_tuning/jobs?metadata=null&metadata%5Bk%5D=v", 400),
+    ("GET", "/v1/fine_tuning/jobs?q=" + "x" * 9000, 400),
     ("GET", "/v1/files/not-an-id", 404),
     ("GET", "/v1/files/file-%00", 404),
     ("GET", "/v1/fine_tuning/jobs/ftjob-x", 404),
@@ -351,3 +380,27 @@ def test_polling_with_the_etag_costs_a_304(api: Api, http: httpx2.Client, traini
     junk = http.get(f"{URL}/{job_id}", headers={"If-None-Match": "junk"})
 
     assert (again.status_code, again.content, junk.status_code) == (304, b"", 200)
+
+
+def test_an_etag_is_known_again_as_proxies_write_it(api: Api, http: httpx2.Client, training_file: str) -> None:
+    body = {"model": "smollm2-135m-instruct", "training_file": training_file}
+    path = f"{URL}/{post(http, json.dumps(body)).json()['id']}"
+    etag = http.get(path).headers["etag"]
+
+    for sent in (f"W/{etag}", f'"other", {etag}', "*"):
+        assert http.get(path, headers={"If-None-Match": sent}).status_code == 304
+    http.post(f"{path}/cancel")
+    assert http.get(path, headers={"If-None-Match": etag}).json()["status"] == "cancelled"
+
+
+def test_two_requests_at_once_with_one_idempotency_key_make_one_job(
+    api: Api, http: httpx2.Client, training_file: str
+) -> None:
+    body = json.dumps({"model": "smollm2-135m-instruct", "training_file": training_file})
+    before = jobs_there_are(api)
+
+    with ThreadPoolExecutor(8) as together:
+        answers = list(together.map(lambda _: post(http, body, **{"Idempotency-Key": "at-once"}), range(8)))
+
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert jobs_there_are(api) == before + 1

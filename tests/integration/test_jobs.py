@@ -107,7 +107,9 @@ def test_a_claim_leases_job_and_device_together_and_only_once(session: Session) 
 
 def test_success_publishes_adapter_manifest_and_metrics_file_at_once(session: Session) -> None:
     job, claim = started(session)
-    file = NewFile(id="file-metrics", filename="step_metrics.csv", purpose="fine-tune-results", bytes=1, sha256="0", key="k")
+    file = NewFile(
+        id="file-metrics", filename="step_metrics.csv", purpose="fine-tune-results", bytes=1, sha256="0", key="k"
+    )
 
     assert jobs.succeed(session, claim.lease, manifest=MANIFEST, result_file=file, trained_tokens=7)
 
@@ -115,7 +117,9 @@ def test_success_publishes_adapter_manifest_and_metrics_file_at_once(session: Se
     adapter = session.scalars(select(AdapterRow).where(AdapterRow.job_id == job.id)).one()
     assert (job.status, job.fine_tuned_model, job.result_file) == ("succeeded", adapter.name, "file-metrics")
     assert session.get_one(FileRow, "file-metrics").status == "processed"
-    assert session.scalars(select(DeviceRow.leased_by).where(DeviceRow.worker_id == claim.lease.worker_id)).one() is None
+    assert (
+        session.scalars(select(DeviceRow.leased_by).where(DeviceRow.worker_id == claim.lease.worker_id)).one() is None
+    )
     assert session.scalars(select(AttemptRow.outcome).where(AttemptRow.job_id == job.id)).one() == "succeeded"
 
 
@@ -166,7 +170,9 @@ def test_a_dead_workers_job_is_queued_again_with_its_device_free_and_the_attempt
 
     session.refresh(job)
     assert (job.status, job.failures) == ("queued", 1)
-    assert session.scalars(select(DeviceRow.leased_by).where(DeviceRow.worker_id == claim.lease.worker_id)).one() is None
+    assert (
+        session.scalars(select(DeviceRow.leased_by).where(DeviceRow.worker_id == claim.lease.worker_id)).one() is None
+    )
 
 
 def test_a_lease_within_its_grace_is_left_alone(session: Session, settings: Settings) -> None:
@@ -182,7 +188,9 @@ def test_a_job_that_ends_every_worker_fails_after_its_attempts(session: Session,
     for _ in range(settings.max_attempts):
         claim = claim_on(session, worker)
         assert claim is not None
-        jobs.give_back(session, claim.lease, outcome="crashed", code="trainer_crashed", message="Died.", settings=settings)
+        jobs.give_back(
+            session, claim.lease, outcome="crashed", code="trainer_crashed", message="Died.", settings=settings
+        )
 
     session.refresh(job)
     assert (job.status, job.error and job.error["code"]) == ("failed", "trainer_crashed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
+import httpx2
 import openai
 import pytest
 from sqlalchemy import select, update
@@ -14,7 +15,7 @@ from shared import jobs
 from shared.db import session_scope
 from shared.journal import NewEvent
 from shared.storage import open_store
-from shared.tables import FileRow, JobRow, WorkerRow
+from shared.tables import CheckpointRow, FileRow, JobRow, WorkerRow
 from tests.factories import GIB, claim_on, make_spec, make_worker
 from tests.integration.conftest import Api
 
@@ -44,11 +45,19 @@ def run_to_success(api: Api, job_id: str) -> None:
         training = claim_on(session, worker)
         assert training is not None
         assert training.lease.job_id == job_id
-        jobs.record(session, training.lease, [NewEvent("Step 1/1", type="metrics", data={"step": 1, "train_loss": 0.5})])
+        jobs.record(
+            session, training.lease, [NewEvent("Step 1/1", type="metrics", data={"step": 1, "train_loss": 0.5})]
+        )
         name = f"{training.model_name}:ckpt-step-1"
-        jobs.record_checkpoint(session, training.lease, step=1, name=name, metrics={"step": 1, "train_loss": 0.5}, manifest={})
+        jobs.record_checkpoint(
+            session, training.lease, step=1, name=name, metrics={"step": 1, "train_loss": 0.5}, manifest={}
+        )
         content = b"weights"
-        entry = {"name": "adapter_model.safetensors", "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        entry = {
+            "name": "adapter_model.safetensors",
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
         jobs.succeed(session, training.lease, manifest={"prefix": "made/adapter", "files": [entry]}, trained_tokens=40)
 
 
@@ -64,7 +73,12 @@ def test_a_file_goes_up_and_comes_back_byte_for_byte(api: Api) -> None:
 
     file = client.files.create(file=TRAINING, purpose="fine-tune")
 
-    assert (file.object, file.filename, file.bytes, file.status) == ("file", "train.jsonl", len(TRAINING[1]), "uploaded")
+    assert (file.object, file.filename, file.bytes, file.status) == (
+        "file",
+        "train.jsonl",
+        len(TRAINING[1]),
+        "uploaded",
+    )
     assert client.files.content(file.id).read() == TRAINING[1]
     assert file.id in [one.id for one in client.files.list(limit=5)]
     assert client.files.delete(file.id).deleted
@@ -96,7 +110,12 @@ def test_a_job_is_accepted_with_openais_fields_and_ours_under_one_key(api: Api) 
         extra_body={"tunepool": {"adapter": {"method": "qlora", "r": 8}}},
     )
 
-    assert (job.status, job.seed, job.metadata, job.fine_tuned_model) == ("validating_files", 7, {"git_sha": "deadbeef"}, None)
+    assert (job.status, job.seed, job.metadata, job.fine_tuned_model) == (
+        "validating_files",
+        7,
+        {"git_sha": "deadbeef"},
+        None,
+    )
     assert job.hyperparameters.n_epochs == 2
     assert job.hyperparameters.batch_size == "auto"
     assert job.model_extra is not None
@@ -113,7 +132,10 @@ def test_a_job_lives_and_its_adapter_can_be_listed_and_withdrawn(api: Api) -> No
     events = client.fine_tuning.jobs.list_events(job_id, limit=100).data
     checkpoints = client.fine_tuning.jobs.checkpoints.list(job_id).data
     assert job.status == "succeeded"
-    assert job.fine_tuned_model == f"ft:smollm2-135m-instruct:{api.caller.organization_name}:life:{job_id.removeprefix('ftjob-')}"
+    assert (
+        job.fine_tuned_model
+        == f"ft:smollm2-135m-instruct:{api.caller.organization_name}:life:{job_id.removeprefix('ftjob-')}"
+    )
     assert job.trained_tokens == 40
     assert events[0].message == "The job has successfully completed"
     assert events[-1].message == f"Created fine-tuning job: {job_id}"
@@ -189,3 +211,83 @@ def test_an_adapter_lists_its_files_with_links_that_work_without_a_key(api: Api)
     assert hashlib.sha256(fetched.content).hexdigest() == file["sha256"]
     assert fetched.headers["content-disposition"].startswith("attachment")
     assert (tampered.status_code, tampered.json()["error"]["code"]) == (403, "invalid_link")
+
+
+def test_a_checkpoint_is_a_model_and_its_own_adapter_can_be_downloaded(api: Api) -> None:
+    job_id = submit(api, suffix="checkpoints")
+    run_to_success(api, job_id)
+    (checkpoint,) = api.openai().fine_tuning.jobs.checkpoints.list(job_id).data
+    described = {"bytes": 7, "sha256": hashlib.sha256(b"weights").hexdigest()}
+    manifest = {
+        "prefix": "made/checkpoint",
+        "files": [{"name": "adapter/adapter_model.safetensors", **described}, {"name": "optimizer.pt", **described}],
+    }
+    with session_scope(api.engine) as session:
+        session.execute(update(CheckpointRow).where(CheckpointRow.id == checkpoint.id).values(manifest=manifest))
+    open_store(api.settings).put_bytes("made/checkpoint/adapter/adapter_model.safetensors", b"weights")
+
+    with api.http() as http:
+        by_name, by_id = (
+            http.get(f"/v1/tunepool/adapters/{one}").json()
+            for one in (checkpoint.fine_tuned_model_checkpoint, checkpoint.id)
+        )
+        fetched = http.get(by_name["files"][0]["url"], headers={"Authorization": ""})
+
+    assert api.openai().models.retrieve(checkpoint.fine_tuned_model_checkpoint).object == "model"
+    assert (by_name["id"], by_name["job_id"], by_name["name"]) == (checkpoint.id, job_id, by_id["name"])
+    assert [file["name"] for file in by_name["files"]] == ["adapter_model.safetensors"]
+    assert fetched.content == b"weights"
+
+
+def test_the_clients_own_retries_after_a_lost_answer_make_one_job(api: Api) -> None:
+    """The answer of the first try is lost on its way back; the client tries again by itself."""
+    lost: list[str] = []
+
+    class LosesTheFirstAnswer(httpx2.HTTPTransport):
+        def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+            answer = super().handle_request(request)
+            if request.method == "POST" and not lost:
+                answer.read()
+                lost.append(answer.json()["id"])
+                raise httpx2.ReadError("connection reset", request=request)
+            return answer
+
+    file = upload(api)
+    with httpx2.Client(transport=LosesTheFirstAnswer()) as transport:
+        client = openai.OpenAI(base_url=f"{api.url}/v1", api_key=api.key, http_client=transport)
+        job = client.fine_tuning.jobs.create(model="smollm2-135m-instruct", training_file=file)
+
+    assert [job.id] == lost
+    assert [one.id for one in api.openai().fine_tuning.jobs.list(limit=100) if one.training_file == file] == [job.id]
+
+
+def test_events_page_through_to_the_last_with_the_clients_own_iterator(api: Api) -> None:
+    job_id = submit(api)
+    api.openai().fine_tuning.jobs.cancel(job_id)
+
+    messages = [event.message for event in api.openai().fine_tuning.jobs.list_events(job_id, limit=1)]
+
+    assert len(messages) >= 3
+    assert messages[-1] == f"Created fine-tuning job: {job_id}"
+
+
+def test_a_finished_job_cannot_be_cancelled_and_the_client_is_told_why(api: Api) -> None:
+    job_id = submit(api)
+    run_to_success(api, job_id)
+
+    with pytest.raises(openai.BadRequestError) as refused:
+        api.openai().fine_tuning.jobs.cancel(job_id)
+
+    assert refused.value.code == "job_already_finished"
+
+
+def test_jobs_without_metadata_can_be_asked_for(api: Api) -> None:
+    bare, marked = submit(api), submit(api, metadata={"only": "here", "empty": ""})
+
+    with api.http() as http:
+        without = [job["id"] for job in http.get("/v1/fine_tuning/jobs?metadata=null&limit=100").json()["data"]]
+        empty = [job["id"] for job in http.get("/v1/fine_tuning/jobs?metadata%5Bempty%5D=").json()["data"]]
+
+    assert bare in without
+    assert marked not in without
+    assert empty == [marked]

@@ -1,0 +1,204 @@
+"""Who may do what: every route against keys without its scope, without life, or of another project."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+
+import httpx2
+import pytest
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from api.app import create_app
+from shared import jobs, keys
+from shared.db import session_scope
+from shared.journal import NewEvent
+from shared.leases import Claim
+from shared.tables import ApiKeyRow, WorkerRow
+from tests.factories import claim_on, make_file, make_job, make_key, make_queued_job, make_worker
+from tests.integration.conftest import Api
+from tests.integration.test_bad_requests import refused
+
+# Route -> the one scope that opens it. A route that is missing here fails the first test below.
+SCOPE = {
+    "POST /v1/files": "files:write",
+    "GET /v1/files": "files:read",
+    "GET /v1/files/{file_id}": "files:read",
+    "GET /v1/files/{file_id}/content": "files:read",
+    "DELETE /v1/files/{file_id}": "files:write",
+    "POST /v1/fine_tuning/jobs": "jobs:write",
+    "GET /v1/fine_tuning/jobs": "jobs:read",
+    "GET /v1/fine_tuning/jobs/{job_id}": "jobs:read",
+    "POST /v1/fine_tuning/jobs/{job_id}/cancel": "jobs:write",
+    "POST /v1/fine_tuning/jobs/{job_id}/pause": "jobs:write",
+    "POST /v1/fine_tuning/jobs/{job_id}/resume": "jobs:write",
+    "GET /v1/fine_tuning/jobs/{job_id}/events": "jobs:read",
+    "GET /v1/fine_tuning/jobs/{job_id}/checkpoints": "jobs:read",
+    "GET /v1/models": "models:read",
+    "GET /v1/models/{model}": "models:read",
+    "DELETE /v1/models/{model}": "models:write",
+    "GET /v1/tunepool/adapters": "models:read",
+    "GET /v1/tunepool/adapters/{name}": "models:read",
+    "GET /v1/tunepool/pool": "jobs:read",
+}
+OPEN = {"GET /livez", "GET /readyz", "GET /v1/tunepool/objects/{token}"}
+
+
+def ask(http: httpx2.Client, route: str) -> httpx2.Response:
+    """The bare request: no body, so that whatever refuses it did not read one."""
+    method, path = route.split()
+    return http.request(method, re.sub(r"{\w+}", "x", path))
+
+
+@pytest.fixture(scope="module")
+def http(api: Api) -> Iterator[httpx2.Client]:
+    with api.http() as client:
+        yield client
+
+
+def key_with(api: Api, *scopes: str) -> str:
+    with session_scope(api.engine) as session:
+        return make_key(session, scopes=scopes)[1]
+
+
+def test_every_route_is_in_the_table(api: Api) -> None:
+    schema = create_app(api.settings).openapi()
+    routes = {f"{method.upper()} {path}" for path, methods in schema["paths"].items() for method in methods}
+
+    assert routes == SCOPE.keys() | OPEN
+
+
+@pytest.mark.parametrize("route", SCOPE)
+def test_without_a_key_every_route_is_closed_before_it_reads_a_body(api: Api, route: str) -> None:
+    with httpx2.Client(base_url=api.url) as http:
+        answer = ask(http, route)
+
+    assert refused(api, answer, status=401)["code"] == "missing_api_key"
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("route", SCOPE)
+def test_every_scope_but_the_right_one_is_a_403_and_the_right_one_opens(api: Api, route: str) -> None:
+    others = keys.SCOPES - {SCOPE[route], "*"}
+
+    with api.http(key_with(api, *others)) as wrong, api.http(key_with(api, SCOPE[route])) as right:
+        error = refused(api, ask(wrong, route), status=403)
+        assert ask(right, route).status_code not in (401, 403)
+
+    assert error["type"] == "permission_error"
+    assert SCOPE[route] in error["message"]
+
+
+@pytest.mark.parametrize("end", [{"revoked_at": func.now()}, {"expires_at": func.now() - timedelta(seconds=1)}])
+def test_a_key_that_has_ended_opens_nothing(api: Api, end: dict[str, object]) -> None:
+    with session_scope(api.engine) as session:
+        caller, secret = make_key(session)
+    with api.http(secret) as http:
+        assert http.get("/v1/models").status_code == 200
+        with session_scope(api.engine) as session:
+            session.execute(update(ApiKeyRow).where(ApiKeyRow.id == caller.key_id).values(**end))
+
+        refused(api, http.get("/v1/models"), status=401)
+
+
+def test_a_key_in_the_address_is_no_key(api: Api) -> None:
+    with httpx2.Client(base_url=api.url) as http:
+        refused(api, http.get("/v1/models", params={"api_key": api.key}), status=401)
+
+
+def test_a_stranger_finds_no_job_of_ours_by_any_route(api: Api, stranger: str) -> None:
+    with session_scope(api.engine) as session:
+        job_id = make_job(session, api.caller).id
+    path = f"/v1/fine_tuning/jobs/{job_id}"
+
+    with api.http(stranger) as http:
+        for route in ("GET", "POST /cancel", "POST /pause", "POST /resume", "GET /events", "GET /checkpoints"):
+            method, _, rest = route.partition(" ")
+            assert refused(api, http.request(method, path + rest), status=404)["param"] == "fine_tuning_job_id"
+        assert http.get("/v1/fine_tuning/jobs").json()["data"] == []
+        assert http.get("/v1/fine_tuning/jobs", params={"after": "ftjob-" + "f" * 32}).json()["data"] == []
+    with session_scope(api.engine) as session:
+        assert jobs.request_cancel(session, job_id, project_id=api.caller.project_id).status == "cancelled"
+
+
+def test_a_stranger_finds_no_file_of_ours_by_any_route(api: Api, stranger: str, http: httpx2.Client) -> None:
+    with session_scope(api.engine) as session:
+        file_id = make_file(session, api.caller).id
+
+    with api.http(stranger) as theirs:
+        for method, rest in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
+            refused(api, theirs.request(method, f"/v1/files/{file_id}{rest}"), status=404)
+        assert theirs.get("/v1/files").json()["data"] == []
+    assert http.get(f"/v1/files/{file_id}").status_code == 200
+
+
+def test_a_stranger_finds_no_adapter_and_no_checkpoint_of_ours(api: Api, stranger: str, http: httpx2.Client) -> None:
+    name, checkpoint = trained(api)
+
+    with api.http(stranger) as theirs:
+        for one in (name, checkpoint):
+            refused(api, theirs.get(f"/v1/models/{one}"), status=404)
+            refused(api, theirs.get(f"/v1/tunepool/adapters/{one}"), status=404)
+            refused(api, theirs.delete(f"/v1/models/{one}"), status=404)
+        assert theirs.get("/v1/tunepool/adapters").json()["data"] == []
+        assert name not in [model["id"] for model in theirs.get("/v1/models").json()["data"]]
+    assert http.get(f"/v1/models/{name}").status_code == 200
+
+
+def test_an_idempotency_key_means_nothing_under_another_api_key(api: Api, stranger: str, http: httpx2.Client) -> None:
+    with session_scope(api.engine) as session:
+        mine = make_file(session, api.caller).id
+        theirs = make_file(session, keys.authenticate(session, stranger)).id
+    header = {"Idempotency-Key": "shared-by-chance"}
+
+    first = http.post("/v1/fine_tuning/jobs", json=job_of(mine), headers=header)
+    with api.http(stranger) as other:
+        second = other.post("/v1/fine_tuning/jobs", json=job_of(theirs), headers=header)
+        other.post(f"/v1/fine_tuning/jobs/{second.json()['id']}/cancel")
+    http.post(f"/v1/fine_tuning/jobs/{first.json()['id']}/cancel")
+
+    assert (first.status_code, second.status_code) == (200, 200)
+    assert "idempotent-replayed" not in second.headers
+
+
+def test_the_pool_names_only_our_own_jobs(api: Api, stranger: str, http: httpx2.Client) -> None:
+    with session_scope(api.engine) as session:
+        claim = running(session, api)
+    with api.http(stranger) as other:
+        ours, theirs = (client.get("/v1/tunepool/pool").json() for client in (http, other))
+
+    assert [device["job_id"] for device in ours["devices"] if device["leased"]] == [claim.lease.job_id]
+    assert [device["job_id"] for device in theirs["devices"] if device["leased"]] == [None]
+    assert ours["jobs"] == theirs["jobs"]
+    assert ours["jobs"]["running"] == 1
+    with session_scope(api.engine) as session:
+        jobs.succeed(session, claim.lease, manifest={"prefix": "p", "files": []})
+
+
+def job_of(training_file: str) -> dict[str, str]:
+    return {"model": "smollm2-135m-instruct", "training_file": training_file}
+
+
+def running(session: Session, api: Api) -> Claim:
+    """A job of ours that has just been leased to the one worker there is."""
+    worker = session.scalars(select(WorkerRow)).first() or make_worker(session)
+    job = make_queued_job(session, api.caller)
+    claim = claim_on(session, worker)
+    assert claim is not None
+    assert claim.lease.job_id == job.id
+    return claim
+
+
+def trained(api: Api) -> tuple[str, str]:
+    """Names of the adapter and the checkpoint of a job that has succeeded."""
+    with session_scope(api.engine) as session:
+        claim = running(session, api)
+        jobs.record(session, claim.lease, [NewEvent("Step 1/1")])
+        checkpoint = f"{claim.model_name}:ckpt-step-1"
+        jobs.record_checkpoint(
+            session, claim.lease, step=1, name=checkpoint, metrics={"step": 1}, manifest={"prefix": "c", "files": []}
+        )
+        assert jobs.succeed(session, claim.lease, manifest={"prefix": "p", "files": []})
+    return claim.model_name, checkpoint

@@ -1,0 +1,137 @@
+"""The published contract: complete, self-consistent, and changed only on purpose.
+
+After a change that is meant: `python -m tests.unit.test_openapi > tests/unit/openapi.json`, and read the difference.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api import views
+from api.app import create_app
+from shared.settings import Settings
+from shared.spec import CreateJob
+
+SNAPSHOT = Path(__file__).with_name("openapi.json")
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """As a client gets it. Building it opens no connection."""
+    with tempfile.TemporaryDirectory() as home:
+        settings = Settings(
+            home=Path(home),
+            database_url="postgresql+psycopg://nobody@127.0.0.1:1/nothing",
+            redis_url="",
+            storage_url="",
+        )
+        document: dict[str, Any] = create_app(settings).openapi()
+        assert home not in json.dumps(document)
+    return document
+
+
+def written() -> str:
+    return json.dumps(schema(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def operations() -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (f"{method.upper()} {path}", operation)
+        for path, methods in schema()["paths"].items()
+        for method, operation in methods.items()
+    ]
+
+
+def nodes(part: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(part, dict):
+        yield part
+    for child in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+        yield from nodes(child)
+
+
+def resolved(reference: str) -> Any:
+    found: Any = schema()
+    for name in reference.removeprefix("#/").split("/"):
+        found = found[name]
+    return found
+
+
+def test_the_contract_is_the_one_that_was_agreed() -> None:
+    assert written() == SNAPSHOT.read_text(encoding="utf-8"), __doc__
+
+
+def test_every_reference_leads_somewhere() -> None:
+    references = [node["$ref"] for node in nodes(schema()) if isinstance(node.get("$ref"), str)]
+
+    assert len(references) > 100
+    for reference in references:
+        assert resolved(reference)
+
+
+@pytest.mark.parametrize(("route", "operation"), operations(), ids=[route for route, _ in operations()])
+def test_every_route_tells_what_it_does_what_it_answers_and_how_it_fails(route: str, operation: dict[str, Any]) -> None:
+    answers = operation["responses"]
+
+    assert operation["description"].endswith(".")
+    assert answers["200"]["content"]
+    for media in answers["200"]["content"].values():
+        assert media["schema"]
+    for status in ("400", "401", "403", "404", "409", "413", "415", "422", "429", "500", "503"):
+        (media,) = answers[status]["content"].values()
+        assert media["schema"] == {"$ref": "#/components/schemas/ErrorEnvelope"}
+    assert "HTTPValidationError" not in json.dumps(operation)
+
+
+def test_only_probes_and_signed_links_need_no_key() -> None:
+    assert schema()["security"] == [{"ApiKey": []}]
+    assert {route for route, operation in operations() if operation.get("security") == []} == {
+        "GET /livez",
+        "GET /readyz",
+        "GET /v1/tunepool/objects/{token}",
+    }
+
+
+def test_the_body_of_a_job_is_described_field_by_field_with_bounds() -> None:
+    body = dict(operations())["POST /v1/fine_tuning/jobs"]["requestBody"]["content"]["application/json"]
+
+    described = resolved(body["schema"]["$ref"])
+    assert described["required"] == ["model", "training_file"]
+    assert described["properties"].keys() == CreateJob.model_fields.keys()
+    assert described["additionalProperties"] is False
+    rank = resolved("#/components/schemas/OpenAdapter")["properties"]["r"]
+    assert {"minimum": 1, "maximum": 1024, "type": "integer"} in rank["anyOf"]
+
+
+def test_the_examples_are_true() -> None:
+    body = dict(operations())["POST /v1/fine_tuning/jobs"]["requestBody"]["content"]["application/json"]
+    components = schema()["components"]["schemas"]
+
+    CreateJob.model_validate(body["example"])
+    for model in (views.ErrorEnvelope, views.FineTuningJob):
+        for example in components[model.__name__]["examples"]:
+            assert model.model_validate(example).model_dump(exclude_unset=True) == example
+
+
+def test_an_upload_is_described_as_a_form_with_a_file() -> None:
+    body = dict(operations())["POST /v1/files"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+
+    assert body["required"] == ["file", "purpose"]
+    assert body["properties"]["file"] == {"type": "string", "format": "binary"}
+
+
+def test_downloads_are_described_as_bytes() -> None:
+    for route in ("GET /v1/files/{file_id}/content", "GET /v1/tunepool/objects/{token}"):
+        content = dict(operations())[route]["responses"]["200"]["content"]
+        assert content["application/octet-stream"]["schema"] == {"type": "string", "format": "binary"}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(written())

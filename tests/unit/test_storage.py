@@ -1,0 +1,104 @@
+"""The local store: whole objects or none, bytes as they were, errors by name."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from shared.errors import Invalid, NotFound, Unavailable
+from shared.settings import Settings
+from shared.storage import CHUNK_BYTES, Store, open_store
+
+CONTENT = bytes(range(256)) * (CHUNK_BYTES // 128)  # two parts
+
+
+async def in_pieces(content: bytes, *, breaks: bool = False) -> AsyncIterator[bytes]:
+    for start in range(0, len(content), 100_000):
+        yield content[start : start + 100_000]
+    if breaks:
+        raise Invalid("cut off")
+
+
+def files_below(settings: Settings) -> list[Path]:
+    return [path for path in Path(settings.storage.removeprefix("file://")).rglob("*") if path.is_file()]
+
+
+def test_what_goes_in_as_a_stream_comes_out_as_it_was(store: Store, tmp_path: Path) -> None:
+    asyncio.run(store.put_stream("proj_1/files/file-1", in_pieces(CONTENT)))
+
+    assert b"".join(store.chunks("proj_1/files/file-1")) == CONTENT
+    assert store.get_file("proj_1/files/file-1", tmp_path / "copy") == hashlib.sha256(CONTENT).hexdigest()
+    assert store.size("proj_1/files/file-1") == len(CONTENT)
+
+
+def test_async_readers_get_the_same_bytes(store: Store) -> None:
+    async def read() -> bytes:
+        return b"".join([chunk async for chunk in await store.stream("k")])
+
+    store.put_bytes("k", CONTENT)
+
+    assert asyncio.run(read()) == CONTENT
+
+
+def test_a_stream_that_breaks_leaves_no_object_and_no_scraps(store: Store, settings: Settings) -> None:
+    with pytest.raises(Invalid):
+        asyncio.run(store.put_stream("k", in_pieces(CONTENT, breaks=True)))
+
+    assert store.keys("") == []
+    assert files_below(settings) == []
+
+
+def test_an_uploaded_file_is_described_by_its_size_and_hash(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(CONTENT)
+
+    stored = store.put_file("k", tmp_path / "f")
+
+    assert (stored.bytes, stored.sha256) == (len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
+
+
+def test_a_missing_object_is_named(store: Store) -> None:
+    for read in (lambda: list(store.chunks("no/such")), lambda: store.size("no/such")):
+        with pytest.raises(NotFound, match="no/such"):
+            read()
+    with pytest.raises(NotFound, match="no/such"):
+        asyncio.run(store.stream("no/such"))
+
+
+def test_deleting_what_is_not_there_is_fine_and_the_rest_goes_all_the_same(store: Store) -> None:
+    store.put_bytes("b", b"1")
+
+    store.delete(["a", "b", "c"])
+
+    assert store.keys("") == []
+
+
+def test_keys_are_listed_below_a_prefix_only(store: Store) -> None:
+    for key in ("p/1", "p/2/x", "pq/3"):
+        store.put_bytes(key, b"1")
+
+    assert sorted(store.keys("p")) == ["p/1", "p/2/x"]
+
+
+def test_a_folder_cannot_sign_links(store: Store) -> None:
+    assert store.presign("k", seconds=60) is None
+
+
+def test_a_working_store_passes_its_check(store: Store) -> None:
+    asyncio.run(store.check())
+
+
+def test_a_store_that_is_away_is_unavailable_and_not_missing(settings: Settings) -> None:
+    gone = open_store(settings.model_copy(update={"storage_url": "s3://b", "storage_endpoint": "http://127.0.0.1:1"}))
+
+    with pytest.raises(Unavailable):
+        asyncio.run(gone.check())
+
+
+@pytest.mark.parametrize("url", ["ftp://host/x", "/just/a/path", "http://bucket"])
+def test_a_url_of_another_kind_is_refused_with_the_known_ones(settings: Settings, url: str) -> None:
+    with pytest.raises(Invalid, match="file://, s3://"):
+        open_store(settings.model_copy(update={"storage_url": url}))
