@@ -26,7 +26,7 @@ from shared.lifecycle import Lane
 from shared.queue import ring
 from shared.settings import Settings, child_environment
 from shared.workers import DeviceReport, NewWorker
-from worker import processes
+from worker import processes, pulse
 from worker.base_models import cached_names
 from worker.devices import FoundDevice, discover
 from worker.drain import LANES, SharedFlags
@@ -98,6 +98,7 @@ class Presence(threading.Thread):
 
     def run(self) -> None:
         while True:
+            pulse.beat(self._settings.home.resolve())
             try:
                 self._report()
                 self._watch()

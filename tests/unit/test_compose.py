@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from worker import pulse
 
 ROOT = Path(__file__).parents[2]
 TOOLS = Path(sys.executable).parent
@@ -97,6 +102,35 @@ def test_both_images_run_as_an_ordinary_user_and_say_when_they_are_ill() -> None
         lines = stage.splitlines()
         assert "USER 10001:10001" in lines
         assert any(line.startswith("HEALTHCHECK ") for line in lines)
+
+
+def probes() -> list[list[str]]:
+    """The commands of the images' health checks, in the order of the stages."""
+    return [
+        json.loads(found) for found in re.findall(r"^    CMD (\[.*\])$", (ROOT / "Dockerfile.gpu").read_text(), re.M)
+    ]
+
+
+def test_the_probe_of_the_api_asks_a_route_that_the_api_has() -> None:
+    _, _, program = probes()[0]
+
+    (path,) = re.findall(r"127\.0\.0\.1:8000(/[a-z]+)'", program)
+    assert path in json.loads((ROOT / "tests/unit/openapi.json").read_text())["paths"]
+
+
+def test_the_probe_of_the_worker_tells_a_beating_worker_from_a_silent_one(tmp_path: Path) -> None:
+    _, *probe = probes()[1]
+
+    def probed() -> int:
+        environment = {"PATH": "/usr/bin:/bin", "TUNEPOOL_HOME": str(tmp_path)}
+        return subprocess.run([sys.executable, *probe], cwd=ROOT, env=environment, check=False).returncode
+
+    assert probed() == 1
+    pulse.beat(tmp_path)
+    assert probed() == 0
+    long_ago = time.time() - 3600
+    os.utime(tmp_path / "worker.pulse", (long_ago, long_ago))
+    assert probed() == 1
 
 
 def test_the_api_image_has_no_training_stack() -> None:
