@@ -9,6 +9,7 @@ import torch
 
 from shared.errors import Invalid
 from shared.events import EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT
+from shared.settings import trainer_environment
 from tests.train.tiny import chat, chat_rows, make_spec, read_events, run
 from worker.train.checkpoints import Progress
 from worker.train.guards import HIGH_STEPS, WATCHED_STEPS, check_divergence
@@ -74,6 +75,8 @@ def test_memory_beyond_the_limit_ends_with_its_own_exit_code(model: Path, tmp_pa
 
     done = subprocess.run(
         [sys.executable, "-m", "worker.train", str(spec), str(tmp_path / "out")],
+        cwd=Path(__file__).parents[2],
+        env=trainer_environment(),
         capture_output=True,
         check=False,
         timeout=200,

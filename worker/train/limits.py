@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
+import psutil
 import torch
 
 from shared.spec import AttemptSpec
@@ -42,7 +43,11 @@ def limit_memory(spec: AttemptSpec) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, spec.memory_limit_bytes / total))
     else:
         # DATA counts private writable memory, which is what tensors are; address space would count mapped files too.
-        resource.setrlimit(resource.RLIMIT_DATA, (spec.memory_limit_bytes, spec.memory_limit_bytes))
+        # But it counts what is reserved and never touched as well, over a gigabyte once the libraries are imported, so
+        # the limit bounds what this process may still gain.
+        now = psutil.Process().memory_full_info()
+        ceiling = now.data + max(0, spec.memory_limit_bytes - now.uss)
+        resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
 
 
 def peak_memory_bytes(spec: AttemptSpec) -> int:
