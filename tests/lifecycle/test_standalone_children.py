@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from structlog.testing import capture_logs
 
 from standalone.children import Child, ChildFailed
 from standalone.processes import Stack, Stopped
@@ -95,16 +96,15 @@ def test_a_child_that_died_is_started_again_and_the_others_are_left_alone(stack:
     assert pid_of(tmp_path, "steady") == steady
 
 
-def test_a_death_is_logged_with_its_reason_and_pause(
-    stack: Stack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_death_is_logged_with_its_reason_and_pause(stack: Stack, tmp_path: Path) -> None:
     stack.start(shell(tmp_path, "dying", "echo 1 > $0.pid; sleep 0.3; exit 7"))
 
-    watch_while(stack, lambda: time.sleep(0.6))
+    with capture_logs() as told:
+        watch_while(stack, lambda: until(lambda: bool(told), seconds=10))
 
-    told = capsys.readouterr()
-    line = next(line for line in (told.out + told.err).splitlines() if "child.died" in line)
-    assert all(part in line for part in ("dying", "exit code 7", "0.5"))
+    death = told[0]
+    assert death["event"] == "child.died"
+    assert (death["name"], death["reason"], death["again_in_seconds"]) == ("dying", "exit code 7", 0.5)
 
 
 def test_a_child_that_will_not_end_is_killed_with_all_it_started(stack: Stack, tmp_path: Path) -> None:
