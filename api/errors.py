@@ -42,7 +42,7 @@ def envelope(message: str, *, kind: str, param: str | None, code: str | None) ->
 
 def _printable(text: str) -> str:
     """Without control characters, lone surrogates and marks that turn the direction of what follows."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+    return "".join(character if character.isprintable() or character == "\n" else "\ufffd" for character in text)
 
 
 def answer(error: errors.TunepoolError) -> JSONResponse:
