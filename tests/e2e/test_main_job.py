@@ -1,0 +1,146 @@
+"""The main job with nothing faked: the official client, a live server, real NF4 QLoRA of the real 135M model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from openai import OpenAI
+from openai.types.fine_tuning import FineTuningJob
+from tunepool import adapters
+from tunepool.watching import follow, ours
+
+from examples import tickets
+from examples.stack import running_stack, server_command
+
+pytestmark = [pytest.mark.real_model, pytest.mark.timeout(900)]
+
+MODEL = "smollm2-135m-instruct"
+STEPS = 12
+# Fetched once for all runs of the suite in this checkout; its checksum is verified each time it is made.
+KEPT = Path(__file__).parents[2] / ".cache" / "home"
+
+# Nothing of this project is imported: what a stranger does with an adapter directory.
+STRANGER = """
+import json, sys
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base_dir, adapter_dir = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(adapter_dir)
+said = [{"role": "user", "content": "Hi"}]
+ids = tokenizer.apply_chat_template(said, return_tensors="pt", add_generation_prompt=True)
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32), adapter_dir)
+with torch.no_grad():
+    tuned = model(**ids).logits
+    with model.disable_adapter():
+        base = model(**ids).logits
+ours = sorted({name.split(".")[0] for name in sys.modules} & {"api", "worker", "shared", "standalone", "tunepool"})
+print(json.dumps({"change": (tuned - base).abs().max().item(), "ours": ours}))
+"""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A job that has ended, and where its adapter lies on this disk."""
+
+    client: OpenAI
+    job: FineTuningJob
+    adapter: Path
+    base: Path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+    home = tmp_path_factory.mktemp("main-job") / "home"
+    server_command("models", "fetch", MODEL, home=KEPT)
+    shutil.copytree(KEPT / "cache", home / "cache")
+    data = tickets.write(home / "data")
+    with running_stack(home, port=0) as credentials:
+        client = credentials.client()
+        job = client.fine_tuning.jobs.create(
+            model=MODEL,
+            training_file=client.files.create(file=data["train"], purpose="fine-tune").id,
+            validation_file=client.files.create(file=data["validation"], purpose="fine-tune").id,
+            suffix="tickets",
+            seed=7,
+            hyperparameters={"n_epochs": 1, "batch_size": 4},
+            extra_body={
+                "tunepool": {"adapter": {"method": "qlora"}, "training": {"max_steps": STEPS, "learning_rate": 1e-3}}
+            },
+        )
+        job = list(follow(client, job.id))[-1].job
+        assert job.status == "succeeded", job.error
+        adapters.download(client, str(job.fine_tuned_model), out=home / "adapter")
+        yield Finished(client, job, home / "adapter", Path(server_command("models", "path", MODEL, home=home)))
+
+
+def losses(finished: Finished) -> list[float]:
+    events = finished.client.fine_tuning.jobs.list_events(finished.job.id, limit=100)
+    told = [event.data for event in events if isinstance(event.data, dict) and "train_loss" in event.data]
+    return [float(data["train_loss"]) for data in told][::-1]
+
+
+def test_the_loss_of_the_real_model_falls_step_by_step(finished: Finished) -> None:
+    curve = losses(finished)
+
+    assert len(curve) == STEPS
+    assert sum(curve[-3:]) < 0.5 * sum(curve[:3])
+
+
+def test_the_result_is_told_in_openais_words(finished: Finished) -> None:
+    job = finished.job
+
+    assert str(job.fine_tuned_model).startswith(f"ft:{MODEL}:default:tickets:")
+    assert job.trained_tokens is not None and job.trained_tokens > 0  # noqa: PT018 -- one fact
+    assert (job.hyperparameters.batch_size, job.hyperparameters.n_epochs) == (4, 1)
+    assert ours(job)["spec"]["quantization"] == {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": "bfloat16",
+    }
+    table = finished.client.files.content(job.result_files[0]).text.splitlines()
+    assert table[0] == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"
+    assert len(table) == STEPS + 1
+    checkpoints = finished.client.fine_tuning.jobs.checkpoints.list(job.id).data
+    assert checkpoints[0].fine_tuned_model_checkpoint == f"{job.fine_tuned_model}:ckpt-step-{STEPS}"
+    assert checkpoints[0].metrics.valid_loss is not None
+    assert job.fine_tuned_model in [model.id for model in finished.client.models.list()]
+
+
+def test_a_stranger_loads_the_adapter_with_plain_peft(finished: Finished) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STRANGER, finished.base, finished.adapter],
+        cwd=finished.adapter,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(done.stdout)
+    assert told["change"] > 0.1
+    assert told["ours"] == []
+
+
+def test_the_adapter_names_its_base_by_its_public_name(finished: Finished) -> None:
+    config = json.loads((finished.adapter / "adapter_config.json").read_text())
+
+    assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert {path.name for path in finished.adapter.iterdir()} >= {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "README.md",
+    }
