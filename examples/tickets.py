@@ -17,7 +17,7 @@ from typing import Final, Literal
 
 Split = Literal["train", "validation", "held_out"]
 
-ROWS: Final[dict[Split, int]] = {"train": 320, "validation": 32, "held_out": 48}
+ROWS: Final[dict[Split, int]] = {"train": 480, "validation": 32, "held_out": 48}
 SYSTEM: Final = "Reply with a JSON ticket: category, product, order_id, priority, action."
 
 PRODUCTS: Final = (
