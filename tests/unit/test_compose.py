@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,16 @@ def test_the_probe_of_the_worker_tells_a_beating_worker_from_a_silent_one(tmp_pa
     long_ago = time.time() - 3600
     os.utime(tmp_path / "worker.pulse", (long_ago, long_ago))
     assert probed() == 1
+
+
+def test_the_editable_install_of_an_image_learns_where_every_package_will_be() -> None:
+    # An empty folder is no package to the build backend, and `tunepool-server` would then find no code.
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    touched = re.findall(r"&& touch (.*) \\\n && pip install", (ROOT / "Dockerfile.gpu").read_text())
+
+    assert len(touched) == 2
+    for files in touched:
+        assert set(files.split()) == {f"{package}/__init__.py" for package in wheel["packages"]}
 
 
 def test_the_api_image_has_no_training_stack() -> None:
