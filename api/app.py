@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -13,9 +14,10 @@ from api.deps import Door
 from api.links import make_links
 from api.request_id import RequestId
 from api.request_url import RequestUrl
-from api.routes import adapters, files, health, jobs, models, pool
+from api.routes import adapters, files, health, jobs, models, pool, streams
+from api.streams import Streams
 from shared import log
-from shared.db import make_engine
+from shared.db import make_engine, session_scope
 from shared.settings import Settings
 from shared.spec import CreateJob
 from shared.storage import open_store
@@ -41,11 +43,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 def create_app(settings: Settings) -> FastAPI:
     """The application on these settings. Opens no connection before the first request."""
+    engine = make_engine(settings.database_url)
     door = Door(
         settings=settings,
-        engine=make_engine(settings.database_url),
+        engine=engine,
         store=open_store(settings),
         links=make_links(settings),
+        streams=Streams(partial(session_scope, engine), limit=settings.max_streams, seconds=settings.stream_seconds),
     )
 
     @asynccontextmanager
@@ -65,7 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestUrl)
     app.add_middleware(RequestId)  # added last, so outermost
     errors.install(app)
-    for part in (files, jobs, models, adapters, pool, health):
+    for part in (files, jobs, models, adapters, pool, streams, health):
         app.include_router(part.router)
     _describe(app)
     return app
@@ -88,10 +92,20 @@ def _describe(app: FastAPI) -> None:
             for path in ("/livez", "/readyz", "/v1/tunepool/objects/{token}"):
                 for operation in schema["paths"][path].values():
                     operation["security"] = []
+            _correct_streams(schema)
             app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = complete  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema
+
+
+def _correct_streams(schema: dict[str, Any]) -> None:
+    """FastAPI describes the errors of a stream as streams; they come in place of it, as JSON."""
+    for operation in (operation for path in schema["paths"].values() for operation in path.values()):
+        for answer in operation["responses"].values():
+            stream = answer.get("content", {}).get("text/event-stream", {})
+            if "schema" in stream:
+                answer["content"] = {"application/json": stream}
 
 
 def app_from_settings() -> FastAPI:

@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from api.links import Links
+from api.streams import Streams
 from shared import keys, pool
 from shared.catalogue import Catalogue, load_catalogue
 from shared.db import session_scope
@@ -36,6 +37,7 @@ class Door:
     engine: Engine
     store: Store
     links: Links
+    streams: Streams
     _verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     _planned_at: float = float("-inf")
     _lock: threading.Lock = field(default_factory=threading.Lock)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import BigInteger, Text, cast, func, select, true
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import Session, aliased
 
 from shared.errors import NotFound
 from shared.lifecycle import TERMINAL
@@ -51,6 +53,55 @@ def events(session: Session, job_id: str, *, after: str | None, limit: int) -> t
         query = query.where(EventRow.seq < seq)
     rows = session.scalars(query.order_by(EventRow.seq.desc()).limit(limit + 1)).all()
     return rows[:limit], len(rows) > limit
+
+
+def events_behind(session: Session, job_id: str, *, seq: int, limit: int) -> Sequence[EventRow]:
+    """Oldest first, from the event that follows number `seq`."""
+    query = select(EventRow).where(EventRow.job_id == job_id, EventRow.seq > seq)
+    return session.scalars(query.order_by(EventRow.seq).limit(limit)).all()
+
+
+def newest_event(session: Session, job_id: str) -> int:
+    """The number of the job's newest event; 0 when it has none."""
+    return session.scalar(select(func.max(EventRow.seq)).where(EventRow.job_id == job_id)) or 0
+
+
+class News(NamedTuple):
+    """A job as one look finds it."""
+
+    status: str
+    events: list[EventRow]  # oldest first
+
+
+def news(session: Session, watched: Mapping[str, int], *, limit: int) -> dict[str, News]:
+    """Of each job its status and its newest events (at most `limit`) behind the number known.
+
+    One statement, so one snapshot: with a final status come all events of the job.
+    """
+    known = select(
+        func.unnest(cast(list(watched), ARRAY(Text))).label("job_id"),
+        func.unnest(cast(list(watched.values()), ARRAY(BigInteger))).label("seq"),
+    ).subquery()
+    behind = (
+        select(EventRow)
+        .where(EventRow.job_id == known.c.job_id, EventRow.seq > known.c.seq)
+        .order_by(EventRow.seq.desc())
+        .limit(limit)
+        .lateral()
+    )
+    event = aliased(EventRow, behind)
+    found: dict[str, News] = {}
+    rows = session.execute(
+        select(JobRow.id, JobRow.status, event)
+        .join(known, known.c.job_id == JobRow.id)
+        .join(event, true(), isouter=True)
+        .order_by(JobRow.id, event.seq)
+    )
+    for job_id, status, row in rows:
+        of_job = found.setdefault(job_id, News(status, []))
+        if row is not None:
+            of_job.events.append(row)
+    return found
 
 
 def checkpoints(

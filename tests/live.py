@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
+from fastapi import FastAPI
 
 from api.app import create_app
 from shared import log
@@ -18,7 +19,14 @@ from shared.settings import Settings
 def live_api(settings: Settings) -> Iterator[str]:
     """Serve until the block ends; yields the base URL without /v1."""
     log.configure(settings)
-    config = uvicorn.Config(create_app(settings), host="127.0.0.1", port=0, log_level="warning", lifespan="on")
+    with served(create_app(settings)) as url:
+        yield url
+
+
+@contextmanager
+def served(app: FastAPI) -> Iterator[str]:
+    """The same for an application that the test has made, to look into it."""
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="on")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="live-api")
     thread.start()
