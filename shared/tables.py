@@ -46,7 +46,8 @@ class ProjectRow(Base):
     guarantee: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
     max_running: Mapped[int | None] = mapped_column(Integer)
     max_queued: Mapped[int | None] = mapped_column(Integer)
-    budget_device_seconds: Mapped[float | None]
+    budget_device_seconds: Mapped[float | None]  # a calendar month's hard limit (UTC)
+    budget_soft_device_seconds: Mapped[float | None]  # beyond it the project is warned
     usage: Mapped[float] = mapped_column(default=0.0, server_default=text("0"))
     usage_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
     held: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
@@ -67,6 +68,9 @@ class ApiKeyRow(Base):
     sha256: Mapped[str] = mapped_column(Text, unique=True)
     scopes: Mapped[list[str]] = mapped_column(Json)
     max_running: Mapped[int | None] = mapped_column(Integer)
+    max_queued: Mapped[int | None] = mapped_column(Integer)
+    max_tier: Mapped[str] = mapped_column(Text, default="interactive", server_default=text("'interactive'"))
+    max_priority: Mapped[int] = mapped_column(Integer, default=100, server_default=text("100"))
     created_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
     expires_at: Mapped[datetime | None] = mapped_column(Moment)
     revoked_at: Mapped[datetime | None] = mapped_column(Moment)
@@ -133,6 +137,8 @@ class JobRow(Base):
     group_name: Mapped[str | None] = mapped_column(Text)
     held: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
     not_before: Mapped[datetime | None] = mapped_column(Moment)
+    first_eta_low: Mapped[datetime | None] = mapped_column(Moment)  # the first forecast, to measure the drift of later
+    first_eta_high: Mapped[datetime | None] = mapped_column(Moment)
 
     attempts: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
     failures: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
@@ -180,6 +186,7 @@ class JobRow(Base):
         Index("ix_jobs_leased", "lease_until", postgresql_where=text("lease_until is not null")),
         Index("ix_jobs_metadata", "metadata", postgresql_using="gin", postgresql_ops={"metadata": "jsonb_path_ops"}),
         Index("ix_jobs_key_id_request_sha256", "key_id", "request_sha256"),
+        Index("ix_jobs_measured", "base_model", "finished_at", postgresql_where=text("status = 'succeeded'")),
         Index("ix_jobs_group", "project_id", "group_name", postgresql_where=text("status = 'queued'")),
         {"postgresql_with": {"fillfactor": "80"}},
     )
@@ -206,7 +213,10 @@ class AttemptRow(Base):
     first_step: Mapped[int | None] = mapped_column(Integer)
     last_step: Mapped[int | None] = mapped_column(Integer)
 
-    __table_args__ = (Index("uq_attempts_open", "job_id", unique=True, postgresql_where=text("ended_at is null")),)
+    __table_args__ = (
+        Index("uq_attempts_open", "job_id", unique=True, postgresql_where=text("ended_at is null")),
+        Index("ix_attempts_ended_at", "ended_at"),
+    )
 
 
 class EventRow(Base):
@@ -275,6 +285,34 @@ class WorkerRow(Base):
     version: Mapped[str] = mapped_column(Text)
 
 
+class PoolRow(Base):
+    """What an administrator has set for a pool; a pool without a row follows the defaults of `Policy`."""
+
+    __tablename__ = "pools"
+
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    held: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
+    max_wait_seconds: Mapped[float | None]
+    min_runtime_seconds: Mapped[float | None]
+    preempt_grace_seconds: Mapped[float | None]
+
+
+class AuditRow(Base):
+    """One act of operation: who did what to what, and how it stood before and after. Only ever inserted."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    created_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
+    key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    action: Mapped[str] = mapped_column(Text)
+    target: Mapped[str] = mapped_column(Text)
+    before: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    after: Mapped[dict[str, Any] | None] = mapped_column(Json)
+
+    __table_args__ = (Index("ix_audit_target", "target", "id"),)
+
+
 class DeviceRow(Base):
     """A GPU, or the CPU as one device. Leased exactly while `leased_by` names a job."""
 
@@ -290,6 +328,7 @@ class DeviceRow(Base):
     free_bytes: Mapped[int] = mapped_column(BigInteger)
     foreign_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default=text("0"))
     healthy: Mapped[bool] = mapped_column(default=True, server_default=text("true"))
+    ailment: Mapped[str | None] = mapped_column(Text)  # why it is not healthy, as its worker says
     quarantined: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
     bfloat16: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
     cached_models: Mapped[list[str]] = mapped_column(Json, server_default=text("'[]'::jsonb"))
