@@ -9,12 +9,12 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from api import errors, views
+from api import errors, orders, views
 from api.deps import Door
 from api.links import make_links
 from api.request_id import RequestId
 from api.request_url import RequestUrl
-from api.routes import adapters, files, health, jobs, models, pool, streams
+from api.routes import adapters, files, health, job_operations, jobs, models, pool, projects, streams, usage
 from api.streams import Streams
 from shared import log
 from shared.db import make_engine, session_scope
@@ -69,7 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestUrl)
     app.add_middleware(RequestId)  # added last, so outermost
     errors.install(app)
-    for part in (files, jobs, models, adapters, pool, streams, health):
+    for part in (files, jobs, models, adapters, streams, pool, job_operations, projects, usage, health):
         app.include_router(part.router)
     _describe(app)
     return app
@@ -82,9 +82,10 @@ def _describe(app: FastAPI) -> None:
     def complete() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = plain()
-            reference = CreateJob.model_json_schema(ref_template="#/components/schemas/{model}")
             components = schema["components"]
-            components["schemas"] |= {**reference.pop("$defs"), "CreateJob": reference}
+            for body in (CreateJob, *orders.BODIES):
+                reference = body.model_json_schema(ref_template="#/components/schemas/{model}")
+                components["schemas"] |= {**reference.pop("$defs", {}), body.__name__: reference}
             # FastAPI drops every null of an example, and these nulls are fields that are always there.
             components["schemas"]["FineTuningJob"]["examples"] = [views.JOB_EXAMPLE]
             components["securitySchemes"] = {"ApiKey": {"type": "http", "scheme": "bearer"}}

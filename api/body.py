@@ -44,6 +44,12 @@ async def raw_body(request: Request) -> bytes:
 RawBody = Annotated[bytes, Depends(raw_body)]
 
 
+def body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """For a route's `openapi_extra`: a body that the route parses itself. api/app.py adds the schema."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
 def parse(body: bytes, model: type[Model]) -> Model:
     """The body as `model`. Raises Invalid for the first field at fault, `param` in dotted form."""
     document = _document(body)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from shared.adapters import PublishedAdapter
 from shared.keys import Caller
 from shared.spec import JobSpec
-from shared.tables import AdapterRow, AttemptRow, CheckpointRow, DeviceRow, EventRow, FileRow, JobRow
+from shared.tables import AdapterRow, AttemptRow, CheckpointRow, EventRow, FileRow, JobRow
 from shared.verdicts import Verdict
 
 JobStatusView = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
@@ -94,8 +94,13 @@ class QueueState(View):
     jobs_ahead: int
     blocked_by: str | None = Field(examples=["NO_FREE_DEVICE"])
     detail: str
-    eta_low: int | None = None
-    eta_high: int | None = None
+    eta_low: int | None = Field(default=None, description="Start at best; jobs still to come may delay it.")
+    eta_high: int | None = Field(default=None, description="Start at worst, as far as running jobs have limits.")
+    first_eta_low: int | None = Field(default=None, description="The first forecast that was made.")
+    first_eta_high: int | None = None
+    drift_seconds: int | None = Field(
+        default=None, description="How much later than first forecast it starts by now (earlier: negative)."
+    )
 
 
 class Attempt(View):
@@ -264,38 +269,6 @@ class AdapterPage(View):
     has_more: bool
 
 
-class Device(View):
-    """A GPU, or the CPU as one device, as its worker last reported it."""
-
-    id: str
-    host: str
-    kind: str = Field(examples=["cuda"])
-    name: str
-    total_bytes: int
-    free_bytes: int
-    foreign_bytes: int = Field(description="Held by processes that are not ours.")
-    healthy: bool
-    quarantined: bool
-    leased: bool
-    job_id: str | None = Field(description="The job that runs there, when it is one of this project.")
-
-
-class JobCounts(View):
-    """Jobs of all projects that have not ended."""
-
-    validating_files: int = 0
-    queued: int = 0
-    running: int = 0
-    paused: int = 0
-
-
-class Pool(View):
-    object: Literal["tunepool.pool"] = "tunepool.pool"
-    name: str
-    devices: list[Device]
-    jobs: JobCounts
-
-
 # A download's answer: bytes, whatever they are.
 BYTES: dict[int | str, dict[str, Any]] = {
     200: {
@@ -400,11 +373,16 @@ def _asked_hyperparameters(request: dict[str, Any]) -> dict[str, Any]:
     return {**(request.get("hyperparameters") or {}), **part.get("hyperparameters", {})}
 
 
-def queue_state(verdict: Verdict | None) -> QueueState:
+def queue_state(verdict: Verdict | None, row: JobRow) -> QueueState:
     """A queued job without a verdict is next: the plan has devices for it."""
+    first = {"first_eta_low": maybe_seconds(row.first_eta_low), "first_eta_high": maybe_seconds(row.first_eta_high)}
     if verdict is None:
         return QueueState(
-            position=1, jobs_ahead=0, blocked_by=None, detail="A device is free; a worker is about to start this job."
+            position=1,
+            jobs_ahead=0,
+            blocked_by=None,
+            detail="A device is free; a worker is about to start this job.",
+            **first,
         )
     return QueueState(
         position=verdict.position,
@@ -413,7 +391,17 @@ def queue_state(verdict: Verdict | None) -> QueueState:
         detail=verdict.detail,
         eta_low=maybe_seconds(verdict.eta_low),
         eta_high=maybe_seconds(verdict.eta_high),
+        drift_seconds=_drift(verdict, row),
+        **first,
     )
+
+
+def _drift(verdict: Verdict, row: JobRow) -> int | None:
+    """Of the worst case where both forecasts have one, else of the best case."""
+    for now, first in ((verdict.eta_high, row.first_eta_high), (verdict.eta_low, row.first_eta_low)):
+        if now is not None and first is not None:
+            return round((now - first).total_seconds())
+    return None
 
 
 def attempt(row: AttemptRow) -> Attempt:
@@ -462,20 +450,3 @@ def checkpoint(row: CheckpointRow) -> Checkpoint:
 
 def model(adapter: PublishedAdapter, *, owner: str) -> Model:
     return Model(id=adapter.name, created=seconds(adapter.created_at), owned_by=owner)
-
-
-def device(row: DeviceRow, *, own: frozenset[str]) -> Device:
-    """A device; whose job runs there is told to that job's own project only."""
-    return Device(
-        id=row.id,
-        host=row.host,
-        kind=row.kind,
-        name=row.name,
-        total_bytes=row.total_bytes,
-        free_bytes=row.free_bytes,
-        foreign_bytes=row.foreign_bytes,
-        healthy=row.healthy,
-        quarantined=row.quarantined,
-        leased=row.leased_by is not None,
-        job_id=row.leased_by if row.leased_by in own else None,
-    )

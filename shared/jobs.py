@@ -6,14 +6,14 @@ Zero rows is a normal answer: somebody else owns the job now, and the caller dro
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, func, select, text, update
 from sqlalchemy.orm import Session
 
-from shared import journal, pool
+from shared import journal, pool, usage
 from shared.errors import Invalid, NotFound
 from shared.ids import new_id
 from shared.journal import NewEvent
@@ -101,10 +101,15 @@ def _touch(session: Session, job_id: str, **values: Any) -> None:
 
 def cancel_waiting(session: Session, job_id: str, *, reason: str) -> None:
     """Cancel a job that no trainer works on; a job that runs or has ended stays as it is."""
+    cancel_all_waiting(session, [job_id], reason=reason)
+
+
+def cancel_all_waiting(session: Session, job_ids: Collection[str], *, reason: str) -> list[str]:
+    """`cancel_waiting` for many at once: two statements and their events. Returns the jobs that are cancelled now."""
     # A file check in progress holds a lease too: the higher fence makes its result worthless.
-    gone = session.execute(
+    gone = session.scalars(
         update(JobRow)
-        .where(JobRow.id == job_id, JobRow.status.in_(["validating_files", "queued", "paused"]))
+        .where(JobRow.id.in_(job_ids), JobRow.status.in_(["validating_files", "queued", "paused"]))
         .values(
             status="cancelled",
             fence=JobRow.fence + 1,
@@ -114,9 +119,23 @@ def cancel_waiting(session: Session, job_id: str, *, reason: str) -> None:
             version=JobRow.version + 1,
         )
         .returning(JobRow.id)
+        .execution_options(synchronize_session=False)
     ).all()
-    for _ in gone:
-        journal.append(session, job_id, [NewEvent(reason)])
+    journal.append_to_each(session, gone, NewEvent(reason))
+    return list(gone)
+
+
+def request_cancel_of_running(session: Session, job_ids: Collection[str]) -> list[str]:
+    """Ask the supervisors of many jobs at once to stop. Returns the jobs that were not asked before."""
+    asked = session.scalars(
+        update(JobRow)
+        .where(JobRow.id.in_(job_ids), JobRow.status == "running", JobRow.cancel_requested_at.is_(None))
+        .values(cancel_requested_at=func.now(), version=JobRow.version + 1)
+        .returning(JobRow.id)
+        .execution_options(synchronize_session=False)
+    ).all()
+    journal.append_to_each(session, asked, NewEvent("Cancellation requested; stopping the trainer"))
+    return list(asked)
 
 
 def one_at_a_time(session: Session, what: str) -> None:
@@ -146,7 +165,9 @@ def claim_training(session: Session, *, worker_id: str, pool_name: str, lease_se
                 session, assignment, worker_id=worker_id, lease_seconds=lease_seconds, charged=charged
             )
             if claim is not None:
+                pool.keep_first_etas(session, made)
                 return claim
+    pool.keep_first_etas(session, made)
     return None
 
 
@@ -168,6 +189,15 @@ def _request_preemption(session: Session, victim_id: str, *, for_job_id: str, re
                 )
             ],
         )
+        _tell_beneficiary(session, for_job_id, victim_id=victim_id, reason=reason)
+
+
+def _tell_beneficiary(session: Session, job_id: str, *, victim_id: str, reason: str) -> None:
+    # The journal wants the row's lock. Whoever holds it now moves the job elsewhere: then nobody needs this event.
+    row = select(JobRow.id).where(JobRow.id == job_id, JobRow.status == "queued").with_for_update(skip_locked=True)
+    if session.scalars(row).one_or_none() is not None:
+        told = NewEvent(f"Job {victim_id} makes room for this one: {reason}.", data={"preempts": victim_id})
+        journal.append(session, job_id, [told])
 
 
 def _lease_training(
@@ -218,8 +248,10 @@ def _lease_training(
         if taken.attempts == 1
         else f"Fine-tuning job started again (attempt {taken.attempts})"
     )
-    journal.append(session, job_id, [NewEvent(started, data={"attempt": taken.attempts, "devices": list(device_ids)})])
+    events = [NewEvent(started, data={"attempt": taken.attempts, "devices": list(device_ids)})]
     session.flush()
+    warning = usage.soft_limit_warning(session, taken.project_id)
+    journal.append(session, job_id, events if warning is None else [*events, NewEvent(warning, level="warn")])
     return _claim(session, taken, worker_id=worker_id, device_ids=tuple(device_ids))
 
 
@@ -353,6 +385,7 @@ def record(
 def _lock(session: Session, lease: Lease, *, progress: dict[str, Any] | None = None, **values: Any) -> bool:
     if progress is not None:
         values["progress"] = progress
+        values["estimated_finish"] = func.now() + timedelta(seconds=progress["seconds_left"])
     found = session.execute(
         update(JobRow).where(*_held(lease)).values(version=JobRow.version + 1, **values).returning(JobRow.id)
     ).one_or_none()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,17 +30,31 @@ def append(session: Session, job_id: str, events: Sequence[NewEvent]) -> None:
         return
     last: int = session.scalar(select(func.coalesce(func.max(EventRow.seq), 0)).where(EventRow.job_id == job_id)) or 0
     session.execute(
-        insert(EventRow),
-        [
-            {
-                "job_id": job_id,
-                "seq": last + offset,
-                "id": new_id("ftevent-"),
-                "level": event.level,
-                "type": event.type,
-                "message": event.message,
-                "data": event.data,
-            }
-            for offset, event in enumerate(events, start=1)
-        ],
+        insert(EventRow), [_row(job_id, last + offset, event) for offset, event in enumerate(events, start=1)]
     )
+
+
+def append_to_each(session: Session, job_ids: Collection[str], event: NewEvent) -> None:
+    """Store one event behind those of every job, in two statements however many they are."""
+    if not job_ids:
+        return
+    last = dict(
+        session.execute(
+            select(EventRow.job_id, func.max(EventRow.seq))
+            .where(EventRow.job_id.in_(job_ids))
+            .group_by(EventRow.job_id)
+        ).all()
+    )
+    session.execute(insert(EventRow), [_row(job_id, last.get(job_id, 0) + 1, event) for job_id in job_ids])
+
+
+def _row(job_id: str, seq: int, event: NewEvent) -> dict[str, Any]:
+    return {
+        "job_id": job_id,
+        "seq": seq,
+        "id": new_id("ftevent-"),
+        "level": event.level,
+        "type": event.type,
+        "message": event.message,
+        "data": event.data,
+    }

@@ -9,9 +9,9 @@ import string
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from shared.errors import Forbidden, NotFound, Unauthenticated
@@ -22,6 +22,9 @@ ALPHABET: Final = string.digits + string.ascii_letters
 SCOPES: Final = frozenset(
     {"*", "jobs:read", "jobs:write", "files:read", "files:write", "models:read", "models:write", "admin"}
 )
+# `*` is everything in the key's own project. The pool and the other projects are not in it.
+ADMIN: Final = "admin"
+EVERYTHING: Final = ("*", ADMIN)
 _SHAPE: Final = re.compile(r"tp_([0-9A-Za-z]{32})_([0-9A-Za-z]{6})")
 
 
@@ -34,10 +37,17 @@ class Caller:
     organization_id: str
     organization_name: str
     scopes: frozenset[str]
+    max_tier: str = "interactive"
+    max_priority: int = 100
+
+    @property
+    def operates(self) -> bool:
+        """Whether the key runs the pool: it sees and orders across projects."""
+        return ADMIN in self.scopes
 
     def must(self, scope: str) -> None:
-        """Raises Forbidden unless the key has `scope`."""
-        if not self.scopes & {scope, "*"}:
+        """Raises Forbidden unless the key has `scope`. `*` stands for every scope but `admin`."""
+        if not self.scopes & ({scope} if scope == ADMIN else {scope, "*"}):
             raise Forbidden(
                 f"This API key lacks the scope '{scope}'. Use a key that has it, or ask your administrator."
             )
@@ -56,8 +66,14 @@ def _digest(bearer: str) -> str:
     return hashlib.sha256(bearer.encode()).hexdigest()
 
 
-def create(session: Session, *, project_id: str, name: str, scopes: Sequence[str] = ("*",)) -> tuple[ApiKeyRow, str]:
-    """Make a key. The second value is the secret, which nothing can show again."""
+def create(
+    session: Session, *, project_id: str, name: str, scopes: Sequence[str] = ("*",), **limits: Any
+) -> tuple[ApiKeyRow, str]:
+    """Make a key. The second value is the secret, which nothing can show again.
+
+    Args:
+        limits: further columns of the key: `max_running`, `max_queued`, `max_tier`, `max_priority`, `expires_at`.
+    """
     secret = "".join(secrets.choice(ALPHABET) for _ in range(32))
     bearer = f"tp_{secret}_{_checksum(secret)}"
     row = ApiKeyRow(
@@ -67,6 +83,7 @@ def create(session: Session, *, project_id: str, name: str, scopes: Sequence[str
         prefix=bearer[:7],
         sha256=_digest(bearer),
         scopes=list(scopes),
+        **limits,
     )
     session.add(row)
     session.flush()
@@ -79,7 +96,7 @@ def authenticate(session: Session, bearer: str) -> Caller:
     if shape is None or _checksum(shape[1]) != shape[2]:
         raise Unauthenticated("Incorrect API key provided. Keys look like tp_…; check for missing characters.")
     row = session.execute(
-        select(ApiKeyRow.id, ApiKeyRow.project_id, ApiKeyRow.scopes, OrganizationRow.id, OrganizationRow.name)
+        select(ApiKeyRow, OrganizationRow.id, OrganizationRow.name)
         .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
         .join(OrganizationRow, OrganizationRow.id == ProjectRow.organization_id)
         .where(
@@ -90,24 +107,36 @@ def authenticate(session: Session, bearer: str) -> Caller:
     ).one_or_none()
     if row is None:
         raise Unauthenticated("This API key is unknown, revoked or expired.")
-    key_id, project_id, scopes, organization_id, organization_name = row
-    return Caller(key_id, project_id, organization_id, organization_name, frozenset(scopes))
+    key, organization_id, organization_name = row
+    return Caller(
+        key_id=key.id,
+        project_id=key.project_id,
+        organization_id=organization_id,
+        organization_name=organization_name,
+        scopes=frozenset(key.scopes),
+        max_tier=key.max_tier,
+        max_priority=key.max_priority,
+    )
 
 
 def revoke(session: Session, key_id: str) -> None:
     """End a key at once. Raises NotFound."""
-    ended = session.execute(
-        update(ApiKeyRow)
-        .where(ApiKeyRow.id == key_id)
-        .values(revoked_at=func.coalesce(ApiKeyRow.revoked_at, func.now()))
-        .returning(ApiKeyRow.id)
-    ).one_or_none()
-    if ended is None:
-        raise NotFound(f"No API key '{key_id[:100]}'.")
+    row = find(session, key_id)
+    row.revoked_at = row.revoked_at or session.scalar(select(func.now()))
 
 
-def listed(session: Session) -> Sequence[ApiKeyRow]:
-    return session.scalars(select(ApiKeyRow).order_by(ApiKeyRow.id)).all()
+def find(session: Session, key_id: str) -> ApiKeyRow:
+    """A key with its row's lock. Raises NotFound."""
+    row = session.scalars(select(ApiKeyRow).where(ApiKeyRow.id == key_id).with_for_update()).one_or_none()
+    if row is None:
+        raise NotFound(f"No API key '{key_id[:100]}'.", param="key_id")
+    return row
+
+
+def listed(session: Session, *, project_id: str | None = None) -> Sequence[ApiKeyRow]:
+    """The keys of a project, or all of them; revoked ones too."""
+    query = select(ApiKeyRow).order_by(ApiKeyRow.id)
+    return session.scalars(query if project_id is None else query.where(ApiKeyRow.project_id == project_id)).all()
 
 
 def ensure_default(session: Session) -> str | None:
@@ -120,4 +149,4 @@ def ensure_default(session: Session) -> str | None:
     project = ProjectRow(id=new_id("proj_"), organization_id=organization.id, name="default")
     session.add(project)
     session.flush()
-    return create(session, project_id=project.id, name="default")[1]
+    return create(session, project_id=project.id, name="default", scopes=EVERYTHING)[1]

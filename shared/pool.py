@@ -1,26 +1,29 @@
 """The pool as rows show it: what waits, what runs, which devices there are, and what the plan says of each.
 
-Reads only, but for `charge`; shared/jobs.py writes what a plan decides.
+Reads only, but for `charge` and `keep_first_etas`; shared/jobs.py writes what a plan decides.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from shared import usage
 from shared.capacity import Device
 from shared.fairshare import charge as entry_charge
 from shared.preemption import RunningJob
 from shared.scheduling import Plan, Policy, QueuedJob, Share, decayed, plan
-from shared.tables import AttemptRow, DeviceRow, JobRow, ProjectRow, WorkerRow
+from shared.tables import ApiKeyRow, AttemptRow, DeviceRow, JobRow, PoolRow, ProjectRow, WorkerRow
 from shared.verdicts import Verdict
 
-POLICY: Final = Policy()
-HALF_LIFE_SECONDS: Final = POLICY.half_life.total_seconds()
+DEFAULTS: Final = Policy()
+HALF_LIFE_SECONDS: Final = DEFAULTS.half_life.total_seconds()
+# First forecasts written by one pass: wording a verdict costs some, and the next pass takes the rest.
+FIRST_ETAS_PER_PASS: Final = 200
 # A worker reports itself every ten seconds; after this silence its devices are nobody's.
 WORKER_SILENCE = timedelta(seconds=60)
 
@@ -34,10 +37,11 @@ class Snapshot:
     running: tuple[RunningJob, ...]
     devices: tuple[Device, ...]
     shares: tuple[Share, ...]
+    policy: Policy = DEFAULTS
 
     def charge(self, job_id: str) -> float:
         """Device-seconds that the job's project pays on entry."""
-        return next((entry_charge(job, policy=POLICY) for job in self.queue if job.id == job_id), 0.0)
+        return next((entry_charge(job, policy=self.policy) for job in self.queue if job.id == job_id), 0.0)
 
 
 def snapshot(session: Session, *, pool_name: str) -> Snapshot:
@@ -46,14 +50,32 @@ def snapshot(session: Session, *, pool_name: str) -> Snapshot:
     return Snapshot(
         now=now,
         queue=_queue(session),
-        running=_running(session),
+        running=_running(session, now),
         devices=_devices(session, pool_name),
         shares=_shares(session, now),
+        policy=policy(session, pool_name),
     )
 
 
+def policy(session: Session, pool_name: str) -> Policy:
+    """The pool's rules as they are set now."""
+    row = session.get(PoolRow, pool_name, populate_existing=True)
+    if row is None:
+        return DEFAULTS
+    return Policy(
+        held=row.held,
+        max_wait=_or_default(row.max_wait_seconds, DEFAULTS.max_wait),
+        min_runtime=_or_default(row.min_runtime_seconds, DEFAULTS.min_runtime),
+        preempt_grace=_or_default(row.preempt_grace_seconds, DEFAULTS.preempt_grace),
+    )
+
+
+def _or_default(seconds: float | None, default: timedelta) -> timedelta:
+    return default if seconds is None else timedelta(seconds=seconds)
+
+
 def make_plan(view: Snapshot) -> Plan:
-    return plan(view.queue, view.running, view.devices, view.shares, policy=POLICY, now=view.now)
+    return plan(view.queue, view.running, view.devices, view.shares, policy=view.policy, now=view.now)
 
 
 def _queue(session: Session) -> tuple[QueuedJob, ...]:
@@ -68,28 +90,29 @@ def _queue(session: Session) -> tuple[QueuedJob, ...]:
         JobRow.nodes,
         JobRow.bytes_per_device,
         JobRow.max_runtime_seconds,
-        JobRow.expected_seconds,
+        # A job that goes on from a checkpoint needs what was left of it, as its last attempt measured.
+        func.coalesce(JobRow.progress["seconds_left"].as_float(), JobRow.expected_seconds),
         JobRow.not_before,
         JobRow.preemptible,
         JobRow.held,
         JobRow.base_model,
     )
     return tuple(
-        QueuedJob(*row)  # type: ignore[arg-type]  # the columns stand in the fields' order
+        QueuedJob(*row)  # the columns stand in the fields' order
         for row in session.execute(select(*columns).where(JobRow.status == "queued"))
     )
 
 
-def _running(session: Session) -> tuple[RunningJob, ...]:
+def _running(session: Session, now: datetime) -> tuple[RunningJob, ...]:
     rows = session.execute(
         select(JobRow, AttemptRow.device_ids, AttemptRow.started_at)
         .join(AttemptRow, (AttemptRow.job_id == JobRow.id) & (AttemptRow.ended_at.is_(None)))
         .where(JobRow.status == "running")
     )
-    return tuple(_running_job(job, tuple(device_ids), started_at) for job, device_ids, started_at in rows)
+    return tuple(_running_job(job, tuple(ids), started_at, now=now) for job, ids, started_at in rows)
 
 
-def _running_job(job: JobRow, device_ids: tuple[str, ...], started_at: datetime) -> RunningJob:
+def _running_job(job: JobRow, device_ids: tuple[str, ...], started_at: datetime, *, now: datetime) -> RunningJob:
     return RunningJob(
         id=job.id,
         project=job.project_id,
@@ -99,16 +122,19 @@ def _running_job(job: JobRow, device_ids: tuple[str, ...], started_at: datetime)
         device_ids=device_ids,
         started_at=started_at,
         max_runtime_seconds=job.max_runtime_seconds,
-        expected_seconds_left=_seconds_left(job.progress),
+        expected_seconds_left=_seconds_left(job, ran=(now - started_at).total_seconds()),
         preemptible=job.preemptible,
         preempt_requested=job.preempt_requested_at is not None,
         backfill=job.backfill,
     )
 
 
-def _seconds_left(progress: dict[str, Any] | None) -> float | None:
-    left = (progress or {}).get("seconds_left")
-    return None if left is None else float(left)
+def _seconds_left(job: JobRow, *, ran: float) -> float | None:
+    """As its trainer measures it; before the first step, and after a resumption, as far as anybody expected."""
+    left = (job.progress or {}).get("seconds_left")
+    if left is not None:
+        return float(left)
+    return None if job.expected_seconds is None else max(0.0, job.expected_seconds - ran)
 
 
 def _devices(session: Session, pool_name: str) -> tuple[Device, ...]:
@@ -135,18 +161,35 @@ def _devices(session: Session, pool_name: str) -> tuple[Device, ...]:
 
 
 def _shares(session: Session, now: datetime) -> tuple[Share, ...]:
+    rows = session.scalars(select(ProjectRow)).all()
+    spent = usage.this_month(session, [row.id for row in rows if row.budget_device_seconds is not None])
+    caps = _key_caps(session)
     return tuple(
         Share(
             project=row.id,
             weight=row.weight,
-            usage=decayed(row.usage, elapsed=now - row.usage_at, half_life=POLICY.half_life),
+            usage=decayed(row.usage, elapsed=now - row.usage_at, half_life=DEFAULTS.half_life),
             guarantee=row.guarantee,
             max_running=row.max_running,
-            budget_left_seconds=row.budget_device_seconds,
+            key_max_running=caps.get(row.id, {}),
+            budget_left_seconds=_left(row.budget_device_seconds, spent.get(row.id, 0.0)),
             held=row.held,
         )
-        for row in session.scalars(select(ProjectRow))
+        for row in rows
     )
+
+
+def _left(budget: float | None, spent: float) -> float | None:
+    return None if budget is None else max(0.0, budget - spent)
+
+
+def _key_caps(session: Session) -> dict[str, dict[str, int]]:
+    caps: dict[str, dict[str, int]] = {}
+    capped = select(ApiKeyRow.project_id, ApiKeyRow.id, ApiKeyRow.max_running).where(ApiKeyRow.max_running.is_not(None))
+    for project_id, key_id, most in session.execute(capped):
+        if most is not None:
+            caps.setdefault(project_id, {})[key_id] = most
+    return caps
 
 
 def charge(session: Session, project_id: str, *, seconds: float) -> None:
@@ -163,3 +206,17 @@ def charge(session: Session, project_id: str, *, seconds: float) -> None:
 def explain(session: Session, job_id: str, *, pool_name: str) -> Verdict | None:
     """Why a queued job waits; None when the next pull would start it, or when it does not wait."""
     return make_plan(snapshot(session, pool_name=pool_name)).verdicts.get(job_id)
+
+
+def keep_first_etas(session: Session, made: Plan) -> None:
+    """Note the first forecast of jobs that have none yet, so that each later one can be held against it."""
+    new = select(JobRow.id).where(JobRow.status == "queued", JobRow.first_eta_low.is_(None)).order_by(JobRow.id.desc())
+    # Skipping rows that somebody else holds: this pass must wait for nobody while it holds the pool's lock.
+    for job_id in session.scalars(new.limit(FIRST_ETAS_PER_PASS).with_for_update(skip_locked=True)).all():
+        verdict = made.verdicts.get(job_id)
+        if verdict is not None and verdict.eta_low is not None:
+            session.execute(
+                update(JobRow)
+                .where(JobRow.id == job_id, JobRow.first_eta_low.is_(None))
+                .values(first_eta_low=verdict.eta_low, first_eta_high=verdict.eta_high)
+            )

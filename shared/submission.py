@@ -6,16 +6,17 @@ import secrets
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
-from shared import jobs, journal
-from shared.errors import Conflict, Invalid, LimitReached
+from shared import jobs, journal, usage
+from shared.errors import Conflict, Forbidden, Invalid, LimitReached
 from shared.ids import new_id
 from shared.journal import NewEvent
 from shared.keys import Caller
-from shared.spec import BaseModelRef, CreateJob
-from shared.tables import FileRow, IdempotencyRow, JobRow, ProjectRow
+from shared.preemption import RANK
+from shared.spec import BaseModelRef, CreateJob, Queue
+from shared.tables import ApiKeyRow, FileRow, IdempotencyRow, JobRow, ProjectRow
 
 RETRY_WINDOW = timedelta(minutes=10)
 
@@ -24,6 +25,7 @@ RETRY_WINDOW = timedelta(minutes=10)
 class Submission:
     job: JobRow
     replayed: bool  # this very request had already made the job
+    warning: str | None = None  # the project has passed its soft limit
 
 
 def submit(
@@ -39,18 +41,19 @@ def submit(
     """Accept a job, or return the one that this request has already made.
 
     `retried`: the client says this is a retry of a POST whose answer it never saw; the same body under the same key
-    within ten minutes is then the same job. Raises Invalid, NotFound, Conflict, LimitReached.
+    within ten minutes is then the same job. Raises Invalid, NotFound, Conflict, Forbidden, LimitReached.
     """
     jobs.one_at_a_time(session, f"submit:{caller.key_id}:{request_sha256}")
     earlier = _earlier(session, caller, request_sha256, retried=retried, idempotency_key=idempotency_key)
     if earlier is not None:
         return Submission(earlier, replayed=True)
+    refuse_out_of_bounds(request.tunepool.queue or Queue(), caller)
     training = _usable_file(session, caller, request.training_file, param="training_file")
     validation = None
     if request.validation_file is not None:
         validation = _usable_file(session, caller, request.validation_file, param="validation_file")
     project = session.get_one(ProjectRow, caller.project_id)
-    _refuse_when_full(session, project)
+    _refuse_when_full(session, project, session.get_one(ApiKeyRow, caller.key_id))
     job = _new_job(request, caller=caller, base=base, request_sha256=request_sha256)
     session.add(job)
     session.flush()
@@ -61,14 +64,28 @@ def submit(
             )
         )
     names = training.filename if validation is None else f"{training.filename}, {validation.filename}"
-    journal.append(
-        session,
-        job.id,
-        [NewEvent(f"Created fine-tuning job: {job.id}"), NewEvent(f"Validating training file: {names}")],
-    )
+    warning = usage.soft_limit_warning(session, project.id)
+    said = [NewEvent(f"Created fine-tuning job: {job.id}"), NewEvent(f"Validating training file: {names}")]
+    journal.append(session, job.id, said if warning is None else [*said, NewEvent(warning, level="warn")])
     _supersede(session, job)
     session.refresh(job)
-    return Submission(job, replayed=False)
+    return Submission(job, replayed=False, warning=warning)
+
+
+def refuse_out_of_bounds(queue: Queue, caller: Caller) -> None:
+    """Raises Forbidden for a tier or a priority that the caller's key may not ask for."""
+    if RANK[queue.tier] < RANK[caller.max_tier]:  # type: ignore[index]  # text in the row; the door keeps it in the set
+        raise Forbidden(
+            f"This API key may submit in tier '{caller.max_tier}' or below, not in '{queue.tier}'.",
+            param="tunepool.queue.tier",
+            code="tier_not_allowed",
+        )
+    if queue.priority > caller.max_priority:
+        raise Forbidden(
+            f"This API key may ask for priorities up to {caller.max_priority}, not {queue.priority}.",
+            param="tunepool.queue.priority",
+            code="priority_not_allowed",
+        )
 
 
 def _earlier(
@@ -120,16 +137,19 @@ def _usable_file(session: Session, caller: Caller, file_id: str, *, param: str) 
     return row
 
 
-def _refuse_when_full(session: Session, project: ProjectRow) -> None:
-    if project.max_queued is None:
-        return
-    waiting = session.scalar(
-        select(func.count()).where(JobRow.project_id == project.id, JobRow.status.in_(["queued", "validating_files"]))
-    )
-    if (waiting or 0) >= project.max_queued:
+def _refuse_when_full(session: Session, project: ProjectRow, key: ApiKeyRow) -> None:
+    if project.max_queued is not None:
+        _refuse_more(session, JobRow.project_id == project.id, project.max_queued, whose=f"Project '{project.name}'")
+    if key.max_queued is not None:
+        _refuse_more(session, JobRow.key_id == key.id, key.max_queued, whose=f"The API key '{key.name}'")
+
+
+def _refuse_more(session: Session, theirs: ColumnElement[bool], limit: int, *, whose: str) -> None:
+    waiting = session.scalar(select(func.count()).where(theirs, JobRow.status.in_(["queued", "validating_files"]))) or 0
+    if waiting >= limit:
         raise LimitReached(
-            f"Project '{project.name}' already has {waiting} waiting jobs; "
-            f"its limit is {project.max_queued}. Wait, cancel some, or ask for a higher limit.",
+            f"{whose} already has {waiting} waiting jobs; its limit is {limit}. "
+            "Wait, cancel some, or ask for a higher limit.",
             code="queue_full",
         )
 

@@ -60,9 +60,10 @@ def register(session: Session, worker: NewWorker, devices: Sequence[DeviceReport
     session.execute(
         insert(WorkerRow)
         .values(**columns, draining=False)
+        # A worker that an administrator drained stays drained over its restarts: that is what draining is for.
         .on_conflict_do_update(
             index_elements=[WorkerRow.id],
-            set_={**columns, "draining": False, "started_at": func.now(), "last_seen": func.now()},
+            set_={**columns, "started_at": func.now(), "last_seen": func.now()},
         )
     )
     session.execute(

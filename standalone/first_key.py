@@ -32,5 +32,7 @@ def _known_or_new(session: Session, *, known: str, ours: bool) -> str:
     except Unauthenticated:
         # A first start that failed half-way told nobody its key; nobody can be told again.
         oldest = session.scalar(select(ProjectRow.id).order_by(ProjectRow.id).limit(1)) if ours else None
-        return "" if oldest is None else keys.create(session, project_id=oldest, name="credentials.json")[1]
+        if oldest is None:
+            return ""
+        return keys.create(session, project_id=oldest, name="credentials.json", scopes=keys.EVERYTHING)[1]
     return known

@@ -149,7 +149,7 @@ def janitor() -> None:
 def create_key(
     project: Annotated[str, typer.Option(help="Id of a project; may be left out while there is only one.")] = "",
     name: str = "key",
-    scope: Annotated[list[str] | None, typer.Option(help="Repeat for several; none: everything.")] = None,
+    scope: Annotated[list[str] | None, typer.Option(help="Repeat for several; none: all but admin.")] = None,
     home: HomeOption = None,
 ) -> None:
     """Make an API key and print its secret, which nothing shows again."""

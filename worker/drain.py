@@ -24,15 +24,17 @@ class SharedFlags:
 
     @property
     def draining(self) -> bool:
-        """True once this worker takes no more work and its attempts checkpoint and stop."""
-        return self._bytes[0] != 0
+        """True while this worker takes no more work and its attempts checkpoint and stop."""
+        return self._bytes[0:2] != b"\0\0"
 
     def drain(self) -> None:
-        """Safe in a signal handler."""
+        """For good: this worker shuts down. Safe in a signal handler."""
         self._bytes[0] = 1
 
-    def undrain(self) -> None:
-        self._bytes[0] = 0
+    def follow(self, *, drained: bool) -> bool:
+        """What an administrator has ordered of this worker; True when that has changed."""
+        before, self._bytes[1] = self._bytes[1], int(drained)
+        return before != self._bytes[1]
 
     def pulled(self, lane: Lane, *, at: float) -> None:
         """Note a pull; `at` is the host's monotonic clock, one for all processes."""

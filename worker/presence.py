@@ -139,8 +139,10 @@ class Presence(threading.Thread):
         standing = self._write(lambda s: workers.report(s, self._worker, devices))
         if standing is None:
             self._registered = False  # forgotten while away; the next round registers again
-        elif standing.draining:
-            self._flags.drain()
+        elif self._flags.follow(drained=standing.draining):
+            log.info("worker.drained" if standing.draining else "worker.undrained", worker_id=self._worker.id)
+            for lane in LANES if not standing.draining else ():
+                ring(lane, self._settings)
 
     def _devices(self) -> list[DeviceReport]:
         own = {child.pid for child in psutil.Process().children(recursive=True)}

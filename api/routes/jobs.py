@@ -66,6 +66,8 @@ def create_job(
         view = views.job(made.job, caller=caller)
     if made.replayed:
         response.headers["Idempotent-Replayed"] = "true"
+    if made.warning is not None:
+        response.headers["Tunepool-Warning"] = made.warning.encode("ascii", "replace").decode()
     door.ring("cpu")
     return view
 
@@ -125,7 +127,7 @@ def retrieve_job(
     """A job with its place in the queue, progress, attempts and adapter. Send the ETag back to poll cheaply."""
     with door.session() as session:
         row = pages.job(session, job_id, project_id=caller.project_id)
-        queue = views.queue_state(door.verdict(session, job_id)) if row.status == "queued" else None
+        queue = views.queue_state(door.verdict(session, job_id), row) if row.status == "queued" else None
         etag = f'"{row.version}-{hashlib.sha256(repr(queue).encode()).hexdigest()[:16]}"'
         if _is_known(etag, if_none_match):
             return Response(status_code=304, headers={"ETag": etag})

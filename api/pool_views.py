@@ -1,0 +1,358 @@
+"""Shapes of what a pool's people see: the pool itself, projects, keys, the ledger, the audit."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+from pydantic import Field
+
+from api.views import View, maybe_seconds, seconds
+from shared.keys import Caller
+from shared.overview import Overview, Standing, Waiting
+from shared.preemption import RunningJob
+from shared.scheduling import Policy
+from shared.tables import ApiKeyRow, AuditRow, DeviceRow, WorkerRow
+from shared.usage import Used
+
+
+class Device(View):
+    """A GPU, or the CPU as one device, as its worker last reported it."""
+
+    id: str
+    worker_id: str
+    host: str
+    kind: str = Field(examples=["cuda"])
+    name: str
+    total_bytes: int
+    free_bytes: int
+    foreign_bytes: int = Field(description="Held by processes that are not ours.")
+    healthy: bool
+    ailment: str | None = Field(description="Why it is not healthy.")
+    quarantined: bool
+    cached_models: list[str]
+    leased: bool
+    job_id: str | None = Field(description="The job that runs there, where the caller may know it.")
+    project_id: str | None = Field(description="The project of that job, where the caller may know it.")
+
+
+class Worker(View):
+    object: Literal["tunepool.worker"] = "tunepool.worker"
+    id: str
+    host: str
+    pool: str
+    version: str
+    draining: bool
+    started_at: int
+    last_seen: int
+
+
+class PoolPolicy(View):
+    max_wait_seconds: float
+    min_runtime_seconds: float
+    preempt_grace_seconds: float
+    half_life_seconds: float
+    memory_safety: float
+    foreign_tolerance_bytes: int
+
+
+class Place(View):
+    """A queued job in the pool's order."""
+
+    position: int | None = Field(description="null: the next pull starts it.")
+    job_id: str | None = Field(description="null: another project's.")
+    project_id: str | None
+    tier: str
+    gpus: int
+    nodes: int
+    blocked_by: str | None
+    detail: str | None
+    eta_low: int | None
+    eta_high: int | None
+
+
+class ProjectUsage(View):
+    share: float = Field(description="Decayed device-seconds divided by the weight: the smaller, the sooner.")
+    decayed_device_seconds: float
+    month_gpu_hours: float = Field(description="Of the calendar month (UTC); what runs counts what it was charged.")
+    running_devices: int
+    queued_jobs: int
+
+
+class Project(View):
+    object: Literal["tunepool.project"] = "tunepool.project"
+    id: str
+    organization_id: str
+    name: str
+    weight: float
+    guarantee: int
+    max_running: int | None
+    max_queued: int | None
+    budget_gpu_hours: float | None
+    budget_soft_gpu_hours: float | None
+    held: bool
+    created_at: int
+    usage: ProjectUsage
+
+
+class ProjectPage(View):
+    object: Literal["list"] = "list"
+    data: list[Project]
+
+
+class JobCounts(View):
+    """Jobs of all projects that have not ended."""
+
+    validating_files: int = 0
+    queued: int = 0
+    running: int = 0
+    paused: int = 0
+
+
+class Pool(View):
+    object: Literal["tunepool.pool"] = "tunepool.pool"
+    name: str
+    held: bool
+    policy: PoolPolicy
+    workers: list[Worker]
+    devices: list[Device]
+    projects: list[Project] = Field(description="The caller's own; all of them for an administrator.")
+    queue: list[Place] = Field(description="The first hundred in their order.")
+    jobs: JobCounts
+
+
+class WorkerPage(View):
+    object: Literal["list"] = "list"
+    data: list[Worker]
+
+
+class Key(View):
+    object: Literal["tunepool.key"] = "tunepool.key"
+    id: str
+    project_id: str
+    name: str
+    prefix: str
+    scopes: list[str]
+    max_running: int | None
+    max_queued: int | None
+    max_tier: str
+    max_priority: int
+    created_at: int
+    expires_at: int | None
+    revoked_at: int | None
+
+
+class NewKey(Key):
+    api_key: str = Field(description="The secret. Nothing can show it again.")
+
+
+class KeyPage(View):
+    object: Literal["list"] = "list"
+    data: list[Key]
+
+
+class Cancelled(View):
+    object: Literal["tunepool.cancelled"] = "tunepool.cancelled"
+    cancelled: list[str] = Field(description="Jobs that waited and are cancelled.")
+    asked_to_stop: list[str] = Field(description="Jobs that ran: their trainers are being stopped.")
+
+
+class AuditEntry(View):
+    object: Literal["tunepool.audit_entry"] = "tunepool.audit_entry"
+    id: str
+    created_at: int
+    key_id: str
+    action: str = Field(examples=["worker.drain"])
+    target: str
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+
+
+class AuditPage(View):
+    object: Literal["list"] = "list"
+    data: list[AuditEntry]
+    has_more: bool
+
+
+class UsageGroup(View):
+    project: str | None = None
+    key: str | None = None
+    model: str | None = None
+    labels: dict[str, str | None] = Field(default_factory=dict)
+    device_seconds: float
+    attempts: int
+    jobs: int
+
+
+class Usage(View):
+    object: Literal["tunepool.usage"] = "tunepool.usage"
+    since: int = Field(serialization_alias="from")
+    until: int = Field(serialization_alias="to")
+    group_by: list[str]
+    device_seconds: float
+    data: list[UsageGroup]
+
+
+# ---- rows become views
+
+
+def pool(found: Overview, *, caller: Caller) -> Pool:
+    """The pool as this caller may see it: jobs and projects of others stay unnamed without `admin`."""
+    return Pool(
+        name=found.name,
+        held=found.policy.held,
+        policy=policy(found.policy),
+        workers=[worker(row) for row in found.workers],
+        devices=[_device(row, found.running.get(row.leased_by or ""), caller) for row in found.devices],
+        projects=[project(one) for one in found.standings if _may_see(one.project.id, caller)],
+        queue=[_place(one, caller) for one in found.queue],
+        jobs=JobCounts.model_validate(dict(found.counts)),
+    )
+
+
+def _may_see(project_id: str, caller: Caller) -> bool:
+    return caller.operates or project_id == caller.project_id
+
+
+def policy(found: Policy) -> PoolPolicy:
+    return PoolPolicy(
+        max_wait_seconds=found.max_wait.total_seconds(),
+        min_runtime_seconds=found.min_runtime.total_seconds(),
+        preempt_grace_seconds=found.preempt_grace.total_seconds(),
+        half_life_seconds=found.half_life.total_seconds(),
+        memory_safety=found.memory_safety,
+        foreign_tolerance_bytes=found.foreign_tolerance_bytes,
+    )
+
+
+def _device(row: DeviceRow, job: RunningJob | None, caller: Caller) -> Device:
+    seen = job is not None and _may_see(job.project, caller)
+    return Device(
+        id=row.id,
+        worker_id=row.worker_id,
+        host=row.host,
+        kind=row.kind,
+        name=row.name,
+        total_bytes=row.total_bytes,
+        free_bytes=row.free_bytes,
+        foreign_bytes=row.foreign_bytes,
+        healthy=row.healthy,
+        ailment=row.ailment,
+        quarantined=row.quarantined,
+        cached_models=row.cached_models,
+        leased=row.leased_by is not None,
+        job_id=job.id if job is not None and seen else None,
+        project_id=job.project if job is not None and seen else None,
+    )
+
+
+def device(row: DeviceRow) -> Device:
+    """For an administrator who has just changed it."""
+    return _device(row, None, caller=_NOBODY)
+
+
+_NOBODY: Final = Caller("", "", "", "", frozenset())
+
+
+def _place(one: Waiting, caller: Caller) -> Place:
+    job, verdict, seen = one.job, one.verdict, _may_see(one.job.project, caller)
+    return Place(
+        position=None if verdict is None else verdict.position,
+        job_id=job.id if seen else None,
+        project_id=job.project if seen else None,
+        tier=job.tier,
+        gpus=job.gpus,
+        nodes=job.hosts,
+        blocked_by=None if verdict is None else verdict.blocked_by,
+        detail=verdict.detail if verdict is not None and seen else None,
+        eta_low=None if verdict is None else maybe_seconds(verdict.eta_low),
+        eta_high=None if verdict is None else maybe_seconds(verdict.eta_high),
+    )
+
+
+def worker(row: WorkerRow) -> Worker:
+    return Worker(
+        id=row.id,
+        host=row.host,
+        pool=row.pool,
+        version=row.version,
+        draining=row.draining,
+        started_at=seconds(row.started_at),
+        last_seen=seconds(row.last_seen),
+    )
+
+
+def project(one: Standing) -> Project:
+    row = one.project
+    return Project(
+        id=row.id,
+        organization_id=row.organization_id,
+        name=row.name,
+        weight=row.weight,
+        guarantee=row.guarantee,
+        max_running=row.max_running,
+        max_queued=row.max_queued,
+        budget_gpu_hours=_hours(row.budget_device_seconds),
+        budget_soft_gpu_hours=_hours(row.budget_soft_device_seconds),
+        held=row.held,
+        created_at=seconds(row.created_at),
+        usage=ProjectUsage(
+            share=round(one.share.usage / row.weight, 3),
+            decayed_device_seconds=round(one.share.usage, 3),
+            month_gpu_hours=round(one.month_seconds / 3600, 4),
+            running_devices=one.running_devices,
+            queued_jobs=one.queued,
+        ),
+    )
+
+
+def _hours(device_seconds: float | None) -> float | None:
+    return None if device_seconds is None else device_seconds / 3600
+
+
+def key(row: ApiKeyRow) -> Key:
+    return Key(**_key(row))
+
+
+def new_key(row: ApiKeyRow, secret: str) -> NewKey:
+    return NewKey(**_key(row), api_key=secret)
+
+
+def _key(row: ApiKeyRow) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "project_id": row.project_id,
+        "name": row.name,
+        "prefix": row.prefix,
+        "scopes": row.scopes,
+        "max_running": row.max_running,
+        "max_queued": row.max_queued,
+        "max_tier": row.max_tier,
+        "max_priority": row.max_priority,
+        "created_at": seconds(row.created_at),
+        "expires_at": maybe_seconds(row.expires_at),
+        "revoked_at": maybe_seconds(row.revoked_at),
+    }
+
+
+def audit_entry(row: AuditRow) -> AuditEntry:
+    return AuditEntry(
+        id=row.id,
+        created_at=seconds(row.created_at),
+        key_id=row.key_id,
+        action=row.action,
+        target=row.target,
+        before=row.before,
+        after=row.after,
+    )
+
+
+def usage_group(one: Used) -> UsageGroup:
+    return UsageGroup(
+        project=one.project,
+        key=one.key,
+        model=one.model,
+        labels=one.labels,
+        device_seconds=one.device_seconds,
+        attempts=one.attempts,
+        jobs=one.jobs,
+    )

@@ -1,0 +1,108 @@
+"""/v1/tunepool/projects and keys: the tenants of the pool, and who may act for them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from api import pool_views
+from api.body import RawBody, body_of, parse
+from api.deps import Administrator, Door, DoorDep
+from api.orders import CreateKey, CreateProject, EditKey, EditProject, changes
+from shared import keys, operations, projects
+from shared.keys import Caller
+from shared.overview import overview, standing
+
+router = APIRouter(prefix="/v1/tunepool", tags=["projects"])
+
+
+@router.get("/projects", response_model=pool_views.ProjectPage)
+def list_projects(caller: Administrator, door: DoorDep) -> pool_views.ProjectPage:
+    """Every project with its rights and what it uses."""
+    with door.session() as session:
+        found = overview(session, pool_name=door.settings.pool).standings
+        return pool_views.ProjectPage(data=[pool_views.project(one) for one in found])
+
+
+@router.post("/projects", response_model=pool_views.Project, openapi_extra=body_of(CreateProject))
+def create_project(caller: Administrator, body: RawBody, door: DoorDep) -> pool_views.Project:
+    """A new project in the caller's organization."""
+    wanted = changes(parse(body, CreateProject))
+    with door.session() as session:
+        project_id = projects.create(session, caller, **wanted).id
+    return _project(door, project_id)
+
+
+def _project(door: Door, project_id: str) -> pool_views.Project:
+    with door.session() as session:
+        return pool_views.project(standing(session, project_id, pool_name=door.settings.pool))
+
+
+@router.get("/projects/{project_id}", response_model=pool_views.Project)
+def retrieve_project(project_id: str, caller: Administrator, door: DoorDep) -> pool_views.Project:
+    """One project with its rights and what it uses."""
+    return _project(door, project_id)
+
+
+@router.patch("/projects/{project_id}", response_model=pool_views.Project, openapi_extra=body_of(EditProject))
+def edit_project(project_id: str, caller: Administrator, body: RawBody, door: DoorDep) -> pool_views.Project:
+    """Change weight, guarantee, quotas, budgets or name; the next plan follows."""
+    wanted = changes(parse(body, EditProject))
+    with door.session() as session:
+        projects.edit(session, caller, project_id, wanted)
+    door.ring("training")
+    return _project(door, project_id)
+
+
+@router.post("/projects/{project_id}/hold", response_model=pool_views.Project)
+def hold_project(project_id: str, caller: Administrator, door: DoorDep) -> pool_views.Project:
+    """Start none of its jobs; what runs goes on."""
+    return _hold(door, caller, project_id, held=True)
+
+
+@router.post("/projects/{project_id}/release", response_model=pool_views.Project)
+def release_project(project_id: str, caller: Administrator, door: DoorDep) -> pool_views.Project:
+    """Start its jobs again."""
+    return _hold(door, caller, project_id, held=False)
+
+
+def _hold(door: Door, caller: Caller, project_id: str, *, held: bool) -> pool_views.Project:
+    with door.session() as session:
+        projects.set_held(session, caller, project_id, held=held)
+    door.ring("training")
+    return _project(door, project_id)
+
+
+@router.get("/keys", response_model=pool_views.KeyPage)
+def list_keys(
+    caller: Administrator, door: DoorDep, project_id: Annotated[str | None, Query(max_length=100)] = None
+) -> pool_views.KeyPage:
+    """Keys of all projects or of one, revoked ones too. Secrets are not kept and not shown."""
+    with door.session() as session:
+        return pool_views.KeyPage(data=[pool_views.key(row) for row in keys.listed(session, project_id=project_id)])
+
+
+@router.post("/keys", response_model=pool_views.NewKey, openapi_extra=body_of(CreateKey))
+def create_key(caller: Administrator, body: RawBody, door: DoorDep) -> pool_views.NewKey:
+    """A key for a project; the answer is the only place where its secret is ever seen."""
+    wanted = parse(body, CreateKey)
+    values = {"scopes": ["*"], **changes(wanted)}
+    with door.session() as session:
+        row, secret = operations.create_key(session, caller, project_id=wanted.project_id, **values)
+        return pool_views.new_key(row, secret)
+
+
+@router.patch("/keys/{key_id}", response_model=pool_views.Key, openapi_extra=body_of(EditKey))
+def edit_key(key_id: str, caller: Administrator, body: RawBody, door: DoorDep) -> pool_views.Key:
+    """Change a key's name, scopes, caps, bounds or end; its next request follows."""
+    wanted = changes(parse(body, EditKey))
+    with door.session() as session:
+        return pool_views.key(operations.edit_key(session, caller, key_id, wanted))
+
+
+@router.delete("/keys/{key_id}", response_model=pool_views.Key)
+def revoke_key(key_id: str, caller: Administrator, door: DoorDep) -> pool_views.Key:
+    """End a key at once."""
+    with door.session() as session:
+        return pool_views.key(operations.revoke_key(session, caller, key_id))

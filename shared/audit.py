@@ -1,0 +1,44 @@
+"""Who operated what, and how it stood before and after. Entries are only ever added, in the act's own transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from shared.ids import new_id
+from shared.keys import Caller
+from shared.tables import AuditRow
+
+Facts = dict[str, Any]
+
+
+def record(
+    session: Session,
+    caller: Caller,
+    action: str,
+    target: str,
+    *,
+    before: Facts | None = None,
+    after: Facts | None = None,
+) -> None:
+    """Note an act. `action` is noun.verb, `target` an id; the facts never hold a secret."""
+    session.add(
+        AuditRow(id=new_id("audit_"), key_id=caller.key_id, action=action, target=target, before=before, after=after)
+    )
+    session.flush()
+
+
+def page(
+    session: Session, *, after: str | None, limit: int, target: str | None = None
+) -> tuple[Sequence[AuditRow], bool]:
+    """Newest first, and whether more follow."""
+    query = select(AuditRow).order_by(AuditRow.id.desc()).limit(limit + 1)
+    if after is not None:
+        query = query.where(AuditRow.id < after)
+    if target is not None:
+        query = query.where(AuditRow.target == target)
+    rows = session.scalars(query).all()
+    return rows[:limit], len(rows) > limit

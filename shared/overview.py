@@ -1,0 +1,93 @@
+"""The whole pool at one moment, for people: devices, workers, shares, the queue in its order. Reads only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from typing import Final
+
+from sqlalchemy.orm import Session
+
+from shared import operations, pages, pool, projects, usage
+from shared.preemption import RunningJob
+from shared.scheduling import Policy, QueuedJob, Share
+from shared.tables import DeviceRow, ProjectRow, WorkerRow
+from shared.verdicts import Verdict
+
+QUEUE_SHOWN: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A queued job in its place. No verdict: the next pull starts it."""
+
+    job: QueuedJob
+    verdict: Verdict | None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A project in the pool: what it holds, what waits, what it has used."""
+
+    project: ProjectRow
+    share: Share
+    running_devices: int
+    queued: int
+    month_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    name: str
+    now: datetime
+    policy: Policy
+    workers: Sequence[WorkerRow]
+    devices: Sequence[DeviceRow]
+    running: Mapping[str, RunningJob]
+    standings: Sequence[Standing]
+    queue: Sequence[Waiting]
+    counts: Mapping[str, int]
+
+
+def overview(session: Session, *, pool_name: str) -> Overview:
+    """Everything there is to see; who may see what is the door's business."""
+    view = pool.snapshot(session, pool_name=pool_name)
+    made = pool.make_plan(view)
+    queued = {job.id: job for job in view.queue}
+    starting = [Waiting(queued[one.job_id], None) for one in made.assignments]
+    blocked = (Waiting(queued[job_id], made.verdicts[job_id]) for job_id in made.verdicts)
+    return Overview(
+        name=pool_name,
+        now=view.now,
+        policy=view.policy,
+        workers=[worker for worker in operations.all_workers(session) if worker.pool == pool_name],
+        devices=pages.devices(session, pool_name=pool_name),
+        running={job.id: job for job in view.running},
+        standings=_standings(session, view),
+        queue=[*starting, *islice(blocked, max(0, QUEUE_SHOWN - len(starting)))],
+        counts=pages.unfinished(session),
+    )
+
+
+def _standings(session: Session, view: pool.Snapshot) -> list[Standing]:
+    rows = projects.listed(session)
+    months = usage.this_month(session, [row.id for row in rows])
+    waiting, held = Counter(job.project for job in view.queue), Counter[str]()
+    for job in view.running:
+        held[job.project] += len(job.device_ids)
+    shares = {share.project: share for share in view.shares}
+    return [
+        Standing(row, shares[row.id], held[row.id], waiting[row.id], months.get(row.id, 0.0))
+        for row in rows
+        if row.id in shares
+    ]
+
+
+def standing(session: Session, project_id: str, *, pool_name: str) -> Standing:
+    """One project's. Raises NotFound."""
+    projects.find(session, project_id)
+    view = pool.snapshot(session, pool_name=pool_name)
+    return next(one for one in _standings(session, view) if one.project.id == project_id)
