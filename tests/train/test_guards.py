@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,13 @@ import torch
 from shared.errors import Invalid
 from shared.events import EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT
 from shared.settings import trainer_environment
-from tests.train.tiny import chat, chat_rows, make_spec, read_events, run
+from tests.train.tiny import chat, chat_rows, losses, make_spec, read_events, run
 from worker.train.checkpoints import Progress
-from worker.train.guards import HIGH_STEPS, WATCHED_STEPS, check_divergence
+from worker.train.guards import HIGH_STEPS, WATCHED_STEPS, NanLoss, check_divergence, check_numbers
 from worker.train.limits import out_of_memory_code
+from worker.train.objectives.objective import Loss, MicroBatch
+from worker.train.objectives.supervised import SupervisedObjective
+from worker.train.validation import Evaluator
 
 
 def test_a_loss_that_is_no_number_ends_the_run_by_name(model: Path, tmp_path: Path) -> None:
@@ -35,6 +39,21 @@ def test_a_loss_that_is_no_number_ends_the_run_by_name(model: Path, tmp_path: Pa
     assert code == EXIT_USER_FAULT
     assert events[-1].code in ("nan_loss", "loss_diverged")
     assert events[-1].param == "training.learning_rate"
+
+
+@pytest.mark.parametrize(
+    ("loss", "grad_norm", "loss_scale"),
+    [(math.nan, 1.0, None), (1.0, math.inf, None), (math.nan, 1.0, 65536.0), (1.0, math.inf, 0.5)],
+)
+def test_numbers_that_are_none_are_refused_in_every_precision(
+    loss: float, grad_norm: float, loss_scale: float | None
+) -> None:
+    with pytest.raises(NanLoss):
+        check_numbers(loss, grad_norm, step=3, loss_scale=loss_scale)
+
+
+def test_an_overflow_that_the_loss_scaler_skips_does_not_end_the_run() -> None:
+    check_numbers(2.0, math.inf, step=1, loss_scale=65536.0)
 
 
 def test_a_loss_that_stays_high_ends_the_run_and_a_short_spike_does_not() -> None:
@@ -112,3 +131,45 @@ def test_bfloat16_trains_on_a_cpu(model: Path, tmp_path: Path) -> None:
     )
 
     assert code == 0, events[-1]
+
+
+def test_validation_that_runs_out_of_memory_goes_on_with_fewer_rows_and_the_same_loss(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the validation shrinks: training keeps its rows a pass, and its curve."""
+    settings = {"model": model, "validation": chat_rows(12), "training": {"packing": False}}
+    _, before = run(make_spec(tmp_path / "roomy", **settings), tmp_path / "roomy" / "out")
+    trained: list[int] = []
+    whole_loss = SupervisedObjective.loss
+
+    def narrow(objective: SupervisedObjective, network: torch.nn.Module, batch: MicroBatch) -> Loss:
+        rows = len(batch.inputs["input_ids"])
+        if network.training:
+            trained.append(rows)
+        elif rows > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole_loss(objective, network, batch)
+
+    monkeypatch.setattr(SupervisedObjective, "loss", narrow)
+    code, after = run(make_spec(tmp_path / "narrow", **settings), tmp_path / "narrow" / "out")
+
+    assert code == 0, after[-1]
+    assert set(trained) == {4}
+    assert losses(after) == losses(before)
+    looks = [[event.valid_loss for event in events if event.type == "validation"] for events in (before, after)]
+    assert looks[0] == pytest.approx(looks[1], rel=1e-4)
+    said = [event.message for event in after if event.type == "message"]
+    assert said == [f"Validation ran out of memory; it goes on with {rows} rows at a time." for rows in (8, 4, 2, 1)]
+
+
+def test_validation_without_memory_for_a_single_row_ends_as_out_of_memory(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(self: Evaluator, *_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Evaluator, "_evaluate", none)
+    code, events = run(make_spec(tmp_path, model=model, validation=chat_rows(3)), tmp_path / "out")
+
+    assert code == EXIT_OUT_OF_MEMORY
+    assert events[-1].code == "gpu_oom"

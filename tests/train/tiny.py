@@ -117,6 +117,8 @@ def make_spec(
     objective: dict[str, Any] | None = None,
     adapter: dict[str, Any] | None = None,
     training: dict[str, Any] | None = None,
+    quantization: dict[str, Any] | None = None,
+    placement: dict[str, Any] | None = None,
     **attempt: Any,
 ) -> Path:
     """Write data and `folder/spec.json` of one attempt on the tiny model."""
@@ -132,7 +134,7 @@ def make_spec(
         "objective": objective or {"type": "supervised"},
         "data": {"format": data_format, "train_rows": len(rows), "validation_rows": len(validation or [])},
         "adapter": {"method": "lora", "r": 4, **(adapter or {})},
-        "quantization": {"bnb_4bit_compute_dtype": "float32"},
+        "quantization": {"bnb_4bit_compute_dtype": "float32", **(quantization or {})},
         "training": {
             "dtype": "float32",
             "num_train_epochs": 2,
@@ -142,7 +144,7 @@ def make_spec(
             "optim": "adamw_torch",
             **(training or {}),
         },
-        "placement": {},
+        "placement": placement or {},
         "queue": {},
         "seed": 11,
     }

@@ -32,6 +32,7 @@ from worker.train.objectives.table import OBJECTIVES
 from worker.train.packing import StepPlan
 from worker.train.reporting import Reporter
 from worker.train.stopping import Stopped, StopRequest
+from worker.train.validation import Evaluator
 
 
 def main(spec_file: Path, out: Path) -> int:
@@ -79,6 +80,7 @@ def run_attempt(spec: AttemptSpec, *, out: Path, reporter: Reporter, stop: StopR
         spec=spec,
         out=out,
         objective=objective,
+        evaluator=Evaluator(objective, reporter, least_rows=2 if spec.job.objective.type == "kto" else 1),
         learner=learner,
         plan=plan,
         progress=progress,

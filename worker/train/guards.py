@@ -20,9 +20,15 @@ class Diverged(Invalid):
     code = "loss_diverged"
 
 
-def check_numbers(loss: float, *, grad_norm: float, step: int) -> None:
-    """Refuse a loss or gradient that is not a number: the weights would be lost with the next update."""
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+def check_numbers(loss: float, grad_norm: float, *, step: int, loss_scale: float | None = None) -> None:
+    """Refuse a loss or gradient that is not a number: the weights would be lost with the next update.
+
+    Args:
+        loss_scale: what float16's loss scaler multiplies with; it skips a step whose gradients overflow and halves
+            itself, so only gradients that overflow without any enlargement are lost. None without a scaler.
+    """
+    overflow_is_skipped = loss_scale is not None and loss_scale >= 1.0
+    if not math.isfinite(loss) or not (math.isfinite(grad_norm) or overflow_is_skipped):
         raise NanLoss(
             f"Step {step}: loss {loss}, gradient norm {grad_norm}. Lower learning_rate, or use bfloat16 or float32.",
             param="training.learning_rate",

@@ -26,7 +26,7 @@ from worker.train.objectives.objective import Objective
 from worker.train.packing import StepPlan
 from worker.train.reporting import Reporter
 from worker.train.stopping import Stopped, StopRequest
-from worker.train.validation import Tally, evaluate
+from worker.train.validation import Evaluator, Tally
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Run:
     spec: AttemptSpec
     out: Path
     objective: Objective
+    evaluator: Evaluator
     learner: Learner
     plan: StepPlan
     progress: Progress
@@ -131,8 +132,8 @@ def _update(run: Run, *, loss: float) -> float:
     parameters = run.learner.model.parameters()
     clipped: Any = run.trainer.accelerator.clip_grad_norm_(parameters, run.spec.job.training.max_grad_norm)
     grad_norm = float(clipped)
-    if run.spec.job.training.dtype != "float16":  # float16's loss scaler skips such a step by itself
-        check_numbers(loss, grad_norm=grad_norm, step=run.progress.step + 1)
+    scaler = run.trainer.accelerator.scaler
+    check_numbers(loss, grad_norm, step=run.progress.step + 1, loss_scale=scaler.get_scale() if scaler else None)
     run.learner.optimizer.step()
     run.learner.scheduler.step()
     run.learner.optimizer.zero_grad()
@@ -199,7 +200,7 @@ def _validate(run: Run, *, full: bool) -> bool:
 
 
 def _evaluate(run: Run, rows: Sequence[Row]) -> Tally | None:
-    return evaluate(run.learner.model, rows, objective=run.objective, should_stop=lambda: bool(run.stop))
+    return run.evaluator.evaluate(run.learner.model, rows, should_stop=lambda: bool(run.stop))
 
 
 def note_validation(progress: Progress, loss: float, *, spec: AttemptSpec) -> bool:

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from worker.train.data import Row
+from worker.train.limits import out_of_memory_code
 from worker.train.objectives.objective import Objective
 from worker.train.packing import group
+from worker.train.reporting import Reporter
 
 ROWS_AT_ONCE = 16  # how many rows are laid out together: bounds the batch kept in memory, not the forward pass
 
@@ -42,19 +44,48 @@ class Tally:
         return both
 
 
-def evaluate(model: Any, rows: Sequence[Row], *, objective: Objective, should_stop: Callable[[], bool]) -> Tally | None:
-    """Loss and accuracy over `rows`; None if a stop was asked for meanwhile. Gradients and random state are kept."""
-    tally = Tally()
-    model.eval()
-    with torch.no_grad(), torch.random.fork_rng():
-        for places in group([row.tokens for row in rows], size=ROWS_AT_ONCE):
-            if should_stop():
-                break
-            for batch in objective.micro_batches([rows[place] for place in places]):
-                loss = objective.loss(model, batch)
-                tally.add(loss.total.item(), weight=batch.weight, correct=loss.correct)
-        else:
-            model.train()
+@dataclass
+class Evaluator:
+    """Looks at validation rows; when memory runs out, with half as many at a time for the rest of the attempt.
+
+    The rows of a forward pass in training stay as they are: a validation file may hold longer rows than the training
+    file, and that must not slow down the training.
+    """
+
+    objective: Objective
+    reporter: Reporter
+    least_rows: int = 1  # rows that a forward pass cannot do without
+    rows_at_once: int = ROWS_AT_ONCE
+
+    def evaluate(self, model: Any, rows: Sequence[Row], *, should_stop: Callable[[], bool]) -> Tally | None:
+        """Loss and accuracy over `rows`; None if a stop was asked for meanwhile. Gradients and random state are kept.
+
+        Raises:
+            torch.OutOfMemoryError, MemoryError, RuntimeError: memory runs out even with `least_rows` at a time.
+        """
+        while True:
+            try:
+                return self._evaluate(model, rows, should_stop=should_stop)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if out_of_memory_code(error) is None or self.rows_at_once <= self.least_rows:
+                    raise
+            # Outside the handler: only now are the tensors of the failed pass let go.
+            self.rows_at_once = max(self.least_rows, self.rows_at_once // 2)
+            self.reporter.say(
+                f"Validation ran out of memory; it goes on with {self.rows_at_once} rows at a time.", level="warn"
+            )
+
+    def _evaluate(self, model: Any, rows: Sequence[Row], *, should_stop: Callable[[], bool]) -> Tally | None:
+        tally = Tally()
+        model.eval()
+        try:
+            with torch.no_grad(), torch.random.fork_rng():
+                for places in group([row.tokens for row in rows], size=self.rows_at_once):
+                    if should_stop():
+                        return None
+                    for batch in self.objective.micro_batches([rows[place] for place in places]):
+                        loss = self.objective.loss(model, batch)
+                        tally.add(loss.total.item(), weight=batch.weight, correct=loss.correct)
             return tally
-    model.train()
-    return None
+        finally:
+            model.train()
