@@ -36,6 +36,7 @@ SCOPE = {
     "POST /v1/fine_tuning/jobs/{job_id}/resume": "jobs:write",
     "GET /v1/fine_tuning/jobs/{job_id}/events": "jobs:read",
     "GET /v1/fine_tuning/jobs/{job_id}/checkpoints": "jobs:read",
+    "GET /v1/tunepool/jobs/{job_id}/events/stream": "jobs:read",
     "GET /v1/models": "models:read",
     "GET /v1/models/{model}": "models:read",
     "DELETE /v1/models/{model}": "models:write",
