@@ -42,7 +42,7 @@ bench: setup ## the measured claims; each prints ratios taken side by side in on
 	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 chaos: setup ## N random fault schedules from SEED against real processes
-	TUNEPOOL_CHAOS_SCHEDULES=$(N) TUNEPOOL_CHAOS_SEED=$(SEED) $(BIN)/python -m pytest tests/faults
+	TUNEPOOL_CHAOS_SCHEDULES=$(N) TUNEPOOL_CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -v tests/faults/test_chaos.py
 
 clean: ## .venv and caches; the state in .tunepool stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -64,6 +64,11 @@ class Settings(BaseSettings):
     cpu_memory_bytes: int | None = Field(
         default=None, ge=1, description="Memory the CPU device offers; empty: 80 % of RAM."
     )
+    failpoint: str = Field(
+        default="",
+        pattern=r"^([a-z_]+:(exit|freeze)(:once)?)?$",
+        description="For fault tests: the edge at which a process dies or freezes (shared/failpoints.py).",
+    )
     log_json: bool = False
 
     @property

@@ -16,7 +16,7 @@ import structlog
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
-from shared import files, garbage, jobs, workers
+from shared import failpoints, files, garbage, jobs, workers
 from shared.db import make_engine, session_scope
 from shared.errors import Unavailable
 from shared.queue import ring
@@ -105,7 +105,10 @@ class Janitor:
     def _reap(self, session: Session) -> list[str]:
         if not self._rounds.may_reap(now=self._clock(), database_age=jobs.database_age_seconds(session)):
             return []
-        return jobs.reap(session, settings=self._settings)
+        taken = jobs.reap(session, settings=self._settings)
+        if taken:
+            failpoints.reach("reap_before_commit", self._settings)
+        return taken
 
     def sweep(self) -> None:
         """Ring for work that waits: the bell that should have brought it may be lost."""

@@ -10,11 +10,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 import structlog
+from sqlalchemy.orm import Session
 
-from shared import jobs
+from shared import failpoints, jobs
+from shared.leases import Claim
 from shared.lifecycle import Lane
 from shared.queue import ring
 from shared.settings import Settings
@@ -31,16 +34,22 @@ def training(host: Host) -> None:
     """Claim and supervise jobs, one after the other, until none is for this worker."""
     while not host.flags.draining:
         host.flags.pulled("training", at=time.monotonic())
-        claim = host.write(
-            lambda s: jobs.claim_training(
-                s, worker_id=host.worker.id, pool_name=host.settings.pool, lease_seconds=host.settings.lease_seconds
-            )
-        )
+        claim = host.write(partial(_claim, host))
         if claim is None:
             return
+        failpoints.reach("after_claim", host.settings)
         if len(host.devices) > 1:
             ring("training", host.settings)  # a sibling may fill the next device
         run_attempt(host, claim)
+
+
+def _claim(host: Host, session: Session) -> Claim | None:
+    claim = jobs.claim_training(
+        session, worker_id=host.worker.id, pool_name=host.settings.pool, lease_seconds=host.settings.lease_seconds
+    )
+    if claim is not None:
+        failpoints.reach("claim_before_commit", host.settings)
+    return claim
 
 
 def cpu(host: Host) -> None:

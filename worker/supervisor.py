@@ -15,16 +15,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import stamina
 import structlog
 from sqlalchemy.orm import Session
 
-from shared import jobs, layout, results, workers
+from shared import failpoints, jobs, layout, results, workers
 from shared.catalogue import load_catalogue
 from shared.errors import TunepoolError, Unavailable
-from shared.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, CheckpointSaved
+from shared.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, CheckpointSaved, Finished
 from shared.ids import new_id
 from shared.journal import NewEvent
 from shared.leases import Claim, NewFile
@@ -127,8 +127,10 @@ class _Attempt:
         self.workdir = workdir.make(self.host.work, self.lease)
         self.say_phase("staging")
         argv = self.stage()
+        self.reach("after_staging")
         self.keeper.check()
         self.trainer = self.launch(argv)
+        self.reach("after_launch")
         try:
             self.say_phase("training")
             ended = self.watch(self.trainer)
@@ -284,6 +286,7 @@ class _Attempt:
         except (Unavailable, FileNotFoundError, Interrupted) as error:
             log.warning("checkpoint.unpublished", job_id=self.lease.job_id, step=event.step, error=str(error)[:200])
             return
+        self.reach("checkpoint_uploaded")
         metrics = event.model_dump(mode="json", exclude={"type", "time", "name"}, exclude_none=True)
         self.insist(
             lambda s: jobs.record_checkpoint(
@@ -320,19 +323,24 @@ class _Attempt:
         )
         result = self.publish_metrics()
         self.unless_over()
-        published = self.insist(
-            lambda s: jobs.succeed(
-                s,
-                self.lease,
-                manifest=manifest,
-                result_file=result,
-                trained_tokens=finished.trained_tokens,
-                peak_bytes=finished.peak_memory_bytes,
-                reason=finished.published_reason,
-            )
-        )
+        self.reach("adapter_uploaded")
+        published = self.insist(partial(self.commit, manifest=manifest, result=result, finished=finished))
+        self.reach("after_publish")
         if not published:  # a cancel came first, or the lease is gone
             self.insist(lambda s: jobs.confirm_cancelled(s, self.lease, exit_code=EXIT_DONE))
+
+    def commit(self, session: Session, *, manifest: dict[str, Any], result: NewFile, finished: Finished) -> bool:
+        published = jobs.succeed(
+            session,
+            self.lease,
+            manifest=manifest,
+            result_file=result,
+            trained_tokens=finished.trained_tokens,
+            peak_bytes=finished.peak_memory_bytes,
+            reason=finished.published_reason,
+        )
+        self.reach("publish_before_commit")
+        return published
 
     def publish_metrics(self) -> NewFile:
         earlier = self.insist(lambda s: results.recorded_metrics(s, self.lease.job_id))
@@ -464,6 +472,9 @@ class _Attempt:
             self.trainer.end(grace_seconds=0)
         self.uploader.shutdown(wait=False, cancel_futures=True)
         shutil.rmtree(self.host.work / self.lease.job_id, ignore_errors=True)
+
+    def reach(self, edge: failpoints.Edge) -> None:
+        failpoints.reach(edge, self.host.settings)
 
     # --- words to the database --------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from api import views
 from api.body import RawBody, parse
 from api.deps import Door, DoorDep, JobsReader, JobsWriter
-from shared import adapters, jobs, pages, refusals, submission
+from shared import adapters, failpoints, jobs, pages, refusals, submission
 from shared.errors import Invalid
 from shared.keys import Caller
 from shared.spec import CreateJob
@@ -64,6 +64,8 @@ def create_job(
             idempotency_key=_checked_key(idempotency_key),
         )
         view = views.job(made.job, caller=caller)
+        failpoints.reach("submit_before_commit", door.settings)
+    failpoints.reach("submit_after_commit", door.settings)
     if made.replayed:
         response.headers["Idempotent-Replayed"] = "true"
     if made.warning is not None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import boto3
 import psycopg
 import pytest
 from alembic import command
+from moto.server import ThreadedMotoServer
 
 from standalone.postgres import EmbeddedPostgres
 from standalone.valkey import EmbeddedValkey
@@ -16,21 +19,55 @@ from tests.lifecycle.stack import Servers, Stack, make_stack
 from tests.servers import TEMPLATE, alembic_config
 
 
-@pytest.fixture
-def own_stack(tmp_path: Path) -> Iterator[Stack]:
-    """A stack whose Postgres and Valkey the test may stop and kill."""
-    postgres, valkey = EmbeddedPostgres(tmp_path / "postgres"), EmbeddedValkey(tmp_path / "valkey")
+@contextmanager
+def own_servers(folder: Path) -> Iterator[Servers]:
+    """A Postgres and a Valkey that a test may stop and kill."""
+    postgres, valkey = EmbeddedPostgres(folder / "postgres"), EmbeddedValkey(folder / "valkey")
     postgres.start()
     valkey.start()
     with postgres_admin(postgres) as admin:
         admin.execute(f"create database {TEMPLATE}")
     command.upgrade(alembic_config(postgres.url(TEMPLATE)), "head")
-    made = make_stack(tmp_path / "stack", Servers(postgres, valkey, TEMPLATE))
-    yield made
-    made.stop()
+    yield Servers(postgres, valkey, TEMPLATE)
     valkey.stop()
     postgres.stop()
+
+
+@pytest.fixture
+def own_stack(tmp_path: Path) -> Iterator[Stack]:
+    """A stack whose Postgres and Valkey the test may stop and kill."""
+    with own_servers(tmp_path) as servers_of_mine:
+        made = make_stack(tmp_path / "stack", servers_of_mine)
+        yield made
+        made.stop()
     assert made.trainers() == [], "a trainer outlived its worker"
+
+
+@contextmanager
+def s3_server() -> Iterator[tuple[str, int]]:
+    """An S3 server with an empty bucket `artifacts`; yields (host, port)."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    boto3.client(
+        "s3",
+        endpoint_url=f"http://{host}:{port}",
+        region_name="us-east-1",
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+    ).create_bucket(Bucket="artifacts")
+    yield host, port
+    server.stop()
+
+
+def s3_environment(host: str, port: int) -> dict[str, str]:
+    """How a process finds that server, or a proxy before it."""
+    return {
+        "STORAGE_URL": "s3://artifacts/tunepool",
+        "TUNEPOOL_STORAGE_ENDPOINT": f"http://{host}:{port}",
+        "TUNEPOOL_STORAGE_ACCESS_KEY": "test",
+        "TUNEPOOL_STORAGE_SECRET_KEY": "test",
+    }
 
 
 def postgres_admin(server: EmbeddedPostgres) -> psycopg.Connection[tuple[object, ...]]:

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import psycopg
 import redis
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from shared import jobs, layout, submission
@@ -34,6 +34,7 @@ from shared.storage import Store, open_store
 from shared.tables import AttemptRow, DeviceRow, EventRow, FileRow, JobRow
 from standalone.postgres import EmbeddedPostgres
 from standalone.valkey import EmbeddedValkey
+from tests import invariants
 from tests.factories import make_caller
 
 ROOT = Path(__file__).parents[2]
@@ -236,9 +237,9 @@ class Stack:
     # --- the oracle -------------------------------------------------------------------------------------------------
 
     def broken_invariants(self) -> list[str]:
-        """Names of the invariants I1-I9 that do not hold now (docs/lifecycle.md). Call it when nothing moves."""
+        """What does not hold now of I1-I9 (tests/invariants.py). Call it when nothing moves."""
         with Session(self.engine) as session:
-            broken = [name for name, query in INVARIANTS.items() if session.execute(text(query)).first() is not None]
+            broken = invariants.broken(session)
             for job in session.scalars(select(JobRow).where(JobRow.status == "succeeded")):
                 broken += [
                     f"I5 {job.id} {file['name']}"
@@ -250,37 +251,6 @@ class Stack:
     def _intact(self, manifest: dict[str, Any], file: dict[str, Any]) -> bool:
         content = self.read(f"{manifest['prefix']}/{file['name']}")
         return hashlib.sha256(content).hexdigest() == file["sha256"] and len(content) == file["bytes"]
-
-
-INVARIANTS = {
-    "I1 a finished job has finished, and no other": (
-        "select 1 from jobs where (status in ('succeeded','failed','cancelled')) <> (finished_at is not null)"
-    ),
-    "I2 a running job holds the devices of its open attempt, with its fence": """
-        select 1 from jobs j join attempts a on a.job_id = j.id and a.ended_at is null
-        where j.status = 'running' and (
-            a.fence <> j.fence or jsonb_array_length(a.device_ids) <>
-            (select count(*) from devices d where d.leased_by = j.id and d.fence = j.fence))""",
-    "I3 no device is leased by a job that does not run": (
-        "select 1 from devices d join jobs j on j.id = d.leased_by where j.status <> 'running'"
-    ),
-    "I4 events are numbered without gaps": (
-        "select 1 from events group by job_id having max(seq) <> count(*) or min(seq) <> 1"
-    ),
-    "I5 success has a manifest, an adapter and a result file": """
-        select 1 from jobs j left join adapters a on a.job_id = j.id
-        where j.status = 'succeeded' and (j.manifest is null or a.id is null or j.result_file is null)""",
-    "I5 only success has an adapter": (
-        "select 1 from adapters a join jobs j on j.id = a.job_id where j.status <> 'succeeded'"
-    ),
-    "I6 fences grow with attempts": """
-        select 1 from attempts a join attempts b on b.job_id = a.job_id and b.number > a.number
-        where b.fence <= a.fence""",
-    "I7 at most one open attempt, and only of a running job": """
-        select 1 from attempts a join jobs j on j.id = a.job_id
-        where a.ended_at is null group by a.job_id, j.status having count(*) > 1 or j.status <> 'running'""",
-    "I9 a running job has a lease": "select 1 from jobs where status = 'running' and lease_until is null",
-}
 
 
 def make_stack(home: Path, servers: Servers, **environment: str) -> Stack:
