@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final, TypeVar
 
+import psycopg
+from psycopg.abc import PQGen
 from sqlalchemy import Engine, MetaData, create_engine, event
 from sqlalchemy.orm import DeclarativeBase, Session
+
+T = TypeVar("T")
 
 # Every constraint is named by rule, so that migrations can name it too.
 NAMING = {
@@ -23,12 +27,28 @@ class Base(DeclarativeBase):
     metadata = MetaData(naming_convention=NAMING)
 
 
+# A statement is given up after 10 s by the server, after this by us: a hung server or a half-open line says nothing.
+SILENCE_SECONDS: Final = 15.0
+
+
+class _ImpatientConnection(psycopg.Connection[Any]):
+    """Gives up a server that has gone silent; without this a thread would wait for it for ever."""
+
+    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+        try:
+            return super().wait(gen, interval, SILENCE_SECONDS if timeout is None else timeout)
+        except psycopg.OperationalError:
+            if timeout is None:
+                self.pgconn.finish()  # its state is unknown, so nobody may use it again
+            raise
+
+
 def make_engine(url: str, *, pool_size: int = 10, max_overflow: int = 20) -> Engine:
     """An engine that finds dead connections before it lends them and gives up on a silent server.
 
     A statement runs 10 s at the most and waits 5 s for a lock, so that no request hangs on another's transaction.
     """
-    return create_engine(
+    engine = create_engine(
         url,
         pool_size=pool_size,
         max_overflow=max_overflow,
@@ -37,6 +57,7 @@ def make_engine(url: str, *, pool_size: int = 10, max_overflow: int = 20) -> Eng
         pool_recycle=1800,
         connect_args={
             "connect_timeout": 3,
+            "tcp_user_timeout": 10_000,  # milliseconds, for what was sent and never acknowledged
             "keepalives_idle": 10,
             "keepalives_interval": 5,
             "keepalives_count": 3,
@@ -44,6 +65,14 @@ def make_engine(url: str, *, pool_size: int = 10, max_overflow: int = 20) -> Eng
             " -c idle_in_transaction_session_timeout=30s",
         },
     )
+    event.listen(engine, "do_connect", _connect)
+    return engine
+
+
+def _connect(
+    _dialect: object, _record: object, words: Sequence[Any], options: dict[str, Any]
+) -> psycopg.Connection[Any]:
+    return _ImpatientConnection.connect(*words, **options)
 
 
 @contextmanager

@@ -55,6 +55,11 @@ class Settings(BaseSettings):
     max_attempts: int = Field(default=3, ge=1)
     backoff_base_seconds: float = Field(default=30.0, ge=0)
     backoff_cap_seconds: float = Field(default=900.0, ge=0)
+    deaf_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        description="Work waits, no bell comes, Redis answers: a worker starts afresh after this and two sweeps.",
+    )
     ring_seconds: float = Field(default=0.2, gt=0, description="Budget for waking a worker.")
 
     trainer: str = Field(default="worker.train", description="Module run as the trainer; tests name the fake one.")

@@ -54,6 +54,7 @@ class _Main:
 
     lock: IO[str] | None = None
     presence: Presence | None = None
+    deaf: int = 0  # how to end when we went deaf; 0 otherwise
 
 
 @signals.worker_init.connect
@@ -73,6 +74,7 @@ def _ready(**_: Any) -> None:
 
 def _exit_deaf(code: int) -> None:
     # Attempts drain first. A consumer that has gone deaf may not hear its own shutdown either, hence the end by force.
+    _Main.deaf = code
     flags.drain()
     last = threading.Timer(2 * settings.stop_seconds + 60, os._exit, [code])
     last.daemon = True
@@ -89,6 +91,8 @@ def _drain(**_: Any) -> None:
 def _leave(**_: Any) -> None:
     if _Main.presence is not None:
         _Main.presence.stop()
+    if _Main.deaf:
+        os._exit(_Main.deaf)  # Celery would end in 0, and who starts us again only after failures would not
 
 
 @signals.worker_process_init.connect

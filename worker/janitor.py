@@ -38,18 +38,21 @@ class Rounds:
 
     settings: Settings
     began: float
-    reaped_at: float = field(init=False)
+    looked_at: float = field(init=False)
     quiet_until: float = 0.0
 
     def __post_init__(self) -> None:
-        self.reaped_at = self.began
+        self.looked_at = self.began
 
     def may_reap(self, *, now: float, database_age: float) -> bool:
         """False while live workers may have had no time to beat: after a restart of Postgres, after our own pause."""
-        pause, self.reaped_at = now - self.reaped_at, now
-        if pause > self.settings.lease_seconds:
+        if now - self.looked_at > self.settings.lease_seconds:
             self.quiet_until = now + self.settings.lease_seconds
         return now >= self.quiet_until and database_age >= self.settings.lease_seconds
+
+    def looked(self, *, now: float) -> None:
+        """A pass over the leases went through, ours or another janitor's; only that ends a pause."""
+        self.looked_at = now
 
 
 class Janitor:
@@ -97,6 +100,7 @@ class Janitor:
     def reap(self) -> None:
         """Take back the jobs of dead leases, and have somebody start them again."""
         taken = self._alone("reap", self._reap)
+        self._rounds.looked(now=self._clock())
         if taken:
             log.warning("leases.reaped", job_ids=taken)
             for lane in LANES:

@@ -35,7 +35,6 @@ from worker.host import AWAY, identify
 log = structlog.get_logger()
 T = TypeVar("T")
 
-DEAF_SECONDS: Final = 30.0
 WATCH_SECONDS: Final = 15.0
 EXIT_DEAF: Final = 75  # sysexits.h EX_TEMPFAIL: whoever started us starts us again
 
@@ -171,7 +170,7 @@ class Presence(threading.Thread):
             silence = now - max(self._flags.last_pull(lane), self._heard)
             if silence > self._settings.sweep_seconds:
                 self._send_deputy(lane)
-            if silence > DEAF_SECONDS + 2 * self._settings.sweep_seconds and self._broker_answers():
+            if silence > self._settings.deaf_seconds + 2 * self._settings.sweep_seconds and self._broker_answers():
                 log.error("worker.deaf", lane=lane, silent_seconds=round(silence))
                 self._on_deaf(EXIT_DEAF)
         if not waiting:

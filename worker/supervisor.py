@@ -6,6 +6,7 @@ commit that carries the manifest publishes anything.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -46,6 +47,10 @@ CANCEL_GRACE_SECONDS: Final = 1.0
 # A trainer that has a checkpoint to write gets `stop_seconds`; then TERM, and this much later KILL.
 TERM_GRACE_SECONDS: Final = 5.0
 
+# Less than this is left after a crash: the disk was full.
+ROOM_BYTES: Final = 1024 * 1024
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
 # Why a trainer did not end by itself.
 Ending = Wish | Literal["timeout", "stalled"]
 
@@ -79,6 +84,9 @@ def run_attempt(host: Host, claim: Claim) -> None:
             attempt.quarantine(str(error))
         except AWAY as error:
             bound.error("attempt.unsaid", error=str(error)[:200])  # the reaper will say it
+        except OSError as error:
+            bound.exception("attempt.broke")
+            attempt.give_back("crashed", code=_host_code(error), message=_host_sentence(error, host))
         except Exception as error:  # noqa: BLE001  # the one place that stands around an attempt
             bound.exception("attempt.broke")
             attempt.give_back(
@@ -381,8 +389,14 @@ class _Attempt:
         elif why is not None:
             self.wait_for_uploads()
             self.obey(why, exit_code=code)
+        elif self.disk_is_full():
+            self.give_back("crashed", code="disk_full", message=_full_sentence(self.host), ended=ended)
         else:
             self.give_back("crashed", code=_crash_code(code), message=_crash_sentence(code), ended=ended)
+
+    def disk_is_full(self) -> bool:
+        """Whether the trainer had no room to write: it cannot say so itself, for that would take room."""
+        return shutil.disk_usage(self.workdir.root).free < ROOM_BYTES
 
     def obey(self, why: Ending, *, exit_code: int | None = None) -> None:
         """End the attempt as ordered; the trainer is dead by now."""
@@ -495,6 +509,20 @@ _GIVEN_BACK: Final[dict[str, tuple[AttemptOutcome, str]]] = {
     "drain": ("drained", "The worker is shutting down; the job waits to go on from its last checkpoint."),
     "blind": ("drained", "The worker lost the database for too long; the job waits to go on from its last checkpoint."),
 }
+
+
+def _host_code(error: OSError) -> str:
+    return "disk_full" if error.errno in _NO_ROOM else "internal_error"
+
+
+def _host_sentence(error: OSError, host: Host) -> str:
+    if error.errno in _NO_ROOM:
+        return _full_sentence(host)
+    return f"The worker hit an unexpected error ({type(error).__name__})."
+
+
+def _full_sentence(host: Host) -> str:
+    return f"Host {host.worker.host} has no room left for the job's files; free some space below TUNEPOOL_HOME there."
 
 
 def _crash_code(code: int) -> str:

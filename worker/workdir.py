@@ -18,7 +18,7 @@ import stamina
 
 from shared import layout
 from shared.dataset_convert import canonical_lines
-from shared.errors import TunepoolError, Unavailable
+from shared.errors import NotFound, TunepoolError, Unavailable
 from shared.leases import Claim, FileRef, Lease
 from shared.storage import Store
 
@@ -157,8 +157,15 @@ def _upload(store: Store, folder: Path, prefix: str, interrupt: Interrupt) -> li
 
 
 def _put(store: Store, key: str, file: Path, interrupt: Interrupt) -> None:
+    """Upload and look: nothing may be published that the store took and does not have."""
     interrupt()
-    store.put_file(key, file)
+    stored = store.put_file(key, file)
+    try:
+        found = store.size(key)
+    except NotFound as error:
+        raise Unavailable(f"The object store took '{key}' and does not have it.", code="object_store") from error
+    if found != stored.bytes:
+        raise Unavailable(f"The object store has {found} of {stored.bytes} bytes of '{key}'.", code="object_store")
 
 
 def _patiently(act: Callable[[], None]) -> None:

@@ -36,6 +36,7 @@ class Proxy:
     def __init__(self, upstream: Path | tuple[str, int]) -> None:
         self._upstream = upstream
         self._weather = FAIR
+        self._serial = self._deaf_below = 0
         self._open: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.new_event_loop()
@@ -47,6 +48,10 @@ class Proxy:
     def set(self, weather: Weather) -> None:
         """From now on, for open connections too. What was held back by silence comes through when it ends."""
         self._weather = weather
+
+    def forget(self) -> None:
+        """Let nothing more through the connections that are open now; later ones are well. For good."""
+        self._deaf_below = self._serial
 
     def cut(self) -> None:
         """Reset every open connection."""
@@ -94,8 +99,10 @@ class Proxy:
         else:
             far_reader, far_writer = await asyncio.open_connection(*self._upstream)
         self._open.add(far_writer)
+        self._serial += 1
         pumps = [
-            asyncio.ensure_future(pump) for pump in (self._pump(reader, far_writer), self._pump(far_reader, writer))
+            asyncio.ensure_future(pump)
+            for pump in (self._pump(reader, far_writer, self._serial), self._pump(far_reader, writer, self._serial))
         ]
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -106,10 +113,10 @@ class Proxy:
             far_writer.close()
             self._open.discard(far_writer)
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, serial: int) -> None:
         passed = 0
         while chunk := await source.read(16 * 1024):
-            while self._weather.silent:
+            while self._weather.silent or serial <= self._deaf_below:
                 await asyncio.sleep(0.02)
             passed += len(chunk)
             if self._weather.refuse or passed > self._weather.reset_after_bytes:

@@ -84,7 +84,7 @@ class World:
         return self.stack.start_worker(**self._environment, TUNEPOOL_FAILPOINT=self._failpoint)
 
     def _start_janitor(self) -> subprocess.Popen[bytes]:
-        return self.stack.start(["-m", "worker.janitor"], name="janitor", **self._environment)
+        return self.stack.start_janitor(**self._environment)
 
     def _mind(self) -> None:
         while not self._over.wait(0.1):

@@ -109,8 +109,8 @@ class Stack:
         argv = ["-m", "celery", "-A", "worker.app", "worker", "--loglevel=INFO", "--without-gossip", "--without-mingle"]
         return self.start(argv, name=f"worker-{home}", **(place | environment))
 
-    def start_janitor(self) -> subprocess.Popen[bytes]:
-        return self.start(["-m", "worker.janitor"], name="janitor")
+    def start_janitor(self, **environment: str) -> subprocess.Popen[bytes]:
+        return self.start(["-m", "worker.janitor"], name="janitor", **environment)
 
     def start(self, arguments: list[str], *, name: str, **environment: str) -> subprocess.Popen[bytes]:
         with (self.home / f"{name}.log").open("ab") as log:

@@ -1,0 +1,148 @@
+"""A process dies or freezes exactly at an edge, by failpoint (faults 2, 3, 5-8, 11, 25, 26, 49)."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import get_args
+
+import httpx2
+import psutil
+import pytest
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from shared.db import session_scope
+from shared.failpoints import Edge
+from shared.keys import create
+from shared.tables import AdapterRow, CheckpointRow, FileRow, JobRow
+from tests.lifecycle.stack import Stack, chain_of, until
+
+SHORT = "steps=9 step_seconds=0.02 save=3"
+# The edges of an attempt, and how the attempt that died there is remembered.
+SUPERVISED: dict[Edge, list[str]] = {
+    "claim_before_commit": ["succeeded"],  # nothing was leased, so nothing was lost
+    "after_claim": ["lost", "succeeded"],
+    "after_staging": ["lost", "succeeded"],
+    "after_launch": ["lost", "succeeded"],
+    "checkpoint_uploaded": ["lost", "succeeded"],
+    "adapter_uploaded": ["lost", "succeeded"],
+    "publish_before_commit": ["lost", "succeeded"],
+    "after_publish": ["succeeded"],  # it was known by then, and nobody need say more
+}
+HASTY = {"TUNEPOOL_HEARTBEAT_SECONDS": "0.3", "TUNEPOOL_LEASE_SECONDS": "1.5", "TUNEPOOL_GRACE_SECONDS": "0.3"}
+API: set[Edge] = {"submit_before_commit", "submit_after_commit"}
+JANITOR: set[Edge] = {"reap_before_commit"}
+
+
+def test_every_edge_has_its_fault() -> None:
+    assert {*SUPERVISED, *API, *JANITOR} == set(get_args(Edge))
+
+
+@pytest.mark.parametrize("edge", SUPERVISED)
+def test_a_supervisor_that_dies_at_an_edge_costs_an_attempt_at_most_and_nothing_is_published_twice(
+    stack: Stack, edge: Edge
+) -> None:
+    stack.start_worker(TUNEPOOL_FAILPOINT=f"{edge}:exit:once", **HASTY)
+    stack.start_janitor(**HASTY)
+
+    job = stack.wait(stack.submit(SHORT), seconds=60)
+
+    until((stack.settings.home / "failpoint").exists, seconds=5, what="the death at the edge")
+    assert job.status == "succeeded", job.error
+    assert [row.outcome for row in stack.attempts(job.id)] == SUPERVISED[edge]
+    assert stack.chain(job.manifest) == chain_of(9)
+    with Session(stack.engine) as session:
+        assert session.scalars(select(func.count()).select_from(AdapterRow)).one() == 1
+        assert sorted(session.scalars(select(CheckpointRow.step))) == [3, 6, 9]
+    assert stack.broken_invariants() == []
+
+
+def test_a_supervisor_frozen_before_its_commit_publishes_nothing_when_it_wakes(stack: Stack) -> None:
+    stack.start_worker(TUNEPOOL_FAILPOINT="adapter_uploaded:freeze:once")
+    stack.start_janitor()
+    job_id = stack.submit(SHORT)
+    until((stack.settings.home / "failpoint").exists, what="the freeze")
+    main = psutil.Process(stack.processes[0].pid)
+    frozen = until(
+        lambda: [one for one in main.children(recursive=True) if one.status() == psutil.STATUS_STOPPED],
+        what="the frozen supervisor",
+    )
+
+    job = stack.wait(job_id, "succeeded", seconds=30)
+    for process in frozen:
+        process.resume()
+    time.sleep(1)
+
+    assert [row.outcome for row in stack.attempts(job_id)] == ["lost", "succeeded"]
+    assert stack.job(job_id).manifest == job.manifest
+    assert job.manifest["prefix"].endswith(f"a{job.fence:06d}/adapter")
+    assert stack.broken_invariants() == []
+
+
+def test_a_janitor_that_dies_in_its_pass_leaves_the_whole_pass_to_the_next(stack: Stack) -> None:
+    worker = stack.start_worker()
+    job_id = stack.submit("steps=400 step_seconds=0.05 save=10")
+    stack.wait_for_step(job_id, 12)
+    worker.kill()
+    deadly = stack.start(["-m", "worker.janitor"], name="deadly", TUNEPOOL_FAILPOINT="reap_before_commit:exit:once")
+    assert deadly.wait(30) != 0
+    assert stack.job(job_id).status == "running"
+
+    stack.start_janitor()
+
+    stack.wait(job_id, "queued", seconds=15)
+    assert [row.outcome for row in stack.attempts(job_id)] == ["lost"]
+    assert stack.broken_invariants() == []
+
+
+# --- the API ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def api(stack: Stack, **environment: str) -> Iterator[str]:
+    """An API process of its own; yields its base URL."""
+    words = ["-m", "uvicorn", "--factory", "api.app:app_from_settings", "--host", "127.0.0.1"]
+    with httpx2.Client() as probe:
+        port = _free_port()
+        process = stack.start([*words, "--port", str(port)], name="api", **environment)
+        url = f"http://127.0.0.1:{port}"
+
+        def answers() -> bool:
+            try:
+                return probe.get(f"{url}/livez").status_code == 200
+            except httpx2.TransportError:
+                return False
+
+        until(answers, what="an API that answers")
+        yield url
+        process.kill()
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.mark.parametrize("edge", sorted(API))
+def test_a_client_whose_answer_was_lost_repeats_itself_and_has_one_job(stack: Stack, edge: Edge) -> None:
+    with session_scope(stack.engine) as session:
+        _, key = create(session, project_id=stack.caller.project_id, name="client", scopes=("*",))
+    file_id = stack.upload(b'{"text": "fake: steps=2"}\n' * 12)
+    body = {"model": "tiny", "training_file": file_id}
+    headers = {"Authorization": f"Bearer {key}", "Idempotency-Key": "once-only"}
+
+    with api(stack, TUNEPOOL_FAILPOINT=f"{edge}:exit:once") as url, pytest.raises(httpx2.TransportError):
+        httpx2.post(f"{url}/v1/fine_tuning/jobs", json=body, headers=headers)
+    with api(stack) as url:
+        answer = httpx2.post(f"{url}/v1/fine_tuning/jobs", json=body, headers=headers)
+
+    assert answer.status_code == 200, answer.text
+    assert ("Idempotent-Replayed" in answer.headers) == (edge == "submit_after_commit")
+    with Session(stack.engine) as session:
+        assert session.scalars(select(JobRow.id)).all() == [answer.json()["id"]]
+        assert session.get_one(FileRow, file_id).status == "uploaded"
