@@ -10,14 +10,17 @@ from typing import Any
 from fastapi import FastAPI
 
 from api import errors, orders, views
+from api.bell import Bell
 from api.deps import Door
 from api.links import make_links
+from api.outlook import Outlook
 from api.request_id import RequestId
 from api.request_url import RequestUrl
 from api.routes import adapters, files, health, job_operations, jobs, models, pool, projects, streams, usage
 from api.streams import Streams
 from shared import log
 from shared.db import make_engine, session_scope
+from shared.queue import ring
 from shared.settings import Settings
 from shared.spec import CreateJob
 from shared.storage import open_store
@@ -50,11 +53,15 @@ def create_app(settings: Settings) -> FastAPI:
         store=open_store(settings),
         links=make_links(settings),
         streams=Streams(partial(session_scope, engine), limit=settings.max_streams, seconds=settings.stream_seconds),
+        outlook=Outlook(partial(session_scope, engine), pool_name=settings.pool),
+        bell=Bell(partial(ring, settings=settings)),
     )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        door.outlook.close()
+        door.bell.close()
         door.engine.dispose()
 
     app = FastAPI(

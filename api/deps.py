@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Annotated, Final
+from dataclasses import dataclass
+from typing import Annotated
 
 from fastapi import Depends, Request
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from api.bell import Bell
 from api.links import Links
+from api.outlook import Outlook
 from api.streams import Streams
-from shared import keys, pool
+from shared import keys
 from shared.catalogue import Catalogue, load_catalogue
-from shared.db import session_scope
+from shared.db import reading_scope, session_scope
 from shared.errors import Unauthenticated
 from shared.keys import Caller
 from shared.lifecycle import Lane
-from shared.queue import ring
 from shared.settings import Settings
 from shared.storage import Store
-from shared.verdicts import Verdict
-
-PLAN_SECONDS: Final = 1.0
 
 
 @dataclass
@@ -38,29 +33,23 @@ class Door:
     store: Store
     links: Links
     streams: Streams
-    _verdicts: Mapping[str, Verdict] = field(default_factory=dict)
-    _planned_at: float = float("-inf")
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    bell: Bell
+    outlook: Outlook
 
     def session(self) -> AbstractContextManager[Session]:
         """Commits when the block ends, so before the answer goes out."""
         return session_scope(self.engine)
+
+    def reading(self) -> AbstractContextManager[Session]:
+        """For single looks: each statement stands for itself, which saves two round trips."""
+        return reading_scope(self.engine)
 
     @property
     def catalogue(self) -> Catalogue:
         return load_catalogue(self.settings)
 
     def ring(self, lane: Lane) -> None:
-        ring(lane, self.settings)
-
-    def verdict(self, session: Session, job_id: str) -> Verdict | None:
-        """Why a queued job waits. One plan a second serves every poll of this process."""
-        with self._lock:
-            if time.monotonic() - self._planned_at > PLAN_SECONDS or job_id not in self._verdicts:
-                view = pool.snapshot(session, pool_name=self.settings.pool)
-                self._verdicts = pool.make_plan(view).verdicts
-                self._planned_at = time.monotonic()
-            return self._verdicts.get(job_id)
+        self.bell.ring(lane)
 
 
 def get_door(request: Request) -> Door:
@@ -82,7 +71,7 @@ def get_caller(request: Request, door: DoorDep) -> Caller:
     scheme, _, bearer = headers[0].partition(" ")
     if len(headers) > 1 or scheme.lower() != "bearer":
         raise Unauthenticated("Send exactly one Authorization header, of the form 'Bearer YOUR_KEY'.")
-    with door.session() as session:
+    with door.reading() as session:
         return keys.authenticate(session, bearer.strip())
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.outlook import Look
 from shared.adapters import PublishedAdapter
 from shared.keys import Caller
+from shared.pages import Poll
 from shared.spec import JobSpec
 from shared.tables import AdapterRow, AttemptRow, CheckpointRow, EventRow, FileRow, JobRow
 from shared.verdicts import Verdict
@@ -91,7 +94,7 @@ class QueueState(View):
     """Why a queued job waits, and what would unblock it."""
 
     position: int | None = Field(description="1-based place in the effective order of the pool.")
-    jobs_ahead: int
+    jobs_ahead: int | None
     blocked_by: str | None = Field(examples=["NO_FREE_DEVICE"])
     detail: str
     eta_low: int | None = Field(default=None, description="Start at best; jobs still to come may delay it.")
@@ -101,6 +104,7 @@ class QueueState(View):
     drift_seconds: int | None = Field(
         default=None, description="How much later than first forecast it starts by now (earlier: negative)."
     )
+    as_of: int = Field(description="When the plan was made that says so; a plan serves all for about a second.")
 
 
 class Attempt(View):
@@ -373,17 +377,18 @@ def _asked_hyperparameters(request: dict[str, Any]) -> dict[str, Any]:
     return {**(request.get("hyperparameters") or {}), **part.get("hyperparameters", {})}
 
 
-def queue_state(verdict: Verdict | None, row: JobRow) -> QueueState:
-    """A queued job without a verdict is next: the plan has devices for it."""
-    first = {"first_eta_low": maybe_seconds(row.first_eta_low), "first_eta_high": maybe_seconds(row.first_eta_high)}
+def queue_state(look: Look, poll: Poll) -> QueueState:
+    """What the latest plan says of a queued job."""
+    verdict, as_of = look.verdict, seconds(look.as_of)
+    first = {"first_eta_low": maybe_seconds(poll.first_eta_low), "first_eta_high": maybe_seconds(poll.first_eta_high)}
     if verdict is None:
-        return QueueState(
-            position=1,
-            jobs_ahead=0,
-            blocked_by=None,
-            detail="A device is free; a worker is about to start this job.",
-            **first,
+        detail = (
+            "A device is free; a worker is about to start this job."
+            if look.starting
+            else "Queued a moment ago; its place in the queue is known with the next plan."
         )
+        position, ahead = (1, 0) if look.starting else (None, None)
+        return QueueState(position=position, jobs_ahead=ahead, blocked_by=None, detail=detail, as_of=as_of, **first)
     return QueueState(
         position=verdict.position,
         jobs_ahead=verdict.jobs_ahead,
@@ -391,17 +396,27 @@ def queue_state(verdict: Verdict | None, row: JobRow) -> QueueState:
         detail=verdict.detail,
         eta_low=maybe_seconds(verdict.eta_low),
         eta_high=maybe_seconds(verdict.eta_high),
-        drift_seconds=_drift(verdict, row),
+        drift_seconds=_drift(verdict, poll),
+        as_of=as_of,
         **first,
     )
 
 
-def _drift(verdict: Verdict, row: JobRow) -> int | None:
+def _drift(verdict: Verdict, poll: Poll) -> int | None:
     """Of the worst case where both forecasts have one, else of the best case."""
-    for now, first in ((verdict.eta_high, row.first_eta_high), (verdict.eta_low, row.first_eta_low)):
+    for now, first in ((verdict.eta_high, poll.first_eta_high), (verdict.eta_low, poll.first_eta_low)):
         if now is not None and first is not None:
             return round((now - first).total_seconds())
     return None
+
+
+def etag(version: int, queue: QueueState | None) -> str:
+    """Of a job: its row's version, and its place. A forecast slides with the clock; only whole minutes of it count."""
+    if queue is None:
+        return f'"{version}"'
+    minutes = [moment and moment // 60 for moment in (queue.eta_low, queue.eta_high)]
+    place = repr((queue.position, queue.jobs_ahead, queue.blocked_by, queue.detail, minutes))
+    return f'"{version}-{hashlib.sha256(place.encode()).hexdigest()[:16]}"'
 
 
 def attempt(row: AttemptRow) -> Attempt:

@@ -82,6 +82,13 @@ def session_scope(engine: Engine) -> Iterator[Session]:
         yield session
 
 
+@contextmanager
+def reading_scope(engine: Engine) -> Iterator[Session]:
+    """A session without a transaction: each statement is one round trip and sees what is committed then."""
+    with Session(engine.execution_options(isolation_level="AUTOCOMMIT"), expire_on_commit=False) as session:
+        yield session
+
+
 def after_commit(session: Session, follow_up: Callable[[], Any]) -> None:
     """Run `follow_up` once this session's transaction has committed; never when it rolls back."""
 

@@ -6,12 +6,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import bindparam, text
 from sqlalchemy.orm import Session
 
 from shared.events import Level
 from shared.ids import new_id
-from shared.tables import EventRow
+from shared.tables import Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,34 +24,28 @@ class NewEvent:
     data: dict[str, Any] | None = None
 
 
+# The number is found by the statement that uses it: however many events, one round trip.
+_APPEND = text("""
+    insert into events (job_id, seq, id, level, type, message, data)
+    select :job_id, coalesce(max(seq), 0) + 1, :id, :level, :type, :message, :data from events where job_id = :job_id
+""").bindparams(bindparam("data", type_=Json))
+
+
 def append(session: Session, job_id: str, events: Sequence[NewEvent]) -> None:
     """Number and store `events` behind those the job has."""
-    if not events:
-        return
-    last: int = session.scalar(select(func.coalesce(func.max(EventRow.seq), 0)).where(EventRow.job_id == job_id)) or 0
-    session.execute(
-        insert(EventRow), [_row(job_id, last + offset, event) for offset, event in enumerate(events, start=1)]
-    )
+    if events:
+        session.execute(_APPEND, [_row(job_id, event) for event in events])
 
 
 def append_to_each(session: Session, job_ids: Collection[str], event: NewEvent) -> None:
-    """Store one event behind those of every job, in two statements however many they are."""
-    if not job_ids:
-        return
-    last = dict(
-        session.execute(
-            select(EventRow.job_id, func.max(EventRow.seq))
-            .where(EventRow.job_id.in_(job_ids))
-            .group_by(EventRow.job_id)
-        ).all()
-    )
-    session.execute(insert(EventRow), [_row(job_id, last.get(job_id, 0) + 1, event) for job_id in job_ids])
+    """Store one event behind those of every job, in one round trip however many they are."""
+    if job_ids:
+        session.execute(_APPEND, [_row(job_id, event) for job_id in job_ids])
 
 
-def _row(job_id: str, seq: int, event: NewEvent) -> dict[str, Any]:
+def _row(job_id: str, event: NewEvent) -> dict[str, Any]:
     return {
         "job_id": job_id,
-        "seq": seq,
         "id": new_id("ftevent-"),
         "level": event.level,
         "type": event.type,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 from sqlalchemy import BigInteger, Text, cast, func, select, true
@@ -18,8 +19,33 @@ def job(session: Session, job_id: str, *, project_id: str) -> JobRow:
     """A job of this project. Raises NotFound: another project's job does not exist for the caller."""
     row = session.get(JobRow, job_id)
     if row is None or row.project_id != project_id:
-        raise NotFound(f"Could not find fine tune: {job_id[:100]}", param="fine_tuning_job_id")
+        raise _not_found(job_id)
     return row
+
+
+class Poll(NamedTuple):
+    """What has to be known of a job to say that nothing has changed."""
+
+    version: int
+    status: str
+    first_eta_low: datetime | None
+    first_eta_high: datetime | None
+
+
+def poll(session: Session, job_id: str, *, project_id: str) -> Poll:
+    """The job, as far as a poll has to know it. Raises NotFound like `job`."""
+    known = session.execute(
+        select(JobRow.version, JobRow.status, JobRow.first_eta_low, JobRow.first_eta_high).where(
+            JobRow.id == job_id, JobRow.project_id == project_id
+        )
+    ).one_or_none()
+    if known is None:
+        raise _not_found(job_id)
+    return Poll(*known)
+
+
+def _not_found(job_id: str) -> NotFound:
+    return NotFound(f"Could not find fine tune: {job_id[:100]}", param="fine_tuning_job_id")
 
 
 def jobs(

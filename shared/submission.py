@@ -56,7 +56,7 @@ def submit(
     _refuse_when_full(session, project, session.get_one(ApiKeyRow, caller.key_id))
     job = _new_job(request, caller=caller, base=base, request_sha256=request_sha256)
     session.add(job)
-    session.flush()
+    session.flush()  # fills in what the database sets
     if idempotency_key is not None:
         session.add(
             IdempotencyRow(
@@ -68,7 +68,6 @@ def submit(
     said = [NewEvent(f"Created fine-tuning job: {job.id}"), NewEvent(f"Validating training file: {names}")]
     journal.append(session, job.id, said if warning is None else [*said, NewEvent(warning, level="warn")])
     _supersede(session, job)
-    session.refresh(job)
     return Submission(job, replayed=False, warning=warning)
 
 

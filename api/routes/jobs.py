@@ -14,6 +14,7 @@ from api.deps import Door, DoorDep, JobsReader, JobsWriter
 from shared import adapters, failpoints, jobs, pages, refusals, submission
 from shared.errors import Invalid
 from shared.keys import Caller
+from shared.pages import Poll
 from shared.spec import CreateJob
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
@@ -127,15 +128,22 @@ def retrieve_job(
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Any:
     """A job with its place in the queue, progress, attempts and adapter. Send the ETag back to poll cheaply."""
+    with door.reading() as session:
+        poll = pages.poll(session, job_id, project_id=caller.project_id)
+    queue = _place(door, job_id, poll) if poll.status == "queued" else None
+    etag = views.etag(poll.version, queue)
+    if _is_known(etag, if_none_match):
+        return Response(status_code=304, headers={"ETag": etag})
     with door.session() as session:
         row = pages.job(session, job_id, project_id=caller.project_id)
-        queue = views.queue_state(door.verdict(session, job_id), row) if row.status == "queued" else None
-        etag = f'"{row.version}-{hashlib.sha256(repr(queue).encode()).hexdigest()[:16]}"'
-        if _is_known(etag, if_none_match):
-            return Response(status_code=304, headers={"ETag": etag})
         attempts, adapter = pages.attempts(session, job_id), adapters.of_job(session, job_id)
-        response.headers["ETag"] = etag
-        return views.job(row, caller=caller, attempts=attempts, adapter=adapter, queue=queue)
+    queue = (queue or _place(door, job_id, poll)) if row.status == "queued" else None  # it may have moved since
+    response.headers["ETag"] = views.etag(row.version, queue)
+    return views.job(row, caller=caller, attempts=attempts, adapter=adapter, queue=queue)
+
+
+def _place(door: Door, job_id: str, poll: Poll) -> views.QueueState:
+    return views.queue_state(door.outlook.of(job_id), poll)
 
 
 def _is_known(etag: str, if_none_match: str | None) -> bool:

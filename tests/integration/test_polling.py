@@ -1,0 +1,108 @@
+"""Polling a job: cheap while nothing changes, honest about its place, whatever the length of the queue."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import event as database_event
+
+from api.bell import Bell
+from api.outlook import Outlook
+from shared import jobs
+from shared.db import session_scope
+from shared.lifecycle import Lane
+from tests.factories import make_queued_job
+from tests.integration.conftest import Api
+
+JOBS = "/v1/fine_tuning/jobs"
+
+
+@pytest.fixture
+def queued(api: Api) -> Iterator[str]:
+    with session_scope(api.engine) as session:
+        job_id = make_queued_job(session, api.caller).id
+    yield job_id
+    with session_scope(api.engine) as session:
+        jobs.request_cancel(session, job_id, project_id=api.caller.project_id)
+
+
+def test_an_unchanged_job_answers_304_and_a_changed_one_does_not(api: Api, queued: str) -> None:
+    with api.http() as http:
+        first = http.get(f"{JOBS}/{queued}")
+        again = http.get(f"{JOBS}/{queued}", headers={"If-None-Match": first.headers["etag"]})
+        http.post(f"{JOBS}/{queued}/pause")
+        changed = http.get(f"{JOBS}/{queued}", headers={"If-None-Match": first.headers["etag"]})
+
+    assert (first.status_code, again.status_code, changed.status_code) == (200, 304, 200)
+    assert again.content == b""
+    assert changed.json()["status"] == "paused"
+
+
+def test_a_queued_job_is_told_its_place_and_when_that_was_true(api: Api, queued: str) -> None:
+    deadline = time.monotonic() + 10
+    with api.http() as http:
+        while (queue := http.get(f"{JOBS}/{queued}").json()["tunepool"]["queue"])["position"] is None:
+            assert "Queued a moment ago" in queue["detail"]
+            assert time.monotonic() < deadline
+
+    assert (queue["position"], queue["jobs_ahead"], queue["blocked_by"]) == (1, 0, "NO_WORKER")
+    assert abs(queue["as_of"] - time.time()) < 30
+
+
+def test_many_polls_share_one_plan(api: Api, queued: str) -> None:
+    plans: list[str] = []
+    outlook = Outlook(lambda: session_scope(api.engine), pool_name="default")
+
+    def note(*call: object) -> None:
+        if "jobs.bytes_per_device" in str(call[2]):
+            plans.append(str(call[2]))
+
+    database_event.listen(api.engine, "before_cursor_execute", note)
+    try:
+        threads = [threading.Thread(target=outlook.of, args=(queued,)) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for _ in range(200):
+            outlook.of(queued)
+    finally:
+        database_event.remove(api.engine, "before_cursor_execute", note)
+        outlook.close()
+
+    assert 1 <= len(plans) <= 2
+
+
+def test_a_job_queued_after_the_plan_is_known_as_soon_as_planning_is_cheap(api: Api, queued: str) -> None:
+    outlook = Outlook(lambda: session_scope(api.engine), pool_name="default")
+    assert outlook.of(queued).verdict is not None
+    with session_scope(api.engine) as session:
+        later = make_queued_job(session, api.caller).id
+    time.sleep(0.5)
+
+    look = outlook.of(later)
+
+    outlook.close()
+    with session_scope(api.engine) as session:
+        jobs.request_cancel(session, later, project_id=api.caller.project_id)
+    assert look.verdict is not None
+
+
+def test_a_burst_of_requests_rings_a_few_times_and_the_last_request_is_not_forgotten() -> None:
+    rung: list[tuple[Lane, int]] = []
+    asked = 0
+
+    def slow(lane: Lane) -> None:
+        rung.append((lane, asked))
+        time.sleep(0.01)
+
+    bell = Bell(slow)
+    for asked in range(1, 301):  # noqa: B007  # the ring notes how far it had come
+        bell.ring("cpu")
+    bell.close()
+
+    assert len(rung) < 100
+    assert rung[-1] == ("cpu", 300)
