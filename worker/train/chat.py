@@ -109,16 +109,22 @@ class ChatTemplate:
     ) -> Span | None:
         """Where message `index` stands in `text`, role header left out, or None if the template is not incremental."""
         try:
-            before = self._render(messages[:index], tools=tools, add_generation_prompt=False)
             header = self._render(messages[:index], tools=tools, add_generation_prompt=True)
-            until = self._render(messages[: index + 1], tools=tools, add_generation_prompt=False)
+            until = text
+            if index + 1 < len(messages):
+                until = self._render(messages[: index + 1], tools=tools, add_generation_prompt=False)
+            if not text.startswith(until):
+                return None
+            start = len(header)
+            if not until.startswith(header):
+                before = self._render(messages[:index], tools=tools, add_generation_prompt=False)
+                if not (header.startswith(before) and until.startswith(before)):
+                    return None
+                # A reasoning template's header may go on ("<think>") where a stored answer does not: the common part
+                # is header.
+                start = common_prefix_length(header, until)
         except jinja2.TemplateError:
             return None
-        if not (header.startswith(before) and text.startswith(before) and text.startswith(until)):
-            return None
-        # A reasoning template's header may go on ("<think>") where a stored answer does not: the common part is header.
-        own = until[len(before) :]
-        start = len(before) + common_prefix_length(header[len(before) :], own)
         return (start, start + len(self._without_tail(until[start:])))
 
     def _without_tail(self, answer: str) -> str:

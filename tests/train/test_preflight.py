@@ -1,0 +1,149 @@
+"""What a preflight shows is what is trained: both go through the same reader, and the labels of a batch prove it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.events import EXIT_DONE, EXIT_USER_FAULT
+from shared.preflight_report import PreflightSpec, TokenReport
+from shared.spec import AttemptSpec
+from tests.train.tiny import chat, chat_rows, kto_rows, make_spec, make_tokenizer, preference_rows, read_events
+from worker.train.data import RowReader
+from worker.train.objectives.supervised import IGNORED, padded
+from worker.train.preflight import main, stretches
+
+
+def preflight(
+    tmp_path: Path, model: Path, rows: list[dict[str, Any]], *, shown: list[int] | None = None, **spec: Any
+) -> tuple[int, Path]:
+    attempt = AttemptSpec.model_validate_json(make_spec(tmp_path, model=model, rows=rows, **spec).read_bytes())
+    wanted = PreflightSpec(
+        job=attempt.job,
+        base_model_path=attempt.base_model_path,
+        train_file=attempt.train_file,
+        validation_file=attempt.validation_file,
+        preview_rows=shown or [1],
+        processes=2,
+        memory_bytes=1 << 30,
+    )
+    (tmp_path / "preflight.json").write_text(wanted.model_dump_json(), encoding="utf-8")
+    return main(tmp_path / "preflight.json", tmp_path / "out"), tmp_path / "out"
+
+
+def examined(tmp_path: Path, model: Path, rows: list[dict[str, Any]], **options: Any) -> TokenReport:
+    code, out = preflight(tmp_path, model, rows, **options)
+    assert code == EXIT_DONE, read_events(out)
+    return TokenReport.model_validate_json((out / "preflight.json").read_bytes())
+
+
+def test_the_preview_is_the_trainers_own_labels(tmp_path: Path, model: Path) -> None:
+    rows = [chat("2 plus 2?", "naïve 🙂 4"), chat("5?", "5")]
+    (shown,) = examined(tmp_path, model, rows, shown=[1]).preview
+
+    spec = AttemptSpec.model_validate_json((tmp_path / "spec.json").read_bytes())
+    reader = RowReader(make_tokenizer(), facts=spec.job.data, training=spec.job.training)
+    batch = padded(reader.read(Path(spec.train_file)).rows[:1], pad_id=2).inputs
+    (sequence,) = shown.sequences
+
+    assert [token.id for token in sequence.tokens] == batch["input_ids"][0].tolist()
+    assert [token.id if token.trained else IGNORED for token in sequence.tokens] == batch["labels"][0].tolist()
+    assert [span.text for span in sequence.spans] == ["naïve 🙂 4<|im_end|>"]
+
+
+def test_a_preference_row_shows_both_answers_after_their_prompt(tmp_path: Path, model: Path) -> None:
+    report = examined(
+        tmp_path, model, preference_rows(3), shown=[2], data_format="preference", objective={"type": "dpo"}
+    )
+    chosen, rejected = report.preview[0].sequences
+
+    assert report.preview[0].row == 2
+    assert [span.text for span in chosen.spans] == ["good<|im_end|>"]
+    assert [span.text for span in rejected.spans] == ["bad one<|im_end|>"]
+    assert chosen.text.startswith("<|im_start|>user\n1?")
+
+
+def test_a_kto_row_shows_its_one_answer(tmp_path: Path, model: Path) -> None:
+    report = examined(tmp_path, model, kto_rows(3), data_format="kto", objective={"type": "kto"})
+
+    assert [one.name for one in report.preview[0].sequences] == ["completion"]
+
+
+def test_counts_cuts_empty_rows_and_repeats_are_found_by_row(tmp_path: Path, model: Path) -> None:
+    rows = [chat("u", "kept"), chat("u" * 100, "lost"), chat("u", "kept"), chat("u", "long " * 40)]
+    masked = {"messages": [*chat("u", "a")["messages"]]}
+    masked["messages"][1]["weight"] = 0
+    found = examined(tmp_path, model, [*rows, masked], training={"max_length": 60}).training
+
+    assert found.rows == 5
+    assert found.truncated.rows == [4]
+    assert found.empty.rows == [2, 5]
+    assert found.duplicates.rows == [3]
+    assert found.longest_row == 4
+    assert sum(one.rows for one in found.histogram) == 5
+    assert found.kept_tokens == 26 + 26 + 60
+
+
+def test_figures_are_those_that_the_trainer_announces(tmp_path: Path, model: Path) -> None:
+    rows = chat_rows(40)
+    found = examined(tmp_path, model, rows).training
+    spec = AttemptSpec.model_validate_json((tmp_path / "spec.json").read_bytes())
+    read = RowReader(make_tokenizer(), facts=spec.job.data, training=spec.job.training).read(Path(spec.train_file))
+
+    assert found.kept_tokens == sum(row.tokens for row in read.rows)
+    assert found.trained_tokens == sum(row.labelled_tokens for row in read.rows)
+
+
+def test_validation_rows_that_training_has_seen_are_named(tmp_path: Path, model: Path) -> None:
+    validation = [chat("new?", "1"), chat("0 plus 0?", "another answer"), chat_rows(4)[3]]
+    found = examined(tmp_path, model, chat_rows(4), validation=validation).leakage
+
+    assert found is not None
+    assert found.rows.rows == [3]
+    assert found.prompts.rows == [2, 3]
+
+
+def test_rows_that_the_template_refuses_are_all_counted_and_the_others_read(tmp_path: Path, model: Path) -> None:
+    template = "{% for m in messages %}{% if m.content == 'bad' %}{{ raise_exception('no') }}{% endif %}"
+    template += "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}{% endfor %}"
+    template += "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    rows = [chat("u", "a"), chat("bad", "a"), chat("v", "a"), chat("bad", "b")]
+    report = examined(tmp_path, model, rows, shown=[2], training={"chat_template": template})
+
+    assert report.training.fault_count == 2
+    assert [(fault.row, fault.code) for fault in report.training.faults] == [
+        (2, "chat_template_failed"),
+        (4, "chat_template_failed"),
+    ]
+    assert report.preview[0].sequences == []
+    assert "no" in str(report.preview[0].fault)
+    assert report.training.empty.count == 2
+
+
+def test_a_base_model_without_a_template_ends_as_the_users_fault(tmp_path: Path, model: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for file in model.iterdir():
+        if file.name not in {"chat_template.jinja"}:
+            (bare / file.name).write_bytes(file.read_bytes())
+
+    code, out = preflight(tmp_path, bare, chat_rows(2))
+
+    assert code == EXIT_USER_FAULT
+    assert read_events(out)[-1].code == "no_chat_template"
+    assert not (out / "preflight.json").exists()
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 10_000])
+def test_stretches_cover_every_row_once_whatever_their_size(tmp_path: Path, size: int) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"text": "x" * count}) + "\n" for count in range(20)), encoding="utf-8")
+    cut = list(stretches(file, size=size))
+
+    assert [one.start for one in cut] == [0, *(one.end for one in cut[:-1])]
+    assert cut[-1].end == file.stat().st_size
+    whole = file.read_bytes()
+    assert all(one.first_row == whole[: one.start].count(b"\n") + 1 for one in cut)
