@@ -89,6 +89,9 @@ class FileRow(Base):
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(Text)
     key: Mapped[str] = mapped_column(Text)
+    # Parquet and CSV: the JSONL rows that the check made of them, which is what jobs read.
+    rows_key: Mapped[str | None] = mapped_column(Text)
+    rows_sha256: Mapped[str | None] = mapped_column(Text)
     status: Mapped[str] = mapped_column(Text)
     status_details: Mapped[str | None] = mapped_column(Text)
     report: Mapped[dict[str, Any] | None] = mapped_column(Json)
@@ -339,6 +342,53 @@ class DeviceRow(Base):
         CheckConstraint("(leased_by is null) = (fence is null)", name="lease_has_fence"),
         Index("ix_devices_leased_by", "leased_by", postgresql_where=text("leased_by is not null")),
     )
+
+
+class PreflightRow(Base):
+    """A question about a job that is not submitted. `checker` fences off a worker that was thought dead."""
+
+    __tablename__ = "preflights"
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    status: Mapped[str] = mapped_column(Text)
+    base_model: Mapped[str] = mapped_column(Text)
+    seed: Mapped[int] = mapped_column(Integer)
+    training_file: Mapped[str] = mapped_column(ForeignKey("files.id"))
+    validation_file: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    request: Mapped[dict[str, Any]] = mapped_column(Json)
+    report: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    error: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    checker: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
+    check_until: Mapped[datetime | None] = mapped_column(Moment)
+    created_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
+    finished_at: Mapped[datetime | None] = mapped_column(Moment)
+
+    __table_args__ = (
+        CheckConstraint("status in ('queued','running','succeeded','failed')", name="status"),
+        Index("ix_preflights_project_id_id", "project_id", "id"),
+        Index("ix_preflights_waiting", "id", postgresql_where=text("status in ('queued','running')")),
+    )
+
+
+class MeasurementRow(Base):
+    """What a finished attempt really took, beside what was predicted: it calibrates the next estimates."""
+
+    __tablename__ = "measurements"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    base_model: Mapped[str] = mapped_column(Text)
+    method: Mapped[str] = mapped_column(Text)
+    device_kind: Mapped[str] = mapped_column(Text)
+    device_name: Mapped[str] = mapped_column(Text)
+    pass_tokens: Mapped[int] = mapped_column(BigInteger)
+    predicted_bytes: Mapped[int] = mapped_column(BigInteger)
+    measured_bytes: Mapped[int] = mapped_column(BigInteger)
+    trained_tokens: Mapped[int] = mapped_column(BigInteger)
+    train_seconds: Mapped[float]
+    created_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
+
+    __table_args__ = (Index("ix_measurements_kind", "base_model", "method", "device_kind", "created_at"),)
 
 
 class IdempotencyRow(Base):
