@@ -16,10 +16,11 @@ from api.links import make_links
 from api.outlook import Outlook
 from api.request_id import RequestId
 from api.request_url import RequestUrl
-from api.routes import adapters, files, health, job_operations, jobs, models, pool, projects, streams, usage
+from api.routes import adapters, files, health, job_operations, jobs, models, pool, preflights, projects, streams, usage
 from api.streams import Streams
 from shared import log
 from shared.db import make_engine, session_scope
+from shared.preflight_report import CreatePreflight
 from shared.queue import ring
 from shared.settings import Settings
 from shared.spec import CreateJob
@@ -76,7 +77,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestUrl)
     app.add_middleware(RequestId)  # added last, so outermost
     errors.install(app)
-    for part in (files, jobs, models, adapters, streams, pool, job_operations, projects, usage, health):
+    for part in (files, jobs, preflights, models, adapters, streams, pool, job_operations, projects, usage, health):
         app.include_router(part.router)
     _describe(app)
     return app
@@ -90,7 +91,7 @@ def _describe(app: FastAPI) -> None:
         if app.openapi_schema is None:
             schema = plain()
             components = schema["components"]
-            for body in (CreateJob, *orders.BODIES):
+            for body in (CreateJob, CreatePreflight, *orders.BODIES):
                 reference = body.model_json_schema(ref_template="#/components/schemas/{model}")
                 components["schemas"] |= {**reference.pop("$defs", {}), body.__name__: reference}
             # FastAPI drops every null of an example, and these nulls are fields that are always there.

@@ -48,7 +48,7 @@ def claim_check(session: Session, *, lease_seconds: float) -> FileCheck | None:
         .values(check_until=func.now() + timedelta(seconds=lease_seconds), check_attempts=FileRow.check_attempts + 1)
         .returning(FileRow.id, FileRow.key, FileRow.bytes, FileRow.sha256, FileRow.check_attempts)
     ).one_or_none()
-    return None if taken is None else FileCheck(*taken._tuple())
+    return None if taken is None else FileCheck(*taken)
 
 
 def keep_check(session: Session, check: FileCheck, *, lease_seconds: float) -> bool:

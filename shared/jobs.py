@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, func, select, text, update
 from sqlalchemy.orm import Session
 
-from shared import journal, pool, usage
+from shared import journal, measurements, pool, preflights, usage
 from shared.errors import Invalid, NotFound
 from shared.ids import new_id
 from shared.journal import NewEvent
@@ -30,6 +30,7 @@ from shared.tables import (
     FileRow,
     JobRow,
     OrganizationRow,
+    PreflightRow,
     ProjectRow,
 )
 
@@ -303,8 +304,7 @@ def _claim(session: Session, job: JobRow, *, worker_id: str, device_ids: tuple[s
 
 
 def _file_ref(session: Session, file_id: str) -> FileRef:
-    row = session.get_one(FileRow, file_id)
-    return FileRef(id=row.id, key=row.key, bytes=row.bytes, sha256=row.sha256, report=row.report)
+    return FileRef.of(session.get_one(FileRow, file_id))
 
 
 def model_name(session: Session, job: JobRow) -> str:
@@ -460,6 +460,7 @@ def succeed(
     result_file: NewFile | None = None,
     trained_tokens: int | None = None,
     peak_bytes: int | None = None,
+    train_seconds: float | None = None,
     reason: str = "",
 ) -> bool:
     """running -> succeeded: the one act that publishes. False when cancelled first, or fenced off."""
@@ -488,6 +489,8 @@ def succeed(
             manifest=manifest,
         )
     )
+    if peak_bytes and trained_tokens and train_seconds:
+        _measure(session, job, lease, peak_bytes=peak_bytes, trained_tokens=trained_tokens, train_seconds=train_seconds)
     _touch(session, job.id, fine_tuned_model=name, result_file=result_file.id if result_file else None)
     journal.append(
         session,
@@ -498,6 +501,13 @@ def succeed(
         ],
     )
     return True
+
+
+def _measure(session: Session, job: JobRow, lease: Lease, **took: Any) -> None:
+    device_ids = session.scalars(
+        select(AttemptRow.device_ids).where(AttemptRow.job_id == job.id, AttemptRow.fence == lease.fence)
+    ).one_or_none()
+    measurements.record(session, job, device_ids=device_ids or (), **took)
 
 
 def _as_row(file: NewFile) -> dict[str, Any]:
@@ -750,6 +760,7 @@ def waiting_lanes(session: Session) -> set[str]:
             (
                 select(JobRow.id).where(JobRow.status == "validating_files", JobRow.lease_until.is_(None)).exists()
                 | select(FileRow.id).where(FileRow.status == "uploaded", FileRow.deleted_at.is_(None)).exists()
+                | select(PreflightRow.id).where(preflights.ready()).exists()
             ).label("cpu"),
         )
     ).one()

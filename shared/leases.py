@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.spec import CreateJob, JobSpec
+from shared.tables import FileRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,17 @@ class FileRef:
     bytes: int
     sha256: str
     report: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, row: FileRow) -> FileRef:
+        """What a job reads of this file: the rows that the check made of it, else the upload itself."""
+        return cls(
+            id=row.id,
+            key=row.rows_key or row.key,
+            bytes=row.bytes,
+            sha256=row.rows_sha256 or row.sha256,
+            report=row.report,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ The rules and where they come from: docs/methods.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,7 +16,19 @@ from pydantic import BaseModel
 from shared.errors import Invalid
 from shared.methods import METHODS
 from shared.refusals import check_request, hyperparameters, refuse, wished_objective, wished_world, wishes
-from shared.sizing import CHARACTERS_PER_TOKEN, DeviceKind, Estimate, estimate, row_tokens, workload
+from shared.sizing import (
+    CHARACTERS_PER_TOKEN,
+    Calibration,
+    DeviceKind,
+    Estimate,
+    Measurement,
+    Workload,
+    calibrate,
+    estimate,
+    estimate_evaluation,
+    row_tokens,
+    workload,
+)
 from shared.spec import (
     Adapter,
     AutoValue,
@@ -60,13 +72,21 @@ class DeviceFacts:
 
 @dataclass(frozen=True)
 class Resolution:
-    """A settled job. `fits` says whether `bytes_per_device` is within the device's budget."""
+    """A settled job.
+
+    Attributes:
+        bytes_per_device: what the job asks the plan for: nine of ten such jobs need no more than the plan then gives.
+        estimate: the formula's terms, as yet uncorrected by `calibration`.
+        fits: whether `bytes_per_device` is within the device's budget.
+    """
 
     spec: JobSpec
     auto: tuple[AutoValue, ...]
     bytes_per_device: int
     expected_steps: int
     estimate: Estimate
+    calibration: Calibration
+    device: DeviceKind
     fits: bool
 
 
@@ -98,6 +118,7 @@ class _Settling:
     objective: Objective
     preset: Preset | None
     multiplier: float
+    measurements: Sequence[Measurement]
     settled: dict[str, Any] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
 
@@ -131,8 +152,18 @@ class _Settling:
         return None if self.preset is None else PRESETS[self.preset]
 
 
-def resolve(request: CreateJob, *, base: BaseModelRef, data: DataFacts, device: DeviceFacts, seed: int) -> Resolution:
+def resolve(
+    request: CreateJob,
+    *,
+    base: BaseModelRef,
+    data: DataFacts,
+    device: DeviceFacts,
+    seed: int,
+    measurements: Sequence[Measurement] = (),
+) -> Resolution:
     """Settle every open value of a request that has passed `check_request`.
+
+    `measurements` of finished jobs correct the memory estimate; none: the formula alone.
 
     Raises:
         Invalid: the rows do not suit the objective, or a choice does not suit the device.
@@ -145,6 +176,7 @@ def resolve(request: CreateJob, *, base: BaseModelRef, data: DataFacts, device: 
         objective=wished_objective(request),
         preset=request.tunepool.preset,
         multiplier=hyperparameters(request).get("learning_rate_multiplier", ("", 1.0))[1],
+        measurements=measurements,
     )
     _check_data(settling)
     for name, automatic in _RULES.items():
@@ -153,14 +185,29 @@ def resolve(request: CreateJob, *, base: BaseModelRef, data: DataFacts, device: 
     build = _builder(settling, base=base, queue=request.tunepool.queue or Queue(), seed=seed)
     _fit(settling, build)
     spec = build()
-    predicted = estimate(workload(spec, device=device.kind))
+    work = workload(spec, device=device.kind)
+    found = calibration(work, spec=spec, measurements=measurements)
     return Resolution(
         spec=spec,
         auto=tuple(_auto_value(name, settling) for name in settling.reasons),
-        bytes_per_device=predicted.total,
+        bytes_per_device=found.admitted(peak(work).total),
         expected_steps=expected_steps(spec),
-        estimate=predicted,
-        fits=predicted.total <= device.budget,
+        estimate=peak(work),
+        calibration=found,
+        device=device.kind,
+        fits=found.admitted(peak(work).total) <= device.budget,
+    )
+
+
+def peak(work: Workload) -> Estimate:
+    """The larger of the peaks of training and of validating, which reads the same passes without gradients."""
+    return max(estimate(work), estimate_evaluation(work), key=lambda one: one.total)
+
+
+def calibration(work: Workload, *, spec: JobSpec, measurements: Sequence[Measurement]) -> Calibration:
+    """What finished jobs say of the estimate for `work`."""
+    return calibrate(
+        measurements, base=spec.base_model.name, method=work.method, tokens=work.tokens, device=work.device
     )
 
 
@@ -474,7 +521,10 @@ def _fit(settling: _Settling, build: Callable[[], JobSpec]) -> None:
     while not _fits_somehow(settling, build) and _shorten(settling):
         pass
     size = "within" if _bytes(settling, build) <= settling.device.budget else "more than"
-    room = f"{_bytes(settling, build) / 1e9:.1f} GB, {size} the {settling.device.budget / 1e9:.1f} GB to use"
+    room = (
+        f"{_bytes(settling, build) / 1e9:.1f} GB, {size} the {settling.device.budget / 1e9:.1f} GB to use"
+        f" ({_sure(settling, build)})"
+    )
     if micro in settling.reasons:
         settling.change(micro, settling.settled[micro], f"{_micro_reason(settling)}: {room}")
     if checkpointing in settling.reasons:
@@ -504,7 +554,15 @@ def _fits_somehow(settling: _Settling, build: Callable[[], JobSpec]) -> bool:
 
 
 def _bytes(settling: _Settling, build: Callable[[], JobSpec]) -> int:
-    return estimate(workload(build(), device=settling.device.kind)).total
+    spec = build()
+    work = workload(spec, device=settling.device.kind)
+    return calibration(work, spec=spec, measurements=settling.measurements).admitted(peak(work).total)
+
+
+def _sure(settling: _Settling, build: Callable[[], JobSpec]) -> str:
+    spec = build()
+    work = workload(spec, device=settling.device.kind)
+    return calibration(work, spec=spec, measurements=settling.measurements).sure
 
 
 def _micro_batches(settling: _Settling) -> list[int]:

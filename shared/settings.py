@@ -63,6 +63,11 @@ class Settings(BaseSettings):
     ring_seconds: float = Field(default=0.2, gt=0, description="Budget for waking a worker.")
 
     trainer: str = Field(default="worker.train", description="Module run as the trainer; tests name the fake one.")
+    preflight: str = Field(default="worker.train.preflight", description="Module run to examine a job's rows.")
+    preflight_seconds: float = Field(default=900.0, gt=0, description="A longer examination is ended.")
+    preflight_memory_bytes: int = Field(
+        default=2 * 1024**3, ge=1, description="Each process of an examination may gain so much."
+    )
     trainer_uid: int | None = Field(default=None, description="User that trainers run as when the worker is root.")
     models_file: Path | None = Field(default=None, description="TOML with more base models and aliases.")
     cpu_threads: int | None = Field(default=None, ge=1, description="Threads of a CPU trainer; empty: all cores.")

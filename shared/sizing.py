@@ -341,6 +341,7 @@ def _saved_parameters(facts: ModelFacts, *, modules: Sequence[str]) -> int:
 
 PRIOR_SPREAD = 0.10  # of log(measured/predicted) before anything was measured; the published points scatter so
 NOISE_FLOOR = 0.02  # two runs of the same job never agree better
+PLAN_MARGIN = 1.1  # shared/fairshare.py, Policy.memory_safety: the plan gives a job so much more than it asks for
 UPPER = 1.2816  # standard deviations: nine of ten jobs stay below
 
 
@@ -353,6 +354,7 @@ class Measurement:
     tokens: int
     predicted: int
     measured: int
+    device: DeviceKind = "cuda"
 
 
 @dataclass(frozen=True)
@@ -376,11 +378,15 @@ class Calibration:
         """Bytes to admit with: nine of ten such jobs need no more."""
         return math.ceil(predicted * self.factor * math.exp(UPPER * self.spread))
 
+    def admitted(self, predicted: int) -> int:
+        """`upper`, less the margin that the plan adds to every job."""
+        return math.ceil(self.upper(predicted) / PLAN_MARGIN)
+
     @property
     def sure(self) -> str:
         """How sure the estimate is, in words."""
         basis = f"{self.count} finished jobs of this kind" if self.count else "the formula alone"
-        return f"±{math.expm1(UPPER * self.spread):.0%}, from {basis}"
+        return f"±{math.expm1(UPPER * self.spread):.0%} nine times of ten, from {basis}"
 
 
 def bucket(tokens: int) -> int:
@@ -388,9 +394,11 @@ def bucket(tokens: int) -> int:
     return 1 << max(0, tokens - 1).bit_length()
 
 
-def calibrate(measurements: Sequence[Measurement], *, base: str, method: MethodName, tokens: int) -> Calibration:
-    """What measurements of the same base model and method, in the same length bucket if there are any, say."""
-    alike = [one for one in measurements if (one.base, one.method) == (base, method)]
+def calibrate(
+    measurements: Sequence[Measurement], *, base: str, method: MethodName, tokens: int, device: DeviceKind = "cuda"
+) -> Calibration:
+    """What measurements of the same base, method and kind of device say, of the same length bucket if there are any."""
+    alike = [one for one in measurements if (one.base, one.method, one.device) == (base, method, device)]
     near = [one for one in alike if bucket(one.tokens) == bucket(tokens)]
     return _posterior([math.log(one.measured / one.predicted) for one in near or alike], remote=not near)
 

@@ -9,12 +9,13 @@ from typing import Any, Final, Literal
 
 import structlog
 
-from shared import file_checks, jobs, workers
+from shared import file_checks, jobs, measurements, workers
 from shared.catalogue import load_catalogue
 from shared.dataset_check import DatasetReport, Limits, check
 from shared.errors import Invalid, TunepoolError, Unavailable
 from shared.file_checks import FileCheck
 from shared.leases import Claim, FileRef
+from shared.preflights import PreflightClaim
 from shared.resolve import DeviceFacts, Resolution, resolve
 from shared.spec import DataFacts
 from worker.host import Host
@@ -90,7 +91,7 @@ def validate_next_job(host: Host) -> bool:
     return True
 
 
-def settle(host: Host, claim: Claim) -> Resolution:
+def settle(host: Host, claim: Claim | PreflightClaim) -> Resolution:
     """Every value of the job, or the reason why it cannot run. Raises Invalid and its kin."""
     training = _facts(claim.training_file, param="training_file", fewest=host.settings.min_training_rows)
     validation = claim.validation_file and _facts(claim.validation_file, param="validation_file", fewest=1)
@@ -110,7 +111,14 @@ def settle(host: Host, claim: Claim) -> Resolution:
         ),
     )
     base = load_catalogue(host.settings).find(claim.base_model)
-    return resolve(claim.request, base=base, data=data, device=_device(host), seed=claim.seed)
+    return resolve(
+        claim.request,
+        base=base,
+        data=data,
+        device=_device(host),
+        seed=claim.seed,
+        measurements=host.write(lambda s: measurements.of_kind(s, base_model=base.name)),
+    )
 
 
 def _facts(file: FileRef, *, param: Param, fewest: int) -> dict[str, Any]:

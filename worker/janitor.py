@@ -16,7 +16,7 @@ import structlog
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
-from shared import failpoints, files, garbage, jobs, workers
+from shared import failpoints, files, garbage, jobs, preflights, workers
 from shared.db import make_engine, session_scope
 from shared.errors import Unavailable
 from shared.queue import ring
@@ -124,6 +124,7 @@ class Janitor:
     def collect(self) -> None:
         """Delete expired files, and objects that no row names and none ever will."""
         self._alone("forget", workers.forget)
+        self._alone("preflights", preflights.forget)
         store = open_store(self._settings)
         self._alone("expire", files.expire)
         store.delete(self._alone("deleted", garbage.deleted_file_keys) or [])

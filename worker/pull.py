@@ -24,6 +24,7 @@ from shared.settings import Settings
 from worker import processes
 from worker.checks import check_next_file, validate_next_job
 from worker.drain import SharedFlags
+from worker.examine import examine_next
 from worker.host import AWAY, Host, open_host
 from worker.supervisor import run_attempt
 
@@ -58,7 +59,7 @@ def cpu(host: Host) -> None:
         host.flags.pulled("cpu", at=time.monotonic())
         if validate_next_job(host):
             ring("training", host.settings)
-        elif not check_next_file(host):
+        elif not (check_next_file(host) or examine_next(host)):
             return
 
 

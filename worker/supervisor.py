@@ -345,6 +345,7 @@ class _Attempt:
             result_file=result,
             trained_tokens=finished.trained_tokens,
             peak_bytes=finished.peak_memory_bytes,
+            train_seconds=finished.train_seconds,
             reason=finished.published_reason,
         )
         self.reach("publish_before_commit")

@@ -227,7 +227,8 @@ def test_whatever_is_asked_resolves_to_a_spec_that_validates_and_keeps_every_wis
     assert training.batch_size % (placement.gpus * placement.nodes) == 0
     assert training.max_length <= LLAMA_8B.max_position_embeddings
     assert job.expected_steps >= 1
-    assert job.bytes_per_device == estimate(workload(job.spec, device=device.kind)).total
+    assert job.estimate == estimate(workload(job.spec, device=device.kind))
+    assert job.bytes_per_device == job.calibration.admitted(job.estimate.total)
     for part in ("adapter", "training", "placement"):
         for name, value in ours.get(part, {}).items():
             assert getattr(getattr(job.spec, part), name) == value

@@ -1,0 +1,50 @@
+"""/v1/tunepool/preflights: what a job would do, before it is submitted."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from api import preflight_views
+from api.body import RawBody, body_of, parse
+from api.deps import DoorDep, JobsReader, JobsWriter
+from api.preflight_views import PreflightStatus
+from shared import preflights, refusals
+from shared.preflight_report import CreatePreflight
+
+router = APIRouter(prefix="/v1/tunepool/preflights", tags=["preflights"])
+
+
+@router.post("", response_model=preflight_views.Preflight, openapi_extra=body_of(CreatePreflight))
+def create_preflight(caller: JobsWriter, body: RawBody, door: DoorDep) -> preflight_views.Preflight:
+    """Ask what a job with this body would do. Nothing is trained; poll until `status` is succeeded."""
+    wanted = parse(body, CreatePreflight)
+    base = door.catalogue.find(wanted.model)
+    refusals.check_request(wanted, base)
+    with door.session() as session:
+        view = preflight_views.preflight(preflights.create(session, wanted, caller=caller, base=base))
+    door.ring("cpu")
+    return view
+
+
+@router.get("", response_model=preflight_views.PreflightPage)
+def list_preflights(
+    door: DoorDep,
+    caller: JobsReader,
+    after: Annotated[str | None, Query(max_length=100)] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    status: PreflightStatus | None = None,
+) -> preflight_views.PreflightPage:
+    """The project's preflights, newest first, each with its verdict only."""
+    with door.session() as session:
+        rows, more = preflights.page(session, project_id=caller.project_id, after=after, limit=limit, status=status)
+        data = [preflight_views.preflight(row, whole=False) for row in rows]
+    return preflight_views.PreflightPage(data=data, has_more=more)
+
+
+@router.get("/{preflight_id}", response_model=preflight_views.Preflight)
+def retrieve_preflight(preflight_id: str, door: DoorDep, caller: JobsReader) -> preflight_views.Preflight:
+    """One preflight with its whole report."""
+    with door.session() as session:
+        return preflight_views.preflight(preflights.find(session, preflight_id, project_id=caller.project_id))

@@ -1,0 +1,131 @@
+"""How long a preflight reads a chat file, and in what memory: `python bench/preflight.py MODEL_FOLDER [rows]`.
+
+MODEL_FOLDER holds a base model's tokenizer; without it, the built-in model's in the home's cache. Generates the rows
+first (100,000 rows, about 60 MB), then runs, as the CPU lane does, the staging of canonical rows and the program itself
+in two processes; prints seconds, rows a second beside a single plain tokenizer call per row in the same run, and the
+peak memory of the whole process group (PSS: pages that processes share are counted once).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.dataset_check import chunks, write_rows
+from shared.catalogue import SMOLLM2, local_folder
+from shared.dataset_check import check
+from shared.dataset_convert import canonical_lines
+from shared.preflight_report import PreflightSpec, TokenReport
+from shared.settings import Settings, trainer_environment
+from shared.spec import Adapter, DataFacts, JobSpec, Placement, Quantization, Queue, Supervised, Training
+
+PLAIN = """
+import json, sys, time
+from itertools import islice
+from transformers import AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], local_files_only=True)
+with open(sys.argv[2]) as lines:
+    rows = [json.loads(line)["messages"] for line in islice(lines, 5000)]
+began = time.perf_counter()
+for row in rows:
+    tokenizer(tokenizer.apply_chat_template(row, tokenize=False), add_special_tokens=False)
+print((time.perf_counter() - began) / len(rows))
+"""
+
+
+def spec(model: Path, file: Path, *, rows: int) -> PreflightSpec:
+    job = JobSpec(
+        base_model=SMOLLM2.ref,
+        objective=Supervised(),
+        data=DataFacts(format="chat", train_rows=rows),
+        adapter=Adapter(),
+        quantization=Quantization(),
+        training=Training(max_length=2048),
+        placement=Placement(),
+        queue=Queue(),
+        seed=1,
+    )
+    return PreflightSpec(
+        job=job,
+        base_model_path=str(model),
+        train_file=str(file),
+        preview_rows=[1, 2, 3],
+        processes=2,
+        memory_bytes=2 << 30,
+    )
+
+
+def run(wanted: PreflightSpec, folder: Path) -> tuple[float, float]:
+    """Seconds of the program from start to exit, and the peak PSS of its group in bytes."""
+    (folder / "spec.json").write_text(wanted.model_dump_json(), encoding="utf-8")
+    argv = [sys.executable, "-m", "worker.train.preflight", str(folder / "spec.json"), str(folder / "out")]
+    environment = trainer_environment(TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
+    began, peak = time.perf_counter(), 0
+    process = subprocess.Popen(argv, env=environment)
+    while process.poll() is None:
+        peak = max(peak, pss(process.pid))
+        time.sleep(0.25)
+    assert process.returncode == 0, process.returncode
+    return time.perf_counter() - began, peak
+
+
+def pss(pid: int) -> int:
+    total = 0
+    try:
+        root = psutil.Process(pid)
+        for one in (root, *root.children(recursive=True)):
+            total += one.memory_full_info().pss
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return total
+    return total
+
+
+def main() -> None:
+    here = local_folder(SMOLLM2, cache=Settings().cache)
+    model = Path(sys.argv[1]) if len(sys.argv) > 1 and not sys.argv[1].isdigit() else here
+    rows = int(sys.argv[-1]) if sys.argv[-1].isdigit() else 100_000
+    if not (model / "tokenizer.json").is_file():
+        print(f"skipped: no tokenizer in {model}; run `make demo` once, or name a model's folder")
+        return
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        raw, staged = folder / "raw.jsonl", folder / "train.jsonl"
+        write_rows(raw, rows=rows, seed=1)
+        began = time.perf_counter()
+        report = check(chunks(raw))
+        checked = time.perf_counter() - began
+        began = time.perf_counter()
+        with staged.open("wb") as sink:
+            sink.writelines(canonical_lines(chunks(raw)))
+        written = time.perf_counter() - began
+        plain = subprocess.run(
+            [sys.executable, "-c", PLAIN, str(model), str(staged)],
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        seconds, peak = run(spec(model, staged, rows=rows), folder)
+        found = TokenReport.model_validate_json((folder / "out" / "preflight.json").read_bytes())
+    assert report.rows == found.training.rows == rows
+    per_row = float(json.loads(plain.stdout))
+    print(f"{rows:,} rows, {report.bytes / 1e6:.1f} MB, {found.training.tokens:,} tokens")
+    print(f"check at upload          {checked:6.2f} s (done before, once per file)")
+    print(f"staging                  {written:6.2f} s")
+    print(f"preflight program        {seconds:6.2f} s  {rows / seconds:8,.0f} rows/s")
+    print(f"staging and program      {written + seconds:6.2f} s")
+    print(f"plain render + tokenize  {per_row * rows:6.2f} s  {per_row * rows / seconds:8.2f}x the program")
+    print(f"peak memory of the group {peak / 2**20:6.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""How long training will take: from finished jobs of the kind where there are any, else from arithmetic. Pure.
+
+Arithmetic: a token costs 2 operations per parameter forward, 2 more to carry the gradient back through frozen weights,
+2 more where every weight has a gradient of its own, 2 more where activations are computed twice (Kaplan et al., arXiv
+2001.08361, section 2.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Final
+
+from shared.methods import METHODS
+from shared.spec import JobSpec
+
+# Dense 16-bit tensor operations a second by a part of the device's name: vendors' data sheets. First match counts.
+PEAK: Final = (
+    ("B200", 2250e12),
+    ("H200", 989e12),
+    ("H100", 989e12),
+    ("A100", 312e12),
+    ("L40S", 362e12),
+    ("4090", 165e12),
+    ("A6000", 155e12),
+    ("A10", 125e12),
+    ("L4", 121e12),
+    ("V100", 125e12),
+    ("3090", 71e12),
+    ("T4", 65e12),
+)
+REACHED: Final = 0.3  # of the peak, by small batches of an adapter
+FOUR_BIT_COST: Final = 1.3  # dequantising in every pass
+GUESS: Final = 2.0  # arithmetic may be off by this factor either way
+MEASURED: Final = 1.3  # finished jobs of the kind scatter so
+
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """Seconds of training, without waiting, loading and publishing."""
+
+    expected: float
+    low: float
+    high: float
+    basis: str
+
+
+def predict(spec: JobSpec, *, tokens: float, device_name: str, speeds: Sequence[float]) -> Duration | None:
+    """Seconds that `tokens` trained tokens take; None when neither finished jobs nor the device's name tell.
+
+    Args:
+        tokens: over the whole run.
+        speeds: tokens a second of finished jobs of this base model and method on such devices.
+    """
+    if speeds:
+        return _around(tokens / median(speeds), MEASURED, f"{len(speeds)} finished jobs of this kind")
+    peak = next((rate for name, rate in PEAK if name in device_name), None)
+    if peak is None:
+        return None
+    world = spec.placement.gpus * spec.placement.nodes
+    seconds = tokens * operations_per_token(spec) / (peak * REACHED * world)
+    return _around(seconds, GUESS, f"arithmetic alone: {REACHED:.0%} of {peak / 1e12:.0f} teraoperations a second")
+
+
+def operations_per_token(spec: JobSpec) -> float:
+    """Floating-point operations that training on one token takes."""
+    method = METHODS[spec.adapter.method]
+    passes = 2 + (0 if method.adapter else 1) + (1 if spec.training.gradient_checkpointing else 0)
+    cost = FOUR_BIT_COST if method.quantized else 1.0
+    return 2.0 * passes * spec.base_model.facts.parameters * cost
+
+
+def _around(seconds: float, factor: float, basis: str) -> Duration:
+    return Duration(round(seconds, 1), round(seconds / factor, 1), round(seconds * factor, 1), basis)

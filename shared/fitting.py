@@ -1,0 +1,76 @@
+"""On which devices a settled job fits, and why not on the others. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shared.resolve import calibration, peak
+from shared.sizing import PLAN_MARGIN, DeviceKind, Measurement, workload
+from shared.spec import JobSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A device of the pool. Sizes are bytes."""
+
+    id: str
+    name: str
+    kind: DeviceKind
+    total_bytes: int
+    foreign_bytes: int
+    bfloat16: bool
+    usable: bool  # healthy and not quarantined
+    busy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Whether the job fits a device, what it needs there, and a sentence why."""
+
+    id: str
+    name: str
+    kind: DeviceKind
+    fits: bool
+    needed_bytes: int
+    offered_bytes: int
+    reason: str
+
+
+def fits(spec: JobSpec, devices: Sequence[Candidate], *, measurements: Sequence[Measurement]) -> list[Fit]:
+    """The verdict on each device, in the order given."""
+    return [_fit(spec, device, measurements=measurements) for device in devices]
+
+
+def _fit(spec: JobSpec, device: Candidate, *, measurements: Sequence[Measurement]) -> Fit:
+    work = workload(spec, device=device.kind)
+    found = calibration(work, spec=spec, measurements=measurements)
+    needed = int(found.admitted(peak(work).total) * PLAN_MARGIN)
+    offered = device.total_bytes - device.foreign_bytes
+    obstacle = _obstacle(spec, device, needed=needed, offered=offered)
+    free = "busy now" if device.busy else "free now"
+    return Fit(
+        id=device.id,
+        name=device.name,
+        kind=device.kind,
+        fits=obstacle is None,
+        needed_bytes=needed,
+        offered_bytes=offered,
+        reason=obstacle or f"needs {needed / 1e9:.1f} of {offered / 1e9:.1f} GB ({found.sure}); {free}",
+    )
+
+
+def _obstacle(spec: JobSpec, device: Candidate, *, needed: int, offered: int) -> str | None:
+    if not device.usable:
+        return "the device is unhealthy or quarantined"
+    if needed > offered:
+        others = f" ({device.foreign_bytes / 1e9:.1f} GB are held by others)" if device.foreign_bytes else ""
+        return (
+            f"needs {needed / 1e9:.1f} GB, it offers {offered / 1e9:.1f} GB{others}; lower training.max_length or"
+            " the micro-batch, set gradient_checkpointing, or use method qlora"
+        )
+    if device.kind == "cuda" and spec.training.dtype == "bfloat16" and not device.bfloat16:
+        return "computes in no bfloat16; set training.dtype to float16"
+    if device.kind == "cpu" and spec.training.dtype == "float16":
+        return "a CPU does not train in float16; set training.dtype to bfloat16 or float32"
+    return None

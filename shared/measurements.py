@@ -1,0 +1,100 @@
+"""What finished jobs took, kept beside what was predicted: the memory and the time of the next ones rest on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, cast, get_args
+
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from shared.sizing import OURS, DeviceKind, Measurement, estimate, workload
+from shared.spec import JobSpec, MethodName
+from shared.tables import DeviceRow, JobRow, MeasurementRow
+
+KEPT: Final = 200  # the newest of a kind that are looked at
+
+
+def record(
+    session: Session,
+    job: JobRow,
+    *,
+    device_ids: Sequence[str],
+    peak_bytes: int,
+    trained_tokens: int,
+    train_seconds: float,
+) -> None:
+    """Keep what a job took. A job is measured once; devices that are no longer known say nothing."""
+    device = session.get(DeviceRow, device_ids[0]) if device_ids else None
+    if device is None or job.spec is None or peak_bytes <= 0 or device.kind not in get_args(DeviceKind):
+        return
+    kind: DeviceKind = "cuda" if device.kind == "cuda" else "cpu"
+    work = workload(as_run(job), device=kind)
+    # torch counts its own allocations on a GPU; driver context and cuBLAS lie beside them.
+    beside = OURS["cuda"].process if kind == "cuda" else 0
+    session.execute(
+        insert(MeasurementRow)
+        .values(
+            job_id=job.id,
+            base_model=job.base_model,
+            method=work.method,
+            device_kind=kind,
+            device_name=device.name,
+            pass_tokens=work.tokens,
+            predicted_bytes=estimate(work).total,
+            measured_bytes=peak_bytes + beside,
+            trained_tokens=trained_tokens,
+            train_seconds=train_seconds,
+        )
+        .on_conflict_do_nothing()
+    )
+
+
+def as_run(job: JobRow) -> JobSpec:
+    """The job's spec with the micro-batch and checkpointing that its last attempt had after running out of memory."""
+    spec = JobSpec.model_validate(job.spec)
+    changed = {
+        "per_device_train_batch_size": job.micro_batch_size,
+        "gradient_checkpointing": job.gradient_checkpointing,
+    }
+    given = {name: value for name, value in changed.items() if value is not None}
+    return spec.model_copy(update={"training": spec.training.model_copy(update=given)})
+
+
+def of_kind(session: Session, *, base_model: str) -> list[Measurement]:
+    """The newest measurements of a base model, of every method and kind of device."""
+    rows = session.scalars(
+        select(MeasurementRow)
+        .where(MeasurementRow.base_model == base_model)
+        .order_by(MeasurementRow.created_at.desc())
+        .limit(KEPT)
+    )
+    return [_measurement(row) for row in rows]
+
+
+def speeds(session: Session, *, base_model: str, method: MethodName, device_name: str) -> list[float]:
+    """Trained tokens a second of the newest jobs of this base model and method on such a device, newest first."""
+    rows = session.execute(
+        select(MeasurementRow.trained_tokens, MeasurementRow.train_seconds)
+        .where(
+            MeasurementRow.base_model == base_model,
+            MeasurementRow.method == method,
+            MeasurementRow.device_name == device_name,
+            MeasurementRow.train_seconds > 0,
+        )
+        .order_by(MeasurementRow.created_at.desc())
+        .limit(KEPT)
+    )
+    return [row.trained_tokens / row.train_seconds for row in rows]
+
+
+def _measurement(row: MeasurementRow) -> Measurement:
+    return Measurement(
+        base=row.base_model,
+        method=cast("MethodName", row.method),
+        tokens=row.pass_tokens,
+        predicted=row.predicted_bytes,
+        measured=row.measured_bytes,
+        device="cuda" if row.device_kind == "cuda" else "cpu",
+    )

@@ -1,0 +1,241 @@
+"""A preflight from the wire to its answer: a real API, database and store, and the real program that reads the rows."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from sqlalchemy import text
+
+from shared import preflights
+from shared.db import session_scope
+from shared.settings import Settings, child_environment
+from shared.tables import PreflightRow
+from tests.factories import make_worker
+from tests.integration.conftest import Api
+from tests.live import live_api
+from tests.train.tiny import chat, chat_rows, make_model_directory
+from worker.checks import check_next_file
+from worker.drain import SharedFlags
+from worker.examine import examine_next
+from worker.host import Host, open_host
+
+GIB = 1 << 30
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home whose catalogue has the tiny model."""
+    home = tmp_path_factory.mktemp("preflights")
+    make_model_directory(home / "model")
+    (home / "models.toml").write_text(f'[models.tiny]\nsource = "path"\npath = "{home / "model"}"\n')
+    return home
+
+
+@pytest.fixture(scope="module")
+def settings(api: Api, folder: Path) -> Settings:
+    return api.settings.model_copy(update={"models_file": folder / "models.toml", "min_training_rows": 2})
+
+
+@pytest.fixture(scope="module")
+def http(api: Api, settings: Settings) -> Iterator[httpx2.Client]:
+    with (
+        live_api(settings) as url,
+        httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {api.key}"}, timeout=30) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def host(settings: Settings) -> Iterator[Host]:
+    opened = open_host(settings, flags=SharedFlags())
+    yield opened
+    opened.engine.dispose()
+
+
+def upload(http: httpx2.Client, rows: list[Any], *, name: str = "rows.jsonl") -> str:
+    content = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    made = http.post("/v1/files", files={"file": (name, content.encode())}, data={"purpose": "fine-tune"})
+    assert made.status_code == 200, made.text
+    return made.json()["id"]
+
+
+def ask(http: httpx2.Client, training: str, **body: Any) -> dict[str, Any]:
+    made = http.post("/v1/tunepool/preflights", json={"model": "tiny", "training_file": training, **body})
+    assert made.status_code == 200, made.text
+    return made.json()
+
+
+def pull(host: Host, **settings: str) -> None:
+    """The CPU lane in a process of its own: a supervisor kills whatever it has left, and our database is our child."""
+    known = {
+        "DATABASE_URL": host.settings.database_url,
+        "REDIS_URL": "",
+        "TUNEPOOL_HOME": str(host.settings.home),
+        "TUNEPOOL_MODELS_FILE": str(host.settings.models_file),
+        "TUNEPOOL_MIN_TRAINING_ROWS": "2",
+    }
+    lane = [sys.executable, "-m", "worker.pull", "cpu", str(os.getpid())]
+    subprocess.run(lane, env=child_environment(**known, **settings), cwd=ROOT, check=True, timeout=120)
+
+
+def answered(http: httpx2.Client, host: Host, asked: dict[str, Any], **settings: str) -> dict[str, Any]:
+    pull(host, **settings)
+    return http.get(f"/v1/tunepool/preflights/{asked['id']}").json()
+
+
+def test_a_preflight_tells_all_that_a_job_would_do_and_trains_nothing(http: httpx2.Client, host: Host) -> None:
+    with session_scope(host.engine) as session:
+        worker = make_worker(session, devices=1, pool="default", bfloat16=True)
+        make_worker(session, devices=1, pool="default", total_bytes=GIB // 2, free_bytes=GIB // 2, bfloat16=True)
+    training = upload(http, [*chat_rows(30), chat_rows(30)[4]])
+    validation = upload(http, [chat_rows(30)[7], chat("unseen?", "yes")])
+
+    asked = ask(http, training, validation_file=validation, preview_rows=[2], seed=7)
+    assert asked["status"] == "queued"
+    done = answered(http, host, asked)
+
+    report = done["report"]
+    assert (done["status"], report["ok"], report["refusal"]) == ("succeeded", True, None)
+    assert report["files"]["training"]["rows"] == report["tokens"]["training"]["rows"] == 31
+    assert report["tokens"]["training"]["duplicates"]["rows"] == [31]
+    assert report["tokens"]["leakage"]["rows"]["rows"] == [1]
+    (row,) = report["tokens"]["preview"]
+    assert (row["row"], [span["text"] for span in row["sequences"][0]["spans"]]) == (2, ["2<|im_end|>"])
+    assert report["spec"]["seed"] == 7
+    assert all(one["reason"] for one in report["auto"])
+    assert report["run"]["steps"] > 0
+    assert "the formula alone" in report["memory"]["sure"]
+    fits = {one["id"]: one for one in report["devices"]}
+    assert fits[f"{worker.id}:0"]["fits"]
+    small = next(one for one in report["devices"] if one["offered_bytes"] == GIB // 2)
+    assert not small["fits"]
+    assert "needs" in small["reason"]
+    with session_scope(host.engine) as session:
+        assert session.scalar(text("select count(*) from jobs where base_model = 'tiny'")) == 0
+    assert not (host.work / asked["id"]).exists()
+
+
+def test_a_bad_file_is_answered_with_every_error_by_line_and_column(http: httpx2.Client, host: Host) -> None:
+    bad = {"messages": [{"role": "bot", "content": "x"}]}
+    training = upload(http, [chat("u", "a"), bad, '{"messages": [', chat("v", "b")])
+
+    report = answered(http, host, ask(http, training))["report"]
+
+    assert report["ok"] is False
+    assert report["refusal"]["param"] == "training_file"
+    problems = report["files"]["training"]["problems"]
+    assert [(one["line"], one["code"]) for one in problems][:2] == [(2, "unknown_role"), (3, "invalid_json")]
+    assert problems[0]["column"] == 16
+    assert report["tokens"] is None
+
+
+def test_a_template_that_fails_is_the_jobs_fault_and_names_the_row(http: httpx2.Client, host: Host) -> None:
+    template = "{% for m in messages %}{% if m.content == 'bad' %}{{ raise_exception('no such turn') }}{% endif %}"
+    template += "{{ m.content }}<|im_end|>{% endfor %}"
+    training = upload(http, [chat("u", "a"), chat("bad", "b"), chat("w", "c")])
+
+    asked = ask(http, training, tunepool={"training": {"chat_template": template}})
+    report = answered(http, host, asked)["report"]
+
+    assert report["ok"] is False
+    assert report["tokens"]["training"]["faults"][0]["row"] == 2
+    assert "no such turn" in report["tokens"]["training"]["faults"][0]["message"]
+
+
+def test_the_wrong_objective_for_the_rows_is_a_refusal(http: httpx2.Client, host: Host) -> None:
+    asked = ask(http, upload(http, chat_rows(5)), method={"type": "dpo"})
+
+    assert "preference rows" in answered(http, host, asked)["report"]["refusal"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"training_file": "file-0193a1b2c3d4e5f60718293a4b5c6d7e"}, "training_file"),
+        ({"preview_rows": [0]}, "preview_rows.0"),
+        ({"preview_rows": list(range(1, 40))}, "preview_rows"),
+        ({"model": "nothing"}, "model"),
+        ({"unknown": 1}, "unknown"),
+        ({"tunepool": {"adapter": {"method": "full", "r": 8}}}, "tunepool.adapter.r"),
+    ],
+)
+def test_what_a_job_would_refuse_at_submit_a_preflight_refuses_too(
+    http: httpx2.Client, host: Host, body: dict[str, Any], param: str
+) -> None:
+    wanted = {"model": "tiny", "training_file": upload(http, chat_rows(3)), **body}
+    refused = http.post("/v1/tunepool/preflights", json=wanted)
+
+    assert refused.status_code in {400, 404}, refused.text
+    assert refused.json()["error"]["param"] == param
+
+
+def test_nobody_elses_preflight_exists(http: httpx2.Client, host: Host, stranger: str) -> None:
+    asked = ask(http, upload(http, chat_rows(3)))
+    theirs = {"Authorization": f"Bearer {stranger}"}
+
+    assert http.get(f"/v1/tunepool/preflights/{asked['id']}", headers=theirs).status_code == 404
+    assert http.get("/v1/tunepool/preflights", headers=theirs).json()["data"] == []
+    listed = http.get("/v1/tunepool/preflights", params={"limit": 1, "status": "queued"}).json()
+    assert [one["id"] for one in listed["data"]] == [asked["id"]]
+    answered(http, host, asked)
+
+
+def test_a_program_that_dies_is_no_answer_and_says_so(http: httpx2.Client, host: Host) -> None:
+    asked = ask(http, upload(http, chat_rows(3)))
+    done = answered(http, host, asked, TUNEPOOL_PREFLIGHT="tests.no_such_program")
+
+    assert (done["status"], done["error"]["code"]) == ("failed", "preflight_failed")
+    assert done["report"] is None
+
+
+def test_a_program_that_does_not_end_is_ended(http: httpx2.Client, host: Host) -> None:
+    asked = ask(http, upload(http, chat_rows(3)))
+    done = answered(http, host, asked, TUNEPOOL_PREFLIGHT_SECONDS="0.3")
+
+    assert done["error"]["code"] == "preflight_timeout"
+
+
+def test_an_examiner_that_was_thought_dead_writes_nothing(host: Host, http: httpx2.Client) -> None:
+    asked = ask(http, upload(http, chat_rows(3)))
+    while check_next_file(host):
+        pass
+    with session_scope(host.engine) as session:
+        slow = preflights.claim(session, lease_seconds=-1)
+        quick = preflights.claim(session, lease_seconds=60)
+    assert slow is not None
+    assert quick is not None
+    assert slow.id == quick.id == asked["id"]
+    with session_scope(host.engine) as session:
+        assert not preflights.finish(session, slow, {"ok": False, "files": {}, "refusal": None})
+        assert preflights.finish(session, quick, {"ok": True, "files": {}, "refusal": None})
+        assert session.get_one(PreflightRow, asked["id"]).report["ok"] is True
+
+
+def test_a_preflight_that_ends_three_examiners_is_given_up(host: Host, http: httpx2.Client) -> None:
+    asked = ask(http, upload(http, chat_rows(3)))
+    while check_next_file(host):
+        pass
+    with session_scope(host.engine) as session:
+        claimed = [preflights.claim(session, lease_seconds=-1) for _ in range(preflights.MAX_CHECKS + 1)]
+        assert claimed[-1] is None
+    assert http.get(f"/v1/tunepool/preflights/{asked['id']}").json()["error"]["code"] == "preflight_lost"
+
+
+def test_a_drained_worker_gives_the_preflight_back(host: Host, http: httpx2.Client) -> None:
+    asked = ask(http, upload(http, chat_rows(3)))
+    while check_next_file(host):
+        pass
+    host.flags.drain()
+
+    assert not examine_next(host)
+    assert http.get(f"/v1/tunepool/preflights/{asked['id']}").json()["status"] == "queued"
+    assert answered(http, host, asked)["status"] == "succeeded"

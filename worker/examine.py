@@ -1,0 +1,273 @@
+"""The CPU lane's preflights: settle a job that is not submitted, have its rows read, put the answer together.
+
+The program is started like a trainer: a process group of its own, no credentials, no network, files in, files out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+from pydantic import ValidationError
+
+from shared import durations, measurements, pages, preflights, workers
+from shared.catalogue import load_catalogue
+from shared.errors import TunepoolError, Unavailable
+from shared.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
+from shared.fitting import Candidate, fits
+from shared.leases import FileRef, Lease
+from shared.preflight_report import PreflightSpec, TokenReport
+from shared.preflights import PreflightClaim
+from shared.resolve import Resolution
+from shared.sizing import estimate_evaluation, workload
+from shared.spec import JobSpec, Placement
+from shared.tables import DeviceRow
+from worker import base_models, launcher, processes, workdir
+from worker.checks import settle
+from worker.host import Host
+from worker.launcher import Exit
+from worker.watch import EventTail
+from worker.workdir import Workdir
+
+log = structlog.get_logger()
+
+LOOK_SECONDS: Final = 0.1
+REPORT_BYTES: Final = 32 * 1024 * 1024
+
+
+class Stopped(Exception):
+    """The examination is over before it has an answer: fenced off, or the worker is shutting down."""
+
+
+class NoAnswer(TunepoolError):
+    """The program ended without a report, and not by the user's fault."""
+
+    code = "preflight_failed"
+
+
+def examine_next(host: Host) -> bool:
+    """Answer one preflight, if any waits. False: none does, or none can be answered now."""
+    claim = host.write(lambda s: preflights.claim(s, lease_seconds=host.settings.lease_seconds))
+    if claim is None:
+        return False
+    watch = _Watch(host, claim)
+    try:
+        report = _Examination(host, claim, watch).answer()
+    except Stopped:
+        host.write(lambda s: preflights.release(s, claim))
+        return False
+    except (Unavailable, NoAnswer) as error:
+        code, message = error.code, error.message
+        log.warning("preflight.unanswered", preflight_id=claim.id, code=code, error=message[:200])
+        host.write(lambda s: preflights.fail(s, claim, code=code, message=message))
+        return True
+    host.write(lambda s: preflights.finish(s, claim, report))
+    log.info("preflight.answered", preflight_id=claim.id, ok=report["ok"])
+    return True
+
+
+class _Watch:
+    """Keeps the lease while something long goes on, and ends it when there is no more use in it."""
+
+    def __init__(self, host: Host, claim: PreflightClaim, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._host, self._claim, self._clock = host, claim, clock
+        self._kept = clock()
+
+    def check(self) -> None:
+        """Raises Stopped."""
+        if self._host.flags.draining:
+            raise Stopped
+        if self._clock() - self._kept < self._host.settings.heartbeat_seconds:
+            return
+        self._kept = self._clock()
+        seconds = self._host.settings.lease_seconds
+        if not self._host.write(lambda s: preflights.keep(s, self._claim, lease_seconds=seconds)):
+            raise Stopped
+
+
+class _Examination:
+    """One preflight on its way to an answer."""
+
+    def __init__(self, host: Host, claim: PreflightClaim, watch: _Watch) -> None:
+        self.host, self.claim, self.watch = host, claim, watch
+
+    def answer(self) -> dict[str, Any]:
+        """The whole report. What would make the job fail is an answer too. Raises Stopped, Unavailable, NoAnswer."""
+        report: dict[str, Any] = {"ok": False, "files": self.files(), "refusal": None}
+        try:
+            resolution = settle(self.host, self.claim)
+            report |= self.settled(resolution)
+            tokens = self.read_rows(resolution.spec)
+        except (Unavailable, NoAnswer):
+            raise
+        except TunepoolError as error:
+            return report | {"refusal": {"code": error.code, "message": error.message, "param": error.param}}
+        report |= {"tokens": tokens.model_dump(mode="json"), **self.run(resolution, tokens)}
+        return report | {"ok": _is_ok(tokens) and any(one["fits"] for one in report["devices"])}
+
+    def files(self) -> dict[str, Any]:
+        """What the check of each file has found."""
+        named = {"training": self.claim.training_file, "validation": self.claim.validation_file}
+        return {name: _file(file) for name, file in named.items() if file is not None}
+
+    def settled(self, resolution: Resolution) -> dict[str, Any]:
+        """The spec with its reasons, its memory, and where it fits."""
+        spec, found = resolution.spec, resolution.calibration
+        known = self.host.write(lambda s: measurements.of_kind(s, base_model=spec.base_model.name))
+        devices = self.host.write(lambda s: pages.devices(s, pool_name=self.host.settings.pool))
+        work = workload(spec, device=resolution.device)
+        total = resolution.estimate.total
+        return {
+            "spec": spec.model_dump(mode="json"),
+            "auto": [one.model_dump(mode="json") for one in resolution.auto],
+            "memory": {
+                "predicted_bytes": found.expected(total),
+                "upper_bytes": found.upper(total),
+                "evaluation_bytes": found.expected(estimate_evaluation(work).total),
+                "sure": found.sure,
+                "measurements": found.count,
+                "terms": resolution.estimate.terms,
+            },
+            "devices": [
+                dataclasses.asdict(one) for one in fits(spec, [_candidate(row) for row in devices], measurements=known)
+            ],
+        }
+
+    def run(self, resolution: Resolution, tokens: TokenReport) -> dict[str, Any]:
+        """Steps, tokens and time of the whole run, from the rows as they are."""
+        spec = resolution.spec
+        left_out = tokens.training.empty.count
+        rows = max(1, tokens.training.rows - left_out)
+        per_epoch = -(-rows // spec.training.batch_size)
+        steps = per_epoch * spec.training.num_train_epochs
+        steps = steps if spec.training.max_steps is None else min(steps, spec.training.max_steps)
+        total = tokens.training.kept_tokens * steps / per_epoch
+        pool_name = self.host.settings.pool
+        device = self.host.write(lambda s: workers.roomiest_device(s, pool_name=pool_name)) or self.host.devices[0]
+        speeds = self.host.write(
+            lambda s: measurements.speeds(
+                s, base_model=spec.base_model.name, method=spec.adapter.method, device_name=device.name
+            )
+        )
+        duration = durations.predict(spec, tokens=total, device_name=device.name, speeds=speeds)
+        return {
+            "run": {"steps": steps, "steps_per_epoch": per_epoch, "rows": rows, "tokens": round(total)},
+            "time": None if duration is None else {"device": device.name, **dataclasses.asdict(duration)},
+        }
+
+    # --- the program ----------------------------------------------------------------------------------------------
+
+    def read_rows(self, spec: JobSpec) -> TokenReport:
+        """Have the program read the rows. Raises Invalid and its kin for what would end the job, too."""
+        lease = Lease(job_id=self.claim.id, fence=self.claim.number, worker_id=self.host.worker.id, attempt=1)
+        place = workdir.make(self.host.work, lease)
+        try:
+            self.stage(spec, place)
+            return self.result(place, self.launch(place))
+        finally:
+            shutil.rmtree(self.host.work / self.claim.id, ignore_errors=True)
+
+    def stage(self, spec: JobSpec, place: Workdir) -> None:
+        entry = load_catalogue(self.host.settings).entry(spec.base_model.name)
+        model = base_models.ensure(entry, cache=self.host.settings.cache, interrupt=self.watch.check)
+        wanted = PreflightSpec(
+            job=spec,
+            base_model_path=str(model),
+            train_file=self.stage_file(self.claim.training_file, place.data / "train.jsonl"),
+            validation_file=None
+            if self.claim.validation_file is None
+            else self.stage_file(self.claim.validation_file, place.data / "validation.jsonl"),
+            preview_rows=list(self.claim.preview_rows),
+            processes=self.threads,
+            memory_bytes=self.host.settings.preflight_memory_bytes,
+        )
+        place.spec.write_text(wanted.model_dump_json(), encoding="utf-8")
+        workdir.hand_over(place, uid=self.host.settings.trainer_uid)
+
+    def stage_file(self, file: FileRef, target: Path) -> str:
+        return str(workdir.stage_rows(self.host.store, file, target, interrupt=self.watch.check))
+
+    @property
+    def threads(self) -> int:
+        return min(4, self.host.settings.cpu_threads or os.cpu_count() or 1)
+
+    def launch(self, place: Workdir) -> Exit:
+        """Run the program to its end, at most `preflight_seconds`."""
+        settings = self.host.settings
+        tag = processes.own_tag(home=settings.home.resolve(), job_id=self.claim.id, fence=self.claim.number)
+        program = launcher.start(
+            launcher.command(settings.preflight, placement=Placement(), spec_file=place.spec, out=place.out),
+            environment=launcher.environment(tag=tag, device_ids=(), kind="cpu", threads=1, scratch=place.out),
+            tag=tag,
+            out=place.out,
+            log_file=place.log,
+            uid=settings.trainer_uid,
+        )
+        deadline = time.monotonic() + settings.preflight_seconds
+        try:
+            while program.poll() is None:
+                self.watch.check()
+                if time.monotonic() > deadline:
+                    raise NoAnswer(
+                        f"Reading the rows takes more than {settings.preflight_seconds:g} seconds."
+                        " A shorter file or a simpler chat template would do.",
+                        code="preflight_timeout",
+                    )
+                time.sleep(LOOK_SECONDS)
+        finally:
+            ended = program.end(grace_seconds=0)
+        return ended
+
+    def result(self, place: Workdir, ended: Exit) -> TokenReport:
+        if ended.code == EXIT_DONE:
+            file = place.out / "preflight.json"
+            with contextlib.suppress(OSError, ValidationError):
+                if not file.is_symlink() and file.stat().st_size <= REPORT_BYTES:
+                    return TokenReport.model_validate_json(file.read_bytes())
+        failed = [one for one in _events(place) if isinstance(one, Failed)]
+        if ended.code in {EXIT_USER_FAULT, EXIT_OUT_OF_MEMORY} and failed:
+            raise _Refused(failed[-1].message, code=failed[-1].code, param=failed[-1].param)
+        log.warning("preflight.broke", preflight_id=self.claim.id, exit=ended.code, last_words=ended.last_words[-2000:])
+        raise NoAnswer(f"The program that reads the rows ended unexpectedly (exit code {ended.code}).")
+
+
+class _Refused(TunepoolError):
+    """The job would end so, too."""
+
+
+def _events(place: Workdir) -> Iterator[Any]:
+    return EventTail(place.events).read()
+
+
+def _is_ok(tokens: TokenReport) -> bool:
+    """Whether training would begin: no row is refused, and each file has something to learn from or to look at."""
+    files = [one for one in (tokens.training, tokens.validation) if one is not None]
+    return all(one.fault_count == 0 and one.kept_tokens > 0 for one in files)
+
+
+def _file(file: FileRef) -> dict[str, Any]:
+    return {"id": file.id, **(file.report or {})}
+
+
+def _kind(device: Any) -> Any:
+    return "cuda" if device.kind == "cuda" else "cpu"
+
+
+def _candidate(row: DeviceRow) -> Candidate:
+    return Candidate(
+        id=row.id,
+        name=row.name,
+        kind=_kind(row),
+        total_bytes=row.total_bytes,
+        foreign_bytes=row.foreign_bytes,
+        bfloat16=row.bfloat16,
+        usable=row.healthy and not row.quarantined,
+        busy=row.leased_by is not None,
+    )
