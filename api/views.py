@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.outlook import Look
 from shared.adapters import PublishedAdapter
 from shared.keys import Caller
-from shared.pages import Poll
 from shared.spec import JobSpec
 from shared.tables import AdapterRow, AttemptRow, CheckpointRow, EventRow, FileRow, JobRow
 from shared.verdicts import Verdict
@@ -377,46 +376,53 @@ def _asked_hyperparameters(request: dict[str, Any]) -> dict[str, Any]:
     return {**(request.get("hyperparameters") or {}), **part.get("hyperparameters", {})}
 
 
-def queue_state(look: Look, poll: Poll) -> QueueState:
+def queue_state(look: Look, row: JobRow) -> QueueState:
     """What the latest plan says of a queued job."""
-    verdict, as_of = look.verdict, seconds(look.as_of)
-    first = {"first_eta_low": maybe_seconds(poll.first_eta_low), "first_eta_high": maybe_seconds(poll.first_eta_high)}
+    verdict = look.verdict
+    state = QueueState(
+        position=None,
+        jobs_ahead=None,
+        blocked_by=None,
+        detail="Queued a moment ago; its place in the queue is known with the next plan.",
+        first_eta_low=maybe_seconds(row.first_eta_low),
+        first_eta_high=maybe_seconds(row.first_eta_high),
+        as_of=seconds(look.as_of),
+    )
+    if look.starting:
+        starting = "A device is free; a worker is about to start this job."
+        return state.model_copy(update={"position": 1, "jobs_ahead": 0, "detail": starting})
     if verdict is None:
-        detail = (
-            "A device is free; a worker is about to start this job."
-            if look.starting
-            else "Queued a moment ago; its place in the queue is known with the next plan."
-        )
-        position, ahead = (1, 0) if look.starting else (None, None)
-        return QueueState(position=position, jobs_ahead=ahead, blocked_by=None, detail=detail, as_of=as_of, **first)
-    return QueueState(
-        position=verdict.position,
-        jobs_ahead=verdict.jobs_ahead,
-        blocked_by=verdict.blocked_by,
-        detail=verdict.detail,
-        eta_low=maybe_seconds(verdict.eta_low),
-        eta_high=maybe_seconds(verdict.eta_high),
-        drift_seconds=_drift(verdict, poll),
-        as_of=as_of,
-        **first,
+        return state
+    return state.model_copy(
+        update={
+            "position": verdict.position,
+            "jobs_ahead": verdict.jobs_ahead,
+            "blocked_by": verdict.blocked_by,
+            "detail": verdict.detail,
+            "eta_low": maybe_seconds(verdict.eta_low),
+            "eta_high": maybe_seconds(verdict.eta_high),
+            "drift_seconds": _drift(verdict, row),
+        }
     )
 
 
-def _drift(verdict: Verdict, poll: Poll) -> int | None:
+def _drift(verdict: Verdict, row: JobRow) -> int | None:
     """Of the worst case where both forecasts have one, else of the best case."""
-    for now, first in ((verdict.eta_high, poll.first_eta_high), (verdict.eta_low, poll.first_eta_low)):
+    for now, first in ((verdict.eta_high, row.first_eta_high), (verdict.eta_low, row.first_eta_low)):
         if now is not None and first is not None:
             return round((now - first).total_seconds())
     return None
 
 
-def etag(version: int, queue: QueueState | None) -> str:
+def etag(version: int, look: Look | None) -> str:
     """Of a job: its row's version, and its place. A forecast slides with the clock; only whole minutes of it count."""
-    if queue is None:
+    if look is None:
         return f'"{version}"'
-    minutes = [moment and moment // 60 for moment in (queue.eta_low, queue.eta_high)]
-    place = repr((queue.position, queue.jobs_ahead, queue.blocked_by, queue.detail, minutes))
-    return f'"{version}-{hashlib.sha256(place.encode()).hexdigest()[:16]}"'
+    told, verdict = [str(look.starting)], look.verdict
+    if verdict is not None:
+        minutes = [moment and int(moment.timestamp()) // 60 for moment in (verdict.eta_low, verdict.eta_high)]
+        told += [repr((verdict.position, verdict.jobs_ahead, verdict.blocked_by, verdict.detail, minutes))]
+    return f'"{version}-{hashlib.sha256("".join(told).encode()).hexdigest()[:16]}"'
 
 
 def attempt(row: AttemptRow) -> Attempt:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import NamedTuple
 
 from sqlalchemy import BigInteger, Text, cast, func, select, true
@@ -23,25 +22,14 @@ def job(session: Session, job_id: str, *, project_id: str) -> JobRow:
     return row
 
 
-class Poll(NamedTuple):
-    """What has to be known of a job to say that nothing has changed."""
-
-    version: int
-    status: str
-    first_eta_low: datetime | None
-    first_eta_high: datetime | None
-
-
-def poll(session: Session, job_id: str, *, project_id: str) -> Poll:
-    """The job, as far as a poll has to know it. Raises NotFound like `job`."""
+def job_version(session: Session, job_id: str, *, project_id: str) -> tuple[int, str]:
+    """What a poll has to know: version and status. Raises NotFound like `job`."""
     known = session.execute(
-        select(JobRow.version, JobRow.status, JobRow.first_eta_low, JobRow.first_eta_high).where(
-            JobRow.id == job_id, JobRow.project_id == project_id
-        )
+        select(JobRow.version, JobRow.status).where(JobRow.id == job_id, JobRow.project_id == project_id)
     ).one_or_none()
     if known is None:
         raise _not_found(job_id)
-    return Poll(*known)
+    return known.version, known.status
 
 
 def _not_found(job_id: str) -> NotFound:

@@ -14,7 +14,6 @@ from api.deps import Door, DoorDep, JobsReader, JobsWriter
 from shared import adapters, failpoints, jobs, pages, refusals, submission
 from shared.errors import Invalid
 from shared.keys import Caller
-from shared.pages import Poll
 from shared.spec import CreateJob
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
@@ -129,21 +128,18 @@ def retrieve_job(
 ) -> Any:
     """A job with its place in the queue, progress, attempts and adapter. Send the ETag back to poll cheaply."""
     with door.reading() as session:
-        poll = pages.poll(session, job_id, project_id=caller.project_id)
-    queue = _place(door, job_id, poll) if poll.status == "queued" else None
-    etag = views.etag(poll.version, queue)
+        version, status = pages.job_version(session, job_id, project_id=caller.project_id)
+    look = door.outlook.of(job_id) if status == "queued" else None
+    etag = views.etag(version, look)
     if _is_known(etag, if_none_match):
         return Response(status_code=304, headers={"ETag": etag})
     with door.session() as session:
         row = pages.job(session, job_id, project_id=caller.project_id)
         attempts, adapter = pages.attempts(session, job_id), adapters.of_job(session, job_id)
-    queue = (queue or _place(door, job_id, poll)) if row.status == "queued" else None  # it may have moved since
-    response.headers["ETag"] = views.etag(row.version, queue)
+    look = (look or door.outlook.of(job_id)) if row.status == "queued" else None  # it may have moved since
+    queue = None if look is None else views.queue_state(look, row)
+    response.headers["ETag"] = views.etag(row.version, look)
     return views.job(row, caller=caller, attempts=attempts, adapter=adapter, queue=queue)
-
-
-def _place(door: Door, job_id: str, poll: Poll) -> views.QueueState:
-    return views.queue_state(door.outlook.of(job_id), poll)
 
 
 def _is_known(etag: str, if_none_match: str | None) -> bool:
