@@ -35,6 +35,7 @@ class Settings(BaseSettings):
 
     max_file_bytes: int = Field(default=512 * 1024 * 1024, ge=1)
     max_body_bytes: int = Field(default=1024 * 1024, ge=1, description="Largest JSON body.")
+    api_processes: int = Field(default=1, ge=1, le=64, description="Processes that serve the API's port.")
     max_streams: int = Field(default=1000, ge=1, description="Event streams that one API process sends at once.")
     stream_seconds: float = Field(default=900.0, gt=0, description="After so long a stream's client comes again.")
     min_training_rows: int = Field(default=10, ge=1, description="OpenAI's lower bound on examples.")

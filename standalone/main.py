@@ -130,7 +130,7 @@ def migrate(home: HomeOption = None) -> None:
 @app.command()
 def api(host: str = "127.0.0.1", port: PortOption = 8765) -> None:
     """Only the API, on the servers that the environment names."""
-    _become(api_command(host, port))
+    _become(api_command(host, port, processes=_settings(None).api_processes))
 
 
 @app.command()

@@ -85,7 +85,12 @@ class Up:
 
     def _children(self, environment: dict[str, str]) -> Iterator[Child]:
         """Our processes in the order they start."""
-        yield self._child("api", api_command("127.0.0.1", self.port), environment, ready=answers(self.port))
+        yield self._child(
+            "api",
+            api_command("127.0.0.1", self.port, processes=self.settings.api_processes),
+            environment,
+            ready=answers(self.port),
+        )
         yield self._child("janitor", module("worker.janitor"), environment)
         if self.with_worker:
             yield self._worker(environment)
@@ -176,9 +181,10 @@ def module(*words: str) -> list[str]:
     return [sys.executable, "-m", *words]
 
 
-def api_command(host: str, port: int) -> list[str]:
+def api_command(host: str, port: int, *, processes: int) -> list[str]:
     return module(
         *("uvicorn", "--factory", "api.app:app_from_settings", "--host", host, "--port", str(port)),
+        *(("--workers", str(processes)) if processes > 1 else ()),
         *("--no-access-log", "--no-server-header", "--log-level", "warning", "--timeout-graceful-shutdown", "5"),
     )
 
