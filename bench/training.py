@@ -40,9 +40,37 @@ TASKS: Final[tuple[tuple[str, Callable[[list[str]], str]], ...]] = (
     ("How many words are these? Then repeat them.", lambda words: f"{len(words)}: {' '.join(words)}"),
 )
 WORDS: Final = (
-    "river stone window market garden paper engine yellow winter bottle travel simple number letter island copper "
-    "silver forest bridge candle pocket planet summer ticket valley doctor mirror carpet button hammer"
-).split()
+    "river",
+    "stone",
+    "window",
+    "market",
+    "garden",
+    "paper",
+    "engine",
+    "yellow",
+    "winter",
+    "bottle",
+    "travel",
+    "simple",
+    "number",
+    "letter",
+    "island",
+    "copper",
+    "silver",
+    "forest",
+    "bridge",
+    "candle",
+    "pocket",
+    "planet",
+    "summer",
+    "ticket",
+    "valley",
+    "doctor",
+    "mirror",
+    "carpet",
+    "button",
+    "hammer",
+)
 
 
 @dataclass(frozen=True)
@@ -155,9 +183,14 @@ def held_out(spec: Path, adapters: list[Path]) -> list[float]:
 def run(module: str, *words: str) -> str:
     """Run a program as the worker runs its trainer; returns what it prints."""
     environment = trainer_environment(
-        OMP_NUM_THREADS=str(os.cpu_count()), TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_PROGRESS_BARS="1"
+        OMP_NUM_THREADS=str(os.cpu_count()),
+        OMP_WAIT_POLICY="passive",
+        TOKENIZERS_PARALLELISM="false",
+        HF_HUB_DISABLE_PROGRESS_BARS="1",
     )
-    done = subprocess.run([sys.executable, "-m", module, *words], env=environment, text=True, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-m", module, *words], env=environment, text=True, capture_output=True, check=False
+    )
     if done.returncode:
         sys.exit(f"{module} has failed:\n{done.stderr[-4000:]}")
     return done.stdout

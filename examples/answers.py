@@ -24,17 +24,17 @@ MAX_NEW_TOKENS = 64  # the longest ticket takes under 50
 def compare(base: Path, adapter: Path, held_out: Path) -> dict[str, Any]:
     """Greedy answers of both models to every held-out prompt, and the seconds each model took."""
     tokenizer = AutoTokenizer.from_pretrained(adapter, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=_fast_dtype(), local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=fast_dtype(), local_files_only=True)
     model = PeftModel.from_pretrained(model, adapter).eval()
     rows = [json.loads(line)["messages"] for line in held_out.read_text(encoding="utf-8").splitlines()]
     prompts = [tokenizer.apply_chat_template(row[:-1], tokenize=False, add_generation_prompt=True) for row in rows]
 
     started = time.monotonic()
     with torch.inference_mode(), model.disable_adapter():
-        base_answers = _answers(model, tokenizer, prompts)
+        base_answers = answers_of(model, tokenizer, prompts)
     switched = time.monotonic()
     with torch.inference_mode():
-        tuned_answers = _answers(model, tokenizer, prompts)
+        tuned_answers = answers_of(model, tokenizer, prompts)
     ended = time.monotonic()
 
     return {
@@ -47,7 +47,7 @@ def compare(base: Path, adapter: Path, held_out: Path) -> dict[str, Any]:
     }
 
 
-def _answers(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+def answers_of(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
     answers: list[str] = []
     for start in range(0, len(prompts), BATCH):
         batch = tokenizer(
@@ -64,7 +64,7 @@ def _answers(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
     return answers
 
 
-def _fast_dtype() -> torch.dtype:
+def fast_dtype() -> torch.dtype:
     """bfloat16 where the hardware multiplies it; elsewhere it is emulated and slower than float32."""
     if torch.cuda.is_available():
         return torch.bfloat16

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from peft.helpers import disable_input_dtype_casting
 from trl import SFTConfig, SFTTrainer
 
 from shared.spec import AttemptSpec
@@ -97,6 +98,7 @@ class SupervisedObjective:
         self.trainer = trainer
         self._spec = spec
         self._pad_id = pad_id
+        self._autocast = spec.job.training.dtype != "float32"
         # NEFTune scales its noise by the sequence length, so rows that share one would get too little of it.
         self._packing = spec.job.training.packing and spec.job.training.neftune_noise_alpha is None
 
@@ -114,7 +116,10 @@ class SupervisedObjective:
     def loss(self, model: Any, batch: MicroBatch) -> Loss:
         # SFTTrainer.compute_loss writes into the dict it is given.
         inputs = {name: value.to(self._spec.device) for name, value in batch.inputs.items()}
-        total = self.trainer.compute_loss(model, inputs)
+        # Under autocast every product rounds its inputs to bfloat16 or float16. PEFT raises them to the adapter's
+        # float32 before, which changes no bit and copies each layer's activations twice.
+        with disable_input_dtype_casting(self.trainer.model, active=self._autocast):
+            total = self.trainer.compute_loss(model, inputs)
         return Loss(total=total, correct=self.trainer.correct_tokens)
 
     def _capacity(self, lengths: Sequence[int]) -> int:

@@ -1,0 +1,34 @@
+"""What a trained model answers to the held-out messages: `python -m bench.recipes.ticket_answers BASE TRAINED ROWS`.
+
+TRAINED is an adapter's directory or a whole model's; an adapter is put on the 16-bit base, whatever it was trained on.
+Prints a JSON list of {expected, tuned}.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from examples.answers import answers_of, fast_dtype
+
+
+def main(base: Path, trained: Path, held_out: Path) -> list[dict[str, str]]:
+    adapted = (trained / "adapter_config.json").exists()
+    tokenizer = AutoTokenizer.from_pretrained(trained, padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(base if adapted else trained, dtype=fast_dtype())
+    if adapted:
+        model = PeftModel.from_pretrained(model, trained)
+    rows = [json.loads(line)["messages"] for line in held_out.read_text(encoding="utf-8").splitlines()]
+    prompts = [tokenizer.apply_chat_template(row[:-1], tokenize=False, add_generation_prompt=True) for row in rows]
+    with torch.inference_mode():
+        answers = answers_of(model.eval(), tokenizer, prompts)
+    return [{"expected": row[-1]["content"], "tuned": answer} for row, answer in zip(rows, answers, strict=True)]
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(*map(Path, sys.argv[1:4]))))
