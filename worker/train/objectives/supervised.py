@@ -19,6 +19,7 @@ from trl import SFTConfig, SFTTrainer
 
 from shared.spec import AttemptSpec
 from worker.train.data import TokenRow
+from worker.train.methods import METHODS
 from worker.train.objectives.objective import Loss, MicroBatch, trainer_arguments
 from worker.train.packing import group, pack
 
@@ -98,7 +99,9 @@ class SupervisedObjective:
         self.trainer = trainer
         self._spec = spec
         self._pad_id = pad_id
-        self._autocast = spec.job.training.dtype != "float32"
+        # DoRA does arithmetic of its own on what it is given, in that precision.
+        dora = METHODS[spec.job.adapter.method].use_dora
+        self._narrow = spec.job.training.dtype != "float32" and not dora
         # NEFTune scales its noise by the sequence length, so rows that share one would get too little of it.
         self._packing = spec.job.training.packing and spec.job.training.neftune_noise_alpha is None
 
@@ -118,7 +121,7 @@ class SupervisedObjective:
         inputs = {name: value.to(self._spec.device) for name, value in batch.inputs.items()}
         # Under autocast every product rounds its inputs to bfloat16 or float16. PEFT raises them to the adapter's
         # float32 before, which changes no bit and copies each layer's activations twice.
-        with disable_input_dtype_casting(self.trainer.model, active=self._autocast):
+        with disable_input_dtype_casting(self.trainer.model, active=self._narrow):
             total = self.trainer.compute_loss(model, inputs)
         return Loss(total=total, correct=self.trainer.correct_tokens)
 
