@@ -59,11 +59,18 @@ class Result:
 
     def line(self) -> str:
         """A row of the Markdown table."""
-        return (
-            f"| {self.method} | {self.learning_rate:g} | {self.parameters / 1e6:.2f} M "
-            f"| {self.peak_bytes / 2**30:.2f} GiB | {self.tokens_per_second:.0f} | {self.validation_loss:.4f} | {self.valid_json:.0%} | {self.exact:.0%} "
-            f"| {self.product_bytes / 1e6:.1f} MB |"
+        cells = (
+            self.method,
+            f"{self.learning_rate:g}",
+            f"{self.parameters / 1e6:.2f} M",
+            f"{self.peak_bytes / 2**30:.2f} GiB",
+            f"{self.tokens_per_second:.0f}",
+            f"{self.validation_loss:.4f}",
+            f"{self.valid_json:.0%}",
+            f"{self.exact:.0%}",
+            f"{self.product_bytes / 1e6:.1f} MB",
         )
+        return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
