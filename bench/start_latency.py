@@ -48,7 +48,7 @@ def first_step(client: OpenAI, training: Path) -> dict[str, float]:
         model=MODEL,
         training_file=file.id,
         suffix="latency",
-        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1, "batch_size": 5}}},
+        method={"type": "supervised", "supervised": {"hyperparameters": {"batch_size": 5}}},
         extra_body={"tunepool": {"adapter": {"method": "qlora"}, "training": {"max_steps": 1, "max_length": 512}}},
     )
     for update in follow(client, job.id, interval_seconds=0.1):
