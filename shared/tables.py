@@ -273,6 +273,42 @@ class AdapterRow(Base):
     )
 
 
+class MergeRow(Base):
+    """A product made of adapters without training: a merged model directory, or a weighted combination."""
+
+    __tablename__ = "merges"
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    kind: Mapped[str] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(Text)
+    request: Mapped[dict[str, Any]] = mapped_column(Json)
+    base_model: Mapped[str] = mapped_column(Text)
+    spec: Mapped[dict[str, Any]] = mapped_column(Json)
+    fence: Mapped[int] = mapped_column(BigInteger, default=0, server_default=text("0"))
+    failures: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
+    lease_owner: Mapped[str | None] = mapped_column(Text)
+    lease_until: Mapped[datetime | None] = mapped_column(Moment)
+    manifest: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    error: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    created_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
+    finished_at: Mapped[datetime | None] = mapped_column(Moment)
+    deleted_at: Mapped[datetime | None] = mapped_column(Moment)
+
+    __table_args__ = (
+        CheckConstraint("kind in ('merge','combination')", name="kind"),
+        CheckConstraint("status in ('queued','running','succeeded','failed')", name="status"),
+        CheckConstraint("(status = 'succeeded') = (manifest is not null)", name="success_has_manifest"),
+        CheckConstraint("(status in ('succeeded','failed')) = (finished_at is not null)", name="end_has_moment"),
+        Index("ix_merges_project_id_id", "project_id", "id", postgresql_where=text("deleted_at is null")),
+        Index(
+            "ix_merges_unfinished",
+            "id",
+            postgresql_where=text("status in ('queued','running') and deleted_at is null"),
+        ),
+    )
+
+
 class WorkerRow(Base):
     """A worker process group on a host, as it last reported itself."""
 
