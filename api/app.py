@@ -16,7 +16,20 @@ from api.links import make_links
 from api.outlook import Outlook
 from api.request_id import RequestId
 from api.request_url import RequestUrl
-from api.routes import adapters, files, health, job_operations, jobs, models, pool, preflights, projects, streams, usage
+from api.routes import (
+    adapters,
+    files,
+    health,
+    job_operations,
+    jobs,
+    merges,
+    models,
+    pool,
+    preflights,
+    projects,
+    streams,
+    usage,
+)
 from api.streams import Streams
 from shared import log
 from shared.db import make_engine, session_scope
@@ -77,7 +90,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestUrl)
     app.add_middleware(RequestId)  # added last, so outermost
     errors.install(app)
-    for part in (files, jobs, preflights, models, adapters, streams, pool, job_operations, projects, usage, health):
+    for part in (
+        *(files, jobs, preflights, models, adapters, merges, streams),
+        *(pool, job_operations, projects, usage, health),
+    ):
         app.include_router(part.router)
     _describe(app)
     return app

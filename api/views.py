@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.outlook import Look
 from shared.adapters import PublishedAdapter
 from shared.keys import Caller
-from shared.spec import JobSpec
-from shared.tables import AdapterRow, AttemptRow, CheckpointRow, EventRow, FileRow, JobRow
+from shared.spec import CreateCombination, CreateMerge, JobSpec
+from shared.tables import AdapterRow, AttemptRow, CheckpointRow, EventRow, FileRow, JobRow, MergeRow
 from shared.verdicts import Verdict
 
 JobStatusView = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
@@ -260,7 +260,7 @@ class Adapter(View):
     id: str
     object: Literal["tunepool.adapter"] = "tunepool.adapter"
     name: str
-    job_id: str
+    job_id: str | None = Field(description="null: combined of other adapters.")
     base_model: str
     created_at: int
     files: list[AdapterFile]
@@ -269,6 +269,26 @@ class Adapter(View):
 class AdapterPage(View):
     object: Literal["list"] = "list"
     data: list[Adapter]
+    has_more: bool
+
+
+class Merge(View):
+    """A product made of adapters without training."""
+
+    id: str = Field(examples=["merge_0193a1b2c3d4e5f60718293a4b5c6d7e"])
+    object: Literal["tunepool.merge", "tunepool.combination"]
+    status: Literal["queued", "running", "succeeded", "failed"]
+    request: CreateMerge | CreateCombination
+    base_model: str
+    created_at: int
+    finished_at: int | None
+    error: JobError | None
+    files: list[AdapterFile] = Field(description="Empty until it has succeeded.")
+
+
+class MergePage(View):
+    object: Literal["list"] = "list"
+    data: list[Merge]
     has_more: bool
 
 
@@ -471,3 +491,18 @@ def checkpoint(row: CheckpointRow) -> Checkpoint:
 
 def model(adapter: PublishedAdapter, *, owner: str) -> Model:
     return Model(id=adapter.name, created=seconds(adapter.created_at), owned_by=owner)
+
+
+def merge(row: MergeRow, *, files: list[AdapterFile]) -> Merge:
+    merges = row.kind == "merge"
+    return Merge(
+        id=row.id,
+        object="tunepool.merge" if merges else "tunepool.combination",
+        status=row.status,
+        request=(CreateMerge if merges else CreateCombination).model_validate(row.request),
+        base_model=row.base_model,
+        created_at=seconds(row.created_at),
+        finished_at=None if row.finished_at is None else seconds(row.finished_at),
+        error=None if row.error is None else JobError.model_validate(row.error),
+        files=files,
+    )

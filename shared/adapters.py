@@ -11,7 +11,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from shared.errors import NotFound
-from shared.tables import AdapterRow, CheckpointRow, JobRow
+from shared.spec import JobSpec
+from shared.tables import AdapterRow, CheckpointRow, JobRow, MergeRow
 
 # A checkpoint's folder holds what resuming needs, and its own adapter below this.
 _ADAPTER_FOLDER: Final = "adapter/"
@@ -29,14 +30,22 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class PublishedAdapter:
-    """An adapter as its users see it: of a finished job, or of one of its checkpoints."""
+    """An adapter as its users see it: of a finished job, of one of its checkpoints, or combined of others."""
 
     id: str
     name: str
-    job_id: str
+    job_id: str | None  # None: combined
     base_model: str
     created_at: datetime
     files: tuple[StoredFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An adapter that something is made of, and the spec it was trained by."""
+
+    adapter: PublishedAdapter
+    spec: JobSpec
 
 
 def find(session: Session, name: str, *, project_id: str) -> AdapterRow:
@@ -56,7 +65,10 @@ def find(session: Session, name: str, *, project_id: str) -> AdapterRow:
 
 
 def find_published(session: Session, name: str, *, project_id: str) -> PublishedAdapter:
-    """The adapter or checkpoint (`ft:…:ckpt-step-N`) with this id or name. Raises NotFound."""
+    """The adapter, checkpoint (`ft:…:ckpt-step-N`) or combination with this id or name. Raises NotFound."""
+    combined = _combination(session, name, project_id=project_id)
+    if combined is not None:
+        return _published_combination(combined)
     found = session.execute(
         select(CheckpointRow, JobRow.base_model)
         .join(JobRow, JobRow.id == CheckpointRow.job_id)
@@ -71,7 +83,38 @@ def find_published(session: Session, name: str, *, project_id: str) -> Published
         job_id=row.job_id,
         base_model=base_model,
         created_at=row.created_at,
-        files=_files(row.manifest, below=_ADAPTER_FOLDER),
+        files=stored_files(row.manifest, below=_ADAPTER_FOLDER),
+    )
+
+
+def find_source(session: Session, name: str, *, project_id: str) -> Source:
+    """The same, with the spec of the job behind it. Raises NotFound."""
+    found = find_published(session, name, project_id=project_id)
+    made_by = session.get_one(MergeRow, found.id) if found.job_id is None else session.get_one(JobRow, found.job_id)
+    return Source(adapter=found, spec=JobSpec.model_validate(made_by.spec))
+
+
+def _combination(session: Session, name: str, *, project_id: str) -> MergeRow | None:
+    return session.scalars(
+        select(MergeRow).where(
+            MergeRow.id == name,
+            MergeRow.project_id == project_id,
+            MergeRow.kind == "combination",
+            MergeRow.status == "succeeded",
+            MergeRow.deleted_at.is_(None),
+        )
+    ).one_or_none()
+
+
+def _published_combination(row: MergeRow) -> PublishedAdapter:
+    assert row.manifest is not None, "a check constraint says so"
+    return PublishedAdapter(
+        id=row.id,
+        name=row.id,
+        job_id=None,
+        base_model=row.base_model,
+        created_at=row.created_at,
+        files=stored_files(row.manifest),
     )
 
 
@@ -82,11 +125,12 @@ def published(row: AdapterRow) -> PublishedAdapter:
         job_id=row.job_id,
         base_model=row.base_model,
         created_at=row.created_at,
-        files=_files(row.manifest),
+        files=stored_files(row.manifest),
     )
 
 
-def _files(manifest: dict[str, Any], *, below: str = "") -> tuple[StoredFile, ...]:
+def stored_files(manifest: dict[str, Any], *, below: str = "") -> tuple[StoredFile, ...]:
+    """The files that a manifest names, or those of one folder of it."""
     return tuple(
         StoredFile(
             name=entry["name"].removeprefix(below),

@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from shared import layout
-from shared.tables import AttemptRow, CheckpointRow, FileRow, JobRow
+from shared.tables import AttemptRow, CheckpointRow, FileRow, JobRow, MergeRow
 
 # No transaction is open for so long.
 SETTLED: Final = timedelta(hours=1)
@@ -39,6 +39,20 @@ def dead_prefixes(session: Session) -> list[tuple[str, frozenset[str]]]:
     return [
         (layout.attempt_prefix(row.project_id, row.job_id, row.fence), kept.get(row.job_id, frozenset()))
         for row in ended
+    ]
+
+
+def dead_merge_prefixes(session: Session) -> list[tuple[str, frozenset[str]]]:
+    """The same of merges: all of a deleted one, of a finished one what its manifest does not lie under."""
+    deleted = MergeRow.deleted_at.between(func.now() - MAX_AGE, func.now() - SETTLED)
+    ended = MergeRow.finished_at.between(func.now() - MAX_AGE, func.now() - MIN_AGE) & MergeRow.deleted_at.is_(None)
+    rows = session.scalars(select(MergeRow).where(deleted | ended))
+    return [
+        (
+            layout.merge_prefix(row.project_id, row.id),
+            frozenset({_prefix(row.manifest)}) if row.manifest and row.deleted_at is None else frozenset(),
+        )
+        for row in rows
     ]
 
 

@@ -29,6 +29,7 @@ from shared.tables import (
     DeviceRow,
     FileRow,
     JobRow,
+    MergeRow,
     OrganizationRow,
     PreflightRow,
     ProjectRow,
@@ -761,6 +762,13 @@ def waiting_lanes(session: Session) -> set[str]:
                 select(JobRow.id).where(JobRow.status == "validating_files", JobRow.lease_until.is_(None)).exists()
                 | select(FileRow.id).where(FileRow.status == "uploaded", FileRow.deleted_at.is_(None)).exists()
                 | select(PreflightRow.id).where(preflights.ready()).exists()
+                | select(MergeRow.id)
+                .where(
+                    MergeRow.status.in_(["queued", "running"]),
+                    MergeRow.deleted_at.is_(None),
+                    func.coalesce(MergeRow.lease_until, func.now()) <= func.now(),
+                )
+                .exists()
             ).label("cpu"),
         )
     ).one()

@@ -33,3 +33,12 @@ def checkpoint_prefix(project_id: str, job_id: str, fence: int, step: int) -> st
 def result_key(project_id: str, job_id: str, fence: int) -> str:
     """The metrics CSV of a job."""
     return f"{attempt_prefix(project_id, job_id, fence)}/step_metrics.csv"
+
+
+def merge_prefix(project_id: str, merge_id: str) -> str:
+    """Everything that was ever written for a merge or combination."""
+    return f"{_id(project_id)}/merges/{_id(merge_id)}"
+
+
+def merge_attempt_prefix(project_id: str, merge_id: str, fence: int) -> str:
+    return f"{merge_prefix(project_id, merge_id)}/a{fence:06d}"

@@ -69,6 +69,8 @@ class Settings(BaseSettings):
     preflight_memory_bytes: int = Field(
         default=2 * 1024**3, ge=1, description="Each process of an examination may gain so much."
     )
+    merger: str = Field(default="worker.train.merge", description="Module run for a merge; tests name another.")
+    combiner: str = Field(default="worker.train.combine", description="Module run for a combination.")
     trainer_uid: int | None = Field(default=None, description="User that trainers run as when the worker is root.")
     models_file: Path | None = Field(default=None, description="TOML with more base models and aliases.")
     cpu_threads: int | None = Field(default=None, ge=1, description="Threads of a CPU trainer; empty: all cores.")

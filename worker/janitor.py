@@ -128,8 +128,9 @@ class Janitor:
         store = open_store(self._settings)
         self._alone("expire", files.expire)
         store.delete(self._alone("deleted", garbage.deleted_file_keys) or [])
-        for prefix, kept in self._alone("garbage", garbage.dead_prefixes) or []:
-            self._empty(store, prefix, kept=kept)
+        for find in (garbage.dead_prefixes, garbage.dead_merge_prefixes):
+            for prefix, kept in self._alone("garbage", find) or []:
+                self._empty(store, prefix, kept=kept)
 
     def _empty(self, store: Store, prefix: str, *, kept: frozenset[str]) -> None:
         gone = [key for key in store.keys(prefix) if not any(key.startswith(name) for name in kept)]

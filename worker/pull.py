@@ -21,7 +21,7 @@ from shared.leases import Claim
 from shared.lifecycle import Lane
 from shared.queue import ring
 from shared.settings import Settings
-from worker import processes
+from worker import merges, processes
 from worker.checks import check_next_file, validate_next_job
 from worker.drain import SharedFlags
 from worker.examine import examine_next
@@ -54,12 +54,12 @@ def _claim(host: Host, session: Session) -> Claim | None:
 
 
 def cpu(host: Host) -> None:
-    """Check files and settle jobs until none waits."""
+    """Settle jobs, check files, and when no such short work waits, merge adapters."""
     while not host.flags.draining:
         host.flags.pulled("cpu", at=time.monotonic())
         if validate_next_job(host):
             ring("training", host.settings)
-        elif not (check_next_file(host) or examine_next(host)):
+        elif not (check_next_file(host) or examine_next(host) or merges.make_next(host)):
             return
 
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 import stamina
 
 from shared import layout
+from shared.adapters import StoredFile
 from shared.dataset_convert import canonical_lines
 from shared.errors import NotFound, TunepoolError, Unavailable
 from shared.leases import Claim, FileRef, Lease
@@ -137,7 +138,23 @@ def publish_adapter(store: Store, claim: Claim, folder: Path, *, interrupt: Inte
     """Upload the adapter; returns its manifest. Nothing refers to it before the manifest is committed."""
     lease = claim.lease
     prefix = layout.adapter_prefix(claim.project_id, lease.job_id, lease.fence)
+    return publish_folder(store, folder, prefix, interrupt=interrupt)
+
+
+def publish_folder(store: Store, folder: Path, prefix: str, *, interrupt: Interrupt) -> dict[str, Any]:
+    """Upload a folder below `prefix`; returns its manifest. Raises Unavailable."""
     return {"prefix": prefix, "files": _upload(store, folder, prefix, interrupt)}
+
+
+def stage_files(store: Store, files: Iterable[StoredFile], folder: Path, *, interrupt: Interrupt) -> None:
+    """Bring published files here. Raises DataChanged, Unavailable, NotFound."""
+    for file in files:
+        target = folder / file.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        interrupt()
+        _patiently(partial(store.get_file, file.key, target))
+        if _sha256(target) != file.sha256:
+            raise DataChanged(f"The stored {file.name} of this adapter is not what was published.", param="adapter")
 
 
 def publish_text(store: Store, key: str, text: str, *, scratch: Path, interrupt: Interrupt) -> tuple[int, str]:
@@ -168,7 +185,7 @@ def _put(store: Store, key: str, file: Path, interrupt: Interrupt) -> None:
         raise Unavailable(f"The object store has {found} of {stored.bytes} bytes of '{key}'.", code="object_store")
 
 
-def _patiently(act: Callable[[], None]) -> None:
+def _patiently(act: Callable[[], object]) -> None:
     """Again and again while the store is away, with growing pauses (0.2 s … 15 s, jittered)."""
     for attempt in stamina.retry_context(
         on=Unavailable, attempts=None, timeout=PATIENCE_SECONDS, wait_initial=0.2, wait_max=15.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -11,7 +12,7 @@ from api import views
 from api.deps import Door, DoorDep, ModelsReader
 from api.routes.files import attachment
 from shared import adapters
-from shared.adapters import PublishedAdapter
+from shared.adapters import PublishedAdapter, StoredFile
 
 router = APIRouter(prefix="/v1/tunepool", tags=["tunepool"])
 
@@ -39,20 +40,24 @@ def retrieve_adapter(name: str, request: Request, door: DoorDep, caller: ModelsR
 
 
 def _view(adapter: PublishedAdapter, door: Door, request: Request) -> views.Adapter:
-    files = [
-        views.AdapterFile(
-            name=file.name, bytes=file.bytes, sha256=file.sha256, url=_link(file.key, file.name, door, request)
-        )
-        for file in adapter.files
-    ]
     return views.Adapter(
         id=adapter.id,
         name=adapter.name,
         job_id=adapter.job_id,
         base_model=adapter.base_model,
         created_at=views.seconds(adapter.created_at),
-        files=files,
+        files=linked(adapter.files, door, request),
     )
+
+
+def linked(files: Iterable[StoredFile], door: Door, request: Request) -> list[views.AdapterFile]:
+    """Files as their downloaders see them."""
+    return [
+        views.AdapterFile(
+            name=file.name, bytes=file.bytes, sha256=file.sha256, url=_link(file.key, file.name, door, request)
+        )
+        for file in files
+    ]
 
 
 def _link(key: str, name: str, door: Door, request: Request) -> str:

@@ -127,7 +127,7 @@ def make_spec(
         "base_model": {
             "name": "tiny",
             "public_name": "example/tiny",
-            "source": "path",
+            "source": "hub",
             "revision": "0" * 40,
             "facts": FACTS,
         },

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from shared.errors import Invalid
 from shared.preflight_report import PreflightSpec
-from shared.spec import AttemptSpec, Dtype, Quantization
+from shared.spec import AttemptSpec, Dtype, MergeSpec, Quantization
 
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {
     "bfloat16": torch.bfloat16,
@@ -20,7 +20,7 @@ TORCH_DTYPES: dict[Dtype, torch.dtype] = {
 }
 
 
-def load_tokenizer(spec: AttemptSpec | PreflightSpec) -> Any:
+def load_tokenizer(spec: AttemptSpec | MergeSpec | PreflightSpec) -> Any:
     """The base model's tokenizer, with the job's chat template if it brings one and a padding token in any case."""
     tokenizer = AutoTokenizer.from_pretrained(spec.base_model_path, trust_remote_code=False, local_files_only=True)
     if spec.job.training.chat_template is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from peft import PeftModel
 
-from shared.spec import AttemptSpec
+from shared.spec import AttemptSpec, BaseModelRef
 from worker.train.checkpoints import describe, settle
 from worker.train.initialisation import MUTATING_INITS, fit_to_untouched_base
 
@@ -26,7 +26,7 @@ def write_weights(model: Any, folder: Path, *, spec: AttemptSpec, initial: Path)
     model.save_pretrained(str(folder), save_embedding_layers=False)
     if spec.job.adapter.init_lora_weights in MUTATING_INITS:
         fit_to_untouched_base(folder, initial=initial)
-    _name_the_base(folder, spec=spec)
+    name_the_base(folder, base=spec.job.base_model)
     (folder / "README.md").write_text(model_card(spec), encoding="utf-8")
 
 
@@ -40,7 +40,7 @@ def publish(checkpoint: Path, *, out: Path, spec: AttemptSpec, tokenizer: Any, r
     shutil.rmtree(unfinished, ignore_errors=True)
     shutil.copytree(checkpoint / "adapter", unfinished)
     tokenizer.save_pretrained(unfinished)
-    _forget_this_host(unfinished / "tokenizer_config.json")
+    forget_this_host(unfinished / "tokenizer_config.json")
     (unfinished / "README.md").write_text(model_card(spec), encoding="utf-8")
     manifest = run_manifest(spec, step=int(checkpoint.name.removeprefix("step-")), reason=reason)
     (unfinished / "run_manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -59,7 +59,7 @@ def run_manifest(spec: AttemptSpec, *, step: int, reason: str) -> dict[str, Any]
         "seed": spec.job.seed,
         "spec": spec.job.model_dump(mode="json"),
         "data": {use: _hash_and_size(Path(file)) for use, file in files.items() if file is not None},
-        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "libraries": library_versions(),
         "python": platform.python_version(),
         "micro_batch_size": spec.micro_batch_size,
         "gradient_checkpointing": spec.gradient_checkpointing,
@@ -100,17 +100,22 @@ def _hash_and_size(file: Path) -> dict[str, Any]:
     return {"bytes": line["bytes"], "sha256": line["sha256"]}
 
 
-def _name_the_base(folder: Path, *, spec: AttemptSpec) -> None:
-    # A conversion writes a config of its own; the base must be named by its public name in each, never by a path here.
+def library_versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def name_the_base(folder: Path, *, base: BaseModelRef) -> None:
+    """Have a PEFT directory name its base by public name and revision, never by a path of this host."""
     file = folder / "adapter_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = spec.job.base_model.public_name
-    config["revision"] = spec.job.base_model.revision
+    config["base_model_name_or_path"] = base.public_name
+    # PEFT asks the hub for this very revision of the base; a wheel's hash or a folder's "local" is none.
+    config["revision"] = base.revision if base.source == "hub" else None
     file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def _forget_this_host(tokenizer_config: Path) -> None:
-    # transformers notes how *we* loaded the tokenizer; a stranger's load must not be forced offline by it.
+def forget_this_host(tokenizer_config: Path) -> None:
+    """transformers notes how *we* loaded the tokenizer; a stranger's load must not be forced offline by it."""
     config = json.loads(tokenizer_config.read_text(encoding="utf-8"))
     for key in ("is_local", "local_files_only", "name_or_path"):
         config.pop(key, None)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 import httpx2
 from openai import OpenAI
+
+from tunepool.requests import BadSetting
+
+UNFINISHED: Final = ("queued", "running")
+POLL_SECONDS: Final = 1.0
 
 
 class Damaged(Exception):
@@ -21,10 +28,43 @@ def names(client: OpenAI) -> list[str]:
 
 
 def describe(client: OpenAI, name: str) -> dict[str, Any]:
-    """The server's record of an adapter: base model and files (name, bytes, sha256, url)."""
-    found = client.get(f"/tunepool/adapters/{quote(name, safe=':')}", cast_to=object)
-    assert isinstance(found, dict)
-    return found
+    """The server's record of an adapter, merge or combination: base model and files (name, bytes, sha256, url)."""
+    kind = "merges" if name.startswith("merge_") else "adapters"
+    found = client.get(f"/tunepool/{kind}/{quote(name, safe=':')}", cast_to=object)
+    return _record(found)
+
+
+def merge(client: OpenAI, name: str, *, onto: str) -> dict[str, Any]:
+    """Have adapter `name` merged into its base model, `onto` the "base" or the "dequantized" weights."""
+    return _record(client.post("/tunepool/merges", cast_to=object, body={"adapter": name, "onto": onto}))
+
+
+def combine(client: OpenAI, weighted: list[str], *, combination_type: str, **options: Any) -> dict[str, Any]:
+    """Have adapters, each given as NAME or NAME=WEIGHT, combined. Raises BadSetting for a weight that is no number."""
+    body = {"adapters": [_weighted(one) for one in weighted], "combination_type": combination_type, **options}
+    return _record(client.post("/tunepool/combinations", cast_to=object, body=body))
+
+
+def _weighted(text: str) -> dict[str, Any]:
+    name, equals, weight = text.rpartition("=")
+    if not equals:
+        return {"adapter": text}
+    try:
+        return {"adapter": name, "weight": float(weight)}
+    except ValueError:
+        raise BadSetting(f"'{text}': the weight '{weight}' is not a number.") from None
+
+
+def wait(client: OpenAI, merge_id: str, *, sleep: Callable[[float], None] = time.sleep) -> dict[str, Any]:
+    """The record of a merge or combination once it has ended."""
+    while (record := describe(client, merge_id))["status"] in UNFINISHED:
+        sleep(POLL_SECONDS)
+    return record
+
+
+def _record(answer: object) -> dict[str, Any]:
+    assert isinstance(answer, dict)
+    return answer
 
 
 def download(client: OpenAI, name: str, *, out: Path) -> list[Path]:

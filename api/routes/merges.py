@@ -1,0 +1,84 @@
+"""/v1/tunepool/merges and /combinations: products made of adapters without training."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+
+from api import views
+from api.body import RawBody, parse
+from api.deps import Door, DoorDep, ModelsReader, ModelsWriter
+from api.routes.adapters import linked
+from shared import merges
+from shared.spec import CreateCombination, CreateMerge
+
+router = APIRouter(prefix="/v1/tunepool", tags=["tunepool"])
+
+
+def _body(model: str, example: dict[str, Any]) -> dict[str, Any]:
+    content = {"schema": {"$ref": f"#/components/schemas/{model}"}, "example": example}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+MERGE_BODY = _body("CreateMerge", {"adapter": "ft:smollm2-135m-instruct:acme:tickets:0193a1b2", "onto": "base"})
+COMBINATION_BODY = _body(
+    "CreateCombination",
+    {
+        "adapters": [
+            {"adapter": "ft:smollm2-135m-instruct:acme:tickets:0193a1b2", "weight": 0.7},
+            {"adapter": "ft:smollm2-135m-instruct:acme:tone:0193a1b3", "weight": 0.3},
+        ],
+        "combination_type": "cat",
+    },
+)
+
+
+@router.post("/merges", response_model=views.Merge, openapi_extra=MERGE_BODY)
+def create_merge(caller: ModelsWriter, body: RawBody, door: DoorDep, request: Request) -> views.Merge:
+    """Have an adapter merged into its base model: a plain model directory."""
+    return _create(parse(body, CreateMerge), caller.project_id, door, request)
+
+
+@router.post("/combinations", response_model=views.Merge, openapi_extra=COMBINATION_BODY)
+def create_combination(caller: ModelsWriter, body: RawBody, door: DoorDep, request: Request) -> views.Merge:
+    """Have several adapters of one base model combined, each with a weight: a plain PEFT directory."""
+    return _create(parse(body, CreateCombination), caller.project_id, door, request)
+
+
+def _create(wanted: merges.Request, project_id: str, door: Door, request: Request) -> views.Merge:
+    with door.session() as session:
+        row = merges.submit(session, wanted, project_id=project_id)
+    door.ring("cpu")
+    return views.merge(row, files=linked(merges.product(row), door, request))
+
+
+@router.get("/merges", response_model=views.MergePage)
+def list_merges(
+    request: Request,
+    door: DoorDep,
+    caller: ModelsReader,
+    after: Annotated[str | None, Query(max_length=100)] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> views.MergePage:
+    """The project's merges and combinations, newest first."""
+    with door.session() as session:
+        rows, more = merges.page(session, project_id=caller.project_id, after=after, limit=limit)
+    data = [views.merge(row, files=linked(merges.product(row), door, request)) for row in rows]
+    return views.MergePage(data=data, has_more=more)
+
+
+@router.get("/merges/{merge_id}", response_model=views.Merge)
+def retrieve_merge(merge_id: str, request: Request, door: DoorDep, caller: ModelsReader) -> views.Merge:
+    """A merge or combination; once it has succeeded, with a link for each file."""
+    with door.session() as session:
+        row = merges.find(session, merge_id, project_id=caller.project_id)
+    return views.merge(row, files=linked(merges.product(row), door, request))
+
+
+@router.delete("/merges/{merge_id}", response_model=views.Deleted)
+def delete_merge(merge_id: str, door: DoorDep, caller: ModelsWriter) -> views.Deleted:
+    """Withdraw a merge or combination and its files; one that is being made ends."""
+    with door.session() as session:
+        merges.delete(session, merge_id, project_id=caller.project_id)
+    return views.Deleted(id=merge_id, object="tunepool.merge")

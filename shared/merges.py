@@ -1,0 +1,283 @@
+"""Verbs of merges and combinations: products made of adapters on the CPU lane. A lease, guarded by a fence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from shared import adapters, jobs
+from shared.adapters import Source, StoredFile
+from shared.errors import Invalid, LimitReached, NotFound
+from shared.ids import new_id
+from shared.leases import Lease
+from shared.spec import CreateCombination, CreateMerge, JobSpec
+from shared.tables import MergeRow
+
+# What failed this often is not tried again.
+MAX_ATTEMPTS: Final = 3
+# A project's unfinished merges: each may be as large as its base model.
+MAX_UNFINISHED: Final = 20
+RETRY_AFTER: Final = timedelta(seconds=30)
+
+Request = CreateMerge | CreateCombination
+KINDS: Final[dict[type[Request], str]] = {CreateMerge: "merge", CreateCombination: "combination"}
+_BODIES: Final[dict[str, type[Request]]] = {kind: body for body, kind in KINDS.items()}
+_UNFINISHED: Final = (MergeRow.status.in_(["queued", "running"]), MergeRow.deleted_at.is_(None))
+
+
+@dataclass(frozen=True, slots=True)
+class MergeClaim:
+    """The right to make a product; `lease.job_id` is the merge's id."""
+
+    lease: Lease
+    project_id: str
+    request: Request
+    spec: JobSpec
+
+
+def named(request: Request) -> list[str]:
+    """The adapters a request is about, in its order."""
+    if isinstance(request, CreateMerge):
+        return [request.adapter]
+    return [one.adapter for one in request.adapters]
+
+
+def submit(session: Session, request: Request, *, project_id: str) -> MergeRow:
+    """Accept a merge or combination. Raises Invalid, NotFound, LimitReached."""
+    jobs.one_at_a_time(session, f"merges:{project_id}")
+    sources = [adapters.find_source(session, name, project_id=project_id) for name in named(request)]
+    check(request, sources)
+    waiting = session.scalar(select(func.count()).where(MergeRow.project_id == project_id, *_UNFINISHED))
+    if (waiting or 0) >= MAX_UNFINISHED:
+        raise LimitReached(
+            f"This project already has {waiting} unfinished merges and combinations, as many as it may. "
+            "Wait for some to finish, or delete some.",
+            code="too_many_merges",
+        )
+    row = MergeRow(
+        id=new_id("merge_"),
+        project_id=project_id,
+        kind=KINDS[type(request)],
+        status="queued",
+        request=request.model_dump(mode="json"),
+        base_model=sources[0].spec.base_model.name,
+        spec=sources[0].spec.model_dump(mode="json"),
+    )
+    session.add(row)
+    session.flush()
+    session.refresh(row)
+    return row
+
+
+def check(request: Request, sources: Sequence[Source]) -> None:
+    """Refuse what upstream cannot do. Pure. Raises Invalid naming the adapter at fault and the remedy."""
+    for source in sources:
+        if source.spec.adapter.method == "full":
+            raise Invalid(
+                f"'{source.adapter.name}' is a full fine-tune: its files are a plain model already, there is nothing "
+                "to merge or combine. Download it as it is.",
+                param=_param(request),
+                code="not_an_adapter",
+            )
+    if isinstance(request, CreateMerge):
+        _check_merge(request, sources[0])
+    else:
+        _check_combination(request, sources)
+
+
+def _param(request: Request) -> str:
+    return "adapter" if isinstance(request, CreateMerge) else "adapters"
+
+
+def _check_merge(request: CreateMerge, source: Source) -> None:
+    method = source.spec.adapter.method
+    if request.onto == "dequantized" and method not in ("qlora", "qdora"):
+        raise Invalid(
+            f"'{source.adapter.name}' was trained by {method} on the unquantised base; merge it onto 'base'.",
+            param="onto",
+            code="unsupported_combination",
+        )
+
+
+def _check_combination(request: CreateCombination, sources: Sequence[Source]) -> None:
+    first = sources[0].spec.base_model
+    for source in sources:
+        base, adapter, name = source.spec.base_model, source.spec.adapter, source.adapter.name
+        if (base.name, base.revision) != (first.name, first.revision):
+            raise _impossible(
+                f"'{name}' was trained on {base.name} ({base.revision[:12]}), the first one on {first.name} "
+                f"({first.revision[:12]}); only adapters of one base model can be combined."
+            )
+        if adapter.method in ("dora", "qdora"):
+            raise _impossible(f"'{name}' is a DoRA adapter, whose magnitudes do not add up; combine LoRA adapters.")
+        if adapter.modules_to_save or adapter.bias != "none":
+            raise _impossible(
+                f"'{name}' also trained whole modules or biases (modules_to_save, bias), which cannot be weighted."
+            )
+    sparse = request.combination_type.startswith(("ties", "dare", "magnitude_prune"))
+    if sparse and request.density is None:
+        raise Invalid(
+            f"'{request.combination_type}' needs density, the share of values to keep, for instance 0.5.",
+            param="density",
+            code="missing_required_parameter",
+        )
+    if not sparse and request.density is not None:
+        raise Invalid(f"'{request.combination_type}' knows no density; leave it out.", param="density")
+    if request.svd_rank is not None and not request.combination_type.endswith("svd"):
+        raise Invalid(f"'{request.combination_type}' knows no svd_rank; leave it out.", param="svd_rank")
+
+
+def _impossible(why: str) -> Invalid:
+    return Invalid(why, param="adapters", code="combination_impossible")
+
+
+# --- what users see --------------------------------------------------------------------------------------------------
+
+
+def find(session: Session, merge_id: str, *, project_id: str) -> MergeRow:
+    """Raises NotFound."""
+    row = session.scalars(
+        select(MergeRow).where(
+            MergeRow.id == merge_id, MergeRow.project_id == project_id, MergeRow.deleted_at.is_(None)
+        )
+    ).one_or_none()
+    if row is None:
+        raise NotFound(f"No merge or combination '{merge_id[:100]}' in this project.", param="merge_id")
+    return row
+
+
+def page(session: Session, *, project_id: str, after: str | None, limit: int) -> tuple[Sequence[MergeRow], bool]:
+    """Merges and combinations of a project, newest first, and whether more follow."""
+    query = select(MergeRow).where(MergeRow.project_id == project_id, MergeRow.deleted_at.is_(None))
+    if after is not None:
+        query = query.where(MergeRow.id < after)
+    rows = session.scalars(query.order_by(MergeRow.id.desc()).limit(limit + 1)).all()
+    return rows[:limit], len(rows) > limit
+
+
+def product(row: MergeRow) -> tuple[StoredFile, ...]:
+    """The files of a finished merge; none before."""
+    return adapters.stored_files(row.manifest or {})
+
+
+def delete(session: Session, merge_id: str, *, project_id: str) -> MergeRow:
+    """Withdraw a product, or end its making. Raises NotFound."""
+    row = find(session, merge_id, project_id=project_id)
+    session.execute(update(MergeRow).where(MergeRow.id == row.id).values(deleted_at=func.now()))
+    return row
+
+
+# --- what the holder of a lease writes -------------------------------------------------------------------------------
+
+
+def claim(session: Session, *, worker_id: str, lease_seconds: float) -> MergeClaim | None:
+    """Lease the oldest unfinished merge that nobody makes, or None. A worker makes one at a time."""
+    jobs.one_at_a_time(session, f"merges:{worker_id}")
+    _give_up(session)
+    busy = select(MergeRow.id).where(
+        MergeRow.lease_owner == worker_id, MergeRow.status == "running", MergeRow.lease_until > func.now(), *_UNFINISHED
+    )
+    if session.scalars(busy.limit(1)).one_or_none() is not None:
+        return None
+    candidate = (
+        select(MergeRow.id)
+        .where(*_UNFINISHED, or_(MergeRow.lease_until.is_(None), MergeRow.lease_until < func.now()))
+        .order_by(MergeRow.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    row = session.execute(
+        update(MergeRow)
+        .where(MergeRow.id == candidate)
+        .values(
+            status="running",
+            fence=MergeRow.fence + 1,
+            failures=MergeRow.failures + 1,  # taken back by `release`
+            lease_owner=worker_id,
+            lease_until=func.now() + timedelta(seconds=lease_seconds),
+        )
+        .returning(MergeRow)
+        .execution_options(populate_existing=True)
+    ).scalar_one_or_none()
+    if row is None:
+        return None
+    return MergeClaim(
+        lease=Lease(job_id=row.id, fence=row.fence, worker_id=worker_id, attempt=row.failures),
+        project_id=row.project_id,
+        request=_BODIES[row.kind].model_validate(row.request),
+        spec=JobSpec.model_validate(row.spec),
+    )
+
+
+def sources(session: Session, claim: MergeClaim) -> list[Source]:
+    """The adapters of a claim, looked up again: one may be gone meanwhile. Raises NotFound."""
+    return [adapters.find_source(session, name, project_id=claim.project_id) for name in named(claim.request)]
+
+
+def keep(session: Session, lease: Lease, *, lease_seconds: float) -> bool:
+    """Extend the lease. False: somebody else makes it now, or it was deleted."""
+    return _write(session, lease, lease_until=func.now() + timedelta(seconds=lease_seconds))
+
+
+def finish(session: Session, lease: Lease, *, manifest: dict[str, Any]) -> bool:
+    """running -> succeeded: the commit that publishes. False: fenced off or deleted."""
+    return _write(session, lease, status="succeeded", manifest=manifest, error=None, **_ended())
+
+
+def fail(session: Session, lease: Lease, *, code: str, message: str, param: str | None = None) -> bool:
+    """running -> failed: trying again would not help."""
+    return _write(session, lease, status="failed", error={"code": code, "message": message, "param": param}, **_ended())
+
+
+def give_back(session: Session, lease: Lease, *, code: str, message: str) -> bool:
+    """running -> queued after something that may pass; failed with it after the last attempt."""
+    if lease.attempt >= MAX_ATTEMPTS:
+        return fail(session, lease, code=code, message=message)
+    return _write(session, lease, status="queued", lease_owner=None, lease_until=func.now() + RETRY_AFTER)
+
+
+def release(session: Session, lease: Lease) -> bool:
+    """running -> queued, nobody's fault (the worker drains); it counts as no attempt."""
+    return _write(session, lease, status="queued", lease_owner=None, lease_until=None, failures=MergeRow.failures - 1)
+
+
+def _ended() -> dict[str, Any]:
+    return {"finished_at": func.now(), "lease_owner": None, "lease_until": None}
+
+
+def _held(lease: Lease) -> tuple[ColumnElement[bool], ...]:
+    return (
+        MergeRow.id == lease.job_id,
+        MergeRow.fence == lease.fence,
+        MergeRow.status == "running",
+        MergeRow.deleted_at.is_(None),
+    )
+
+
+def _write(session: Session, lease: Lease, **values: Any) -> bool:
+    found = session.execute(update(MergeRow).where(*_held(lease)).values(**values).returning(MergeRow.id)).one_or_none()
+    return found is not None
+
+
+def _give_up(session: Session) -> None:
+    error = {
+        "code": "worker_lost",
+        "message": f"Making this ended {MAX_ATTEMPTS} workers, as a rule by taking more memory than there is.",
+        "param": None,
+    }
+    session.execute(
+        update(MergeRow)
+        .where(
+            *_UNFINISHED,
+            MergeRow.status == "running",
+            MergeRow.failures >= MAX_ATTEMPTS,
+            MergeRow.lease_until < func.now(),
+        )
+        .values(status="failed", error=error, **_ended())
+    )

@@ -1,0 +1,90 @@
+"""A merge among real processes: made, published under its fence, and not lost when its makers die."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy.orm import Session
+
+from shared import merges
+from shared.db import session_scope
+from shared.queue import ring
+from shared.spec import CreateMerge
+from shared.tables import MergeRow
+from tests.lifecycle.stack import Servers, Stack, chain_of, make_stack, until
+
+PROGRAM = {"TUNEPOOL_MERGER": "tests.fake_merger"}
+
+
+@pytest.fixture
+def at_work(servers: Servers, tmp_path: Path) -> Iterator[Stack]:
+    made = make_stack(tmp_path, servers, **PROGRAM)
+    made.start_worker()
+    made.start_janitor()
+    made.wait_for_worker()
+    yield made
+    made.stop()
+    assert made.trainers() == [], "a program outlived its worker"
+
+
+def merge(stack: Stack) -> str:
+    """Ask for the merge of a job that has just succeeded."""
+    job = stack.wait(stack.submit("steps=5", adapter={"method": "lora"}))
+    assert job.status == "succeeded", job.error
+    request = CreateMerge(adapter=job.fine_tuned_model, onto="base")
+    with session_scope(stack.engine) as session:
+        merge_id = merges.submit(session, request, project_id=stack.caller.project_id).id
+    ring("cpu", stack.settings)
+    return merge_id
+
+
+def row(stack: Stack, merge_id: str) -> MergeRow:
+    with Session(stack.engine) as session:
+        return session.get_one(MergeRow, merge_id)
+
+
+def ended(stack: Stack, merge_id: str) -> MergeRow:
+    return until(lambda: (found := row(stack, merge_id)).finished_at and found, what="the end of the merge")
+
+
+def test_a_merge_is_published_under_its_fence_with_a_hash_for_each_file(at_work: Stack) -> None:
+    made = ended(at_work, merge(at_work))
+
+    assert made.status == "succeeded", made.error
+    assert made.manifest["prefix"].endswith(f"merges/{made.id}/a000001")
+    product = json.loads(at_work.read(f"{made.manifest['prefix']}/model.json"))
+    assert product == {"chains": [chain_of(5)], "name": made.id}
+    assert at_work._intact(made.manifest, made.manifest["files"][0])
+
+
+def test_a_killed_worker_in_the_middle_of_a_merge_loses_nothing(at_work: Stack) -> None:
+    (at_work.home / "slow").touch()
+    merge_id = merge(at_work)
+    until(at_work.trainers, what="the program")
+
+    at_work.processes[0].kill()
+    until(lambda: not at_work.trainers(), what="the program's end with its worker")
+    (at_work.home / "slow").unlink()
+    at_work.start_worker()
+
+    made = ended(at_work, merge_id)
+    assert (made.status, made.fence, made.failures) == ("succeeded", 2, 2)
+    assert made.manifest["prefix"].endswith("a000002")
+
+
+def test_a_killed_program_is_started_again_and_a_deleted_merge_is_stopped(at_work: Stack) -> None:
+    (at_work.home / "slow").touch()
+    merge_id = merge(at_work)
+    until(at_work.trainers, what="the program")[0].kill()
+
+    waiting = until(lambda: (found := row(at_work, merge_id)).status == "queued" and found, what="another attempt")
+    assert waiting.lease_until is not None, "it waits a while"
+
+    second = merge(at_work)
+    until(at_work.trainers, what="the second program")
+    with session_scope(at_work.engine) as session:
+        merges.delete(session, second, project_id=at_work.caller.project_id)
+    until(lambda: not at_work.trainers(), what="the end of what nobody wants any more")

@@ -1,0 +1,172 @@
+"""The CPU lane's longer work: merges and combinations. Stage, run the program, publish; the lease is kept meanwhile."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from shared import layout, merges
+from shared.catalogue import load_catalogue
+from shared.errors import Invalid, TunepoolError, Unavailable
+from shared.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT
+from shared.merges import MergeClaim
+from shared.spec import CreateMerge, MergeSpec, Placement
+from worker import base_models, launcher, processes, workdir
+from worker.host import AWAY, Host
+from worker.launcher import Exit, Trainer
+from worker.watch import EventTail, Story
+from worker.workdir import Workdir
+
+log = structlog.get_logger()
+
+LOOK_SECONDS: Final = 0.2
+
+
+class _Over(Exception):
+    """The work must end where it stands: its lease is lost, or the worker drains."""
+
+
+def make_next(host: Host) -> bool:
+    """Make one merge or combination, if any waits. False: none does."""
+    claim = host.write(lambda s: merges.claim(s, worker_id=host.worker.id, lease_seconds=host.settings.lease_seconds))
+    if claim is None:
+        return False
+    log.info("merge.claimed", merge_id=claim.lease.job_id, attempt=claim.lease.attempt)
+    work = _Work(host, claim)
+    try:
+        work.run()
+    except _Over:
+        host.write(lambda s: merges.release(s, claim.lease))  # nothing happens when the lease is lost
+    except Unavailable as error:
+        code, message = error.code, error.message
+        host.write(lambda s: merges.give_back(s, claim.lease, code=code, message=message))
+    except TunepoolError as error:
+        code, message, param = error.code, error.message, error.param
+        host.write(lambda s: merges.fail(s, claim.lease, code=code, message=message, param=param))
+    finally:
+        shutil.rmtree(host.work / claim.lease.job_id, ignore_errors=True)
+    return True
+
+
+class _Work:
+    """One attempt at a product."""
+
+    def __init__(self, host: Host, claim: MergeClaim, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.host = host
+        self.claim = claim
+        self.lease = claim.lease
+        self.clock = clock
+        self.kept_at = clock()
+        self.tag = processes.own_tag(
+            home=host.settings.home.resolve(), job_id=claim.lease.job_id, fence=claim.lease.fence
+        )
+
+    def run(self) -> None:
+        folder = workdir.make(self.host.work, self.lease)
+        self.stage(folder)
+        workdir.hand_over(folder, uid=self.host.settings.trainer_uid)
+        ended = self.watch(self.launch(folder))
+        if ended.code != EXIT_DONE:
+            self.refuse(folder, ended)
+            return
+        prefix = layout.merge_attempt_prefix(self.claim.project_id, self.lease.job_id, self.lease.fence)
+        manifest = workdir.publish_folder(self.host.store, folder.out / "product", prefix, interrupt=self.check)
+        done = self.host.write(lambda s: merges.finish(s, self.lease, manifest=manifest))
+        log.info("merge.ended", merge_id=self.lease.job_id, published=done)
+
+    def check(self) -> None:
+        """Extend the lease when it is time. Raises _Over when the work must end."""
+        if self.host.flags.draining:
+            raise _Over
+        if self.clock() - self.kept_at < self.host.settings.heartbeat_seconds:
+            return
+        self.kept_at = self.clock()
+        try:
+            kept = self.host.write(lambda s: merges.keep(s, self.lease, lease_seconds=self.host.settings.lease_seconds))
+        except AWAY as error:
+            # Another worker may take it when the lease is over; the fence keeps the two products apart.
+            log.warning("merge.unheard", merge_id=self.lease.job_id, error=str(error)[:200])
+            return
+        if not kept:
+            raise _Over
+
+    def stage(self, folder: Workdir) -> None:
+        """Bring base and adapters here and write the program's spec. Raises NotFound, Unavailable, Invalid."""
+        sources = self.host.write(lambda s: merges.sources(s, self.claim))
+        entry = load_catalogue(self.host.settings).entry(self.claim.spec.base_model.name)
+        if entry.ref.revision != self.claim.spec.base_model.revision:
+            raise Invalid(
+                f"The catalogue now has revision {entry.ref.revision} of {entry.ref.name}; this adapter was trained on "
+                f"{self.claim.spec.base_model.revision}. Ask your administrator to offer that revision again.",
+                param="adapter",
+                code="base_model_changed",
+            )
+        model = base_models.ensure(entry, cache=self.host.settings.cache, interrupt=self.check)
+        places = []
+        for number, source in enumerate(sources):
+            places.append(folder.data / f"adapter-{number}")
+            workdir.stage_files(self.host.store, source.adapter.files, places[-1], interrupt=self.check)
+        spec = MergeSpec(
+            name=self.lease.job_id,
+            request=self.claim.request,
+            job=self.claim.spec,
+            base_model_path=str(model),
+            adapter_paths=[str(place) for place in places],
+            cpu_threads=self.threads,
+        )
+        folder.spec.write_text(spec.model_dump_json(), encoding="utf-8")
+
+    @property
+    def threads(self) -> int:
+        return self.host.settings.cpu_threads or os.cpu_count() or 1
+
+    def launch(self, folder: Workdir) -> Trainer:
+        settings = self.host.settings
+        module = settings.merger if isinstance(self.claim.request, CreateMerge) else settings.combiner
+        return launcher.start(
+            launcher.command(module, placement=Placement(), spec_file=folder.spec, out=folder.out),
+            environment=launcher.environment(
+                tag=self.tag, device_ids=(), kind="cpu", threads=self.threads, scratch=folder.out
+            ),
+            tag=self.tag,
+            out=folder.out,
+            log_file=folder.log,
+            uid=settings.trainer_uid,
+        )
+
+    def watch(self, program: Trainer) -> Exit:
+        """Stay beside the program until nothing of it lives."""
+        try:
+            while program.poll() is None:
+                time.sleep(LOOK_SECONDS)
+                self.check()
+        finally:
+            ended = program.end(grace_seconds=0)
+        return ended
+
+    def refuse(self, folder: Workdir, ended: Exit) -> None:
+        """The program made nothing: its own words, or what its end means."""
+        said = _last_words(folder.events)
+        if ended.code == EXIT_USER_FAULT and said is not None:
+            code, message, param = said
+            self.host.write(lambda s: merges.fail(s, self.lease, code=code, message=message, param=param))
+            return
+        code = "host_oom" if ended.code == EXIT_OUT_OF_MEMORY else "trainer_crashed"
+        message = f"The program ended with code {ended.code}: {(ended.last_words.strip().splitlines() or ['-'])[-1]}"
+        log.error("merge.crashed", merge_id=self.lease.job_id, exit_code=ended.code)
+        self.host.write(lambda s: merges.give_back(s, self.lease, code=code, message=message[:500]))
+
+
+def _last_words(events: Path) -> tuple[str, str, str | None] | None:
+    """Code, message and field of the failure that the program told of."""
+    story = Story(time.monotonic)
+    for event in EventTail(events).read():
+        story.hear(event)
+    failed = story.failed
+    return None if failed is None else (failed.code, failed.message, failed.param)

@@ -1,0 +1,40 @@
+"""What the programs that make a product without training have in common: their contract with whoever starts them."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from shared.errors import TunepoolError
+from shared.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
+from shared.spec import MergeSpec
+from worker.train.limits import out_of_memory_code
+from worker.train.reporting import Reporter
+
+
+def make_product(write: Callable[[MergeSpec, Path], None], *, spec_file: Path, out: Path) -> int:
+    """Have `write` fill a folder that is `OUT/product` once it is complete. Returns an exit code of the trainer's."""
+    out.mkdir(parents=True, exist_ok=True)
+    reporter = Reporter(out / "events.jsonl", clock=time.time)
+    unfinished = out / "product.tmp"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    try:
+        spec = MergeSpec.model_validate_json(spec_file.read_bytes())
+        torch.set_num_threads(spec.cpu_threads)
+        write(spec, unfinished)
+    except TunepoolError as error:
+        reporter.write(Failed, code=error.code, message=error.message, param=error.param)
+        return EXIT_USER_FAULT
+    except (MemoryError, RuntimeError) as error:
+        code = out_of_memory_code(error)
+        if code is None:
+            raise
+        reporter.write(Failed, code=code, message=str(error).splitlines()[0] if str(error) else "out of memory")
+        return EXIT_OUT_OF_MEMORY
+    unfinished.rename(out / "product")
+    return EXIT_DONE
