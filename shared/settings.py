@@ -73,7 +73,13 @@ class Settings(BaseSettings):
     combiner: str = Field(default="worker.train.combine", description="Module run for a combination.")
     trainer_uid: int | None = Field(default=None, description="User that trainers run as when the worker is root.")
     models_file: Path | None = Field(default=None, description="TOML with more base models and aliases.")
-    cpu_threads: int | None = Field(default=None, ge=1, description="Threads of a CPU trainer; empty: all cores.")
+    devices: str = Field(
+        default="all", min_length=1, description="This worker's devices: all, cpu, or uuids or indices with commas."
+    )
+    cpu_slots: int = Field(default=1, ge=1, le=256, description="Jobs at a time on the CPU, which share it equally.")
+    cpu_threads: int | None = Field(
+        default=None, ge=1, description="Threads of CPU trainers together; empty: all cores."
+    )
     cpu_memory_bytes: int | None = Field(
         default=None, ge=1, description="Memory the CPU device offers; empty: 80 % of RAM."
     )

@@ -15,6 +15,7 @@ from shared.tables import DeviceRow, JobRow, WorkerRow
 # A silent worker's devices may be taken over by another worker of the same host after this.
 SILENCE = timedelta(seconds=60)
 FORGOTTEN = timedelta(days=1)
+GONE = "it no longer answers; see the kernel log of its host"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class DeviceReport:
     healthy: bool
     bfloat16: bool
     cached_models: list[str]
+    ailment: str | None = None  # why it is not healthy
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,9 @@ def report(session: Session, worker: NewWorker, devices: Sequence[DeviceReport])
         return None
     _put_devices(session, worker, devices)
     # A device that was there and no longer answers is broken, not gone: somebody must look at it.
-    session.execute(update(DeviceRow).where(_gone(worker.id, devices), DeviceRow.healthy).values(healthy=False))
+    session.execute(
+        update(DeviceRow).where(_gone(worker.id, devices), DeviceRow.healthy).values(healthy=False, ailment=GONE)
+    )
     mine = session.scalars(select(DeviceRow.id).where(DeviceRow.worker_id == worker.id)).all()
     return Standing(draining=draining, device_ids=tuple(mine))
 
@@ -178,4 +182,5 @@ def roomiest_device(session: Session, *, pool_name: str) -> DeviceReport | None:
         healthy=row.healthy,
         bfloat16=row.bfloat16,
         cached_models=row.cached_models,
+        ailment=row.ailment,
     )

@@ -20,8 +20,9 @@ from shared.settings import Settings
 from shared.storage import Store, open_store
 from shared.workers import NewWorker
 from worker import processes
-from worker.devices import FoundDevice, discover
+from worker.devices import discover
 from worker.drain import SharedFlags
+from worker.found_device import FoundDevice
 
 T = TypeVar("T")
 

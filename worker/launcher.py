@@ -69,9 +69,11 @@ def command(
 def environment(*, tag: Tag, device_ids: tuple[str, ...], kind: str, threads: int, scratch: Path) -> dict[str, str]:
     """What a trainer may know of its surroundings: its devices, its tag, a folder for temporary files."""
     uuids = [device_id.split(":", 1)[1] for device_id in device_ids]
+    # HIP heeds CUDA's variable as well, and an empty one hides everything: each kind gets its own and no other.
+    visible = "ROCR_VISIBLE_DEVICES" if kind == "rocm" else "CUDA_VISIBLE_DEVICES"
     return trainer_environment(
         **{processes.TAG: str(tag), processes.DEVICES_TAG: ",".join(device_ids)},
-        CUDA_VISIBLE_DEVICES=",".join(uuids) if kind == "cuda" else "",
+        **{visible: "" if kind == "cpu" else ",".join(uuids)},
         OMP_NUM_THREADS=str(threads),
         # Threads that spin at a barrier keep the one they wait for off its core as soon as anything else runs here:
         # measured on 2 cores beside other work, 5 to 14 times slower. Sleeping costs a quiet machine next to nothing.

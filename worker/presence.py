@@ -28,9 +28,11 @@ from shared.settings import Settings, child_environment
 from shared.workers import DeviceReport, NewWorker
 from worker import processes, pulse
 from worker.base_models import cached_names
-from worker.devices import FoundDevice, discover
+from worker.devices import discover
 from worker.drain import LANES, SharedFlags
+from worker.found_device import FoundDevice
 from worker.host import AWAY, identify
+from worker.nvml import XidWatch
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -75,6 +77,7 @@ def describe(found: FoundDevice, *, host: str, cached: list[str]) -> DeviceRepor
         free_bytes=found.free_bytes,
         foreign_bytes=found.foreign_bytes,
         healthy=found.healthy,
+        ailment=found.ailment,
         bfloat16=found.bfloat16,
         cached_models=cached,
     )
@@ -91,6 +94,7 @@ class Presence(threading.Thread):
         self._engine: Engine = make_engine(settings.database_url, pool_size=1, max_overflow=1)
         self._worker: NewWorker = identify(settings)
         self._registered = False
+        self._xids = XidWatch()
         self._over = threading.Event()
         self._watched = self._heard = time.monotonic()
         self._deputies: dict[Lane, subprocess.Popen[bytes]] = {}
@@ -146,9 +150,8 @@ class Presence(threading.Thread):
     def _devices(self) -> list[DeviceReport]:
         own = {child.pid for child in psutil.Process().children(recursive=True)}
         cached = cached_names(load_catalogue(self._settings), cache=self._settings.cache)
-        return [
-            describe(found, host=self._worker.host, cached=cached) for found in discover(self._settings, own_pids=own)
-        ]
+        found = discover(self._settings, own_pids=own, ailments=self._xids.look())
+        return [describe(device, host=self._worker.host, cached=cached) for device in found]
 
     def _write(self, verb: Callable[[Session], T]) -> T:
         with session_scope(self._engine) as session:

@@ -63,9 +63,9 @@ class Ended:
     exit: Exit
 
 
-def run_attempt(host: Host, claim: Claim) -> None:
+def run_attempt(host: Host, claim: Claim, *, clock: Callable[[], float] = time.monotonic) -> None:
     """Carry a claimed job to the end of this attempt. Never raises: whatever goes wrong is written on the job."""
-    attempt = _Attempt(host, claim)
+    attempt = _Attempt(host, claim, clock=clock)
     bound = log.bind(job_id=claim.lease.job_id, attempt=claim.lease.attempt)
     bound.info("attempt.claimed", devices=list(claim.device_ids))
     with LeaseKeeper(host, claim.lease) as keeper:
@@ -189,14 +189,14 @@ class _Attempt:
             validation_file=None if validation is None else str(validation),
             micro_batch_size=self.micro_batch_size,
             gradient_checkpointing=self.gradient_checkpointing,
-            device=self.device.kind,
+            device="cpu" if cpu else "cuda",  # as torch calls AMD's GPUs too
             cpu_threads=self.threads,
             memory_limit_bytes=self.device.total_bytes if cpu else None,
         )
 
     @property
     def threads(self) -> int:
-        return self.host.settings.cpu_threads or os.cpu_count() or 1
+        return self.device.cores or self.host.settings.cpu_threads or os.cpu_count() or 1
 
     def launch(self, argv: list[str]) -> Trainer:
         """Start the trainer on devices that nobody else is on: who is there without our lease has lost its own."""

@@ -1,0 +1,36 @@
+"""A worker for one attempt whose supervisor's clock runs too fast: `python -m tests.hasty_worker SPEED`.
+
+A limit of run time is a minute at least; so no test has to wait for one. It ends when the attempt has ended.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from shared import jobs, workers
+from shared.settings import Settings
+from worker import processes
+from worker.checks import check_next_file, validate_next_job
+from worker.drain import SharedFlags
+from worker.host import open_host
+from worker.presence import describe
+from worker.supervisor import run_attempt
+
+
+def main(speed: float) -> None:
+    processes.adopt_strays()
+    host = open_host(Settings(), flags=SharedFlags())
+    devices = [describe(found, host=host.worker.host, cached=[]) for found in host.devices]
+    host.write(lambda s: workers.register(s, host.worker, devices))
+    while check_next_file(host) or validate_next_job(host):
+        pass
+    claim = host.write(
+        lambda s: jobs.claim_training(s, worker_id=host.worker.id, pool_name=host.settings.pool, lease_seconds=60)
+    )
+    assert claim is not None
+    run_attempt(host, claim, clock=lambda: time.monotonic() * speed)
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]))

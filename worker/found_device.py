@@ -1,0 +1,27 @@
+"""A device as its host shows it now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["cuda", "rocm", "cpu"]
+
+
+@dataclass(frozen=True, slots=True)
+class FoundDevice:
+    """Sizes are bytes. `free_bytes` is what a job can have once our own trainers there have ended."""
+
+    uuid: str
+    kind: Kind
+    name: str
+    total_bytes: int
+    free_bytes: int
+    foreign_bytes: int
+    bfloat16: bool
+    ailment: str | None = None  # why it must not be used
+    cores: int | None = None  # of a CPU slot
+
+    @property
+    def healthy(self) -> bool:
+        return self.ailment is None
