@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 import structlog
 
-from shared import file_checks, jobs, measurements, workers
+from shared import file_checks, jobs, measurements, throughput, workers
 from shared.catalogue import load_catalogue
 from shared.dataset_check import DatasetReport, Limits, check
 from shared.errors import Invalid, TunepoolError, Unavailable
@@ -85,7 +85,12 @@ def validate_next_job(host: Host) -> bool:
         return True
     host.write(
         lambda s: jobs.validated(
-            s, claim.lease, spec=settled.spec, auto=settled.auto, bytes_per_device=settled.bytes_per_device
+            s,
+            claim.lease,
+            spec=settled.spec,
+            auto=settled.auto,
+            bytes_per_device=settled.bytes_per_device,
+            expected_seconds=throughput.expected_seconds(s, settled.spec),
         )
     )
     return True
@@ -151,7 +156,7 @@ def _listed(report: dict[str, Any]) -> str:
 def _device(host: Host) -> DeviceFacts:
     """What the pool offers a job at best; strangers' memory is not on offer, other jobs' is, once they end."""
     best = host.write(lambda s: workers.roomiest_device(s, pool_name=host.settings.pool)) or host.devices[0]
-    kind: Literal["cuda", "cpu"] = "cuda" if best.kind == "cuda" else "cpu"
+    kind: Literal["cuda", "cpu"] = "cpu" if best.kind == "cpu" else "cuda"
     return DeviceFacts(
         kind=kind,
         total_bytes=best.total_bytes,
