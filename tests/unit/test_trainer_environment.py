@@ -13,4 +13,4 @@ def tag() -> Tag:
 def test_threads_of_a_trainer_sleep_while_they_wait_for_one_another() -> None:
     told = environment(tag=tag(), device_ids=("host:cpu",), kind="cpu", threads=3, scratch=Path("/scratch"))
 
-    assert (told["OMP_NUM_THREADS"], told["OMP_WAIT_POLICY"]) == ("3", "passive")
+    assert (told["OMP_NUM_THREADS"], told["OMP_WAIT_POLICY"]) == ("3", "PASSIVE")
