@@ -72,7 +72,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
             validation_file=client.files.create(file=data["validation"], purpose="fine-tune").id,
             suffix="tickets",
             seed=7,
-            hyperparameters={"n_epochs": 1, "batch_size": 4},
+            hyperparameters={"batch_size": 4},
             extra_body={
                 "tunepool": {"adapter": {"method": "qlora"}, "training": {"max_steps": STEPS, "learning_rate": 1e-3}}
             },

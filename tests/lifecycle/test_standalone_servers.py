@@ -257,7 +257,7 @@ def test_a_key_that_nobody_was_told_is_replaced_by_one_that_works(database_url: 
     assert found not in ("", lost)
     assert working_key(database_url, known=found, ours=True) == found
     with session_scope(engine) as session:
-        assert keys.authenticate(session, found).scopes == {"*"}
+        assert keys.authenticate(session, found).scopes == {"*", "admin"}
 
 
 def test_in_the_database_of_others_no_key_is_made_unasked(database_url: str, engine: Engine) -> None:
