@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
+import httpx2
 import psycopg
 import pytest
 from alembic import command
 from moto.server import ThreadedMotoServer
 
+from shared import keys
+from shared.db import session_scope
 from standalone.postgres import EmbeddedPostgres
 from standalone.valkey import EmbeddedValkey
 from tests.lifecycle.conftest import servers, stack  # noqa: F401  # fixtures
-from tests.lifecycle.stack import Servers, Stack, make_stack
+from tests.lifecycle.stack import Servers, Stack, make_stack, until
 from tests.servers import TEMPLATE, alembic_config
 
 
@@ -68,6 +72,39 @@ def s3_environment(host: str, port: int) -> dict[str, str]:
         "TUNEPOOL_STORAGE_ACCESS_KEY": "test",
         "TUNEPOOL_STORAGE_SECRET_KEY": "test",
     }
+
+
+@contextmanager
+def api_process(place: Stack, **environment: str) -> Iterator[str]:
+    """An API process of its own; yields its base URL."""
+    words = ["-m", "uvicorn", "--factory", "api.app:app_from_settings", "--host", "127.0.0.1"]
+    with httpx2.Client() as probe:
+        port = _free_port()
+        process = place.start([*words, "--port", str(port)], name="api", **environment)
+        url = f"http://127.0.0.1:{port}"
+
+        def answers() -> bool:
+            try:
+                return probe.get(f"{url}/livez").status_code == 200
+            except httpx2.TransportError:
+                return False
+
+        until(answers, what="an API that answers")
+        yield url
+        process.kill()
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def make_secret(place: Stack) -> str:
+    """A key for the stack's project."""
+    with session_scope(place.engine) as session:
+        return keys.create(session, project_id=place.caller.project_id, name="client", scopes=("*",))[1]
 
 
 def postgres_admin(server: EmbeddedPostgres) -> psycopg.Connection[tuple[object, ...]]:

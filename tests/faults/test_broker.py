@@ -7,6 +7,7 @@ import signal
 import time
 
 import pytest
+import redis
 
 from shared.queue import ring
 from standalone.valkey import EmbeddedValkey
@@ -117,3 +118,17 @@ def test_a_worker_hears_bells_again_after_the_broker_came_back_empty(own_stack: 
         return own_stack.job(job_id).status == "succeeded"
 
     until(rung, seconds=30, what="a bell that is heard")
+
+
+def test_a_broker_without_memory_costs_no_submission_and_no_job(own_stack: Stack) -> None:
+    own_stack.start_worker()
+    own_stack.wait_for_worker()
+    with redis.Redis.from_url(own_stack.servers.valkey.client_url) as client:
+        client.config_set("maxmemory", "1")
+
+    job_id = own_stack.submit("steps=3")
+
+    assert not ring("training", own_stack.settings)
+    assert own_stack.wait(job_id, seconds=60).status == "succeeded"
+    with redis.Redis.from_url(own_stack.servers.valkey.client_url) as client:
+        client.config_set("maxmemory", "0")  # or it cannot save and would have to be killed

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import get_args
 
 import httpx2
@@ -14,11 +13,10 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from shared.db import session_scope
 from shared.failpoints import Edge
-from shared.keys import create
 from shared.tables import AdapterRow, CheckpointRow, FileRow, JobRow
-from tests.lifecycle.stack import Stack, chain_of, until
+from tests.faults.conftest import api_process, make_secret
+from tests.lifecycle.stack import Servers, Stack, chain_of, make_stack, until
 
 SHORT = "steps=9 step_seconds=0.02 save=3"
 # The edges of an attempt, and how the attempt that died there is remembered.
@@ -32,7 +30,6 @@ SUPERVISED: dict[Edge, list[str]] = {
     "publish_before_commit": ["lost", "succeeded"],
     "after_publish": ["succeeded"],  # it was known by then, and nobody need say more
 }
-HASTY = {"TUNEPOOL_HEARTBEAT_SECONDS": "0.3", "TUNEPOOL_LEASE_SECONDS": "1.5", "TUNEPOOL_GRACE_SECONDS": "0.3"}
 API: set[Edge] = {"submit_before_commit", "submit_after_commit"}
 JANITOR: set[Edge] = {"reap_before_commit"}
 
@@ -41,23 +38,33 @@ def test_every_edge_has_its_fault() -> None:
     assert {*SUPERVISED, *API, *JANITOR} == set(get_args(Edge))
 
 
-@pytest.mark.parametrize("edge", SUPERVISED)
 def test_a_supervisor_that_dies_at_an_edge_costs_an_attempt_at_most_and_nothing_is_published_twice(
-    stack: Stack, edge: Edge
+    servers: Servers, tmp_path: Path
 ) -> None:
-    stack.start_worker(TUNEPOOL_FAILPOINT=f"{edge}:exit:once", **HASTY)
-    stack.start_janitor(**HASTY)
+    with ThreadPoolExecutor(4) as crowd:  # most of it is waiting for leases to end
+        found = crowd.map(lambda edge: outcomes_after_death_at(edge, make_stack(tmp_path / edge, servers)), SUPERVISED)
 
-    job = stack.wait(stack.submit(SHORT), seconds=60)
+    assert dict(zip(SUPERVISED, found, strict=True)) == SUPERVISED
 
-    until((stack.settings.home / "failpoint").exists, seconds=5, what="the death at the edge")
-    assert job.status == "succeeded", job.error
-    assert [row.outcome for row in stack.attempts(job.id)] == SUPERVISED[edge]
-    assert stack.chain(job.manifest) == chain_of(9)
-    with Session(stack.engine) as session:
-        assert session.scalars(select(func.count()).select_from(AdapterRow)).one() == 1
-        assert sorted(session.scalars(select(CheckpointRow.step))) == [3, 6, 9]
-    assert stack.broken_invariants() == []
+
+def outcomes_after_death_at(edge: Edge, stack: Stack) -> list[str | None]:
+    """Run a job whose supervisor dies there once; how its attempts ended."""
+    try:
+        # Long enough for several stacks at once on a small machine: only the death may cost an attempt.
+        lease = {"TUNEPOOL_LEASE_SECONDS": "6"}
+        stack.start_worker(TUNEPOOL_FAILPOINT=f"{edge}:exit:once", **lease)
+        stack.start_janitor(**lease)
+        job = stack.wait(stack.submit(SHORT), seconds=90)
+        until((stack.settings.home / "failpoint").exists, seconds=5, what=f"the death at {edge}")
+        assert job.status == "succeeded", (edge, job.error)
+        assert stack.chain(job.manifest) == chain_of(9)
+        with Session(stack.engine) as session:
+            assert session.scalars(select(func.count()).select_from(AdapterRow)).one() == 1
+            assert sorted(session.scalars(select(CheckpointRow.step))) == [3, 6, 9]
+        assert stack.broken_invariants() == []
+        return [row.outcome for row in stack.attempts(job.id)]
+    finally:
+        stack.stop()
 
 
 def test_a_supervisor_frozen_before_its_commit_publishes_nothing_when_it_wakes(stack: Stack) -> None:
@@ -101,44 +108,15 @@ def test_a_janitor_that_dies_in_its_pass_leaves_the_whole_pass_to_the_next(stack
 # --- the API ---------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def api(stack: Stack, **environment: str) -> Iterator[str]:
-    """An API process of its own; yields its base URL."""
-    words = ["-m", "uvicorn", "--factory", "api.app:app_from_settings", "--host", "127.0.0.1"]
-    with httpx2.Client() as probe:
-        port = _free_port()
-        process = stack.start([*words, "--port", str(port)], name="api", **environment)
-        url = f"http://127.0.0.1:{port}"
-
-        def answers() -> bool:
-            try:
-                return probe.get(f"{url}/livez").status_code == 200
-            except httpx2.TransportError:
-                return False
-
-        until(answers, what="an API that answers")
-        yield url
-        process.kill()
-        process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 @pytest.mark.parametrize("edge", sorted(API))
 def test_a_client_whose_answer_was_lost_repeats_itself_and_has_one_job(stack: Stack, edge: Edge) -> None:
-    with session_scope(stack.engine) as session:
-        _, key = create(session, project_id=stack.caller.project_id, name="client", scopes=("*",))
     file_id = stack.upload(b'{"text": "fake: steps=2"}\n' * 12)
     body = {"model": "tiny", "training_file": file_id}
-    headers = {"Authorization": f"Bearer {key}", "Idempotency-Key": "once-only"}
+    headers = {"Authorization": f"Bearer {make_secret(stack)}", "Idempotency-Key": "once-only"}
 
-    with api(stack, TUNEPOOL_FAILPOINT=f"{edge}:exit:once") as url, pytest.raises(httpx2.TransportError):
+    with api_process(stack, TUNEPOOL_FAILPOINT=f"{edge}:exit:once") as url, pytest.raises(httpx2.TransportError):
         httpx2.post(f"{url}/v1/fine_tuning/jobs", json=body, headers=headers)
-    with api(stack) as url:
+    with api_process(stack) as url:
         answer = httpx2.post(f"{url}/v1/fine_tuning/jobs", json=body, headers=headers)
 
     assert answer.status_code == 200, answer.text

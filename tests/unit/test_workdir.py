@@ -1,0 +1,36 @@
+"""Nothing is named before the store has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from obstore.store import MemoryStore
+
+from shared.storage import Store, StoredObject
+from worker import workdir
+
+
+class ForgetfulStore(Store):
+    """Says that it took an object, and does not have it the first time, and half of it the second."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryStore())
+        self.taken = 0
+
+    def put_file(self, key: str, path: Path) -> StoredObject:
+        stored = super().put_file(key, path)
+        self.taken += 1
+        if self.taken == 1:
+            self.delete([key])
+        if self.taken == 2:
+            self.put_bytes(key, path.read_bytes()[:3])
+        return stored
+
+
+def test_an_object_that_the_store_lost_is_uploaded_again(tmp_path: Path) -> None:
+    store = ForgetfulStore()
+
+    workdir.publish_text(store, "key", "whole text", scratch=tmp_path / "scratch", interrupt=lambda: None)
+
+    assert store.taken == 3
+    assert b"".join(store.chunks("key")) == b"whole text"
