@@ -486,7 +486,7 @@ class _Attempt:
         if self.trainer is not None and self.trainer.poll() is None:
             self.trainer.end(grace_seconds=0)
         self.uploader.shutdown(wait=False, cancel_futures=True)
-        shutil.rmtree(self.host.work / self.lease.job_id, ignore_errors=True)
+        workdir.remove(self.host.work, self.lease)
 
     def reach(self, edge: failpoints.Edge) -> None:
         failpoints.reach(edge, self.host.settings)

@@ -5,6 +5,7 @@ work/{job}/{fence}/spec.json  data/*.jsonl  trainer.log  out/{events.jsonl,stop,
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -69,6 +70,13 @@ def make(work: Path, lease: Lease) -> Workdir:
     for folder in (made.data, made.out, made.out / "checkpoints"):
         folder.mkdir()
     return made
+
+
+def remove(work: Path, lease: Lease) -> None:
+    """Remove an attempt's folder and no other: by now a later fence of the same job may train beside it."""
+    shutil.rmtree(work / lease.job_id / str(lease.fence), ignore_errors=True)
+    with contextlib.suppress(OSError):  # a later fence is there, or the folder has gone already
+        (work / lease.job_id).rmdir()
 
 
 def hand_over(workdir: Workdir, *, uid: int | None) -> None:
