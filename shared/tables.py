@@ -188,6 +188,7 @@ class JobRow(Base):
         Index("ix_jobs_validating", "id", postgresql_where=text("status = 'validating_files'")),
         Index("ix_jobs_leased", "lease_until", postgresql_where=text("lease_until is not null")),
         Index("ix_jobs_metadata", "metadata", postgresql_using="gin", postgresql_ops={"metadata": "jsonb_path_ops"}),
+        Index("ix_jobs_without_metadata", "project_id", "id", postgresql_where=text("metadata is null")),
         Index("ix_jobs_key_id_request_sha256", "key_id", "request_sha256"),
         Index("ix_jobs_measured", "base_model", "finished_at", postgresql_where=text("status = 'succeeded'")),
         Index("ix_jobs_group", "project_id", "group_name", postgresql_where=text("status = 'queued'")),

@@ -1,0 +1,27 @@
+"""jobs without metadata are found by an index: the list's filter `metadata=null` read the whole table"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003_plane"
+down_revision = "0002_pool"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    # Concurrently, so that submissions go on while a long table is indexed.
+    with op.get_context().autocommit_block():
+        op.create_index(
+            "ix_jobs_without_metadata",
+            "jobs",
+            ["project_id", "id"],
+            postgresql_where=sa.text("metadata is null"),
+            postgresql_concurrently=True,
+            if_not_exists=True,
+        )
+
+
+def downgrade() -> None:
+    with op.get_context().autocommit_block():
+        op.drop_index("ix_jobs_without_metadata", "jobs", postgresql_concurrently=True, if_exists=True)
