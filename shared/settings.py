@@ -21,9 +21,11 @@ class Settings(BaseSettings):
         default="", validation_alias="STORAGE_URL", description="file:///path, s3://bucket/prefix, gs://…, az://…"
     )
     storage_endpoint: str = Field(default="", description="Endpoint of an S3-compatible server; empty: AWS.")
-    storage_region: str = Field(default="us-east-1")
-    storage_access_key: SecretStr | None = None
-    storage_secret_key: SecretStr | None = None
+    storage_region: str = Field(default="us-east-1", description="Region of the bucket.")
+    storage_access_key: SecretStr | None = Field(
+        default=None, description="Empty: what the environment of the cloud says, such as an instance's role."
+    )
+    storage_secret_key: SecretStr | None = Field(default=None, description="Belongs to the access key.")
 
     public_url: str = Field(
         default="", description="Base URL that clients use, for signed links; empty: from the request."
@@ -33,17 +35,21 @@ class Settings(BaseSettings):
     )
     link_seconds: int = Field(default=900, ge=1, description="Life of a download link.")
 
-    max_file_bytes: int = Field(default=512 * 1024 * 1024, ge=1)
+    max_file_bytes: int = Field(default=512 * 1024 * 1024, ge=1, description="Largest upload.")
     max_body_bytes: int = Field(default=1024 * 1024, ge=1, description="Largest JSON body.")
     api_processes: int = Field(default=1, ge=1, le=64, description="Processes that serve the API's port.")
     max_streams: int = Field(default=1000, ge=1, description="Event streams that one API process sends at once.")
     stream_seconds: float = Field(default=900.0, gt=0, description="After so long a stream's client comes again.")
     min_training_rows: int = Field(default=10, ge=1, description="OpenAI's lower bound on examples.")
 
-    pool: str = Field(default="default", pattern=r"^[a-z0-9_-]{1,40}$")
-    heartbeat_seconds: float = Field(default=10.0, gt=0)
+    pool: str = Field(
+        default="default", pattern=r"^[a-z0-9_-]{1,40}$", description="The pool that this process serves."
+    )
+    heartbeat_seconds: float = Field(
+        default=10.0, gt=0, description="How often a worker extends its leases and reports its devices."
+    )
     control_seconds: float = Field(default=1.0, gt=0, description="How often a supervisor looks for cancel and pause.")
-    lease_seconds: float = Field(default=60.0, gt=0)
+    lease_seconds: float = Field(default=60.0, gt=0, description="How long a lease lasts without a heartbeat.")
     reap_seconds: float = Field(default=5.0, gt=0, description="How often the janitor looks for dead leases.")
     grace_seconds: float = Field(default=15.0, ge=0, description="A lease is dead this long after its end.")
     sweep_seconds: float = Field(default=15.0, gt=0, description="How often the janitor rings for waiting work.")
@@ -52,10 +58,12 @@ class Settings(BaseSettings):
         default=600.0, gt=0, description="Training without Postgres for so long, then checkpoint and stop."
     )
     stall_factor: float = Field(default=10.0, gt=1, description="No step for this many median steps: stuck.")
-    stall_floor_seconds: float = Field(default=300.0, gt=0)
-    max_attempts: int = Field(default=3, ge=1)
-    backoff_base_seconds: float = Field(default=30.0, ge=0)
-    backoff_cap_seconds: float = Field(default=900.0, ge=0)
+    stall_floor_seconds: float = Field(default=300.0, gt=0, description="No attempt is called stuck sooner.")
+    max_attempts: int = Field(default=3, ge=1, description="Counted attempts of a job before it fails.")
+    backoff_base_seconds: float = Field(
+        default=30.0, ge=0, description="First back-off after a counted attempt; it doubles, with full jitter."
+    )
+    backoff_cap_seconds: float = Field(default=900.0, ge=0, description="Longest back-off.")
     deaf_seconds: float = Field(
         default=30.0,
         gt=0,
@@ -88,7 +96,7 @@ class Settings(BaseSettings):
         pattern=r"^([a-z_]+:(exit|freeze)(:once)?)?$",
         description="For fault tests: the edge at which a process dies or freezes (shared/failpoints.py).",
     )
-    log_json: bool = False
+    log_json: bool = Field(default=False, description="Logs as JSON lines.")
 
     @property
     def storage(self) -> str:

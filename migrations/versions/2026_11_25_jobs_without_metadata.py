@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003_plane"
-down_revision = "0002_pool"
+revision = "0004_without_metadata"
+down_revision = "0003_preflights"
 branch_labels = None
 depends_on = None
 
