@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0004_without_metadata"
-down_revision = "0003_preflights"
+revision = "0005_without_metadata"
+down_revision = "0004_merges"
 branch_labels = None
 depends_on = None
 
