@@ -126,6 +126,67 @@ def test_a_running_job_is_paused_resumed_and_cancelled(home: Path, tmp_path: Pat
     assert tunepool(home, "watch", job_id).returncode == 1
 
 
+def test_the_pool_is_operated_from_the_command_line_and_every_act_is_audited(home: Path, tmp_path: Path) -> None:
+    assert succeeds(home, "pool", "hold") == "default held"
+    job_id = succeeds(home, "submit", str(rows(tmp_path, "steps=3")), "--model", MODEL)
+    reaches(home, job_id, "queued")
+    shown = succeeds(home, "pool", "show")
+    succeeds(home, "jobs", "priority", job_id, "5", "--tier", "interactive")
+    succeeds(home, "jobs", "hold", job_id)
+    assert succeeds(home, "pool", "release") == "default released"
+    succeeds(home, "jobs", "release", job_id)
+    reaches(home, job_id, "succeeded")
+
+    assert "pool default (held)" in shown
+    assert f"1         {job_id}" in shown
+    assert "HELD" in shown
+    worker_id = json.loads(succeeds(home, "--json", "workers", "list"))["id"]
+    device_id = json.loads(succeeds(home, "--json", "devices", "list"))["id"]
+    assert succeeds(home, "workers", "drain", worker_id) == f"{worker_id} draining"
+    assert succeeds(home, "workers", "undrain", worker_id) == f"{worker_id} takes work"
+    assert succeeds(home, "devices", "quarantine", device_id, "--reason", "fan") == f"{device_id} quarantined"
+    assert succeeds(home, "devices", "release", device_id) == f"{device_id} released"
+    acts = [json.loads(line)["action"] for line in succeeds(home, "--json", "audit").splitlines()]
+    assert acts == [
+        "device.release", "device.quarantine", "worker.undrain", "worker.drain",
+        "job.release", "pool.release", "job.hold", "job.priority", "pool.hold",
+    ]  # fmt: skip
+    used = [json.loads(line) for line in succeeds(home, "--json", "usage", "--group-by", "model").splitlines()]
+    assert [row["model"] for row in used] == [MODEL]
+    assert succeeds(home, "usage", "--csv").splitlines()[0] == "project,device_seconds,attempts,jobs"
+
+
+def test_projects_and_keys_are_managed_from_the_command_line(home: Path) -> None:
+    project_id = succeeds(home, "projects", "create", "vision", "weight=2")
+    assert succeeds(home, "projects", "set", project_id, "budget_gpu_hours=5") == "budget_gpu_hours=5.0"
+    secret = succeeds(home, "keys", "create", project_id, "ci", "--scope", "jobs:read", "--set", "max_tier=normal")
+    key = next(
+        one
+        for line in succeeds(home, "--json", "keys", "list", "--project", project_id).splitlines()
+        if (one := json.loads(line))
+    )
+    base_url = json.loads((home / "credentials.json").read_text())["base_url"]
+    as_ci = {"OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": secret}
+
+    assert "vision" in succeeds(home, "projects", "list")
+    assert (key["scopes"], key["max_tier"]) == (["jobs:read"], "normal")
+    assert tunepool(home, "jobs", "list", **as_ci).returncode == 0
+    assert tunepool(home, "pool", "hold", **as_ci).returncode == 4
+    assert succeeds(home, "keys", "revoke", key["id"]) == f"{key['id']} revoked"
+    assert tunepool(home, "jobs", "list", **as_ci).returncode == 4
+
+
+def test_many_waiting_jobs_are_cancelled_with_one_command(home: Path, tmp_path: Path) -> None:
+    succeeds(home, "pool", "hold")
+    for _ in range(3):
+        job_id = succeeds(home, "submit", str(rows(tmp_path, "steps=3")), "--model", MODEL)
+
+    assert tunepool(home, "jobs", "cancel").returncode == 2
+    assert succeeds(home, "jobs", "cancel", "--all") == "3 cancelled, 0 being stopped"
+    succeeds(home, "pool", "release")
+    reaches(home, job_id, "cancelled")
+
+
 def test_a_watch_follows_a_job_to_its_end(home: Path, tmp_path: Path) -> None:
     job_id = succeeds(home, "submit", str(rows(tmp_path, "steps=8")), "--model", MODEL)
 

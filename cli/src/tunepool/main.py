@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from tunepool import adapters, requests, watching
+from tunepool import adapters, orders, pool, projects, requests, watching
 from tunepool.connection import NoServerKnown, find_credentials
 
 Onto = Literal["base", "dequantized"]
@@ -35,6 +35,17 @@ adapters_cli = typer.Typer(no_args_is_help=True, help="What jobs have made.")
 cli.add_typer(files_cli, name="files")
 cli.add_typer(jobs_cli, name="jobs")
 cli.add_typer(adapters_cli, name="adapters")
+cli.add_typer(pool.pool_cli, name="pool")
+cli.add_typer(pool.workers_cli, name="workers")
+cli.add_typer(pool.devices_cli, name="devices")
+cli.add_typer(projects.projects_cli, name="projects")
+cli.add_typer(projects.keys_cli, name="keys")
+cli.command("usage")(pool.show_usage)
+cli.command("audit")(pool.show_audit)
+jobs_cli.command("hold")(orders.hold_job)
+jobs_cli.command("release")(orders.release_job)
+jobs_cli.command("priority")(orders.set_priority)
+jobs_cli.command("cancel")(orders.cancel_jobs)
 
 # Progress and messages go to stderr, so that stdout holds only what was asked for.
 messages = Console(stderr=True)
@@ -123,12 +134,6 @@ def show_job(context: typer.Context, job_id: str) -> None:
     """Show one job with everything the server tells of it."""
     job = context.obj.client.fine_tuning.jobs.retrieve(job_id)
     _print_one(context, job, json.dumps(job.to_dict(), indent=2, ensure_ascii=False))
-
-
-@jobs_cli.command("cancel")
-def cancel_job(context: typer.Context, job_id: str) -> None:
-    """Cancel a job; a running trainer is stopped."""
-    _print_status(context, context.obj.client.fine_tuning.jobs.cancel(job_id))
 
 
 @jobs_cli.command("pause")

@@ -1,0 +1,61 @@
+"""`tunepool jobs hold|release|priority|cancel`: orders that OpenAI's wire has no word for."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from openai import OpenAI
+
+from tunepool import native
+from tunepool.printing import show
+from tunepool.requests import BadSetting, given, pairs
+
+
+def hold_job(context: typer.Context, job_id: str) -> None:
+    """Keep a job from being started; one that runs goes on."""
+    found = native.post(context, f"jobs/{native.part(job_id)}/hold")
+    show(context, found, f"{found['id']} held")
+
+
+def release_job(context: typer.Context, job_id: str) -> None:
+    """Let a held job go."""
+    found = native.post(context, f"jobs/{native.part(job_id)}/release")
+    show(context, found, f"{found['id']} released")
+
+
+def set_priority(
+    context: typer.Context,
+    job_id: str,
+    priority: Annotated[int | None, typer.Argument(min=-100, max=100)] = None,
+    tier: Annotated[str | None, typer.Option(help="interactive, normal or best_effort.")] = None,
+) -> None:
+    """Move a job in the order (negative numbers after `--`)."""
+    found = native.post(context, f"jobs/{native.part(job_id)}/priority", given(priority=priority, tier=tier))
+    show(context, found, f"{found['id']} {found['status']}")
+
+
+def cancel_jobs(  # noqa: PLR0917 -- typer makes options of them
+    context: typer.Context,
+    job_ids: Annotated[list[str] | None, typer.Argument(metavar="JOB...")] = None,
+    all_jobs: Annotated[bool, typer.Option("--all", help="Every job of the project that waits.")] = False,
+    running: Annotated[bool, typer.Option(help="Running jobs too.")] = False,
+    group: Annotated[str | None, typer.Option(help="Only jobs of this group.")] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only jobs with it; repeatable.")
+    ] = None,
+    project: Annotated[str | None, typer.Option(help="Id of another project; needs the scope admin.")] = None,
+) -> None:
+    """Cancel a job, a running one too; or many at once: several ids, --all, --group, --metadata."""
+    narrowed = bool(all_jobs or running or group or metadata or project)
+    if job_ids and len(job_ids) == 1 and not narrowed:
+        client: OpenAI = context.obj.client
+        job = client.fine_tuning.jobs.cancel(job_ids[0])
+        show(context, job.model_dump(mode="json"), f"{job.id} {job.status}")
+        return
+    if not (job_ids or all_jobs or group or metadata):
+        raise BadSetting("Name jobs, or --all, --group, --metadata.")
+    body = given(job_ids=job_ids or None, group=group, metadata=pairs(metadata or []) or None, project_id=project)
+    statuses = ["validating_files", "queued", "paused", *(["running"] if running or job_ids else [])]
+    found = native.post(context, "jobs/cancel", {**body, "all": all_jobs, "statuses": statuses})
+    show(context, found, f"{len(found['cancelled'])} cancelled, {len(found['asked_to_stop'])} being stopped")

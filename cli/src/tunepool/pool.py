@@ -1,0 +1,154 @@
+"""`tunepool pool|workers|devices|audit|usage`: see and run a pool. Most of it needs a key with the scope admin."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from tunepool import native
+from tunepool.printing import show, show_rows
+from tunepool.requests import BadSetting, nested
+
+pool_cli = typer.Typer(no_args_is_help=True, help="The pool: what runs, who waits, and its rules.")
+workers_cli = typer.Typer(no_args_is_help=True, help="Workers of the pool.")
+devices_cli = typer.Typer(no_args_is_help=True, help="Devices of the pool.")
+
+
+@pool_cli.command("show")
+def show_pool(context: typer.Context) -> None:
+    """Devices, projects and the queue in its order."""
+    found = native.get(context, "pool")
+    if context.obj.as_json:
+        show(context, found, "")
+        return
+    counts = ", ".join(f"{count} {status}" for status, count in found["jobs"].items())
+    print(f"pool {found['name']}{' (held)' if found['held'] else ''}: {counts}\n")
+    devices = [{**device, "state": _state(device)} for device in found["devices"]]
+    show_rows(context, devices, ("id", "name", "total_bytes", "free_bytes", "state", "job_id"))
+    print()
+    columns = ("name", "weight", "usage.share", "usage.running_devices", "usage.queued_jobs", "usage.month_gpu_hours")
+    show_rows(context, found["projects"], columns)
+    print()
+    show_rows(
+        context, found["queue"], ("position", "job_id", "project_id", "tier", "blocked_by", "eta_low", "eta_high")
+    )
+
+
+def _state(device: dict[str, Any]) -> str:
+    ill = device["ailment"] or "unhealthy"
+    words = ((not device["healthy"], ill), (device["quarantined"], "quarantined"), (device["leased"], "busy"))
+    return ", ".join(word for holds, word in words if holds) or "free"
+
+
+@pool_cli.command("hold")
+def hold_pool(context: typer.Context) -> None:
+    """Start nothing more; what runs goes on."""
+    _say_pool(context, native.post(context, "pool/hold"))
+
+
+@pool_cli.command("release")
+def release_pool(context: typer.Context) -> None:
+    """Start jobs again."""
+    _say_pool(context, native.post(context, "pool/release"))
+
+
+@pool_cli.command("set")
+def set_pool(
+    context: typer.Context,
+    rules: Annotated[list[str], typer.Argument(metavar="RULE=VALUE...", help="For instance max_wait_seconds=3600.")],
+) -> None:
+    """Change rules; `null` goes back to the default."""
+    found = native.patch(context, "pool", nested(rules))
+    show(context, found, "\n".join(f"{name}={value}" for name, value in found["policy"].items()))
+
+
+def _say_pool(context: typer.Context, found: dict[str, Any]) -> None:
+    show(context, found, f"{found['name']} {'held' if found['held'] else 'released'}")
+
+
+@workers_cli.command("list")
+def list_workers(context: typer.Context) -> None:
+    """List the workers."""
+    show_rows(
+        context, native.get(context, "workers")["data"], ("id", "host", "pool", "draining", "last_seen", "version")
+    )
+
+
+@workers_cli.command("drain")
+def drain_worker(context: typer.Context, worker_id: str) -> None:
+    """Its jobs save a checkpoint and wait again; it takes nothing more until it is undrained."""
+    _say_worker(context, native.post(context, f"workers/{native.part(worker_id)}/drain"))
+
+
+@workers_cli.command("undrain")
+def undrain_worker(context: typer.Context, worker_id: str) -> None:
+    """Have a drained worker take work again."""
+    _say_worker(context, native.post(context, f"workers/{native.part(worker_id)}/undrain"))
+
+
+def _say_worker(context: typer.Context, found: dict[str, Any]) -> None:
+    show(context, found, f"{found['id']} {'draining' if found['draining'] else 'takes work'}")
+
+
+@devices_cli.command("list")
+def list_devices(context: typer.Context) -> None:
+    """List the devices."""
+    columns = ("id", "name", "total_bytes", "free_bytes", "foreign_bytes", "healthy", "quarantined", "job_id")
+    show_rows(context, native.get(context, "pool")["devices"], columns)
+
+
+@devices_cli.command("quarantine")
+def quarantine_device(
+    context: typer.Context,
+    device_id: str,
+    reason: Annotated[str | None, typer.Option(help="Kept in the audit.")] = None,
+) -> None:
+    """Give a device to no job; one that runs there goes on."""
+    body = {} if reason is None else {"reason": reason}
+    _say_device(context, native.post(context, f"devices/{native.part(device_id)}/quarantine", body))
+
+
+@devices_cli.command("release")
+def release_device(context: typer.Context, device_id: str) -> None:
+    """Put a quarantined device back into the pool."""
+    _say_device(context, native.post(context, f"devices/{native.part(device_id)}/release"))
+
+
+def _say_device(context: typer.Context, found: dict[str, Any]) -> None:
+    show(context, found, f"{found['id']} {'quarantined' if found['quarantined'] else 'released'}")
+
+
+def show_audit(
+    context: typer.Context,
+    target: Annotated[str | None, typer.Option(help="Only acts on the thing with this id.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100)] = 20,
+) -> None:
+    """Who operated what, newest first."""
+    rows = native.get(context, "audit", target=target, limit=limit)["data"]
+    show_rows(context, rows, ("created_at", "key_id", "action", "target", "before", "after"))
+
+
+def show_usage(  # noqa: PLR0917 -- typer makes options of them
+    context: typer.Context,
+    since: Annotated[int | None, typer.Option("--from", help="Unix seconds; else the start of this month.")] = None,
+    until: Annotated[int | None, typer.Option("--to", help="Unix seconds; else now.")] = None,
+    group_by: Annotated[str, typer.Option(help="project, key, model, label:NAME; several with commas.")] = "project",
+    project: Annotated[str | None, typer.Option(help="Id of another project.")] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="As a CSV file on stdout.")] = False,
+) -> None:
+    """Device-seconds that leases held, by whatever you group them."""
+    query = {"from": since, "to": until, "group_by": group_by, "project_id": project}
+    if as_csv:
+        if context.obj.as_json:
+            raise BadSetting("--csv and --json are two formats; take one.")
+        given = {name: value for name, value in query.items() if value is not None}
+        print(_csv(context, given), end="")
+        return
+    found = native.get(context, "usage", **query)
+    groups = [name.replace("label:", "labels.") for name in found["group_by"]]
+    show_rows(context, found["data"], (*groups, "device_seconds", "attempts", "jobs"))
+
+
+def _csv(context: typer.Context, query: dict[str, Any]) -> str:
+    return str(context.obj.client.get("/tunepool/usage", cast_to=str, options={"params": {**query, "format": "csv"}}))

@@ -1,0 +1,49 @@
+"""How answers of the native routes are shown: JSON as the server sent it, or a table of the columns that matter."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+
+def show(context: typer.Context, answer: Any, text: str) -> None:
+    """One answer: a line of JSON with --json, else `text`."""
+    print(json.dumps(answer, ensure_ascii=False) if context.obj.as_json else text)
+
+
+def show_rows(context: typer.Context, rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> None:
+    """Many: one line of JSON each with --json, else a table. A column `a.b` is `b` inside `a`."""
+    if context.obj.as_json:
+        for row in rows:
+            show(context, row, "")
+        return
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(_cell(column, _at(row, column)) for column in columns))
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+def _at(row: dict[str, Any], column: str) -> Any:
+    value: Any = row
+    for name in column.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _cell(column: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, list):
+        return ",".join(str(one) for one in value)
+    if column.endswith(("_at", "_seen", "eta_high", "eta_low")):
+        return f"{datetime.fromtimestamp(value, tz=UTC):%Y-%m-%d %H:%M:%SZ}"
+    if column.endswith("_bytes"):
+        return f"{value / 2**30:.1f} GiB"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
