@@ -146,7 +146,8 @@ def _devices(session: Session, pool_name: str) -> tuple[Device, ...]:
     return tuple(
         Device(
             id=row.id,
-            host=row.host,
+            # A gang's devices are leased to one worker, so where several share a host each counts as a host.
+            host=row.worker_id,
             total_bytes=row.total_bytes,
             free_bytes=row.free_bytes,
             pool=row.pool,

@@ -393,6 +393,23 @@ def test_an_administrator_sees_everybodys_jobs_and_the_order_of_the_queue(
     assert running not in str(partial)
 
 
+def test_a_gang_never_waits_for_devices_of_two_workers_on_one_host_together(api: Api) -> None:
+    with session_scope(api.engine) as session:
+        workers = [make_worker(session), make_worker(session)]
+        for worker in workers:
+            session.execute(update(DeviceRow).where(DeviceRow.worker_id == worker.id).values(host="shared-host"))
+        gang = make_queued_job(session, api.caller)
+        gang.gpus = 2
+        single = make_queued_job(session, api.caller)
+        session.flush()
+        claims = [claim for worker in workers if (claim := claim_on(session, worker)) is not None]
+        verdict = pool.explain(session, gang.id, pool_name="default")
+
+    assert [claim.lease.job_id for claim in claims] == [single.id]
+    assert verdict is not None
+    assert verdict.blocked_by == "NO_WORKER"
+
+
 def test_the_rules_of_a_pool_are_edited_and_go_back_to_their_defaults(api: Api, operator: httpx2.Client) -> None:
     edited = operator.patch("/v1/tunepool/pool", json={"min_runtime_seconds": 5, "max_wait_seconds": 60}).json()
     back = operator.patch("/v1/tunepool/pool", json={"min_runtime_seconds": None, "max_wait_seconds": None}).json()
