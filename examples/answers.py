@@ -23,8 +23,10 @@ MAX_NEW_TOKENS = 64  # the longest ticket takes under 50
 
 def compare(base: Path, adapter: Path, held_out: Path) -> dict[str, Any]:
     """Greedy answers of both models to every held-out prompt, and the seconds each model took."""
-    tokenizer = AutoTokenizer.from_pretrained(adapter, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=fast_dtype(), local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(adapter, padding_side="left", trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype=fast_dtype(), local_files_only=True, trust_remote_code=False
+    )
     model = PeftModel.from_pretrained(model, adapter).eval()
     rows = [json.loads(line)["messages"] for line in held_out.read_text(encoding="utf-8").splitlines()]
     prompts = [tokenizer.apply_chat_template(row[:-1], tokenize=False, add_generation_prompt=True) for row in rows]

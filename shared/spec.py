@@ -394,7 +394,7 @@ class CreateCombination(Part):
         description="cat and svd are exact (svd up to svd_rank); linear needs equal ranks and is an approximation."
     )
     density: float | None = Field(
-        default=None, gt=0.0, le=1.0, description="Share of values kept by ties, dare and magnitude_prune."
+        default=None, gt=0.0, lt=1.0, description="Share of values kept by ties, dare and magnitude_prune."
     )
     majority_sign_method: Literal["total", "frequency"] = "total"
     svd_rank: int | None = Field(default=None, ge=1, le=1024, description="Rank of the result; null: the largest.")

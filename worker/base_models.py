@@ -36,6 +36,14 @@ _HUB_PATTERNS: Final = (
 )
 # `auto_map` names code to import; `_attn_implementation_internal` a repository of kernels (CVE-2026-4372).
 _CODE_KEYS: Final = frozenset({"auto_map", "_attn_implementation_internal", "_experts_implementation_internal"})
+# These choose an implementation by name; transformers takes a name with a slash for a repository of kernels.
+_KERNEL_KEYS: Final = frozenset({"_attn_implementation", "attn_implementation", "_experts_implementation"})
+_JSON_BYTES: Final = 64 * 1024 * 1024  # the largest tokenizer.json in use has a third of it
+# Sizes that memory is reckoned with; above this nothing fits anywhere, and arithmetic with it only does harm.
+_SIZES: Final = frozenset(
+    {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "n_embd", "n_layer"}
+)
+_LARGEST_SIZE: Final = 10_000_000
 _HUB_PROGRAM: Final = """
 import sys
 from huggingface_hub import snapshot_download
@@ -89,6 +97,8 @@ def verify(folder: Path) -> None:
     if not folder.is_dir():
         raise BaseModelUnavailable(f"The base model's folder {folder.name} is not on this host.")
     files = [file for file in folder.rglob("*") if file.is_file()]
+    for file in files:
+        _verify_place(file, folder)
     bad = sorted(file.name for file in files if file.suffix in _DANGEROUS)
     if bad:
         raise _refusal(
@@ -106,19 +116,56 @@ def verify(folder: Path) -> None:
             _verify_safetensors(file)
 
 
-def _verify_json(file: Path) -> None:
+def _verify_place(file: Path, folder: Path) -> None:
+    """A link may lead within its folder, or within a hub cache's own (snapshots/SHA/file -> blobs/HASH)."""
+    room = folder.resolve()
+    if room.parent.name == "snapshots":
+        room = room.parent.parent
+    if not file.resolve().is_relative_to(room):
+        raise _refusal(f"{file.name} is a link that leads out of the model's folder.")
+
+
+def _read_json(file: Path) -> Any:
+    if file.stat().st_size > _JSON_BYTES:
+        raise _refusal(f"{file.name} is larger than {_JSON_BYTES} bytes.")
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise _refusal(f"{file.name} is not valid JSON.") from error
-    found = _CODE_KEYS.intersection(document) if isinstance(document, dict) else frozenset()
+
+
+def _verify_json(file: Path) -> None:
+    document = _read_json(file)
+    if file.name.endswith("config.json"):
+        _verify_config(document, file)
+
+
+def _verify_config(config: Any, file: Path) -> None:
+    """No key, at any depth that a model nests its parts in, may name code or a repository of it."""
+    if not isinstance(config, dict):
+        raise _refusal(f"{file.name} is not a JSON object.")
+    found = _CODE_KEYS.intersection(config)
     if found:
         raise _refusal(f"{file.name} has the key '{min(found)}', which names code to run.")
+    for key, value in config.items():
+        if key in _KERNEL_KEYS and isinstance(value, str) and "/" in value:
+            raise _refusal(f"{file.name} has {key} = '{value[:100]}', a repository of code to run.")
+        if file.name == "config.json" and key in _SIZES and not _is_size(value):
+            raise _refusal(f"{file.name} has {key} = {str(value)[:40]}, which is no size of a model.")
+        if isinstance(value, dict) and (key.endswith("_config") or key in _KERNEL_KEYS):
+            _verify_config(value, file)
+
+
+def _is_size(value: Any) -> bool:
+    return value is None or (type(value) is int and 0 < value <= _LARGEST_SIZE)
 
 
 def _verify_index(index: Path) -> None:
-    named = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
-    missing = sorted(name for name in named if "/" in name or not (index.parent / name).is_file())
+    document = _read_json(index)
+    shards = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise _refusal(f"{index.name} has no weight_map of file names.")
+    missing = sorted({name for name in shards.values() if "/" in name or not (index.parent / name).is_file()})
     if missing:
         raise _refusal(f"{index.name} names {missing[0]}, which is not there.")
 
@@ -130,8 +177,7 @@ def _verify_safetensors(file: Path) -> None:
         length = int.from_bytes(stream.read(8), "little")
         if not 2 <= length <= min(size - 8, 100_000_000):
             raise _refusal(f"{file.name} has a header of impossible length.")
-        header: dict[str, Any] = json.loads(stream.read(length))
-    spans = sorted(tuple(tensor["data_offsets"]) for name, tensor in header.items() if name != "__metadata__")
+        spans = _spans(stream.read(length), file)
     at = 0
     for begin, end in spans:
         if begin != at or end < begin:
@@ -139,6 +185,18 @@ def _verify_safetensors(file: Path) -> None:
         at = end
     if at != size - 8 - length:
         raise _refusal(f"{file.name} is {size} bytes long; its header describes {8 + length + at}.")
+
+
+def _spans(header: bytes, file: Path) -> list[tuple[int, int]]:
+    """Where each tensor lies behind the header, in order."""
+    try:
+        tensors = [tensor for name, tensor in json.loads(header).items() if name != "__metadata__"]
+        spans = sorted((begin, end) for begin, end in (tensor["data_offsets"] for tensor in tensors))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _refusal(f"{file.name} has a header that describes no tensors.") from error
+    if not all(type(place) is int for span in spans for place in span):
+        raise _refusal(f"{file.name} has tensors at places that are no numbers.")
+    return spans
 
 
 def _refusal(what: str) -> Invalid:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from shared.errors import Invalid
@@ -81,7 +81,7 @@ def _manifest(spec: MergeSpec) -> dict[str, Any]:
         "request": spec.request.model_dump(mode="json"),
         "base_model": spec.job.base_model.model_dump(mode="json"),
         "quantization": spec.job.quantization.model_dump(mode="json"),
-        "adapter_config": PeftConfig.from_pretrained(spec.adapter_paths[0]).to_dict(),
+        "adapter_config": json.loads(Path(spec.adapter_paths[0], "adapter_config.json").read_text(encoding="utf-8")),
         "libraries": library_versions(),
     }
 
