@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
+
+from examples import serving
 
 BATCH = 16  # prompts per generation call
 MAX_NEW_TOKENS = 64  # the longest ticket takes under 50
@@ -24,18 +25,15 @@ MAX_NEW_TOKENS = 64  # the longest ticket takes under 50
 def compare(base: Path, adapter: Path, held_out: Path) -> dict[str, Any]:
     """Greedy answers of both models to every held-out prompt, and the seconds each model took."""
     tokenizer = AutoTokenizer.from_pretrained(adapter, padding_side="left", trust_remote_code=False)
-    model = AutoModelForCausalLM.from_pretrained(
-        base, dtype=fast_dtype(), local_files_only=True, trust_remote_code=False
-    )
-    model = PeftModel.from_pretrained(model, adapter).eval()
+    model = serving.load(base, {"tuned": adapter}, dtype=fast_dtype())
     rows = [json.loads(line)["messages"] for line in held_out.read_text(encoding="utf-8").splitlines()]
     prompts = [tokenizer.apply_chat_template(row[:-1], tokenize=False, add_generation_prompt=True) for row in rows]
 
     started = time.monotonic()
-    with torch.inference_mode(), model.disable_adapter():
+    with torch.inference_mode(), serving.using(model, None):
         base_answers = answers_of(model, tokenizer, prompts)
     switched = time.monotonic()
-    with torch.inference_mode():
+    with torch.inference_mode(), serving.using(model, "tuned"):
         tuned_answers = answers_of(model, tokenizer, prompts)
     ended = time.monotonic()
 

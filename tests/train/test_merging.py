@@ -13,8 +13,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from examples import serving
 from shared.spec import AttemptSpec, CreateCombination, CreateMerge, MergeSpec
 from tests.train.tiny import make_spec, read_events
+from worker.train.base_model import keep_training_layout
 from worker.train.combine import combine
 from worker.train.merge import merge
 from worker.train.product import make_product
@@ -102,6 +104,7 @@ def test_a_model_merged_onto_the_dequantised_base_agrees_with_the_adapter_on_4_b
     onto_base = run_merge(tmp_path / "b", base=model, adapter=adapter, onto="base")
 
     four_bit = load(model, quantization_config=NF4, device_map={"": "cpu"})
+    keep_training_layout(four_bit)  # the trainer's arithmetic; the inference layout rounds to bfloat16
     seen_in_training = logits(PeftModel.from_pretrained(four_bit, adapter))
     torch.testing.assert_close(logits(load(onto_4_bits)), seen_in_training, atol=5e-3, rtol=5e-3)
     assert (logits(load(onto_base)) - seen_in_training).abs().max() > 0.05, "the choice must matter"
@@ -225,3 +228,19 @@ def test_the_programs_run_by_argv_alone(model: Path, tmp_path: Path) -> None:
     subprocess.run(argv, check=True, capture_output=True, timeout=120)
 
     assert (tmp_path / "out" / "product" / "model.safetensors").is_file()
+
+
+def test_adapters_on_one_base_are_switched_scaled_and_disabled(model: Path, tmp_path: Path) -> None:
+    places = {f"{seed}": make_adapter(model, tmp_path / f"{seed}", seed=seed) for seed in (1, 2)}
+    alone = {name: logits(PeftModel.from_pretrained(load(model), place)) for name, place in places.items()}
+
+    served = serving.load(model, places, dtype=torch.float32)
+
+    for name, expected in alone.items():
+        with torch.inference_mode(), serving.using(served, name):
+            torch.testing.assert_close(logits(served), expected)
+    with serving.using(served, None):
+        torch.testing.assert_close(logits(served), logits(load(model)))
+    with serving.using(served, "2", scale=0.0):
+        torch.testing.assert_close(logits(served), logits(load(model)))
+    torch.testing.assert_close(logits(served), alone["1"])
