@@ -91,6 +91,13 @@ def check(chunks: Iterable[bytes], *, limits: Limits = DEFAULT_LIMITS) -> Datase
     return tally.report()
 
 
+def refused(problem: RowProblem) -> DatasetReport:
+    """The report of a file that cannot be read at all."""
+    tally = _Tally()
+    tally.refuse(problem)
+    return tally.report()
+
+
 def _check_line(line: Line, tally: _Tally, limits: Limits) -> None:
     if not line.whole:
         tally.rows += 1

@@ -1,27 +1,39 @@
-"""From what users bring to what the trainer reads: canonical JSONL out of JSONL or CSV, streaming and pure."""
+"""From what users bring to what the trainer reads: canonical JSONL out of JSONL, CSV or tables, streaming and pure."""
 
 from __future__ import annotations
 
 import csv
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
+from pydantic import Field
 
 from shared import formats, strict_json
 from shared.dataset_check import DEFAULT_LIMITS
 from shared.dataset_lines import BOM, decode, lines
 from shared.row_rules import check_row
+from shared.spec import Part
 
-Source = Literal["jsonl", "csv"]
+Source = Literal["jsonl", "csv", "parquet"]
+SUFFIXES: Final[dict[str, Source]] = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 
 _JSON_COLUMNS = frozenset(
     {"messages", "tools", "conversations", "input", "prompt", "completion", "chosen", "rejected", "history"}
     | {"preferred_completion", "non_preferred_completion", "functions"}
 )
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
-_ALL_COLUMNS = frozenset().union(*formats.KEYS.values())
+COLUMNS = frozenset().union(*formats.KEYS.values())
+
+
+class UnpackSpec(Part):
+    """The file that the program which opens CSV and Parquet files is started with (`worker.train.unpack`)."""
+
+    file: str
+    source: Literal["csv", "parquet"]
+    max_bytes: int = Field(ge=1, description="Of the JSONL that is made.")
+    memory_bytes: int = Field(ge=1, description="The program may gain so much beyond its libraries.")
 
 
 class RowRefused(ValueError):
@@ -33,8 +45,13 @@ class RowRefused(ValueError):
         self.code = code
 
 
-def convert(chunks: Iterable[bytes], *, source: Source) -> Iterator[bytes]:
-    """Stream canonical JSONL lines, each with its newline.
+def source_of(filename: str) -> Source | None:
+    """What kind of file a name promises; None for a name that promises none that can be read."""
+    return next((source for suffix, source in SUFFIXES.items() if filename.lower().endswith(suffix)), None)
+
+
+def convert(chunks: Iterable[bytes], *, source: Literal["jsonl", "csv"]) -> Iterator[bytes]:
+    """Stream canonical JSONL lines, each with its newline. Parquet is opened elsewhere: see `table_lines`.
 
     Raises:
         RowRefused: at the first row that breaks a rule.
@@ -77,7 +94,7 @@ def csv_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     reader = csv.reader(_text_lines(chunks), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
-        if not _ALL_COLUMNS & set(header) or len(set(header)) != len(header):
+        if not COLUMNS & set(header) or len(set(header)) != len(header):
             message = (
                 f"the header ({', '.join(header)[:200]}) must name known columns, each once, such as prompt,completion"
             )
@@ -88,10 +105,24 @@ def csv_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
             if len(cells) != len(header):
                 message = f"{len(cells)} cells stand under {len(header)} columns; quote cells that hold commas"
                 raise RowRefused(message, line=reader.line_num, code="wrong_cell_count")
-            row = {name: _cell(name, cell) for name, cell in zip(header, cells, strict=True) if name in _ALL_COLUMNS}
+            row = {name: _cell(name, cell) for name, cell in zip(header, cells, strict=True) if name in COLUMNS}
             yield json.dumps({k: v for k, v in row.items() if v is not None}, ensure_ascii=False).encode() + b"\n"
     except csv.Error as error:
         raise RowRefused(f"not valid CSV ({error})", line=reader.line_num, code="invalid_csv") from None
+
+
+def table_lines(rows: Iterable[dict[str, Any]]) -> Iterator[bytes]:
+    """Stream the rows of a table (Parquet, say) as JSONL: known columns only, without nulls; line N is row N.
+
+    Raises:
+        RowRefused: a cell holds something that JSON has no word for, such as bytes or a date.
+    """
+    for number, row in enumerate(rows, start=1):
+        known = {name: value for name, value in row.items() if name in COLUMNS and value is not None}
+        try:
+            yield json.dumps(known, ensure_ascii=False).encode() + b"\n"
+        except (TypeError, ValueError) as error:
+            raise RowRefused(f"a cell cannot be read as text ({error})", line=number, code="wrong_type") from None
 
 
 def _text_lines(chunks: Iterable[bytes]) -> Iterator[str]:

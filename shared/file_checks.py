@@ -20,6 +20,7 @@ class FileCheck:
     """The right to say what a file is. `number` fences off a checker that was thought dead."""
 
     file_id: str
+    filename: str
     key: str
     bytes: int
     sha256: str
@@ -46,7 +47,7 @@ def claim_check(session: Session, *, lease_seconds: float) -> FileCheck | None:
         update(FileRow)
         .where(FileRow.id == candidate)
         .values(check_until=func.now() + timedelta(seconds=lease_seconds), check_attempts=FileRow.check_attempts + 1)
-        .returning(FileRow.id, FileRow.key, FileRow.bytes, FileRow.sha256, FileRow.check_attempts)
+        .returning(FileRow.id, FileRow.filename, FileRow.key, FileRow.bytes, FileRow.sha256, FileRow.check_attempts)
     ).one_or_none()
     return None if taken is None else FileCheck(*taken)
 
@@ -56,8 +57,21 @@ def keep_check(session: Session, check: FileCheck, *, lease_seconds: float) -> b
     return _write(session, check, check_until=func.now() + timedelta(seconds=lease_seconds))
 
 
+@dataclass(frozen=True, slots=True)
+class MadeRows:
+    """The JSONL that the check made of a file in another format; its bytes are in the store already."""
+
+    key: str
+    sha256: str
+
+
 def finish_check(
-    session: Session, check: FileCheck, *, report: dict[str, Any] | None, problem: str | None = None
+    session: Session,
+    check: FileCheck,
+    *,
+    report: dict[str, Any] | None,
+    problem: str | None = None,
+    rows: MadeRows | None = None,
 ) -> bool:
     """uploaded -> processed, or -> error with a sentence for the user. False: fenced off, or deleted meanwhile."""
     return _write(
@@ -66,6 +80,8 @@ def finish_check(
         status="error" if problem else "processed",
         status_details=problem,
         report=report,
+        rows_key=rows.key if rows else None,
+        rows_sha256=rows.sha256 if rows else None,
         check_until=None,
     )
 

@@ -21,11 +21,12 @@ MAX_AGE: Final = timedelta(hours=48)
 
 def deleted_file_keys(session: Session) -> list[str]:
     """Keys of the objects of files deleted an hour to two days ago; none of them has an unfinished job."""
-    return list(
-        session.scalars(
-            select(FileRow.key).where(FileRow.deleted_at.between(func.now() - MAX_AGE, func.now() - SETTLED))
+    gone = session.execute(
+        select(FileRow.key, FileRow.rows_key).where(
+            FileRow.deleted_at.between(func.now() - MAX_AGE, func.now() - SETTLED)
         )
     )
+    return [key for keys in gone for key in keys if key is not None]
 
 
 def dead_prefixes(session: Session) -> list[tuple[str, frozenset[str]]]:

@@ -17,6 +17,11 @@ def file_key(project_id: str, file_id: str) -> str:
     return f"{_id(project_id)}/files/{_id(file_id)}"
 
 
+def rows_key(file_key: str, number: int) -> str:
+    """The JSONL rows that check `number` has made of an uploaded file."""
+    return f"{file_key}.rows{number:03d}"
+
+
 def attempt_prefix(project_id: str, job_id: str, fence: int) -> str:
     """Everything that one lease writes. A later lease has another fence, so nothing is ever overwritten."""
     return f"{_id(project_id)}/jobs/{_id(job_id)}/a{fence:06d}"

@@ -18,10 +18,11 @@ from sqlalchemy.orm import Session
 from shared import keys, log
 from shared.catalogue import load_catalogue, local_folder
 from shared.db import make_engine, session_scope
-from shared.errors import TunepoolError
+from shared.errors import Invalid, TunepoolError
 from shared.settings import Settings
 from shared.tables import ProjectRow
 from standalone.children import ChildFailed
+from standalone.conversion import convert_file
 from standalone.home import Home, HomeInUse, HomeUnusable
 from standalone.migrate import migrate as run_migrations
 from standalone.postgres import running_url
@@ -143,6 +144,18 @@ def worker() -> None:
 def janitor() -> None:
     """Only a janitor: takes back dead leases, rings for waiting work, clears garbage. Any number may run."""
     _become(module("worker.janitor"))
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A .jsonl, .csv or .parquet file.")],
+    target: Annotated[Path, typer.Argument(help="The canonical JSONL to write.")],
+) -> None:
+    """Turn a file of any known shape (ShareGPT, Alpaca, conversational …) into the rows that are trained."""
+    try:
+        typer.echo(f"{convert_file(source, target)} rows")
+    except Invalid as error:
+        _give_up(error)
 
 
 @key_commands.command("create")

@@ -12,13 +12,16 @@ import structlog
 from shared import file_checks, jobs, measurements, throughput, workers
 from shared.catalogue import load_catalogue
 from shared.dataset_check import DatasetReport, Limits, check
+from shared.dataset_convert import source_of
 from shared.errors import Invalid, TunepoolError, Unavailable
-from shared.file_checks import FileCheck
+from shared.file_checks import FileCheck, MadeRows
 from shared.leases import Claim, FileRef
 from shared.preflights import PreflightClaim
 from shared.resolve import DeviceFacts, Resolution, resolve
 from shared.spec import DataFacts
 from worker.host import Host
+from worker.programs import Stopped
+from worker.unpacking import unpack
 
 log = structlog.get_logger()
 
@@ -32,15 +35,23 @@ def check_next_file(host: Host) -> bool:
     if found is None:
         return False
     try:
-        report = check(_kept_alive(host, found), limits=Limits(file_bytes=host.settings.max_file_bytes))
-    except Unavailable as error:
+        report, rows = _read(host, found)
+    except (Unavailable, Stopped) as error:
         log.warning("file.unreadable", file_id=found.file_id, error=str(error)[:200])
         host.write(lambda s: file_checks.release_check(s, found))
         return False  # not the file's fault; the sweep rings again
-    problem = _sentence(report)
-    host.write(lambda s: file_checks.finish_check(s, found, report=dataclasses.asdict(report), problem=problem))
+    problem, found_out = _sentence(report), dataclasses.asdict(report)
+    host.write(lambda s: file_checks.finish_check(s, found, report=found_out, problem=problem, rows=rows))
     log.info("file.checked", file_id=found.file_id, rows=report.rows, problems=report.problem_count)
     return True
+
+
+def _read(host: Host, found: FileCheck) -> tuple[DatasetReport, MadeRows | None]:
+    """What is in the file, and the rows made of it if it is not JSONL. Raises Unavailable, Stopped."""
+    limits = Limits(file_bytes=host.settings.max_file_bytes)
+    if source_of(found.filename) in {None, "jsonl"}:
+        return check(_kept_alive(host, found), limits=limits), None
+    return unpack(host, found, limits=limits)
 
 
 def _kept_alive(host: Host, found: FileCheck, *, clock: Callable[[], float] = time.monotonic) -> Iterator[bytes]:

@@ -9,8 +9,6 @@ import contextlib
 import dataclasses
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,30 +18,25 @@ from pydantic import ValidationError
 from shared import durations, measurements, pages, preflights, workers
 from shared.catalogue import load_catalogue
 from shared.errors import TunepoolError, Unavailable
-from shared.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
+from shared.events import EXIT_DONE
 from shared.fitting import Candidate, fits
 from shared.leases import FileRef, Lease
 from shared.preflight_report import PreflightSpec, TokenReport
 from shared.preflights import PreflightClaim
 from shared.resolve import Resolution
 from shared.sizing import estimate_evaluation, workload
-from shared.spec import JobSpec, Placement
+from shared.spec import JobSpec
 from shared.tables import DeviceRow
-from worker import base_models, launcher, processes, workdir
+from worker import base_models, programs, workdir
 from worker.checks import settle
 from worker.host import Host
 from worker.launcher import Exit
-from worker.watch import EventTail
+from worker.programs import Stopped, TooSlow, Watch
 from worker.workdir import Workdir
 
 log = structlog.get_logger()
 
-LOOK_SECONDS: Final = 0.1
 REPORT_BYTES: Final = 32 * 1024 * 1024
-
-
-class Stopped(Exception):
-    """The examination is over before it has an answer: fenced off, or the worker is shutting down."""
 
 
 class NoAnswer(TunepoolError):
@@ -57,7 +50,8 @@ def examine_next(host: Host) -> bool:
     claim = host.write(lambda s: preflights.claim(s, lease_seconds=host.settings.lease_seconds))
     if claim is None:
         return False
-    watch = _Watch(host, claim)
+    seconds = host.settings.lease_seconds
+    watch = Watch(host, lambda: host.write(lambda s: preflights.keep(s, claim, lease_seconds=seconds)))
     try:
         report = _Examination(host, claim, watch).answer()
     except Stopped:
@@ -73,29 +67,10 @@ def examine_next(host: Host) -> bool:
     return True
 
 
-class _Watch:
-    """Keeps the lease while something long goes on, and ends it when there is no more use in it."""
-
-    def __init__(self, host: Host, claim: PreflightClaim, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._host, self._claim, self._clock = host, claim, clock
-        self._kept = clock()
-
-    def check(self) -> None:
-        """Raises Stopped."""
-        if self._host.flags.draining:
-            raise Stopped
-        if self._clock() - self._kept < self._host.settings.heartbeat_seconds:
-            return
-        self._kept = self._clock()
-        seconds = self._host.settings.lease_seconds
-        if not self._host.write(lambda s: preflights.keep(s, self._claim, lease_seconds=seconds)):
-            raise Stopped
-
-
 class _Examination:
     """One preflight on its way to an answer."""
 
-    def __init__(self, host: Host, claim: PreflightClaim, watch: _Watch) -> None:
+    def __init__(self, host: Host, claim: PreflightClaim, watch: Watch) -> None:
         self.host, self.claim, self.watch = host, claim, watch
 
     def answer(self) -> dict[str, Any]:
@@ -170,7 +145,7 @@ class _Examination:
         place = workdir.make(self.host.work, lease)
         try:
             self.stage(spec, place)
-            return self.result(place, self.launch(place))
+            return self.result(place, self.run_program(lease, place))
         finally:
             shutil.rmtree(self.host.work / self.claim.id, ignore_errors=True)
 
@@ -198,32 +173,23 @@ class _Examination:
     def threads(self) -> int:
         return min(4, self.host.settings.cpu_threads or os.cpu_count() or 1)
 
-    def launch(self, place: Workdir) -> Exit:
-        """Run the program to its end, at most `preflight_seconds`."""
+    def run_program(self, lease: Lease, place: Workdir) -> Exit:
         settings = self.host.settings
-        tag = processes.own_tag(home=settings.home.resolve(), job_id=self.claim.id, fence=self.claim.number)
-        program = launcher.start(
-            launcher.command(settings.preflight, placement=Placement(), spec_file=place.spec, out=place.out),
-            environment=launcher.environment(tag=tag, device_ids=(), kind="cpu", threads=1, scratch=place.out),
-            tag=tag,
-            out=place.out,
-            log_file=place.log,
-            uid=settings.trainer_uid,
-        )
-        deadline = time.monotonic() + settings.preflight_seconds
         try:
-            while program.poll() is None:
-                self.watch.check()
-                if time.monotonic() > deadline:
-                    raise NoAnswer(
-                        f"Reading the rows takes more than {settings.preflight_seconds:g} seconds."
-                        " A shorter file or a simpler chat template would do.",
-                        code="preflight_timeout",
-                    )
-                time.sleep(LOOK_SECONDS)
-        finally:
-            ended = program.end(grace_seconds=0)
-        return ended
+            return programs.run(
+                self.host,
+                settings.preflight,
+                lease=lease,
+                place=place,
+                watch=self.watch,
+                seconds=settings.preflight_seconds,
+            )
+        except TooSlow as error:
+            raise NoAnswer(
+                f"Reading the rows takes more than {settings.preflight_seconds:g} seconds."
+                " A shorter file or a simpler chat template would do.",
+                code="preflight_timeout",
+            ) from error
 
     def result(self, place: Workdir, ended: Exit) -> TokenReport:
         if ended.code == EXIT_DONE:
@@ -231,19 +197,15 @@ class _Examination:
             with contextlib.suppress(OSError, ValidationError):
                 if not file.is_symlink() and file.stat().st_size <= REPORT_BYTES:
                     return TokenReport.model_validate_json(file.read_bytes())
-        failed = [one for one in _events(place) if isinstance(one, Failed)]
-        if ended.code in {EXIT_USER_FAULT, EXIT_OUT_OF_MEMORY} and failed:
-            raise _Refused(failed[-1].message, code=failed[-1].code, param=failed[-1].param)
+        fault = programs.users_fault(place, ended)
+        if fault is not None:
+            raise _Refused(fault.message, code=fault.code, param=fault.param)
         log.warning("preflight.broke", preflight_id=self.claim.id, exit=ended.code, last_words=ended.last_words[-2000:])
         raise NoAnswer(f"The program that reads the rows ended unexpectedly (exit code {ended.code}).")
 
 
 class _Refused(TunepoolError):
     """The job would end so, too."""
-
-
-def _events(place: Workdir) -> Iterator[Any]:
-    return EventTail(place.events).read()
 
 
 def _is_ok(tokens: TokenReport) -> bool:

@@ -16,6 +16,7 @@ from api import views
 from api.deps import Door, DoorDep, FilesReader, FilesWriter
 from api.uploads import FormStream, Received
 from shared import files, layout
+from shared.dataset_convert import source_of
 from shared.errors import Invalid, TunepoolError, Unavailable
 from shared.files import Upload
 from shared.ids import new_id
@@ -101,9 +102,10 @@ def _upload(received: Received, *, file_id: str, key: str) -> Upload:
     if received.bytes == 0:
         raise Invalid("The file is empty.", param="file", code="empty_file")
     assert received.filename is not None
-    if purpose == "fine-tune" and not received.filename.lower().endswith(".jsonl"):
+    if purpose == "fine-tune" and source_of(received.filename) is None:
         raise Invalid(
-            f"A fine-tuning file must be JSON Lines with a name ending in .jsonl, not '{received.filename}'.",
+            "A fine-tuning file must be JSON Lines with a name ending in .jsonl (or .csv or .parquet),"
+            f" not '{received.filename}'.",
             param="file",
             code="invalid_file_format",
         )

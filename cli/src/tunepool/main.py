@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from tunepool import adapters, orders, pool, projects, requests, watching
+from tunepool import adapters, orders, pool, preflights, projects, requests, watching
 from tunepool.connection import NoServerKnown, find_credentials
 
 Onto = Literal["base", "dequantized"]
@@ -71,6 +71,8 @@ def app() -> None:
         _quit(_reason(error), EXIT_REFUSED)
     except (httpx2.HTTPError, adapters.Damaged) as error:
         _quit(f"The download failed: {error}", EXIT_UNREACHABLE)
+    except preflights.TookTooLong as error:
+        _quit(str(error), EXIT_UNREACHABLE)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
 
@@ -187,6 +189,42 @@ def submit(  # noqa: PLR0917 -- typer makes options of them
     _print_one(context, job, job.id)
     if wait:
         _wait(context, job.id)
+
+
+@cli.command()
+def preflight(  # noqa: PLR0917 -- typer makes options of them
+    context: typer.Context,
+    training: Annotated[str, typer.Argument(metavar="FILE", help="A data file, or the id of an uploaded one.")],
+    model: Annotated[str, typer.Option(help="Base model.")],
+    validation: Annotated[str | None, typer.Option(help="A data file, or the id of an uploaded one.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, max=50)] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, max=256)] = None,
+    dpo: Annotated[bool, typer.Option("--dpo", help="Preference rows.")] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PART.FIELD=VALUE", help="For instance adapter.r=8; may be repeated."),
+    ] = None,
+    rows: Annotated[list[int] | None, typer.Option("--row", min=1, help="Show this row; may be repeated.")] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for a worker.")] = 900.0,
+) -> None:
+    """Say what a job would do, and train nothing. Exit 0 when it would train, 1 when it would not."""
+    client: OpenAI = context.obj.client
+    kind = "dpo" if dpo else "supervised"
+    asked = requests.given(
+        model=model,
+        training_file=requests.file_id(client, training),
+        validation_file=requests.file_id(client, validation) if validation else None,
+        preview_rows=rows or None,
+        tunepool=requests.nested(settings or []) or None,
+        method={"type": kind, kind: {"hyperparameters": requests.given(n_epochs=epochs, batch_size=batch_size)}},
+    )
+    answer = preflights.wait(client, preflights.ask(client, asked)["id"], patience_seconds=timeout)
+    if context.obj.as_json:
+        print(json.dumps(answer, ensure_ascii=False))
+    else:
+        preflights.show(answer, wide=not sys.stdout.isatty())
+    if not preflights.is_ok(answer):
+        raise typer.Exit(EXIT_JOB_NOT_DONE)
 
 
 @cli.command()

@@ -1,0 +1,156 @@
+"""What a job would do, asked before it is submitted: the question, the wait, and the answer as tables."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from openai import OpenAI
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+PATH: Final = "/tunepool/preflights"
+BAR: Final = 32
+
+
+class TookTooLong(Exception):
+    """No worker has answered in time; the message says where to look."""
+
+
+def ask(client: OpenAI, body: dict[str, Any]) -> dict[str, Any]:
+    """Create a preflight; returns the server's record of it."""
+    made = client.post(PATH, body=body, cast_to=object)
+    assert isinstance(made, dict)
+    return made
+
+
+def wait(
+    client: OpenAI,
+    preflight_id: str,
+    *,
+    patience_seconds: float,
+    interval_seconds: float = 0.5,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[str, Any]:
+    """The answered preflight. Raises TookTooLong."""
+    began = clock()
+    while True:
+        found = client.get(f"{PATH}/{preflight_id}", cast_to=object)
+        assert isinstance(found, dict)
+        if found["status"] in {"succeeded", "failed"}:
+            return found
+        if clock() - began > patience_seconds:
+            raise TookTooLong(
+                f"Preflight {preflight_id} is {found['status']} after {patience_seconds:g} s; does a worker run?"
+            )
+        sleep(interval_seconds)
+
+
+def is_ok(preflight: dict[str, Any]) -> bool:
+    """Whether a job with this body would begin to train."""
+    return bool((preflight["report"] or {}).get("ok"))
+
+
+def tables(preflight: dict[str, Any]) -> RenderableType:
+    """The answer for people: findings first, then figures, then the rows that were asked for."""
+    report = preflight["report"]
+    if report is None:
+        return Text(f"No answer: {preflight['error']['message']}", style="red")
+    return Group(*(part for section in _SECTIONS for part in section(report)))
+
+
+def _verdict(report: dict[str, Any]) -> Iterator[RenderableType]:
+    if report["refusal"]:
+        yield Text(f"The job would be refused: {report['refusal']['message']}", style="red")
+    elif report["ok"]:
+        yield Text("The job would train.", style="green")
+    else:
+        yield Text("The job would not train as it is.", style="red")
+
+
+def _files(report: dict[str, Any]) -> Iterator[RenderableType]:
+    for name, file in report["files"].items():
+        for warning in file["warnings"]:
+            yield Text(f"{name} file, line {warning['line']}: {warning['message']} ({warning['rows']} rows)", "yellow")
+    table = _table(
+        "file", "rows", "tokens", "trained", "mean", "p95", "longest", "cut", "left out", "repeated", "refused"
+    )
+    for name in report["files"]:
+        found = (report["tokens"] or {}).get(name)
+        if found:
+            table.add_row(
+                name,
+                *(f"{found[one]:,}" for one in ("rows", "kept_tokens", "trained_tokens")),
+                *(f"{found[one]:,.0f}" for one in ("mean_tokens", "p95_tokens", "longest_tokens")),
+                *(f"{found[one]['count']:,}" for one in ("truncated", "empty", "duplicates")),
+                f"{found['fault_count']:,}",
+            )
+    if table.row_count:
+        yield table
+
+
+def _findings(report: dict[str, Any]) -> Iterator[RenderableType]:
+    tokens = report["tokens"] or {}
+    for name in ("training", "validation"):
+        for fault in (tokens.get(name) or {}).get("faults", ()):
+            yield Text(f"{name} row {fault['row']}: {fault['message']}", style="red")
+    leaked = tokens.get("leakage")
+    if leaked and leaked["prompts"]["count"] + leaked["rows"]["count"]:
+        rows, prompts = leaked["rows"], leaked["prompts"]
+        yield Text(
+            f"{rows['count']} validation rows are training rows too {rows['rows']}, {prompts['count']} share their"
+            f" prompt with one {prompts['rows']}: the validation loss will look better than it is.",
+            style="yellow",
+        )
+    bins = (tokens.get("training") or {}).get("histogram", ())
+    most = max((one["rows"] for one in bins), default=1)
+    for one in bins:
+        yield Text(f"up to {one['up_to']:>7,} tokens {'█' * round(BAR * one['rows'] / most):{BAR}} {one['rows']:,}")
+
+
+def _run(report: dict[str, Any]) -> Iterator[RenderableType]:
+    if run := report["run"]:
+        yield Text(f"{run['steps']:,} steps over {run['rows']:,} rows, {run['tokens']:,} tokens")
+    if memory := report["memory"]:
+        sizes = [memory[one] / 1e9 for one in ("predicted_bytes", "upper_bytes")]
+        yield Text(f"memory {sizes[0]:.1f} GB, at most {sizes[1]:.1f} GB ({memory['sure']})")
+    if time_ := report["time"]:
+        span = f"{_clock(time_['low'])} to {_clock(time_['high'])}"
+        yield Text(f"time {span} on {time_['device']} ({time_['basis']})")
+    elif report["run"]:
+        yield Text("time unknown: no job of this kind has finished yet")
+    if report["devices"]:
+        table = _table("device", "kind", "fits", "why")
+        for one in report["devices"]:
+            table.add_row(one["name"], one["kind"], "yes" if one["fits"] else "no", one["reason"])
+        yield table
+
+
+def _rows(report: dict[str, Any]) -> Iterator[RenderableType]:
+    for row in (report["tokens"] or {}).get("preview", ()):
+        if row["fault"]:
+            yield Text(f"row {row['row']}: {row['fault']}", style="red")
+        for one in row["sequences"]:
+            yield Text(f"row {row['row']}, {one['name']}: {one['trained_token_count']} of {one['token_count']} trained")
+            shown = [Text(token["text"], "bold green" if token["trained"] else "dim") for token in one["tokens"]]
+            yield Text.assemble(*shown)
+
+
+_SECTIONS: Final = (_verdict, _files, _findings, _run, _rows)
+
+
+def _table(*columns: str) -> Table:
+    return Table(*columns, box=None, pad_edge=False)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def show(preflight: dict[str, Any], *, wide: bool) -> None:
+    """Print the answer; `wide`: into a file or pipe, so no line is broken."""
+    Console(soft_wrap=wide, highlight=False).print(tables(preflight))

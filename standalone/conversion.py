@@ -1,0 +1,70 @@
+"""`tunepool-server convert`: a file of any known shape and kind becomes the canonical JSONL that trainers read."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from shared.dataset_convert import RowRefused, UnpackSpec, convert, source_of
+from shared.dataset_lines import FileRefused
+from shared.errors import Invalid
+from shared.settings import trainer_environment
+
+CHUNK_BYTES: Final = 1 << 20
+MOST_BYTES: Final = 512 * 1024 * 1024
+MEMORY_BYTES: Final = 2 * 1024**3
+
+
+def convert_file(source: Path, target: Path) -> int:
+    """Write `target`, complete or not at all; returns its rows. Raises Invalid naming the row at fault."""
+    kind = source_of(source.name)
+    if kind is None:
+        raise Invalid(f"'{source.name}' must end in .jsonl, .csv or .parquet.", param="file")
+    unfinished = target.with_name(target.name + ".part")
+    try:
+        if kind != "parquet":
+            rows = _write(convert(_chunks(source), source=kind), unfinished)
+        else:
+            with tempfile.TemporaryDirectory() as place:
+                opened = _chunks(_unpacked(source, Path(place)))
+                rows = _write(convert(opened, source="jsonl"), unfinished)
+        unfinished.rename(target)
+    except (RowRefused, FileRefused) as refused:
+        raise Invalid(f"{source.name}: {refused}", param="file") from refused
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return rows
+
+
+def _unpacked(source: Path, place: Path) -> Path:
+    """The rows of a Parquet file, opened by the program that the service uses too."""
+    spec = UnpackSpec(file=str(source.resolve()), source="parquet", max_bytes=MOST_BYTES, memory_bytes=MEMORY_BYTES)
+    (place / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
+    argv = [sys.executable, "-m", "worker.train.unpack", str(place / "spec.json"), str(place / "out")]
+    done = subprocess.run(argv, env=trainer_environment(), capture_output=True, check=False)
+    if done.returncode == 0:
+        return place / "out" / "rows.jsonl"
+    events = place / "out" / "events.jsonl"
+    told = events.read_text(encoding="utf-8").splitlines() if events.is_file() else []
+    reason = json.loads(told[-1])["message"] if told else "It ended the program that opens it."
+    raise Invalid(f"{source.name}: {reason}", param="file")
+
+
+def _write(lines: Iterator[bytes], target: Path) -> int:
+    rows = 0
+    with target.open("wb") as sink:
+        for line in lines:
+            sink.write(line)
+            rows += 1
+    return rows
+
+
+def _chunks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            yield chunk

@@ -1,0 +1,129 @@
+"""CSV and Parquet uploads: opened by a program that may die of them, then checked and read like JSONL."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from shared.dataset_convert import UnpackSpec
+from shared.db import session_scope
+from shared.settings import child_environment
+from shared.storage import open_store
+from shared.tables import FileRow
+from tests.integration.conftest import Api
+
+ROOT = Path(__file__).parents[2]
+CHAT = [
+    {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "=cmd|' /C calc'!A0"}]}
+    for n in range(5)
+]
+
+
+def parquet(rows: list[dict[str, Any]], **options: Any) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink, **options)
+    return sink.getvalue()
+
+
+def checked(api: Api, name: str, content: bytes) -> FileRow:
+    made = api.client.files.create(file=(name, content), purpose="fine-tune")
+    place = {"DATABASE_URL": api.settings.database_url, "REDIS_URL": "", "TUNEPOOL_HOME": str(api.settings.home)}
+    lane = [sys.executable, "-m", "worker.pull", "cpu", str(os.getpid())]
+    subprocess.run(lane, env=child_environment(**place), cwd=ROOT, check=True, timeout=120)
+    with session_scope(api.engine) as session:
+        return session.get_one(FileRow, made.id)
+
+
+def rows_of(api: Api, file: FileRow) -> list[dict[str, Any]]:
+    assert file.rows_key is not None
+    content = b"".join(open_store(api.settings).chunks(file.rows_key))
+    return [json.loads(line) for line in content.splitlines()]
+
+
+def test_a_parquet_file_of_conversations_becomes_rows_and_its_other_columns_go(api: Api) -> None:
+    content = parquet([{**row, "source": "x", "score": 0.5} for row in CHAT])
+    file = checked(api, "rows.parquet", content)
+
+    assert (file.status, file.report["format"], file.report["rows"]) == ("processed", "chat", 5)
+    assert rows_of(api, file) == CHAT
+    assert api.client.files.content(file.id).read() == content
+
+
+def test_a_csv_file_becomes_rows_and_formulas_in_it_stay_text(api: Api) -> None:
+    file = checked(api, "rows.csv", b'prompt,completion,id\n"a, ""b""",=1+1,7\nc,@SUM(A1),8\n')
+
+    assert (file.status, file.report["format"]) == ("processed", "prompt_completion")
+    assert rows_of(api, file) == [
+        {"prompt": 'a, "b"', "completion": "=1+1"},
+        {"prompt": "c", "completion": "@SUM(A1)"},
+    ]
+
+
+def test_a_bad_row_of_a_table_is_named_by_its_number(api: Api) -> None:
+    bad = [*CHAT, {"messages": [{"role": "bot", "content": "x"}]}]
+    file = checked(api, "rows.parquet", parquet(bad))
+
+    assert file.status == "error"
+    assert "line 6" in str(file.status_details)
+    assert file.rows_key is None
+
+
+WHOLE = parquet(CHAT)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code"),
+    [
+        ("no.parquet", b"PAR1 this is not a table PAR1", "unreadable_table"),
+        ("cut.parquet", WHOLE[: len(WHOLE) // 2], "unreadable_table"),
+        ("footer.parquet", WHOLE[:-8] + b"\xff\xff\xff\x7fPAR1", "unreadable_table"),
+        ("rows.parquet", b'{"messages": []}\n', "unreadable_table"),
+        ("columns.parquet", parquet([{"a": 1}]), "unknown_format"),
+        ("bytes.parquet", parquet([{"text": b"\xff\xfe"}]), "wrong_type"),
+        ("quote.csv", b'prompt,completion\n"' + b"a\n" * 200_000, "invalid_csv"),
+        ("cells.csv", b"prompt,completion\na,b,c\n", "wrong_cell_count"),
+        ("header.csv", b"a,b\n1,2\n", "unknown_format"),
+        ("latin.csv", "prompt,completion\na,ü\n".encode("latin-1"), "invalid_utf8"),
+    ],
+)
+def test_a_hostile_table_is_refused_by_name(tmp_path: Path, name: str, content: bytes, code: str) -> None:
+    assert refusal(tmp_path, name, content)["code"] == code
+
+
+def refusal(tmp_path: Path, name: str, content: bytes, *, max_bytes: int = 10_000_000) -> dict[str, Any]:
+    """How the program ends, run as the CPU lane runs it."""
+    (tmp_path / name).write_bytes(content)
+    spec = UnpackSpec(
+        file=str(tmp_path / name),
+        source="csv" if name.endswith("csv") else "parquet",
+        max_bytes=max_bytes,
+        memory_bytes=1 << 28,
+    )
+    (tmp_path / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
+    argv = [sys.executable, "-m", "worker.train.unpack", str(tmp_path / "spec.json"), str(tmp_path / "out")]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode in {3, 4}, (done.returncode, done.stderr[-2000:])
+    return json.loads((tmp_path / "out" / "events.jsonl").read_text().splitlines()[-1])
+
+
+def test_a_small_table_that_unpacks_to_very_much_is_refused(tmp_path: Path) -> None:
+    bomb = parquet([{"text": "x" * 100_000}] * 2000, compression="zstd")
+    assert len(bomb) < 1_000_000
+
+    assert refusal(tmp_path, "bomb.parquet", bomb)["code"] == "file_too_large"
+
+
+def test_one_cell_that_fills_the_memory_is_refused(tmp_path: Path) -> None:
+    bomb = parquet([{"text": "x" * 600_000_000}], compression="zstd", use_dictionary=False)
+    assert len(bomb) < 1_000_000
+
+    assert refusal(tmp_path, "bomb.parquet", bomb, max_bytes=1 << 40)["code"] == "table_too_large"

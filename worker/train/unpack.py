@@ -1,0 +1,114 @@
+"""Opens a stranger's CSV or Parquet file: `python -m worker.train.unpack SPEC OUT` writes `OUT/rows.jsonl`.
+
+A Parquet reader is much native code that trusts lengths in the file, so it runs here, where nothing can be lost but
+this process. Exit codes and `OUT/events.jsonl` are the trainer's.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shared.dataset_convert import COLUMNS, RowRefused, UnpackSpec, csv_lines, table_lines
+from shared.dataset_lines import FileRefused
+from shared.errors import TunepoolError
+from shared.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
+from worker.train.reporting import Reporter
+
+BATCH_ROWS: Final = 256
+METADATA_BYTES: Final = 64 * 1024 * 1024  # of one string or list in the footer (pyarrow's own default is 100 MB)
+CHUNK_BYTES: Final = 1 << 20
+
+
+class Unreadable(TunepoolError):
+    """The file is not what its name says, or more than may be read. `param` is the row at fault, if one is."""
+
+    code = "unreadable_table"
+
+
+def main(spec_file: Path, out: Path) -> int:
+    """Unpack one file and translate how it ends into an exit code."""
+    out.mkdir(parents=True, exist_ok=True)
+    reporter = Reporter(out / "events.jsonl", clock=time.time)
+    spec = UnpackSpec.model_validate_json(spec_file.read_bytes())
+    limit_memory(spec.memory_bytes)
+    try:
+        write(lines_of(spec), out / "rows.jsonl", most=spec.max_bytes)
+    except RowRefused as refused:
+        reporter.write(Failed, code=refused.code, message=str(refused), param=str(refused.line))
+        return EXIT_USER_FAULT
+    except (FileRefused, TunepoolError) as error:
+        reporter.write(Failed, code=getattr(error, "code", "wrong_file_type"), message=str(error))
+        return EXIT_USER_FAULT
+    except (MemoryError, pa.ArrowMemoryError):
+        message = "Opening the file asks for too much memory; write smaller row groups, or upload JSONL."
+        reporter.write(Failed, code="table_too_large", message=message)
+        return EXIT_OUT_OF_MEMORY
+    return EXIT_DONE
+
+
+def limit_memory(gain: int) -> None:
+    """Let this process gain `gain` bytes, so that a decompression bomb ends in an error."""
+    ceiling = psutil.Process().memory_full_info().data + gain
+    resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
+
+
+def lines_of(spec: UnpackSpec) -> Iterator[bytes]:
+    """The file's rows as JSONL lines. Raises RowRefused, Unreadable."""
+    if spec.source == "csv":
+        return csv_lines(_chunks(Path(spec.file)))
+    return table_lines(parquet_rows(Path(spec.file)))
+
+
+def parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file, its known columns only, a few hundred in memory at a time.
+
+    Raises:
+        Unreadable: code `unreadable_table` for what is no Parquet or damaged, `unknown_format` without known columns.
+    """
+    try:
+        with pq.ParquetFile(
+            file, thrift_string_size_limit=METADATA_BYTES, thrift_container_size_limit=1_000_000, pre_buffer=False
+        ) as opened:
+            names = opened.schema_arrow.names
+            known = [name for name in names if name in COLUMNS]
+            if not known or len(set(known)) != len(known):
+                message = f"The columns ({', '.join(names)[:200]}) must name known ones, each once, such as messages."
+                raise Unreadable(message, code="unknown_format")
+            for batch in opened.iter_batches(batch_size=BATCH_ROWS, columns=known, use_threads=False):
+                yield from batch.to_pylist()
+    except pa.ArrowMemoryError:
+        raise
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        raise Unreadable(f"The file cannot be read as Parquet ({reason}); write it again, or upload JSONL.") from error
+
+
+def write(lines: Iterable[bytes], target: Path, *, most: int) -> None:
+    """Write lines to a file. Raises Unreadable, code `file_too_large`, past `most` bytes: small files may unpack so."""
+    written = 0
+    with target.open("wb") as sink:
+        for line in lines:
+            written += len(line)
+            if written > most:
+                message = f"The file unpacks to more than {most:,} bytes of rows; split it or remove rows."
+                raise Unreadable(message, code="file_too_large")
+            sink.write(line)
+
+
+def _chunks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            yield chunk
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))

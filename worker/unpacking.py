@@ -1,0 +1,104 @@
+"""Uploads that are tables: a program opens them, in a process that may die of them, and makes rows of them."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from shared import file_checks, layout
+from shared.dataset_check import DatasetReport, Limits, check, refused
+from shared.dataset_convert import UnpackSpec, source_of
+from shared.dataset_lines import RowProblem, at_start
+from shared.events import EXIT_DONE, Failed
+from shared.file_checks import FileCheck, MadeRows
+from shared.leases import Lease
+from worker import programs, workdir
+from worker.host import Host
+from worker.launcher import Exit
+from worker.programs import TooSlow, Watch
+from worker.workdir import Workdir
+
+log = structlog.get_logger()
+
+UNPACK: Final = "worker.train.unpack"
+UNPACK_SECONDS: Final = 600.0
+# pyarrow's allocator sets a gigabyte aside at its first use, touched or not, if it may.
+MEMORY_BYTES: Final = 2 * 1024**3
+
+
+def unpack(host: Host, found: FileCheck, *, limits: Limits) -> tuple[DatasetReport, MadeRows | None]:
+    """Make JSONL of a CSV or Parquet upload and check that; lines of the report are the table's rows.
+
+    Raises Stopped, Unavailable.
+    """
+    seconds = host.settings.lease_seconds
+    watch = Watch(host, lambda: host.write(lambda s: file_checks.keep_check(s, found, lease_seconds=seconds)))
+    lease = Lease(job_id=found.file_id, fence=found.number, worker_id=host.worker.id, attempt=found.number)
+    place = workdir.make(host.work, lease)
+    try:
+        problem = _open(host, found, lease, place, watch=watch, limits=limits)
+        if problem is not None:
+            return refused(problem), None
+        rows = place.out / "rows.jsonl"
+        report = check(_chunks(rows, watch), limits=limits)
+        return report, _keep(host, found, rows) if report.ok else None
+    finally:
+        shutil.rmtree(host.work / found.file_id, ignore_errors=True)
+
+
+def _open(
+    host: Host, found: FileCheck, lease: Lease, place: Workdir, *, watch: Watch, limits: Limits
+) -> RowProblem | None:
+    """Run the program; what is wrong with the file, or None when its rows lie in `place.out`."""
+    source = source_of(found.filename)
+    assert source in {"csv", "parquet"}
+    upload = place.data / "upload"
+    host.store.get_file(found.key, upload)
+    watch.check()
+    wanted = UnpackSpec(file=str(upload), source=source, max_bytes=limits.file_bytes, memory_bytes=MEMORY_BYTES)
+    place.spec.write_text(wanted.model_dump_json(), encoding="utf-8")
+    workdir.hand_over(place, uid=host.settings.trainer_uid)
+    try:
+        ended = programs.run(host, UNPACK, lease=lease, place=place, watch=watch, seconds=UNPACK_SECONDS)
+    except TooSlow:
+        return at_start("too_slow", f"Opening the file took more than {UNPACK_SECONDS:g} seconds; split it.")
+    return _problem(place, ended, found)
+
+
+def _problem(place: Workdir, ended: Exit, found: FileCheck) -> RowProblem | None:
+    rows = place.out / "rows.jsonl"
+    if ended.code == EXIT_DONE and rows.is_file() and not rows.is_symlink():
+        return None
+    fault = programs.users_fault(place, ended)
+    if fault is None:
+        log.warning("unpack.broke", file_id=found.file_id, exit=ended.code, last_words=ended.last_words[-2000:])
+        return at_start(
+            "unreadable_table",
+            "The file ended the program that opens it: it is damaged, or asks for far too much memory."
+            " Write it again, or upload JSONL.",
+        )
+    return _as_problem(fault)
+
+
+def _as_problem(fault: Failed) -> RowProblem:
+    line = int(fault.param) if fault.param and fault.param.isdigit() else 1
+    return RowProblem(line=line, column=None, param="file", code=fault.code, message=fault.message)
+
+
+def _keep(host: Host, found: FileCheck, rows: Path) -> MadeRows:
+    key = layout.rows_key(found.key, found.number)
+    host.store.put_file(key, rows)
+    with rows.open("rb") as stream:
+        return MadeRows(key=key, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
+
+
+def _chunks(file: Path, watch: Watch, *, size: int = 1 << 16) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while chunk := stream.read(size):
+            watch.check()
+            yield chunk
