@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -64,18 +65,20 @@ def spec(model: Path, file: Path, *, rows: int) -> PreflightSpec:
     )
 
 
-def run(wanted: PreflightSpec, folder: Path) -> tuple[float, float]:
-    """Seconds of the program from start to exit, and the peak PSS of its group in bytes."""
+def run(wanted: PreflightSpec, folder: Path) -> tuple[float, float, int]:
+    """Seconds and processor seconds of the program from start to exit, and the peak PSS of its group in bytes."""
     (folder / "spec.json").write_text(wanted.model_dump_json(), encoding="utf-8")
     argv = [sys.executable, "-m", "worker.train.preflight", str(folder / "spec.json"), str(folder / "out")]
     environment = trainer_environment(TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
-    began, peak = time.perf_counter(), 0
+    began, peak, before = time.perf_counter(), 0, resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen(argv, env=environment)
     while process.poll() is None:
         peak = max(peak, pss(process.pid))
         time.sleep(0.25)
     assert process.returncode == 0, process.returncode
-    return time.perf_counter() - began, peak
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+    return time.perf_counter() - began, processor, peak
 
 
 def pss(pid: int) -> int:
@@ -114,14 +117,16 @@ def main() -> None:
             capture_output=True,
             text=True,
         )
-        seconds, peak = run(spec(model, staged, rows=rows), folder)
+        seconds, processor, peak = run(spec(model, staged, rows=rows), folder)
         found = TokenReport.model_validate_json((folder / "out" / "preflight.json").read_bytes())
     assert report.rows == found.training.rows == rows
     per_row = float(json.loads(plain.stdout))
     print(f"{rows:,} rows, {report.bytes / 1e6:.1f} MB, {found.training.tokens:,} tokens")
     print(f"check at upload          {checked:6.2f} s (done before, once per file)")
     print(f"staging                  {written:6.2f} s")
-    print(f"preflight program        {seconds:6.2f} s  {rows / seconds:8,.0f} rows/s")
+    print(
+        f"preflight program        {seconds:6.2f} s  {rows / seconds:8,.0f} rows/s  ({processor:.1f} processor seconds)"
+    )
     print(f"staging and program      {written + seconds:6.2f} s")
     print(f"plain render + tokenize  {per_row * rows:6.2f} s  {per_row * rows / seconds:8.2f}x the program")
     print(f"peak memory of the group {peak / 2**20:6.0f} MiB")

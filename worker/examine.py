@@ -85,7 +85,9 @@ class _Examination:
         except TunepoolError as error:
             return report | {"refusal": {"code": error.code, "message": error.message, "param": error.param}}
         report |= {"tokens": tokens.model_dump(mode="json"), **self.run(resolution, tokens)}
-        return report | {"ok": _is_ok(tokens) and any(one["fits"] for one in report["devices"])}
+        # An empty pool says nothing against the job: then what this worker has counts.
+        fits_somewhere = any(one["fits"] for one in report["devices"]) if report["devices"] else resolution.fits
+        return report | {"ok": _is_ok(tokens) and fits_somewhere}
 
     def files(self) -> dict[str, Any]:
         """What the check of each file has found."""

@@ -239,3 +239,53 @@ def test_a_drained_worker_gives_the_preflight_back(host: Host, http: httpx2.Clie
     assert not examine_next(host)
     assert http.get(f"/v1/tunepool/preflights/{asked['id']}").json()["status"] == "queued"
     assert answered(http, host, asked)["status"] == "succeeded"
+
+
+def cli(http: httpx2.Client, api: Api, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [Path(sys.executable).parent / "tunepool", *words],
+        env={
+            "PATH": "/usr/bin:/bin",
+            "OPENAI_BASE_URL": f"{http.base_url}/v1",
+            "OPENAI_API_KEY": api.key,
+            "COLUMNS": "200",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(command: subprocess.Popen[str], host: Host) -> tuple[int, str, str]:
+    """The command's end; the lane is pulled until then."""
+    while command.poll() is None:
+        pull(host)
+    out, err = command.communicate(timeout=60)
+    return command.returncode, out, err
+
+
+def test_a_pipeline_asks_before_it_trains_and_reads_a_table(
+    http: httpx2.Client, host: Host, api: Api, tmp_path: Path
+) -> None:
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*chat_rows(20), chat_rows(20)[3]]), encoding="utf-8")
+
+    code, out, err = finished(cli(http, api, "preflight", str(file), "--model", "tiny", "--row", "2"), host)
+
+    assert code == 0, out + err
+    assert "The job would train." in out
+    assert "up to" in out
+    assert "row 2, row:" in out
+    assert "memory" in out
+
+
+def test_a_pipeline_with_bad_rows_stops_with_exit_1_and_the_line(
+    http: httpx2.Client, host: Host, api: Api, tmp_path: Path
+) -> None:
+    file = tmp_path / "train.jsonl"
+    file.write_text('{"messages": [{"role": "bot", "content": "x"}]}\n' * 3, encoding="utf-8")
+
+    code, out, err = finished(cli(http, api, "--json", "preflight", str(file), "--model", "tiny"), host)
+
+    assert code == 1, out + err
+    assert json.loads(out)["report"]["files"]["training"]["problems"][0]["line"] == 1

@@ -20,7 +20,7 @@ from shared.errors import TunepoolError
 from shared.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_STOPPED, EXIT_USER_FAULT, Failed, Finished, Started
 from shared.spec import AttemptSpec
 from worker.train import checkpoints, export
-from worker.train.base_model import load_model, load_tokenizer, recompute_activations
+from worker.train.base_model import load_model, recompute_activations
 from worker.train.checkpoints import Learner, Progress
 from worker.train.data import Row, RowReader, RowSet
 from worker.train.guards import NoTrainableParameters
@@ -32,6 +32,7 @@ from worker.train.objectives.table import OBJECTIVES
 from worker.train.packing import StepPlan
 from worker.train.reporting import Reporter
 from worker.train.stopping import Stopped, StopRequest
+from worker.train.tokenizer import load_tokenizer
 from worker.train.validation import Evaluator
 
 

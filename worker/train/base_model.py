@@ -1,4 +1,4 @@
-"""Acts one and two: the tokenizer and the frozen weights."""
+"""Act two: the frozen weights."""
 
 from __future__ import annotations
 
@@ -7,28 +7,16 @@ from typing import Any
 
 import bitsandbytes
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from shared.errors import Invalid
-from shared.preflight_report import PreflightSpec
-from shared.spec import AttemptSpec, Dtype, MergeSpec, Quantization
+from shared.spec import AttemptSpec, Dtype, Quantization
 
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "float32": torch.float32,
 }
-
-
-def load_tokenizer(spec: AttemptSpec | MergeSpec | PreflightSpec) -> Any:
-    """The base model's tokenizer, with the job's chat template if it brings one and a padding token in any case."""
-    tokenizer = AutoTokenizer.from_pretrained(spec.base_model_path, trust_remote_code=False, local_files_only=True)
-    if spec.job.training.chat_template is not None:
-        tokenizer.chat_template = spec.job.training.chat_template
-    if tokenizer.pad_token_id is None:
-        # Padding is told apart by the attention mask, never by its id, so sharing the end token is harmless.
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def load_model(spec: AttemptSpec, *, weights: Path, quantized: bool, trains_in_full: bool) -> Any:

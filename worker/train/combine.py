@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, set_seed
 
 from shared.errors import Invalid
 from shared.spec import CreateCombination, MergeSpec
-from worker.train.base_model import load_tokenizer
 from worker.train.export import forget_this_host, library_versions, name_the_base
 from worker.train.product import make_product
+from worker.train.tokenizer import load_tokenizer
 
 COMBINED = "combined"
 

@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM
 
 from shared.errors import Invalid
 from shared.spec import CreateMerge, MergeSpec
-from worker.train.base_model import four_bit, load_tokenizer
+from worker.train.base_model import four_bit
 from worker.train.export import forget_this_host, library_versions
 from worker.train.product import make_product
+from worker.train.tokenizer import load_tokenizer
 
 
 def merge(spec: MergeSpec, folder: Path) -> None:

@@ -41,9 +41,9 @@ from shared.preflight_report import (
     TokenReport,
 )
 from shared.preflight_report import Sequence as ShownSequence
-from worker.train.base_model import load_tokenizer
 from worker.train.data import AnswersRow, Ids, Mask, Row, RowReader
 from worker.train.reporting import Reporter
+from worker.train.tokenizer import load_tokenizer
 
 STRETCH_BYTES: Final = 1 << 20
 NO_PROMPT: Final = 0  # the digest of a row whose trained text has nothing before it

@@ -1,0 +1,80 @@
+"""Which devices fit a job and why not the others, and how long it will take."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from shared.durations import predict
+from shared.fitting import Candidate, fits
+from shared.spec import JobSpec
+from tests.factories import make_spec
+
+GB = 10**9
+GPU = Candidate(
+    id="h:1",
+    name="NVIDIA A100",
+    kind="cuda",
+    total_bytes=80 * GB,
+    foreign_bytes=0,
+    bfloat16=True,
+    usable=True,
+    busy=False,
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"total_bytes": GB}, "it offers 1.0 GB"),
+        ({"foreign_bytes": 79 * GB + GB // 2}, "79.5 GB are held by others"),
+        ({"bfloat16": False}, "no bfloat16"),
+        ({"usable": False}, "unhealthy or quarantined"),
+    ],
+)
+def test_a_device_that_does_not_fit_says_why(change: dict, words: str) -> None:
+    (found,) = fits(make_spec(), [replace(GPU, **change)], measurements=())
+
+    assert not found.fits
+    assert words in found.reason
+
+
+def test_a_busy_device_fits_and_says_that_it_is_busy() -> None:
+    free, busy = fits(make_spec(), [GPU, replace(GPU, busy=True)], measurements=())
+
+    assert free.fits
+    assert busy.fits
+    assert free.reason.endswith("free now")
+    assert busy.reason.endswith("busy now")
+
+
+def test_a_cpu_does_not_train_in_float16() -> None:
+    (found,) = fits(make_spec(dtype="float16"), [replace(GPU, kind="cpu")], measurements=())
+
+    assert "float16" in found.reason
+
+
+def seconds(spec: JobSpec, *, device: str = "NVIDIA A100", speeds: tuple[float, ...] = ()) -> float:
+    found = predict(spec, tokens=1e6, device_name=device, speeds=speeds)
+    assert found is not None
+    assert found.low < found.expected < found.high
+    return found.expected
+
+
+def test_finished_jobs_tell_the_time_better_than_arithmetic() -> None:
+    assert seconds(make_spec(), speeds=(100.0, 200.0, 400.0)) == pytest.approx(5000)
+    alone = predict(make_spec(), tokens=1e6, device_name="NVIDIA A100", speeds=())
+    assert alone is not None
+    assert "arithmetic alone" in alone.basis
+
+
+def test_arithmetic_knows_the_device_and_the_cost_of_checkpointing() -> None:
+    plain = seconds(make_spec())
+
+    assert seconds(make_spec(), device="NVIDIA H100 80GB") < plain
+    assert seconds(make_spec(gradient_checkpointing=True)) == pytest.approx(1.5 * plain, rel=0.1)
+
+
+def test_nothing_known_is_no_prediction() -> None:
+    assert predict(make_spec(), tokens=1e6, device_name="Unheard-of", speeds=()) is None
