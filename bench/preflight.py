@@ -33,7 +33,7 @@ PLAIN = """
 import json, sys, time
 from itertools import islice
 from transformers import AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], local_files_only=True)
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], local_files_only=True, trust_remote_code=False)
 with open(sys.argv[2]) as lines:
     rows = [json.loads(line)["messages"] for line in islice(lines, 5000)]
 began = time.perf_counter()

@@ -25,10 +25,13 @@ from worker.train.data import RowReader, TokenRow
 def main(spec_file: Path, rows_file: Path, adapters: Sequence[str]) -> dict[str, float]:
     """Adapter directory → mean loss per labelled token of the canonical JSONL file ROWS."""
     spec = AttemptSpec.model_validate_json(spec_file.read_bytes())
-    tokenizer = AutoTokenizer.from_pretrained(spec.base_model_path)
+    tokenizer = AutoTokenizer.from_pretrained(spec.base_model_path, trust_remote_code=False)
     rows = RowReader(tokenizer, facts=spec.job.data, training=spec.job.training).read(rows_file).rows
     base = AutoModelForCausalLM.from_pretrained(
-        spec.base_model_path, quantization_config=four_bit(spec.job.quantization), dtype=torch.bfloat16
+        spec.base_model_path,
+        quantization_config=four_bit(spec.job.quantization),
+        dtype=torch.bfloat16,
+        trust_remote_code=False,
     )
     losses = {"base": loss(base.eval(), rows)}
     model = PeftModel.from_pretrained(base, adapters[0], adapter_name="0")

@@ -19,8 +19,10 @@ from examples.answers import answers_of, fast_dtype
 
 def main(base: Path, trained: Path, held_out: Path) -> list[dict[str, str]]:
     adapted = (trained / "adapter_config.json").exists()
-    tokenizer = AutoTokenizer.from_pretrained(trained, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(base if adapted else trained, dtype=fast_dtype())
+    tokenizer = AutoTokenizer.from_pretrained(trained, padding_side="left", trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        base if adapted else trained, dtype=fast_dtype(), trust_remote_code=False
+    )
     if adapted:
         model = PeftModel.from_pretrained(model, trained)
     rows = [json.loads(line)["messages"] for line in held_out.read_text(encoding="utf-8").splitlines()]

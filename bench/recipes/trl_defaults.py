@@ -44,13 +44,16 @@ class Stopwatch(TrainerCallback):
 def main(spec_file: Path, out: Path) -> None:
     spec = AttemptSpec.model_validate_json(spec_file.read_bytes())
     torch.set_num_threads(spec.cpu_threads)
-    tokenizer = AutoTokenizer.from_pretrained(spec.base_model_path)
+    tokenizer = AutoTokenizer.from_pretrained(spec.base_model_path, trust_remote_code=False)
     reader = RowReader(tokenizer, facts=spec.job.data, training=spec.job.training)
     rows: list[TokenRow] = reader.read(Path(spec.train_file)).rows
     watch = Stopwatch()
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(
-            spec.base_model_path, quantization_config=four_bit(spec.job.quantization), dtype=torch.bfloat16
+            spec.base_model_path,
+            quantization_config=four_bit(spec.job.quantization),
+            dtype=torch.bfloat16,
+            trust_remote_code=False,
         ),
         args=arguments(spec, out),
         train_dataset=labelled(rows),
