@@ -79,7 +79,11 @@ class Settings(BaseSettings):
     )
     merger: str = Field(default="worker.train.merge", description="Module run for a merge; tests name another.")
     combiner: str = Field(default="worker.train.combine", description="Module run for a combination.")
-    trainer_uid: int | None = Field(default=None, description="User that trainers run as when the worker is root.")
+    trainer_uid: int | None = Field(
+        default=None,
+        ge=0,
+        description="User that trainers run as when the worker is root; 0: root; empty: one of nobody's.",
+    )
     models_file: Path | None = Field(default=None, description="TOML with more base models and aliases.")
     devices: str = Field(
         default="all", min_length=1, description="This worker's devices: all, cpu, or uuids or indices with commas."

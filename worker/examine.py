@@ -166,7 +166,7 @@ class _Examination:
             memory_bytes=self.host.settings.preflight_memory_bytes,
         )
         place.spec.write_text(wanted.model_dump_json(), encoding="utf-8")
-        workdir.hand_over(place, uid=self.host.settings.trainer_uid)
+        workdir.hand_over(place, uid=self.host.trainer_uid)
 
     def stage_file(self, file: FileRef, target: Path) -> str:
         return str(workdir.stage_rows(self.host.store, file, target, interrupt=self.watch.check))

@@ -23,6 +23,7 @@ from worker import processes
 from worker.devices import discover
 from worker.drain import SharedFlags
 from worker.found_device import FoundDevice
+from worker.trainer_user import trainer_user
 
 T = TypeVar("T")
 
@@ -40,6 +41,7 @@ class Host:
     worker: NewWorker
     flags: SharedFlags
     devices: tuple[FoundDevice, ...]
+    trainer_uid: int | None  # None: ours
 
     def write(self, verb: Callable[[Session], T]) -> T:
         """Run `verb` in a short session of its own. Raises one of `AWAY` when Postgres does not answer."""
@@ -60,6 +62,7 @@ def open_host(settings: Settings, *, flags: SharedFlags) -> Host:
         worker=identify(settings),
         flags=flags,
         devices=discover(settings),
+        trainer_uid=trainer_user(settings),
     )
 
 

@@ -70,7 +70,7 @@ class _Work:
     def run(self) -> None:
         folder = workdir.make(self.host.work, self.lease)
         self.stage(folder)
-        workdir.hand_over(folder, uid=self.host.settings.trainer_uid)
+        workdir.hand_over(folder, uid=self.host.trainer_uid)
         ended = self.watch(self.launch(folder))
         if ended.code != EXIT_DONE:
             self.refuse(folder, ended)
@@ -137,7 +137,7 @@ class _Work:
             tag=self.tag,
             out=folder.out,
             log_file=folder.log,
-            uid=settings.trainer_uid,
+            uid=self.host.trainer_uid,
         )
 
     def watch(self, program: Trainer) -> Exit:

@@ -68,7 +68,7 @@ def run(
         tag=tag,
         out=place.out,
         log_file=place.log,
-        uid=host.settings.trainer_uid,
+        uid=host.trainer_uid,
     )
     deadline = clock() + seconds
     try:

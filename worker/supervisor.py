@@ -161,7 +161,7 @@ class _Attempt:
             validation = workdir.stage_rows(store, self.claim.validation_file, target, interrupt=interrupt)
         self.stage_checkpoint()
         self.workdir.spec.write_text(self.attempt_spec(model, rows, validation).model_dump_json(), encoding="utf-8")
-        workdir.hand_over(self.workdir, uid=self.host.settings.trainer_uid)
+        workdir.hand_over(self.workdir, uid=self.host.trainer_uid)
         return launcher.command(
             self.host.settings.trainer, placement=self.spec.placement, spec_file=self.workdir.spec, out=self.workdir.out
         )
@@ -215,7 +215,7 @@ class _Attempt:
             tag=self.tag,
             out=self.workdir.out,
             log_file=self.workdir.log,
-            uid=self.host.settings.trainer_uid,
+            uid=self.host.trainer_uid,
         )
 
     def watch(self, trainer: Trainer) -> Ended:

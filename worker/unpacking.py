@@ -62,7 +62,7 @@ def _open(
     watch.check()
     wanted = UnpackSpec(file=str(upload), source=source, max_bytes=limits.file_bytes, memory_bytes=MEMORY_BYTES)
     place.spec.write_text(wanted.model_dump_json(), encoding="utf-8")
-    workdir.hand_over(place, uid=host.settings.trainer_uid)
+    workdir.hand_over(place, uid=host.trainer_uid)
     try:
         ended = programs.run(host, UNPACK, lease=lease, place=place, watch=watch, seconds=UNPACK_SECONDS)
     except TooSlow:

@@ -25,6 +25,7 @@ from standalone.postgres import EmbeddedPostgres
 from standalone.valkey import EmbeddedValkey
 from tests.lifecycle.stack import QUICK, ROOT, make_model, until
 from tests.servers import open_folder
+from worker.trainer_user import UNPRIVILEGED_UID
 
 SERVER = Path(sys.executable).parent / "tunepool-server"
 OUTSIDE = ("DATABASE_URL", "REDIS_URL", "STORAGE_URL", "TUNEPOOL_HOME", "TUNEPOOL_PORT")
@@ -379,6 +380,45 @@ def test_an_ordinary_user_needs_nothing_more(place: Path) -> None:
         run.process.send_signal(signal.SIGINT)
         assert run.process.wait(20) == 0, run.log()
         assert alive(family) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_roots_trainers_run_as_a_user_of_nobodys(place: Path) -> None:
+    python = python_for_others(place / "python")
+    if python is None:
+        pytest.skip(f"no Python that another user may run and that can load {ROOT}")
+    make_model(place / "model")
+    (place / "models.toml").write_text(f'[models.tiny]\nsource = "path"\npath = "{place / "model"}"\n')
+    quick = QUICK | {"TUNEPOOL_MODELS_FILE": str(place / "models.toml")}
+
+    with up(place / "home", python=python, **quick) as run, run.wait_until_ready().client() as client:
+        rows = "".join(
+            json.dumps({"text": f"fake: steps=40 step_seconds=0.05 {number}"}) + "\n" for number in range(12)
+        )
+        uploaded = client.post("files", files={"file": ("rows.jsonl", rows)}, data={"purpose": "fine-tune"}).json()
+        job = client.post("fine_tuning/jobs", json={"model": "tiny", "training_file": uploaded["id"]}).json()
+        trainer = until(lambda: descendant(run, "tests.fake_trainer"), seconds=30)
+
+        assert trainer.uids() == (UNPRIVILEGED_UID,) * 3
+        until(lambda: client.get(f"fine_tuning/jobs/{job['id']}").json()["status"] == "succeeded", seconds=30)
+
+
+def descendant(run: Run, sign: str) -> psutil.Process | None:
+    for process in run.family():
+        with contextlib.suppress(psutil.Error):
+            if sign in process.cmdline():
+                return process
+    return None
+
+
+def python_for_others(folder: Path) -> str | None:
+    """An environment of its own on an interpreter that anybody may run, with our code and libraries on its path."""
+    if not runs_for_others("/usr/bin/python3"):
+        return None
+    subprocess.run(["/usr/bin/python3", "-m", "venv", "--without-pip", folder], check=True)
+    (site,) = folder.glob("lib/python3*/site-packages")
+    (site / "ours.pth").write_text(OUR_CODE["PYTHONPATH"].replace(os.pathsep, "\n") + "\n")
+    return str(folder / "bin" / "python")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the folder is root's")
