@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jinja2
-from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
 from shared.errors import Invalid
 from shared.spec import Training
@@ -148,6 +147,9 @@ class ChatTemplate:
     @functools.cached_property
     def _marked_template(self) -> str | None:
         """A template of this family with `{% generation %}` markers: its own, TRL's, or None."""
+        # Few templates come here, and TRL brings datasets and pandas along: 100 MB that a preflight can do without.
+        from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+
         if has_generation_markers(self._tokenizer.chat_template):
             return str(self._tokenizer.chat_template)
         try:
