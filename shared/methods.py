@@ -106,7 +106,6 @@ def _of(*values: str) -> frozenset[str]:
 
 
 _MUTATING = _of("pissa", "olora")  # initialisations that subtract B·A from the base weights
-_COMPUTED = _of("pissa", "olora", "eva", "loftq")
 _PREFERENCE = _of("dpo", "kto")
 
 # Read in peft 0.21.2, trl 1.16.0 and transformers 5.23.0; the places are named in docs/methods.md.
@@ -126,6 +125,11 @@ UNSUPPORTED: tuple[Refusal, ...] = (
         {"method": _of("dora", "qdora"), "strategy": _of("fsdp")},
         "tunepool.placement.strategy",
         "DoRA reads whole weight matrices for its norms and FSDP shards them; use ddp, or method lora",
+    ),
+    Refusal(
+        {"method": _of("full"), "strategy": _of("fsdp")},
+        "tunepool.placement.strategy",
+        "fsdp spreads frozen weights over the devices and full fine-tuning has none; use ddp, or method lora or qlora",
     ),
     Refusal(
         {"method": _of("qlora", "qdora"), "init": _of("pissa")},
@@ -181,11 +185,6 @@ UNSUPPORTED: tuple[Refusal, ...] = (
         "the conversion of PiSSA and OLoRA keeps the LoRA matrices only; use bias none, or init_lora_weights default",
     ),
     Refusal(
-        {"init": _COMPUTED, "strategy": _of("fsdp")},
-        "tunepool.adapter.init_lora_weights",
-        "this initialisation decomposes whole weight matrices and FSDP shards them; use default or gaussian",
-    ),
-    Refusal(
         {"bias": _of("all", "lora_only"), "objective": _PREFERENCE},
         "tunepool.adapter.bias",
         "switching the adapter off leaves trained biases on, so there would be no reference model; use bias none",
@@ -194,11 +193,6 @@ UNSUPPORTED: tuple[Refusal, ...] = (
         {"packing": _of("true"), "objective": _PREFERENCE},
         "tunepool.training.packing",
         "preference rows are compared row by row and cannot share a sequence; use packing false",
-    ),
-    Refusal(
-        {"optim": _of("paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit"), "strategy": _of("fsdp")},
-        "tunepool.training.optim",
-        "bitsandbytes optimizers cannot save a sharded checkpoint; use adamw_torch",
     ),
 )
 

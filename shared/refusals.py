@@ -78,13 +78,13 @@ def wishes(request: CreateJob) -> dict[str, Any]:
 
 
 def wished_objective(request: CreateJob) -> Objective:
-    """Supervised, unless `method` or `tunepool.objective` says otherwise."""
-    if request.tunepool.objective is not None:
-        return request.tunepool.objective
-    if request.method is None or request.method.type == "supervised":
+    """Supervised, unless `method` or `tunepool.objective` says otherwise; dpo's beta may stand in either."""
+    asked = request.tunepool.objective
+    if asked is None and (request.method is None or request.method.type == "supervised"):
         return Supervised()
     _path, beta = hyperparameters(request).get("beta", ("", None))
-    return Dpo() if beta is None else Dpo(beta=beta)
+    objective = asked or Dpo()
+    return objective if beta is None else objective.model_copy(update={"beta": beta})
 
 
 def wished_method(wished: Mapping[str, Any]) -> MethodName:
@@ -172,6 +172,9 @@ def _check_objective(asked: _Asked) -> None:
     named: str | None = None if objective is None else objective.type
     if objective is not None and named != method.type:
         refuse("tunepool.objective.type", objective.type, f"method.type is {method.type}; give one of the two")
+    path, beta = hyperparameters(asked.request).get("beta", ("", None))
+    if objective is not None and beta is not None and "beta" in objective.model_fields_set and objective.beta != beta:
+        refuse("tunepool.objective.beta", objective.beta, f"'{path}' says {beta}; give it in one place")
     other = "dpo" if method.type == "supervised" else "supervised"
     if getattr(method, other) is not None:
         refuse("method.type", method.type, f"there is a method.{other} object; drop it, or set method.type to {other}")

@@ -438,8 +438,6 @@ def _learning_rate(s: _Settling) -> tuple[float, str]:
 
 
 def _optim(s: _Settling) -> tuple[str, str]:
-    if s.settled["placement.strategy"] == "fsdp":
-        return "adamw_torch", "bitsandbytes optimizers cannot save a sharded checkpoint"
     optim = METHODS[s.method].optim
     if optim == "adamw_torch":
         return optim, "an adapter's optimizer state is small: exact moments cost little"

@@ -268,7 +268,9 @@ class TunepoolRequest(Part):
     """Everything of ours in a request, under the one key `tunepool`."""
 
     preset: Preset | None = None
-    objective: Kto | None = Field(default=None, description="Objectives that OpenAI's `method` cannot name.")
+    objective: Annotated[Dpo | Kto, Field(discriminator="type")] | None = Field(
+        default=None, description="Objectives, and losses of dpo, that OpenAI's `method` cannot name."
+    )
     adapter: OpenAdapter | None = None
     quantization: OpenQuantization | None = None
     training: OpenTraining | None = None

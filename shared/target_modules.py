@@ -53,7 +53,6 @@ FAMILIES: dict[str, Family] = {
     "GPTNeoXForCausalLM": Family(
         linear=_FUSED_QKV,
         embedding="embed_in",
-        head="embed_out",
         norms=("input_layernorm", "post_attention_layernorm", "final_layer_norm"),
         gated_mlp=False,
     ),

@@ -9,8 +9,10 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from shared.events import EXIT_DONE, EXIT_USER_FAULT
+from shared.target_modules import FAMILIES
 from tests.train.tiny import chat, losses, make_model_directory, make_spec, run
 
 pytestmark = [
@@ -19,7 +21,6 @@ pytestmark = [
 ]
 
 LEARNING = {"num_train_epochs": 6, "lr_scheduler_type": "constant"}
-FAMILIES: dict[str, Any] = {}
 
 
 def train(folder: Path, model: Path, **settings: Any) -> tuple[int, list[Any]]:
@@ -157,6 +158,7 @@ def families() -> dict[str, Any]:
         GemmaConfig,
         GPT2Config,
         GPTNeoXConfig,
+        LlamaConfig,
         MistralConfig,
         Phi3Config,
         PhiConfig,
@@ -168,6 +170,7 @@ def families() -> dict[str, Any]:
     common |= {"intermediate_size": 128, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
     grouped = {**common, "num_key_value_heads": 2}
     return {
+        "llama": LlamaConfig(**grouped),
         "mistral": MistralConfig(**grouped),
         "qwen2": Qwen2Config(**grouped),
         "qwen3": Qwen3Config(**grouped, head_dim=16),
@@ -180,6 +183,47 @@ def families() -> dict[str, Any]:
             vocab_size=260, n_embd=64, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1, pad_token_id=2
         ),
     }
+
+
+@pytest.mark.parametrize("family", sorted(families()))
+def test_the_table_of_a_family_names_the_linear_modules_it_has(family: str) -> None:
+    """What is refused at submit by the table is what the trainer would not find, and the reverse."""
+    network = AutoModelForCausalLM.from_config(families()[family])
+    table = FAMILIES[type(network).__name__]
+
+    kinds = (torch.nn.Linear, Conv1D)
+    found = {name.rsplit(".", 1)[-1] for name, module in network.named_modules() if isinstance(module, kinds)}
+    named = {name.rsplit(".", 1)[-1] for name, _ in network.named_modules()}
+
+    assert found - {table.head} == set(table.linear)
+    assert {table.embedding, table.head} <= named
+    # Some versions of a family lack a norm (Falcon's two layouts, Gemma 1 and 2), none has one that is not listed.
+    norms = {name for name in named if "norm" in name or name.startswith("ln_")}
+    assert norms <= set(table.norms) | {"q_norm", "k_norm"}
+
+
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("mistral", ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]),
+        ("qwen2", ["q_proj", "v_proj"]),
+        ("phi", ["q_proj", "k_proj", "v_proj", "dense"]),
+        ("phi3", ["qkv_proj", "o_proj"]),
+        ("gpt_neox", ["query_key_value", "dense"]),
+        ("gpt2", ["c_attn", "c_proj"]),
+        ("falcon", ["query_key_value"]),
+    ],
+)
+def test_modules_given_by_the_names_users_know_are_the_ones_adapted(
+    family: str, names: list[str], tmp_path: Path
+) -> None:
+    folder = make_model_directory(tmp_path / "model", families()[family])
+
+    code, events = train(tmp_path, folder, adapter={"target_modules": names}, training={"max_steps": 1})
+
+    assert code == EXIT_DONE, events[-1]
+    tensors = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    assert {name.split(".")[-3] for name in tensors} == set(names)
 
 
 @pytest.mark.parametrize("family", sorted(families()))

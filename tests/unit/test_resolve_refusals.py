@@ -11,8 +11,9 @@ import pytest
 from shared.catalogue import SMOLLM2
 from shared.errors import Invalid
 from shared.methods import METHODS, UNSUPPORTED, refuse_unsupported
+from shared.refusals import wished_objective
 from shared.resolve import check_request
-from shared.spec import BaseModelRef, CreateJob
+from shared.spec import BaseModelRef, CreateJob, Dpo
 from shared.target_modules import FAMILIES
 
 
@@ -67,12 +68,20 @@ REFUSED: list[tuple[str, CreateJob, str]] = [
         "modules_to_save",
     ),
     ("biases in dpo", request(**DPO, tunepool={"adapter": {"bias": "all"}}), "adapter.bias"),
+    (
+        "two betas",
+        request(
+            method={"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2}}},
+            tunepool={"objective": {"type": "dpo", "beta": 0.3}},
+        ),
+        "objective.beta",
+    ),
     ("full dpo", request(**DPO, tunepool={"adapter": {"method": "full"}}), "adapter.method"),
     ("packed dpo", request(**DPO, tunepool={"training": {"packing": True}}), "training.packing"),
     ("train_on in dpo", request(**DPO, tunepool={"training": {"train_on": "all"}}), "training.train_on"),
     ("full float16", ours(adapter={"method": "full"}, training={"dtype": "float16"}), "training.dtype"),
     ("dora sharded", ours(adapter={"method": "dora"}, placement={"strategy": "fsdp"}), "placement.strategy"),
-    ("8-bit sharded", ours(placement={"strategy": "fsdp"}, training={"optim": "adamw_8bit"}), "training.optim"),
+    ("full sharded", ours(adapter={"method": "full"}, placement={"strategy": "fsdp"}), "placement.strategy"),
     ("unknown module", adapter(target_modules=["c_attn"]), "target_modules"),
     ("output layer", adapter(target_modules=["q_proj", "lm_head"]), "target_modules"),
     ("no module", adapter(target_modules=[]), "target_modules"),
@@ -140,6 +149,7 @@ FINE: list[CreateJob] = [
     request(hyperparameters={"learning_rate": 1e-4, "learning_rate_multiplier": 1.0}),
     request(**DPO),
     ours(**KTO),
+    ours(objective={"type": "dpo", "loss_type": "ipo"}),
     adapter(method="lora", init_lora_weights="pissa"),
     adapter(init_lora_weights="loftq"),
     adapter(init_lora_weights="eva"),
@@ -147,6 +157,7 @@ FINE: list[CreateJob] = [
     adapter(target_modules=["model.layers.0.self_attn.q_proj"]),
     ours(placement={"strategy": "ddp", "gpus": 2}),
     ours(placement={"strategy": "fsdp"}),
+    ours(adapter={"method": "qlora"}, placement={"strategy": "fsdp"}, training={"optim": "paged_adamw_8bit"}),
     training(max_length=8192),
     training(max_steps=10),
 ]
@@ -208,3 +219,12 @@ def test_the_documentation_shows_every_method_and_every_refusal() -> None:
         assert f"| `{name}` | {method.summary} | {method.choose} | {method.costs} |" in page
     for refusal in UNSUPPORTED:
         assert f"| {refusal.reason} |" in page
+
+
+def test_a_dpo_loss_is_chosen_under_our_key_and_beta_under_either() -> None:
+    beta = {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2}}}
+    ipo = {"type": "dpo", "loss_type": "ipo"}
+
+    assert wished_objective(ours(objective=ipo)) == Dpo(loss_type="ipo")
+    assert wished_objective(request(method=beta, tunepool={"objective": ipo})) == Dpo(loss_type="ipo", beta=0.2)
+    assert wished_objective(request(method=beta)) == Dpo(beta=0.2)
