@@ -104,6 +104,7 @@ class Failed(_Event):
     code: str
     message: str
     param: str | None = None
+    peak_memory_bytes: int | None = Field(default=None, description="Most memory held, where memory was the reason.")
 
 
 TrainerEvent = Annotated[

@@ -27,7 +27,7 @@ def main(spec_file: Path, out: Path) -> int:
     if "kill_parent" in act:
         os.kill(os.getppid(), signal.SIGKILL)
     if spec["micro_batch_size"] > int(act.get("fits", 10**6)):
-        tell(out, type="failed", code="gpu_oom", message="out of memory")
+        tell(out, type="failed", code="gpu_oom", message="out of memory", peak_memory_bytes=15 * 2**29)
         return 4
     if "user_fault" in act:
         tell(out, type="failed", code="data_error", message="Row 3 cannot be rendered.", param="training_file")

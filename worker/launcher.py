@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
+from shared.errors import Unavailable
 from shared.settings import trainer_environment
 from shared.spec import Placement
 from worker import processes
@@ -24,45 +25,54 @@ from worker.processes import Tag
 LOG_BYTES: Final = 16 * 1024 * 1024
 LOG_BYTES_PER_SECOND: Final = 1024 * 1024
 TAIL_BYTES: Final = 8 * 1024
-_FSDP: Final = (
-    "--use_fsdp",
-    "--fsdp_version=2",
-    "--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP",
-    "--fsdp_state_dict_type=FULL_STATE_DICT",
-    "--fsdp_cpu_ram_efficient_loading=true",
-)
+GANG: Final = "worker.train.gang"  # torchrun, with the exit codes of the trainer contract
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Where the hosts of one attempt meet: the first host listens there, and every host has its number."""
+
+    name: str  # job and fence: hosts of another attempt that still knock are not let in
+    address: str
+    port: int
+    node: int
 
 
 def command(
-    module: str, *, placement: Placement, spec_file: Path, out: Path, python: str = sys.executable
+    module: str,
+    *,
+    placement: Placement,
+    spec_file: Path,
+    out: Path,
+    meeting: Meeting | None = None,
+    python: str = sys.executable,
 ) -> list[str]:
-    """The argv of a trainer. Pure; one host, for a gang over hosts needs a meeting point that no lease names yet.
+    """The argv of a trainer on this host. Pure.
 
     `-X faulthandler`: a stuck trainer answers SIGABRT with the stacks of all its threads.
+
+    Raises:
+        Unavailable: a placement over several hosts without a meeting point.
     """
-    run = [python, "-X", "faulthandler"]
+    run = [python, "-X", "faulthandler", "-m"]
     what = [module, str(spec_file), str(out)]
     if placement.strategy == "single":
-        return [*run, "-m", *what]
-    if placement.strategy == "ddp":
-        return [
-            *run,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={placement.gpus}",
-            "--module",
-            *what,
-        ]
+        return [*run, *what]
+    return [*run, GANG, *_meet(placement, meeting), f"--nproc-per-node={placement.gpus}", "--module", *what]
+
+
+def _meet(placement: Placement, meeting: Meeting | None) -> list[str]:
+    """torchrun's rendezvous: a private port on one host; over several, the first host's."""
+    if placement.nodes == 1:
+        return ["--standalone"]
+    if meeting is None:
+        raise Unavailable(f"A job over {placement.nodes} hosts needs a meeting point, and its lease names none.")
     return [
-        *run,
-        "-m",
-        "accelerate.commands.launch",
-        f"--num_processes={placement.gpus}",
-        "--num_machines=1",
-        *_FSDP,
-        "--module",
-        *what,
+        f"--nnodes={placement.nodes}",
+        f"--node-rank={meeting.node}",
+        f"--master-addr={meeting.address}",
+        f"--master-port={meeting.port}",
+        f"--rdzv-id={meeting.name}",
     ]
 
 
@@ -79,6 +89,7 @@ def environment(*, tag: Tag, device_ids: tuple[str, ...], kind: str, threads: in
         # measured on 2 cores beside other work, 5 to 14 times slower. Sleeping costs a quiet machine next to nothing.
         OMP_WAIT_POLICY="PASSIVE",
         TOKENIZERS_PARALLELISM="false",
+        PYTHONFAULTHANDLER="1",  # for ranks, whose argv is torchrun's
         HOME=str(scratch),
         HF_HOME=str(scratch / "hf"),
     )

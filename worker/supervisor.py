@@ -25,11 +25,12 @@ from sqlalchemy.orm import Session
 from shared import failpoints, jobs, layout, results, workers
 from shared.catalogue import load_catalogue
 from shared.errors import TunepoolError, Unavailable
-from shared.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, CheckpointSaved, Finished
+from shared.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, CheckpointSaved, Failed, Finished
 from shared.ids import new_id
 from shared.journal import NewEvent
 from shared.leases import Claim, NewFile
 from shared.lifecycle import AttemptOutcome, AttemptPhase
+from shared.sizing import estimate, workload
 from shared.spec import AttemptSpec
 from worker import base_models, launcher, processes, workdir
 from worker.host import AWAY, Host
@@ -435,12 +436,21 @@ class _Attempt:
                 gradient_checkpointing=True,
             )
         else:
-            room = self.device.total_bytes / 2**30
-            message = (
-                f"Out of memory on a device of {room:.1f} GiB with one row a pass and gradient checkpointing."
-                " Lower training.max_length or adapter.r, or use method qlora."
-            )
-            self.fail(code, message, exit_code=ended.exit.code)
+            self.fail(code, self.out_of_room(failed), exit_code=ended.exit.code)
+
+    def out_of_room(self, failed: Failed | None) -> str:
+        """The estimate against what was seen, and what would help."""
+        least = {"per_device_train_batch_size": 1, "gradient_checkpointing": True}
+        spec = self.spec.model_copy(update={"training": self.spec.training.model_copy(update=least)})
+        figures = [
+            f"{estimate(workload(spec, device='cpu' if self.device.kind == 'cpu' else 'cuda')).total / 2**30:.1f} GiB were estimated"
+        ]
+        if failed is not None and failed.peak_memory_bytes is not None:
+            figures.append(f"{failed.peak_memory_bytes / 2**30:.1f} GiB were held when it failed")
+        return (
+            f"Out of memory on a device of {self.device.total_bytes / 2**30:.1f} GiB with one row a pass and gradient"
+            f" checkpointing: {', '.join(figures)}. Lower training.max_length or adapter.r, or use method qlora."
+        )
 
     def fail(self, code: str, message: str, *, param: str | None = None, exit_code: int | None = None) -> None:
         if not self.insist(

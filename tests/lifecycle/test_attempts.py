@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 
 import pytest
 from sqlalchemy import select
@@ -125,6 +126,7 @@ def test_out_of_memory_with_nothing_left_to_save_fails_with_the_remedy(running: 
     assert job.status == "failed"
     assert job.error["code"] == "gpu_oom"
     assert "max_length" in job.error["message"]
+    assert re.search(r"8.0 GiB .*: \d\.\d GiB were estimated, 7\.5 GiB were held", job.error["message"])
     assert len(running.attempts(job.id)) == 2  # once plain, once with gradient checkpointing
 
 

@@ -60,6 +60,8 @@ def test_the_first_dpo_loss_is_that_of_indifference(model: Path, tmp_path: Path)
     _, events = train(tmp_path, model, {"type": "dpo"})
 
     assert losses(events)[1] == pytest.approx(math.log(2), rel=1e-4)
+    files = {file.name for file in (tmp_path / "out" / "adapter").iterdir()}
+    assert "ref" not in files  # no second adapter either
 
 
 @pytest.mark.parametrize("loss_type", ["ipo", "hinge", "robust", "exo_pair", "apo_zero", "apo_down"])

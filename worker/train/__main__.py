@@ -30,7 +30,9 @@ from worker.train.methods import METHODS, adapt, make_optimizer, trainable, with
 from worker.train.objectives.objective import Objective
 from worker.train.objectives.table import OBJECTIVES
 from worker.train.packing import StepPlan
+from worker.train.ranks import Ranks
 from worker.train.reporting import Reporter
+from worker.train.sharding import shard_frozen_layers
 from worker.train.stopping import Stopped, StopRequest
 from worker.train.tokenizer import load_tokenizer
 from worker.train.validation import Evaluator
@@ -39,11 +41,17 @@ from worker.train.validation import Evaluator
 def main(spec_file: Path, out: Path) -> int:
     """Run one attempt and translate how it ends into an exit code."""
     out.mkdir(parents=True, exist_ok=True)
-    reporter = Reporter(out / "events.jsonl", clock=time.time)
-    stop = StopRequest(out).listen()
+    events = out / "events.jsonl"
+    reporter = Reporter(events, clock=time.time)
     try:
         spec = AttemptSpec.model_validate_json(spec_file.read_bytes())
-        run_attempt(spec, out=out, reporter=reporter, stop=stop)
+        ranks = Ranks.join(spec)
+        stop = StopRequest(out, ranks=ranks)
+        if ranks.world == 1:  # of several ranks the launcher takes the signal, and ends the others when one dies
+            stop.listen()
+        told = reporter if ranks.first else Reporter(None, clock=time.time)
+        run_attempt(spec, out=out, reporter=told, stop=stop, ranks=ranks)
+        ranks.leave()
     except Stopped:
         return EXIT_STOPPED
     except TunepoolError as error:
@@ -53,12 +61,13 @@ def main(spec_file: Path, out: Path) -> int:
         code = out_of_memory_code(error)
         if code is None:
             raise
-        reporter.write(Failed, code=code, message=str(error).splitlines()[0] if str(error) else "out of memory")
+        message = str(error).splitlines()[0] if str(error) else "out of memory"
+        reporter.write(Failed, code=code, message=message, peak_memory_bytes=peak_memory_bytes(spec))
         return EXIT_OUT_OF_MEMORY
     return EXIT_DONE
 
 
-def run_attempt(spec: AttemptSpec, *, out: Path, reporter: Reporter, stop: StopRequest) -> None:
+def run_attempt(spec: AttemptSpec, *, out: Path, reporter: Reporter, stop: StopRequest, ranks: Ranks) -> None:
     """The acts in order: limits, tokenizer, data, model, adapter, objective, resumption, training, product."""
     torch.set_num_threads(spec.cpu_threads)
     limit_memory(spec)
@@ -69,19 +78,20 @@ def run_attempt(spec: AttemptSpec, *, out: Path, reporter: Reporter, stop: StopR
     plan = _plan(spec, rows=len(data.rows))
     resume_from = checkpoints.newest_intact(out / "checkpoints", job_id=spec.job_id)
 
-    objective = _build_objective(spec, out=out, tokenizer=tokenizer, plan=plan, rows=data.rows)
+    objective = _build_objective(spec, out=out, tokenizer=tokenizer, plan=plan, rows=data.rows, ranks=ranks)
     learner = _make_learner(spec, objective=objective, plan=plan)
+    ranks.agree_on(trainable(learner.model).values())
     progress = Progress()
-    set_seed(spec.job.seed)  # what building consumed must not shift the run
+    set_seed(spec.job.seed + ranks.rank)  # what building consumed must not shift the run
     if resume_from is not None:
         progress = checkpoints.read_progress(resume_from)
-        checkpoints.restore(resume_from, learner)
+        checkpoints.restore(resume_from, learner, rank=ranks.rank)
 
     run = Run(
         spec=spec,
         out=out,
         objective=objective,
-        evaluator=Evaluator(objective, reporter, least_rows=2 if spec.job.objective.type == "kto" else 1),
+        evaluator=Evaluator(objective, reporter, ranks, least_rows=2 if spec.job.objective.type == "kto" else 1),
         learner=learner,
         plan=plan,
         progress=progress,
@@ -89,6 +99,7 @@ def run_attempt(spec: AttemptSpec, *, out: Path, reporter: Reporter, stop: StopR
         validation_rows=validation.rows if validation else [],
         reporter=reporter,
         stop=stop,
+        ranks=ranks,
         write_adapter=lambda folder: export.write_weights(learner.model, folder, spec=spec, initial=out / "initial"),
     )
     _announce(run, data)
@@ -117,14 +128,18 @@ def _plan(spec: AttemptSpec, *, rows: int) -> StepPlan:
     )
 
 
-def _build_objective(spec: AttemptSpec, *, out: Path, tokenizer: Any, plan: StepPlan, rows: Sequence[Row]) -> Objective:
+def _build_objective(
+    spec: AttemptSpec, *, out: Path, tokenizer: Any, plan: StepPlan, rows: Sequence[Row], ranks: Ranks
+) -> Objective:
     method = METHODS[spec.job.adapter.method]
     base = load_model(
         spec, weights=Path(spec.base_model_path), quantized=method.quantized, trains_in_full=not method.adapted
     )
-    model = adapt(base, spec=spec, initial=out / "initial", rows=rows)
+    model = adapt(base, spec=spec, initial=out / "initial" if ranks.first else None, rows=rows)
     if not trainable(model):
         raise NoTrainableParameters("No parameter is left to train.", param="adapter")
+    if spec.job.placement.strategy == "fsdp":  # before upstream's trainer, which moves what it gets to the device
+        shard_frozen_layers(model, ranks=ranks, device=spec.device)
     if spec.gradient_checkpointing:
         recompute_activations(model)
     if spec.job.training.neftune_noise_alpha is not None:
@@ -138,7 +153,9 @@ def _build_objective(spec: AttemptSpec, *, out: Path, tokenizer: Any, plan: Step
 def _make_learner(spec: AttemptSpec, *, objective: Objective, plan: StepPlan) -> Learner:
     trainer = objective.trainer
     make_optimizer(trainer, spec.job.adapter)
-    trainer.model_wrapped, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
+    # evaluation_mode: precision and placement without upstream's DDP wrapper (ranks.py says why).
+    trainer.model_wrapped = trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)
+    trainer.optimizer = trainer.accelerator.prepare_optimizer(trainer.optimizer)
     scheduler = trainer.create_scheduler(plan.total_steps)
     return Learner(model=trainer.model, optimizer=trainer.optimizer, scheduler=scheduler)
 
@@ -169,8 +186,11 @@ def _publish(run: Run, *, tokenizer: Any) -> None:
     """Put the chosen checkpoint's weights into `OUT/adapter` and say which and why."""
     step, reason = choose_checkpoint(run)
     place = run.out / "checkpoints" / checkpoints.folder_name(step)
-    if not place.is_dir():
+    if run.ranks.any(run.ranks.first and not place.is_dir()):
         place = save_checkpoint(run)
+    peak = run.ranks.most(peak_memory_bytes(run.spec))
+    if not run.ranks.first:
+        return
     export.publish(place, out=run.out, spec=run.spec, tokenizer=tokenizer, reason=reason)
     run.reporter.write(
         Finished,
@@ -178,7 +198,7 @@ def _publish(run: Run, *, tokenizer: Any) -> None:
         trained_tokens=run.progress.trained_tokens,
         published_step=step,
         published_reason=reason,
-        peak_memory_bytes=peak_memory_bytes(run.spec),
+        peak_memory_bytes=peak,
         train_seconds=run.progress.train_seconds,
     )
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from shared.errors import Invalid
-from shared.spec import AttemptSpec, Dtype, Quantization
+from shared.spec import AttemptSpec, Dtype, Quantization, Strategy
 
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {
     "bfloat16": torch.bfloat16,
@@ -36,8 +36,10 @@ def load_model(spec: AttemptSpec, *, weights: Path, quantized: bool, trains_in_f
     model = AutoModelForCausalLM.from_pretrained(
         weights,
         dtype=dtype,
-        quantization_config=four_bit(spec.job.quantization) if quantized else None,
-        device_map={"": spec.device},
+        quantization_config=four_bit(spec.job.quantization, strategy=spec.job.placement.strategy)
+        if quantized
+        else None,
+        device_map={"": first_place(spec)},
         attn_implementation="sdpa",
         use_safetensors=True,
         trust_remote_code=False,
@@ -48,9 +50,19 @@ def load_model(spec: AttemptSpec, *, weights: Path, quantized: bool, trains_in_f
     return model
 
 
-def four_bit(quantization: Quantization) -> BitsAndBytesConfig:
+def first_place(spec: AttemptSpec) -> str | int:
+    """Where the weights are loaded to: this rank's device, or the host's memory if they are to be spread from there."""
+    if spec.device == "cpu" or spec.job.placement.strategy == "fsdp":
+        return "cpu"
+    return torch.cuda.current_device()
+
+
+def four_bit(quantization: Quantization, *, strategy: Strategy = "single") -> BitsAndBytesConfig:
     """The spec's fields under their upstream names; upstream's own defaults (fp4, float32, single) are never used."""
+    # FSDP moves shards of one type: four 4-bit weights then travel as one bfloat16 (PEFT's guide to FSDP and QLoRA).
+    storage = torch.bfloat16 if strategy == "fsdp" else torch.uint8
     return BitsAndBytesConfig(
+        bnb_4bit_quant_storage=storage,
         load_in_4bit=True,
         bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
         bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,

@@ -26,10 +26,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from worker.train.methods import trainable
+from worker.train.ranks import Ranks
 
 JsonObject = dict[str, Any]
 
-FORMAT = 1  # of state.json and state.safetensors; a checkpoint of another format is passed over, not misread
+FORMAT = 2  # of state.json and state.safetensors; a checkpoint of another format is passed over, not misread
 
 
 @dataclass
@@ -61,26 +62,47 @@ def folder_name(step: int) -> str:
 
 
 def save(
-    folder: Path, *, learner: Learner, progress: Progress, job_id: str, write_adapter: Callable[[Path], None]
+    folder: Path,
+    *,
+    learner: Learner,
+    progress: Progress,
+    job_id: str,
+    write_adapter: Callable[[Path], None],
+    ranks: Ranks,
 ) -> Path:
     """Write the checkpoint of `progress.step` into `folder`; a power cut leaves all of it or none.
+
+    Of several ranks the first one writes, with every rank's random generators; all return when it has.
 
     Returns:
         The complete checkpoint. An existing one of the same step is replaced.
     """
     place = folder / folder_name(progress.step)
+    tensors, facts = _state(learner, ranks)
+    if ranks.first:
+        _write(place, tensors, {"progress": asdict(progress), **facts}, job_id=job_id, write_adapter=write_adapter)
+    ranks.wait()
+    return place
+
+
+def _write(
+    place: Path,
+    tensors: dict[str, torch.Tensor],
+    state: JsonObject,
+    *,
+    job_id: str,
+    write_adapter: Callable[[Path], None],
+) -> None:
     unfinished = place.with_suffix(".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     write_adapter(unfinished / "adapter")
-    tensors, facts = _state(learner)
     save_file(tensors, unfinished / "state.safetensors")
-    (unfinished / "state.json").write_text(json.dumps({"progress": asdict(progress), **facts}), encoding="utf-8")
+    (unfinished / "state.json").write_text(json.dumps(state), encoding="utf-8")
     files = [describe(file, root=unfinished) for file in sorted(unfinished.rglob("*")) if file.is_file()]
-    manifest = {"format": FORMAT, "step": progress.step, "job_id": job_id, "files": files}
+    manifest = {"format": FORMAT, "step": state["progress"]["step"], "job_id": job_id, "files": files}
     (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     settle(unfinished, place=place)
-    return place
 
 
 def settle(unfinished: Path, *, place: Path) -> None:
@@ -133,8 +155,8 @@ def read_progress(place: Path) -> Progress:
     return Progress(**json.loads((place / "state.json").read_text(encoding="utf-8"))["progress"])
 
 
-def restore(place: Path, learner: Learner) -> None:
-    """Put weights, optimizer, scheduler and random generators back as they were. `place` must be intact."""
+def restore(place: Path, learner: Learner, *, rank: int = 0) -> None:
+    """Put weights, optimizer, scheduler and this rank's random generators back as they were. `place` must be intact."""
     tensors = load_file(place / "state.safetensors")
     facts = json.loads((place / "state.json").read_text(encoding="utf-8"))
     with torch.no_grad():
@@ -142,17 +164,21 @@ def restore(place: Path, learner: Learner) -> None:
             parameter.copy_(tensors[f"weight.{name}"])
     learner.optimizer.load_state_dict(_tree_with_tensors(facts["optimizer"], tensors))
     learner.scheduler.load_state_dict(_tree_with_tensors(facts["scheduler"], tensors))
-    _restore_random(facts["random"], tensors)
+    _restore_random(facts["random"][rank], tensors, rank=rank)
 
 
-def _state(learner: Learner) -> tuple[dict[str, torch.Tensor], JsonObject]:
+def _state(learner: Learner, ranks: Ranks) -> tuple[dict[str, torch.Tensor], JsonObject]:
     tensors = {f"weight.{name}": parameter for name, parameter in trainable(learner.model).items()}
     optimizer = _without_tensors(learner.optimizer.state_dict(), tensors, path="optimizer")
     scheduler = _without_tensors(learner.scheduler.state_dict(), tensors, path="scheduler")
-    random_facts = _random_state(tensors)
+    own_tensors, own_facts = _random_state()
+    random_states = ranks.gathered((own_tensors, own_facts))
+    tensors |= {
+        f"random.{rank}.{name}": one for rank, (each, _) in enumerate(random_states) for name, one in each.items()
+    }
     # safetensors refuses tensors that share memory (bitsandbytes' quantile maps do): each gets its own copy.
     alone = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    return alone, {"optimizer": optimizer, "scheduler": scheduler, "random": random_facts}
+    return alone, {"optimizer": optimizer, "scheduler": scheduler, "random": [one for _, one in random_states]}
 
 
 # An optimizer's state is a tree of dicts and lists; tensors move to the tensor file and leave their name behind.
@@ -181,25 +207,26 @@ def _tree_with_tensors(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
     return tree
 
 
-def _random_state(tensors: dict[str, torch.Tensor]) -> JsonObject:
-    tensors["random.torch"] = torch.get_rng_state()
+def _random_state() -> tuple[dict[str, torch.Tensor], JsonObject]:
+    tensors = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
+        tensors["cuda"] = torch.cuda.get_rng_state()
     kind, keys, position, has_gauss, gauss = np.random.get_state()
-    tensors["random.numpy"] = torch.from_numpy(np.asarray(keys, dtype=np.int64))
+    tensors["numpy"] = torch.from_numpy(np.asarray(keys, dtype=np.int64))
     version, words, gauss_next = random.getstate()
-    return {
+    return tensors, {
         "numpy": [str(kind), int(position), int(has_gauss), float(gauss)],
         "python": [version, list(words), gauss_next],
     }
 
 
-def _restore_random(facts: JsonObject, tensors: dict[str, torch.Tensor]) -> None:
-    torch.set_rng_state(tensors["random.torch"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
+def _restore_random(facts: JsonObject, tensors: dict[str, torch.Tensor], *, rank: int) -> None:
+    own = f"random.{rank}"
+    torch.set_rng_state(tensors[f"{own}.torch"])
+    if f"{own}.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors[f"{own}.cuda"])
     kind, position, has_gauss, gauss = facts["numpy"]
-    keys = tensors["random.numpy"].numpy().astype(np.uint32)
+    keys = tensors[f"{own}.numpy"].numpy().astype(np.uint32)
     np.random.set_state((kind, keys, position, has_gauss, gauss))
     version, words, gauss_next = facts["python"]
     random.setstate((version, tuple(words), gauss_next))

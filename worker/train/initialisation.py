@@ -26,13 +26,13 @@ MUTATING_INITS = frozenset({"pissa", "olora"})
 EVA_ROWS, EVA_ROWS_AT_ONCE = 256, 8
 
 
-def finish(model: PeftModel, adapter: Adapter, *, base: Path, initial: Path, rows: Sequence[Row]) -> None:
+def finish(model: PeftModel, adapter: Adapter, *, base: Path, initial: Path | None, rows: Sequence[Row]) -> None:
     """Complete the start that `adapter.init_lora_weights` names; nothing to do where PEFT's constructor did."""
     if adapter.init_lora_weights == "eva":
         initialize_lora_eva_weights(model, eva_batches(rows, device=model.device), show_progress_bar=False)
     elif adapter.init_lora_weights == "loftq":
         start_with_quantization_error(model, base=base)
-    elif adapter.init_lora_weights in MUTATING_INITS:
+    elif adapter.init_lora_weights in MUTATING_INITS and initial is not None:
         model.save_pretrained(str(initial), save_embedding_layers=False)
 
 

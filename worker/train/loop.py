@@ -24,9 +24,10 @@ from worker.train.data import Row
 from worker.train.guards import check_divergence, check_numbers
 from worker.train.objectives.objective import Objective
 from worker.train.packing import StepPlan
+from worker.train.ranks import Ranks
 from worker.train.reporting import Reporter
 from worker.train.stopping import Stopped, StopRequest
-from worker.train.validation import Evaluator, Tally
+from worker.train.validation import Evaluator, Tally, passes
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Run:
     validation_rows: Sequence[Row]
     reporter: Reporter
     stop: StopRequest
+    ranks: Ranks
     write_adapter: Callable[[Path], None]
     clock: Callable[[], float] = time.monotonic
     # Means since the last Metrics event; and the last figures, which a checkpoint carries along.
@@ -102,11 +104,11 @@ def _one_step(run: Run) -> None:
     began = run.clock()
     progress = run.progress
     rows = [run.train_rows[index] for index in run.plan.row_indices(progress.step)]
-    tally, tokens = _accumulate(run, rows)
+    tally = _accumulate(run, rows)
     learning_rate = run.learner.scheduler.get_last_lr()[0]
     grad_norm = _update(run, loss=tally.loss)
     progress.step += 1
-    progress.trained_tokens += tokens
+    progress.trained_tokens += tally.tokens
     seconds = run.clock() - began
     progress.train_seconds += seconds
     _report_step(run, tally, learning_rate=learning_rate, grad_norm=grad_norm, seconds=seconds)
@@ -115,16 +117,17 @@ def _one_step(run: Run) -> None:
         check_divergence(tally.loss, progress=progress, worst=guess)
 
 
-def _accumulate(run: Run, rows: Sequence[Row]) -> tuple[Tally, int]:
+def _accumulate(run: Run, rows: Sequence[Row]) -> Tally:
     """Gradients of the mean loss over all labelled tokens (or rows) of the step, however it is split."""
     tally = Tally()
-    batches = run.objective.micro_batches(rows)
-    weight = sum(batch.weight for batch in batches)
+    batches = passes(rows, run.objective, ranks=run.ranks)
+    (weight,) = run.ranks.summed(sum(batch.weight for batch in batches))
     for batch in batches:
         loss = run.objective.loss(run.trainer.model_wrapped, batch)
-        run.trainer.accelerator.backward(loss.total / weight)
-        tally.add(loss.total.item(), weight=batch.weight, correct=loss.correct)
-    return tally, sum(batch.tokens for batch in batches)
+        run.trainer.accelerator.backward(loss.total / weight * (batch.weight > 0))
+        tally.add(loss, batch=batch)
+    run.ranks.sum_gradients(run.learner.model.parameters())
+    return tally.over(run.ranks)
 
 
 def _update(run: Run, *, loss: float) -> float:
@@ -225,6 +228,7 @@ def save_checkpoint(run: Run) -> Path:
         progress=run.progress,
         job_id=run.spec.job_id,
         write_adapter=run.write_adapter,
+        ranks=run.ranks,
     )
     looked = run.last_validation[1] if run.last_validation and run.last_validation[0] == run.progress.step else None
     run.reporter.write(
@@ -236,7 +240,8 @@ def save_checkpoint(run: Run) -> Path:
         valid_loss=looked.loss if looked else None,
         valid_mean_token_accuracy=looked.accuracy if looked else None,
     )
-    checkpoints.prune(folder, keep_steps={run.progress.best_step})
+    if run.ranks.first:
+        checkpoints.prune(folder, keep_steps={run.progress.best_step})
     return place
 
 

@@ -45,11 +45,12 @@ METHODS: dict[MethodName, Method] = {
 _UPSTREAM_INITS: dict[str, Any] = {"default": True, "loftq": True}
 
 
-def adapt(model: Any, *, spec: AttemptSpec, initial: Path, rows: Sequence[Row]) -> Any:
+def adapt(model: Any, *, spec: AttemptSpec, initial: Path | None, rows: Sequence[Row]) -> Any:
     """Wrap `model` for training by the job's method; the same seed gives the same adapter.
 
     Args:
-        initial: where the untouched adapter of a mutating initialisation is kept for the conversion at the end.
+        initial: where the untouched adapter of a mutating initialisation is kept for the conversion at the end;
+            None for a rank that writes nothing.
         rows: the training rows, whose activations EVA looks at.
 
     Raises:

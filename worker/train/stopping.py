@@ -5,12 +5,15 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+from worker.train.ranks import Ranks
+
 
 class StopRequest:
-    """Asked between steps; never interrupts one."""
+    """Asked between steps; never interrupts one. With several ranks all must ask at the same places: they agree."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, *, ranks: Ranks) -> None:
         self._file = out / "stop"
+        self._ranks = ranks
         self._signalled = False
 
     def listen(self) -> StopRequest:
@@ -22,7 +25,7 @@ class StopRequest:
         self._signalled = True
 
     def __bool__(self) -> bool:
-        return self._signalled or self._file.exists()
+        return self._ranks.any(self._signalled or self._file.exists())
 
 
 class Stopped(Exception):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from worker.train.data import Row
 from worker.train.limits import out_of_memory_code
-from worker.train.objectives.objective import Objective
+from worker.train.objectives.objective import Loss, MicroBatch, Objective
 from worker.train.packing import group
+from worker.train.ranks import Ranks
 from worker.train.reporting import Reporter
 
 ROWS_AT_ONCE = 16  # how many rows are laid out together: bounds the batch kept in memory, not the forward pass
@@ -23,6 +24,7 @@ class Tally:
 
     total: float = 0.0
     weight: int = 0
+    tokens: int = 0
     correct: int | None = 0
 
     @property
@@ -33,15 +35,35 @@ class Tally:
     def accuracy(self) -> float | None:
         return None if self.correct is None else self.correct / max(self.weight, 1)
 
-    def add(self, total: float, *, weight: int, correct: int | None) -> None:
-        self.total += total
-        self.weight += weight
-        self.correct = None if correct is None or self.correct is None else self.correct + correct
+    def add(self, loss: Loss, *, batch: MicroBatch) -> None:
+        """Count one forward pass; one of weight 0 was run for the other ranks' sake only."""
+        if batch.weight:
+            seen = Tally(total=loss.total.item(), weight=batch.weight, tokens=batch.tokens, correct=loss.correct)
+            vars(self).update(vars(self.plus(seen)))
 
     def plus(self, other: Tally) -> Tally:
-        both = Tally(total=self.total, weight=self.weight, correct=self.correct)
-        both.add(other.total, weight=other.weight, correct=other.correct)
-        return both
+        known = self.correct is not None and other.correct is not None
+        return Tally(
+            total=self.total + other.total,
+            weight=self.weight + other.weight,
+            tokens=self.tokens + other.tokens,
+            correct=(self.correct or 0) + (other.correct or 0) if known else None,
+        )
+
+    def over(self, ranks: Ranks) -> Tally:
+        """The sums over all ranks."""
+        total, weight, tokens, correct = ranks.summed(self.total, self.weight, self.tokens, self.correct or 0)
+        unknown = ranks.any(self.correct is None)
+        return Tally(total, int(weight), int(tokens), correct=None if unknown else int(correct))
+
+
+def passes(rows: Sequence[Row], objective: Objective, *, ranks: Ranks) -> list[MicroBatch]:
+    """The forward passes of this rank for its share of `rows`: as many as every other rank has."""
+    mine = ranks.share(rows)
+    if mine:
+        return ranks.evened(objective.micro_batches(mine))
+    # Fewer rows than ranks: take part in the others' passes, and add nothing.
+    return ranks.evened([replace(batch, weight=0, tokens=0) for batch in objective.micro_batches(rows[:1])])
 
 
 @dataclass
@@ -54,6 +76,7 @@ class Evaluator:
 
     objective: Objective
     reporter: Reporter
+    ranks: Ranks
     least_rows: int = 1  # rows that a forward pass cannot do without
     rows_at_once: int = ROWS_AT_ONCE
 
@@ -61,13 +84,14 @@ class Evaluator:
         """Loss and accuracy over `rows`; None if a stop was asked for meanwhile. Gradients and random state are kept.
 
         Raises:
-            torch.OutOfMemoryError, MemoryError, RuntimeError: memory runs out even with `least_rows` at a time.
+            torch.OutOfMemoryError, MemoryError, RuntimeError: memory runs out even with `least_rows` at a time, or on
+                one of several ranks, which cannot repeat a pass without the others.
         """
         while True:
             try:
                 return self._evaluate(model, rows, should_stop=should_stop)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if out_of_memory_code(error) is None or self.rows_at_once <= self.least_rows:
+                if out_of_memory_code(error) is None or self.rows_at_once <= self.least_rows or self.ranks.world > 1:
                     raise
             # Outside the handler: only now are the tensors of the failed pass let go.
             self.rows_at_once = max(self.least_rows, self.rows_at_once // 2)
@@ -80,12 +104,11 @@ class Evaluator:
         model.eval()
         try:
             with torch.no_grad(), torch.random.fork_rng():
-                for places in group([row.tokens for row in rows], size=self.rows_at_once):
+                for places in group([row.tokens for row in rows], size=self.rows_at_once * self.ranks.world):
                     if should_stop():
                         return None
-                    for batch in self.objective.micro_batches([rows[place] for place in places]):
-                        loss = self.objective.loss(model, batch)
-                        tally.add(loss.total.item(), weight=batch.weight, correct=loss.correct)
-            return tally
+                    for batch in passes([rows[place] for place in places], self.objective, ranks=self.ranks):
+                        tally.add(self.objective.loss(model, batch), batch=batch)
+            return tally.over(self.ranks)
         finally:
             model.train()

@@ -51,6 +51,16 @@ class DpoObjective:
         )
 
 
+def refer_to_base(model: Any) -> None:
+    """Drop the copy of the adapter that TRL makes to refer to: without it TRL switches the adapter off for that.
+
+    Both are the same before the first step (starts that move the model are refused), and a copy would cost memory and
+    be saved into the product.
+    """
+    if "ref" in model.peft_config:
+        model.delete_adapter("ref")
+
+
 def refuse_without_reference(spec: AttemptSpec) -> None:
     """Objectives with a reference model need an adapter to disable."""
     if not METHODS[spec.job.adapter.method].adapted:
@@ -79,4 +89,5 @@ def build(model: Any, tokenizer: Any, *, spec: AttemptSpec, out: Path, total_ste
         train_dataset=Dataset.from_dict({"prompt_ids": [[0]], "chosen_ids": [[0]], "rejected_ids": [[0]]}),
         processing_class=tokenizer,
     )
+    refer_to_base(model)
     return DpoObjective(trainer, spec=spec)

@@ -11,7 +11,7 @@ from trl import KTOConfig, KTOTrainer
 
 from shared.spec import AttemptSpec, Kto
 from worker.train.data import AnswersRow
-from worker.train.objectives.dpo import refuse_without_reference
+from worker.train.objectives.dpo import refer_to_base, refuse_without_reference
 from worker.train.objectives.objective import Loss, MicroBatch, trainer_arguments
 from worker.train.packing import group
 
@@ -77,4 +77,5 @@ def build(model: Any, tokenizer: Any, *, spec: AttemptSpec, out: Path, total_ste
     trainer = PreparedAnswersTrainer(
         model=model, args=arguments, train_dataset=Dataset.from_dict(stand_in), processing_class=tokenizer
     )
+    refer_to_base(model)
     return KtoObjective(trainer, spec=spec)

@@ -1,0 +1,240 @@
+"""Two ranks over gloo on the CPU, started by the very launcher that a supervisor uses."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from shared.errors import Unavailable
+from shared.events import EXIT_DONE, EXIT_STOPPED, EXIT_USER_FAULT
+from shared.spec import AttemptSpec, Placement
+from tests.train.tiny import chat, chat_rows, losses, make_spec, preference_rows, read_events, run
+from worker import launcher, processes
+from worker.launcher import Meeting, Trainer
+from worker.train.ranks import Ranks
+
+pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+
+PATIENCE = 150.0  # for starting two interpreters with the training stack on a busy machine
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Trainer]]:
+    """Starts trainers as a supervisor would, and proves them dead afterwards."""
+    started: list[Trainer] = []
+
+    def begin(spec_file: Path, out: Path, *, meeting: Meeting | None = None) -> Trainer:
+        out.mkdir(exist_ok=True)
+        spec = AttemptSpec.model_validate_json(spec_file.read_bytes())
+        tag = processes.own_tag(home=out, job_id=spec.job_id, fence=len(started))
+        trainer = launcher.start(
+            launcher.command(
+                "worker.train", placement=spec.job.placement, spec_file=spec_file, out=out, meeting=meeting
+            ),
+            environment=launcher.environment(tag=tag, device_ids=("h:cpu",), kind="cpu", threads=1, scratch=out),
+            tag=tag,
+            out=out,
+            log_file=out / "log",
+        )
+        started.append(trainer)
+        return trainer
+
+    yield begin
+    for trainer in started:
+        trainer.end(grace_seconds=0)
+
+
+def until(holds: Callable[[], Any], *, seconds: float = PATIENCE) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
+
+
+def ended(trainer: Trainer) -> tuple[int, str]:
+    """Exit code and last words of a trainer that ends by itself."""
+    until(lambda: trainer.poll() is not None)
+    exit_ = trainer.end(grace_seconds=0)
+    return exit_.code, exit_.last_words
+
+
+def steps_told(out: Path) -> int:
+    file = out / "events.jsonl"
+    return file.read_bytes().count(b'"metrics"') if file.exists() else 0
+
+
+def over_two(strategy: str, **settings: Any) -> dict[str, Any]:
+    return {**settings, "placement": {"strategy": strategy, "gpus": 2}}
+
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    # 13 rows by 4: the last step of an epoch has one row for two ranks.
+    "ddp, lora, packed": ("ddp", {"rows": chat_rows(13), "validation": chat_rows(5)}),
+    "ddp, full": ("ddp", {"adapter": {"method": "full"}, "training": {"packing": False}, "micro_batch_size": 1}),
+    "fsdp, qlora, recomputed": (
+        "fsdp",
+        {
+            "rows": chat_rows(13),
+            "validation": chat_rows(5),
+            "adapter": {"method": "qlora"},
+            "training": {"packing": False, "optim": "paged_adamw_8bit"},
+            "gradient_checkpointing": True,
+        },
+    ),
+    "fsdp, qlora on preferences": (
+        "fsdp",
+        {
+            "rows": preference_rows(7),
+            "data_format": "preference",
+            "objective": {"type": "dpo"},
+            "adapter": {"method": "qlora"},
+            "micro_batch_size": 1,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_follow_the_curve_of_one_and_end_with_its_weights(
+    model: Path, tmp_path: Path, start: Callable[..., Trainer], case: str
+) -> None:
+    strategy, settings = CASES[case]
+    code, alone = run(make_spec(tmp_path / "alone", model=model, **settings), tmp_path / "alone" / "out")
+    assert code == EXIT_DONE
+
+    out = tmp_path / "two" / "out"
+    code, words = ended(start(make_spec(tmp_path / "two", model=model, **over_two(strategy, **settings)), out))
+
+    assert code == EXIT_DONE, words
+    together = read_events(out)
+    assert losses(together) == pytest.approx(losses(alone), rel=1e-4)
+    looks = [[event.valid_loss for event in events if event.type == "validation"] for events in (alone, together)]
+    assert looks[1] == pytest.approx(looks[0], rel=1e-4)
+    assert together[-1].trained_tokens == alone[-1].trained_tokens
+    assert [event.type for event in together].count("started") == 1
+    name = "model.safetensors" if settings.get("adapter") == {"method": "full"} else "adapter_model.safetensors"
+    weights = [load_file(place / "adapter" / name) for place in (tmp_path / "alone" / "out", out)]
+    for tensor, theirs in weights[0].items():
+        torch.testing.assert_close(weights[1][tensor], theirs, rtol=2e-2, atol=2e-3, msg=tensor)
+
+
+def test_ranks_that_are_asked_to_stop_go_on_as_if_they_had_not(
+    model: Path, tmp_path: Path, start: Callable[..., Trainer]
+) -> None:
+    """With dropout: each rank's own random generators are in the checkpoint."""
+    settings = over_two("ddp", model=model, rows=chat_rows(40), adapter={"lora_dropout": 0.2})
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert ended(start(make_spec(whole, **settings), whole / "out"))[0] == EXIT_DONE
+
+    trainer = start(make_spec(broken, **settings), broken / "out")
+    until(lambda: steps_told(broken / "out") >= 2)
+    trainer.ask_to_stop()
+    assert ended(trainer)[0] == EXIT_STOPPED
+    stopped_at = steps_told(broken / "out")
+    (broken / "out" / "stop").unlink()
+    assert ended(start(broken / "spec.json", broken / "out"))[0] == EXIT_DONE
+
+    events = read_events(broken / "out")
+    assert [event.first_step for event in events if event.type == "started"] == [0, stopped_at]
+    assert losses(events) == losses(read_events(whole / "out"))
+
+
+def test_a_rank_that_dies_ends_all_of_them_within_seconds(
+    model: Path, tmp_path: Path, start: Callable[..., Trainer]
+) -> None:
+    out = tmp_path / "out"
+    spec = make_spec(tmp_path, model=model, **over_two("ddp", training={"num_train_epochs": 50}, rows=chat_rows(60)))
+    trainer = start(spec, out)
+    until(lambda: steps_told(out) >= 1)
+    ranks = [child for child in psutil.Process(trainer.pid).children(recursive=True) if "-u" in child.cmdline()]
+    assert len(ranks) == 2
+
+    os.kill(ranks[1].pid, signal.SIGKILL)
+    until(lambda: trainer.poll() is not None, seconds=15)
+
+    assert trainer.poll() == -signal.SIGKILL
+    trainer.end(grace_seconds=0)
+    assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks)
+
+
+def test_ranks_die_with_their_launcher(model: Path, tmp_path: Path, start: Callable[..., Trainer]) -> None:
+    out = tmp_path / "out"
+    spec = make_spec(tmp_path, model=model, **over_two("ddp", training={"num_train_epochs": 50}, rows=chat_rows(60)))
+    trainer = start(spec, out)
+    until(lambda: steps_told(out) >= 1)
+    ranks = [child for child in psutil.Process(trainer.pid).children(recursive=True) if "-u" in child.cmdline()]
+
+    os.kill(trainer.pid, signal.SIGKILL)
+
+    _, alive = psutil.wait_procs(ranks, timeout=10)
+    assert alive == []
+
+
+def test_a_users_fault_leaves_the_ranks_with_the_exit_code_and_words_of_one(
+    model: Path, tmp_path: Path, start: Callable[..., Trainer]
+) -> None:
+    spec = make_spec(tmp_path, model=model, **over_two("ddp", rows=[chat("u" * 300, "a")]))
+
+    code, _ = ended(start(spec, tmp_path / "out"))
+
+    assert code == EXIT_USER_FAULT
+    assert read_events(tmp_path / "out")[-1].code == "no_trainable_tokens"
+
+
+def test_two_hosts_meet_where_the_first_one_listens_and_train_as_one(
+    model: Path, tmp_path: Path, start: Callable[..., Trainer]
+) -> None:
+    """Two launchers, each with its own files as on two hosts; the first one writes, the second one only takes part."""
+    settings = {"model": model, "rows": chat_rows(13), "validation": chat_rows(5)}
+    _, alone = run(make_spec(tmp_path / "alone", **settings), tmp_path / "alone" / "out")
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+
+    gang = []
+    for node in (0, 1):
+        placement = {"strategy": "ddp", "gpus": 1, "nodes": 2}
+        spec = make_spec(tmp_path / str(node), **settings, placement=placement)
+        meeting = Meeting(name="ftjob-tiny/1", address="127.0.0.1", port=port, node=node)
+        gang.append(start(spec, tmp_path / str(node) / "out", meeting=meeting))
+
+    for trainer in gang:
+        code, words = ended(trainer)
+        assert code == EXIT_DONE, words
+    assert losses(read_events(tmp_path / "0" / "out")) == pytest.approx(losses(alone), rel=1e-4)
+    assert not (tmp_path / "1" / "out" / "adapter").exists()
+    assert not (tmp_path / "1" / "out" / "events.jsonl").read_text()
+
+
+def test_a_job_over_hosts_without_a_meeting_point_is_not_started() -> None:
+    with pytest.raises(Unavailable, match="meeting point"):
+        launcher.command(
+            "worker.train",
+            placement=Placement(strategy="ddp", gpus=4, nodes=2),
+            spec_file=Path("spec.json"),
+            out=Path("out"),
+        )
+
+
+def test_rows_are_dealt_to_ranks_without_loss_and_with_like_work() -> None:
+    class Sized:
+        def __init__(self, tokens: int) -> None:
+            self.tokens = tokens
+
+    rows: Any = [Sized(tokens) for tokens in (9, 1, 7, 3, 8, 2, 5, 4)]
+    shares = [Ranks(rank=rank, world=2).share(rows) for rank in (0, 1)]
+
+    assert sorted(row.tokens for share in shares for row in share) == [1, 2, 3, 4, 5, 7, 8, 9]
+    work = [sum(row.tokens for row in share) for share in shares]
+    assert abs(work[0] - work[1]) <= 4
