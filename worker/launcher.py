@@ -32,7 +32,7 @@ GANG: Final = "worker.train.gang"  # torchrun, with the exit codes of the traine
 class Meeting:
     """Where the hosts of one attempt meet: the first host listens there, and every host has its number."""
 
-    name: str  # job and fence: hosts of another attempt that still knock are not let in
+    name: str  # job and fence, fit for a file name: hosts of another attempt that still knock are not let in
     address: str
     port: int
     node: int

@@ -206,7 +206,7 @@ def test_two_hosts_meet_where_the_first_one_listens_and_train_as_one(
     for node in (0, 1):
         placement = {"strategy": "ddp", "gpus": 1, "nodes": 2}
         spec = make_spec(tmp_path / str(node), **settings, placement=placement)
-        meeting = Meeting(name="ftjob-tiny/1", address="127.0.0.1", port=port, node=node)
+        meeting = Meeting(name="ftjob-tiny-1", address="127.0.0.1", port=port, node=node)
         gang.append(start(spec, tmp_path / str(node) / "out", meeting=meeting))
 
     for trainer in gang:
