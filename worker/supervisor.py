@@ -442,9 +442,8 @@ class _Attempt:
         """The estimate against what was seen, and what would help."""
         least = {"per_device_train_batch_size": 1, "gradient_checkpointing": True}
         spec = self.spec.model_copy(update={"training": self.spec.training.model_copy(update=least)})
-        figures = [
-            f"{estimate(workload(spec, device='cpu' if self.device.kind == 'cpu' else 'cuda')).total / 2**30:.1f} GiB were estimated"
-        ]
+        kind: Literal["cuda", "cpu"] = "cpu" if self.device.kind == "cpu" else "cuda"
+        figures = [f"{estimate(workload(spec, device=kind)).total / 2**30:.1f} GiB were estimated"]
         if failed is not None and failed.peak_memory_bytes is not None:
             figures.append(f"{failed.peak_memory_bytes / 2**30:.1f} GiB were held when it failed")
         return (
