@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 from pydantic import Field
 
 from api.views import JobError, View, maybe_seconds, seconds
-from shared.preflight_report import TokenReport
+from shared.events import TokenReport
 from shared.tables import PreflightRow
 
 PreflightStatus = Literal["queued", "running", "succeeded", "failed"]

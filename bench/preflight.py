@@ -25,9 +25,9 @@ from bench.dataset_check import chunks, write_rows
 from shared.catalogue import SMOLLM2, local_folder
 from shared.dataset_check import check
 from shared.dataset_convert import canonical_lines
-from shared.preflight_report import PreflightSpec, TokenReport
+from shared.events import TokenReport
 from shared.settings import Settings, trainer_environment
-from shared.spec import Adapter, DataFacts, JobSpec, Placement, Quantization, Queue, Supervised, Training
+from shared.spec import Adapter, DataFacts, JobSpec, Placement, PreflightSpec, Quantization, Queue, Supervised, Training
 
 PLAIN = """
 import json, sys, time

@@ -28,7 +28,7 @@ COLUMNS = frozenset().union(*formats.KEYS.values())
 
 
 class UnpackSpec(Part):
-    """The file that the program which opens CSV and Parquet files is started with (`worker.train.unpack`)."""
+    """The file that the program which opens CSV and Parquet files is started with (`worker.unpack`)."""
 
     file: str
     source: Literal["csv", "parquet"]

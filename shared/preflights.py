@@ -15,8 +15,7 @@ from shared.errors import Invalid, LimitReached, NotFound
 from shared.ids import new_id
 from shared.keys import Caller
 from shared.leases import FileRef
-from shared.preflight_report import DEFAULT_PREVIEW_ROWS, CreatePreflight
-from shared.spec import BaseModelRef, CreateJob
+from shared.spec import DEFAULT_PREVIEW_ROWS, BaseModelRef, CreateJob, CreatePreflight
 from shared.tables import FileRow, PreflightRow
 
 # A preflight that ended this many workers is not begun again: it would end the next one too.

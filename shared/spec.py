@@ -6,7 +6,7 @@ Pure: pydantic only, no I/O, no clock.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
 
@@ -346,6 +346,34 @@ class CreateJob(Part):
     integrations: Annotated[list[Integration], Field(max_length=5)] | None = None
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
     tunepool: TunepoolRequest = TunepoolRequest()
+
+
+DEFAULT_PREVIEW_ROWS: Final = (1, 2, 3)
+RowNumber = Annotated[int, Field(ge=1, le=100_000_000)]
+
+
+class CreatePreflight(CreateJob):
+    """Body of `POST /v1/tunepool/preflights`: a job's body, and the rows whose tokens are to be shown."""
+
+    preview_rows: Annotated[list[RowNumber], Field(max_length=20)] | None = Field(
+        default=None, description="Rows of the training file, counted from 1; the first three if left out."
+    )
+
+    def job(self) -> CreateJob:
+        """The job that this preflight is about."""
+        return CreateJob.model_validate(self.model_dump(exclude={"preview_rows"}, exclude_unset=True))
+
+
+class PreflightSpec(Part):
+    """The file a preflight's program is started with."""
+
+    job: JobSpec
+    base_model_path: str
+    train_file: str = Field(description="Canonical JSONL (shared/formats.py).")
+    validation_file: str | None = None
+    preview_rows: list[int]
+    processes: int = Field(default=1, ge=1)
+    memory_bytes: int = Field(ge=1, description="Each process may gain so much beyond its libraries.")
 
 
 class AutoValue(Part):

@@ -18,14 +18,13 @@ from pydantic import ValidationError
 from shared import durations, measurements, pages, preflights, workers
 from shared.catalogue import load_catalogue
 from shared.errors import TunepoolError, Unavailable
-from shared.events import EXIT_DONE
+from shared.events import EXIT_DONE, TokenReport
 from shared.fitting import Candidate, fits
 from shared.leases import FileRef, Lease
-from shared.preflight_report import PreflightSpec, TokenReport
 from shared.preflights import PreflightClaim
 from shared.resolve import Resolution
 from shared.sizing import estimate_evaluation, workload
-from shared.spec import JobSpec
+from shared.spec import JobSpec, PreflightSpec
 from shared.tables import DeviceRow
 from worker import base_models, programs, workdir
 from worker.checks import settle

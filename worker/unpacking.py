@@ -25,7 +25,7 @@ from worker.workdir import Workdir
 
 log = structlog.get_logger()
 
-UNPACK: Final = "worker.train.unpack"
+UNPACK: Final = "worker.unpack"
 UNPACK_SECONDS: Final = 600.0
 # pyarrow's allocator sets a gigabyte aside at its first use, touched or not, if it may.
 MEMORY_BYTES: Final = 2 * 1024**3

@@ -109,7 +109,7 @@ def refusal(tmp_path: Path, name: str, content: bytes, *, max_bytes: int = 10_00
         memory_bytes=1 << 28,
     )
     (tmp_path / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
-    argv = [sys.executable, "-m", "worker.train.unpack", str(tmp_path / "spec.json"), str(tmp_path / "out")]
+    argv = [sys.executable, "-m", "worker.unpack", str(tmp_path / "spec.json"), str(tmp_path / "out")]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode in {3, 4}, (done.returncode, done.stderr[-2000:])
     return json.loads((tmp_path / "out" / "events.jsonl").read_text().splitlines()[-1])

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from shared.events import EXIT_DONE, EXIT_USER_FAULT
-from shared.preflight_report import PreflightSpec, TokenReport
-from shared.spec import AttemptSpec
+from shared.events import EXIT_DONE, EXIT_USER_FAULT, TokenReport
+from shared.spec import AttemptSpec, PreflightSpec
 from tests.train.tiny import chat, chat_rows, kto_rows, make_spec, make_tokenizer, preference_rows, read_events
 from worker.train.data import RowReader
 from worker.train.objectives.supervised import IGNORED, padded

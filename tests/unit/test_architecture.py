@@ -65,6 +65,19 @@ def test_every_import_contract_holds() -> None:
     assert int(kept[1]) >= 9
 
 
+def test_the_trainer_knows_nothing_of_ours_but_specs_events_and_errors() -> None:
+    allowed = {"shared.spec", "shared.events", "shared.errors"}
+    stray = [
+        f"{at(path, node)}: {name}"
+        for path in files("worker/train")
+        for node in imports(tree(path))
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+        if name.split(".")[0] in PACKAGES and not name.startswith("worker.train") and name not in allowed
+    ]
+
+    assert stray == []
+
+
 @pytest.mark.parametrize("module", ["api.app", "standalone.main", "shared.jobs"])
 def test_a_process_that_serves_requests_never_loads_the_training_stack(module: str) -> None:
     program = f"import sys, {module}; print(*sorted(set(sys.modules) & set({TRAINING_STACK!r})))"

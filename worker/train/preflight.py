@@ -25,22 +25,25 @@ import numpy.typing as npt
 import psutil
 
 from shared.errors import Invalid, TunepoolError
-from shared.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
-from shared.preflight_report import (
+from shared.events import (
+    EXIT_DONE,
+    EXIT_OUT_OF_MEMORY,
+    EXIT_USER_FAULT,
     PREVIEW_TOKENS,
     SHOWN,
     Bin,
+    Failed,
     FileTokens,
     Leakage,
-    PreflightSpec,
     RowFault,
     RowPreview,
     Rows,
+    ShownSequence,
     Span,
     Token,
     TokenReport,
 )
-from shared.preflight_report import Sequence as ShownSequence
+from shared.spec import PreflightSpec
 from worker.train.data import AnswersRow, Ids, Mask, Row, RowReader
 from worker.train.reporting import Reporter
 from worker.train.tokenizer import load_tokenizer

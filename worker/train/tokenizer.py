@@ -6,8 +6,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from shared.preflight_report import PreflightSpec
-from shared.spec import AttemptSpec, MergeSpec
+from shared.spec import AttemptSpec, MergeSpec, PreflightSpec
 
 
 def load_tokenizer(spec: AttemptSpec | MergeSpec | PreflightSpec) -> Any:

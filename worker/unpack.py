@@ -1,4 +1,4 @@
-"""Opens a stranger's CSV or Parquet file: `python -m worker.train.unpack SPEC OUT` writes `OUT/rows.jsonl`.
+"""Opens a stranger's CSV or Parquet file: `python -m worker.unpack SPEC OUT` writes `OUT/rows.jsonl`.
 
 A Parquet reader is much native code that trusts lengths in the file, so it runs here, where nothing can be lost but
 this process. Exit codes and `OUT/events.jsonl` are the trainer's.
@@ -21,7 +21,6 @@ from shared.dataset_convert import COLUMNS, RowRefused, UnpackSpec, csv_lines, t
 from shared.dataset_lines import FileRefused
 from shared.errors import TunepoolError
 from shared.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
-from worker.train.reporting import Reporter
 
 BATCH_ROWS: Final = 256
 METADATA_BYTES: Final = 64 * 1024 * 1024  # of one string or list in the footer (pyarrow's own default is 100 MB)
@@ -37,22 +36,27 @@ class Unreadable(TunepoolError):
 def main(spec_file: Path, out: Path) -> int:
     """Unpack one file and translate how it ends into an exit code."""
     out.mkdir(parents=True, exist_ok=True)
-    reporter = Reporter(out / "events.jsonl", clock=time.time)
     spec = UnpackSpec.model_validate_json(spec_file.read_bytes())
     limit_memory(spec.memory_bytes)
     try:
         write(lines_of(spec), out / "rows.jsonl", most=spec.max_bytes)
     except RowRefused as refused:
-        reporter.write(Failed, code=refused.code, message=str(refused), param=str(refused.line))
+        tell(out, code=refused.code, message=str(refused), param=str(refused.line))
         return EXIT_USER_FAULT
     except (FileRefused, TunepoolError) as error:
-        reporter.write(Failed, code=getattr(error, "code", "wrong_file_type"), message=str(error))
+        tell(out, code=getattr(error, "code", "wrong_file_type"), message=str(error))
         return EXIT_USER_FAULT
     except (MemoryError, pa.ArrowMemoryError):
         message = "Opening the file asks for too much memory; write smaller row groups, or upload JSONL."
-        reporter.write(Failed, code="table_too_large", message=message)
+        tell(out, code="table_too_large", message=message)
         return EXIT_OUT_OF_MEMORY
     return EXIT_DONE
+
+
+def tell(out: Path, **why: Any) -> None:
+    """Append the one event that this program has: why it failed."""
+    with (out / "events.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write(Failed(time=time.time(), **why).model_dump_json() + "\n")
 
 
 def limit_memory(gain: int) -> None:
