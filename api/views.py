@@ -263,6 +263,9 @@ class Adapter(View):
     job_id: str | None = Field(description="null: combined of other adapters.")
     base_model: str
     created_at: int
+    location: str = Field(
+        description="The PEFT directory in the object store.", examples=["s3://bucket/proj_…/adapter"]
+    )
     files: list[AdapterFile]
 
 

@@ -1,14 +1,13 @@
 """What base and tuned model answer: `python -m examples.answers BASE_DIR ADAPTER_DIR HELD_OUT_JSONL`.
 
 Prints one JSON object. Plain transformers and PEFT, nothing of this project: the adapter must be usable by anyone who
-has its base model. The base is loaded once; its own answers come from the same weights with the adapter switched off.
+has its base model. The base's own answers come from the same weights with the adapter switched off.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,31 +22,39 @@ MAX_NEW_TOKENS = 64  # the longest ticket takes under 50
 
 
 def compare(base: Path, adapter: Path, held_out: Path) -> dict[str, Any]:
-    """Greedy answers of both models to every held-out prompt, and the seconds each model took."""
+    """Greedy answers to every held-out prompt: of the base, the tuned model, and the adapter on the 16-bit base."""
     tokenizer = AutoTokenizer.from_pretrained(adapter, padding_side="left", trust_remote_code=False)
-    model = serving.load(base, {"tuned": adapter}, dtype=fast_dtype())
     rows = [json.loads(line)["messages"] for line in held_out.read_text(encoding="utf-8").splitlines()]
     prompts = [tokenizer.apply_chat_template(row[:-1], tokenize=False, add_generation_prompt=True) for row in rows]
 
-    started = time.monotonic()
-    with torch.inference_mode(), serving.using(model, None):
-        base_answers = answers_of(model, tokenizer, prompts)
-    switched = time.monotonic()
-    with torch.inference_mode(), serving.using(model, "tuned"):
-        tuned_answers = answers_of(model, tokenizer, prompts)
-    ended = time.monotonic()
-
+    published = serving.load(base, {"tuned": adapter}, dtype=fast_dtype())
+    answers = {
+        "base": answers_of(published, tokenizer, prompts, adapter=None),
+        "tuned_16_bit": answers_of(published, tokenizer, prompts, adapter="tuned"),
+    }
+    trained_on = serving.quantization_of(adapter)
+    as_trained = serving.load(base, {"tuned": adapter}, dtype=fast_dtype(), four_bit=trained_on)
+    answers["tuned"] = answers_of(as_trained, tokenizer, prompts, adapter="tuned")
     return {
         "rows": [
-            {"message": row[-2]["content"], "expected": row[-1]["content"], "base": base_answer, "tuned": tuned_answer}
-            for row, base_answer, tuned_answer in zip(rows, base_answers, tuned_answers, strict=True)
-        ],
-        "base_seconds": round(switched - started, 2),
-        "tuned_seconds": round(ended - switched, 2),
+            {
+                "message": row[-2]["content"],
+                "expected": row[-1]["content"],
+                **{who: given[number] for who, given in answers.items()},
+            }
+            for number, row in enumerate(rows)
+        ]
     }
 
 
-def answers_of(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+def answers_of(model: Any, tokenizer: Any, prompts: Sequence[str], *, adapter: str | None) -> list[str]:
+    """Greedy answers with this adapter; with the base alone for None."""
+    with torch.inference_mode(), serving.using(model, adapter):
+        return generate(model, tokenizer, prompts)
+
+
+def generate(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    """Greedy answers of a model as it stands."""
     answers: list[str] = []
     for start in range(0, len(prompts), BATCH):
         batch = tokenizer(

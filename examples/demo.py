@@ -37,6 +37,11 @@ from examples.stack import StackFailed, running_stack, server_command
 MODEL: Final = "smollm2-135m-instruct"
 CLEARLY_BETTER: Final = 0.5  # share of held-out messages by which the tuned model must be ahead
 POLL_SECONDS: Final = 0.2
+MODELS: Final = {
+    "base": "base model",
+    "tuned": "tuned model, on the 4-bit base it was trained on",
+    "tuned_16_bit": "the same adapter on the published 16-bit base",
+}
 EXTENSION: Final = {
     "adapter": {"method": "qlora", "r": 16, "lora_alpha": 16, "target_modules": "all-linear"},
     "quantization": {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
@@ -84,9 +89,11 @@ def run(home: Path) -> int:
         with watch("download", "Downloading the adapter"):
             shutil.rmtree(work / "adapter", ignore_errors=True)
             adapters.download(client, str(job.fine_tuned_model), out=work / "adapter")
+            location = adapters.describe(client, str(job.fine_tuned_model))["location"]
     with watch("answers", "Asking the base and the tuned model"):
         answers = ask(base, adapter=work / "adapter", held_out=data["held_out"])
     figures = summary(job, milestones, seconds=watch.seconds, answers=answers, adapter=work / "adapter")
+    figures["location"] = location
     (home / "demo.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     show(figures, answers["rows"], adapter=work / "adapter", home=home)
     return 0 if figures["tuned"]["exact"] >= figures["base"]["exact"] + CLEARLY_BETTER else 1
@@ -152,8 +159,7 @@ def summary(
         },
         "trainer_peak_bytes": attempts[-1].get("peak_memory_bytes"),
         "adapter_bytes": sum(path.stat().st_size for path in adapter.rglob("*") if path.is_file()),
-        "base": rates(answers["rows"], "base"),
-        "tuned": rates(answers["rows"], "tuned"),
+        **{who: rates(answers["rows"], who) for who in MODELS},
         "environment": {"python": platform.python_version(), "machine": platform.machine(), "cpus": os.cpu_count()}
         | {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
     }
@@ -185,17 +191,17 @@ def show(figures: dict[str, Any], rows: list[dict[str, str]], *, adapter: Path, 
     console.print(answers)
 
     table = Table("", "valid JSON", "exactly right", title=f"{len(rows)} held-out messages")
-    for who in ("base", "tuned"):
-        table.add_row(who, f"{figures[who]['valid_json']:.0%}", f"{figures[who]['exact']:.0%}")
+    for who, said in MODELS.items():
+        table.add_row(said, f"{figures[who]['valid_json']:.0%}", f"{figures[who]['exact']:.0%}")
     console.print(table)
 
     seconds = figures["seconds"]
     parts = ", ".join(f"{name} {spent:.1f}" for name, spent in seconds["submit_to_first_step"].items())
     console.print(f"Submit to first optimizer step, seconds: {parts}", highlight=False)
     console.print(f"Training: {figures['steps']} steps in {seconds['training']:.1f} s", highlight=False)
-    console.print(
-        f"Adapter {figures['fine_tuned_model']}, a plain PEFT directory: {adapter}", highlight=False, soft_wrap=True
-    )
+    console.print(f"Adapter {figures['fine_tuned_model']}", highlight=False, soft_wrap=True)
+    console.print(f"in the store: {figures['location']}", highlight=False, soft_wrap=True)
+    console.print(f"downloaded, a plain PEFT directory: {adapter}", highlight=False, soft_wrap=True)
     for path in sorted(adapter.rglob("*")):
         if path.is_file():
             console.print(f"  {path.stat().st_size:>12,}  {path.relative_to(adapter)}", highlight=False)

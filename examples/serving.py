@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,17 +11,35 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.helpers import rescale_adapter_scale
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 
-def load(base: Path, adapters: Mapping[str, Path], *, dtype: torch.dtype) -> Any:
-    """The base model once, with every adapter by its name; the first one is active."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, local_files_only=True, trust_remote_code=False)
+def load(
+    base: Path, adapters: Mapping[str, Path], *, dtype: torch.dtype, four_bit: BitsAndBytesConfig | None = None
+) -> Any:
+    """The base model once, with every adapter by its name; the first one is active.
+
+    `four_bit`: as `quantization_of` tells it. A QLoRA adapter was trained on the base rounded to four bits and corrects
+    that rounding too: only on such a base it is what its job has validated.
+    """
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype=dtype, quantization_config=four_bit, local_files_only=True, trust_remote_code=False
+    )
     (first, directory), *others = adapters.items()
     adapted = PeftModel.from_pretrained(model, directory, adapter_name=first)
     for name, place in others:
         adapted.load_adapter(place, adapter_name=name)
     return adapted.eval()
+
+
+def quantization_of(adapter: Path) -> BitsAndBytesConfig | None:
+    """How the base was stored while this adapter was trained, from its run manifest; None: in 16 bits or more."""
+    spec = json.loads((adapter / "run_manifest.json").read_text(encoding="utf-8"))["spec"]
+    if spec["adapter"]["method"] not in ("qlora", "qdora"):
+        return None
+    settings = dict(spec["quantization"])
+    compute = getattr(torch, settings.pop("bnb_4bit_compute_dtype"))
+    return BitsAndBytesConfig(**settings, bnb_4bit_compute_dtype=compute)
 
 
 @contextmanager

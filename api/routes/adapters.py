@@ -46,8 +46,14 @@ def _view(adapter: PublishedAdapter, door: Door, request: Request) -> views.Adap
         job_id=adapter.job_id,
         base_model=adapter.base_model,
         created_at=views.seconds(adapter.created_at),
+        location=_location(adapter, door),
         files=linked(adapter.files, door, request),
     )
+
+
+def _location(adapter: PublishedAdapter, door: Door) -> str:
+    first = adapter.files[0]
+    return f"{door.settings.storage.rstrip('/')}/{first.key.removesuffix(first.name).rstrip('/')}"
 
 
 def linked(files: Iterable[StoredFile], door: Door, request: Request) -> list[views.AdapterFile]:

@@ -48,10 +48,36 @@ print(json.dumps({"change": (tuned - base).abs().max().item(), "ours": ours}))
 """
 
 
+# A merged model is a plain model directory; the adapter is put on the 4-bit base that it was trained on.
+SAME_ANSWERS = """
+import json, sys
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+base_dir, adapter_dir, merged_dir, rows = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(merged_dir)
+four_bit = BitsAndBytesConfig(
+    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+)
+base = AutoModelForCausalLM.from_pretrained(base_dir, quantization_config=four_bit, dtype=torch.bfloat16)
+tuned = PeftModel.from_pretrained(base, adapter_dir).eval()
+merged = AutoModelForCausalLM.from_pretrained(merged_dir, dtype=torch.bfloat16).eval()
+same = total = 0
+for line in open(rows).read().splitlines()[:8]:
+    ids = tokenizer.apply_chat_template(json.loads(line)["messages"], return_tensors="pt")
+    with torch.no_grad():
+        best, other = tuned(**ids).logits.argmax(-1), merged(**ids).logits.argmax(-1)
+    same, total = same + (best == other).sum().item(), total + best.numel()
+print(same / total)
+"""
+
+
 @dataclass(frozen=True)
 class Finished:
     """A job that has ended, and where its adapter lies on this disk."""
 
+    home: Path
     client: OpenAI
     job: FineTuningJob
     adapter: Path
@@ -80,7 +106,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
         job = list(follow(client, job.id))[-1].job
         assert job.status == "succeeded", job.error
         adapters.download(client, str(job.fine_tuned_model), out=home / "adapter")
-        yield Finished(client, job, home / "adapter", Path(server_command("models", "path", MODEL, home=home)))
+        yield Finished(home, client, job, home / "adapter", Path(server_command("models", "path", MODEL, home=home)))
 
 
 def losses(finished: Finished) -> list[float]:
@@ -144,3 +170,49 @@ def test_the_adapter_names_its_base_by_its_public_name(finished: Finished) -> No
         "chat_template.jinja",
         "README.md",
     }
+
+
+def tunepool(finished: Finished, *words: str | Path) -> str:
+    done = subprocess.run(
+        [Path(sys.executable).parent / "tunepool", *words],
+        env={"PATH": "/usr/bin:/bin", "TUNEPOOL_HOME": str(finished.home), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_merge_onto_the_weights_it_was_trained_on_answers_as_the_adapter_does(
+    finished: Finished, tmp_path: Path
+) -> None:
+    name = str(finished.job.fine_tuned_model)
+    merge_id = tunepool(finished, "adapters", "merge", name, "--onto", "dequantized", "--wait")
+    tunepool(finished, "adapters", "download", merge_id, tmp_path / "merged")
+
+    held_out = finished.home / "data" / "held_out.jsonl"
+    done = subprocess.run(
+        [sys.executable, "-c", SAME_ANSWERS, finished.base, finished.adapter, tmp_path / "merged", held_out],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(done.stdout) > 0.97  # rounding to bfloat16 turns a close call now and then
+
+
+def test_an_adapter_and_its_checkpoint_are_combined_into_one_adapter_directory(
+    finished: Finished, tmp_path: Path
+) -> None:
+    name = str(finished.job.fine_tuned_model)
+    halves = (f"{name}=0.5", f"{name}:ckpt-step-{STEPS}=0.5")
+    combined = tunepool(finished, "adapters", "combine", *halves, "--type", "cat", "--wait")
+    tunepool(finished, "adapters", "download", combined, tmp_path / "combined")
+
+    config = json.loads((tmp_path / "combined" / "adapter_config.json").read_text())
+    assert config["r"] == 2 * json.loads((finished.adapter / "adapter_config.json").read_text())["r"]
+    assert (tmp_path / "combined" / "adapter_model.safetensors").is_file()

@@ -207,6 +207,7 @@ def test_an_adapter_lists_its_files_with_links_that_work_without_a_key(api: Api)
         fetched = http.get(file["url"], headers={"Authorization": ""})
         tampered = http.get(file["url"][:-2] + "xx", headers={"Authorization": ""})
 
+    assert adapter["location"] == f"{api.settings.storage}/made/adapter"
     assert fetched.content == b"weights"
     assert hashlib.sha256(fetched.content).hexdigest() == file["sha256"]
     assert fetched.headers["content-disposition"].startswith("attachment")
