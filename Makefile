@@ -6,8 +6,8 @@ STAMP := $(VENV)/.installed
 N ?= 200
 SEED ?= 1
 
-# Threads that spin at a barrier slow everything down as soon as a machine is busy (worker/launcher.py).
-export OMP_WAIT_POLICY := PASSIVE
+# Threads that spin at barriers for long slow everything down as soon as a machine is busy (worker/launcher.py).
+export GOMP_SPINCOUNT := 10000
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench chaos clean

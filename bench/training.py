@@ -29,6 +29,7 @@ from shared.catalogue import SMOLLM2
 from shared.dataset_convert import canonical_lines
 from shared.settings import trainer_environment
 from shared.spec import Adapter, AttemptSpec, DataFacts, JobSpec, Placement, Quantization, Queue, Supervised, Training
+from worker.launcher import SPINS
 
 SEED: Final = 7
 HELD_OUT: Final = 32
@@ -184,7 +185,7 @@ def run(module: str, *words: str) -> str:
     """Run a program as the worker runs its trainer; returns what it prints."""
     environment = trainer_environment(
         OMP_NUM_THREADS=str(os.cpu_count()),
-        OMP_WAIT_POLICY="passive",
+        GOMP_SPINCOUNT=SPINS,
         TOKENIZERS_PARALLELISM="false",
         HF_HUB_DISABLE_PROGRESS_BARS="1",
     )

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from worker.launcher import environment
+from worker.launcher import SPINS, environment
 from worker.processes import Tag, own_tag
 
 
@@ -13,4 +13,4 @@ def tag() -> Tag:
 def test_threads_of_a_trainer_sleep_while_they_wait_for_one_another() -> None:
     told = environment(tag=tag(), device_ids=("host:cpu",), kind="cpu", threads=3, scratch=Path("/scratch"))
 
-    assert (told["OMP_NUM_THREADS"], told["OMP_WAIT_POLICY"]) == ("3", "PASSIVE")
+    assert (told["OMP_NUM_THREADS"], told["GOMP_SPINCOUNT"]) == ("3", SPINS)
