@@ -93,8 +93,8 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=Path(".tunepool"), help="where the base model is cached")
     parser.add_argument("--data", type=Path, help="Alpaca JSON or chat JSONL; default: generated rows of mixed lengths")
     parser.add_argument("--rows", type=int, default=96, help="training rows; as many are taken from the file")
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=2, help="how often each side runs")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1, help="how often each side runs")
     arguments = parser.parse_args()
     server_command("models", "fetch", SMOLLM2.ref.name, home=arguments.home)
     base = Path(server_command("models", "path", SMOLLM2.ref.name, home=arguments.home))
@@ -142,7 +142,14 @@ def write_spec(folder: Path, *, base: Path, rows: list[bytes], epochs: int) -> P
         data=DataFacts(format="chat", train_rows=len(rows) - HELD_OUT),
         adapter=Adapter(method="qlora", r=16, lora_alpha=16, target_modules="all-linear"),
         quantization=Quantization(),
-        training=Training(learning_rate=2e-4, num_train_epochs=epochs, batch_size=8, max_length=1024, publish="last"),
+        training=Training(
+            learning_rate=2e-4,
+            num_train_epochs=epochs,
+            batch_size=8,
+            max_length=1024,
+            publish="last",
+            optim="adamw_torch",  # what "auto" chooses for an adapter on a CPU; the classic recipe pages 8-bit moments
+        ),
         placement=Placement(),
         queue=Queue(),
         seed=SEED,
@@ -155,6 +162,7 @@ def write_spec(folder: Path, *, base: Path, rows: list[bytes], epochs: int) -> P
         train_file=str(folder / "train.jsonl"),
         micro_batch_size=1,
         cpu_threads=os.cpu_count() or 1,
+        keep_dequantized=True,  # as the worker has it where 16-bit weights are under 5 % of the memory
     )
     (folder / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
     return folder / "spec.json"

@@ -439,6 +439,11 @@ def _learning_rate(s: _Settling) -> tuple[float, str]:
 
 def _optim(s: _Settling) -> tuple[str, str]:
     optim = METHODS[s.method].optim
+    if s.device.kind == "cpu" and METHODS[s.method].adapter:
+        return (
+            "adamw_torch",
+            "a CPU has nothing to page to, and 8-bit moments of a small adapter cost more than they save",
+        )
     if optim == "adamw_torch":
         return optim, "an adapter's optimizer state is small: exact moments cost little"
     return optim, "8-bit moments, paged to the host when a long row needs the room"

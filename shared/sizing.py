@@ -66,7 +66,7 @@ OURS: dict[DeviceKind, Stack] = {
 
 # The trainer lays packed rows end to end up to so many tokens (worker/train/objectives/supervised.py); a longer row has
 # a pass to itself.
-PACKED_TOKENS: dict[DeviceKind, int] = {"cpu": 512, "cuda": 4096}
+PACKED_TOKENS: dict[DeviceKind, int] = {"cpu": 1024, "cuda": 4096}
 
 CHARACTERS_PER_TOKEN = 3.5  # mean over English chat rows; for sizes that may be a little wrong
 SAFE_CHARACTERS_PER_TOKEN = 2.5  # for the longest row: cutting rows is worse than reserving room

@@ -231,6 +231,9 @@ class AttemptSpec(Part):
     device: Literal["cuda", "cpu"] = "cpu"
     cpu_threads: int = Field(default=1, ge=1)
     memory_limit_bytes: int | None = Field(default=None, description="Refuse to grow past this; null: no limit.")
+    keep_dequantized: bool = Field(
+        default=False, description="Keep frozen 4-bit weights in 16 bits as well: the same numbers, less work per pass."
+    )
 
 
 def open_fields(part: type[Part]) -> type[Part]:

@@ -43,6 +43,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 LOOK_SECONDS: Final = 0.1
+KEPT_SHARE: Final = 0.05  # of a CPU's memory, for frozen weights in 16 bits too: half of what the plan leaves free
 TELL_SECONDS: Final = 1.0
 CANCEL_GRACE_SECONDS: Final = 1.0
 # A trainer that has a checkpoint to write gets `stop_seconds`; then TERM, and this much later KILL.
@@ -193,6 +194,7 @@ class _Attempt:
             device="cpu" if cpu else "cuda",  # as torch calls AMD's GPUs too
             cpu_threads=self.threads,
             memory_limit_bytes=self.device.total_bytes if cpu else None,
+            keep_dequantized=cpu and 2 * self.spec.base_model.facts.parameters < KEPT_SHARE * self.device.total_bytes,
         )
 
     @property

@@ -82,7 +82,7 @@ def arguments(spec: AttemptSpec, out: Path) -> SFTConfig:
         lr_scheduler_type=training.lr_scheduler_type,
         warmup_steps=round(training.warmup_ratio * steps),
         max_grad_norm=training.max_grad_norm,
-        optim=training.optim,
+        optim="paged_adamw_8bit",
         max_length=training.max_length,
         gradient_checkpointing=True,
         bf16=True,

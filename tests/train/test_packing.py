@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from tests.train.tiny import chat_rows, losses, make_spec, run
+from worker.train import row_attention
 from worker.train.data import Ids, TokenRow
-from worker.train.objectives.supervised import packed
+from worker.train.objectives.supervised import packed, row_starts
 from worker.train.packing import StepPlan, pack
 
 
@@ -47,7 +48,7 @@ def row_of(ids: Ids) -> TokenRow:
     return TokenRow(ids=ids, labelled=ids > -1)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", row_attention.register()])
 def test_no_token_attends_to_another_row_of_its_sequence(model: Path, attention: str) -> None:
     network = AutoModelForCausalLM.from_pretrained(model, attn_implementation=attention).eval()
     first, other, second = (torch.randint(4, 200, (size,)).numpy().astype("int32") for size in (9, 9, 7))
@@ -55,12 +56,34 @@ def test_no_token_attends_to_another_row_of_its_sequence(model: Path, attention:
     def logits(*rows: Ids) -> torch.Tensor:
         inputs = packed([row_of(ids) for ids in rows]).inputs
         with torch.no_grad():
-            return network(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False).logits[
-                0
-            ]
+            starts = {row_attention.ROW_STARTS: row_starts(inputs["position_ids"])}
+            reads = {name: inputs[name] for name in ("input_ids", "position_ids")}
+            return network(**reads, **starts, use_cache=False).logits[0]
 
     torch.testing.assert_close(logits(first, second)[9:], logits(other, second)[9:])
     torch.testing.assert_close(logits(first, second)[9:], logits(second), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("more", [{}, {"sliding_window": 4}], ids=["causal", "with a window"])
+def test_attention_row_by_row_is_the_masked_one_with_the_same_gradients(more: dict[str, int]) -> None:
+    lengths, heads = [5, 1, 12, 7], 4
+    queries, keys, values = (
+        torch.randn(1, count, sum(lengths), 8, requires_grad=True) for count in (heads, heads // 2, heads // 2)
+    )
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = 2, True
+    row = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    mask = (row[:, None] == row[None, :]).tril()[None, None]
+    starts = torch.tensor([0, 5, 6, 18, 25])
+
+    outcomes = []
+    for packed_rows in ({}, {row_attention.ROW_STARTS: starts}):
+        seen, _ = row_attention.attend(module, queries, keys, values, mask, scaling=0.3, **packed_rows, **more)
+        gradients = torch.autograd.grad(seen.square().sum(), (queries, keys, values))
+        outcomes.append((seen.detach(), *gradients))
+
+    for apart, masked in zip(*outcomes, strict=True):
+        torch.testing.assert_close(apart, masked, rtol=1e-5, atol=1e-6)
 
 
 def test_packed_and_unpacked_runs_follow_the_same_curve(model: Path, tmp_path: Path) -> None:

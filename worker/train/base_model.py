@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from shared.errors import Invalid
 from shared.spec import AttemptSpec, Dtype, Quantization, Strategy
+from worker.train import row_attention
 
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {
     "bfloat16": torch.bfloat16,
@@ -40,7 +41,7 @@ def load_model(spec: AttemptSpec, *, weights: Path, quantized: bool, trains_in_f
         if quantized
         else None,
         device_map={"": first_place(spec)},
-        attn_implementation="sdpa",
+        attn_implementation=row_attention.register() if spec.device == "cpu" else "sdpa",
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import torch
 from peft import EvaConfig, LoraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
@@ -16,6 +17,7 @@ from transformers import Trainer, set_seed
 from shared.errors import Invalid
 from shared.spec import Adapter, AttemptSpec, MethodName
 from worker.train.data import Row
+from worker.train.fused_lora import FusedLinear4bit, KeptLinear4bit
 from worker.train.initialisation import finish
 
 
@@ -69,7 +71,11 @@ def adapt(model: Any, *, spec: AttemptSpec, initial: Path | None, rows: Sequence
     check_modules(model, adapter)
     # EVA fills the adapter afterwards; until then PEFT wants it without memory.
     without_memory = adapter.init_lora_weights == "eva"
-    adapted = get_peft_model(model, lora_config(adapter, method=method), low_cpu_mem_usage=without_memory)
+    config = lora_config(adapter, method=method)
+    if method.quantized and spec.device == "cpu" and spec.job.placement.strategy != "fsdp":
+        layer = KeptLinear4bit if spec.keep_dequantized else FusedLinear4bit
+        config._register_custom_module({bitsandbytes.nn.Linear4bit: layer})  # PEFT's door for layers of one's own
+    adapted = get_peft_model(model, config, low_cpu_mem_usage=without_memory)
     finish(adapted, adapter, base=Path(spec.base_model_path), initial=initial, rows=rows)
     return adapted
 

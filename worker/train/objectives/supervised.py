@@ -18,6 +18,7 @@ from peft.helpers import disable_input_dtype_casting
 from trl import SFTConfig, SFTTrainer
 
 from shared.spec import AttemptSpec
+from worker.train import row_attention
 from worker.train.data import TokenRow
 from worker.train.methods import METHODS
 from worker.train.objectives.objective import Loss, MicroBatch, trainer_arguments
@@ -25,9 +26,10 @@ from worker.train.packing import group, pack
 
 IGNORED = -100
 
-# SDPA masks a packed sequence with a dense L x L matrix. Measured on 2 CPU cores with a 135M model: 512 tokens 407
-# tokens/s, one row of 2,048 115-177 tokens/s. On CUDA the mask costs memory only (4,096: 32 MB).
-PACKED_TOKENS = {"cpu": 512, "cuda": 4096}
+# Each forward pass has a cost that does not depend on its tokens, and activations take memory for each of them. On a
+# CPU rows attend apart (row_attention.py), so what limits a pack is memory. Measured on 2 cores with a 135M model:
+# packs of 1,024 take 1 GiB more than packs of 512. On CUDA a dense mask costs memory only (4,096: 32 MB).
+PACKED_TOKENS = {"cpu": 1024, "cuda": 4096}
 
 
 class LabelledTokenTrainer(SFTTrainer):
@@ -119,6 +121,8 @@ class SupervisedObjective:
     def loss(self, model: Any, batch: MicroBatch) -> Loss:
         # SFTTrainer.compute_loss writes into the dict it is given.
         inputs = {name: value.to(self._spec.device) for name, value in batch.inputs.items()}
+        if self._spec.device == "cpu" and "position_ids" in inputs:
+            inputs[row_attention.ROW_STARTS] = row_starts(inputs["position_ids"])
         # Under autocast every product rounds its inputs to bfloat16 or float16. PEFT raises them to the adapter's
         # float32 before, which changes no bit and copies each layer's activations twice.
         with disable_input_dtype_casting(self.trainer.model, active=self._narrow):
@@ -136,6 +140,12 @@ def packed(rows: Sequence[TokenRow]) -> MicroBatch:
     labelled = np.concatenate([row.labelled for row in rows])
     positions = np.concatenate([np.arange(row.tokens) for row in rows])
     return _micro_batch(ids[None], labelled[None], tokens=len(ids), position_ids=torch.from_numpy(positions)[None])
+
+
+def row_starts(position_ids: torch.Tensor) -> torch.Tensor:
+    """Where each packed row begins, and where the last one ends."""
+    starts = (position_ids[0] == 0).nonzero().flatten()
+    return torch.cat([starts, starts.new_tensor([position_ids.shape[1]])])
 
 
 def padded(rows: Sequence[TokenRow], *, pad_id: int) -> MicroBatch:

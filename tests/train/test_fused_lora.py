@@ -1,0 +1,96 @@
+"""The CPU's own LoRA layer must be PEFT's, only faster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft.tuners.lora.bnb import Linear4bit
+
+from shared.spec import AttemptSpec
+from tests.train.tiny import make_spec
+from worker.train.base_model import load_model
+from worker.train.fused_lora import FusedLinear4bit, KeptLinear4bit
+from worker.train.methods import adapt
+
+
+def adapted(tmp_path: Path, model: Path, *, keep: bool = False, **adapter: Any) -> Any:
+    file = make_spec(
+        tmp_path,
+        model=model,
+        adapter={"method": "qlora", **adapter},
+        training={"dtype": "bfloat16"},
+        keep_dequantized=keep,
+    )
+    spec = AttemptSpec.model_validate_json(file.read_bytes())
+    base = load_model(spec, weights=model, quantized=True, trains_in_full=False)
+    return adapt(base, spec=spec, initial=None, rows=[])
+
+
+def layer_of(network: Any) -> Any:
+    layer = next(module for module in network.modules() if isinstance(module, FusedLinear4bit))
+    torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.05)
+    return layer
+
+
+def outcome(layer: Any, forward: Any) -> list[torch.Tensor]:
+    torch.manual_seed(3)
+    x = torch.randn(2, 9, layer.in_features, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = forward(x)
+    y.float().square().sum().backward()
+    learned = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+    found = [y.detach(), x.grad, *[weight.grad for weight in learned]]
+    for weight in learned:
+        weight.grad = None
+    return [tensor.float() for tensor in found]
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["expanded each time", "kept"])
+@pytest.mark.parametrize("scaling", [{}, {"lora_alpha": 12, "use_rslora": True}], ids=["alpha is r", "scaled"])
+def test_values_and_gradients_are_those_of_pefts_layer(
+    tmp_path: Path, model: Path, keep: bool, scaling: dict[str, Any]
+) -> None:
+    layer = layer_of(adapted(tmp_path, model, keep=keep, **scaling))
+    assert isinstance(layer, KeptLinear4bit) == keep
+
+    ours = outcome(layer, layer)
+    pefts = outcome(layer, lambda x: Linear4bit.forward(layer, x))
+
+    for one, other in zip(ours, pefts, strict=True):
+        # bfloat16 rounds once here and after every operation there.
+        assert (one - other).norm() < 0.01 * other.norm()
+
+
+def test_what_is_not_plain_goes_pefts_way(tmp_path: Path, model: Path) -> None:
+    layer = layer_of(adapted(tmp_path, model, lora_dropout=0.1))
+    x = torch.randn(1, 4, layer.in_features, dtype=torch.bfloat16)
+    plain = layer_of(adapted(tmp_path / "plain", model))
+
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer._plain_adapter(x) is None
+        assert plain._plain_adapter(x) == "default"
+        assert plain._plain_adapter(x.float()) is None
+    assert plain._plain_adapter(x) is None
+
+
+def test_a_switched_off_adapter_leaves_the_base_alone(tmp_path: Path, model: Path) -> None:
+    network = adapted(tmp_path, model)
+    layer = layer_of(network)
+    x = torch.randn(1, 4, layer.in_features, dtype=torch.bfloat16)
+
+    with network.disable_adapter(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x), layer.base_layer(x))
+
+
+def test_kept_weights_are_in_no_state(tmp_path: Path, model: Path) -> None:
+    network = adapted(tmp_path, model, keep=True)
+    before = set(network.state_dict())
+    layer = layer_of(network)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(torch.randn(1, 4, layer.in_features, dtype=torch.bfloat16))
+
+    assert layer._kept is not None
+    assert set(network.state_dict()) == before

