@@ -7,7 +7,7 @@ from typing import Any
 
 import bitsandbytes
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from shared.errors import Invalid
 from shared.spec import AttemptSpec, Dtype, Quantization, Strategy
@@ -41,7 +41,7 @@ def load_model(spec: AttemptSpec, *, weights: Path, quantized: bool, trains_in_f
         if quantized
         else None,
         device_map={"": first_place(spec)},
-        attn_implementation=row_attention.register() if spec.device == "cpu" else "sdpa",
+        attn_implementation=_attention(spec, weights),
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
@@ -49,6 +49,15 @@ def load_model(spec: AttemptSpec, *, weights: Path, quantized: bool, trains_in_f
     model.config.use_cache = False
     keep_training_layout(model)
     return model
+
+
+def _attention(spec: AttemptSpec, weights: Path) -> str:
+    """On a CPU rows attend apart, in every family that lets attention be chosen by name."""
+    if spec.device != "cpu":
+        return "sdpa"
+    config = AutoConfig.from_pretrained(weights, trust_remote_code=False, local_files_only=True)
+    family = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return row_attention.register() if family is not None and family.is_backend_compatible() else "sdpa"
 
 
 def first_place(spec: AttemptSpec) -> str | int:

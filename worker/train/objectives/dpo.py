@@ -16,6 +16,9 @@ from worker.train.methods import METHODS
 from worker.train.objectives.objective import Loss, MicroBatch, trainer_arguments
 from worker.train.packing import group
 
+# EXO is not defined without it; its authors recommend this much (arXiv 2402.00856).
+_SMOOTHING = {"exo_pair": 1e-3}
+
 
 class PreparedPairsTrainer(DPOTrainer):
     """DPOTrainer that takes its rows as they are: they were tokenised by `worker.train.data`."""
@@ -80,6 +83,7 @@ def build(model: Any, tokenizer: Any, *, spec: AttemptSpec, out: Path, total_ste
         **trainer_arguments(spec, out=out, total_steps=total_steps),
         beta=spec.job.objective.beta,
         loss_type=[spec.job.objective.loss_type],
+        label_smoothing=_SMOOTHING.get(spec.job.objective.loss_type, 0.0),
         # Dropout would make policy and reference differ by chance; off as in TRL's default.
         disable_dropout=True,
     )

@@ -121,7 +121,7 @@ class SupervisedObjective:
     def loss(self, model: Any, batch: MicroBatch) -> Loss:
         # SFTTrainer.compute_loss writes into the dict it is given.
         inputs = {name: value.to(self._spec.device) for name, value in batch.inputs.items()}
-        if self._spec.device == "cpu" and "position_ids" in inputs:
+        if "position_ids" in inputs and self.trainer.model.config._attn_implementation == row_attention.NAME:
             inputs[row_attention.ROW_STARTS] = row_starts(inputs["position_ids"])
         # Under autocast every product rounds its inputs to bfloat16 or float16. PEFT raises them to the adapter's
         # float32 before, which changes no bit and copies each layer's activations twice.
