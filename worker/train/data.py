@@ -81,8 +81,7 @@ class RowReader:
 
     def __init__(self, tokenizer: Any, *, facts: DataFacts, training: Training) -> None:
         self._tokenizer = tokenizer
-        # The wrapper around the tokenizer proper costs a third of a short row's time. It also undoes what a
-        # tokenizer.json may say of cutting and padding.
+        # The tokenizer proper: what a tokenizer.json may say of cutting and padding is undone here, once.
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
