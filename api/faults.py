@@ -22,6 +22,9 @@ MAX_VALUE_CHARACTERS: Final = 80
 
 Path = tuple[str | int, ...]
 
+# A member of a union is chosen by one of its fields; pydantic names the union where that field is at fault.
+_TAG_FAULTS: Final = ("union_tag_invalid", "union_tag_not_found")
+
 # Values that other services take and this one never will: the reason is worth more than the list of others.
 _REASONS: Final = {
     ("method.type", "reinforcement"): " Reinforcement fine-tuning is not offered: no grader runs here.",
@@ -32,7 +35,7 @@ def first_fault(found: Sequence[ErrorDetails], document: dict[str, Any], model: 
     """The first field at fault, as an error whose `param` names it in dotted form."""
     path, error = _most_telling(found, document)
     param = _dotted(path)
-    if error["type"] == "missing":
+    if error["type"] in ("missing", "union_tag_not_found"):
         return Invalid(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
     if error["type"] == "extra_forbidden":
         return Invalid(_unknown(path, model), param=param, code="unknown_parameter")
@@ -62,6 +65,8 @@ def _path(error: ErrorDetails, document: Any) -> Path:
             at = at[part]  # type: ignore[index]  # the condition has looked
     if error["type"] == "missing":
         path.append(error["loc"][-1])
+    if error["type"] in _TAG_FAULTS:
+        path.append(error["ctx"]["discriminator"].strip("'"))
     return tuple(path)
 
 

@@ -107,6 +107,8 @@ def body_with(path: str, value: Any, *, training_file: str) -> dict[str, Any]:
     body: dict[str, Any] = {"model": "smollm2-135m-instruct", "training_file": training_file}
     if path.startswith("method."):
         body = merged(body, {"method": {"type": "dpo" if ".dpo" in path else "supervised"}})
+    if path.startswith("tunepool.objective."):
+        body = merged(body, {"tunepool": {"objective": {"type": "dpo"}}})
     if path.startswith("integrations."):
         name = path.removeprefix("integrations.")
         wandb = {"type": "wandb", "wandb": {"project": "p"}}
