@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -69,6 +69,7 @@ def create_key(session: Session, caller: Caller, *, project_id: str, **values: A
     """A key of any project, and its secret. Raises NotFound, Forbidden for a scope that is not the caller's to give."""
     projects.find(session, project_id)
     _refuse_unknown(values["scopes"])
+    _refuse_past_end(session, values)
     row, secret = keys.create(session, project_id=project_id, **values)
     session.refresh(row)
     audit.record(session, caller, "key.create", row.id, after=limits_of(row) | {"project_id": project_id})
@@ -79,6 +80,7 @@ def edit_key(session: Session, caller: Caller, key_id: str, changes: dict[str, A
     """Change a key's name, scopes, caps and bounds; its next request follows. Raises NotFound, Invalid, Forbidden."""
     row = keys.find(session, key_id)
     before = limits_of(row)
+    _refuse_past_end(session, changes)
     if "scopes" in changes:
         _refuse_unknown(changes["scopes"])
         if row.id == caller.key_id and keys.ADMIN not in changes["scopes"]:
@@ -112,3 +114,13 @@ def _refuse_unknown(scopes: Sequence[str]) -> None:
     if unknown:
         known = ", ".join(sorted(keys.SCOPES))
         raise Invalid(f"Unknown scope '{unknown[0][:100]}'. Known: {known}.", param="scopes")
+
+
+def _refuse_past_end(session: Session, changes: dict[str, Any]) -> None:
+    """A moment that has passed would end a key at once, and an administrator's own without a way back."""
+    end = changes.get("expires_at")
+    if end is not None and end <= session.scalar(select(func.now())):
+        raise Invalid(
+            f"expires_at {int(end.timestamp())} has passed; give a later moment, or revoke the key to end it now.",
+            param="expires_at",
+        )

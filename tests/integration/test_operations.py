@@ -265,6 +265,8 @@ def test_a_key_is_made_shown_once_edited_and_revoked(api: Api, operator: httpx2.
     everything = operator.get("/v1/tunepool/keys").text + operator.get("/v1/tunepool/audit").text
     assert made["api_key"] not in everything
     assert refused(api, operator.patch(url, json={"scopes": ["root"]}))["param"] == "scopes"
+    assert refused(api, operator.patch(url, json={"expires_at": 1}))["param"] == "expires_at"
+    assert refused(api, operator.post("/v1/tunepool/keys", json=wanted | {"expires_at": 1}))["param"] == "expires_at"
     assert [
         act["action"] for act in operator.get("/v1/tunepool/audit", params={"target": made["id"]}).json()["data"]
     ] == [
