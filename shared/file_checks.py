@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, Final
 
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
+from shared.leases import ends_in
 from shared.tables import FileRow
 
 # A file whose check ended this many workers is not read again: it would end the next one too.
@@ -46,7 +46,7 @@ def claim_check(session: Session, *, lease_seconds: float) -> FileCheck | None:
     taken = session.execute(
         update(FileRow)
         .where(FileRow.id == candidate)
-        .values(check_until=func.now() + timedelta(seconds=lease_seconds), check_attempts=FileRow.check_attempts + 1)
+        .values(check_until=ends_in(lease_seconds), check_attempts=FileRow.check_attempts + 1)
         .returning(FileRow.id, FileRow.filename, FileRow.key, FileRow.bytes, FileRow.sha256, FileRow.check_attempts)
     ).one_or_none()
     return None if taken is None else FileCheck(*taken)
@@ -54,7 +54,7 @@ def claim_check(session: Session, *, lease_seconds: float) -> FileCheck | None:
 
 def keep_check(session: Session, check: FileCheck, *, lease_seconds: float) -> bool:
     """Extend the lease of a long check. False: somebody else reads the file now."""
-    return _write(session, check, check_until=func.now() + timedelta(seconds=lease_seconds))
+    return _write(session, check, check_until=ends_in(lease_seconds))
 
 
 @dataclass(frozen=True, slots=True)

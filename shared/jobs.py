@@ -17,7 +17,7 @@ from shared import journal, measurements, pool, preflights, usage
 from shared.errors import Invalid, NotFound
 from shared.ids import new_id
 from shared.journal import NewEvent
-from shared.leases import Claim, FileRef, Lease, NewFile, Orders
+from shared.leases import Claim, FileRef, Lease, NewFile, Orders, ends_in
 from shared.lifecycle import COUNTED, AttemptOutcome, AttemptPhase, JobStatus, is_terminal
 from shared.scheduling import Assignment
 from shared.settings import Settings
@@ -214,7 +214,7 @@ def _lease_training(
             fence=JobRow.fence + 1,
             attempts=JobRow.attempts + 1,
             lease_owner=worker_id,
-            lease_until=func.now() + timedelta(seconds=lease_seconds),
+            lease_until=ends_in(lease_seconds),
             started_at=func.coalesce(JobRow.started_at, func.now()),
             preempt_requested_at=None,
             pause_requested_at=None,
@@ -278,7 +278,7 @@ def claim_validation(session: Session, *, worker_id: str, lease_seconds: float) 
         .values(
             fence=JobRow.fence + 1,
             lease_owner=worker_id,
-            lease_until=func.now() + timedelta(seconds=lease_seconds),
+            lease_until=ends_in(lease_seconds),
             version=JobRow.version + 1,
         )
         .returning(JobRow)
@@ -329,7 +329,7 @@ def heartbeat(
     session: Session, lease: Lease, *, lease_seconds: float, progress: dict[str, Any] | None = None
 ) -> Orders | None:
     """Extend the lease and learn the orders. None: the lease is lost, and everything done under it is void."""
-    values: dict[str, Any] = {"lease_until": func.now() + timedelta(seconds=lease_seconds)}
+    values: dict[str, Any] = {"lease_until": ends_in(lease_seconds)}
     if progress is not None:
         values |= {"progress": progress, "version": JobRow.version + 1}
     row = session.execute(

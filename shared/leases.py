@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
+
+from sqlalchemy import ColumnElement, func
 
 from shared.spec import CreateJob, JobSpec
 from shared.tables import FileRow
+
+
+def ends_in(seconds: float) -> ColumnElement[datetime]:
+    """When a lease of `seconds` ends that is taken by the statement at hand.
+
+    Not `now()`, the start of the transaction: that may have waited for a lock since, and its lease would be short, or
+    over before it is committed.
+    """
+    return func.clock_timestamp() + timedelta(seconds=seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from shared import adapters, jobs
 from shared.adapters import Source, StoredFile
 from shared.errors import Invalid, LimitReached, NotFound
 from shared.ids import new_id
-from shared.leases import Lease
+from shared.leases import Lease, ends_in
 from shared.spec import CreateCombination, CreateMerge, JobSpec
 from shared.tables import MergeRow
 
@@ -200,7 +200,7 @@ def claim(session: Session, *, worker_id: str, lease_seconds: float) -> MergeCla
             fence=MergeRow.fence + 1,
             failures=MergeRow.failures + 1,  # taken back by `release`
             lease_owner=worker_id,
-            lease_until=func.now() + timedelta(seconds=lease_seconds),
+            lease_until=ends_in(lease_seconds),
         )
         .returning(MergeRow)
         .execution_options(populate_existing=True)
@@ -222,7 +222,7 @@ def sources(session: Session, claim: MergeClaim) -> list[Source]:
 
 def keep(session: Session, lease: Lease, *, lease_seconds: float) -> bool:
     """Extend the lease. False: somebody else makes it now, or it was deleted."""
-    return _write(session, lease, lease_until=func.now() + timedelta(seconds=lease_seconds))
+    return _write(session, lease, lease_until=ends_in(lease_seconds))
 
 
 def finish(session: Session, lease: Lease, *, manifest: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from shared.errors import Invalid, LimitReached, NotFound
 from shared.ids import new_id
 from shared.keys import Caller
-from shared.leases import FileRef
+from shared.leases import FileRef, ends_in
 from shared.spec import DEFAULT_PREVIEW_ROWS, BaseModelRef, CreateJob, CreatePreflight
 from shared.tables import FileRow, PreflightRow
 
@@ -136,7 +136,7 @@ def claim(session: Session, *, lease_seconds: float) -> PreflightClaim | None:
         .values(
             status="running",
             checker=PreflightRow.checker + 1,
-            check_until=func.now() + timedelta(seconds=lease_seconds),
+            check_until=ends_in(lease_seconds),
         )
         .returning(PreflightRow)
     ).scalar_one_or_none()
@@ -163,7 +163,7 @@ def _file_ref(session: Session, file_id: str) -> FileRef:
 
 def keep(session: Session, held: PreflightClaim, *, lease_seconds: float) -> bool:
     """Extend the lease. False: somebody else has the preflight now."""
-    return _write(session, held, check_until=func.now() + timedelta(seconds=lease_seconds))
+    return _write(session, held, check_until=ends_in(lease_seconds))
 
 
 def finish(session: Session, held: PreflightClaim, report: dict[str, Any]) -> bool:

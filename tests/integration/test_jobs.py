@@ -29,6 +29,17 @@ def started(session: Session) -> tuple[JobRow, Claim]:
     return job, claim
 
 
+def test_a_lease_is_whole_however_long_its_claim_waited_for_a_lock(session: Session) -> None:
+    make_queued_job(session, make_caller(session))
+    worker = make_worker(session)
+    now = session.scalars(select(func.clock_timestamp())).one()  # this transaction began earlier
+
+    claim = claim_on(session, worker)
+
+    assert claim is not None
+    assert session.get_one(JobRow, claim.lease.job_id).lease_until >= now + timedelta(seconds=60)
+
+
 def test_a_submitted_job_waits_for_its_files_and_says_so(session: Session) -> None:
     job = make_job(session, make_caller(session))
 
