@@ -1,4 +1,4 @@
-"""Flags in memory that the worker's main process shares with its children: drain, and when each lane last pulled.
+"""Flags in memory that a worker's main process shares with its children: registered, drain, each lane's last pull.
 
 Plain bytes in an anonymous map, made before the fork: no lock, so a child killed at any moment leaves none held.
 """
@@ -21,6 +21,15 @@ class SharedFlags:
 
     def __init__(self) -> None:
         self._bytes = mmap.mmap(-1, mmap.PAGESIZE)
+
+    @property
+    def registered(self) -> bool:
+        """True once this worker may take work: registering ends every lease of its earlier life."""
+        return self._bytes[2] != 0
+
+    def register(self) -> None:
+        """For good."""
+        self._bytes[2] = 1
 
     @property
     def draining(self) -> bool:

@@ -135,6 +135,7 @@ class Presence(threading.Thread):
         if not self._registered:
             self._write(lambda s: workers.register(s, self._worker, devices))
             self._registered = True
+            self._flags.register()
             log.info("worker.registered", worker_id=self._worker.id, devices=[device.id for device in devices])
             for lane in LANES:
                 ring(lane, self._settings)

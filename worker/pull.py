@@ -67,7 +67,12 @@ PULLS: Final[dict[Lane, Callable[[Host], None]]] = {"training": training, "cpu":
 
 
 def pull(lane: Lane, host: Host) -> None:
-    """Serve a bell. A database that is away is no error: the sweep rings again."""
+    """Serve a bell. A database that is away is no error: the sweep rings again.
+
+    Nothing is taken before the worker has registered, for that would end the lease again; it rings itself afterwards.
+    """
+    if not host.flags.registered:
+        return
     with _draining_on_sigterm(host.flags):
         try:
             PULLS[lane](host)
@@ -89,7 +94,9 @@ def main(lane: Lane) -> None:
     """Serve one lane without a bell; ends when there is nothing to do, or when its parent dies."""
     processes.die_with_parent(int(sys.argv[2]))
     processes.adopt_strays()
-    pull(lane, open_host(Settings(), flags=SharedFlags()))
+    flags = SharedFlags()
+    flags.register()  # who sends a deputy has done so
+    pull(lane, open_host(Settings(), flags=flags))
 
 
 if __name__ == "__main__":

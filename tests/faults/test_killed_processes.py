@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from shared.tables import AdapterRow, DeviceRow
@@ -79,6 +79,22 @@ def test_a_worker_that_comes_back_need_not_wait_for_its_old_leases(stack: Stack)
     stack.start_worker(**hour)
 
     must_succeed(stack, job_id)
+
+
+def test_a_worker_that_comes_back_takes_no_job_before_it_has_given_up_its_old_leases(at_work: Stack) -> None:
+    # Registering ends all its leases: one that it took before would be reaped under a living supervisor.
+    job_id = at_work.submit(LONG)
+    at_work.wait_for_step(job_id, 12)
+    at_work.processes[0].kill()
+    at_work.wait(job_id, "queued", seconds=10)  # its device is free again, and still in the pool
+    with at_work.engine.connect() as blocker:
+        blocker.execute(text("select from workers for no key update"))
+        at_work.start_worker()
+        until(lambda: (at_work.home / "worker-home.log").read_text().count(" ready.") == 2, what="a second worker")
+        time.sleep(2)  # the janitor rings every second
+
+    must_succeed(at_work, job_id)
+    assert [row.outcome for row in at_work.attempts(job_id)] == ["lost", "succeeded"]
 
 
 def test_a_killed_supervisor_takes_its_trainer_along_and_a_sibling_goes_on(at_work: Stack) -> None:
