@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import timedelta
 from typing import Literal
 
 from sqlalchemy import func, select, update
@@ -25,7 +25,7 @@ class Upload:
     bytes: int
     sha256: str
     key: str
-    expires_at: datetime | None = None
+    expires_after: timedelta | None = None
 
 
 def add(session: Session, upload: Upload, *, project_id: str) -> FileRow:
@@ -39,7 +39,8 @@ def add(session: Session, upload: Upload, *, project_id: str) -> FileRow:
         bytes=upload.bytes,
         sha256=upload.sha256,
         key=upload.key,
-        expires_at=upload.expires_at,
+        # By the clock that will call it expired.
+        expires_at=None if upload.expires_after is None else func.now() + upload.expires_after,
     )
     session.add(row)
     session.flush()

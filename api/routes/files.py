@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -91,7 +91,7 @@ def _upload(received: Received, *, file_id: str, key: str) -> Upload:
             f"Invalid value for 'purpose': must be one of {', '.join(PURPOSES)}, not '{purpose[:100]}'.",
             param="purpose",
         )
-    expires_at = _expiry(fields.pop("expires_after[anchor]", None), fields.pop("expires_after[seconds]", None))
+    expires_after = _expiry(fields.pop("expires_after[anchor]", None), fields.pop("expires_after[seconds]", None))
     if fields:
         name = sorted(fields)[0]
         raise Invalid(
@@ -116,18 +116,18 @@ def _upload(received: Received, *, file_id: str, key: str) -> Upload:
         bytes=received.bytes,
         sha256=received.sha256,
         key=key,
-        expires_at=expires_at,
+        expires_after=expires_after,
     )
 
 
-def _expiry(anchor: str | None, text: str | None) -> datetime | None:
+def _expiry(anchor: str | None, text: str | None) -> timedelta | None:
     if anchor is None and text is None:
         return None
     if anchor != "created_at":
         raise Invalid("expires_after.anchor must be 'created_at'.", param="expires_after.anchor")
     if text is None or not (text.isascii() and text.isdigit() and len(text) < 10 and 3600 <= int(text) <= 2_592_000):
         raise Invalid("expires_after.seconds must be an integer from 3600 to 2592000.", param="expires_after.seconds")
-    return datetime.now(UTC) + timedelta(seconds=int(text))
+    return timedelta(seconds=int(text))
 
 
 def _keep(door: Door, caller: Caller, upload: Upload) -> views.File:

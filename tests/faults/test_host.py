@@ -1,19 +1,17 @@
-"""A host that is full, starts again, or whose clock is wrong (faults 33, 41, 61)."""
+"""A host that is full or starts again (faults 33, 61)."""
 
 from __future__ import annotations
 
 import json
 import resource
-from datetime import UTC, datetime, timedelta
 
 import psutil
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from shared.db import session_scope
-from shared.queue import TASKS, make_celery, queue_name
 from shared.tables import DeviceRow, WorkerRow
-from tests.lifecycle.stack import Stack, forget_everything
+from tests.lifecycle.stack import Stack
 
 
 def test_a_host_without_room_ends_the_attempt_by_name_and_leaves_other_jobs_alone(stack: Stack) -> None:
@@ -52,17 +50,3 @@ def test_a_host_that_starts_again_gives_up_all_leases_of_its_earlier_life_at_onc
     assert [row.outcome for row in stack.attempts(job_id)] == ["lost", "succeeded"]
     with Session(stack.engine) as session:
         assert session.scalars(select(DeviceRow.leased_by)).all() == [None]
-
-
-def test_bells_of_a_host_whose_clock_is_wrong_cost_a_sweep_and_no_job(stack: Stack) -> None:
-    stack.start_worker()
-    stack.wait_for_worker()
-    submitted = stack.submit("steps=2")
-    forget_everything(stack)  # the good bell is lost
-    bell = make_celery(stack.settings)
-    for hours in (-1, 1):
-        stamp = datetime.now(UTC) + timedelta(hours=hours)
-        bell.send_task(TASKS["cpu"], args=["x"], queue=queue_name("cpu", "x"), expires=stamp, ignore_result=True)
-
-    assert stack.wait(submitted, seconds=40).status == "succeeded"
-    assert stack.broken_invariants() == []
