@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import resource
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
+import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
@@ -14,16 +18,61 @@ from shared.tables import DeviceRow, WorkerRow
 from tests.lifecycle.stack import Stack
 
 
+ROOM, LARGE, SMALL = 16 * 2**20, 6 * 2**20, 3 * 2**20
+
+
+@pytest.fixture
+def small_disk(stack: Stack) -> Iterator[Path]:
+    """A file system of 16 MiB as a worker's home."""
+    home = stack.home / "small"
+    home.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", str(home)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system may be mounted here: {mounted.stderr.strip()}; a quota stands for it below")
+    yield home
+    subprocess.run(["umount", "--lazy", str(home)], check=True)  # the worker that has it open ends soon
+
+
+def large_file(stack: Stack) -> str:
+    rows = [
+        json.dumps({"text": "fake: steps=2"}),
+        *(json.dumps({"text": "x" * 50_000}) for _ in range(LARGE // 50_000)),
+    ]
+    return stack.upload("\n".join(rows).encode())
+
+
+def test_a_full_disk_ends_an_attempt_by_name_and_the_worker_goes_on_once_there_is_room(
+    stack: Stack, small_disk: Path
+) -> None:
+    (small_disk / "ballast").write_bytes(bytes(ROOM - SMALL))
+    stack.start_worker(home="small", TUNEPOOL_MAX_ATTEMPTS="2")
+    stack.start_janitor()
+    stack.wait_for_worker()
+    file_id = large_file(stack)
+
+    large, small = stack.submit_file(file_id), stack.submit("steps=2")
+    failed = stack.wait(large, seconds=60)
+    assert (failed.status, failed.error["code"]) == ("failed", "disk_full")
+    assert "TUNEPOOL_HOME" in failed.error["message"]
+    assert [row.outcome for row in stack.attempts(large)] == ["crashed", "crashed"]
+    assert stack.wait(small, seconds=60).status == "succeeded"
+    assert list((small_disk / "work").iterdir()) == [], "what a failed attempt left takes the next one's room"
+
+    (small_disk / "ballast").unlink()
+    assert stack.wait(stack.submit_file(file_id), seconds=60).status == "succeeded"
+    assert stack.broken_invariants() == []
+
+
 def test_a_host_without_room_ends_the_attempt_by_name_and_leaves_other_jobs_alone(stack: Stack) -> None:
     worker = stack.start_worker(TUNEPOOL_MAX_ATTEMPTS="2")
     stack.start_janitor()
     stack.wait_for_worker()
-    limit = 4 * 2**20
     for process in (psutil.Process(worker.pid), *psutil.Process(worker.pid).children(recursive=True)):
-        process.rlimit(resource.RLIMIT_FSIZE, (limit, limit))  # a quota: the disk is full for whoever is over it
-    rows = [json.dumps({"text": "fake: steps=2"}), *(json.dumps({"text": "x" * 50_000}) for _ in range(120))]
+        process.rlimit(resource.RLIMIT_FSIZE, (SMALL, SMALL))  # a quota: the disk is full for whoever is over it
 
-    large, small = stack.submit_file(stack.upload("\n".join(rows).encode())), stack.submit("steps=2")
+    large, small = stack.submit_file(large_file(stack)), stack.submit("steps=2")
 
     job = stack.wait(large, seconds=60)
     assert (job.status, job.error["code"]) == ("failed", "disk_full")
