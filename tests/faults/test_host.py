@@ -17,7 +17,6 @@ from shared.db import session_scope
 from shared.tables import DeviceRow, WorkerRow
 from tests.lifecycle.stack import Stack
 
-
 ROOM, LARGE, SMALL = 16 * 2**20, 6 * 2**20, 3 * 2**20
 
 

@@ -1,0 +1,121 @@
+"""The real trainer on a tiny random model, disturbed in every way that ends an attempt (faults 4, 10, 20, 35)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from shared import submission
+from shared.catalogue import load_catalogue
+from shared.db import session_scope
+from shared.queue import ring
+from shared.spec import CreateJob
+from shared.tables import AdapterRow, JobRow
+from tests.faults.conftest import own_servers
+from tests.lifecycle.stack import Stack, make_stack
+from tests.train.tiny import chat_rows, make_model_directory
+
+STEPS = 240
+TUNEPOOL = {
+    "adapter": {"method": "qlora", "r": 4, "lora_dropout": 0.1},
+    "training": {"max_steps": STEPS, "batch_size": 2, "save_steps": 10, "max_length": 256, "learning_rate": 0.001},
+}
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Iterator[Stack]:
+    """A stack with servers of its own, the real trainer and a real base model."""
+    with own_servers(tmp_path) as servers:
+        made = make_stack(
+            tmp_path / "stack",
+            servers,
+            TUNEPOOL_TRAINER="worker.train",
+            TUNEPOOL_LEASE_SECONDS="6",
+            TUNEPOOL_STOP_SECONDS="30",
+        )
+        shutil.rmtree(made.home / "tiny")
+        make_model_directory(made.home / "tiny")
+        yield made
+        made.stop()
+    assert made.trainers() == [], "a trainer outlived its worker"
+
+
+def test_a_job_whose_trainer_worker_and_database_died_ends_with_the_weights_of_one_that_was_left_alone(
+    real: Stack,
+) -> None:
+    worker = real.start_worker()
+    real.start_janitor()
+    untouched = real.wait(submit(real), "succeeded", seconds=120)
+    job_id = submit(real)
+
+    real.wait_for_step(job_id, 30, seconds=60)
+    real.trainers()[0].kill()
+    real.wait_for_step(job_id, 80, seconds=60)
+    worker.kill()
+    worker.wait()
+    worker = real.start_worker()
+    real.wait_for_step(job_id, 130, seconds=60)
+    worker.terminate()
+    assert worker.wait(60) == 0
+    worker = real.start_worker()
+    real.wait_for_step(job_id, 180, seconds=60)
+    crash_postgres(real)
+    job = real.wait(job_id, seconds=120)
+
+    assert job.status == "succeeded", job.error
+    assert [row.outcome for row in real.attempts(job_id)] == ["crashed", "lost", "drained", "succeeded"]
+    assert weights(job) == weights(untouched)
+    curve, whole = (losses(real, one.id) for one in (job, untouched))
+    assert len(curve.keys() & whole.keys()) > STEPS / 4
+    assert {step: loss for step, loss in curve.items() if whole.get(step, loss) != loss} == {}
+    assert job.trained_tokens == untouched.trained_tokens
+    with Session(real.engine) as session:
+        assert len(session.scalars(select(AdapterRow).where(AdapterRow.job_id == job_id)).all()) == 1
+    assert real.broken_invariants() == []
+
+
+def submit(stack: Stack) -> str:
+    rows = "".join(json.dumps(row) + "\n" for row in chat_rows(24)).encode()
+    body = {"model": "tiny", "training_file": stack.upload(rows), "seed": 11, "tunepool": TUNEPOOL}
+    with session_scope(stack.engine) as session:
+        job_id = submission.submit(
+            session,
+            CreateJob.model_validate(body),
+            caller=stack.caller,
+            base=load_catalogue(stack.settings).find("tiny"),
+            request_sha256=hashlib.sha256(json.dumps(body).encode()).hexdigest(),
+        ).job.id
+    ring("cpu", stack.settings)
+    return job_id
+
+
+def crash_postgres(stack: Stack) -> None:
+    postgres = stack.servers.postgres
+    assert postgres.pid is not None
+    os.kill(postgres.pid, signal.SIGQUIT)
+    os.waitpid(postgres.pid, 0)
+    time.sleep(1)
+    postgres.start()
+    stack.engine.dispose()
+
+
+def weights(job: JobRow) -> str:
+    """The hash of the weights that were published."""
+    assert job.manifest is not None
+    return next(file["sha256"] for file in job.manifest["files"] if file["name"] == "adapter_model.safetensors")
+
+
+def losses(stack: Stack, job_id: str) -> dict[int, Any]:
+    metrics = [event.data for event in stack.events(job_id) if event.type == "metrics" and event.data]
+    return {data["step"]: data["train_loss"] for data in metrics}
