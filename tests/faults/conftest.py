@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import boto3
 import httpx2
@@ -18,6 +19,7 @@ from shared import keys
 from shared.db import session_scope
 from standalone.postgres import EmbeddedPostgres
 from standalone.valkey import EmbeddedValkey
+from tests.faults.proxy import Proxy
 from tests.lifecycle.conftest import servers, stack  # noqa: F401  # fixtures
 from tests.lifecycle.stack import Servers, Stack, make_stack, until
 from tests.servers import TEMPLATE, alembic_config
@@ -45,6 +47,16 @@ def own_stack(tmp_path: Path) -> Iterator[Stack]:
         yield made
         made.stop()
     assert made.trainers() == [], "a trainer outlived its worker"
+
+
+@contextmanager
+def relay(upstream: Path | tuple[str, int], **options: Any) -> Iterator[Proxy]:
+    """A proxy before a server, while a test lasts."""
+    proxy = Proxy(upstream, **options)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
 
 
 @contextmanager
@@ -107,5 +119,5 @@ def make_secret(place: Stack) -> str:
         return keys.create(session, project_id=place.caller.project_id, name="client", scopes=("*",))[1]
 
 
-def postgres_admin(server: EmbeddedPostgres) -> psycopg.Connection[tuple[object, ...]]:
-    return psycopg.connect(f"host={server.socket_dir} user=postgres dbname=postgres", autocommit=True)
+def postgres_admin(server: EmbeddedPostgres, database: str = "postgres") -> psycopg.Connection[tuple[object, ...]]:
+    return psycopg.connect(f"host={server.socket_dir} user=postgres dbname={database}", autocommit=True)

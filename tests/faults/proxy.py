@@ -7,7 +7,7 @@ import contextlib
 import socket
 import struct
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,11 +30,19 @@ class Weather:
 FAIR = Weather()
 
 
-class Proxy:
-    """Listens on a port of this machine and relays to `upstream`, a socket's path or (host, port)."""
+def _as_sent(chunk: bytes) -> bytes:
+    return chunk
 
-    def __init__(self, upstream: Path | tuple[str, int]) -> None:
+
+class Proxy:
+    """Listens on a port of this machine and relays to `upstream`, a socket's path or (host, port).
+
+    What clients send goes through `alter` first.
+    """
+
+    def __init__(self, upstream: Path | tuple[str, int], *, alter: Callable[[bytes], bytes] = _as_sent) -> None:
         self._upstream = upstream
+        self._alter = alter
         self._weather = FAIR
         self._serial = self._deaf_below = 0
         self._open: set[asyncio.StreamWriter] = set()
@@ -102,7 +110,10 @@ class Proxy:
         self._serial += 1
         pumps = [
             asyncio.ensure_future(pump)
-            for pump in (self._pump(reader, far_writer, self._serial), self._pump(far_reader, writer, self._serial))
+            for pump in (
+                self._pump(reader, far_writer, self._serial, alter=self._alter),
+                self._pump(far_reader, writer, self._serial, alter=_as_sent),
+            )
         ]
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -113,7 +124,14 @@ class Proxy:
             far_writer.close()
             self._open.discard(far_writer)
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, serial: int) -> None:
+    async def _pump(
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        serial: int,
+        *,
+        alter: Callable[[bytes], bytes],
+    ) -> None:
         passed = 0
         while chunk := await source.read(16 * 1024):
             while self._weather.silent or serial <= self._deaf_below:
@@ -122,7 +140,7 @@ class Proxy:
             if self._weather.refuse or passed > self._weather.reset_after_bytes:
                 return
             await asyncio.sleep(self._weather.delay_seconds + len(chunk) / self._weather.bytes_per_second)
-            sink.write(chunk)
+            sink.write(alter(chunk))
             await sink.drain()
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import redis
 
 from shared.queue import ring
 from standalone.valkey import EmbeddedValkey
-from tests.lifecycle.stack import Stack, chain_of, forget_everything, until
+from tests.faults.conftest import relay
+from tests.lifecycle.stack import Servers, Stack, chain_of, forget_everything, make_stack, until
 
 LONG = "steps=60 step_seconds=0.05 save=10"
 
@@ -20,6 +25,19 @@ def kill(valkey: EmbeddedValkey) -> None:
     assert valkey.pid is not None
     os.kill(valkey.pid, signal.SIGKILL)
     os.waitpid(valkey.pid, 0)
+
+
+@contextmanager
+def at_work(servers: Servers, folder: Path, port: int) -> Iterator[Stack]:
+    """A worker, a janitor and a client, all of whose bells go through this port."""
+    stack = make_stack(folder, servers, REDIS_URL=f"redis://127.0.0.1:{port}/0", TUNEPOOL_RING_SECONDS="2")
+    try:
+        stack.start_worker()
+        stack.start_janitor()
+        stack.wait_for_worker()
+        yield stack
+    finally:
+        stack.stop()
 
 
 def test_flushall_in_the_middle_loses_nothing_and_runs_nothing_twice(stack: Stack) -> None:
@@ -53,6 +71,32 @@ def test_a_hundred_bells_start_each_job_once(stack: Stack) -> None:
         assert stack.wait(job_id, seconds=60).status == "succeeded"
         assert len(stack.attempts(job_id)) == 1
     assert stack.broken_invariants() == []
+
+
+def test_half_of_the_bells_lost_and_some_doubled_cost_no_job_and_no_attempt(servers: Servers, tmp_path: Path) -> None:
+    chance, lost, heard = random.Random(18), [], []
+
+    def lose_half(sent: bytes) -> bytes:
+        if b"LPUSH" not in sent:
+            return sent
+        gone = chance.random() < 0.5
+        (lost if gone else heard).append(sent)
+        # Into a list that nobody reads: Redis answers its sender as ever.
+        return sent.replace(b"\r\ntunepool:", b"\r\nnowhere::", 1) if gone else sent
+
+    with relay(servers.valkey.socket, alter=lose_half) as line, at_work(servers, tmp_path, line.port) as stack:
+        job_ids = []
+        for _ in range(6):
+            job_ids.append(stack.submit("steps=3"))
+            for lane in ("cpu", "training") if chance.random() < 0.5 else ():
+                ring(lane, stack.settings)
+            time.sleep(chance.uniform(0.0, 0.5))
+
+        for job_id in job_ids:
+            assert stack.wait(job_id, seconds=60).status == "succeeded"
+            assert len(stack.attempts(job_id)) == 1
+        assert stack.broken_invariants() == []
+        assert min(len(lost), len(heard)) > 5
 
 
 def test_without_any_bell_the_worker_finds_its_work_itself(own_stack: Stack) -> None:

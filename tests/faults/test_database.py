@@ -7,10 +7,11 @@ import signal
 import time
 
 import pytest
+from sqlalchemy import make_url, text
 
 from standalone.postgres import EmbeddedPostgres
 from tests.faults.conftest import postgres_admin
-from tests.lifecycle.stack import Stack, chain_of
+from tests.lifecycle.stack import Stack, chain_of, until
 
 LONG = "steps=60 step_seconds=0.05 save=10"
 
@@ -61,6 +62,81 @@ def test_connections_that_are_cut_all_the_time_cost_no_attempt(own_stack: Stack)
     assert job.status == "succeeded", job.error
     assert len(own_stack.attempts(job_id)) == 1
     assert own_stack.broken_invariants() == []
+
+
+def in_deadlock(stack: Stack, job_id: str) -> None:
+    """Have whoever next touches this job's device die of a real deadlock with us.
+
+    It holds the job and waits for the device, we hold the device and then want the job. It looks for a deadlock after
+    two seconds of waiting and finds it; we would look after a minute.
+    """
+    waiting = text(
+        "select from pg_stat_activity where wait_event_type = 'Lock' and query ilike 'update devices set leased%'"
+    )
+    with stack.engine.connect() as ours:
+        ours.execute(text("set local deadlock_timeout = '1min'"))
+        ours.execute(text("select from devices for update"))
+
+        def victim_waits() -> bool:
+            with stack.engine.connect() as other:
+                return other.execute(waiting).first() is not None
+
+        until(victim_waits, what="somebody who waits for the device")
+        ours.execute(text("select from jobs where id = :id for update"), {"id": job_id})
+
+
+def test_a_deadlock_is_answered_by_trying_again_with_one_effect(stack: Stack) -> None:
+    database = make_url(stack.settings.database_url).database
+    with postgres_admin(stack.servers.postgres) as admin:
+        admin.execute(f"alter database {database} set deadlock_timeout = '2s'")
+    worker = stack.start_worker()
+    stack.wait_for_worker()
+    job_id = stack.submit(LONG)
+    in_deadlock(stack, job_id)  # with the claim
+    until(lambda: "deadlock detected" in (stack.home / "worker-home.log").read_text(), what="a claim that gave way")
+    stack.wait_for_step(job_id, 12)
+    worker.kill()
+    stack.start_janitor()
+    in_deadlock(stack, job_id)  # with the reaper
+    stack.wait(job_id, "queued", seconds=15)
+    until(lambda: "deadlock detected" in (stack.home / "janitor.log").read_text(), what="a reaper that gave way")
+    stack.start_worker()
+
+    job = stack.wait(job_id, seconds=60)
+
+    assert job.status == "succeeded", job.error
+    assert job.failures == 1
+    assert [row.outcome for row in stack.attempts(job_id)] == ["lost", "succeeded"]
+    assert stack.chain(job.manifest) == chain_of(60)
+    assert stack.broken_invariants() == []
+
+
+def test_statements_that_are_cancelled_or_cannot_be_serialised_cost_no_attempt(stack: Stack) -> None:
+    database = make_url(stack.settings.database_url).database
+    with postgres_admin(stack.servers.postgres) as admin:  # what an operator may have set for the whole server
+        admin.execute(f"alter database {database} set default_transaction_isolation = 'repeatable read'")
+    stack.start_worker()
+    stack.start_janitor()
+    job_id = stack.submit(LONG)
+    stack.wait_for_step(job_id, 5)
+
+    with postgres_admin(stack.servers.postgres, database) as admin:
+        admin.execute("set default_transaction_isolation = 'read committed'")
+        for number in range(150):
+            admin.execute("update jobs set version = version + 1 where status = 'running'")
+            if number % 5 == 0:
+                admin.execute(
+                    "select pg_cancel_backend(pid) from pg_stat_activity"
+                    " where pid <> pg_backend_pid() and datname = current_database() and state <> 'idle'"
+                )
+            time.sleep(0.01)
+
+    job = stack.wait(job_id, seconds=60)
+    assert job.status == "succeeded", job.error
+    assert [row.outcome for row in stack.attempts(job_id)] == ["succeeded"]
+    assert stack.chain(job.manifest) == chain_of(60)
+    assert "could not serialize" in (stack.home / "worker-home.log").read_text()
+    assert stack.broken_invariants() == []
 
 
 def test_a_worker_that_starts_before_postgres_waits_for_it(own_stack: Stack) -> None:

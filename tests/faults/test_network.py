@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from sqlalchemy import make_url, select
@@ -13,19 +11,12 @@ from sqlalchemy.orm import Session
 from shared.db import session_scope
 from shared.tables import AdapterRow
 from tests.factories import make_queued_job
-from tests.faults.conftest import s3_environment, s3_server
+from tests.faults.conftest import relay, s3_environment, s3_server
 from tests.faults.proxy import FAIR, Proxy, Weather
 from tests.lifecycle.stack import Servers, Stack, chain_of, make_stack, until
 from worker.presence import EXIT_DEAF
 
 LONG = "steps=60 step_seconds=0.05 save=10"
-
-
-@contextmanager
-def relay(upstream: object) -> Iterator[Proxy]:
-    proxy = Proxy(upstream)  # type: ignore[arg-type]  # a path or an address
-    yield proxy
-    proxy.close()
 
 
 def database_behind(proxy: Proxy, stack: Stack) -> dict[str, str]:
