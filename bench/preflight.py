@@ -1,9 +1,9 @@
 """How long a preflight reads a chat file, and in what memory: `python bench/preflight.py MODEL_FOLDER [rows]`.
 
 MODEL_FOLDER holds a base model's tokenizer; without it, the built-in model's in the home's cache. Generates the rows
-first (100,000 rows, about 60 MB), then runs, as the CPU lane does, the staging of canonical rows and the program itself
-in two processes; prints seconds, rows a second beside a single plain tokenizer call per row in the same run, and the
-peak memory of the whole process group (PSS: pages that processes share are counted once).
+first (100,000 rows, about 60 MB), then runs, as the CPU lane does, the staging of canonical rows (but for the download)
+and the program itself in two processes; prints seconds, rows a second beside a single plain tokenizer call per row in
+the same run, and the peak memory of the whole process group (PSS: pages that processes share are counted once).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.dataset_check import chunks, write_rows
 from shared.catalogue import SMOLLM2, local_folder
 from shared.dataset_check import check
-from shared.dataset_convert import canonical_lines
+from shared.dataset_convert import checked_lines
 from shared.events import TokenReport
 from shared.settings import Settings, trainer_environment
 from shared.spec import Adapter, DataFacts, JobSpec, Placement, PreflightSpec, Quantization, Queue, Supervised, Training
@@ -108,7 +108,7 @@ def main() -> None:
         checked = time.perf_counter() - began
         began = time.perf_counter()
         with staged.open("wb") as sink:
-            sink.writelines(canonical_lines(chunks(raw)))
+            sink.writelines(checked_lines(chunks(raw)))
         written = time.perf_counter() - began
         plain = subprocess.run(
             [sys.executable, "-c", PLAIN, str(model), str(staged)],

@@ -19,7 +19,7 @@ import stamina
 
 from shared import layout
 from shared.adapters import StoredFile
-from shared.dataset_convert import canonical_lines
+from shared.dataset_convert import checked_lines
 from shared.errors import NotFound, TunepoolError, Unavailable
 from shared.leases import Claim, FileRef, Lease
 from shared.storage import Store
@@ -94,26 +94,31 @@ def stage_rows(store: Store, file: FileRef, target: Path, *, interrupt: Interrup
         DataChanged: the store has other bytes than those that were checked.
         Unavailable: the store stays away for longer than we wait.
     """
-
-    def attempt() -> None:
-        interrupt()
-        digest = hashlib.sha256()
-        with target.open("wb") as sink:
-            sink.writelines(canonical_lines(_hashed(store.chunks(file.key), digest, interrupt)))
-        if digest.hexdigest() != file.sha256:
-            raise DataChanged(
-                f"File '{file.id}' has changed since it was uploaded; upload it again.", param="training_file"
-            )
-
-    _patiently(attempt)
+    upload = target.with_name(f"{target.name}.upload")
+    _patiently(partial(_fetch, store, file, upload, interrupt))
+    if _sha256(upload) != file.sha256:
+        raise DataChanged(
+            f"File '{file.id}' has changed since it was uploaded; upload it again.", param="training_file"
+        )
+    with target.open("wb") as sink:
+        sink.writelines(checked_lines(_chunks(upload, interrupt)))
+    upload.unlink()
     return target
 
 
-def _hashed(chunks: Iterable[bytes], digest: Any, interrupt: Interrupt) -> Iterator[bytes]:
-    for chunk in chunks:
-        interrupt()
-        digest.update(chunk)
-        yield chunk
+def _fetch(store: Store, file: FileRef, target: Path, interrupt: Interrupt) -> None:
+    interrupt()
+    with target.open("wb") as sink:
+        for chunk in store.chunks(file.key):
+            interrupt()
+            sink.write(chunk)
+
+
+def _chunks(file: Path, interrupt: Interrupt) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            interrupt()
+            yield chunk
 
 
 def stage_checkpoint(store: Store, manifest: dict[str, Any], checkpoints: Path, *, interrupt: Interrupt) -> bool:

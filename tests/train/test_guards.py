@@ -14,7 +14,7 @@ from shared.settings import trainer_environment
 from tests.train.tiny import chat, chat_rows, losses, make_spec, read_events, run
 from worker.train.checkpoints import Progress
 from worker.train.guards import HIGH_STEPS, WATCHED_STEPS, NanLoss, check_divergence, check_numbers
-from worker.train.limits import out_of_memory_code
+from worker.train.memory import out_of_memory_code
 from worker.train.objectives.objective import Loss, MicroBatch
 from worker.train.objectives.supervised import SupervisedObjective
 from worker.train.validation import Evaluator

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shared.events import EXIT_DONE, EXIT_USER_FAULT, TokenReport
+from shared.settings import trainer_environment
 from shared.spec import AttemptSpec, PreflightSpec
+from tests.train.test_loss_mask import WITH_MARKERS
 from tests.train.tiny import chat, chat_rows, kto_rows, make_spec, make_tokenizer, preference_rows, read_events
 from worker.train.data import RowReader
 from worker.train.objectives.supervised import IGNORED, padded
@@ -120,6 +124,17 @@ def test_rows_that_the_template_refuses_are_all_counted_and_the_others_read(tmp_
     assert report.preview[0].sequences == []
     assert "no" in str(report.preview[0].fault)
     assert report.training.empty.count == 2
+
+
+def test_the_program_reads_without_pytorch_what_it_reads_with_it(tmp_path: Path, model: Path) -> None:
+    rows = [*chat_rows(20), chat("naïve?", "🙂   so")]
+    here = examined(tmp_path, model, rows, shown=[1, 21], training={"chat_template": WITH_MARKERS})
+    argv = [sys.executable, "-m", "worker.train.preflight", str(tmp_path / "preflight.json"), str(tmp_path / "again")]
+
+    ended = subprocess.run(argv, env=trainer_environment(), capture_output=True, text=True, timeout=120, check=True)
+
+    assert "PyTorch was not found" in ended.stdout + ended.stderr
+    assert TokenReport.model_validate_json((tmp_path / "again" / "preflight.json").read_bytes()) == here
 
 
 def test_a_base_model_without_a_template_ends_as_the_users_fault(tmp_path: Path, model: Path) -> None:

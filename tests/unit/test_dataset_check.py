@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.dataset_check import DatasetReport, Limits, RowProblem, check
-from shared.dataset_convert import canonical_lines
+from shared.dataset_convert import canonical_lines, checked_lines
 
 USER = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Hello"}
@@ -398,7 +398,9 @@ def test_a_good_file_passes_and_converts(data: bytes) -> None:
     report = check([data])
 
     assert report.ok, report.problems
-    assert check(canonical_lines([data])).ok
+    canonical = list(canonical_lines([data]))
+    assert check(canonical).ok
+    assert list(checked_lines([data])) == canonical
 
 
 def test_every_example_of_the_documentation_passes_and_every_format_has_one() -> None:
@@ -557,6 +559,7 @@ def test_a_row_with_any_value_replaced_is_refused_or_converts_to_a_row_that_pass
                 again = list(canonical_lines([data]))
                 assert check(again).ok, (data, again)
                 assert list(canonical_lines(again)) == again
+                assert list(checked_lines([data])) == again
 
 
 def paths(value: object, at: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:

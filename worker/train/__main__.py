@@ -24,8 +24,8 @@ from worker.train.base_model import load_model, recompute_activations
 from worker.train.checkpoints import Learner, Progress
 from worker.train.data import Row, RowReader, RowSet
 from worker.train.guards import NoTrainableParameters
-from worker.train.limits import limit_memory, out_of_memory_code, peak_memory_bytes
 from worker.train.loop import Run, save_checkpoint, train
+from worker.train.memory import limit_memory, out_of_memory_code, peak_memory_bytes
 from worker.train.methods import METHODS, adapt, make_optimizer, trainable, with_float32_adapters
 from worker.train.objectives.objective import Objective
 from worker.train.objectives.table import OBJECTIVES

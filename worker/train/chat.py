@@ -1,9 +1,10 @@
 """From messages to text with trained spans, through the base model's chat template.
 
 The template is a program from a stranger: transformers renders it in a jinja sandbox, here under a time and size limit.
-A span is found by rendering the conversation up to a message and checking that this is a prefix of the whole; where a
-template does not have that property, its own `{% generation %}` markers decide, or those of TRL's training template
-for the family. If none of the three is exact, the job fails: a wrong mask trains a wrong model without any sign.
+A span is found by rendering the conversation up to a message and checking that this is a prefix of the whole; where
+`incremental` knows beforehand that it is, one rendering that counts the messages does. Where a template does not have
+that property, its own `{% generation %}` markers decide, or those of TRL's training template for the family. If none of
+them is exact, the job fails: a wrong mask trains a wrong model without any sign.
 """
 
 from __future__ import annotations
@@ -13,18 +14,20 @@ import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import jinja2
 
 from shared.errors import Invalid
 from shared.spec import Training
+from worker.train.alignment import Span
+from worker.train.incremental import MARK, with_marks
 from worker.train.limits import TimeIsUp, time_limit
 
 RENDER_SECONDS = 5.0
 RENDER_CHARACTERS = 16 * 1024 * 1024
 
-Span = tuple[int, int]  # characters, half open
 JsonObject = dict[str, Any]
 
 
@@ -47,6 +50,8 @@ class ChatTemplate:
                 param="training.chat_template",
             )
         self._tokenizer = tokenizer
+        self._special_tokens = tuple(tokenizer.all_special_tokens)
+        self._header: str | None = None
 
     def render(self, messages: list[JsonObject], *, tools: list[JsonObject] | None, prompt_only: bool = False) -> str:
         """The text of `messages`; with `prompt_only`, up to and including the assistant's header.
@@ -61,6 +66,9 @@ class ChatTemplate:
 
     def render_with_spans(self, messages: list[JsonObject], *, tools: list[JsonObject] | None) -> Rendered:
         """The text of `messages` and where each assistant message stands in it, its end-of-turn token included."""
+        counted = self._spans_by_counting(messages, tools=tools)
+        if counted is not None:
+            return counted
         text = self.render(messages, tools=tools)
         spans = self._spans_by_prefix(messages, text=text, tools=tools)
         if spans is not None:
@@ -89,6 +97,41 @@ class ChatTemplate:
         if len(text) > RENDER_CHARACTERS:
             raise _unusable(f"writes more than {RENDER_CHARACTERS} characters for one conversation")
         return text
+
+    def _spans_by_counting(self, messages: list[JsonObject], *, tools: list[JsonObject] | None) -> Rendered | None:
+        """What `_spans_by_prefix` finds, by one rendering; None where that is not known."""
+        if self._counting_template is None or messages[0]["role"] == "assistant":  # a header after nothing is apart
+            return None
+        try:
+            *parts, rest = self._render(messages, tools=tools, chat_template=self._counting_template).split(MARK)
+            header = self._header_after(messages[:1], tools=tools)
+        except jinja2.TemplateError:  # will be said where prefixes are rendered
+            return None
+        if rest or len(parts) != len(messages):
+            return None
+        spans: list[Span] = []
+        for message, part, end in zip(messages, parts, accumulate(map(len, parts)), strict=True):
+            if message["role"] == "assistant":
+                answer = part[len(header) if part.startswith(header) else common_prefix_length(header, part) :]
+                start = end - len(answer)
+                spans.append((start, start + len(self._without_tail(answer))))
+        return Rendered(text="".join(parts), spans=spans)
+
+    @functools.cached_property
+    def _counting_template(self) -> str | None:
+        template = self._tokenizer.chat_template
+        try:
+            with time_limit(RENDER_SECONDS):
+                return with_marks(template) if isinstance(template, str) else None  # a dict has one for tools
+        except TimeIsUp:
+            return None
+
+    def _header_after(self, messages: list[JsonObject], *, tools: list[JsonObject] | None) -> str:
+        """What an incremental template opens an answer with: the same after any messages."""
+        if self._header is None:
+            whole = self._render(messages, tools=tools, add_generation_prompt=True)
+            self._header = whole[len(self._render(messages, tools=tools)) :]
+        return self._header
 
     def _spans_by_prefix(
         self, messages: list[JsonObject], *, text: str, tools: list[JsonObject] | None
@@ -129,7 +172,7 @@ class ChatTemplate:
     def _without_tail(self, answer: str) -> str:
         """Cut white space that follows the end-of-turn token: generation stops before it."""
         trimmed = answer.rstrip()
-        return trimmed if trimmed.endswith(tuple(self._tokenizer.all_special_tokens)) else answer
+        return trimmed if trimmed.endswith(self._special_tokens) else answer
 
     def _spans_by_markers(self, messages: list[JsonObject], *, tools: list[JsonObject] | None) -> Rendered | None:
         if self._marked_template is None:

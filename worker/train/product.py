@@ -12,7 +12,7 @@ import torch
 from shared.errors import TunepoolError
 from shared.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
 from shared.spec import MergeSpec
-from worker.train.limits import out_of_memory_code
+from worker.train.memory import out_of_memory_code
 from worker.train.reporting import Reporter
 
 

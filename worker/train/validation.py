@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from worker.train.data import Row
-from worker.train.limits import out_of_memory_code
+from worker.train.memory import out_of_memory_code
 from worker.train.objectives.objective import Loss, MicroBatch, Objective
 from worker.train.packing import group
 from worker.train.ranks import Ranks

@@ -1,0 +1,47 @@
+"""What memory this process may use and has used, and how libraries say that there was not enough."""
+
+from __future__ import annotations
+
+import resource
+
+import psutil
+import torch
+
+from shared.spec import AttemptSpec
+
+
+def limit_memory(spec: AttemptSpec) -> None:
+    """Make allocation fail past the attempt's limit, so that it ends as out of memory and not by the kernel's axe."""
+    if spec.memory_limit_bytes is None:
+        return
+    if spec.device == "cuda":
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, spec.memory_limit_bytes / total))
+    else:
+        # DATA counts private writable memory, which is what tensors are; address space would count mapped files too.
+        # But it counts what is reserved and never touched as well, over a gigabyte once the libraries are imported, so
+        # the limit bounds what this process may still gain.
+        now = psutil.Process().memory_full_info()
+        ceiling = now.data + max(0, spec.memory_limit_bytes - now.uss)
+        resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
+
+
+def peak_memory_bytes(spec: AttemptSpec) -> int:
+    """Most memory ever held: of the device for CUDA, resident for the CPU."""
+    if spec.device == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
+# What torch, oneDNN and the C++ runtime say when the host has no memory left; none of them has a class of its own.
+_HOST_OOM_PHRASES = ("can't allocate memory", "not enough memory", "std::bad_alloc", "could not create a memory object")
+
+
+def out_of_memory_code(error: BaseException) -> str | None:
+    """`gpu_oom` or `host_oom` if `error` says that memory ran out, else None."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "gpu_oom"
+    if isinstance(error, MemoryError):
+        return "host_oom"
+    says_so = any(phrase in str(error) for phrase in _HOST_OOM_PHRASES)
+    return "host_oom" if isinstance(error, RuntimeError) and says_so else None
