@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import select
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
@@ -9,7 +11,9 @@ from typing import Any, Final, TypeVar
 import psycopg
 from psycopg.abc import PQGen
 from sqlalchemy import Engine, MetaData, create_engine, event
+from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.pool import ConnectionPoolEntry
 
 T = TypeVar("T")
 
@@ -29,6 +33,8 @@ class Base(DeclarativeBase):
 
 # A statement is given up after 10 s by the server, after this by us: a hung server or a half-open line says nothing.
 SILENCE_SECONDS: Final = 15.0
+# A connection that has rested for longer is asked whether it lives before it is lent.
+RESTED_SECONDS: Final = 5.0
 
 
 class _ImpatientConnection(psycopg.Connection[Any]):
@@ -43,7 +49,7 @@ class _ImpatientConnection(psycopg.Connection[Any]):
             raise
 
 
-def make_engine(url: str, *, pool_size: int = 10, max_overflow: int = 20) -> Engine:
+def make_engine(url: str, *, pool_size: int = 20, max_overflow: int = 10) -> Engine:
     """An engine that finds dead connections before it lends them and gives up on a silent server.
 
     A statement runs 10 s at the most and waits 5 s for a lock, so that no request hangs on another's transaction.
@@ -53,7 +59,7 @@ def make_engine(url: str, *, pool_size: int = 10, max_overflow: int = 20) -> Eng
         pool_size=pool_size,
         max_overflow=max_overflow,
         pool_timeout=5,
-        pool_pre_ping=True,
+        pool_use_lifo=True,  # what few connections can do stays with those that have their statements prepared
         pool_recycle=1800,
         connect_args={
             "connect_timeout": 3,
@@ -66,6 +72,8 @@ def make_engine(url: str, *, pool_size: int = 10, max_overflow: int = 20) -> Eng
         },
     )
     event.listen(engine, "do_connect", _connect)
+    event.listen(engine, "checkin", _note_rest)
+    event.listen(engine, "checkout", _refuse_dead)
     return engine
 
 
@@ -73,6 +81,32 @@ def _connect(
     _dialect: object, _record: object, words: Sequence[Any], options: dict[str, Any]
 ) -> psycopg.Connection[Any]:
     return _ImpatientConnection.connect(*words, **options)
+
+
+def _note_rest(_connection: object, record: ConnectionPoolEntry) -> None:
+    record.info["rests_since"] = time.monotonic()
+
+
+def _refuse_dead(connection: psycopg.Connection[Any], record: ConnectionPoolEntry, _lent: object) -> None:
+    """SQLAlchemy's pre-ping asks the server each time; a server that ends tells every connection's socket by itself."""
+    since = record.info.get("rests_since")
+    if since is None:  # just made
+        return
+    if _has_spoken(connection):
+        raise InvalidatePoolError("the server has ended an idle connection")
+    if time.monotonic() - since > RESTED_SECONDS:
+        try:
+            connection.execute("select 1")
+            connection.rollback()
+        except psycopg.Error as error:
+            raise InvalidatePoolError("an idle connection is dead") from error
+
+
+def _has_spoken(connection: psycopg.Connection[Any]) -> bool:
+    """Whether an idle connection has something to read: nobody asked, so it is a farewell."""
+    poller = select.poll()
+    poller.register(connection.fileno(), select.POLLIN)
+    return bool(poller.poll(0))
 
 
 @contextmanager

@@ -142,7 +142,12 @@ def request_cancel_of_running(session: Session, job_ids: Collection[str]) -> lis
 
 def one_at_a_time(session: Session, what: str) -> None:
     """Serialise transactions that name the same `what`, until this one ends."""
-    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(what, 0))))
+    session.execute(select(turn(what)))
+
+
+def turn(what: ColumnElement[str] | str) -> ColumnElement[None]:
+    """`one_at_a_time` as a column, for a statement that has more to say."""
+    return func.pg_advisory_xact_lock(func.hashtextextended(what, 0))
 
 
 # --- claims ----------------------------------------------------------------------------------------------------------

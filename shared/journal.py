@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from sqlalchemy import bindparam, text
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from shared.events import Level
 from shared.ids import new_id
-from shared.tables import Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,31 +24,41 @@ class NewEvent:
     data: dict[str, Any] | None = None
 
 
-# The number is found by the statement that uses it: however many events, one round trip.
-_APPEND = text("""
+# Numbers are found by the statement that uses them: however many events of however many jobs, one round trip.
+_APPEND: Final = text("""
     insert into events (job_id, seq, id, level, type, message, data)
-    select :job_id, coalesce(max(seq), 0) + 1, :id, :level, :type, :message, :data from events where job_id = :job_id
-""").bindparams(bindparam("data", type_=Json))
+    select new.job_id,
+           coalesce((select max(seq) from events where job_id = new.job_id), 0)
+               + row_number() over (partition by new.job_id order by new.place),
+           new.id, new.level, new.type, new.message, new.data::jsonb
+    from unnest(cast(:job_id as text[]), cast(:id as text[]), cast(:level as text[]), cast(:type as text[]),
+                cast(:message as text[]), cast(:data as text[]))
+         with ordinality as new (job_id, id, level, type, message, data, place)
+""")
 
 
 def append(session: Session, job_id: str, events: Sequence[NewEvent]) -> None:
     """Number and store `events` behind those the job has."""
-    if events:
-        session.execute(_APPEND, [_row(job_id, event) for event in events])
+    _store(session, [(job_id, event) for event in events])
 
 
 def append_to_each(session: Session, job_ids: Collection[str], event: NewEvent) -> None:
-    """Store one event behind those of every job, in one round trip however many they are."""
-    if job_ids:
-        session.execute(_APPEND, [_row(job_id, event) for job_id in job_ids])
+    """Store one event behind those of every job."""
+    _store(session, [(job_id, event) for job_id in job_ids])
 
 
-def _row(job_id: str, event: NewEvent) -> dict[str, Any]:
+def _store(session: Session, said: Collection[tuple[str, NewEvent]]) -> None:
+    if said:
+        rows = [_row(job_id, event) for job_id, event in said]
+        session.execute(_APPEND, {name: [row[name] for row in rows] for name in rows[0]})
+
+
+def _row(job_id: str, event: NewEvent) -> dict[str, str | None]:
     return {
         "job_id": job_id,
         "id": new_id("ftevent-"),
         "level": event.level,
         "type": event.type,
         "message": event.message,
-        "data": event.data,
+        "data": None if event.data is None else json.dumps(event.data),
     }

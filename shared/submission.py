@@ -5,9 +5,11 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, bindparam, func, insert, inspect, select
+from sqlalchemy.orm import Session, make_transient_to_detached
+from sqlalchemy.orm.attributes import set_committed_value
 
 from shared import jobs, journal, usage
 from shared.errors import Conflict, Forbidden, Invalid, LimitReached
@@ -43,31 +45,34 @@ def submit(
     `retried`: the client says this is a retry of a POST whose answer it never saw; the same body under the same key
     within ten minutes is then the same job. Raises Invalid, NotFound, Conflict, Forbidden, LimitReached.
     """
-    jobs.one_at_a_time(session, f"submit:{caller.key_id}:{request_sha256}")
-    earlier = _earlier(session, caller, request_sha256, retried=retried, idempotency_key=idempotency_key)
-    if earlier is not None:
-        return Submission(earlier, replayed=True)
+    turn = f"submit:{caller.key_id}:{request_sha256}"
+    if retried or idempotency_key is not None:
+        jobs.one_at_a_time(session, turn)  # by now the earlier one is committed, or there is none
+        earlier = _earlier(session, caller, request_sha256, retried=retried, idempotency_key=idempotency_key)
+        if earlier is not None:
+            return Submission(earlier, replayed=True)
     refuse_out_of_bounds(request.tunepool.queue or Queue(), caller)
-    training = _usable_file(session, caller, request.training_file, param="training_file")
-    validation = None
-    if request.validation_file is not None:
-        validation = _usable_file(session, caller, request.validation_file, param="validation_file")
-    project = session.get_one(ProjectRow, caller.project_id)
-    _refuse_when_full(session, project, session.get_one(ApiKeyRow, caller.key_id))
+    named = {"training_file": request.training_file, "validation_file": request.validation_file}
+    grounds = [
+        _ground(session, caller, file_id, turn=turn, param=param)
+        for param, file_id in named.items()
+        if file_id is not None
+    ]
+    _refuse_when_full(session, caller, grounds[0])
     job = _new_job(request, caller=caller, base=base, request_sha256=request_sha256)
-    session.add(job)
-    session.flush()  # fills in what the database sets
+    _store(session, job)
     if idempotency_key is not None:
         session.add(
             IdempotencyRow(
                 key_id=caller.key_id, idempotency_key=idempotency_key, request_sha256=request_sha256, job_id=job.id
             )
         )
-    names = training.filename if validation is None else f"{training.filename}, {validation.filename}"
-    warning = usage.soft_limit_warning(session, project.id)
+    names = ", ".join(ground.filename for ground in grounds)
+    limited = grounds[0].budget_soft_device_seconds is not None
+    warning = usage.soft_limit_warning(session, caller.project_id) if limited else None
     said = [NewEvent(f"Created fine-tuning job: {job.id}"), NewEvent(f"Validating training file: {names}")]
     journal.append(session, job.id, said if warning is None else [*said, NewEvent(warning, level="warn")])
-    _supersede(session, job)
+    _supersede(session, job, request.tunepool.queue)
     return Submission(job, replayed=False, warning=warning)
 
 
@@ -116,9 +121,34 @@ def _earlier(
     ).one_or_none()
 
 
-def _usable_file(session: Session, caller: Caller, file_id: str, *, param: str) -> FileRow:
-    # The share lock keeps a delete from slipping between this look and the job's insert.
-    row = session.scalars(select(FileRow).where(FileRow.id == file_id).with_for_update(read=True)).one_or_none()
+# What a submission stands on, read in one round trip: its file, its limits, and its turn. The lock keeps a delete from
+# slipping between this look and the job's insert; the insert's foreign key would take the same.
+_GROUND: Final = (
+    select(
+        FileRow.project_id,
+        FileRow.deleted_at,
+        FileRow.filename,
+        FileRow.purpose,
+        FileRow.status,
+        FileRow.status_details,
+        ProjectRow.name.label("project_name"),
+        ProjectRow.max_queued.label("project_max_queued"),
+        ProjectRow.budget_soft_device_seconds,
+        ApiKeyRow.name.label("key_name"),
+        ApiKeyRow.max_queued.label("key_max_queued"),
+        jobs.turn(bindparam("turn")),
+    )
+    .select_from(FileRow)
+    .join(ApiKeyRow, ApiKeyRow.id == bindparam("key_id"))
+    .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
+    .where(FileRow.id == bindparam("file_id"))
+    .with_for_update(read=True, key_share=True, of=FileRow)
+)
+
+
+def _ground(session: Session, caller: Caller, file_id: str, *, turn: str, param: str) -> Any:
+    """The file as a submission may use it, beside the limits of whoever submits. Raises Invalid."""
+    row = session.execute(_GROUND, {"turn": turn, "key_id": caller.key_id, "file_id": file_id}).one_or_none()
     if row is None or row.project_id != caller.project_id or row.deleted_at is not None:
         raise Invalid(
             f"{param} '{file_id[:100]}' does not exist in this project. Upload it with POST /v1/files.",
@@ -136,11 +166,12 @@ def _usable_file(session: Session, caller: Caller, file_id: str, *, param: str) 
     return row
 
 
-def _refuse_when_full(session: Session, project: ProjectRow, key: ApiKeyRow) -> None:
-    if project.max_queued is not None:
-        _refuse_more(session, JobRow.project_id == project.id, project.max_queued, whose=f"Project '{project.name}'")
-    if key.max_queued is not None:
-        _refuse_more(session, JobRow.key_id == key.id, key.max_queued, whose=f"The API key '{key.name}'")
+def _refuse_when_full(session: Session, caller: Caller, ground: Any) -> None:
+    project, key = f"Project '{ground.project_name}'", f"The API key '{ground.key_name}'"
+    if ground.project_max_queued is not None:
+        _refuse_more(session, JobRow.project_id == caller.project_id, ground.project_max_queued, whose=project)
+    if ground.key_max_queued is not None:
+        _refuse_more(session, JobRow.key_id == caller.key_id, ground.key_max_queued, whose=key)
 
 
 def _refuse_more(session: Session, theirs: ColumnElement[bool], limit: int, *, whose: str) -> None:
@@ -154,7 +185,7 @@ def _refuse_more(session: Session, theirs: ColumnElement[bool], limit: int, *, w
 
 
 def _new_job(request: CreateJob, *, caller: Caller, base: BaseModelRef, request_sha256: str) -> JobRow:
-    queue = request.tunepool.queue
+    queue = request.tunepool.queue or Queue()
     return JobRow(
         id=new_id("ftjob-"),
         project_id=caller.project_id,
@@ -168,17 +199,37 @@ def _new_job(request: CreateJob, *, caller: Caller, base: BaseModelRef, request_
         validation_file=request.validation_file,
         request=request.model_dump(mode="json", exclude_unset=True),
         request_sha256=request_sha256,
+        auto=[],
         job_metadata=request.metadata,
-        tier=queue.tier if queue else "normal",
-        priority=queue.priority if queue else 0,
-        preemptible=queue.preemptible if queue else True,
-        max_runtime_seconds=queue.max_runtime_seconds if queue else None,
-        group_name=queue.group if queue else None,
+        tier=queue.tier,
+        priority=queue.priority,
+        preemptible=queue.preemptible,
+        max_runtime_seconds=queue.max_runtime_seconds,
+        group_name=queue.group,
     )
 
 
-def _supersede(session: Session, job: JobRow) -> None:
-    queue = CreateJob.model_validate(job.request).tunepool.queue
+_TABLE: Final = JobRow.__table__
+_INSERT: Final = insert(_TABLE).returning(_TABLE.c.created_at)  # type: ignore[arg-type]  # a Table, typed as more
+_COLUMNS: Final = {name: column for name, column in inspect(JobRow).columns.items() if name != "created_at"}
+_UNSAID: Final = {
+    name: None if column.default is None else column.default.arg  # type: ignore[attr-defined]  # plain values, all
+    for name, column in _COLUMNS.items()
+}
+
+
+def _store(session: Session, job: JobRow) -> None:
+    """Insert a new job whole. Of its row only one moment is the database's: to read all back costs twice the insert."""
+    for name, value in _UNSAID.items():
+        if name not in job.__dict__:
+            set_committed_value(job, name, value)
+    values = {column.key: getattr(job, name) for name, column in _COLUMNS.items()}
+    job.created_at = session.execute(_INSERT, values).scalar_one()
+    make_transient_to_detached(job)  # stored as it stands: the session has nothing to write and nothing to load
+    session.add(job)
+
+
+def _supersede(session: Session, job: JobRow, queue: Queue | None) -> None:
     if queue is None or not queue.supersede or queue.group is None:
         return
     older = session.scalars(
@@ -189,5 +240,4 @@ def _supersede(session: Session, job: JobRow) -> None:
             JobRow.status.in_(["validating_files", "queued", "paused"]),
         )
     ).all()
-    for job_id in older:
-        jobs.cancel_waiting(session, job_id, reason=f"Superseded by {job.id} of group '{queue.group}'")
+    jobs.cancel_all_waiting(session, older, reason=f"Superseded by {job.id} of group '{queue.group}'")

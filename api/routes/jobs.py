@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from api import views
+from api.answers import written
 from api.body import RawBody, parse
 from api.deps import Door, DoorDep, JobsReader, JobsWriter
 from shared import adapters, failpoints, jobs, pages, refusals, submission
@@ -44,11 +45,10 @@ JOB_BODY: dict[str, Any] = {
 def create_job(
     caller: JobsWriter,  # first, so that nobody's body is read before their key
     body: RawBody,
-    response: Response,
     door: DoorDep,
     idempotency_key: Annotated[str | None, Header()] = None,
     x_stainless_retry_count: Annotated[str | None, Header(include_in_schema=False)] = None,
-) -> views.FineTuningJob:
+) -> Response:
     """Accept a job. It waits in the queue; nothing trains before its files are found good."""
     request = parse(body, CreateJob)
     base = door.catalogue.find(request.model)
@@ -66,12 +66,13 @@ def create_job(
         view = views.job(made.job, caller=caller)
         failpoints.reach("submit_before_commit", door.settings)
     failpoints.reach("submit_after_commit", door.settings)
+    headers = {}
     if made.replayed:
-        response.headers["Idempotent-Replayed"] = "true"
+        headers["idempotent_replayed"] = "true"
     if made.warning is not None:
-        response.headers["Tunepool-Warning"] = made.warning.encode("ascii", "replace").decode()
+        headers["tunepool_warning"] = made.warning.encode("ascii", "replace").decode()
     door.ring("cpu")
-    return view
+    return written(view, **headers)
 
 
 def _is_retry(count: str | None) -> bool:
@@ -95,7 +96,7 @@ def list_jobs(
     metadata: Annotated[
         str | None, Query(description="`null`: jobs without metadata. Or `metadata[key]=value`.")
     ] = None,
-) -> views.JobPage:
+) -> Response:
     """Jobs of the project, newest first."""
     wanted = {
         found[1]: value for name, value in request.query_params.multi_items() if (found := _METADATA.fullmatch(name))
@@ -104,7 +105,7 @@ def list_jobs(
         raise Invalid(
             "Filter with metadata[key]=value, or metadata=null for jobs without any; not both.", param="metadata"
         )
-    with door.session() as session:
+    with door.reading() as session:
         rows, more = pages.jobs(
             session,
             project_id=caller.project_id,
@@ -113,7 +114,7 @@ def list_jobs(
             metadata=wanted or None,
             without_metadata=metadata == "null",
         )
-        return views.JobPage(data=[views.job(row, caller=caller) for row in rows], has_more=more)
+    return written(views.JobPage(data=[views.job(row, caller=caller) for row in rows], has_more=more))
 
 
 @router.get(
@@ -121,25 +122,28 @@ def list_jobs(
 )
 def retrieve_job(
     job_id: str,
-    response: Response,
     door: DoorDep,
     caller: JobsReader,
     if_none_match: Annotated[str | None, Header()] = None,
-) -> Any:
+) -> Response:
     """A job with its place in the queue, progress, attempts and adapter. Send the ETag back to poll cheaply."""
+    look = None
+    if if_none_match is not None:
+        with door.reading() as session:
+            version, status = pages.job_version(session, job_id, project_id=caller.project_id)
+        look = door.outlook.of(job_id) if status == "queued" else None
+        etag = views.etag(version, look)
+        if _is_known(etag, if_none_match):
+            return Response(status_code=304, headers={"ETag": etag})
     with door.reading() as session:
-        version, status = pages.job_version(session, job_id, project_id=caller.project_id)
-    look = door.outlook.of(job_id) if status == "queued" else None
-    etag = views.etag(version, look)
-    if _is_known(etag, if_none_match):
-        return Response(status_code=304, headers={"ETag": etag})
-    with door.session() as session:
         row = pages.job(session, job_id, project_id=caller.project_id)
-        attempts, adapter = pages.attempts(session, job_id), adapters.of_job(session, job_id)
+        # What has never started has neither: most polls of a full queue.
+        attempts = pages.attempts(session, job_id) if row.attempts else ()
+        adapter = adapters.of_job(session, job_id) if row.attempts else None
     look = (look or door.outlook.of(job_id)) if row.status == "queued" else None  # it may have moved since
     queue = None if look is None else views.queue_state(look, row)
-    response.headers["ETag"] = views.etag(row.version, look)
-    return views.job(row, caller=caller, attempts=attempts, adapter=adapter, queue=queue)
+    view = views.job(row, caller=caller, attempts=attempts, adapter=adapter, queue=queue)
+    return written(view, etag=views.etag(row.version, look))
 
 
 def _is_known(etag: str, if_none_match: str | None) -> bool:

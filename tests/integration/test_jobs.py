@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import func, select, text, update
+from sqlalchemy import event, func, inspect, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -47,6 +47,27 @@ def test_a_submitted_job_waits_for_its_files_and_says_so(session: Session) -> No
 
     assert job.status == "validating_files"
     assert messages == [f"Created fine-tuning job: {job.id}", "Validating training file: train.jsonl"]
+
+
+def test_an_accepted_job_is_told_as_the_database_has_it(session: Session) -> None:
+    job = make_job(session, make_caller(session), metadata={"sha": "1"}, tunepool={"queue": {"priority": 3}})
+
+    told = {name: getattr(job, name) for name in inspect(JobRow).columns.keys()}  # noqa: SIM118  # no mapping
+    session.expire(job)
+    stored = {name: getattr(job, name) for name in told}
+
+    assert told == stored
+
+
+def test_accepting_a_job_takes_three_statements(session: Session) -> None:
+    caller = make_caller(session)
+    request = make_request(make_file(session, caller).id)
+    said: list[str] = []
+    event.listen(session.connection(), "before_cursor_execute", lambda *call: said.append(call[2]))
+
+    submission.submit(session, request, caller=caller, base=SMOLLM2.ref, request_sha256="a")
+
+    assert [statement.split()[0].lower() for statement in said] == ["select", "insert", "insert"]
 
 
 def test_a_retry_of_the_same_post_is_the_same_job_and_a_new_post_is_not(session: Session) -> None:

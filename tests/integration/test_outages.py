@@ -15,8 +15,11 @@ import httpx2
 import pytest
 import structlog
 from fastapi.testclient import TestClient
+from sqlalchemy import text
+from sqlalchemy.orm import Session
 
 from api.app import create_app
+from shared import db
 from shared.db import session_scope
 from shared.settings import Settings
 from shared.storage import open_store
@@ -57,6 +60,44 @@ def test_without_postgres_every_answer_says_retry_and_names_no_address(api: Api)
         assert int(answer.headers["retry-after"]) > 0
         assert "127.0.0.1" not in answer.text
     assert alive.status_code == 200
+
+
+def end_all_connections(session: Session) -> None:
+    session.execute(
+        text(
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
+            " where pid <> pg_backend_pid() and datname = current_database() and backend_type = 'client backend'"
+        )
+    )
+
+
+def test_connections_that_the_server_has_ended_cost_no_request(api: Api) -> None:
+    key = {"Authorization": f"Bearer {api.key}"}
+    with live_api(api.settings) as url, httpx2.Client(base_url=url, headers=key) as http:
+        assert http.get(JOBS).status_code == 200
+        with session_scope(api.engine) as session:
+            end_all_connections(session)
+        answers = [http.get(JOBS).status_code for _ in range(5)]
+
+    assert answers == [200] * 5
+
+
+def test_a_connection_that_died_without_a_word_is_found_once_it_has_rested(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "RESTED_SECONDS", 0.0)
+    monkeypatch.setattr(db, "_has_spoken", lambda _: False)
+    engine = db.make_engine(api.settings.database_url)
+    with session_scope(engine) as session:
+        first = session.scalar(text("select pg_backend_pid()"))
+    with session_scope(api.engine) as session:
+        end_all_connections(session)
+
+    with session_scope(engine) as session:
+        second = session.scalar(text("select pg_backend_pid()"))
+    engine.dispose()
+
+    assert first != second
 
 
 def test_without_its_store_an_upload_leaves_no_row_and_jobs_are_still_answered(api: Api) -> None:
