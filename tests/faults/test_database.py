@@ -8,7 +8,9 @@ import time
 
 import pytest
 from sqlalchemy import make_url, text
+from sqlalchemy.orm import Session
 
+from shared import jobs
 from standalone.postgres import EmbeddedPostgres
 from tests.faults.conftest import postgres_admin
 from tests.lifecycle.stack import Stack, chain_of, until
@@ -64,14 +66,15 @@ def test_connections_that_are_cut_all_the_time_cost_no_attempt(own_stack: Stack)
     assert own_stack.broken_invariants() == []
 
 
-def in_deadlock(stack: Stack, job_id: str) -> None:
-    """Have whoever next touches this job's device die of a real deadlock with us.
+def in_deadlock(stack: Stack, its_lock: str) -> None:
+    """Have whoever next leases or frees a device under this advisory lock die of a real deadlock with us.
 
-    It holds the job and waits for the device, we hold the device and then want the job. It looks for a deadlock after
-    two seconds of waiting and finds it; we would look after a minute.
+    It holds `its_lock` and waits for the device, we hold the device and then want that lock. It looks after
+    two seconds for a deadlock and finds it; we would look after a minute.
     """
     waiting = text(
-        "select from pg_stat_activity where wait_event_type = 'Lock' and query ilike 'update devices set leased%'"
+        "select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+        " and (query ilike 'update devices set leased%' or query ilike 'select%from devices%for update')"
     )
     with stack.engine.connect() as ours:
         ours.execute(text("set local deadlock_timeout = '1min'"))
@@ -82,7 +85,7 @@ def in_deadlock(stack: Stack, job_id: str) -> None:
                 return other.execute(waiting).first() is not None
 
         until(victim_waits, what="somebody who waits for the device")
-        ours.execute(text("select from jobs where id = :id for update"), {"id": job_id})
+        jobs.one_at_a_time(Session(ours), its_lock)
 
 
 def test_a_deadlock_is_answered_by_trying_again_with_one_effect(stack: Stack) -> None:
@@ -92,12 +95,12 @@ def test_a_deadlock_is_answered_by_trying_again_with_one_effect(stack: Stack) ->
     worker = stack.start_worker()
     stack.wait_for_worker()
     job_id = stack.submit(LONG)
-    in_deadlock(stack, job_id)  # with the claim
+    in_deadlock(stack, f"plan:{stack.settings.pool}")
     until(lambda: "deadlock detected" in (stack.home / "worker-home.log").read_text(), what="a claim that gave way")
     stack.wait_for_step(job_id, 12)
     worker.kill()
     stack.start_janitor()
-    in_deadlock(stack, job_id)  # with the reaper
+    in_deadlock(stack, "janitor:reap")
     stack.wait(job_id, "queued", seconds=15)
     until(lambda: "deadlock detected" in (stack.home / "janitor.log").read_text(), what="a reaper that gave way")
     stack.start_worker()
@@ -122,20 +125,25 @@ def test_statements_that_are_cancelled_or_cannot_be_serialised_cost_no_attempt(s
 
     with postgres_admin(stack.servers.postgres, database) as admin:
         admin.execute("set default_transaction_isolation = 'read committed'")
-        for number in range(150):
-            admin.execute("update jobs set version = version + 1 where status = 'running'")
-            if number % 5 == 0:
+        for _ in range(3):
+            for _ in range(40):
+                admin.execute("update jobs set version = version + 1 where status = 'running'")
+                time.sleep(0.01)
+            with admin.transaction():
+                admin.execute("update jobs set version = version + 1 where status = 'running'")
+                time.sleep(0.7)  # a heartbeat waits for the row
                 admin.execute(
                     "select pg_cancel_backend(pid) from pg_stat_activity"
-                    " where pid <> pg_backend_pid() and datname = current_database() and state <> 'idle'"
+                    " where datname = current_database() and wait_event_type = 'Lock'"
                 )
-            time.sleep(0.01)
 
     job = stack.wait(job_id, seconds=60)
     assert job.status == "succeeded", job.error
     assert [row.outcome for row in stack.attempts(job_id)] == ["succeeded"]
     assert stack.chain(job.manifest) == chain_of(60)
-    assert "could not serialize" in (stack.home / "worker-home.log").read_text()
+    log = (stack.home / "worker-home.log").read_text()
+    assert "could not serialize" in log
+    assert "canceling statement due to user request" in log
     assert stack.broken_invariants() == []
 
 
