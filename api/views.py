@@ -338,7 +338,7 @@ def job(
 ) -> FineTuningJob:
     """A job with what surrounds it. Lists leave attempts out."""
     request = row.request
-    spec = None if row.spec is None else JobSpec.model_validate(row.spec)
+    spec = None if row.spec is None else JobSpec.model_validate(row.spec, extra="ignore")  # a newer version's, maybe
     values = _hyperparameters(row, spec)
     kind = (request.get("method") or {}).get("type", "supervised")
     return FineTuningJob.model_validate(
@@ -502,7 +502,7 @@ def merge(row: MergeRow, *, files: list[AdapterFile]) -> Merge:
         id=row.id,
         object="tunepool.merge" if merges else "tunepool.combination",
         status=row.status,
-        request=(CreateMerge if merges else CreateCombination).model_validate(row.request),
+        request=(CreateMerge if merges else CreateCombination).model_validate(row.request, extra="ignore"),
         base_model=row.base_model,
         created_at=seconds(row.created_at),
         finished_at=None if row.finished_at is None else seconds(row.finished_at),

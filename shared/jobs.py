@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy import ColumnElement, Row, func, select, text, update
 from sqlalchemy.orm import Session
 
@@ -17,7 +18,7 @@ from shared import journal, measurements, pool, preflights, usage
 from shared.errors import Invalid, NotFound
 from shared.ids import new_id
 from shared.journal import NewEvent
-from shared.leases import Claim, FileRef, Lease, NewFile, Orders, ends_in
+from shared.leases import Claim, FileRef, Lease, NewFile, NotUnderstood, Orders, ends_in
 from shared.lifecycle import COUNTED, AttemptOutcome, AttemptPhase, JobStatus, is_terminal
 from shared.scheduling import Assignment
 from shared.settings import Settings
@@ -153,14 +154,18 @@ def turn(what: ColumnElement[str] | str) -> ColumnElement[None]:
 # --- claims ----------------------------------------------------------------------------------------------------------
 
 
-def claim_training(session: Session, *, worker_id: str, pool_name: str, lease_seconds: float) -> Claim | None:
+def claim_training(
+    session: Session, *, worker_id: str, pool_name: str, lease_seconds: float, passed_over: Collection[str] = ()
+) -> Claim | None:
     """Lease the next job and its devices to this worker, or None when nothing of the plan is its own.
+
+    Jobs that are `passed_over` are not planned for. Raises NotUnderstood; the caller passes that job over too.
 
     The plan and the lease are one transaction under the pool's advisory lock, so that no two workers see the same
     device free.
     """
     one_at_a_time(session, f"plan:{pool_name}")
-    view = pool.snapshot(session, pool_name=pool_name)
+    view = pool.snapshot(session, pool_name=pool_name).without(passed_over)
     made = pool.make_plan(view)
     for preemption in made.preemptions:
         _request_preemption(session, preemption.victim_id, for_job_id=preemption.for_job_id, reason=preemption.reason)
@@ -262,8 +267,10 @@ def _lease_training(
     return _claim(session, taken, worker_id=worker_id, device_ids=tuple(device_ids))
 
 
-def claim_validation(session: Session, *, worker_id: str, lease_seconds: float) -> Claim | None:
-    """Lease the oldest job whose files are checked and that nobody validates yet."""
+def claim_validation(
+    session: Session, *, worker_id: str, lease_seconds: float, passed_over: Collection[str] = ()
+) -> Claim | None:
+    """Lease the oldest job whose files are checked and that nobody validates yet. Raises NotUnderstood."""
     unchecked = select(FileRow.id).where(
         FileRow.id.in_([JobRow.training_file, JobRow.validation_file]),
         FileRow.status == "uploaded",
@@ -272,6 +279,7 @@ def claim_validation(session: Session, *, worker_id: str, lease_seconds: float) 
     candidate = (
         select(JobRow.id)
         .where(JobRow.status == "validating_files", JobRow.lease_until.is_(None), ~unchecked.correlate(JobRow).exists())
+        .where(JobRow.id.not_in(passed_over))
         .order_by(JobRow.id)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -292,13 +300,18 @@ def claim_validation(session: Session, *, worker_id: str, lease_seconds: float) 
 
 
 def _claim(session: Session, job: JobRow, *, worker_id: str, device_ids: tuple[str, ...] = ()) -> Claim:
+    try:
+        request = CreateJob.model_validate(job.request)
+        spec = None if job.spec is None else JobSpec.model_validate(job.spec)
+    except ValidationError as error:
+        raise NotUnderstood(job.id) from error
     return Claim(
         lease=Lease(job_id=job.id, fence=job.fence, worker_id=worker_id, attempt=job.attempts),
         project_id=job.project_id,
-        request=CreateJob.model_validate(job.request),
+        request=request,
         base_model=job.base_model,
         seed=job.seed,
-        spec=None if job.spec is None else JobSpec.model_validate(job.spec),
+        spec=spec,
         model_name=model_name(session, job),
         training_file=_file_ref(session, job.training_file),
         validation_file=None if job.validation_file is None else _file_ref(session, job.validation_file),

@@ -21,6 +21,14 @@ def ends_in(seconds: float) -> ColumnElement[datetime]:
     return func.clock_timestamp() + timedelta(seconds=seconds)
 
 
+class NotUnderstood(Exception):  # a fact about a job, named as one
+    """The job carries what only a newer version writes; a worker of that version takes it."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+        self.job_id = job_id
+
+
 @dataclass(frozen=True, slots=True)
 class Lease:
     """Proof of an attempt. Every write of the attempt carries it; the fence only grows."""

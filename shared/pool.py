@@ -5,7 +5,8 @@ Reads only, but for `charge` and `keep_first_etas`; shared/jobs.py writes what a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -38,6 +39,10 @@ class Snapshot:
     devices: tuple[Device, ...]
     shares: tuple[Share, ...]
     policy: Policy = DEFAULTS
+
+    def without(self, job_ids: Collection[str]) -> Snapshot:
+        """The same without these waiting jobs."""
+        return replace(self, queue=tuple(job for job in self.queue if job.id not in job_ids)) if job_ids else self
 
     def charge(self, job_id: str) -> float:
         """Device-seconds that the job's project pays on entry."""

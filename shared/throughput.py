@@ -29,7 +29,11 @@ def expected_seconds(session: Session, spec: JobSpec) -> float | None:
         .order_by(JobRow.finished_at.desc())
         .limit(REMEMBERED)
     ).all()
-    known = [(JobSpec.model_validate(document), seconds) for document, seconds in ended if document is not None]
+    known = [
+        (JobSpec.model_validate(document, extra="ignore"), seconds)  # a newer version's, maybe
+        for document, seconds in ended
+        if document is not None
+    ]
     alike = [one for one in known if one[0].adapter.method == spec.adapter.method] or known
     if not alike:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final, Literal
 
 import structlog
@@ -82,8 +83,8 @@ def _sentence(report: DatasetReport) -> str | None:
 
 def validate_next_job(host: Host) -> bool:
     """Settle one job whose files are read: into the queue, or failed with its reasons. False: none waits."""
-    claim = host.write(
-        lambda s: jobs.claim_validation(s, worker_id=host.worker.id, lease_seconds=host.settings.lease_seconds)
+    claim = host.claim(
+        partial(jobs.claim_validation, worker_id=host.worker.id, lease_seconds=host.settings.lease_seconds)
     )
     if claim is None:
         return False

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final, TypeVar
 
+import structlog
 from sqlalchemy import Engine
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.orm import Session
 
 from shared.db import make_engine, session_scope
+from shared.leases import Claim, NotUnderstood
 from shared.settings import Settings
 from shared.storage import Store, open_store
 from shared.workers import NewWorker
@@ -25,6 +27,7 @@ from worker.drain import SharedFlags
 from worker.found_device import FoundDevice
 from worker.trainer_user import trainer_user
 
+log = structlog.get_logger()
 T = TypeVar("T")
 
 # What SQLAlchemy raises when Postgres is away, restarting, or too busy to answer in time.
@@ -42,11 +45,21 @@ class Host:
     flags: SharedFlags
     devices: tuple[FoundDevice, ...]
     trainer_uid: int | None  # None: ours
+    passed_over: set[str] = field(default_factory=set)  # jobs of a newer version
 
     def write(self, verb: Callable[[Session], T]) -> T:
         """Run `verb` in a short session of its own. Raises one of `AWAY` when Postgres does not answer."""
         with session_scope(self.engine) as session:
             return verb(session)
+
+    def claim(self, verb: Callable[..., Claim | None]) -> Claim | None:
+        """A claim by `verb(session, passed_over=…)`, of a job that this version understands."""
+        while True:
+            try:
+                return self.write(lambda s: verb(s, passed_over=self.passed_over))
+            except NotUnderstood as found:
+                self.passed_over.add(found.job_id)
+                log.warning("job.not_understood", job_id=found.job_id, remedy="a worker of a newer version takes it")
 
     @property
     def work(self) -> Path:

@@ -16,7 +16,7 @@ import structlog
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
-from shared import failpoints, files, garbage, jobs, preflights, workers
+from shared import failpoints, files, garbage, jobs, preflights, schema, workers
 from shared.db import make_engine, session_scope
 from shared.errors import Unavailable
 from shared.queue import ring
@@ -64,6 +64,7 @@ class Janitor:
         self._engine: Engine = make_engine(settings.database_url, pool_size=1, max_overflow=0)
         self._rounds = Rounds(settings, began=clock())
         self._over = threading.Event()
+        self._served = False  # by the schema
         now = clock()
         self._due: dict[Callable[[], None], tuple[float, float]] = {
             self.reap: (now, settings.reap_seconds),
@@ -85,6 +86,10 @@ class Janitor:
 
     def _try(self, act: Callable[[], None]) -> None:
         try:
+            if not self._served:
+                with session_scope(self._engine) as session:
+                    schema.must_serve(session)
+                self._served = True
             act()
         except (*AWAY, Unavailable) as error:
             log.warning("janitor.unheard", act=act.__name__, error=str(error)[:200])

@@ -19,11 +19,12 @@ import structlog
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from shared import jobs, workers
+from shared import jobs, schema, workers
 from shared.catalogue import load_catalogue
 from shared.db import make_engine, session_scope
 from shared.lifecycle import Lane
 from shared.queue import ring
+from shared.schema import SchemaOutdated
 from shared.settings import Settings, child_environment
 from shared.workers import DeviceReport, NewWorker
 from worker import processes, pulse
@@ -105,7 +106,7 @@ class Presence(threading.Thread):
             try:
                 self._report()
                 self._watch()
-            except AWAY as error:
+            except (*AWAY, SchemaOutdated) as error:
                 log.warning("presence.unheard", error=str(error)[:200])
             if self._over.wait(self._pause()):
                 break
@@ -133,6 +134,7 @@ class Presence(threading.Thread):
     def _report(self) -> None:
         devices = self._devices()
         if not self._registered:
+            self._write(schema.must_serve)  # until it does, we take no work
             self._write(lambda s: workers.register(s, self._worker, devices))
             self._registered = True
             self._flags.register()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Final
@@ -35,7 +35,7 @@ def training(host: Host) -> None:
     """Claim and supervise jobs, one after the other, until none is for this worker."""
     while not host.flags.draining:
         host.flags.pulled("training", at=time.monotonic())
-        claim = host.write(partial(_claim, host))
+        claim = host.claim(partial(_claim, host))
         if claim is None:
             return
         failpoints.reach("after_claim", host.settings)
@@ -44,9 +44,13 @@ def training(host: Host) -> None:
         run_attempt(host, claim)
 
 
-def _claim(host: Host, session: Session) -> Claim | None:
+def _claim(host: Host, session: Session, *, passed_over: Collection[str]) -> Claim | None:
     claim = jobs.claim_training(
-        session, worker_id=host.worker.id, pool_name=host.settings.pool, lease_seconds=host.settings.lease_seconds
+        session,
+        worker_id=host.worker.id,
+        pool_name=host.settings.pool,
+        lease_seconds=host.settings.lease_seconds,
+        passed_over=passed_over,
     )
     if claim is not None:
         failpoints.reach("claim_before_commit", host.settings)

@@ -9,7 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 
 from api.deps import Door, DoorDep
-from shared import pages, queue
+from shared import pages, queue, schema
 
 router = APIRouter(tags=["health"])
 
@@ -36,13 +36,14 @@ def live() -> Live:
 
 @router.get("/readyz", response_model=Ready)
 async def ready(door: DoorDep) -> Ready:
-    """Ready to accept files and jobs; 503 while the database or the store is away."""
+    """Ready to accept files and jobs; 503 while database or store are away, or a migration is missing."""
     await door.store.check()
     return await run_in_threadpool(_look, door)
 
 
 def _look(door: Door) -> Ready:
     with door.session() as session:
+        schema.must_serve(session)
         counts, devices = pages.unfinished(session), len(pages.devices(session, pool_name=door.settings.pool))
     return Ready(redis=_redis(door), queued=counts.get("queued", 0), running=counts.get("running", 0), devices=devices)
 

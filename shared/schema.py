@@ -1,0 +1,34 @@
+"""Which schemas this version knows, and the refusal to work on one that lacks what it needs.
+
+A newer schema is welcome: migrations only expand first, so the version before runs on it (docs/operations.md).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import inspect, text
+from sqlalchemy.orm import Session
+
+from shared.errors import Unavailable
+
+# As in migrations/versions, oldest first.
+REVISIONS: Final = ("0001", "0002_pool", "0003_preflights", "0004_merges", "0005_without_metadata")
+
+
+class SchemaOutdated(Unavailable):
+    """The database has not been migrated to this version yet."""
+
+    code = "schema_outdated"
+
+
+def must_serve(session: Session) -> None:
+    """Raises SchemaOutdated if a migration of this version is missing."""
+    found = None
+    if inspect(session.connection()).has_table("alembic_version"):
+        found = session.scalar(text("select version_num from alembic_version"))
+    if found is None or found in REVISIONS[:-1]:
+        raise SchemaOutdated(
+            f"The database has schema {found or 'none'}, this version needs {REVISIONS[-1]}; run"
+            " `tunepool-server migrate`."
+        )
