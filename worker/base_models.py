@@ -211,6 +211,11 @@ def _fetch(entry: CatalogueEntry, folder: Path, interrupt: Interrupt) -> None:
         made = _FETCHERS[entry.ref.source](entry, scratch, interrupt)
         verify(made)
         made.rename(folder)
+    except BaseModelUnavailable as error:
+        raise BaseModelUnavailable(
+            f"{error.message} Once its source answers this host, the job goes on; or fetch the model beforehand with"
+            f" `python -m worker.base_models {entry.ref.name}`, or name a folder that has it (source = 'path')."
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -181,15 +181,15 @@ class Stack:
         ]
         return self.submit_file(self.upload("\n".join(lines).encode()), **tunepool)
 
-    def submit_file(self, file_id: str, **tunepool: Any) -> str:
-        body = {"model": "tiny", "training_file": file_id, **({"tunepool": tunepool} if tunepool else {})}
+    def submit_file(self, file_id: str, *, model: str = "tiny", **tunepool: Any) -> str:
+        body = {"model": model, "training_file": file_id, **({"tunepool": tunepool} if tunepool else {})}
         request = CreateJob.model_validate(body)
         with session_scope(self.engine) as session:
             job_id = submission.submit(
                 session,
                 request,
                 caller=self.caller,
-                base=load_catalogue(self.settings).find("tiny"),
+                base=load_catalogue(self.settings).find(model),
                 request_sha256=hashlib.sha256(json.dumps(body).encode()).hexdigest(),
             ).job.id
         ring("cpu", self.settings)
