@@ -50,7 +50,7 @@ def outcomes_after_death_at(edge: Edge, stack: Stack) -> list[str | None]:
     """Run a job whose supervisor dies there once; how its attempts ended."""
     try:
         # Long enough for several stacks at once on a small machine: only the death may cost an attempt.
-        lease = {"TUNEPOOL_LEASE_SECONDS": "6"}
+        lease = {"TUNEPOOL_LEASE_SECONDS": "4"}
         stack.start_worker(TUNEPOOL_FAILPOINT=f"{edge}:exit:once", **lease)
         stack.start_janitor(**lease)
         job = stack.wait(stack.submit(SHORT), seconds=90)

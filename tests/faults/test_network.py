@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 
 import pytest
 from sqlalchemy import make_url, select
@@ -77,8 +78,9 @@ WEATHERS = {
 def test_a_store_in_any_weather_delays_a_job_and_spoils_no_file(
     servers: Servers, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    with s3_server() as address, relay(address) as line:
+    with s3_server() as address, relay(address) as line, ExitStack() as end:
         stack = make_stack(tmp_path_factory.mktemp("s3"), servers, **s3_environment(*address))
+        end.callback(stack.stop)
         stack.start_worker(**s3_environment("127.0.0.1", line.port))
         stack.start_janitor()
         stack.wait_for_worker()
@@ -89,7 +91,7 @@ def test_a_store_in_any_weather_delays_a_job_and_spoils_no_file(
             line.set(weather)
             if weather.refuse:
                 line.cut()
-            time.sleep(2)
+            time.sleep(1.5)
             line.set(FAIR)
 
             job = stack.wait(job_id, seconds=60)

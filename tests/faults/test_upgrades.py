@@ -59,6 +59,11 @@ def ask(url: str, query: str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in connection.execute(text(query))]
 
 
+def tell(url: str, statement: str) -> None:
+    with create_engine(url, poolclass=pool.NullPool).begin() as connection:
+        connection.execute(text(statement))
+
+
 def revision(url: str) -> str | None:
     known = ask(url, "select to_regclass('alembic_version')")[0][0]
     return next((row[0] for row in ask(url, "select version_num from alembic_version")), None) if known else None
@@ -66,11 +71,13 @@ def revision(url: str) -> str | None:
 
 def schemas(url: str) -> dict[str | None, tuple[list[Any], list[Any]]]:
     """What each revision has in columns and indexes; leaves the database empty again."""
+    tell(url, "alter event trigger slowly disable")
     found = {None: (ask(url, COLUMNS), ask(url, INDEXES))}
     for name in schema.REVISIONS:
         command.upgrade(alembic_config(url), name)
         found[name] = (ask(url, COLUMNS), ask(url, INDEXES))
     command.downgrade(alembic_config(url), "base")
+    tell(url, "alter event trigger slowly enable")
     return found
 
 
@@ -101,14 +108,19 @@ def test_a_migration_that_is_killed_or_cut_off_leaves_one_revision_or_the_next_a
     whole = schemas(empty)
     chance = random.Random(52)
 
-    for how in ("kill", "cut", "kill"):
+    for how in ("cut", "kill"):
+        command.downgrade(alembic_config(empty), "base")
         migration = start_migration(empty)
         until(lambda: busy(empty), what="a migration at work")
         time.sleep(chance.uniform(0.0, 0.5))
         if how == "kill":
             migration.send_signal(signal.SIGKILL)
         else:
-            ask(empty, "select pg_terminate_backend(pid) from pg_stat_activity where wait_event = 'PgSleep'")
+            tell(
+                empty,
+                "select pg_terminate_backend(pid) from pg_stat_activity"
+                " where datname = current_database() and pid <> pg_backend_pid()",
+            )
         assert migration.wait(30) != 0
         until(lambda: not busy(empty), what="the end of its last statement")
 
@@ -174,14 +186,13 @@ def test_a_new_version_waits_for_its_migration_and_says_so(stack: Stack) -> None
     assert janitor.poll() is None
 
 
-def test_an_old_version_works_on_the_schema_of_a_newer_one_and_leaves_it_alone(stack: Stack) -> None:
+def test_an_old_version_serves_on_the_schema_of_a_newer_one_and_leaves_it_alone(stack: Stack) -> None:
     set_revision(stack, "9999_later")
-    migrate(stack.settings.database_url)
-    stack.start_worker()
-    stack.start_janitor()
 
-    assert stack.wait(stack.submit("steps=2")).status == "succeeded"
+    migrate(stack.settings.database_url)
+
     with Session(stack.engine) as session:
+        schema.must_serve(session)
         assert session.scalar(text("select version_num from alembic_version")) == "9999_later"
 
 
