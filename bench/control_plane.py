@@ -1,7 +1,7 @@
 """The control plane's figures on this machine, through the real API, with fsync: `python bench/control_plane.py`.
 
     --only submit,poll      some parts; all of them: submit poll list streams bulk start cancel idle lost peers
-    --jobs 100000           rows for `list` (default 1,000,000, which take a few minutes to make)
+    --jobs 100000           rows for `list` (default 1,000,000)
     --api-processes 2       uvicorn processes of the API
     --procrastinate PYTHON  an interpreter that has procrastinate, for `peers`; without it that peer is left out:
                             python3 -m venv P && P/bin/pip install procrastinate "psycopg[binary,pool]" fastapi uvicorn
@@ -9,6 +9,9 @@
 `peers` takes the same submissions, from the same clients in the same run, through a door of the same make before bare
 Celery + Redis and before a Postgres-native queue: no keys, no checks, no idempotency, no events, no explained place.
 Short (under three minutes): --jobs 50000 --seconds 3 --only submit,poll,list,streams,bulk,start,cancel,peers
+
+The clients run on the same cores. Beside each rate stand the processor milliseconds that a request cost the API,
+Postgres and the clients: on a machine that others use too they say more than the rate. Every part warms up first.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
+import json
 import os
 import platform
 import random
@@ -27,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +42,7 @@ import psycopg
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.plane.installation import JOBS, Installation, installation, job_body, worker_process
-from bench.plane.load import Client, Request, Seen, as_fast_as_they_can, at_rate
+from bench.plane.load import Answer, Make, Request, Seen, Target, as_fast_as_they_can, at_rate
 
 CLIENTS = 16
 DOOR = Path(__file__).parent / "plane" / "door.py"
@@ -53,9 +57,6 @@ class Run:
     file_id: str
     rng: random.Random = field(default_factory=lambda: random.Random(1))
     submissions: Seen | None = None
-
-    def clients(self) -> list[Client]:
-        return self.one.clients(CLIENTS)
 
 
 def tell(what: str, value: float, unit: str, *, aim: float | None = None, at_least: bool = False) -> None:
@@ -74,29 +75,42 @@ def quantiles(what: str, seen: Seen, *, p99_ms: float) -> None:
         tell(f"{what}, failures", seen.failures, "", aim=0)
 
 
+@contextmanager
+def costs(run: Run, what: str) -> Iterator[list[Seen]]:
+    """Processor time of each side for one of the requests that the block puts into the list."""
+    servers = {"API": run.one.child("uvicorn"), "Postgres": run.one.child("postgres")}
+    before, seen = {name: _cpu(server) for name, server in servers.items()}, list[Seen]()
+    yield seen
+    number = sum(len(one.seconds) for one in seen)
+    spent = {name: _cpu(server) - before[name] for name, server in servers.items()}
+    spent["clients"] = sum(one.cpu for one in seen)
+    told = ", ".join(f"{name} {seconds / number * 1000:.2f}" for name, seconds in spent.items())
+    print(f"  {f'CPU of one {what}, ms':<58} {told}", flush=True)
+
+
 # --- submissions and polls -------------------------------------------------------------------------------------------
 
 
 def submit(run: Run) -> None:
     """Submissions, each a commit with its events; the ring goes to a real Valkey."""
-    # Every body is another, as those of pipelines are: equal ones of one key take turns, for a retry to find its first.
-    shas = itertools.count()
-
-    def act(client: Client, _: int) -> bool:
-        body = job_body(run.file_id, metadata={"git_sha": f"{next(shas):040x}", "branch": "main"})
-        return client.send(Request("POST", JOBS, body)).status == 200
-
-    as_fast_as_they_can(run.clients(), act, requests=100)
-    servers = {"API": run.one.child("uvicorn"), "Postgres": run.one.child("postgres")}
-    before = {name: _cpu(server) for name, server in servers.items()}
-    fast = as_fast_as_they_can(run.clients(), act, requests=int(run.options.seconds * 200))
+    make = submissions(run.file_id)
+    as_fast_as_they_can(run.one.target, make, clients=CLIENTS, requests=200)
+    with costs(run, "submission") as seen:
+        fast = as_fast_as_they_can(run.one.target, make, clients=CLIENTS, requests=int(run.options.seconds * 200))
+        seen.append(fast)
     run.submissions = fast
     tell(f"submissions, {CLIENTS} clients as fast as they can", fast.rate, "/s", aim=200, at_least=True)
-    for name, server in servers.items():  # on a machine that others use too, this says more than the rate
-        tell(f"CPU of {name} per submission", (_cpu(server) - before[name]) / len(fast.seconds) * 1000, "ms")
     for rate in (100, 200):
-        seen = at_rate(run.clients(), act, rate=rate, seconds=run.options.seconds)
-        quantiles(f"submission at {rate}/s", seen, p99_ms=50)
+        seen_at = at_rate(run.one.target, make, clients=CLIENTS, rate=rate, seconds=run.options.seconds)
+        quantiles(f"submission at {rate}/s", seen_at, p99_ms=50)
+
+
+def submissions(file_id: str) -> Make:
+    """Every body is another, as those of pipelines are: equal ones take turns, so that a retry finds its first."""
+    shas = itertools.count()
+    return lambda _: Request(
+        "POST", JOBS, job_body(file_id, metadata={"git_sha": f"{next(shas):040x}", "branch": "main"})
+    )
 
 
 def poll(run: Run) -> None:
@@ -105,24 +119,28 @@ def poll(run: Run) -> None:
     settled = make_jobs(run, 100, status="cancelled", prefix="2")
     for name, ids in (("settled", settled), ("queued among 10,000", queued)):
         watched, tags = run.rng.sample(ids, 50), dict[str, str]()
-        hits = itertools.count()
+        make, judge = polls(watched, tags, sends=False)
+        at_rate(run.one.target, make, clients=CLIENTS, rate=100, seconds=1, judge=judge)
+        for sort, known in (("polled with its ETag", True), ("read whole", False)):
+            make, judge = polls(watched, tags, sends=known)
+            with costs(run, f"poll of a {name} job, {sort}") as seen:
+                rate, seconds = 200, run.options.seconds
+                seen.append(at_rate(run.one.target, make, clients=CLIENTS, rate=rate, seconds=seconds, judge=judge))
+            quantiles(f"{name} jobs at {rate}/s, {sort}", seen[0], p99_ms=10)
 
-        def act(client: Client, number: int, watched: list[str] = watched, tags: dict[str, str] = tags) -> bool:
-            job_id = watched[number % len(watched)]
-            answer = client.send(Request("GET", f"{JOBS}/{job_id}", headers={"If-None-Match": tags.get(job_id, '"-"')}))
-            tags[job_id] = answer.headers["etag"]
-            if answer.status == 304:
-                next(hits)  # noqa: B023  # used within this pass
-            return answer.status in (200, 304)
 
-        at_rate(run.clients(), act, rate=100, seconds=1)
-        begun, before = next(hits), _cpu(run.one.child("uvicorn"))
-        seen = at_rate(run.clients(), act, rate=200, seconds=run.options.seconds)
-        quantiles(f"poll of {name} jobs at 200/s", seen, p99_ms=10)
-        tell("CPU of API per poll", (_cpu(run.one.child("uvicorn")) - before) / len(seen.seconds) * 1000, "ms")
-        tell("… answered 304", (next(hits) - begun - 1) / len(seen.seconds) * 100, "%")
-    with run.one.database() as database:
-        database.execute("update jobs set status = 'cancelled', finished_at = now() where status = 'queued'")
+def polls(watched: list[str], tags: dict[str, str], *, sends: bool) -> tuple[Make, Callable[[int, Answer], bool]]:
+    """Turn by turn, keeping each answer's tag; with the last one sent back, or without."""
+
+    def make(number: int) -> Request:
+        job_id = watched[number % len(watched)]
+        return Request("GET", f"{JOBS}/{job_id}", headers={"If-None-Match": tags[job_id]} if sends else {})
+
+    def judge(number: int, answer: Answer) -> bool:
+        tags[watched[number % len(watched)]] = answer.headers["etag"]
+        return answer.status in (200, 304)
+
+    return make, judge
 
 
 def make_jobs(run: Run, count: int, *, status: str, prefix: str) -> list[str]:
@@ -158,11 +176,17 @@ def make_jobs(run: Run, count: int, *, status: str, prefix: str) -> list[str]:
 
 
 def lists(run: Run) -> None:
-    """Pages of 20 at random depths, and the metadata filter on values that are rare, middling and common."""
+    """Pages of 20, among a thousand jobs and among many: at random depths, by rare, middling and common metadata."""
+    few = _list_medians(run, make_jobs(run, 1000, status="cancelled", prefix="6"))
     begun = time.perf_counter()
     ids = make_jobs(run, run.options.jobs, status="cancelled", prefix="3")
     print(f"  {len(ids):,} jobs made in {time.perf_counter() - begun:.0f} s")
-    number = len(ids)
+    for name, median in _list_medians(run, ids, tells=True).items():
+        tell(f"… among {len(ids):,} jobs / among 1,000, p50: {name}", median / few[name], "x")
+
+
+def _list_medians(run: Run, ids: list[str], *, tells: bool = False) -> Mapping[str, float]:
+    number, medians = len(ids), dict[str, float]()
     filters: dict[str, Callable[[], str]] = {
         "first page": lambda: "",
         "page at any depth": lambda: f"&after={run.rng.choice(ids)}",
@@ -173,12 +197,15 @@ def lists(run: Run) -> None:
     }
     for name, query in filters.items():
 
-        def act(client: Client, _: int, query: Callable[[], str] = query) -> bool:
-            return client.send(Request("GET", f"{JOBS}?limit=20{query()}")).status == 200
+        def make(_: int, query: Callable[[], str] = query) -> Request:
+            return Request("GET", f"{JOBS}?limit=20{query()}")
 
-        as_fast_as_they_can(run.one.clients(1), act, requests=20)
-        seen = as_fast_as_they_can(run.one.clients(1), act, requests=int(run.options.seconds * 40))
-        quantiles(f"list, {name}", seen, p99_ms=20)
+        as_fast_as_they_can(run.one.target, make, clients=1, requests=20)
+        seen = as_fast_as_they_can(run.one.target, make, clients=1, requests=int(run.options.seconds * 40))
+        medians[name] = seen.quantile(0.5)
+        if tells:
+            quantiles(f"list, {name}", seen, p99_ms=20)
+    return medians
 
 
 def _md5(number: int) -> str:
@@ -257,14 +284,16 @@ def _transactions(database: psycopg.Connection[tuple[int]]) -> int:
 
 
 def bulk(run: Run) -> None:
-    """A thousand queued jobs, cancelled one request each."""
-    ids = make_jobs(run, 1000, status="queued", prefix="5")[:1000]
-
-    def act(client: Client, number: int) -> bool:
-        return client.send(Request("POST", f"{JOBS}/{ids[number]}/cancel", b"")).status == 200
-
-    seen = as_fast_as_they_can(run.clients(), act, requests=len(ids))
-    tell("1,000 queued jobs cancelled, one request each", seen.elapsed, "s")
+    """A thousand queued jobs, cancelled by one order."""
+    taken = []
+    for turn in range(5):
+        ids = make_jobs(run, 1000, status="queued", prefix=f"5{turn}")[:1000]
+        order = Request("POST", "/v1/tunepool/jobs/cancel", json.dumps({"job_ids": ids}).encode())
+        begun = time.perf_counter()
+        assert len(run.one.ask(order)["cancelled"]) == len(ids)
+        taken.append(time.perf_counter() - begun)
+    tell("1,000 queued jobs cancelled by one order, median of 5", statistics.median(taken), "s")
+    tell("1,000 queued jobs cancelled by one order, worst of 5", max(taken), "s", aim=1)
 
 
 def start(run: Run) -> None:
@@ -339,7 +368,8 @@ def idle(run: Run) -> None:
 
 
 def _cpu(process: psutil.Process) -> float:
-    return sum(sum(one.cpu_times()[:2]) for one in [process, *process.children(recursive=True)])
+    """Processor seconds of a process and its children, also of those that have ended by now."""
+    return float(sum(sum(one.cpu_times()[:4]) for one in [process, *process.children(recursive=True)]))
 
 
 # --- peers -----------------------------------------------------------------------------------------------------------
@@ -360,17 +390,21 @@ def peers(run: Run) -> None:
         print("  procrastinate: left out; --procrastinate PYTHON names an interpreter that has it")
     for name, (python, kind, url) in known.items():
         with door(python, kind, url) as address:
-            body = job_body(run.file_id)
+            body, target = job_body(run.file_id), Target(address, "none")
 
-            def act(client: Client, _: int, body: bytes = body) -> bool:
-                return client.send(Request("POST", "/jobs", body)).status == 201
+            def make(_: int, body: bytes = body) -> Request:
+                return Request("POST", "/jobs", body)
 
-            clients = [Client(address, "none") for _ in range(CLIENTS)]
-            as_fast_as_they_can(clients, act, requests=100)
-            seen = as_fast_as_they_can(clients, act, requests=len(run.submissions.seconds))
+            as_fast_as_they_can(target, make, clients=CLIENTS, requests=100, judge=_created)
+            requests = len(run.submissions.seconds)
+            seen = as_fast_as_they_can(target, make, clients=CLIENTS, requests=requests, judge=_created)
         tell(f"{name}, {CLIENTS} clients as fast as they can", seen.rate, "/s")
         tell(f"{name}, p99 under that load", seen.quantile(0.99) * 1000, "ms")
         tell(f"Tunepool / {name}, submissions", run.submissions.rate / seen.rate, "x")
+
+
+def _created(_: int, answer: Answer) -> bool:
+    return answer.status == 201
 
 
 @contextmanager
@@ -409,6 +443,15 @@ PARTS: dict[str, Callable[[Run], None]] = {
 }
 
 
+def settle(run: Run) -> None:
+    """Nothing waits that the next part has not made."""
+    with run.one.database() as database:
+        database.execute(
+            "update jobs set status = 'cancelled', finished_at = now()"
+            " where status in ('validating_files', 'queued', 'paused') and lease_until is null"
+        )
+
+
 def environment(run: Run) -> None:
     with run.one.database() as database:
         shown = {
@@ -443,6 +486,7 @@ def main() -> None:
             for name in wanted:
                 print(f"{name}: {PARTS[name].__doc__}")
                 PARTS[name](run)
+                settle(run)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import psutil
 import psycopg
 from tunepool.connection import read_credentials
 
-from bench.plane.load import Answer, Client, Request
+from bench.plane.load import Answer, Client, Request, Target
 from shared.settings import child_environment
 from standalone.postgres import running_url
 from standalone.sockets import noted_socket_dir
@@ -39,15 +39,13 @@ class Installation:
     key: str
     address: tuple[str, int]
 
-    def client(self) -> Client:
-        return Client(self.address, self.key)
-
-    def clients(self, number: int) -> list[Client]:
-        return [self.client() for _ in range(number)]
+    @property
+    def target(self) -> Target:
+        return Target(self.address, self.key)
 
     def ask(self, request: Request) -> Any:
         """The JSON of an answer that must be good."""
-        client = self.client()
+        client = Client(self.target)
         answer = client.send(request)
         client.close()
         return good(answer)

@@ -1,11 +1,13 @@
-"""Keep-alive HTTP clients, and what they saw. Threads of one process: they wait far more than they work."""
+"""Keep-alive HTTP clients, and what they saw. One event loop and no library between: the client shares the machine with
+what it measures, so it must cost little, and what it costs is told.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import http.client
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple
@@ -24,6 +26,13 @@ class Answer(NamedTuple):
     body: bytes
 
 
+class Target(NamedTuple):
+    """Whom the clients ask, and as whom."""
+
+    address: tuple[str, int]
+    key: str
+
+
 @dataclass
 class Seen:
     """Latencies of the answers that came, and how many were not the ones hoped for."""
@@ -31,6 +40,7 @@ class Seen:
     seconds: list[float] = field(default_factory=list)
     failures: int = 0
     elapsed: float = 0.0
+    cpu: float = 0.0  # processor seconds of the clients themselves
 
     @property
     def rate(self) -> float:
@@ -44,11 +54,11 @@ class Seen:
 
 
 class Client:
-    """One connection that stays open."""
+    """One connection that stays open, for single requests."""
 
-    def __init__(self, address: tuple[str, int], key: str) -> None:
-        self._connection = http.client.HTTPConnection(*address, timeout=60)
-        self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    def __init__(self, target: Target) -> None:
+        self._connection = http.client.HTTPConnection(*target.address, timeout=60)
+        self._headers = {"Authorization": f"Bearer {target.key}", "Content-Type": "application/json"}
 
     def send(self, request: Request) -> Answer:
         self._connection.request(request.method, request.path, request.body, self._headers | request.headers)
@@ -59,37 +69,55 @@ class Client:
         self._connection.close()
 
 
-Act = Callable[[Client, int], bool]  # the n-th request of all; whether the answer was the one hoped for
+Make = Callable[[int], Request]  # the n-th request of all
+Judge = Callable[[int, Answer], bool]  # whether its answer was the one hoped for
 
 
-def as_fast_as_they_can(clients: Sequence[Client], act: Act, *, requests: int) -> Seen:
+def fine(_: int, answer: Answer) -> bool:
+    return answer.status == 200
+
+
+def as_fast_as_they_can(target: Target, make: Make, *, clients: int, requests: int, judge: Judge = fine) -> Seen:
     """Closed loop: each client asks again as soon as it is answered."""
-    return _run(clients, act, requests=requests, due=lambda number, begun: time.perf_counter())
+    return asyncio.run(_run(target, make, judge, clients=clients, requests=requests, rate=None))
 
 
-def at_rate(clients: Sequence[Client], act: Act, *, rate: float, seconds: float) -> Seen:
+def at_rate(target: Target, make: Make, *, clients: int, rate: float, seconds: float, judge: Judge = fine) -> Seen:
     """Open loop: requests are due on a clock, and latency counts from when they were due (no coordinated omission)."""
-    return _run(clients, act, requests=int(rate * seconds), due=lambda number, begun: begun + number / rate)
+    return asyncio.run(_run(target, make, judge, clients=clients, requests=int(rate * seconds), rate=rate))
 
 
-def _run(clients: Sequence[Client], act: Act, *, requests: int, due: Callable[[int, float], float]) -> Seen:
-    seen, numbers, lock = Seen(), count(), threading.Lock()
-    begun = time.perf_counter() + 0.05
+async def _run(target: Target, make: Make, judge: Judge, *, clients: int, requests: int, rate: float | None) -> Seen:
+    seen, numbers = Seen(), count()
+    lines = [await asyncio.open_connection(*target.address) for _ in range(clients)]
+    cpu, begun = time.process_time(), time.perf_counter()
 
-    def work(client: Client) -> None:
+    async def work(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while (number := next(numbers)) < requests:
-            start = due(number, begun)
-            time.sleep(max(0.0, start - time.perf_counter()))
-            good = act(client, number)
-            taken = time.perf_counter() - start
-            with lock:
-                seen.seconds.append(taken)
-                seen.failures += not good
+            start = time.perf_counter() if rate is None else begun + number / rate
+            if (early := start - time.perf_counter()) > 0:
+                await asyncio.sleep(early)
+            writer.write(_written(make(number), target))
+            answer = await _read(reader)
+            seen.seconds.append(time.perf_counter() - start)
+            seen.failures += not judge(number, answer)
+        writer.close()
 
-    threads = [threading.Thread(target=work, args=(client,)) for client in clients]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    seen.elapsed = time.perf_counter() - begun
+    await asyncio.gather(*(work(*line) for line in lines))
+    seen.elapsed, seen.cpu = time.perf_counter() - begun, time.process_time() - cpu
     return seen
+
+
+def _written(request: Request, target: Target) -> bytes:
+    lines = [f"{request.method} {request.path} HTTP/1.1", "Host: x", f"Authorization: Bearer {target.key}"]
+    lines += [f"{name}: {value}" for name, value in request.headers.items()]
+    if request.body is not None:
+        lines += ["Content-Type: application/json", f"Content-Length: {len(request.body)}"]
+    return "\r\n".join([*lines, "", ""]).encode() + (request.body or b"")
+
+
+async def _read(reader: asyncio.StreamReader) -> Answer:
+    first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")[:-2]
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    body = await reader.readexactly(int(headers.get("content-length", 0)))
+    return Answer(int(first.split(" ")[1]), headers, body)
