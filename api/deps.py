@@ -30,6 +30,7 @@ class Door:
 
     settings: Settings
     engine: Engine
+    reader: Engine
     store: Store
     links: Links
     streams: Streams
@@ -42,7 +43,7 @@ class Door:
 
     def reading(self) -> AbstractContextManager[Session]:
         """For single looks: each statement stands for itself, which saves two round trips."""
-        return reading_scope(self.engine)
+        return reading_scope(self.reader)
 
     @property
     def catalogue(self) -> Catalogue:

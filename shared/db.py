@@ -116,11 +116,14 @@ def session_scope(engine: Engine) -> Iterator[Session]:
         yield session
 
 
-@contextmanager
-def reading_scope(engine: Engine) -> Iterator[Session]:
-    """A session without a transaction: each statement is one round trip and sees what is committed then."""
-    with Session(engine.execution_options(isolation_level="AUTOCOMMIT"), expire_on_commit=False) as session:
-        yield session
+def reading_engine(engine: Engine) -> Engine:
+    """The same connections, for sessions without a transaction."""
+    return engine.execution_options(isolation_level="AUTOCOMMIT")
+
+
+def reading_scope(engine: Engine) -> Session:
+    """On a `reading_engine`: each statement is one round trip and sees what is committed then."""
+    return Session(engine, expire_on_commit=False)
 
 
 def after_commit(session: Session, follow_up: Callable[[], Any]) -> None:

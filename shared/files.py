@@ -11,7 +11,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from shared.errors import Conflict, NotFound
-from shared.lifecycle import TERMINAL
+from shared.lifecycle import UNFINISHED
 from shared.tables import FileRow, JobRow
 
 
@@ -89,7 +89,7 @@ def delete(session: Session, file_id: str, *, project_id: str) -> FileRow:
         select(JobRow.id)
         .where(
             (JobRow.training_file == file_id) | (JobRow.validation_file == file_id),
-            JobRow.status.not_in(sorted(TERMINAL)),
+            JobRow.status.in_(sorted(UNFINISHED)),
         )
         .limit(1)
     ).one_or_none()
@@ -104,7 +104,7 @@ def expire(session: Session, *, limit: int = 100) -> Sequence[str]:
     """Mark files deleted whose time has come and that no unfinished job needs. Returns their keys."""
     in_use = select(JobRow.id).where(
         (JobRow.training_file == FileRow.id) | (JobRow.validation_file == FileRow.id),
-        JobRow.status.not_in(sorted(TERMINAL)),
+        JobRow.status.in_(sorted(UNFINISHED)),
     )
     due = (
         select(FileRow.id)

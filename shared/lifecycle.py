@@ -13,6 +13,7 @@ Lane = Literal["training", "cpu"]
 
 JOB_STATUSES: Final = get_args(JobStatus)
 TERMINAL: Final[frozenset[JobStatus]] = frozenset({"succeeded", "failed", "cancelled"})
+UNFINISHED: Final = frozenset(JOB_STATUSES) - TERMINAL
 
 # From -> to. Whoever writes a move must hold the lease (fence) where the from-state is a leased one.
 TRANSITIONS: Final[frozenset[tuple[JobStatus, JobStatus]]] = frozenset(

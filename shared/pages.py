@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session, aliased
 
 from shared.errors import NotFound
-from shared.lifecycle import TERMINAL
+from shared.lifecycle import UNFINISHED
 from shared.tables import AttemptRow, CheckpointRow, DeviceRow, EventRow, JobRow
 
 
@@ -141,7 +141,7 @@ def devices(session: Session, *, pool_name: str) -> Sequence[DeviceRow]:
 def unfinished(session: Session) -> dict[str, int]:
     """How many jobs, of all projects, stand in each state that is not final."""
     counted = session.execute(
-        select(JobRow.status, func.count()).where(JobRow.status.not_in(sorted(TERMINAL))).group_by(JobRow.status)
+        select(JobRow.status, func.count()).where(JobRow.status.in_(sorted(UNFINISHED))).group_by(JobRow.status)
     )
     return {row.status: row[1] for row in counted}
 

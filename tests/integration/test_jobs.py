@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import event, func, inspect, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from shared import jobs, submission
+from shared import files, job_operations, jobs, pages, submission
 from shared.catalogue import SMOLLM2
 from shared.errors import Conflict, Invalid, LimitReached
+from shared.job_operations import Selection
 from shared.journal import NewEvent
 from shared.leases import Claim, NewFile
 from shared.settings import Settings
@@ -68,6 +70,33 @@ def test_accepting_a_job_takes_three_statements(session: Session) -> None:
     submission.submit(session, request, caller=caller, base=SMOLLM2.ref, request_sha256="a")
 
     assert [statement.split()[0].lower() for statement in said] == ["select", "insert", "insert"]
+
+
+def test_what_has_not_ended_is_found_by_its_index_however_many_jobs_have(session: Session) -> None:
+    caller = make_caller(session, max_queued=10)
+    file = make_file(session, caller)
+    request = make_request(file.id)
+    session.execute(text("set local enable_seqscan = off"))  # a table of a test is too small for the choice to be made
+    said: list[tuple[str, Any]] = []
+    event.listen(session.connection(), "before_cursor_execute", lambda *call: said.append((call[2], call[3])))
+    other = make_file(session, caller).id
+
+    pages.unfinished(session)
+    files.delete(session, other, project_id=caller.project_id)
+    submission.submit(session, request, caller=caller, base=SMOLLM2.ref, request_sha256="a")
+    selection = Selection(statuses=("queued", "validating_files"))
+    job_operations.cancel_all(session, caller, selection, pool_name="default")
+
+    looks = [
+        (statement, values)
+        for statement, values in said
+        if statement.startswith("SELECT") and "jobs.status IN" in statement
+    ]
+    plans = [
+        "".join(session.connection().exec_driver_sql(f"explain {look}", values).scalars()) for look, values in looks
+    ]
+    assert len(plans) == 4
+    assert [plan for plan in plans if "ix_jobs_unfinished" not in plan] == []
 
 
 def test_a_retry_of_the_same_post_is_the_same_job_and_a_new_post_is_not(session: Session) -> None:
