@@ -10,6 +10,7 @@ from sqlalchemy import (
     CheckConstraint,
     DateTime,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     Text,
@@ -223,10 +224,37 @@ class AttemptRow(Base):
     peak_bytes: Mapped[int | None] = mapped_column(BigInteger)
     first_step: Mapped[int | None] = mapped_column(Integer)
     last_step: Mapped[int | None] = mapped_column(Integer)
+    # Of a job on several hosts: where they meet, and since when its leader needs the members no more.
+    meeting: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    dismissed_at: Mapped[datetime | None] = mapped_column(Moment)
 
     __table_args__ = (
         Index("uq_attempts_open", "job_id", unique=True, postgresql_where=text("ended_at is null")),
         Index("ix_attempts_ended_at", "ended_at"),
+    )
+
+
+class MemberRow(Base):
+    """A further host of an attempt, and how far it says it is. The leader is node 0; it has the lease and no row here."""
+
+    __tablename__ = "members"
+
+    job_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    node: Mapped[int] = mapped_column(Integer, primary_key=True)
+    worker_id: Mapped[str] = mapped_column(Text)
+    host: Mapped[str] = mapped_column(Text)
+    device_ids: Mapped[list[str]] = mapped_column(Json)
+    phase: Mapped[str] = mapped_column(Text, default="called", server_default=text("'called'"))
+    leaving: Mapped[bool] = mapped_column(default=False, server_default=text("false"))  # its worker shuts down
+    heard_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
+    exit_code: Mapped[int | None] = mapped_column(Integer)  # of ranks that ended by themselves
+    error: Mapped[dict[str, Any] | None] = mapped_column(Json)
+
+    __table_args__ = (
+        ForeignKeyConstraint(["job_id", "number"], ["attempts.job_id", "attempts.number"]),
+        CheckConstraint("phase in ('called','staging','ready','training','ended')", name="phase"),
+        Index("ix_members_worker_id", "worker_id", postgresql_where=text("phase <> 'ended'")),
     )
 
 
