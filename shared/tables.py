@@ -235,7 +235,7 @@ class AttemptRow(Base):
 
 
 class MemberRow(Base):
-    """A further host of an attempt, and how far it says it is. The leader is node 0; it has the lease and no row here."""
+    """A further host of an attempt, and how far it says it is. The leader is node 0: it has the lease, and no row."""
 
     __tablename__ = "members"
 
