@@ -16,6 +16,7 @@ class Device:
     total_bytes: int
     free_bytes: int  # really free, as read; on the CPU the memory available
     pool: str = "default"
+    kind: str = "cuda"
     leased_by: str | None = None
     healthy: bool = True
     draining: bool = False
@@ -28,7 +29,10 @@ class Device:
 
 
 class Demand(NamedTuple):
-    """What a job asks for: `gpus` devices on each of `hosts` hosts, `bytes_needed` on each device, safety included."""
+    """What a job asks for: `gpus` devices on each of `hosts` hosts, `bytes_needed` on each device, safety included.
+
+    Its hosts must have devices of one kind: ranks on a CPU, on CUDA and on ROCm have no language in common.
+    """
 
     gpus: int
     hosts: int
@@ -41,10 +45,11 @@ class HostMap:
     def __init__(self, offers: Iterable[tuple[Device, int]] = ()) -> None:
         self._rooms: dict[str, dict[str, tuple[Device, int]]] = {}
         self._levels: dict[str, list[int]] = {}  # host -> rooms, largest first
+        self._kinds: dict[str, str] = {}  # host -> the kind of its devices; a worker has devices of one kind
         self._bounds: dict[tuple[int, int], int] = {}  # (gpus, hosts) -> largest need that may still fit
         self._exact = set[tuple[int, int]]()  # the bounds that no device has left since
         for device, room in offers:
-            self._rooms.setdefault(device.host, {})[device.id] = (device, room)
+            self._put(device, room)
         for host in self._rooms:
             self._sort(host)
 
@@ -52,7 +57,12 @@ class HostMap:
         twin = HostMap()
         twin._rooms = {host: dict(rooms) for host, rooms in self._rooms.items()}
         twin._levels = dict(self._levels)
+        twin._kinds = dict(self._kinds)
         return twin
+
+    def _put(self, device: Device, room: int) -> None:
+        self._rooms.setdefault(device.host, {})[device.id] = (device, room)
+        self._kinds[device.host] = device.kind
 
     def _sort(self, host: str) -> None:
         self._levels[host] = sorted((room for _, room in self._rooms[host].values()), reverse=True)
@@ -61,7 +71,7 @@ class HostMap:
         return device.id in self._rooms.get(device.host, ())
 
     def add(self, device: Device, room: int) -> None:
-        self._rooms.setdefault(device.host, {})[device.id] = (device, room)
+        self._put(device, room)
         self._bounds.clear()
         self._exact.clear()
         self._sort(device.host)
@@ -74,10 +84,14 @@ class HostMap:
 
     def widest(self, gpus: int, hosts: int) -> int:
         """The largest number of bytes per device that `gpus` devices on each of `hosts` hosts offer; -1 if none."""
-        widths = [level[gpus - 1] for level in self._levels.values() if len(level) >= gpus]
-        if len(widths) < hosts:
-            return -1
-        return max(widths) if hosts == 1 else sorted(widths, reverse=True)[hosts - 1]
+        widths: dict[str, list[int]] = {}
+        for host, level in self._levels.items():
+            if len(level) >= gpus:
+                widths.setdefault(self._kinds[host], []).append(level[gpus - 1])
+        if hosts == 1:
+            return max(map(max, widths.values()), default=-1)
+        enough = [sorted(alike, reverse=True)[hosts - 1] for alike in widths.values() if len(alike) >= hosts]
+        return max(enough, default=-1)
 
     def fits(self, demand: Demand) -> bool:
         shape, need = (demand.gpus, demand.hosts), demand.bytes_needed
@@ -92,6 +106,13 @@ class HostMap:
         """The hosts that offer one host's part of the demand."""
         gpus, need = demand.gpus, demand.bytes_needed
         return [host for host, level in self._levels.items() if len(level) >= gpus and level[gpus - 1] >= need]
+
+    def teams(self, demand: Demand) -> list[list[str]]:
+        """The hosts that offer one host's part, those of one kind together, where they are enough for the demand."""
+        teams: dict[str, list[str]] = {}
+        for host in self.hosts_for(demand):
+            teams.setdefault(self._kinds[host], []).append(host)
+        return [team for team in teams.values() if len(team) >= demand.hosts]
 
     def serves(self, host: str, demand: Demand) -> bool:
         level = self._levels.get(host, ())
@@ -108,8 +129,9 @@ class HostMap:
         Smallest devices first (large ones are left for large jobs), then a host that already has the base model,
         then the host that is left with the fewest free devices (whole hosts are left for gangs), then the host's name.
         """
-        offers = sorted(self._offer(host, demand, base_model) for host in self.hosts_for(demand))
-        picked = [(host, ids) for _, _, _, host, ids in offers[: demand.hosts]]
+        teams = [sorted(self._offer(host, demand, base_model) for host in team) for team in self.teams(demand)]
+        best = min(team[: demand.hosts] for team in teams)
+        picked = [(host, ids) for _, _, _, host, ids in best]
         return tuple(self._rooms[host][device_id][0] for host, ids in picked for device_id in ids)
 
     def _offer(self, host: str, demand: Demand, base_model: str) -> tuple[int, bool, int, str, tuple[str, ...]]:

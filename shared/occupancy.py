@@ -12,7 +12,8 @@ from shared.preemption import RunningJob
 from shared.verdicts import Outlook, Reason
 
 NO_WORKER: Final = (
-    "needs {} hosts with {} devices each; {} devices are registered on {} hosts; unblocked by a worker that has them"
+    "needs {} hosts with {} devices each, all of one kind; {} devices are registered on {} hosts (a worker counts as "
+    "one); unblocked by a worker that has them"
 )
 TOO_LARGE: Final = (
     "needs {:.1f} GiB on each of {} devices (safety {} included); no more than {:.1f} GiB is built in; "

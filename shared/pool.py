@@ -151,11 +151,12 @@ def _devices(session: Session, pool_name: str) -> tuple[Device, ...]:
     return tuple(
         Device(
             id=row.id,
-            # A gang's devices are leased to one worker, so where several share a host each counts as a host.
+            # Each host's part of a gang belongs to one worker, so where several share a host each counts as a host.
             host=row.worker_id,
             total_bytes=row.total_bytes,
             free_bytes=row.free_bytes,
             pool=row.pool,
+            kind=row.kind,
             leased_by=row.leased_by,
             healthy=row.healthy and not row.quarantined,
             draining=draining,

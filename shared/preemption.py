@@ -134,7 +134,7 @@ def smallest_set(candidates: Sequence[Victim], demand: Demand, soon: HostMap) ->
         _free(victim, room)
         stopped.append(victim)
         hosts.update(device.host for device in victim.devices if room.serves(device.host, demand))
-        if len(hosts) >= demand.hosts:
+        if len(hosts) >= demand.hosts and (demand.hosts == 1 or room.teams(demand)):
             return _minimised(stopped, demand, room)
     return ()
 
@@ -149,7 +149,7 @@ def _minimised(stopped: list[Victim], demand: Demand, room: HostMap) -> tuple[Vi
     for victim in reversed(stopped):
         for device in victim.devices:
             room.remove(device)
-        if len(room.hosts_for(demand)) < demand.hosts:
+        if not room.teams(demand):
             _free(victim, room)
             kept.append(victim)
     return tuple(reversed(kept))

@@ -340,8 +340,9 @@ class _Pass:
 
     def _reserve(self, job: QueuedJob, demand: Demand, claimant: Claimant, *, aged: bool) -> Reason:
         """Keep the devices that are free first, on the hosts where all that the job needs are free first."""
-        hosts = self.occupancy.obtainable.hosts_for(demand)
-        options = sorted(self._wait_on(host, demand, claimant) for host in hosts)[: demand.hosts]
+        teams = self.occupancy.obtainable.teams(demand)
+        offers = [sorted(self._wait_on(host, demand, claimant) for host in team)[: demand.hosts] for team in teams]
+        options = min(offers, key=lambda offer: (offer[-1], offer))
         ids = frozenset(device_id for option in options for device_id in option[-1])
         at = max(option[0] for option in options)
         notice = Reason("RESERVED_FOR", RESERVED, (job.id, _clock(at)))

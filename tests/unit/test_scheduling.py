@@ -339,6 +339,19 @@ def test_a_gang_does_not_start_on_devices_of_two_hosts() -> None:
     assert started(decide([job("gang", gpus=4)], [*host("a", 4), *host("b", 4)], running=half_busy)) == []
 
 
+def test_a_gang_over_hosts_has_devices_of_one_kind_though_others_are_free_sooner() -> None:
+    mixed = [*host("cpu-a", 2, kind="cpu"), *host("gpu-a", 2), *host("gpu-b", 2)]
+
+    alone = decide([job("gang", gpus=2, hosts=2)], mixed)
+    waiting = decide([job("gang", gpus=2, hosts=2)], mixed[:4])
+    busy = decide([job("gang", gpus=2, hosts=2)], mixed, running=[runner("r", "gpu-b-0")])
+
+    assert set(alone.assignments[0].device_ids) == {"gpu-a-0", "gpu-a-1", "gpu-b-0", "gpu-b-1"}
+    assert waiting.verdicts["gang"].blocked_by == "NO_WORKER"
+    assert busy.verdicts["gang"].blocked_by == "NO_FREE_DEVICE"
+    assert "cpu-a" not in busy.verdicts["gang"].detail
+
+
 def test_a_gang_over_hosts_gets_its_devices_on_every_host_or_none() -> None:
     devices = [*host("a", 2), *host("b", 2), *host("c", 1)]
 
