@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,11 +15,21 @@ from pydantic import ValidationError
 from sqlalchemy import ColumnElement, Row, func, select, text, update
 from sqlalchemy.orm import Session
 
-from shared import journal, measurements, pool, preflights, usage
+from shared import gangs, journal, measurements, pool, preflights, usage
 from shared.errors import Invalid, NotFound
 from shared.ids import new_id
 from shared.journal import NewEvent
-from shared.leases import Claim, FileRef, Lease, NewFile, NotUnderstood, Orders, ends_in
+from shared.leases import (
+    Claim,
+    FileRef,
+    Lease,
+    Member,
+    Membership,
+    NewFile,
+    NotUnderstood,
+    Orders,
+    ends_in,
+)
 from shared.lifecycle import COUNTED, AttemptOutcome, AttemptPhase, JobStatus, is_terminal
 from shared.scheduling import Assignment
 from shared.settings import Settings
@@ -169,18 +180,35 @@ def claim_training(
     made = pool.make_plan(view)
     for preemption in made.preemptions:
         _request_preemption(session, preemption.victim_id, for_job_id=preemption.for_job_id, reason=preemption.reason)
-    mine = {device.id for device in session.scalars(select(DeviceRow).where(DeviceRow.worker_id == worker_id))}
+    owners = _owners(session, pool_name)
     for assignment in made.assignments:
-        if mine.issuperset(assignment.device_ids):
+        parts = _by_worker(assignment.device_ids, owners)
+        if worker_id in parts:
             charged = view.charge(assignment.job_id)
             claim = _lease_training(
-                session, assignment, worker_id=worker_id, lease_seconds=lease_seconds, charged=charged
+                session, assignment, parts, worker_id=worker_id, lease_seconds=lease_seconds, charged=charged
             )
             if claim is not None:
                 pool.keep_first_etas(session, made)
                 return claim
     pool.keep_first_etas(session, made)
     return None
+
+
+def _owners(session: Session, pool_name: str) -> dict[str, tuple[str, str]]:
+    """The worker and the host of each device."""
+    rows = session.execute(select(DeviceRow.id, DeviceRow.worker_id, DeviceRow.host).where(DeviceRow.pool == pool_name))
+    return {device_id: (worker_id, host) for device_id, worker_id, host in rows}
+
+
+def _by_worker(device_ids: Sequence[str], owners: dict[str, tuple[str, str]]) -> dict[str, Member]:
+    """Each worker's part of an assignment, the workers in their order. Nodes are numbered once a leader is known."""
+    parts: dict[str, Member] = {}
+    for device_id in sorted(device_ids, key=lambda device_id: (owners[device_id], device_ids.index(device_id))):
+        worker_id, host = owners[device_id]
+        known = parts[worker_id].device_ids if worker_id in parts else ()
+        parts[worker_id] = Member(node=0, worker_id=worker_id, host=host, device_ids=(*known, device_id))
+    return parts
 
 
 def _request_preemption(session: Session, victim_id: str, *, for_job_id: str, reason: str) -> None:
@@ -213,9 +241,21 @@ def _tell_beneficiary(session: Session, job_id: str, *, victim_id: str, reason: 
 
 
 def _lease_training(
-    session: Session, assignment: Assignment, *, worker_id: str, lease_seconds: float, charged: float
+    session: Session,
+    assignment: Assignment,
+    parts: dict[str, Member],
+    *,
+    worker_id: str,
+    lease_seconds: float,
+    charged: float,
 ) -> Claim | None:
-    job_id, device_ids = assignment.job_id, assignment.device_ids
+    """Lease a job with all its devices to the worker, which leads where there are further parts; None: not any more."""
+    job_id, own = assignment.job_id, parts[worker_id].device_ids
+    others = (part for part in parts.values() if part.worker_id != worker_id)
+    members = tuple(replace(part, node=node) for node, part in enumerate(others, start=1))
+    device_ids = [*own, *(device_id for member in members for device_id in member.device_ids)]
+    if not _lock_free(session, device_ids):
+        return None
     taken = session.execute(
         update(JobRow)
         .where(JobRow.id == job_id, JobRow.status == "queued", JobRow.cancel_requested_at.is_(None))
@@ -236,13 +276,7 @@ def _lease_training(
     ).scalar_one_or_none()
     if taken is None:
         return None
-    leased = session.execute(
-        update(DeviceRow)
-        .where(DeviceRow.id.in_(device_ids), DeviceRow.leased_by.is_(None))
-        .values(leased_by=job_id, fence=taken.fence)
-        .returning(DeviceRow.id)
-    ).all()
-    assert len(leased) == len(device_ids), "the plan's advisory lock keeps its devices free"
+    session.execute(update(DeviceRow).where(DeviceRow.id.in_(device_ids)).values(leased_by=job_id, fence=taken.fence))
     pool.charge(session, taken.project_id, seconds=charged)
     session.add(
         AttemptRow(
@@ -250,7 +284,7 @@ def _lease_training(
             number=taken.attempts,
             fence=taken.fence,
             worker_id=worker_id,
-            device_ids=list(device_ids),
+            device_ids=device_ids,
             phase="leased",
             micro_batch_size=taken.micro_batch_size,
         )
@@ -260,11 +294,32 @@ def _lease_training(
         if taken.attempts == 1
         else f"Fine-tuning job started again (attempt {taken.attempts})"
     )
-    events = [NewEvent(started, data={"attempt": taken.attempts, "devices": list(device_ids)})]
+    events = [NewEvent(started, data={"attempt": taken.attempts, "devices": device_ids})]
     session.flush()
+    claim = _claim(session, taken, worker_id=worker_id, device_ids=own, members=members)
+    gangs.call(session, claim.lease, members)
     warning = usage.soft_limit_warning(session, taken.project_id)
     journal.append(session, job_id, events if warning is None else [*events, NewEvent(warning, level="warn")])
-    return _claim(session, taken, worker_id=worker_id, device_ids=tuple(device_ids))
+    return claim
+
+
+def _lock_free(session: Session, device_ids: Sequence[str]) -> bool:
+    """Hold the devices for this transaction; False unless all are there and free: a worker may have left meanwhile."""
+    free = select(DeviceRow.id).where(DeviceRow.id.in_(device_ids), DeviceRow.leased_by.is_(None))
+    return len(session.scalars(free.order_by(DeviceRow.id).with_for_update()).all()) == len(device_ids)
+
+
+def claim_membership(session: Session, *, worker_id: str, passed_over: Collection[str] = ()) -> Membership | None:
+    """Take this worker's part in an attempt that another one leads, or None when nobody calls. It is no lease.
+
+    Raises NotUnderstood; the caller passes that job over too, and the leader misses it after a while.
+    """
+    row = gangs.take_call(session, worker_id, passed_over=passed_over)
+    if row is None:
+        return None
+    job = session.get_one(JobRow, row.job_id, populate_existing=True)
+    claim = _claim(session, job, worker_id=worker_id, device_ids=tuple(row.device_ids))
+    return Membership(claim, row.node)
 
 
 def claim_validation(
@@ -299,7 +354,14 @@ def claim_validation(
     return None if taken is None else _claim(session, taken, worker_id=worker_id)
 
 
-def _claim(session: Session, job: JobRow, *, worker_id: str, device_ids: tuple[str, ...] = ()) -> Claim:
+def _claim(
+    session: Session,
+    job: JobRow,
+    *,
+    worker_id: str,
+    device_ids: tuple[str, ...] = (),
+    members: tuple[Member, ...] = (),
+) -> Claim:
     try:
         request = CreateJob.model_validate(job.request)
         spec = None if job.spec is None else JobSpec.model_validate(job.spec)
@@ -319,6 +381,7 @@ def _claim(session: Session, job: JobRow, *, worker_id: str, device_ids: tuple[s
         micro_batch_size=job.micro_batch_size,
         gradient_checkpointing=job.gradient_checkpointing,
         last_checkpoint=job.last_checkpoint,
+        members=members,
     )
 
 

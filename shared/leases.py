@@ -60,6 +60,16 @@ class FileRef:
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """A further host of an attempt; the leader, which holds the lease, is node 0."""
+
+    node: int
+    worker_id: str
+    host: str
+    device_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """What an attempt needs to know; read once, in the transaction that took the lease."""
 
@@ -76,6 +86,24 @@ class Claim:
     micro_batch_size: int | None = None
     gradient_checkpointing: bool | None = None
     last_checkpoint: dict[str, Any] | None = None
+    members: tuple[Member, ...] = ()  # the further hosts of a job on several
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """A member's part in an attempt: the leader's claim with this host's devices. Its lease is to read by only."""
+
+    claim: Claim
+    node: int
+
+
+@dataclass(frozen=True, slots=True)
+class MeetingPlace:
+    """Where the hosts of one attempt meet. The name is random: a host of another attempt does not know it."""
+
+    name: str
+    address: str
+    port: int
 
 
 @dataclass(frozen=True, slots=True)

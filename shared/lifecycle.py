@@ -6,6 +6,8 @@ from typing import Final, Literal, get_args
 
 JobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 AttemptPhase = Literal["leased", "staging", "training", "publishing"]
+# Of a further host of an attempt on several; `ended`: nothing of it lives there.
+MemberPhase = Literal["called", "staging", "ready", "training", "ended"]
 AttemptOutcome = Literal[
     "succeeded", "failed", "cancelled", "paused", "preempted", "drained", "lost", "crashed", "out_of_memory"
 ]

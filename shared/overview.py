@@ -11,7 +11,8 @@ from typing import Final
 
 from sqlalchemy.orm import Session
 
-from shared import operations, pages, pool, projects, usage
+from shared import gangs, operations, pages, pool, projects, usage
+from shared.gangs import Seat
 from shared.preemption import RunningJob
 from shared.scheduling import Policy, QueuedJob, Share
 from shared.tables import DeviceRow, ProjectRow, WorkerRow
@@ -47,6 +48,7 @@ class Overview:
     workers: Sequence[WorkerRow]
     devices: Sequence[DeviceRow]
     running: Mapping[str, RunningJob]
+    seats: Sequence[Seat]
     standings: Sequence[Standing]
     queue: Sequence[Waiting]
     counts: Mapping[str, int]
@@ -66,6 +68,7 @@ def overview(session: Session, *, pool_name: str) -> Overview:
         workers=[worker for worker in operations.all_workers(session) if worker.pool == pool_name],
         devices=pages.devices(session, pool_name=pool_name),
         running={job.id: job for job in view.running},
+        seats=gangs.seats(session, pool_name=pool_name),
         standings=_standings(session, view),
         queue=[*starting, *islice(blocked, max(0, QUEUE_SHOWN - len(starting)))],
         counts=pages.unfinished(session),

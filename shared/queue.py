@@ -22,6 +22,11 @@ BREAKER_SECONDS = 10.0
 RING_EXPIRES_SECONDS = 30
 
 
+def own_queue_name(worker_id: str) -> str:
+    """The Redis list that only this worker hears: one that is to take part in an attempt is rung by name."""
+    return f"training.of.{worker_id}"
+
+
 def queue_name(lane: Lane, pool: str) -> str:
     """The Redis list of a lane. Checks and other short work know no pool: any CPU lane takes them."""
     return f"training.{pool}" if lane == "training" else "cpu"
@@ -79,8 +84,8 @@ class Bell:
         self._failures = 0
         self._silent_until = 0.0
 
-    def ring(self, lane: Lane, pool: str | None = None) -> bool:
-        """Wake a worker of the lane; False when the message did not go out (the sweep rings again)."""
+    def ring(self, lane: Lane, pool: str | None = None, worker_id: str | None = None) -> bool:
+        """Wake a worker of the lane, or this one; False when the message did not go out (the sweep rings again)."""
         if not self._settings.redis_url or time.monotonic() < self._silent_until:
             return False
         pool = pool or self._settings.pool
@@ -88,7 +93,7 @@ class Bell:
             self._app.send_task(
                 TASKS[lane],
                 args=[pool],
-                queue=queue_name(lane, pool),
+                queue=queue_name(lane, pool) if worker_id is None else own_queue_name(worker_id),
                 expires=RING_EXPIRES_SECONDS,
                 ignore_result=True,
                 retry=False,
@@ -127,6 +132,11 @@ def _bell(redis_url: str, ring_seconds: float, pool: str) -> Bell:
 def ring(lane: Lane, settings: Settings, *, pool: str | None = None) -> bool:
     """Ring the process's bell. Call it after a commit, never inside a transaction."""
     return _bell(settings.redis_url, settings.ring_seconds, settings.pool).ring(lane, pool)
+
+
+def call(worker_id: str, settings: Settings, *, pool: str | None = None) -> bool:
+    """Ring for one worker, which is to take part in an attempt. After a commit, as `ring`."""
+    return _bell(settings.redis_url, settings.ring_seconds, settings.pool).ring("training", pool, worker_id)
 
 
 def answers(settings: Settings) -> bool:

@@ -339,9 +339,6 @@ def _check_placement(asked: _Asked) -> None:
             gpus,
             f"{world} devices are too many: a step has at most {MAX_DEVICES} rows; use fewer",
         )
-    if nodes is not None and nodes > 1:
-        # The plan knows gangs over hosts, but a trainer has no meeting point there: such a job would wait for ever.
-        refuse("tunepool.placement.nodes", nodes, "a job runs on one host; use gpus for several devices of it")
     if strategy == "single" and world > 1:
         refuse(
             "tunepool.placement.strategy",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -84,6 +84,19 @@ class Settings(BaseSettings):
         ge=0,
         description="User that trainers run as when the worker is root; 0: root; empty: one of nobody's.",
     )
+    gang_launcher: str = Field(
+        default="worker.train.gang", description="Module that starts the ranks of a host; tests name the fake one."
+    )
+    gang_address: str = Field(
+        default="",
+        max_length=255,
+        description="Address of this host for the other hosts of a job; empty: the one it reaches the database from.",
+    )
+    gang_ports: str = Field(
+        default="",
+        pattern=r"^(\d{1,5}-\d{1,5})?$",
+        description="Ports at which the hosts of a job meet, for firewalls, such as 29500-29599; empty: any free one.",
+    )
     models_file: Path | None = Field(default=None, description="TOML with more base models and aliases.")
     devices: str = Field(
         default="all", min_length=1, description="This worker's devices: all, cpu, or uuids or indices with commas."
@@ -101,6 +114,14 @@ class Settings(BaseSettings):
         description="For fault tests: the edge at which a process dies or freezes (shared/failpoints.py).",
     )
     log_json: bool = Field(default=False, description="Logs as JSON lines.")
+
+    @field_validator("gang_ports")
+    @classmethod
+    def _ports_are_a_range(cls, ports: str) -> str:
+        low, _, high = ports.partition("-")
+        if ports and not 1 <= int(low) <= int(high) <= 65535:
+            raise ValueError(f"TUNEPOOL_GANG_PORTS is '{ports}'; give the lower port first, both from 1 to 65535")
+        return ports
 
     @property
     def storage(self) -> str:

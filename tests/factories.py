@@ -97,13 +97,14 @@ def make_spec(**training: Any) -> JobSpec:
     )
 
 
-def make_queued_job(session: Session, caller: Caller, **values: Any) -> JobRow:
-    """A job whose files were found good: it waits for a device."""
+def make_queued_job(session: Session, caller: Caller, *, placement: Placement | None = None, **values: Any) -> JobRow:
+    """A job whose files were found good: it waits for a device, or for those of its placement."""
     job = make_job(session, caller, **values)
+    spec = make_spec().model_copy(update={"placement": placement or Placement()})
     claim = claim_validation(session, worker_id="checker", lease_seconds=60)
     assert claim is not None
     assert claim.lease.job_id == job.id
-    assert validated(session, claim.lease, spec=make_spec(), auto=[], bytes_per_device=GIB)
+    assert validated(session, claim.lease, spec=spec, auto=[], bytes_per_device=GIB)
     session.refresh(job)
     return job
 

@@ -1,6 +1,7 @@
 """Obeys the trainer's contract without torch: `python -m tests.fake_trainer SPEC OUT`.
 
 The first training row says how to behave: {"text": "fake: steps=20 step_seconds=0.05 save=5 crash=7 exit=1 …"}.
+With torchrun's options it is the launcher and the only rank of a host as well (docs/trainer.md, "Several devices").
 """
 
 from __future__ import annotations
@@ -9,23 +10,90 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 
-def main(spec_file: Path, out: Path) -> int:
+class Others:
+    """The ranks of the other hosts as the first one sees them; alone there are none."""
+
+    def __init__(self) -> None:
+        self.lines: list[socket.socket] = []
+
+    def meet(self, options: dict[str, str], *, step: int) -> None:
+        """Wait where the hosts meet until all of this name are there, and tell them where training goes on."""
+        server = socket.create_server((options["master-addr"], int(options["master-port"])))
+        while len(self.lines) < int(options["nnodes"]) - 1:
+            line, _ = server.accept()
+            if line.recv(1000).decode() == options["rdzv-id"]:
+                line.sendall(f"{step}\n".encode())
+                line.settimeout(0)
+                self.lines.append(line)
+
+    def missing(self) -> bool:
+        """Whether one has gone, as a collective operation would notice."""
+        return any(_closed(line) for line in self.lines)
+
+    def leave(self, code: int) -> None:
+        for line in self.lines:
+            line.sendall(f"{code}\n".encode())
+
+
+def _closed(line: socket.socket) -> bool:
+    try:
+        return line.recv(1) == b""
+    except BlockingIOError:
+        return False
+
+
+def rank_of_another_host(options: dict[str, str], spec_file: Path, out: Path) -> int:
+    """Meet the first host and end as it does; without it, as ranks do whose peers have gone."""
+    spec = json.loads(spec_file.read_bytes())
+    fits = int(behaviour(Path(spec["train_file"])).get("member_fits", 10**6))
+    while True:
+        try:
+            line = socket.create_connection((options["master-addr"], int(options["master-port"])), timeout=60)
+            break
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+    line.sendall(options["rdzv-id"].encode())
+    with line.makefile() as said:
+        if int(next(said, "-1")) != resume(out / "checkpoints")[0]:
+            return 7  # this host has not the checkpoint that the first one goes on from
+        if spec["micro_batch_size"] > fits:
+            tell(out, type="failed", code="gpu_oom", message="out of memory", peak_memory_bytes=15 * 2**29)
+            return 4
+        line.settimeout(None)
+        return int(next(said, "1"))
+
+
+def launch(arguments: list[str]) -> int:
+    """What torchrun and a rank would do together, by torchrun's options; without them, the trainer."""
+    options = dict(word[2:].split("=", 1) for word in arguments if word.startswith("--") and "=" in word)
+    spec_file, out = Path(arguments[-2]), Path(arguments[-1])
+    others = Others()
+    if "nnodes" in options:
+        if options["node-rank"] != "0":
+            return rank_of_another_host(options, spec_file, out)
+        others.meet(options, step=resume(out / "checkpoints")[0])
+    code = main(spec_file, out, others)
+    others.leave(code)
+    return code
+
+
+def main(spec_file: Path, out: Path, others: Others) -> int:
     spec = json.loads(spec_file.read_bytes())
     act = behaviour(Path(spec["train_file"]))
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, signal.SIG_IGN if "ignore_term" in act else lambda number, _: stopping.append(number))
     if "daemon" in act:
         subprocess.Popen(["sleep", "600"], start_new_session=True)  # a stray that outlives its author
-    if "kill_self" in act:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if "kill_parent" in act:
-        os.kill(os.getppid(), signal.SIGKILL)
+    for victim, pid in (("kill_self", os.getpid()), ("kill_parent", os.getppid())):
+        if victim in act:
+            os.kill(pid, signal.SIGKILL)
     if spec["micro_batch_size"] > int(act.get("fits", 10**6)):
         tell(out, type="failed", code="gpu_oom", message="out of memory", peak_memory_bytes=15 * 2**29)
         return 4
@@ -44,7 +112,7 @@ def main(spec_file: Path, out: Path) -> int:
         chain = hashlib.sha256(f"{chain}{step}".encode()).hexdigest()  # only every step in its order leads to the end
         tell(out, type="metrics", step=step, total_steps=steps, epoch=step / steps, train_loss=1 / step,
              learning_rate=0.1, trained_tokens=step * 10, seconds_per_step=seconds)  # fmt: skip
-        if step == int(act.get("crash", 0)):
+        if step == int(act.get("crash", 0)) or others.missing():
             return int(act.get("exit", 1))
         while step == int(act.get("hang", 0)):
             time.sleep(0.05)
@@ -93,4 +161,4 @@ def folder(place: Path, files: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    sys.exit(launch(sys.argv[1:]))

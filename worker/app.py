@@ -16,12 +16,12 @@ import structlog
 from celery import signals
 from kombu import Exchange, Queue
 
-from shared.queue import make_celery, queue_name
+from shared.queue import make_celery, own_queue_name, queue_name
 from shared.settings import Settings
 from worker import processes
 from worker.devices import discover
 from worker.drain import LANES, SharedFlags
-from worker.host import Host, open_host
+from worker.host import Host, identify, open_host
 from worker.presence import AnotherWorker, Presence, take_home
 
 log = structlog.get_logger()
@@ -32,7 +32,8 @@ app = make_celery(settings)
 app.conf.update(
     imports=("worker.tasks",),
     task_queues=[
-        Queue(name, Exchange(name), routing_key=name) for name in (queue_name(lane, settings.pool) for lane in LANES)
+        Queue(name, Exchange(name), routing_key=name)
+        for name in (*(queue_name(lane, settings.pool) for lane in LANES), own_queue_name(identify(settings).id))
     ],
     worker_pool="prefork",
     worker_redirect_stdouts=False,
@@ -85,6 +86,8 @@ def _exit_deaf(code: int) -> None:
 @signals.worker_shutting_down.connect
 def _drain(**_: Any) -> None:
     flags.drain()
+    if _Main.presence is not None:
+        _Main.presence.wake()
 
 
 @signals.worker_shutdown.connect

@@ -36,6 +36,11 @@ class SharedFlags:
         """True while this worker takes no more work and its attempts checkpoint and stop."""
         return self._bytes[0:2] != b"\0\0"
 
+    @property
+    def leaving(self) -> bool:
+        """True once this worker shuts down, and nobody can undrain it."""
+        return self._bytes[0] != 0
+
     def drain(self) -> None:
         """For good: this worker shuts down. Safe in a signal handler."""
         self._bytes[0] = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import socket
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.orm import Session
 
 from shared.db import make_engine, session_scope
-from shared.leases import Claim, NotUnderstood
+from shared.leases import NotUnderstood
 from shared.settings import Settings
 from shared.storage import Store, open_store
 from shared.workers import NewWorker
@@ -32,6 +33,7 @@ T = TypeVar("T")
 
 # What SQLAlchemy raises when Postgres is away, restarting, or too busy to answer in time.
 AWAY: Final = (OperationalError, InterfaceError, PoolExhausted)
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ class Host:
         with session_scope(self.engine) as session:
             return verb(session)
 
-    def claim(self, verb: Callable[..., Claim | None]) -> Claim | None:
-        """A claim by `verb(session, passed_over=…)`, of a job that this version understands."""
+    def claim(self, verb: Callable[..., T | None]) -> T | None:
+        """A claim (or a part in one) by `verb(session, passed_over=…)`, of a job that this version understands."""
         while True:
             try:
                 return self.write(lambda s: verb(s, passed_over=self.passed_over))
@@ -95,3 +97,19 @@ def identify(settings: Settings) -> NewWorker:
 def work_folder(settings: Settings) -> Path:
     """Where attempts have their folders on this host."""
     return settings.home.resolve() / "work"
+
+
+def host_code(error: OSError) -> str:
+    """The code of an attempt that the host itself could not carry on."""
+    return "disk_full" if error.errno in _NO_ROOM else "internal_error"
+
+
+def host_sentence(error: OSError, host: Host) -> str:
+    """What happened, for a user: no path, no name of a file."""
+    if error.errno in _NO_ROOM:
+        return full_sentence(host)
+    return f"The worker hit an unexpected error ({type(error).__name__})."
+
+
+def full_sentence(host: Host) -> str:
+    return f"Host {host.worker.host} has no room left for the job's files; free some space below TUNEPOOL_HOME there."

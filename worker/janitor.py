@@ -16,10 +16,10 @@ import structlog
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
-from shared import failpoints, files, garbage, jobs, preflights, schema, workers
+from shared import failpoints, files, gangs, garbage, jobs, preflights, schema, workers
 from shared.db import make_engine, session_scope
 from shared.errors import Unavailable
-from shared.queue import ring
+from shared.queue import call, ring
 from shared.settings import Settings
 from shared.storage import Store, open_store
 from worker.drain import LANES
@@ -125,6 +125,8 @@ class Janitor:
         for lane in LANES:
             if lane in waiting:
                 ring(lane, self._settings)
+        for worker_id, pool_name in (self._alone("called", gangs.called) or {}).items():
+            call(worker_id, self._settings, pool=pool_name)
 
     def collect(self) -> None:
         """Delete expired files, and objects that no row names and none ever will."""

@@ -9,15 +9,17 @@ from typing import Literal
 
 import structlog
 
-from shared import jobs
+from shared import gangs, jobs
 from shared.leases import Lease, Orders
 from worker.host import AWAY, Host
+from worker.leader import Gang
 
 log = structlog.get_logger()
 
 # Why an attempt must end before its trainer is done, most urgent first.
-Wish = Literal["lost", "cancel", "blind", "preempt", "pause", "drain"]
-# These want the trainer dead now; the others want a checkpoint first.
+Wish = Literal["lost", "cancel", "deserted", "blind", "preempt", "pause", "drain"]
+# These want the trainer dead now; the others want a checkpoint first, but for `deserted`: ranks that lack some of
+# their number can make none, and end by themselves.
 AT_ONCE: frozenset[Wish] = frozenset({"lost", "cancel"})
 
 
@@ -32,10 +34,12 @@ class Interrupted(Exception):  # an order, not an error
 class LeaseKeeper(threading.Thread):
     """Heartbeats every `heartbeat_seconds`, asks for orders every `control_seconds`; stops at the end of a `with`."""
 
-    def __init__(self, host: Host, lease: Lease, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, host: Host, lease: Lease, gang: Gang, *, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(name="lease-keeper", daemon=True)
         self._host = host
         self._lease = lease
+        self._gang = gang
+        self._dismissed = False
         self._clock = clock
         self._over = threading.Event()
         self._orders: Orders | None = Orders()
@@ -58,12 +62,22 @@ class LeaseKeeper(threading.Thread):
             return "lost"
         reasons: tuple[tuple[Wish, bool], ...] = (
             ("cancel", orders.cancel),
+            ("deserted", not self._dismissed and self._gang.fault is not None),
             ("blind", self._clock() - self._heard > self._host.settings.blind_seconds),
             ("preempt", orders.preempt),
             ("pause", orders.pause),
-            ("drain", self._host.flags.draining),
+            ("drain", self._host.flags.draining or (not self._dismissed and self._gang.leaving)),
         )
         return next((wish for wish, holds in reasons if holds), None)
+
+    @property
+    def lost(self) -> bool:
+        """Whether nothing may be written under this lease any more."""
+        return self._orders is None
+
+    def dismissed(self) -> None:
+        """The members are needed no more: what becomes of them is no reason for anything."""
+        self._dismissed = True
 
     def check(self) -> None:
         """Raise Interrupted if the attempt must end."""
@@ -87,6 +101,8 @@ class LeaseKeeper(threading.Thread):
                 self._beaten = now
             else:
                 self._orders = self._host.write(lambda s: jobs.read_orders(s, self._lease))
+            if self._gang.members:
+                self._gang.hear(self._host.write(lambda s: gangs.states(s, self._lease)))
         except AWAY as error:
             log.warning("lease.unheard", job_id=self._lease.job_id, error=str(error)[:200])
             return

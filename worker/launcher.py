@@ -31,6 +31,9 @@ LOG_BYTES: Final = 16 * 1024 * 1024
 LOG_BYTES_PER_SECOND: Final = 1024 * 1024
 TAIL_BYTES: Final = 8 * 1024
 GANG: Final = "worker.train.gang"  # torchrun, with the exit codes of the trainer contract
+# Through which interface ranks talk to those of other hosts. Left alone, gloo takes the one that the host's own name
+# resolves to, which on Debian is the loopback.
+TALK_THROUGH: Final = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ def command(
     spec_file: Path,
     out: Path,
     meeting: Meeting | None = None,
+    gang: str = GANG,
     python: str = sys.executable,
 ) -> list[str]:
     """The argv of a trainer on this host. Pure.
@@ -63,7 +67,7 @@ def command(
     what = [module, str(spec_file), str(out)]
     if placement.strategy == "single":
         return [*run, *what]
-    return [*run, GANG, *_meet(placement, meeting), f"--nproc-per-node={placement.gpus}", "--module", *what]
+    return [*run, gang, *_meet(placement, meeting), f"--nproc-per-node={placement.gpus}", "--module", *what]
 
 
 def _meet(placement: Placement, meeting: Meeting | None) -> list[str]:
@@ -81,8 +85,16 @@ def _meet(placement: Placement, meeting: Meeting | None) -> list[str]:
     ]
 
 
-def environment(*, tag: Tag, device_ids: tuple[str, ...], kind: str, threads: int, scratch: Path) -> dict[str, str]:
-    """What a trainer may know of its surroundings: its devices, its tag, a folder for temporary files."""
+def environment(
+    *,
+    tag: Tag,
+    device_ids: tuple[str, ...],
+    kind: str,
+    threads: int,
+    scratch: Path,
+    interface: str | None = None,
+) -> dict[str, str]:
+    """What a trainer may know of its surroundings: devices, tag, a folder for temporary files, a way to other hosts."""
     uuids = [device_id.split(":", 1)[1] for device_id in device_ids]
     # HIP heeds CUDA's variable as well, and an empty one hides everything: each kind gets its own and no other.
     visible = "ROCR_VISIBLE_DEVICES" if kind == "rocm" else "CUDA_VISIBLE_DEVICES"
@@ -95,6 +107,7 @@ def environment(*, tag: Tag, device_ids: tuple[str, ...], kind: str, threads: in
         PYTHONFAULTHANDLER="1",  # for ranks, whose argv is torchrun's
         HOME=str(scratch),
         HF_HOME=str(scratch / "hf"),
+        **({} if interface is None else dict.fromkeys(TALK_THROUGH, interface)),
     )
 
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Final, TypeVar
 
@@ -19,7 +20,7 @@ import structlog
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from shared import jobs, schema, workers
+from shared import gangs, jobs, schema, workers
 from shared.catalogue import load_catalogue
 from shared.db import make_engine, session_scope
 from shared.lifecycle import Lane
@@ -39,6 +40,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 WATCH_SECONDS: Final = 15.0
+LEAVING: Final = "its worker is shutting down"
 EXIT_DEAF: Final = 75  # sysexits.h EX_TEMPFAIL: whoever started us starts us again
 
 
@@ -97,6 +99,7 @@ class Presence(threading.Thread):
         self._registered = False
         self._xids = XidWatch()
         self._over = threading.Event()
+        self._woken = threading.Event()
         self._watched = self._heard = time.monotonic()
         self._deputies: dict[Lane, subprocess.Popen[bytes]] = {}
 
@@ -108,10 +111,16 @@ class Presence(threading.Thread):
                 self._watch()
             except (*AWAY, SchemaOutdated) as error:
                 log.warning("presence.unheard", error=str(error)[:200])
-            if self._over.wait(self._pause()):
+            self._woken.wait(self._pause())
+            self._woken.clear()
+            if self._over.is_set():
                 break
         # Here and not in `stop`: deputies die with the thread that started them (PR_SET_PDEATHSIG knows threads).
         self._dismiss_deputies()
+
+    def wake(self) -> None:
+        """Have the next report made now. Safe in a signal handler's thread: it takes no lock that is held for long."""
+        self._woken.set()
 
     def _dismiss_deputies(self) -> None:
         for deputy in self._deputies.values():
@@ -122,6 +131,7 @@ class Presence(threading.Thread):
     def stop(self) -> None:
         """Say good-bye; at once if Postgres does not answer."""
         self._over.set()
+        self.wake()
         self.join()
         try:
             self._write(lambda s: workers.retire(s, self._worker.id))
@@ -154,6 +164,8 @@ class Presence(threading.Thread):
         own = {child.pid for child in psutil.Process().children(recursive=True)}
         cached = cached_names(load_catalogue(self._settings), cache=self._settings.cache)
         found = discover(self._settings, own_pids=own, ailments=self._xids.look())
+        if self._flags.leaving:  # a leader elsewhere must not count on devices that nobody will answer for
+            found = tuple(replace(device, ailment=LEAVING) for device in found)
         return [describe(device, host=self._worker.host, cached=cached) for device in found]
 
     def _write(self, verb: Callable[[Session], T]) -> T:
@@ -185,7 +197,8 @@ class Presence(threading.Thread):
     def _unserved(self, session: Session) -> frozenset[Lane]:
         waiting = jobs.waiting_lanes(session)
         idle = workers.has_idle_device(session, self._worker.id)
-        return frozenset(lane for lane in LANES if lane in waiting and (lane == "cpu" or idle))
+        served = {lane for lane in LANES if lane in waiting and (lane == "cpu" or idle)}
+        return frozenset(served | {"training"} if gangs.is_called(session, self._worker.id) else served)
 
     def _send_deputy(self, lane: Lane) -> None:
         """Serve the lane from a process of its own, as a bell would have."""

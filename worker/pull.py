@@ -19,28 +19,39 @@ from sqlalchemy.orm import Session
 from shared import failpoints, jobs
 from shared.leases import Claim
 from shared.lifecycle import Lane
-from shared.queue import ring
+from shared.queue import call, ring
 from shared.settings import Settings
 from worker import merges, processes
 from worker.checks import check_next_file, validate_next_job
 from worker.drain import SharedFlags
 from worker.examine import examine_next
 from worker.host import AWAY, Host, open_host
+from worker.member import take_part
 from worker.supervisor import run_attempt
 
 log = structlog.get_logger()
 
 
 def training(host: Host) -> None:
-    """Claim and supervise jobs, one after the other, until none is for this worker."""
-    while not host.flags.draining:
+    """Take part where we are called, claim and supervise jobs, one after the other, until none is for this worker."""
+    while True:
         host.flags.pulled("training", at=time.monotonic())
+        # Before anything of our own, and while draining too: the leader must hear it, its devices idle meanwhile.
+        part = host.claim(partial(jobs.claim_membership, worker_id=host.worker.id))
+        if part is not None:
+            ring("training", host.settings)  # whoever else may take what this bell was for
+            take_part(host, part)
+            continue
+        if host.flags.draining:
+            return
         claim = host.claim(partial(_claim, host))
         if claim is None:
             return
         failpoints.reach("after_claim", host.settings)
         if len(host.devices) > 1:
             ring("training", host.settings)  # a sibling may fill the next device
+        for member in claim.members:
+            call(member.worker_id, host.settings)
         run_attempt(host, claim)
 
 

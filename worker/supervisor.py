@@ -6,8 +6,6 @@ commit that carries the manifest publishes anything.
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 import signal
 import time
@@ -15,35 +13,41 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, cast
 
 import stamina
 import structlog
 from sqlalchemy.orm import Session
 
-from shared import failpoints, jobs, layout, results, workers
-from shared.catalogue import load_catalogue
+from shared import failpoints, gangs, jobs, layout, results, workers
 from shared.errors import TunepoolError, Unavailable
-from shared.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, CheckpointSaved, Failed, Finished
+from shared.events import (
+    EXIT_DONE,
+    EXIT_OUT_OF_MEMORY,
+    EXIT_STOPPED,
+    EXIT_USER_FAULT,
+    CheckpointSaved,
+    Failed,
+    Finished,
+)
 from shared.ids import new_id
 from shared.journal import NewEvent
-from shared.leases import Claim, NewFile
+from shared.leases import Claim, MeetingPlace, NewFile
 from shared.lifecycle import AttemptOutcome, AttemptPhase
 from shared.sizing import estimate, workload
-from shared.spec import AttemptSpec
-from worker import base_models, launcher, processes, workdir
-from worker.host import AWAY, Host
+from worker import meeting, workdir
+from worker.host import AWAY, Host, full_sentence, host_code, host_sentence
 from worker.keeper import AT_ONCE, Interrupted, LeaseKeeper, Wish
 from worker.launcher import Exit, Trainer
+from worker.leader import Fault, Gang
 from worker.processes import StillAlive
+from worker.staging import Place
 from worker.watch import EventTail, Meter, Story, metric_lines, told
 
 log = structlog.get_logger()
 T = TypeVar("T")
 
 LOOK_SECONDS: Final = 0.1
-KEPT_SHARE: Final = 0.05  # of a CPU's memory, for frozen weights in 16 bits too: half of what the plan leaves free
 TELL_SECONDS: Final = 1.0
 CANCEL_GRACE_SECONDS: Final = 1.0
 # A trainer that has a checkpoint to write gets `stop_seconds`; then TERM, and this much later KILL.
@@ -51,7 +55,6 @@ TERM_GRACE_SECONDS: Final = 5.0
 
 # Less than this is left after a crash: the disk was full.
 ROOM_BYTES: Final = 1024 * 1024
-_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 # Why a trainer did not end by itself.
 Ending = Wish | Literal["timeout", "stalled"]
@@ -70,7 +73,7 @@ def run_attempt(host: Host, claim: Claim, *, clock: Callable[[], float] = time.m
     attempt = _Attempt(host, claim, clock=clock)
     bound = log.bind(job_id=claim.lease.job_id, attempt=claim.lease.attempt)
     bound.info("attempt.claimed", devices=list(claim.device_ids))
-    with LeaseKeeper(host, claim.lease) as keeper:
+    with LeaseKeeper(host, claim.lease, attempt.gang) as keeper:
         attempt.keeper = keeper
         try:
             attempt.run()
@@ -88,7 +91,7 @@ def run_attempt(host: Host, claim: Claim, *, clock: Callable[[], float] = time.m
             bound.error("attempt.unsaid", error=str(error)[:200])  # the reaper will say it
         except OSError as error:
             bound.exception("attempt.broke")
-            attempt.give_back("crashed", code=_host_code(error), message=_host_sentence(error, host))
+            attempt.give_back("crashed", code=host_code(error), message=host_sentence(error, host))
         except Exception as error:  # noqa: BLE001  # the one place that stands around an attempt
             bound.exception("attempt.broke")
             attempt.give_back(
@@ -113,16 +116,8 @@ class _Attempt:
         self.lease = claim.lease
         self.spec = claim.spec
         self.clock = clock
-        self.tag = processes.own_tag(
-            home=host.settings.home.resolve(), job_id=claim.lease.job_id, fence=claim.lease.fence
-        )
-        self.micro_batch_size = claim.micro_batch_size or self.spec.training.per_device_train_batch_size
-        self.gradient_checkpointing = (
-            self.spec.training.gradient_checkpointing
-            if claim.gradient_checkpointing is None
-            else claim.gradient_checkpointing
-        )
-        self.device = next(device for device in host.devices if claim.device_ids[0].endswith(f":{device.uuid}"))
+        self.place = Place(host, claim)
+        self.gang = Gang(claim.members, host.settings, clock=clock)
         self.story = Story(clock)
         self.meter = Meter(clock=clock)
         self.untold: list[NewEvent] = []
@@ -134,97 +129,55 @@ class _Attempt:
     # --- the acts ---------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        self.workdir = workdir.make(self.host.work, self.lease)
+        try:
+            ended = self.train()
+        finally:
+            self.dismiss()
+        self.settle(ended)
+
+    def train(self) -> Ended:
+        """Everything up to the end of the trainer."""
+        self.place.make_folder()
         self.say_phase("staging")
-        argv = self.stage()
+        self.untold += self.place.prepare(self.keeper.check)
         self.reach("after_staging")
         self.keeper.check()
-        self.trainer = self.launch(argv)
+        self.trainer = self.place.launch(self.gather())
         self.reach("after_launch")
         try:
             self.say_phase("training")
-            ended = self.watch(self.trainer)
+            return self.watch(self.trainer)
         except BaseException:
             self.trainer.end(grace_seconds=0)  # before anybody settles anything: the device must be free first
             raise
-        self.settle(ended)
 
-    def stage(self) -> list[str]:
-        """Bring everything the trainer reads to this host; returns its argv."""
-        interrupt, store = self.keeper.check, self.host.store
-        entry = load_catalogue(self.host.settings).entry(self.spec.base_model.name)
-        model = base_models.ensure(entry, cache=self.host.settings.cache, interrupt=interrupt)
-        rows = workdir.stage_rows(
-            store, self.claim.training_file, self.workdir.data / "train.jsonl", interrupt=interrupt
-        )
-        validation = None
-        if self.claim.validation_file is not None:
-            target = self.workdir.data / "validation.jsonl"
-            validation = workdir.stage_rows(store, self.claim.validation_file, target, interrupt=interrupt)
-        self.stage_checkpoint()
-        self.workdir.spec.write_text(self.attempt_spec(model, rows, validation).model_dump_json(), encoding="utf-8")
-        workdir.hand_over(self.workdir, uid=self.host.trainer_uid)
-        return launcher.command(
-            self.host.settings.trainer, placement=self.spec.placement, spec_file=self.workdir.spec, out=self.workdir.out
-        )
+    def gather(self) -> MeetingPlace | None:
+        """Wait until every host of the job is ready, and say where they meet; None on one host."""
+        if not self.gang.members:
+            return None
+        while not self.gang.ready:
+            self.keeper.check()
+            time.sleep(LOOK_SECONDS)
+        apart = any(member.host != self.host.worker.host for member in self.gang.members)
+        place = meeting.choose(self.host.settings, self.lease, apart=apart)
+        if not self.insist(lambda s: gangs.meet(s, self.lease, place)):
+            raise Interrupted("lost")
+        return place
 
-    def stage_checkpoint(self) -> None:
-        manifest = self.claim.last_checkpoint
-        if manifest is None:
+    def dismiss(self) -> None:
+        """Have the members end, and wait until of none anything lives: their devices are let go with ours."""
+        if not self.gang.members or self.keeper.lost:
             return
-        checkpoints = self.workdir.out / "checkpoints"
-        if workdir.stage_checkpoint(self.host.store, manifest, checkpoints, interrupt=self.keeper.check):
-            self.untold.append(NewEvent(f"Resuming from the checkpoint of step {manifest['step']}"))
-        else:
-            self.untold.append(
-                NewEvent("The last checkpoint is damaged; training starts from the beginning", level="warn")
-            )
-
-    def attempt_spec(self, model: Path, rows: Path, validation: Path | None) -> AttemptSpec:
-        cpu = self.device.kind == "cpu"
-        return AttemptSpec(
-            job_id=self.lease.job_id,
-            model_name=self.claim.model_name,
-            job=self.spec,
-            base_model_path=str(model),
-            train_file=str(rows),
-            validation_file=None if validation is None else str(validation),
-            micro_batch_size=self.micro_batch_size,
-            gradient_checkpointing=self.gradient_checkpointing,
-            device="cpu" if cpu else "cuda",  # as torch calls AMD's GPUs too
-            cpu_threads=self.threads,
-            memory_limit_bytes=self.device.total_bytes if cpu else None,
-            keep_dequantized=cpu and 2 * self.spec.base_model.facts.parameters < KEPT_SHARE * self.device.total_bytes,
-        )
-
-    @property
-    def threads(self) -> int:
-        return self.device.cores or self.host.settings.cpu_threads or os.cpu_count() or 1
-
-    def launch(self, argv: list[str]) -> Trainer:
-        """Start the trainer on devices that nobody else is on: who is there without our lease has lost its own."""
-        evicted = processes.kill_squatters(self.claim.device_ids, mine=self.tag)
-        if evicted:
-            log.warning("device.squatters_killed", pids=evicted, devices=list(self.claim.device_ids))
-        return launcher.start(
-            argv,
-            environment=launcher.environment(
-                tag=self.tag,
-                device_ids=self.claim.device_ids,
-                kind=self.device.kind,
-                threads=self.threads,
-                scratch=self.workdir.out,
-            ),
-            tag=self.tag,
-            out=self.workdir.out,
-            log_file=self.workdir.log,
-            uid=self.host.trainer_uid,
-        )
+        self.keeper.dismissed()
+        self.insist(lambda s: gangs.dismiss(s, self.lease))
+        until = time.monotonic() + self.patience
+        while not (self.gang.gone or self.keeper.lost or time.monotonic() > until):
+            time.sleep(LOOK_SECONDS)
 
     def watch(self, trainer: Trainer) -> Ended:
         """Stay beside the trainer until nothing of it lives; tell what it tells."""
-        tail, settings = EventTail(self.workdir.events), self.host.settings
-        begun, why, stop_at = self.clock(), None, float("inf")
+        tail, settings = EventTail(self.place.folder.events), self.host.settings
+        begun, why, stop_at = self.clock(), cast("Ending | None", None), float("inf")
         self.story.heard = begun
         runtime = self.spec.queue.max_runtime_seconds or float("inf")
         while trainer.poll() is None:
@@ -236,7 +189,9 @@ class _Attempt:
                     wish or why,
                     self.bury(trainer, tail, grace=CANCEL_GRACE_SECONDS if wish in AT_ONCE else TERM_GRACE_SECONDS),
                 )
-            if wish is not None and why is None:
+            if wish == "deserted" != why:  # our ranks miss the others, say so, and end
+                why, stop_at = wish, self.clock() + TERM_GRACE_SECONDS
+            elif wish is not None and why is None:
                 why, stop_at = wish, self.clock() + settings.stop_seconds
                 trainer.ask_to_stop()
             if self.story.silence() > self.story.patience(
@@ -289,7 +244,7 @@ class _Attempt:
 
     def publish_checkpoint(self, event: CheckpointSaved) -> None:
         """Upload and record one checkpoint; runs in the upload thread, one after the other."""
-        folder = self.workdir.out / "checkpoints" / event.name
+        folder = self.place.folder.out / "checkpoints" / event.name
         try:
             manifest = workdir.publish_checkpoint(
                 self.host.store, self.claim, folder, step=event.step, interrupt=self.unless_over
@@ -330,7 +285,7 @@ class _Attempt:
         self.say_phase("publishing")
         self.wait_for_uploads()
         manifest = workdir.publish_adapter(
-            self.host.store, self.claim, self.workdir.out / "adapter", interrupt=self.unless_over
+            self.host.store, self.claim, self.place.folder.out / "adapter", interrupt=self.unless_over
         )
         result = self.publish_metrics()
         self.unless_over()
@@ -356,10 +311,10 @@ class _Attempt:
 
     def publish_metrics(self) -> NewFile:
         earlier = self.insist(lambda s: results.recorded_metrics(s, self.lease.job_id))
-        text = results.metrics_csv([*earlier, *metric_lines(self.workdir.events)])
+        text = results.metrics_csv([*earlier, *metric_lines(self.place.folder.events)])
         key = layout.result_key(self.claim.project_id, self.lease.job_id, self.lease.fence)
         size, sha256 = workdir.publish_text(
-            self.host.store, key, text, scratch=self.workdir.root / "step_metrics.csv", interrupt=self.unless_over
+            self.host.store, key, text, scratch=self.place.folder.root / "step_metrics.csv", interrupt=self.unless_over
         )
         return NewFile(
             id=new_id("file-"),
@@ -389,18 +344,31 @@ class _Attempt:
         elif code == EXIT_USER_FAULT and self.story.failed is not None:
             self.fail(self.story.failed.code, self.story.failed.message, param=self.story.failed.param, exit_code=code)
         elif code == EXIT_OUT_OF_MEMORY:
-            self.shrink(ended)
+            self.shrink(ended, self.story.failed)
+        elif code >= 0 and code != EXIT_STOPPED and (fault := self.gang.fault) is not None:
+            self.settle_for(fault, ended)
         elif why is not None:
             self.wait_for_uploads()
             self.obey(why, exit_code=code)
         elif self.disk_is_full():
-            self.give_back("crashed", code="disk_full", message=_full_sentence(self.host), ended=ended)
+            self.give_back("crashed", code="disk_full", message=full_sentence(self.host), ended=ended)
         else:
             self.give_back("crashed", code=_crash_code(code), message=_crash_sentence(code), ended=ended)
 
+    def settle_for(self, fault: Fault, ended: Ended) -> None:
+        """Write on the job that another host of it is at fault; its ranks said what ours would have said."""
+        failed = None if fault.error is None else Failed.model_validate({"time": 0.0, **fault.error})
+        if fault.exit_code == EXIT_OUT_OF_MEMORY:
+            self.shrink(ended, failed)
+        elif fault.exit_code == EXIT_USER_FAULT and failed is not None:
+            self.fail(failed.code, failed.message, param=failed.param, exit_code=EXIT_USER_FAULT)
+        else:
+            self.wait_for_uploads()
+            self.give_back("crashed", code=fault.code, message=fault.message, ended=ended)
+
     def disk_is_full(self) -> bool:
         """Whether the trainer had no room to write: it cannot say so itself, for that would take room."""
-        return shutil.disk_usage(self.workdir.root).free < ROOM_BYTES
+        return shutil.disk_usage(self.place.folder.root).free < ROOM_BYTES
 
     def obey(self, why: Ending, *, exit_code: int | None = None) -> None:
         """End the attempt as ordered; the trainer is dead by now."""
@@ -415,19 +383,22 @@ class _Attempt:
                 self.tell(now=True)
             if not self.insist(lambda s: jobs.confirm_paused(s, self.lease, exit_code=exit_code)):
                 self.insist(lambda s: jobs.confirm_cancelled(s, self.lease, exit_code=exit_code))
+        elif why == "deserted":
+            fault = self.gang.fault
+            assert fault is not None, "a fault is never taken back"
+            self.give_back("crashed", code=fault.code, message=fault.message, exit_code=exit_code)
         elif why != "lost":
             outcome, sentence = _GIVEN_BACK[why]
             self.give_back(outcome, code=outcome, message=sentence, exit_code=exit_code)
 
-    def shrink(self, ended: Ended) -> None:
+    def shrink(self, ended: Ended, failed: Failed | None) -> None:
         """Out of memory: half the rows per pass, then recomputed activations, then the user hears the numbers."""
-        failed = self.story.failed
         code = failed.code if failed else "out_of_memory"
-        if self.micro_batch_size > 1:
-            half = self.micro_batch_size // 2
-            message = f"Out of memory with {self.micro_batch_size} rows a pass; trying again with {half}."
+        if self.place.micro_batch_size > 1:
+            half = self.place.micro_batch_size // 2
+            message = f"Out of memory with {self.place.micro_batch_size} rows a pass; trying again with {half}."
             self.give_back("out_of_memory", code=code, message=message, ended=ended, micro_batch_size=half)
-        elif not self.gradient_checkpointing:
+        elif not self.place.gradient_checkpointing:
             message = "Out of memory with one row a pass; trying again with gradient checkpointing."
             self.give_back(
                 "out_of_memory",
@@ -444,13 +415,14 @@ class _Attempt:
         """The estimate against what was seen, and what would help."""
         least = {"per_device_train_batch_size": 1, "gradient_checkpointing": True}
         spec = self.spec.model_copy(update={"training": self.spec.training.model_copy(update=least)})
-        kind: Literal["cuda", "cpu"] = "cpu" if self.device.kind == "cpu" else "cuda"
+        kind: Literal["cuda", "cpu"] = "cpu" if self.place.device.kind == "cpu" else "cuda"
         figures = [f"{estimate(workload(spec, device=kind)).total / 2**30:.1f} GiB were estimated"]
         if failed is not None and failed.peak_memory_bytes is not None:
             figures.append(f"{failed.peak_memory_bytes / 2**30:.1f} GiB were held when it failed")
+        there = self.place.device.total_bytes / 2**30
         return (
-            f"Out of memory on a device of {self.device.total_bytes / 2**30:.1f} GiB with one row a pass and gradient"
-            f" checkpointing: {', '.join(figures)}. Lower training.max_length or adapter.r, or use method qlora."
+            f"Out of memory on a device of {there:.1f} GiB with one row a pass and gradient checkpointing:"
+            f" {', '.join(figures)}. Lower training.max_length or adapter.r, or use method qlora."
         )
 
     def fail(self, code: str, message: str, *, param: str | None = None, exit_code: int | None = None) -> None:
@@ -497,7 +469,7 @@ class _Attempt:
         if self.trainer is not None and self.trainer.poll() is None:
             self.trainer.end(grace_seconds=0)
         self.uploader.shutdown(wait=False, cancel_futures=True)
-        workdir.remove(self.host.work, self.lease)
+        self.place.remove_folder()
 
     def reach(self, edge: failpoints.Edge) -> None:
         failpoints.reach(edge, self.host.settings)
@@ -509,11 +481,17 @@ class _Attempt:
 
     def insist(self, verb: Callable[[Session], T]) -> T:
         """Run a write, again while Postgres is away; a lost lease makes it do nothing. Raises one of `AWAY`."""
-        patience = self.host.settings.blind_seconds + self.host.settings.lease_seconds
-        for attempt in stamina.retry_context(on=AWAY, attempts=None, timeout=patience, wait_initial=0.1, wait_max=2.0):
+        for attempt in stamina.retry_context(
+            on=AWAY, attempts=None, timeout=self.patience, wait_initial=0.1, wait_max=2.0
+        ):
             with attempt:
                 return self.host.write(verb)
         raise AssertionError("a retry ends in a value or in its error")
+
+    @property
+    def patience(self) -> float:
+        """Seconds without Postgres after which nothing more is to be said under this lease."""
+        return self.host.settings.blind_seconds + self.host.settings.lease_seconds
 
 
 _GIVEN_BACK: Final[dict[str, tuple[AttemptOutcome, str]]] = {
@@ -521,20 +499,6 @@ _GIVEN_BACK: Final[dict[str, tuple[AttemptOutcome, str]]] = {
     "drain": ("drained", "The worker is shutting down; the job waits to go on from its last checkpoint."),
     "blind": ("drained", "The worker lost the database for too long; the job waits to go on from its last checkpoint."),
 }
-
-
-def _host_code(error: OSError) -> str:
-    return "disk_full" if error.errno in _NO_ROOM else "internal_error"
-
-
-def _host_sentence(error: OSError, host: Host) -> str:
-    if error.errno in _NO_ROOM:
-        return _full_sentence(host)
-    return f"The worker hit an unexpected error ({type(error).__name__})."
-
-
-def _full_sentence(host: Host) -> str:
-    return f"Host {host.worker.host} has no room left for the job's files; free some space below TUNEPOOL_HOME there."
 
 
 def _crash_code(code: int) -> str:

@@ -119,7 +119,7 @@ REFUSED: list[tuple[str, CreateJob, str]] = [
     ("wandb", request(integrations=[{"type": "wandb", "wandb": {"project": "p"}}]), "integrations[0].type"),
     ("single on two", ours(placement={"strategy": "single", "gpus": 2}), "placement.strategy"),
     ("ddp on one", ours(placement={"strategy": "ddp", "gpus": 1}), "placement.strategy"),
-    ("several hosts", ours(placement={"strategy": "ddp", "gpus": 2, "nodes": 2}), "placement.nodes"),
+    ("single on several hosts", ours(placement={"strategy": "single", "nodes": 2}), "placement.strategy"),
     ("too many devices", ours(placement={"strategy": "ddp", "gpus": 64, "nodes": 8}), "placement.gpus"),
     ("batch not shared evenly", ours(placement={"gpus": 2}, training={"batch_size": 7}), "training.batch_size"),
     ("micro-batch not dividing", training(batch_size=8, per_device_train_batch_size=3), "per_device_train_batch_size"),

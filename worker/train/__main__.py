@@ -77,6 +77,7 @@ def run_attempt(spec: AttemptSpec, *, out: Path, reporter: Reporter, stop: StopR
     data, validation = _read_data(spec, tokenizer=tokenizer, reporter=reporter)
     plan = _plan(spec, rows=len(data.rows))
     resume_from = checkpoints.newest_intact(out / "checkpoints", job_id=spec.job_id)
+    _agree_on_start(resume_from, ranks)
 
     objective = _build_objective(spec, out=out, tokenizer=tokenizer, plan=plan, rows=data.rows, ranks=ranks)
     learner = _make_learner(spec, objective=objective, plan=plan)
@@ -105,6 +106,13 @@ def run_attempt(spec: AttemptSpec, *, out: Path, reporter: Reporter, stop: StopR
     _announce(run, data)
     train(run)
     _publish(run, tokenizer=tokenizer)
+
+
+def _agree_on_start(resume_from: Path | None, ranks: Ranks) -> None:
+    """Every host has its own copy of the checkpoint; ranks that began at unlike steps would wait for each other."""
+    found = ranks.gathered(None if resume_from is None else resume_from.name)
+    if len(set(found)) > 1:
+        raise RuntimeError(f"the hosts of this job would go on from unlike checkpoints: {found}")
 
 
 def _read_data(spec: AttemptSpec, *, tokenizer: Any, reporter: Reporter) -> tuple[RowSet, RowSet | None]:

@@ -1,0 +1,190 @@
+"""A further host's part in an attempt that another worker leads: stage, say ready, run ranks, end when it is over.
+
+It has no lease: it publishes nothing and moves no job. It writes on its own row, and reads there how it stands.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+import stamina
+import structlog
+from sqlalchemy.orm import Session
+
+from shared import gangs, workers
+from shared.errors import TunepoolError
+from shared.events import EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
+from shared.gangs import Word
+from shared.leases import MeetingPlace, Membership
+from shared.lifecycle import MemberPhase
+from worker.host import AWAY, Host, host_code, host_sentence
+from worker.launcher import Trainer
+from worker.processes import StillAlive
+from worker.staging import Place
+from worker.watch import EventTail
+
+log = structlog.get_logger()
+
+LOOK_SECONDS: Final = 0.1
+GRACE_SECONDS: Final = 1.0
+
+
+class Dismissed(Exception):  # an order, not an error
+    """The attempt is over, or does without this host."""
+
+
+def take_part(host: Host, part: Membership) -> None:
+    """Play a member's part to its end. What goes wrong here is told to the leader, and named there."""
+    lease = part.claim.lease
+    bound = log.bind(job_id=lease.job_id, attempt=lease.attempt, node=part.node)
+    bound.info("member.called", devices=list(part.claim.device_ids))
+    with Reporter(host, part) as reporter:
+        member = _Member(host, part, reporter)
+        try:
+            member.run()
+        except Dismissed:
+            member.leave()
+        except StillAlive as error:
+            bound.error("member.undead", error=str(error))
+            member.quarantine(str(error))
+        except TunepoolError as error:
+            member.leave(error=_told(error.code, error.message, param=error.param))
+        except AWAY as error:
+            bound.error("member.unsaid", error=str(error)[:200])  # the leader hears the silence
+        except OSError as error:
+            bound.exception("member.broke")
+            member.leave(error=_told(host_code(error), host_sentence(error, host)))
+        except Exception as error:  # noqa: BLE001  # the one place that stands around a member's part
+            bound.exception("member.broke")
+            member.leave(error=_told("internal_error", f"an unexpected error ({type(error).__name__})"))
+        finally:
+            member.clean_up()
+    bound.info("member.left")
+
+
+def _told(code: str, message: str, *, param: str | None = None) -> dict[str, Any]:
+    return {"code": code, "message": message, "param": param}
+
+
+class Reporter(threading.Thread):
+    """Says every `control_seconds` that this member is there, and hears whether it is needed; stops with a `with`."""
+
+    def __init__(self, host: Host, part: Membership, *, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(name="member-reporter", daemon=True)
+        self._host = host
+        self._part = part
+        self._clock = clock
+        self._over = threading.Event()
+        self._word: Word | None = Word(None)
+        self._heard = clock()
+        self.phase: MemberPhase = "staging"
+
+    def __enter__(self) -> Reporter:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Say nothing more; the last word is another's."""
+        self._over.set()
+        self.join(15)
+
+    def check(self) -> None:
+        """Raise Dismissed if this member is needed no more. One that hears nothing outlasts a leader that does not."""
+        settings = self._host.settings
+        blind = self._clock() - self._heard > settings.blind_seconds + settings.stop_seconds
+        if self._word is None or blind:
+            raise Dismissed
+
+    @property
+    def meeting(self) -> MeetingPlace | None:
+        return None if self._word is None else self._word.place
+
+    def run(self) -> None:
+        while self._word is not None and not self._over.wait(self._host.settings.control_seconds):
+            now = self._clock()
+            try:
+                self._word = self._host.write(self._report)
+            except AWAY as error:
+                log.warning("member.unheard", job_id=self._part.claim.lease.job_id, error=str(error)[:200])
+                continue
+            self._heard = now
+
+    def _report(self, session: Session) -> Word | None:
+        return gangs.report(session, self._part, phase=self.phase, leaving=self._host.flags.draining)
+
+
+class _Member:
+    """What a member holds while it takes part."""
+
+    def __init__(self, host: Host, part: Membership, reporter: Reporter) -> None:
+        self.host, self.part, self.reporter = host, part, reporter
+        self.place = Place(host, part.claim)
+        self.trainer: Trainer | None = None
+
+    def run(self) -> None:
+        self.place.make_folder()
+        self.place.prepare(self.reporter.check)
+        self.reporter.phase = "ready"
+        where = self.wait_for_meeting()
+        self.trainer = self.place.launch(where, node=self.part.node)
+        self.reporter.phase = "training"
+        try:
+            self.watch(self.trainer)
+        except BaseException:
+            self.trainer.end(grace_seconds=GRACE_SECONDS)  # before anybody hears that this host is free
+            raise
+
+    def wait_for_meeting(self) -> MeetingPlace:
+        while (where := self.reporter.meeting) is None:
+            self.reporter.check()
+            time.sleep(LOOK_SECONDS)
+        return where
+
+    def watch(self, trainer: Trainer) -> None:
+        """Stay beside the ranks until they end by themselves; raises Dismissed when they are to end."""
+        while trainer.poll() is None:
+            self.reporter.check()
+            time.sleep(LOOK_SECONDS)
+        ended = trainer.end(grace_seconds=0)
+        log.info("member.ranks_ended", job_id=self.part.claim.lease.job_id, exit_code=ended.code)
+        if ended.code:
+            log.warning("trainer.failed", job_id=self.part.claim.lease.job_id, last_words=ended.last_words[-2000:])
+        self.leave(exit_code=ended.code, error=self.last_words(ended.code))
+
+    def last_words(self, code: int) -> dict[str, Any] | None:
+        """What a rank here says is wrong; the leader does not see this host's files."""
+        if code not in {EXIT_USER_FAULT, EXIT_OUT_OF_MEMORY}:
+            return None
+        failed = [event for event in EventTail(self.place.folder.events).read() if isinstance(event, Failed)]
+        return failed[-1].model_dump(mode="json", exclude={"type", "time"}) if failed else None
+
+    def leave(self, *, exit_code: int | None = None, error: dict[str, Any] | None = None) -> None:
+        """Say that nothing lives here any more. Raises one of AWAY."""
+        self.reporter.stop()
+        self.insist(partial(gangs.end, part=self.part, exit_code=exit_code, error=error))
+
+    def quarantine(self, message: str) -> None:
+        """The devices are not free: nobody may have them before somebody has looked."""
+        for device_id in self.part.claim.device_ids:
+            self.insist(partial(workers.set_quarantined, device_id=device_id, quarantined=True))
+        self.reporter.stop()
+        self.insist(partial(gangs.end, part=self.part, error=_told("trainer_undead", message)))
+
+    def insist(self, verb: Callable[[Session], object]) -> None:
+        """Run a write, again while Postgres is away; after a lease the leader has long heard the silence."""
+        patience = self.host.settings.lease_seconds
+        for attempt in stamina.retry_context(on=AWAY, attempts=None, timeout=patience, wait_initial=0.1, wait_max=2.0):
+            with attempt:
+                self.host.write(verb)
+
+    def clean_up(self) -> None:
+        if self.trainer is not None and self.trainer.poll() is None:
+            self.trainer.end(grace_seconds=0)
+        self.place.remove_folder()

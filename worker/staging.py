@@ -1,0 +1,129 @@
+"""An attempt's place on one host: its folder, its device, what the trainer reads, and the trainer's start. No database.
+
+Leader and members of a job on several hosts each have one; a job on one host has one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from shared.catalogue import load_catalogue
+from shared.journal import NewEvent
+from shared.leases import Claim, MeetingPlace
+from shared.spec import AttemptSpec
+from worker import base_models, launcher, meeting, processes, workdir
+from worker.host import Host
+from worker.launcher import Meeting, Trainer
+
+log = structlog.get_logger()
+
+KEPT_SHARE: Final = 0.05  # of a CPU's memory, for frozen weights in 16 bits too: half of what the plan leaves free
+
+
+class Place:
+    """Made with the claim; `prepare`, then `launch`."""
+
+    def __init__(self, host: Host, claim: Claim) -> None:
+        assert claim.spec is not None, "a queued job is resolved"
+        self.host, self.claim, self.spec = host, claim, claim.spec
+        self.tag = processes.own_tag(
+            home=host.settings.home.resolve(), job_id=claim.lease.job_id, fence=claim.lease.fence
+        )
+        self.micro_batch_size = claim.micro_batch_size or self.spec.training.per_device_train_batch_size
+        self.gradient_checkpointing = (
+            self.spec.training.gradient_checkpointing
+            if claim.gradient_checkpointing is None
+            else claim.gradient_checkpointing
+        )
+        self.device = next(device for device in host.devices if claim.device_ids[0].endswith(f":{device.uuid}"))
+
+    def make_folder(self) -> None:
+        self.folder = workdir.make(self.host.work, self.claim.lease)
+
+    def remove_folder(self) -> None:
+        workdir.remove(self.host.work, self.claim.lease)
+
+    # --- what the trainer reads -------------------------------------------------------------------------------------
+
+    def prepare(self, interrupt: Callable[[], None]) -> list[NewEvent]:
+        """Bring everything the trainer reads to this host; returns what there is to tell."""
+        store, settings = self.host.store, self.host.settings
+        entry = load_catalogue(settings).entry(self.spec.base_model.name)
+        model = base_models.ensure(entry, cache=settings.cache, interrupt=interrupt)
+        rows = workdir.stage_rows(
+            store, self.claim.training_file, self.folder.data / "train.jsonl", interrupt=interrupt
+        )
+        validation = None
+        if self.claim.validation_file is not None:
+            target = self.folder.data / "validation.jsonl"
+            validation = workdir.stage_rows(store, self.claim.validation_file, target, interrupt=interrupt)
+        told = self._stage_checkpoint(interrupt)
+        self.folder.spec.write_text(self._attempt_spec(model, rows, validation).model_dump_json(), encoding="utf-8")
+        workdir.hand_over(self.folder, uid=self.host.trainer_uid)
+        return told
+
+    def _stage_checkpoint(self, interrupt: Callable[[], None]) -> list[NewEvent]:
+        manifest = self.claim.last_checkpoint
+        if manifest is None:
+            return []
+        checkpoints = self.folder.out / "checkpoints"
+        if workdir.stage_checkpoint(self.host.store, manifest, checkpoints, interrupt=interrupt):
+            return [NewEvent(f"Resuming from the checkpoint of step {manifest['step']}")]
+        return [NewEvent("The last checkpoint is damaged; training starts from the beginning", level="warn")]
+
+    def _attempt_spec(self, model: Path, rows: Path, validation: Path | None) -> AttemptSpec:
+        cpu = self.device.kind == "cpu"
+        return AttemptSpec(
+            job_id=self.claim.lease.job_id,
+            model_name=self.claim.model_name,
+            job=self.spec,
+            base_model_path=str(model),
+            train_file=str(rows),
+            validation_file=None if validation is None else str(validation),
+            micro_batch_size=self.micro_batch_size,
+            gradient_checkpointing=self.gradient_checkpointing,
+            device="cpu" if cpu else "cuda",  # as torch calls AMD's GPUs too
+            cpu_threads=self._threads,
+            memory_limit_bytes=self.device.total_bytes if cpu else None,
+            keep_dequantized=cpu and 2 * self.spec.base_model.facts.parameters < KEPT_SHARE * self.device.total_bytes,
+        )
+
+    @property
+    def _threads(self) -> int:
+        return self.device.cores or self.host.settings.cpu_threads or os.cpu_count() or 1
+
+    # --- the trainer ------------------------------------------------------------------------------------------------
+
+    def launch(self, where: MeetingPlace | None = None, *, node: int = 0) -> Trainer:
+        """Start the trainer on devices that nobody else is on: who is there without our lease has lost its own."""
+        evicted = processes.kill_squatters(self.claim.device_ids, mine=self.tag)
+        if evicted:
+            log.warning("device.squatters_killed", pids=evicted, devices=list(self.claim.device_ids))
+        settings = self.host.settings
+        return launcher.start(
+            launcher.command(
+                settings.trainer,
+                placement=self.spec.placement,
+                spec_file=self.folder.spec,
+                out=self.folder.out,
+                meeting=None if where is None else Meeting(where.name, where.address, where.port, node),
+                gang=settings.gang_launcher,
+            ),
+            environment=launcher.environment(
+                tag=self.tag,
+                device_ids=self.claim.device_ids,
+                kind=self.device.kind,
+                threads=self._threads,
+                scratch=self.folder.out,
+                interface=None if where is None else meeting.interface(meeting.own_address(settings)),
+            ),
+            tag=self.tag,
+            out=self.folder.out,
+            log_file=self.folder.log,
+            uid=self.host.trainer_uid,
+        )
