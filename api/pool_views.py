@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 from pydantic import Field
 
 from api.views import View, maybe_seconds, seconds
+from shared import gangs
 from shared.keys import Caller
 from shared.overview import Overview, Standing, Waiting
 from shared.preemption import RunningJob
@@ -33,6 +34,17 @@ class Device(View):
     leased: bool
     job_id: str | None = Field(description="The job that runs there, where the caller may know it.")
     project_id: str | None = Field(description="The project of that job, where the caller may know it.")
+
+
+class Seat(View):
+    """A host of a job that runs on several."""
+
+    job_id: str | None = Field(description="The job, where the caller may know it.")
+    node: int = Field(description="0 leads: it holds the lease, and publishes.")
+    worker_id: str
+    host: str
+    devices: list[str]
+    phase: str = Field(examples=["training"], description="How far this host is.")
 
 
 class Worker(View):
@@ -115,6 +127,7 @@ class Pool(View):
     policy: PoolPolicy
     workers: list[Worker]
     devices: list[Device]
+    gangs: list[Seat] = Field(description="The hosts of jobs that run on several: job by job, the leader first.")
     projects: list[Project] = Field(description="The caller's own; all of them for an administrator.")
     queue: list[Place] = Field(description="The first hundred in their order.")
     jobs: JobCounts
@@ -203,6 +216,7 @@ def pool(found: Overview, *, caller: Caller) -> Pool:
         policy=policy(found.policy),
         workers=[worker(row) for row in found.workers],
         devices=[_device(row, found.running.get(row.leased_by or ""), caller) for row in found.devices],
+        gangs=[_seat(one, found.running.get(one.job_id), caller) for one in found.seats],
         projects=[project(one) for one in found.standings if _may_see(one.project.id, caller)],
         queue=[_place(one, caller) for one in found.queue],
         jobs=JobCounts.model_validate(dict(found.counts)),
@@ -242,6 +256,18 @@ def _device(row: DeviceRow, job: RunningJob | None, caller: Caller) -> Device:
         leased=row.leased_by is not None,
         job_id=job.id if job is not None and seen else None,
         project_id=job.project if job is not None and seen else None,
+    )
+
+
+def _seat(one: gangs.Seat, job: RunningJob | None, caller: Caller) -> Seat:
+    seen = job is not None and _may_see(job.project, caller)
+    return Seat(
+        job_id=one.job_id if seen else None,
+        node=one.node,
+        worker_id=one.worker_id,
+        host=one.host,
+        devices=list(one.device_ids),
+        phase=one.phase,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal
 
@@ -13,7 +13,7 @@ from api.outlook import Look
 from shared.adapters import PublishedAdapter
 from shared.keys import Caller
 from shared.spec import CreateCombination, CreateMerge, JobSpec
-from shared.tables import AdapterRow, AttemptRow, CheckpointRow, EventRow, FileRow, JobRow, MergeRow
+from shared.tables import AdapterRow, AttemptRow, CheckpointRow, EventRow, FileRow, JobRow, MemberRow, MergeRow
 from shared.verdicts import Verdict
 
 JobStatusView = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
@@ -106,6 +106,18 @@ class QueueState(View):
     as_of: int = Field(description="When the plan was made that says so; a plan serves all for about a second.")
 
 
+class Member(View):
+    """A further host of an attempt of a job on several; the attempt itself tells of the first."""
+
+    node: int
+    worker_id: str
+    host: str
+    devices: list[str]
+    phase: str = Field(examples=["training"])
+    exit_code: int | None = Field(description="Of ranks that ended by themselves.")
+    error: dict[str, Any] | None
+
+
 class Attempt(View):
     number: int
     phase: str
@@ -117,6 +129,7 @@ class Attempt(View):
     exit_code: int | None
     peak_memory_bytes: int | None
     error: dict[str, Any] | None
+    members: list[Member] = Field(default_factory=list, description="The further hosts of a job on several.")
 
 
 class AdapterRef(View):
@@ -333,6 +346,7 @@ def job(
     *,
     caller: Caller,
     attempts: Sequence[AttemptRow] = (),
+    members: Mapping[int, Sequence[MemberRow]] | None = None,
     adapter: AdapterRow | None = None,
     queue: QueueState | None = None,
 ) -> FineTuningJob:
@@ -366,7 +380,7 @@ def job(
                 auto=row.auto,
                 queue=queue,
                 progress=row.progress,
-                attempts=[attempt(one) for one in attempts],
+                attempts=[attempt(one, (members or {}).get(one.number, ())) for one in attempts],
                 adapter=None if adapter is None else _adapter_ref(adapter),
                 usage={"device_seconds": round(row.device_seconds, 3)},
             ),
@@ -448,7 +462,7 @@ def etag(version: int, look: Look | None) -> str:
     return f'"{version}-{hashlib.sha256("".join(told).encode()).hexdigest()[:16]}"'
 
 
-def attempt(row: AttemptRow) -> Attempt:
+def attempt(row: AttemptRow, members: Sequence[MemberRow] = ()) -> Attempt:
     return Attempt(
         number=row.number,
         phase=row.phase,
@@ -459,6 +473,19 @@ def attempt(row: AttemptRow) -> Attempt:
         micro_batch_size=row.micro_batch_size,
         exit_code=row.exit_code,
         peak_memory_bytes=row.peak_bytes,
+        error=row.error,
+        members=[_member(one) for one in members],
+    )
+
+
+def _member(row: MemberRow) -> Member:
+    return Member(
+        node=row.node,
+        worker_id=row.worker_id,
+        host=row.host,
+        devices=row.device_ids,
+        phase=row.phase,
+        exit_code=row.exit_code,
         error=row.error,
     )
 

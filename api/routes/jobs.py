@@ -12,7 +12,7 @@ from api import views
 from api.answers import written
 from api.body import RawBody, parse
 from api.deps import Door, DoorDep, JobsReader, JobsWriter
-from shared import adapters, failpoints, jobs, pages, refusals, submission
+from shared import adapters, failpoints, gangs, jobs, pages, refusals, submission
 from shared.errors import Invalid
 from shared.keys import Caller
 from shared.spec import CreateJob
@@ -140,9 +140,10 @@ def retrieve_job(
         # What has never started has neither: most polls of a full queue.
         attempts = pages.attempts(session, job_id) if row.attempts else ()
         adapter = adapters.of_job(session, job_id) if row.attempts else None
+        members = gangs.of_job(session, job_id) if row.nodes > 1 else None
     look = (look or door.outlook.of(job_id)) if row.status == "queued" else None  # it may have moved since
     queue = None if look is None else views.queue_state(look, row)
-    view = views.job(row, caller=caller, attempts=attempts, adapter=adapter, queue=queue)
+    view = views.job(row, caller=caller, attempts=attempts, members=members, adapter=adapter, queue=queue)
     return written(view, etag=views.etag(row.version, look))
 
 
