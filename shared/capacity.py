@@ -84,12 +84,12 @@ class HostMap:
 
     def widest(self, gpus: int, hosts: int) -> int:
         """The largest number of bytes per device that `gpus` devices on each of `hosts` hosts offer; -1 if none."""
+        if hosts == 1:  # nearly every job, in every turn
+            return max((level[gpus - 1] for level in self._levels.values() if len(level) >= gpus), default=-1)
         widths: dict[str, list[int]] = {}
         for host, level in self._levels.items():
             if len(level) >= gpus:
                 widths.setdefault(self._kinds[host], []).append(level[gpus - 1])
-        if hosts == 1:
-            return max(map(max, widths.values()), default=-1)
         enough = [sorted(alike, reverse=True)[hosts - 1] for alike in widths.values() if len(alike) >= hosts]
         return max(enough, default=-1)
 

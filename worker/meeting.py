@@ -9,11 +9,14 @@ from ipaddress import ip_address
 from typing import Final
 
 import psutil
+import structlog
 from sqlalchemy.engine import make_url
 
 from shared.errors import Unavailable
 from shared.leases import Lease, MeetingPlace
 from shared.settings import Settings
+
+log = structlog.get_logger()
 
 LOOPBACK: Final = "127.0.0.1"
 
@@ -77,8 +80,11 @@ def free_port(ports: str) -> int:
 
 
 def interface(address: str) -> str | None:
-    """The network interface that has the address; None when none has, as behind an address translation."""
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(one.address == address for one in addresses):
-            return str(name)
+    """The network interface that has the address (or name); None when none has, as behind an address translation."""
+    with contextlib.suppress(OSError):
+        meant = {str(found[4][0]) for found in socket.getaddrinfo(address, None)}
+        for name, addresses in psutil.net_if_addrs().items():
+            if any(one.address in meant for one in addresses):
+                return str(name)
+    log.warning("meeting.no_interface", address=address, remedy="set TUNEPOOL_GANG_ADDRESS to an address of this host")
     return None

@@ -172,4 +172,5 @@ def test_ranks_talk_through_the_interface_that_has_the_hosts_address(tmp_path: P
 
     assert {through[name] for name in launcher.TALK_THROUGH} == {"lo"}
     assert not alone.keys() & set(launcher.TALK_THROUGH)
+    assert meeting.interface("localhost") == "lo"
     assert meeting.interface("192.0.2.1") is None

@@ -27,8 +27,8 @@ def show_pool(context: typer.Context) -> None:
     devices = [{**device, "state": _state(device)} for device in found["devices"]]
     show_rows(context, devices, ("id", "name", "total_bytes", "free_bytes", "state", "job_id"))
     print()
-    if found["gangs"]:
-        show_rows(context, found["gangs"], ("job_id", "node", "host", "worker_id", "phase"))
+    if gangs := found.get("gangs"):  # a server of before has none
+        show_rows(context, gangs, ("job_id", "node", "host", "worker_id", "phase"))
         print()
     columns = ("name", "weight", "usage.share", "usage.running_devices", "usage.queued_jobs", "usage.month_gpu_hours")
     show_rows(context, found["projects"], columns)
