@@ -174,6 +174,27 @@ def test_a_member_whose_supervisor_is_killed_is_missed_and_named(pair: Stack) ->
     assert "stopped answering" in pair.attempts(job_id)[0].error["message"]
 
 
+def test_a_frozen_member_is_left_behind_and_finds_its_ranks_gone_when_it_wakes(pair: Stack) -> None:
+    job_id = pair.submit("steps=140 step_seconds=0.1 save=5", placement=ON_TWO)
+    pair.wait_for_step(job_id, 3)
+    frozen, old_rank = supervisor(ranks(pair)["1"]), ranks(pair)["1"]
+
+    frozen.suspend()
+    try:
+        until(lambda: pair.job(job_id).attempts == 2 and "1" in ranks(pair) and ranks(pair)["1"] != old_rank)
+        squatting = old_rank.is_running() and old_rank.status() != psutil.STATUS_ZOMBIE
+    finally:
+        frozen.resume()
+    job = pair.wait(job_id, seconds=60)
+
+    assert not squatting  # the newer attempt has the device to itself
+    assert job.status == "succeeded", job.error
+    assert pair.chain(job.manifest) == chain_of(140)
+    assert outcomes(pair, job_id) == [("crashed", "member_lost"), ("succeeded", None)]
+    until(lambda: [row.phase for row in members(pair, job_id)] == ["ended", "ended"])
+    assert pair.trainers() == []
+
+
 def test_a_leader_that_dies_takes_all_ranks_with_it_and_the_reaper_returns_the_job(pair: Stack) -> None:
     job_id = pair.submit("steps=30 step_seconds=0.1 save=5", placement=ON_TWO)
     pair.wait_for_step(job_id, 3)
