@@ -242,6 +242,18 @@ def give_back(session: Session, lease: Lease, *, code: str, message: str) -> boo
     return _write(session, lease, status="queued", lease_owner=None, lease_until=func.now() + RETRY_AFTER)
 
 
+def postpone(session: Session, lease: Lease) -> bool:
+    """running -> queued for a while: this host has other work now. It counts as no attempt."""
+    return _write(
+        session,
+        lease,
+        status="queued",
+        lease_owner=None,
+        lease_until=func.now() + RETRY_AFTER,
+        failures=MergeRow.failures - 1,
+    )
+
+
 def release(session: Session, lease: Lease) -> bool:
     """running -> queued, nobody's fault (the worker drains); it counts as no attempt."""
     return _write(session, lease, status="queued", lease_owner=None, lease_until=None, failures=MergeRow.failures - 1)

@@ -77,6 +77,9 @@ class Settings(BaseSettings):
     preflight_memory_bytes: int = Field(
         default=2 * 1024**3, ge=1, description="Each process of an examination may gain so much."
     )
+    merge_memory_bytes: int | None = Field(
+        default=None, ge=1, description="Memory a merge or combination may take; empty: 80 % of RAM."
+    )
     merger: str = Field(default="worker.train.merge", description="Module run for a merge; tests name another.")
     combiner: str = Field(default="worker.train.combine", description="Module run for a combination.")
     trainer_uid: int | None = Field(

@@ -193,6 +193,26 @@ def estimate_evaluation(work: Workload, *, stack: Stack | None = None) -> Estima
     return Estimate({**terms, **moving, "fragmentation": math.ceil(stack.gaps * sum(moving.values()))})
 
 
+def estimate_product(spec: JobSpec, *, adapters: int = 1, dequantized: bool = False) -> Estimate:
+    """Peak bytes of the host while an adapter is merged into its base, or several `adapters` become one.
+
+    Weights are held as they are published, 16-bit as a rule; one linear module at a time is worked on in float32.
+    Measured on a 135M model, private and resident: merged 0.68 and 1.09 GB, onto expanded 4-bit weights 0.76 and 1.18.
+    """
+    facts = spec.base_model.facts
+    work = workload(spec, device="cpu")
+    kept = 1 if adapters == 1 else 2 * adapters  # beside several, the combined one, of all their ranks at most
+    return Estimate(
+        {
+            "process": OURS["cpu"].process,
+            "weights": BYTES["bfloat16"] * facts.parameters,
+            "4-bit weights": math.ceil(FOUR_BIT_DOUBLE * quantizable_parameters(facts)) if dequantized else 0,
+            "adapters": 4 * kept * _trained_parameters(work),
+            "one weight": 4 * (adapters + 3) * _largest_linear(facts),
+        }
+    )
+
+
 _TRAINING_ONLY = ("gradients", "buckets", "activations", "logits", "logits or one layer", "fragmentation")
 
 
@@ -285,9 +305,12 @@ def _logits(work: Workload, *, stack: Stack) -> int:
 def _dequantised(work: Workload) -> int:
     if not METHODS[work.method].quantized:
         return 0
-    largest = max(one.inputs * one.outputs for one in linears(work.facts))
     copies = 2 if METHODS[work.method].magnitude else 1
-    return copies * BYTES[work.dtype] * largest
+    return copies * BYTES[work.dtype] * _largest_linear(work.facts)
+
+
+def _largest_linear(facts: ModelFacts) -> int:
+    return max(one.inputs * one.outputs for one in linears(facts))
 
 
 def workload(spec: JobSpec, *, device: DeviceKind) -> Workload:

@@ -443,3 +443,4 @@ class MergeSpec(Part):
     base_model_path: str
     adapter_paths: list[str] = Field(description="PEFT directories, in the order of the request.")
     cpu_threads: int = Field(default=1, ge=1)
+    memory_limit_bytes: int | None = Field(default=None, description="Refuse to grow past this; null: no limit.")

@@ -70,7 +70,7 @@ def cpu(
     cgroup: Path = _CGROUP,
 ) -> tuple[FoundDevice, ...]:
     """The processor and a share of the memory, as one device or as `settings.cpu_slots` equal ones."""
-    total, available = _memory(cgroup)
+    total, available = host_memory(cgroup)
     slots = settings.cpu_slots
     offered = (settings.cpu_memory_bytes or int(total * CPU_SHARE)) // slots
     # What our own trainers hold is free once they have ended; the row is read when they have, before the next look.
@@ -91,7 +91,7 @@ def cpu(
     )
 
 
-def _memory(cgroup: Path) -> tuple[int, int]:
+def host_memory(cgroup: Path = _CGROUP) -> tuple[int, int]:
     """(total, available) bytes of this host, or of the container that we are in (cgroup v2)."""
     host = psutil.virtual_memory()
     limit = next(iter(_lines(cgroup / "memory.max")), "max")

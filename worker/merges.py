@@ -14,10 +14,11 @@ import structlog
 from shared import layout, merges
 from shared.catalogue import load_catalogue
 from shared.errors import Invalid, TunepoolError, Unavailable
-from shared.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT
+from shared.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
 from shared.merges import MergeClaim
+from shared.sizing import estimate_product
 from shared.spec import CreateMerge, MergeSpec, Placement
-from worker import base_models, launcher, processes, workdir
+from worker import base_models, devices, launcher, processes, workdir
 from worker.host import AWAY, Host
 from worker.launcher import Exit, Trainer
 from worker.watch import EventTail, Story
@@ -32,6 +33,16 @@ class _Over(Exception):
     """The work must end where it stands: its lease is lost, or the worker drains."""
 
 
+class _Later(Exception):
+    """The host has the memory, and others hold it now."""
+
+
+class HostTooSmall(TunepoolError):
+    """The work needs more memory than this host offers. Another one may have it."""
+
+    code = "host_oom"
+
+
 def make_next(host: Host) -> bool:
     """Make one merge or combination, if any waits. False: none does."""
     claim = host.write(lambda s: merges.claim(s, worker_id=host.worker.id, lease_seconds=host.settings.lease_seconds))
@@ -43,7 +54,9 @@ def make_next(host: Host) -> bool:
         work.run()
     except _Over:
         host.write(lambda s: merges.release(s, claim.lease))  # nothing happens when the lease is lost
-    except Unavailable as error:
+    except _Later:
+        host.write(lambda s: merges.postpone(s, claim.lease))
+    except (Unavailable, HostTooSmall) as error:
         code, message = error.code, error.message
         host.write(lambda s: merges.give_back(s, claim.lease, code=code, message=message))
     except TunepoolError as error:
@@ -68,6 +81,7 @@ class _Work:
         )
 
     def run(self) -> None:
+        self.find_room()
         folder = workdir.make(self.host.work, self.lease)
         self.stage(folder)
         workdir.hand_over(folder, uid=self.host.trainer_uid)
@@ -96,6 +110,33 @@ class _Work:
         if not kept:
             raise _Over
 
+    def find_room(self) -> None:
+        """Nothing is fetched for what cannot be made. Raises HostTooSmall, _Later."""
+        needed = self.estimate
+        if needed > self.offered:
+            raise HostTooSmall(
+                f"Out of memory: about {_gib(needed)} are needed, the host offers {_gib(self.offered)} to a merge. "
+                "Ask for a larger host or TUNEPOOL_MERGE_MEMORY_BYTES, or use the adapter without merging it."
+            )
+        _, available = devices.host_memory()
+        if needed > available:
+            log.info("merge.postponed", merge_id=self.lease.job_id, needed=needed, available=available)
+            raise _Later
+
+    @property
+    def estimate(self) -> int:
+        request = self.claim.request
+        return estimate_product(
+            self.claim.spec,
+            adapters=len(merges.named(request)),
+            dequantized=isinstance(request, CreateMerge) and request.onto == "dequantized",
+        ).total
+
+    @property
+    def offered(self) -> int:
+        total, _ = devices.host_memory()
+        return self.host.settings.merge_memory_bytes or int(total * devices.CPU_SHARE)
+
     def stage(self, folder: Workdir) -> None:
         """Bring base and adapters here and write the program's spec. Raises NotFound, Unavailable, Invalid."""
         sources = self.host.write(lambda s: merges.sources(s, self.claim))
@@ -119,6 +160,7 @@ class _Work:
             base_model_path=str(model),
             adapter_paths=[str(place) for place in places],
             cpu_threads=self.threads,
+            memory_limit_bytes=self.offered,
         )
         folder.spec.write_text(spec.model_dump_json(), encoding="utf-8")
 
@@ -152,21 +194,36 @@ class _Work:
 
     def refuse(self, folder: Workdir, ended: Exit) -> None:
         """The program made nothing: its own words, or what its end means."""
-        said = _last_words(folder.events)
-        if ended.code == EXIT_USER_FAULT and said is not None:
-            code, message, param = said
+        failed = _failure(folder.events)
+        if ended.code == EXIT_USER_FAULT and failed is not None:
+            code, message, param = failed.code, failed.message, failed.param
             self.host.write(lambda s: merges.fail(s, self.lease, code=code, message=message, param=param))
             return
-        code = "host_oom" if ended.code == EXIT_OUT_OF_MEMORY else "trainer_crashed"
-        message = f"The program ended with code {ended.code}: {(ended.last_words.strip().splitlines() or ['-'])[-1]}"
+        if ended.code == EXIT_OUT_OF_MEMORY:
+            code, message = "host_oom", self.out_of_room(failed)
+        else:
+            code = "trainer_crashed"
+            message = (
+                f"The program ended with code {ended.code}: {(ended.last_words.strip().splitlines() or ['-'])[-1]}"
+            )
         log.error("merge.crashed", merge_id=self.lease.job_id, exit_code=ended.code)
         self.host.write(lambda s: merges.give_back(s, self.lease, code=code, message=message[:500]))
 
+    def out_of_room(self, failed: Failed | None) -> str:
+        """The estimate against what was seen."""
+        figures = [f"{_gib(self.estimate)} were estimated"]
+        if failed is not None and failed.peak_memory_bytes is not None:
+            figures.append(f"{_gib(failed.peak_memory_bytes)} were held when it failed")
+        return f"Out of memory: {', '.join(figures)}; the host offers {_gib(self.offered)} to a merge."
 
-def _last_words(events: Path) -> tuple[str, str, str | None] | None:
-    """Code, message and field of the failure that the program told of."""
+
+def _failure(events: Path) -> Failed | None:
+    """The failure that the program told of."""
     story = Story(time.monotonic)
     for event in EventTail(events).read():
         story.hear(event)
-    failed = story.failed
-    return None if failed is None else (failed.code, failed.message, failed.param)
+    return story.failed
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

@@ -30,13 +30,14 @@ def at_work(servers: Servers, tmp_path: Path) -> Iterator[Stack]:
     assert made.trainers() == [], "a program outlived its worker"
 
 
-def merge(stack: Stack) -> str:
+def merge(stack: Stack, *, failures: int = 0) -> str:
     """Ask for the merge of a job that has just succeeded."""
     job = stack.wait(stack.submit("steps=5", adapter={"method": "lora"}))
     assert job.status == "succeeded", job.error
     request = CreateMerge(adapter=job.fine_tuned_model, onto="base")
     with session_scope(stack.engine) as session:
-        merge_id = merges.submit(session, request, project_id=stack.caller.project_id).id
+        row = merges.submit(session, request, project_id=stack.caller.project_id)
+        row.failures, merge_id = failures, row.id
     ring("cpu", stack.settings)
     return merge_id
 
@@ -58,6 +59,21 @@ def test_a_merge_is_published_under_its_fence_with_a_hash_for_each_file(at_work:
     product = json.loads(at_work.read(f"{made.manifest['prefix']}/model.json"))
     assert product == {"chains": [chain_of(5)], "name": made.id}
     assert at_work._intact(made.manifest, made.manifest["files"][0])
+
+
+def test_a_merge_that_the_host_has_no_memory_for_is_never_begun_and_says_how_much_it_needs(
+    servers: Servers, tmp_path: Path
+) -> None:
+    stack = make_stack(tmp_path, servers, **PROGRAM, TUNEPOOL_MERGE_MEMORY_BYTES=str(2**29))
+    stack.start_worker()
+    try:
+        made = ended(stack, merge(stack, failures=merges.MAX_ATTEMPTS - 1))
+    finally:
+        stack.stop()
+
+    assert (made.status, made.manifest) == ("failed", None)
+    assert made.error["code"] == "host_oom"
+    assert "about 0.7 GiB are needed, the host offers 0.5 GiB" in made.error["message"]
 
 
 def test_a_killed_worker_in_the_middle_of_a_merge_loses_nothing(at_work: Stack) -> None:

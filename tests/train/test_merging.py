@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig
 
 from examples import serving
+from shared.events import EXIT_OUT_OF_MEMORY
 from shared.spec import AttemptSpec, CreateCombination, CreateMerge, MergeSpec
-from tests.train.tiny import make_spec, read_events
+from tests.train.tiny import make_model_directory, make_spec, read_events
 from worker.train.base_model import keep_training_layout
 from worker.train.combine import combine
 from worker.train.merge import merge
@@ -51,7 +52,14 @@ def make_adapter(base: Path, folder: Path, *, seed: int, weights_seed: int | Non
     return folder
 
 
-def make_merge_spec(tmp: Path, *, base: Path, adapters: list[Path], request: CreateMerge | CreateCombination) -> Path:
+def make_merge_spec(
+    tmp: Path,
+    *,
+    base: Path,
+    adapters: list[Path],
+    request: CreateMerge | CreateCombination,
+    limit: int | None = None,
+) -> Path:
     job = AttemptSpec.model_validate_json(make_spec(tmp / "job", model=base).read_bytes()).job
     spec = MergeSpec(
         name="merge_1",
@@ -59,6 +67,7 @@ def make_merge_spec(tmp: Path, *, base: Path, adapters: list[Path], request: Cre
         job=job,
         base_model_path=str(base),
         adapter_paths=[str(one) for one in adapters],
+        memory_limit_bytes=limit,
     )
     file = tmp / "spec.json"
     file.write_text(spec.model_dump_json(), encoding="utf-8")
@@ -221,13 +230,30 @@ def test_adapters_of_different_ranks_are_refused_where_upstream_cannot(model: Pa
 def test_the_programs_run_by_argv_alone(model: Path, tmp_path: Path) -> None:
     adapter = make_adapter(model, tmp_path / "adapter", seed=1)
     request = CreateMerge(adapter="ft:tiny", onto="base")
-    spec = make_merge_spec(tmp_path, base=model, adapters=[adapter], request=request)
+    spec = make_merge_spec(tmp_path, base=model, adapters=[adapter], request=request, limit=1_500_000_000)
     (tmp_path / "out").mkdir()
 
     argv = [sys.executable, "-m", "worker.train.merge", str(spec), str(tmp_path / "out")]
     subprocess.run(argv, check=True, capture_output=True, timeout=120)
 
     assert (tmp_path / "out" / "product" / "model.safetensors").is_file()
+
+
+def test_a_merge_that_its_limit_does_not_allow_ends_as_out_of_memory_and_says_what_it_held(tmp_path: Path) -> None:
+    config = LlamaConfig(vocab_size=260, hidden_size=1024, intermediate_size=12_288, num_hidden_layers=2)
+    base = make_model_directory(tmp_path / "base", config)  # 340 MB
+    adapter = make_adapter(base, tmp_path / "adapter", seed=1)
+    request = CreateMerge(adapter="ft:tiny", onto="base")
+    spec = make_merge_spec(tmp_path, base=base, adapters=[adapter], request=request, limit=550_000_000)
+
+    argv = [sys.executable, "-m", "worker.train.merge", str(spec), str(tmp_path / "out")]
+    ended = subprocess.run(argv, check=False, capture_output=True, timeout=120)
+
+    assert ended.returncode == EXIT_OUT_OF_MEMORY, ended.stderr
+    failure = read_events(tmp_path / "out")[-1]
+    assert failure.code == "host_oom"
+    assert failure.peak_memory_bytes > 200_000_000
+    assert not (tmp_path / "out" / "product").exists()
 
 
 def test_adapters_on_one_base_are_switched_scaled_and_disabled(model: Path, tmp_path: Path) -> None:

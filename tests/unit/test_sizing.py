@@ -20,8 +20,10 @@ from shared.sizing import (
     calibrate,
     estimate,
     estimate_evaluation,
+    estimate_product,
     quantizable_parameters,
 )
+from tests.factories import make_spec
 
 GB = 10**9
 SEVEN = Workload(facts=LLAMA_2_7B, optim="adamw_torch", length=512)
@@ -54,6 +56,14 @@ def test_points_set_aside_are_few_and_say_why() -> None:
 )
 def test_the_table_that_users_know_comes_out(work: Workload, least: int, most: int) -> None:
     assert least * GB <= estimate(work).total <= most * GB
+
+
+@pytest.mark.parametrize(("dequantized", "gigabytes"), [(False, 1.09), (True, 1.18)])
+def test_a_merge_is_estimated_near_what_it_was_measured_to_hold(*, dequantized: bool, gigabytes: float) -> None:
+    merge = estimate_product(make_spec(), dequantized=dequantized)
+
+    assert merge.total == pytest.approx(gigabytes * GB, rel=0.2)
+    assert estimate_product(make_spec(), adapters=2).total > estimate_product(make_spec()).total
 
 
 def test_parameter_counts_are_those_of_the_real_model() -> None:

@@ -18,23 +18,38 @@ def limit_memory(spec: AttemptSpec) -> None:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, spec.memory_limit_bytes / total))
     else:
-        # DATA counts private writable memory, which is what tensors are; address space would count mapped files too.
-        # But it counts what is reserved and never touched as well, over a gigabyte once the libraries are imported, so
-        # the limit bounds what this process may still gain.
-        now = psutil.Process().memory_full_info()
-        ceiling = now.data + max(0, spec.memory_limit_bytes - now.uss)
-        resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
+        limit_host_memory(spec.memory_limit_bytes)
+
+
+def limit_host_memory(limit: int, *, mapped: int = 0) -> None:
+    """Make allocation fail once this process holds `limit` bytes of its own.
+
+    Args:
+        mapped: bytes of files that it will map and not write: they count as private, and the kernel can do without.
+    """
+    # DATA counts private writable memory, which is what tensors are; address space would count mapped files too.
+    # But it counts what is reserved and never touched as well, over a gigabyte once the libraries are imported, so
+    # the limit bounds what this process may still gain.
+    now = psutil.Process().memory_full_info()
+    ceiling = now.data + mapped + max(0, limit - now.uss)
+    resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
 
 
 def peak_memory_bytes(spec: AttemptSpec) -> int:
     """Most memory ever held: of the device for CUDA, resident for the CPU."""
-    if spec.device == "cuda":
-        return int(torch.cuda.max_memory_allocated())
+    return int(torch.cuda.max_memory_allocated()) if spec.device == "cuda" else peak_host_memory_bytes()
+
+
+def peak_host_memory_bytes() -> int:
+    """Most memory that this process was ever resident with."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
 # What torch, oneDNN and the C++ runtime say when the host has no memory left; none of them has a class of its own.
-_HOST_OOM_PHRASES = ("can't allocate memory", "not enough memory", "std::bad_alloc", "could not create a memory object")
+_HOST_OOM_PHRASES = (
+    *("can't allocate memory", "Cannot allocate memory", "not enough memory"),
+    *("std::bad_alloc", "could not create a memory object"),
+)
 
 
 def out_of_memory_code(error: BaseException) -> str | None:

@@ -12,7 +12,7 @@ import torch
 from shared.errors import TunepoolError
 from shared.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
 from shared.spec import MergeSpec
-from worker.train.memory import out_of_memory_code
+from worker.train.memory import limit_host_memory, out_of_memory_code, peak_host_memory_bytes
 from worker.train.reporting import Reporter
 
 
@@ -26,6 +26,9 @@ def make_product(write: Callable[[MergeSpec, Path], None], *, spec_file: Path, o
     try:
         spec = MergeSpec.model_validate_json(spec_file.read_bytes())
         torch.set_num_threads(spec.cpu_threads)
+        if spec.memory_limit_bytes is not None:
+            weights = Path(spec.base_model_path).glob("*.safetensors")
+            limit_host_memory(spec.memory_limit_bytes, mapped=sum(file.stat().st_size for file in weights))
         write(spec, unfinished)
     except TunepoolError as error:
         reporter.write(Failed, code=error.code, message=error.message, param=error.param)
@@ -34,7 +37,8 @@ def make_product(write: Callable[[MergeSpec, Path], None], *, spec_file: Path, o
         code = out_of_memory_code(error)
         if code is None:
             raise
-        reporter.write(Failed, code=code, message=str(error).splitlines()[0] if str(error) else "out of memory")
+        message = str(error).splitlines()[0] if str(error) else "out of memory"
+        reporter.write(Failed, code=code, message=message, peak_memory_bytes=peak_host_memory_bytes())
         return EXIT_OUT_OF_MEMORY
     unfinished.rename(out / "product")
     return EXIT_DONE
