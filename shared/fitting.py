@@ -43,7 +43,7 @@ def fits(spec: JobSpec, devices: Sequence[Candidate], *, measurements: Sequence[
 
 
 def _fit(spec: JobSpec, device: Candidate, *, measurements: Sequence[Measurement]) -> Fit:
-    work = workload(spec, device=device.kind)
+    work = workload(spec, device=device.kind, memory=device.total_bytes)
     found = calibration(work, spec=spec, measurements=measurements)
     needed = int(found.admitted(peak(work).total) * PLAN_MARGIN)
     offered = device.total_bytes - device.foreign_bytes

@@ -30,7 +30,7 @@ def record(
     if device is None or job.spec is None or peak_bytes <= 0 or device.kind not in get_args(DeviceKind):
         return
     kind: DeviceKind = "cuda" if device.kind == "cuda" else "cpu"
-    work = workload(as_run(job), device=kind)
+    work = workload(as_run(job), device=kind, memory=device.total_bytes)
     # torch counts its own allocations on a GPU; driver context and cuBLAS lie beside them.
     beside = OURS["cuda"].process if kind == "cuda" else 0
     session.execute(

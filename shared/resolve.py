@@ -76,7 +76,7 @@ class Resolution:
 
     Attributes:
         bytes_per_device: what the job asks the plan for: nine of ten such jobs need no more than the plan then gives.
-        estimate: the formula's terms, as yet uncorrected by `calibration`.
+        estimate: the formula's terms for `work`, as yet uncorrected by `calibration`.
         fits: whether `bytes_per_device` is within the device's budget.
     """
 
@@ -86,7 +86,7 @@ class Resolution:
     expected_steps: int
     estimate: Estimate
     calibration: Calibration
-    device: DeviceKind
+    work: Workload
     fits: bool
 
 
@@ -185,7 +185,7 @@ def resolve(
     build = _builder(settling, base=base, queue=request.tunepool.queue or Queue(), seed=seed)
     _fit(settling, build)
     spec = build()
-    work = workload(spec, device=device.kind)
+    work = workload(spec, device=device.kind, memory=device.total_bytes)
     found = calibration(work, spec=spec, measurements=measurements)
     return Resolution(
         spec=spec,
@@ -194,7 +194,7 @@ def resolve(
         expected_steps=expected_steps(spec),
         estimate=peak(work),
         calibration=found,
-        device=device.kind,
+        work=work,
         fits=found.admitted(peak(work).total) <= device.budget,
     )
 
@@ -558,13 +558,13 @@ def _fits_somehow(settling: _Settling, build: Callable[[], JobSpec]) -> bool:
 
 def _bytes(settling: _Settling, build: Callable[[], JobSpec]) -> int:
     spec = build()
-    work = workload(spec, device=settling.device.kind)
+    work = workload(spec, device=settling.device.kind, memory=settling.device.total_bytes)
     return calibration(work, spec=spec, measurements=settling.measurements).admitted(peak(work).total)
 
 
 def _sure(settling: _Settling, build: Callable[[], JobSpec]) -> str:
     spec = build()
-    work = workload(spec, device=settling.device.kind)
+    work = workload(spec, device=settling.device.kind, memory=settling.device.total_bytes)
     return calibration(work, spec=spec, measurements=settling.measurements).sure
 
 

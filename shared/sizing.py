@@ -68,6 +68,10 @@ OURS: dict[DeviceKind, Stack] = {
 # a pass to itself.
 PACKED_TOKENS: dict[DeviceKind, int] = {"cpu": 1024, "cuda": 4096}
 
+# Of a CPU's memory, for frozen 4-bit weights in 16 bits too (worker/train/fused_lora.py): half of what the plan leaves
+# free.
+KEPT_SHARE = 0.05
+
 CHARACTERS_PER_TOKEN = 3.5  # mean over English chat rows; for sizes that may be a little wrong
 SAFE_CHARACTERS_PER_TOKEN = 2.5  # for the longest row: cutting rows is worse than reserving room
 TEMPLATE_TOKENS = 64  # roles, turn marks and a default system prompt around a row
@@ -89,6 +93,7 @@ class Workload:
         rows: sequences compared per row: 2 for dpo (chosen and rejected), else 1.
         shards: devices that the weights are spread over (fsdp), else 1.
         replicas: devices that hold a copy each (ddp), else 1.
+        keeps_copy: frozen 4-bit weights are held in 16 bits as well.
     """
 
     facts: ModelFacts
@@ -108,6 +113,7 @@ class Workload:
     gradient_checkpointing: bool = False
     shards: int = 1
     replicas: int = 1
+    keeps_copy: bool = False
     device: DeviceKind = "cuda"
 
     @property
@@ -200,7 +206,7 @@ def estimate_product(spec: JobSpec, *, adapters: int = 1, dequantized: bool = Fa
     Measured on a 135M model, private and resident: merged 0.68 and 1.09 GB, onto expanded 4-bit weights 0.76 and 1.18.
     """
     facts = spec.base_model.facts
-    work = workload(spec, device="cpu")
+    work = workload(spec, device="cpu", memory=0)
     kept = 1 if adapters == 1 else 2 * adapters  # beside several, the combined one, of all their ranks at most
     return Estimate(
         {
@@ -228,7 +234,7 @@ def _standing(work: Workload, *, stack: Stack) -> dict[str, int]:
         "optimizer": math.ceil(OPTIMIZER_BYTES[work.optim] * trained),
     }
     shared_out = {name: math.ceil(size / work.shards) for name, size in spread.items()}
-    return {**shared_out, "buckets": 4 * trained if work.replicas > 1 else 0}
+    return {**shared_out, "16-bit copy": _copy(work), "buckets": 4 * trained if work.replicas > 1 else 0}
 
 
 def _moving(work: Workload, *, stack: Stack) -> dict[str, int]:
@@ -260,6 +266,14 @@ def _weights(work: Workload, *, stack: Stack) -> int:
     packed = min(quantizable_parameters(work.facts), parameters)
     narrow = FOUR_BIT_DOUBLE if work.double_quant else FOUR_BIT
     return math.ceil(packed * narrow + (parameters - packed) * wide) + widened
+
+
+def _copy(work: Workload) -> int:
+    """Frozen weights of the adapted modules in 16 bits."""
+    if not work.keeps_copy:
+        return 0
+    layers = work.layers or work.facts.num_hidden_layers
+    return BYTES["bfloat16"] * layers * sum(one.inputs * one.outputs for one in _targets(work))
 
 
 def quantizable_parameters(facts: ModelFacts) -> int:
@@ -313,8 +327,15 @@ def _largest_linear(facts: ModelFacts) -> int:
     return max(one.inputs * one.outputs for one in linears(facts))
 
 
-def workload(spec: JobSpec, *, device: DeviceKind) -> Workload:
-    """What a resolved job asks of one device."""
+def keeps_copy(spec: JobSpec, *, device: DeviceKind, memory: int) -> bool:
+    """Whether a device of `memory` bytes holds frozen 4-bit weights in 16 bits as well, for plain QLoRA's fast step."""
+    plain = spec.adapter.method == "qlora" and spec.adapter.lora_dropout == 0 and spec.training.dtype == "bfloat16"
+    little = BYTES["bfloat16"] * spec.base_model.facts.parameters < KEPT_SHARE * memory
+    return device == "cpu" and plain and spec.placement.strategy != "fsdp" and little
+
+
+def workload(spec: JobSpec, *, device: DeviceKind, memory: int) -> Workload:
+    """What a resolved job asks of one device of `memory` bytes."""
     adapter, training, placement = spec.adapter, spec.training, spec.placement
     world = placement.gpus * placement.nodes
     packed = training.packing and training.neftune_noise_alpha is None and spec.objective.type == "supervised"
@@ -338,6 +359,7 @@ def workload(spec: JobSpec, *, device: DeviceKind) -> Workload:
         gradient_checkpointing=training.gradient_checkpointing,
         shards=world if placement.strategy == "fsdp" else 1,
         replicas=world if placement.strategy == "ddp" else 1,
+        keeps_copy=keeps_copy(spec, device=device, memory=memory),
         device=device,
     )
 

@@ -23,7 +23,7 @@ from shared.fitting import Candidate, fits
 from shared.leases import FileRef, Lease
 from shared.preflights import PreflightClaim
 from shared.resolve import Resolution
-from shared.sizing import estimate_evaluation, workload
+from shared.sizing import estimate_evaluation
 from shared.spec import JobSpec, PreflightSpec
 from shared.tables import DeviceRow
 from worker import base_models, programs, workdir
@@ -98,7 +98,6 @@ class _Examination:
         spec, found = resolution.spec, resolution.calibration
         known = self.host.write(lambda s: measurements.of_kind(s, base_model=spec.base_model.name))
         devices = self.host.write(lambda s: pages.devices(s, pool_name=self.host.settings.pool))
-        work = workload(spec, device=resolution.device)
         total = resolution.estimate.total
         return {
             "spec": spec.model_dump(mode="json"),
@@ -106,7 +105,7 @@ class _Examination:
             "memory": {
                 "predicted_bytes": found.expected(total),
                 "upper_bytes": found.upper(total),
-                "evaluation_bytes": found.expected(estimate_evaluation(work).total),
+                "evaluation_bytes": found.expected(estimate_evaluation(resolution.work).total),
                 "sure": found.sure,
                 "measurements": found.count,
                 "terms": resolution.estimate.terms,

@@ -8,21 +8,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 import structlog
 
 from shared.catalogue import load_catalogue
 from shared.journal import NewEvent
 from shared.leases import Claim, MeetingPlace
+from shared.sizing import DeviceKind, keeps_copy
 from shared.spec import AttemptSpec
 from worker import base_models, launcher, meeting, processes, workdir
 from worker.host import Host
 from worker.launcher import Meeting, Trainer
 
 log = structlog.get_logger()
-
-KEPT_SHARE: Final = 0.05  # of a CPU's memory, for frozen weights in 16 bits too: half of what the plan leaves free
 
 
 class Place:
@@ -77,7 +75,6 @@ class Place:
         return [NewEvent("The last checkpoint is damaged; training starts from the beginning", level="warn")]
 
     def _attempt_spec(self, model: Path, rows: Path, validation: Path | None) -> AttemptSpec:
-        cpu = self.device.kind == "cpu"
         return AttemptSpec(
             job_id=self.claim.lease.job_id,
             model_name=self.claim.model_name,
@@ -87,11 +84,16 @@ class Place:
             validation_file=None if validation is None else str(validation),
             micro_batch_size=self.micro_batch_size,
             gradient_checkpointing=self.gradient_checkpointing,
-            device="cpu" if cpu else "cuda",  # as torch calls AMD's GPUs too
+            device=self.kind,
             cpu_threads=self._threads,
-            memory_limit_bytes=self.device.total_bytes if cpu else None,
-            keep_dequantized=cpu and 2 * self.spec.base_model.facts.parameters < KEPT_SHARE * self.device.total_bytes,
+            memory_limit_bytes=self.device.total_bytes if self.kind == "cpu" else None,
+            keep_dequantized=keeps_copy(self.spec, device=self.kind, memory=self.device.total_bytes),
         )
+
+    @property
+    def kind(self) -> DeviceKind:
+        """As torch calls it, AMD's GPUs too."""
+        return "cpu" if self.device.kind == "cpu" else "cuda"
 
     @property
     def _threads(self) -> int:

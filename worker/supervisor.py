@@ -415,8 +415,8 @@ class _Attempt:
         """The estimate against what was seen, and what would help."""
         least = {"per_device_train_batch_size": 1, "gradient_checkpointing": True}
         spec = self.spec.model_copy(update={"training": self.spec.training.model_copy(update=least)})
-        kind: Literal["cuda", "cpu"] = "cpu" if self.place.device.kind == "cpu" else "cuda"
-        figures = [f"{estimate(workload(spec, device=kind)).total / 2**30:.1f} GiB were estimated"]
+        work = workload(spec, device=self.place.kind, memory=self.place.device.total_bytes)
+        figures = [f"{estimate(work).total / 2**30:.1f} GiB were estimated"]
         if failed is not None and failed.peak_memory_bytes is not None:
             figures.append(f"{failed.peak_memory_bytes / 2**30:.1f} GiB were held when it failed")
         there = self.place.device.total_bytes / 2**30

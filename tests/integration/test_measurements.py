@@ -19,6 +19,7 @@ from tests.factories import claim_on, make_caller, make_queued_job, make_request
 
 MANIFEST = {"prefix": "p", "files": []}
 BASE = SMOLLM2.ref.name
+MEMORY = 16 << 30  # of the devices of tests.factories
 
 
 def finish(session: Session, caller: Caller, *, ratio: float = 1.2, shrunk: bool = False, **worker: Any) -> JobRow:
@@ -29,7 +30,7 @@ def finish(session: Session, caller: Caller, *, ratio: float = 1.2, shrunk: bool
         session.flush()
     claim = claim_on(session, make_worker(session, **{"kind": "cpu", "name": "CPU", **worker}))
     assert claim is not None
-    predicted = estimate(workload(measurements.as_run(job), device="cpu")).total
+    predicted = estimate(workload(measurements.as_run(job), device="cpu", memory=MEMORY)).total
     peak = int(ratio * predicted)
     assert jobs.succeed(
         session, claim.lease, manifest=MANIFEST, trained_tokens=1000, peak_bytes=peak, train_seconds=10.0
@@ -54,7 +55,7 @@ def test_a_success_leaves_its_peak_beside_what_was_predicted_of_the_attempt_as_i
 
     row = session.scalars(select(MeasurementRow).where(MeasurementRow.job_id == job.id)).one()
     asked = make_spec(per_device_train_batch_size=1, gradient_checkpointing=True)
-    assert row.predicted_bytes == estimate(workload(asked, device="cpu")).total
+    assert row.predicted_bytes == estimate(workload(asked, device="cpu", memory=MEMORY)).total
     assert row.measured_bytes == int(1.2 * row.predicted_bytes)
     assert (row.base_model, row.method, row.device_kind) == (BASE, "qlora", "cpu")
 
@@ -63,7 +64,10 @@ def test_a_gpus_measurement_counts_what_lies_beside_torchs_own_memory(session: S
     job = finish(session, make_caller(session), kind="cuda", name="NVIDIA L4")
 
     row = session.get_one(MeasurementRow, job.id)
-    assert row.measured_bytes - int(1.2 * estimate(workload(make_spec(), device="cpu")).total) == 900_000_000
+    assert (
+        row.measured_bytes - int(1.2 * estimate(workload(make_spec(), device="cpu", memory=MEMORY)).total)
+        == 900_000_000
+    )
 
 
 def test_finished_jobs_move_what_the_next_one_asks_for_and_its_reason_says_so(session: Session) -> None:

@@ -227,7 +227,7 @@ def test_whatever_is_asked_resolves_to_a_spec_that_validates_and_keeps_every_wis
     assert training.batch_size % (placement.gpus * placement.nodes) == 0
     assert training.max_length <= LLAMA_8B.max_position_embeddings
     assert job.expected_steps >= 1
-    assert job.estimate == estimate(workload(job.spec, device=device.kind))
+    assert job.estimate == estimate(workload(job.spec, device=device.kind, memory=device.total_bytes))
     assert job.bytes_per_device == job.calibration.admitted(job.estimate.total)
     for part in ("adapter", "training", "placement"):
         for name, value in ours.get(part, {}).items():

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from bench.memory_estimates import LLAMA_2_7B, LLAMA_2_13B, LLAMA_2_70B, errors, points
 from shared.catalogue import SMOLLM2
 from shared.sizing import (
+    KEPT_SHARE,
     Calibration,
+    DeviceKind,
     Measurement,
     Workload,
     adapter_parameters,
@@ -22,6 +24,7 @@ from shared.sizing import (
     estimate_evaluation,
     estimate_product,
     quantizable_parameters,
+    workload,
 )
 from tests.factories import make_spec
 
@@ -103,6 +106,26 @@ def test_more_rank_rows_or_length_never_needs_less(
     assert estimate(replace(work, length=length + 1)).total > size
     assert estimate(replace(work, gradient_checkpointing=True)).total <= size
     assert estimate_evaluation(work).total < size
+
+
+def test_the_copy_that_a_cpu_keeps_is_in_its_estimate_and_in_no_other() -> None:
+    facts = SMOLLM2.ref.facts
+
+    def copy(memory: int, *, device: DeviceKind = "cpu", **adapter: object) -> int:
+        spec = make_spec()
+        spec = spec.model_copy(update={"adapter": spec.adapter.model_copy(update=adapter)})
+        return estimate(workload(spec, device=device, memory=memory)).terms["16-bit copy"]
+
+    just_enough = math.ceil(2 * facts.parameters / KEPT_SHARE) + 1
+    assert copy(just_enough) == 2 * quantizable_parameters(facts)
+    assert copy(just_enough, layers_to_transform=[0, 1, 2]) == 2 * quantizable_parameters(facts) // 10
+    assert copy(just_enough - 2) == 0
+    assert (
+        copy(just_enough, device="cuda")
+        == copy(just_enough, method="qdora")
+        == copy(just_enough, lora_dropout=0.1)
+        == 0
+    )
 
 
 def test_methods_order_as_everyone_expects() -> None:
