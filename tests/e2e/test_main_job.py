@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJob
-from tunepool import adapters
+from tunepool import adapters, preflights
 from tunepool.watching import follow, ours
 
 from examples import tickets
@@ -26,6 +26,8 @@ MODEL = "smollm2-135m-instruct"
 STEPS = 12
 # Fetched once for all runs of the suite in this checkout; its checksum is verified each time it is made.
 KEPT = Path(__file__).parents[2] / ".cache" / "home"
+
+SETTINGS = {"adapter": {"method": "qlora"}, "training": {"max_steps": STEPS, "learning_rate": 1e-3}}
 
 # Nothing of this project is imported: what a stranger does with an adapter directory.
 STRANGER = """
@@ -102,9 +104,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
             suffix="tickets",
             seed=7,
             hyperparameters={"batch_size": 4},
-            extra_body={
-                "tunepool": {"adapter": {"method": "qlora"}, "training": {"max_steps": STEPS, "learning_rate": 1e-3}}
-            },
+            extra_body={"tunepool": SETTINGS},
         )
         job = list(follow(client, job.id))[-1].job
         assert job.status == "succeeded", job.error
@@ -144,6 +144,22 @@ def test_the_result_is_told_in_openais_words(finished: Finished) -> None:
     assert checkpoints[0].fine_tuned_model_checkpoint == f"{job.fine_tuned_model}:ckpt-step-{STEPS}"
     assert checkpoints[0].metrics.valid_loss is not None
     assert job.fine_tuned_model in [model.id for model in finished.client.models.list()]
+
+
+def test_the_measured_peak_is_what_the_next_job_of_the_kind_is_expected_to_need(finished: Finished) -> None:
+    job = finished.client.fine_tuning.jobs.retrieve(finished.job.id)
+    files = {"training_file": job.training_file, "validation_file": job.validation_file}
+    asked = {"model": MODEL, **files, "hyperparameters": {"batch_size": 4}, "tunepool": SETTINGS}
+    answer = preflights.wait(finished.client, preflights.ask(finished.client, asked)["id"], patience_seconds=120)
+
+    (attempt,) = ours(job)["attempts"]
+    measured, memory = attempt["peak_memory_bytes"], answer["report"]["memory"]
+    by_formula = sum(memory["terms"].values())
+    assert memory["measurements"] == 1
+    assert memory["sure"].endswith("from 1 finished jobs of this kind")
+    assert memory["predicted_bytes"] == pytest.approx(measured, rel=0.03)
+    assert abs(memory["predicted_bytes"] - measured) < abs(by_formula - measured)
+    assert memory["upper_bytes"] > memory["predicted_bytes"]
 
 
 def test_a_stranger_loads_the_adapter_with_plain_peft(finished: Finished) -> None:
