@@ -13,7 +13,15 @@ from sqlalchemy.orm import Session
 from shared.errors import Unavailable
 
 # As in migrations/versions, oldest first.
-REVISIONS: Final = ("0001", "0002_pool", "0003_preflights", "0004_merges", "0005_without_metadata")
+REVISIONS: Final = (
+    "0001",
+    "0002_pool",
+    "0003_preflights",
+    "0004_merges",
+    "0005_without_metadata",
+    "0006_members",
+    "0007_unfinished_jobs",
+)
 
 
 class SchemaOutdated(Unavailable):
