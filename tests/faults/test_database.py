@@ -123,19 +123,21 @@ def test_statements_that_are_cancelled_or_cannot_be_serialised_cost_no_attempt(s
     job_id = stack.submit(LONG)
     stack.wait_for_step(job_id, 5)
 
-    with postgres_admin(stack.servers.postgres, database) as admin:
+    waiting = "select pid from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+    with (
+        postgres_admin(stack.servers.postgres, database) as admin,
+        postgres_admin(stack.servers.postgres, database) as looking,  # within a transaction one sees an old picture
+    ):
         admin.execute("set default_transaction_isolation = 'read committed'")
-        for _ in range(3):
-            for _ in range(40):
-                admin.execute("update jobs set version = version + 1 where status = 'running'")
-                time.sleep(0.01)
+        for cancels in (False, True, False, True):
             with admin.transaction():
                 admin.execute("update jobs set version = version + 1 where status = 'running'")
-                time.sleep(0.7)  # a heartbeat waits for the row
-                admin.execute(
-                    "select pg_cancel_backend(pid) from pg_stat_activity"
-                    " where datname = current_database() and wait_event_type = 'Lock'"
+                until(
+                    lambda: looking.execute(waiting).fetchone() is not None, what="a heartbeat that waits for the row"
                 )
+                if cancels:
+                    for (pid,) in looking.execute(waiting).fetchall():
+                        looking.execute("select pg_cancel_backend(%s)", [pid])
 
     job = stack.wait(job_id, seconds=60)
     assert job.status == "succeeded", job.error
