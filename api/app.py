@@ -72,7 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
         store=open_store(settings),
         links=make_links(settings),
         streams=Streams(partial(session_scope, engine), limit=settings.max_streams, seconds=settings.stream_seconds),
-        outlook=Outlook(partial(session_scope, engine), pool_name=settings.pool),
+        outlook=Outlook(engine, pool_name=settings.pool),
         bell=Bell(partial(ring, settings=settings)),
     )
 

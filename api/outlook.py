@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, NamedTuple
 
-from sqlalchemy.orm import Session
+from sqlalchemy import Engine
 
-from shared import pool
+from api.planning import Plan, Planner
 from shared.verdicts import Verdict
 
 PLAN_SECONDS: Final = 1.0
@@ -22,17 +20,25 @@ COST_FACTOR: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """A plan, when it was begun, and what it cost."""
+class _Latest:
+    """A plan and when it was begun."""
 
-    verdicts: Mapping[str, Verdict]
-    starting: frozenset[str]  # jobs that a worker is about to start
-    as_of: datetime  # the database's clock
+    plan: Plan
     begun: float
-    seconds: float
 
     def age(self) -> float:
         return time.monotonic() - self.begun
+
+    @property
+    def rest(self) -> float:
+        return COST_FACTOR * self.plan.seconds
+
+    @property
+    def life(self) -> float:
+        return max(PLAN_SECONDS, self.rest)
+
+    def knows(self, job_id: str) -> bool:
+        return job_id in self.plan.verdicts or job_id in self.plan.starting
 
 
 class Look(NamedTuple):
@@ -46,58 +52,44 @@ class Look(NamedTuple):
 class Outlook:
     """The pool's latest plan, shared by all requests of the process."""
 
-    def __init__(self, session: Callable[[], AbstractContextManager[Session]], *, pool_name: str) -> None:
-        self._session = session
-        self._pool_name = pool_name
-        self._planner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="outlook")
+    def __init__(self, engine: Engine, *, pool_name: str) -> None:
+        self._planner = Planner(engine, pool_name=pool_name)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="outlook")
         self._lock = threading.Lock()
-        self._plan: _Plan | None = None
-        self._next: Future[_Plan] | None = None
+        self._latest: _Latest | None = None
+        self._next: Future[_Latest] | None = None
 
     def of(self, job_id: str) -> Look:
         """Never older than two seconds, or than twenty times what a plan costs where that is more.
 
         Holds no database session of the caller's while it waits: call it between sessions.
         """
-        asked, plan = time.monotonic(), self._plan
-        if plan is None or plan.age() > 2 * _life(plan) or (plan.age() > _rest(plan) and not _knows(plan, job_id)):
-            plan = self._planned().result()
-            if plan.begun < asked and not _knows(plan, job_id):  # it was under way when the job came
-                plan = self._planned().result()
-        elif plan.age() > _life(plan):
+        asked, latest = time.monotonic(), self._latest
+        if (
+            latest is None
+            or latest.age() > 2 * latest.life
+            or (latest.age() > latest.rest and not latest.knows(job_id))
+        ):
+            latest = self._planned().result()
+            if latest.begun < asked and not latest.knows(job_id):  # it was under way when the job came
+                latest = self._planned().result()
+        elif latest.age() > latest.life:
             self._planned()
+        plan = latest.plan
         return Look(plan.verdicts.get(job_id), job_id in plan.starting, plan.as_of)
 
-    def _planned(self) -> Future[_Plan]:
+    def _planned(self) -> Future[_Latest]:
         """The plan that is being made now; begins one if none is."""
         with self._lock:
             if self._next is None or self._next.done():
-                self._next = self._planner.submit(self._make)
+                self._next = self._thread.submit(self._make)
             return self._next
 
-    def _make(self) -> _Plan:
+    def _make(self) -> _Latest:
         begun = time.monotonic()
-        with self._session() as session:
-            view = pool.snapshot(session, pool_name=self._pool_name)
-        made = pool.make_plan(view)
-        for job_id in made.verdicts:
-            made.verdicts[job_id]  # the first to be worded works out the forecast for all
-            break
-        starting = frozenset(assignment.job_id for assignment in made.assignments)
-        self._plan = _Plan(made.verdicts, starting, view.now, begun, time.monotonic() - begun)
-        return self._plan
+        self._latest = _Latest(self._planner.plan(), begun)
+        return self._latest
 
     def close(self) -> None:
-        self._planner.shutdown(wait=False, cancel_futures=True)
-
-
-def _rest(plan: _Plan) -> float:
-    return COST_FACTOR * plan.seconds
-
-
-def _life(plan: _Plan) -> float:
-    return max(PLAN_SECONDS, _rest(plan))
-
-
-def _knows(plan: _Plan, job_id: str) -> bool:
-    return job_id in plan.verdicts or job_id in plan.starting
+        self._thread.submit(self._planner.close)
+        self._thread.shutdown(wait=False)

@@ -6,9 +6,11 @@ import threading
 import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 from sqlalchemy import event as database_event
 
+from api import planning
 from api.bell import Bell
 from api.outlook import Outlook
 from shared import jobs
@@ -54,7 +56,7 @@ def test_a_queued_job_is_told_its_place_and_when_that_was_true(api: Api, queued:
 
 def test_many_polls_share_one_plan(api: Api, queued: str) -> None:
     plans: list[str] = []
-    outlook = Outlook(lambda: session_scope(api.engine), pool_name="default")
+    outlook = Outlook(api.engine, pool_name="default")
 
     def note(*call: object) -> None:
         if "jobs.bytes_per_device" in str(call[2]):
@@ -77,7 +79,7 @@ def test_many_polls_share_one_plan(api: Api, queued: str) -> None:
 
 
 def test_a_job_queued_after_the_plan_is_known_as_soon_as_planning_is_cheap(api: Api, queued: str) -> None:
-    outlook = Outlook(lambda: session_scope(api.engine), pool_name="default")
+    outlook = Outlook(api.engine, pool_name="default")
     assert outlook.of(queued).verdict is not None
     with session_scope(api.engine) as session:
         later = make_queued_job(session, api.caller).id
@@ -89,6 +91,28 @@ def test_a_job_queued_after_the_plan_is_known_as_soon_as_planning_is_cheap(api: 
     with session_scope(api.engine) as session:
         jobs.request_cancel(session, later, project_id=api.caller.project_id)
     assert look.verdict is not None
+
+
+def test_a_long_plan_is_made_in_a_process_of_its_own_and_says_the_same(
+    api: Api, queued: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "LONG_SECONDS", 0.0)
+    planner, others = planning.Planner(api.engine, pool_name="default"), set(psutil.Process().children())
+
+    here, apart = planner.plan(), planner.plan()
+    killed = set(psutil.Process().children()) - others
+    for process in killed:
+        process.kill()
+    without, again = planner.plan(), planner.plan()
+    started = set(psutil.Process().children()) - others - killed
+    planner.close()
+    _, alive = psutil.wait_procs(started, timeout=10)
+
+    assert queued in here.verdicts
+    assert dict(apart.verdicts) == dict(here.verdicts) == dict(without.verdicts) == dict(again.verdicts)
+    assert killed
+    assert started
+    assert not alive
 
 
 def test_a_burst_of_requests_rings_a_few_times_and_the_last_request_is_not_forgotten() -> None:

@@ -1,0 +1,149 @@
+"""Plans for those who ask why their jobs wait. A long one is made in a process of its own.
+
+Planning computes. In the process that answers requests it would hold the interpreter meanwhile, and polls would wait
+for it: 0.2 s for 10,000 waiting jobs.
+"""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import structlog
+from sqlalchemy import Engine
+
+from shared import pool
+from shared.db import make_engine, session_scope
+from shared.verdicts import Verdict
+
+log = structlog.get_logger()
+
+LONG_SECONDS: Final = 0.05  # about 2,000 waiting jobs
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What waiting jobs are told."""
+
+    verdicts: Mapping[str, Verdict]
+    starting: frozenset[str]  # jobs that a worker is about to start
+    as_of: datetime  # the database's clock
+    seconds: float  # that it took
+
+
+class Planner:
+    """Makes plans, one after the other, for one thread."""
+
+    def __init__(self, engine: Engine, *, pool_name: str) -> None:
+        self._engine = engine
+        self._pool_name = pool_name
+        self._apart: subprocess.Popen[bytes] | None = None
+        self._long = False
+
+    def plan(self) -> Plan:
+        """The plan of this moment. Raises what a database that is away raises."""
+        made = self._plan_apart() if self._long else make(self._engine, self._pool_name)
+        self._long = made.seconds > (LONG_SECONDS / 4 if self._long else LONG_SECONDS)
+        if not self._long:
+            self.close()
+        return made
+
+    def _plan_apart(self) -> Plan:
+        try:
+            if self._apart is None:
+                self._apart = _start(self._engine, self._pool_name)
+            return _ask(self._apart)
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            log.warning("planner.died", error=str(error)[:200])  # it has said why on stderr, which is ours
+            self.close()
+            return make(self._engine, self._pool_name)
+
+    def close(self) -> None:
+        """End the process apart, if there is one."""
+        if self._apart is not None:
+            self._apart.kill()
+            self._apart.communicate()
+            self._apart = None
+
+
+def make(engine: Engine, pool_name: str) -> Plan:
+    """Read the pool and plan."""
+    begun = time.monotonic()
+    with session_scope(engine) as session:
+        view = pool.snapshot(session, pool_name=pool_name)
+    made = pool.make_plan(view)
+    for job_id in made.verdicts:
+        made.verdicts[job_id]  # the first to be worded works out the forecast for all
+        break
+    starting = frozenset(assignment.job_id for assignment in made.assignments)
+    return Plan(made.verdicts, starting, view.now, time.monotonic() - begun)
+
+
+class _Packed(Mapping[str, Verdict]):
+    """Verdicts as bytes, each opened when it is asked for: to open ten thousand would hold the interpreter again."""
+
+    def __init__(self, packed: dict[str, bytes]) -> None:
+        self._packed = packed
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._packed)
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def __contains__(self, job_id: object) -> bool:
+        return job_id in self._packed
+
+    def __getitem__(self, job_id: str) -> Verdict:
+        verdict: Verdict = pickle.loads(self._packed[job_id])  # noqa: S301  # from our own process, by a pipe
+        return verdict
+
+
+# ---- the process apart: `python -m api.planning`. It plans whenever it is asked, and ends with its standard input, so
+# none outlives a killed API.
+
+
+def _start(engine: Engine, pool_name: str) -> subprocess.Popen[bytes]:
+    apart = subprocess.Popen([sys.executable, "-m", "api.planning"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    _send(apart.stdin, (engine.url.render_as_string(hide_password=False), pool_name))  # not by argv: it has a password
+    return apart
+
+
+def _ask(apart: subprocess.Popen[bytes]) -> Plan:
+    _send(apart.stdin, "plan")
+    assert apart.stdout is not None
+    packed, starting, as_of, seconds = pickle.load(apart.stdout)  # noqa: S301  # from our own process, by a pipe
+    return Plan(_Packed(packed), starting, as_of, seconds)
+
+
+def _send(pipe: Any, what: object) -> None:
+    pickle.dump(what, pipe)
+    pipe.flush()
+
+
+def main() -> None:
+    """Answer until nobody asks any more. An error ends it; who asked plans for himself then."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the API's to answer, which then ends this process
+    url, pool_name = pickle.load(sys.stdin.buffer)  # noqa: S301  # from our own process, by a pipe
+    engine = make_engine(url, pool_size=1, max_overflow=0)
+    answers, sys.stdout = sys.stdout.buffer, sys.stderr  # nothing but answers, whatever is logged
+    while True:
+        try:
+            pickle.load(sys.stdin.buffer)  # noqa: S301
+        except EOFError:
+            return
+        begun = time.monotonic()
+        made = make(engine, pool_name)
+        packed = {job_id: pickle.dumps(verdict) for job_id, verdict in made.verdicts.items()}
+        _send(answers, (packed, made.starting, made.as_of, time.monotonic() - begun))
+
+
+if __name__ == "__main__":
+    main()
