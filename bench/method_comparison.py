@@ -18,12 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
+
 from bench.training import run
 from examples import tickets
 from examples.demo import rates
 from examples.stack import server_command
 from shared.catalogue import SMOLLM2
 from shared.dataset_convert import canonical_lines
+from shared.sizing import keeps_copy
 from shared.spec import (
     Adapter,
     AttemptSpec,
@@ -161,6 +164,7 @@ def make_spec(method: MethodName, rate: float, *, base: Path, data: dict[tickets
         validation_file=str(data["validation"]),
         micro_batch_size=1,
         cpu_threads=os.cpu_count() or 1,
+        keep_dequantized=keeps_copy(job, device="cpu", memory=psutil.virtual_memory().total),  # as a worker does
     )
 
 
