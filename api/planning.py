@@ -7,6 +7,7 @@ for it: 0.2 s for 10,000 waiting jobs.
 from __future__ import annotations
 
 import pickle
+import select
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from shared.verdicts import Verdict
 log = structlog.get_logger()
 
 LONG_SECONDS: Final = 0.05  # about 2,000 waiting jobs
+PATIENCE_SECONDS: Final = 20.0  # longer than a statement may take: who says nothing for so long is frozen
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,10 @@ def _start(engine: Engine, pool_name: str) -> subprocess.Popen[bytes]:
 def _ask(apart: subprocess.Popen[bytes]) -> Plan:
     _send(apart.stdin, "plan")
     assert apart.stdout is not None
+    poller = select.poll()  # select() knows no file numbers above 1,023, and streams have many
+    poller.register(apart.stdout, select.POLLIN)
+    if not poller.poll(PATIENCE_SECONDS * 1000):
+        raise TimeoutError(f"no plan within {PATIENCE_SECONDS:g} s")
     packed, starting, as_of, seconds = pickle.load(apart.stdout)  # noqa: S301  # from our own process, by a pipe
     return Plan(_Packed(packed), starting, as_of, seconds)
 

@@ -105,11 +105,16 @@ def test_a_long_plan_is_made_in_a_process_of_its_own_and_says_the_same(
         process.kill()
     without, again = planner.plan(), planner.plan()
     started = set(psutil.Process().children()) - others - killed
+    monkeypatch.setattr(planning, "PATIENCE_SECONDS", 0.5)
+    for process in started:
+        process.suspend()
+    frozen = planner.plan()
     planner.close()
     _, alive = psutil.wait_procs(started, timeout=10)
 
     assert queued in here.verdicts
-    assert dict(apart.verdicts) == dict(here.verdicts) == dict(without.verdicts) == dict(again.verdicts)
+    assert dict(apart.verdicts) == dict(here.verdicts) == dict(without.verdicts)
+    assert dict(again.verdicts) == dict(frozen.verdicts) == dict(here.verdicts)
     assert killed
     assert started
     assert not alive
