@@ -103,6 +103,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "micro_batch_size": 1,
         },
     ),
+    "fsdp, pissa": ("fsdp", {"adapter": {"method": "lora", "init_lora_weights": "pissa"}}),
+    "fsdp, loftq": ("fsdp", {"adapter": {"method": "qlora", "init_lora_weights": "loftq"}}),
 }
 
 
