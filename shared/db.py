@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
-from sqlalchemy import Engine, MetaData, create_engine, event
+from sqlalchemy import Engine, MetaData, create_engine, event, text
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -133,3 +133,8 @@ def after_commit(session: Session, follow_up: Callable[[], Any]) -> None:
         follow_up()
 
     event.listen(session, "after_commit", run, once=True)
+
+
+def database_age_seconds(session: Session) -> float:
+    """Seconds since Postgres started: a reaper stays quiet until every worker had time to beat again."""
+    return float(session.scalar(text("select extract(epoch from now() - pg_postmaster_start_time())")) or 0.0)

@@ -16,6 +16,7 @@ from shared.errors import Invalid, NotFound
 from shared.journal import NewEvent
 from shared.keys import Caller
 from shared.lifecycle import TERMINAL
+from shared.locks import one_at_a_time
 from shared.spec import Queue
 from shared.tables import JobRow
 
@@ -79,7 +80,7 @@ def cancel_all(session: Session, caller: Caller, wanted: Selection, *, pool_name
     if project_id != caller.project_id:
         caller.must(keys.ADMIN)
     # A pull locks several jobs under this lock, in an order of its own; so two such acts never wait for each other.
-    jobs.one_at_a_time(session, f"plan:{pool_name}")
+    one_at_a_time(session, f"plan:{pool_name}")
     found = session.execute(_selected(wanted, project_id)).all()
     running = [row.id for row in found if row.status == "running"]
     gone = jobs.cancel_all_waiting(

@@ -1,4 +1,4 @@
-"""What travels between the verbs of shared/jobs.py and the holder of a lease. Values only."""
+"""What travels between the verbs of shared/jobs and the holder of a lease. Values only."""
 
 from __future__ import annotations
 

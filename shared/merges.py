@@ -10,11 +10,12 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from shared import adapters, jobs
+from shared import adapters
 from shared.adapters import Source, StoredFile
 from shared.errors import Invalid, LimitReached, NotFound
 from shared.ids import new_id
 from shared.leases import Lease, ends_in
+from shared.locks import one_at_a_time
 from shared.spec import CreateCombination, CreateMerge, JobSpec
 from shared.tables import MergeRow
 
@@ -49,7 +50,7 @@ def named(request: Request) -> list[str]:
 
 def submit(session: Session, request: Request, *, project_id: str) -> MergeRow:
     """Accept a merge or combination. Raises Invalid, NotFound, LimitReached."""
-    jobs.one_at_a_time(session, f"merges:{project_id}")
+    one_at_a_time(session, f"merges:{project_id}")
     sources = [adapters.find_source(session, name, project_id=project_id) for name in named(request)]
     check(request, sources)
     waiting = session.scalar(select(func.count()).where(MergeRow.project_id == project_id, *_UNFINISHED))
@@ -177,7 +178,7 @@ def delete(session: Session, merge_id: str, *, project_id: str) -> MergeRow:
 
 def claim(session: Session, *, worker_id: str, lease_seconds: float) -> MergeClaim | None:
     """Lease the oldest unfinished merge that nobody makes, or None. A worker makes one at a time."""
-    jobs.one_at_a_time(session, f"merges:{worker_id}")
+    one_at_a_time(session, f"merges:{worker_id}")
     _give_up(session)
     busy = select(MergeRow.id).where(
         MergeRow.lease_owner == worker_id, MergeRow.status == "running", MergeRow.lease_until > func.now(), *_UNFINISHED

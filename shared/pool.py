@@ -1,6 +1,6 @@
 """The pool as rows show it: what waits, what runs, which devices there are, and what the plan says of each.
 
-Reads only, but for `charge` and `keep_first_etas`; shared/jobs.py writes what a plan decides.
+Reads only, but for `charge` and `keep_first_etas`; shared/jobs writes what a plan decides.
 """
 
 from __future__ import annotations

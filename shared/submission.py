@@ -16,6 +16,7 @@ from shared.errors import Conflict, Forbidden, Invalid, LimitReached
 from shared.ids import new_id
 from shared.journal import NewEvent
 from shared.keys import Caller
+from shared.locks import one_at_a_time, turn
 from shared.preemption import RANK
 from shared.spec import BaseModelRef, CreateJob, Queue
 from shared.tables import ApiKeyRow, FileRow, IdempotencyRow, JobRow, ProjectRow
@@ -47,7 +48,7 @@ def submit(
     """
     turn = f"submit:{caller.key_id}:{request_sha256}"
     if retried or idempotency_key is not None:
-        jobs.one_at_a_time(session, turn)  # by now the earlier one is committed, or there is none
+        one_at_a_time(session, turn)  # by now the earlier one is committed, or there is none
         earlier = _earlier(session, caller, request_sha256, retried=retried, idempotency_key=idempotency_key)
         if earlier is not None:
             return Submission(earlier, replayed=True)
@@ -96,7 +97,7 @@ def _earlier(
     session: Session, caller: Caller, request_sha256: str, *, retried: bool, idempotency_key: str | None
 ) -> JobRow | None:
     if idempotency_key is not None:
-        jobs.one_at_a_time(session, f"idempotency:{caller.key_id}:{idempotency_key}")
+        one_at_a_time(session, f"idempotency:{caller.key_id}:{idempotency_key}")
         kept = session.get(IdempotencyRow, (caller.key_id, idempotency_key))
         if kept is None:
             return None
@@ -136,7 +137,7 @@ _GROUND: Final = (
         ProjectRow.budget_soft_device_seconds,
         ApiKeyRow.name.label("key_name"),
         ApiKeyRow.max_queued.label("key_max_queued"),
-        jobs.turn(bindparam("turn")),
+        turn(bindparam("turn")),
     )
     .select_from(FileRow)
     .join(ApiKeyRow, ApiKeyRow.id == bindparam("key_id"))

@@ -110,7 +110,7 @@ class FileRow(Base):
 
 
 class JobRow(Base):
-    """One user request. `status` is written by shared/jobs.py alone, always guarded by status and fence."""
+    """One user request. `status` is written by shared/jobs alone, always guarded by status and fence."""
 
     __tablename__ = "jobs"
 

@@ -16,8 +16,8 @@ import structlog
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
-from shared import failpoints, files, gangs, garbage, jobs, preflights, schema, workers
-from shared.db import make_engine, session_scope
+from shared import failpoints, files, gangs, garbage, jobs, lanes, preflights, schema, workers
+from shared.db import database_age_seconds, make_engine, session_scope
 from shared.errors import Unavailable
 from shared.queue import call, ring
 from shared.settings import Settings
@@ -112,7 +112,7 @@ class Janitor:
                 ring(lane, self._settings)
 
     def _reap(self, session: Session) -> list[str]:
-        if not self._rounds.may_reap(now=self._clock(), database_age=jobs.database_age_seconds(session)):
+        if not self._rounds.may_reap(now=self._clock(), database_age=database_age_seconds(session)):
             return []
         taken = jobs.reap(session, settings=self._settings)
         if taken:
@@ -121,7 +121,7 @@ class Janitor:
 
     def sweep(self) -> None:
         """Ring for work that waits: the bell that should have brought it may be lost."""
-        waiting = self._alone("sweep", jobs.waiting_lanes) or set()
+        waiting = self._alone("sweep", lanes.waiting) or set()
         for lane in LANES:
             if lane in waiting:
                 ring(lane, self._settings)

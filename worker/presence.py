@@ -20,7 +20,7 @@ import structlog
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from shared import gangs, jobs, schema, workers
+from shared import gangs, lanes, schema, workers
 from shared.catalogue import load_catalogue
 from shared.db import make_engine, session_scope
 from shared.lifecycle import Lane
@@ -195,7 +195,7 @@ class Presence(threading.Thread):
             self._heard = now  # nothing to hear: the silence starts when work begins to wait
 
     def _unserved(self, session: Session) -> frozenset[Lane]:
-        waiting = jobs.waiting_lanes(session)
+        waiting = lanes.waiting(session)
         idle = workers.has_idle_device(session, self._worker.id)
         served = {lane for lane in LANES if lane in waiting and (lane == "cpu" or idle)}
         return frozenset(served | {"training"} if gangs.is_called(session, self._worker.id) else served)

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import make_url, text
 from sqlalchemy.orm import Session
 
-from shared import jobs
+from shared.locks import one_at_a_time
 from standalone.postgres import EmbeddedPostgres
 from tests.faults.conftest import postgres_admin
 from tests.lifecycle.stack import Stack, chain_of, until
@@ -85,7 +85,7 @@ def in_deadlock(stack: Stack, its_lock: str) -> None:
                 return other.execute(waiting).first() is not None
 
         until(victim_waits, what="somebody who waits for the device")
-        jobs.one_at_a_time(Session(ours), its_lock)
+        one_at_a_time(Session(ours), its_lock)
 
 
 def test_a_deadlock_is_answered_by_trying_again_with_one_effect(stack: Stack) -> None:

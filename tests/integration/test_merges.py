@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import func, update
 from sqlalchemy.orm import Session
 
-from shared import jobs, keys, merges
+from shared import keys, lanes, merges
 from shared.db import session_scope
 from shared.errors import LimitReached
 from shared.ids import new_id
@@ -252,7 +252,7 @@ def test_a_deleted_merge_ends_its_maker(alone: Session) -> None:
     merges.delete(alone, row.id, project_id=caller.project_id)
 
     assert merges.keep(alone, claimed.lease, lease_seconds=60) is False
-    assert "cpu" not in jobs.waiting_lanes(alone)
+    assert "cpu" not in lanes.waiting(alone)
 
 
 def test_a_checkpoint_merges_too(alone: Session) -> None:

@@ -20,6 +20,7 @@ from api.app import create_app
 from shared import jobs, journal
 from shared.db import session_scope
 from shared.journal import NewEvent
+from shared.locks import one_at_a_time
 from standalone.postgres import EmbeddedPostgres
 from tests.factories import make_job
 from tests.integration.conftest import Api
@@ -72,7 +73,7 @@ def new_job(api: Api) -> str:
 
 def tell(api: Api, job_id: str, count: int = 1) -> None:
     with session_scope(api.engine) as session:
-        jobs.one_at_a_time(session, job_id)
+        one_at_a_time(session, job_id)
         journal.append(session, job_id, [NewEvent(f"line\n{number}: ü") for number in range(count)])
 
 

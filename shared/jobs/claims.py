@@ -1,0 +1,251 @@
+"""Leases of jobs: for a training with its devices, for a part of one, for the check of a job's files."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from pydantic import ValidationError
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from shared import gangs, journal, pool, usage
+from shared.jobs.rows import model_name
+from shared.journal import NewEvent
+from shared.leases import Claim, FileRef, Lease, Member, Membership, NotUnderstood, ends_in
+from shared.locks import one_at_a_time
+from shared.scheduling import Assignment
+from shared.spec import CreateJob, JobSpec
+from shared.tables import AttemptRow, DeviceRow, FileRow, JobRow
+
+
+def claim_training(
+    session: Session, *, worker_id: str, pool_name: str, lease_seconds: float, passed_over: Collection[str] = ()
+) -> Claim | None:
+    """Lease the next job and its devices to this worker, or None when nothing of the plan is its own.
+
+    Jobs that are `passed_over` are not planned for. Raises NotUnderstood; the caller passes that job over too.
+
+    The plan and the lease are one transaction under the pool's advisory lock, so that no two workers see the same
+    device free.
+    """
+    one_at_a_time(session, f"plan:{pool_name}")
+    view = pool.snapshot(session, pool_name=pool_name).without(passed_over)
+    made = pool.make_plan(view)
+    for preemption in made.preemptions:
+        _request_preemption(session, preemption.victim_id, for_job_id=preemption.for_job_id, reason=preemption.reason)
+    owners = _owners(session, pool_name)
+    for assignment in made.assignments:
+        parts = _by_worker(assignment.device_ids, owners)
+        if worker_id in parts:
+            charged = view.charge(assignment.job_id)
+            claim = _lease_training(
+                session, assignment, parts, worker_id=worker_id, lease_seconds=lease_seconds, charged=charged
+            )
+            if claim is not None:
+                pool.keep_first_etas(session, made)
+                return claim
+    pool.keep_first_etas(session, made)
+    return None
+
+
+def _owners(session: Session, pool_name: str) -> dict[str, tuple[str, str]]:
+    """The worker and the host of each device."""
+    rows = session.execute(select(DeviceRow.id, DeviceRow.worker_id, DeviceRow.host).where(DeviceRow.pool == pool_name))
+    return {device_id: (worker_id, host) for device_id, worker_id, host in rows}
+
+
+def _by_worker(device_ids: Sequence[str], owners: dict[str, tuple[str, str]]) -> dict[str, Member]:
+    """Each worker's part of an assignment, the workers in their order. Nodes are numbered once a leader is known."""
+    parts: dict[str, Member] = {}
+    for device_id in sorted(device_ids, key=lambda device_id: (owners[device_id], device_ids.index(device_id))):
+        worker_id, host = owners[device_id]
+        known = parts[worker_id].device_ids if worker_id in parts else ()
+        parts[worker_id] = Member(node=0, worker_id=worker_id, host=host, device_ids=(*known, device_id))
+    return parts
+
+
+def _request_preemption(session: Session, victim_id: str, *, for_job_id: str, reason: str) -> None:
+    asked = session.execute(
+        update(JobRow)
+        .where(JobRow.id == victim_id, JobRow.status == "running", JobRow.preempt_requested_at.is_(None))
+        .values(preempt_requested_at=func.now(), version=JobRow.version + 1)
+        .returning(JobRow.id)
+    ).one_or_none()
+    if asked is not None:
+        journal.append(
+            session,
+            victim_id,
+            [
+                NewEvent(
+                    f"Preempted for job {for_job_id}: {reason}. It checkpoints and waits again.",
+                    data={"preempted_for": for_job_id},
+                )
+            ],
+        )
+        _tell_beneficiary(session, for_job_id, victim_id=victim_id, reason=reason)
+
+
+def _tell_beneficiary(session: Session, job_id: str, *, victim_id: str, reason: str) -> None:
+    # The journal wants the row's lock. Whoever holds it now moves the job elsewhere: then nobody needs this event.
+    row = select(JobRow.id).where(JobRow.id == job_id, JobRow.status == "queued").with_for_update(skip_locked=True)
+    if session.scalars(row).one_or_none() is not None:
+        told = NewEvent(f"Job {victim_id} makes room for this one: {reason}.", data={"preempts": victim_id})
+        journal.append(session, job_id, [told])
+
+
+def _lease_training(
+    session: Session,
+    assignment: Assignment,
+    parts: dict[str, Member],
+    *,
+    worker_id: str,
+    lease_seconds: float,
+    charged: float,
+) -> Claim | None:
+    """Lease a job with all its devices to the worker, which leads where there are further parts; None: not any more."""
+    job_id, own = assignment.job_id, parts[worker_id].device_ids
+    others = (part for part in parts.values() if part.worker_id != worker_id)
+    members = tuple(replace(part, node=node) for node, part in enumerate(others, start=1))
+    device_ids = [*own, *(device_id for member in members for device_id in member.device_ids)]
+    if not _lock_free(session, device_ids):
+        return None
+    taken = _take(session, assignment, worker_id=worker_id, lease_seconds=lease_seconds, charged=charged)
+    if taken is None:
+        return None
+    session.execute(update(DeviceRow).where(DeviceRow.id.in_(device_ids)).values(leased_by=job_id, fence=taken.fence))
+    pool.charge(session, taken.project_id, seconds=charged)
+    _open_attempt(session, taken, worker_id=worker_id, device_ids=device_ids)
+    claim = _claim(session, taken, worker_id=worker_id, device_ids=own, members=members)
+    gangs.call(session, claim.lease, members)
+    return claim
+
+
+def _take(
+    session: Session, assignment: Assignment, *, worker_id: str, lease_seconds: float, charged: float
+) -> JobRow | None:
+    return session.execute(
+        update(JobRow)
+        .where(JobRow.id == assignment.job_id, JobRow.status == "queued", JobRow.cancel_requested_at.is_(None))
+        .values(
+            status="running",
+            fence=JobRow.fence + 1,
+            attempts=JobRow.attempts + 1,
+            lease_owner=worker_id,
+            lease_until=ends_in(lease_seconds),
+            started_at=func.coalesce(JobRow.started_at, func.now()),
+            preempt_requested_at=None,
+            pause_requested_at=None,
+            charged_seconds=charged,
+            backfill=assignment.backfill,
+            version=JobRow.version + 1,
+        )
+        .returning(JobRow)
+    ).scalar_one_or_none()
+
+
+def _open_attempt(session: Session, job: JobRow, *, worker_id: str, device_ids: list[str]) -> None:
+    session.add(
+        AttemptRow(
+            job_id=job.id,
+            number=job.attempts,
+            fence=job.fence,
+            worker_id=worker_id,
+            device_ids=device_ids,
+            phase="leased",
+            micro_batch_size=job.micro_batch_size,
+        )
+    )
+    again = "" if job.attempts == 1 else f" again (attempt {job.attempts})"
+    events = [NewEvent(f"Fine-tuning job started{again}", data={"attempt": job.attempts, "devices": device_ids})]
+    warning = usage.soft_limit_warning(session, job.project_id)
+    if warning is not None:
+        events.append(NewEvent(warning, level="warn"))
+    session.flush()
+    journal.append(session, job.id, events)
+
+
+def _lock_free(session: Session, device_ids: Sequence[str]) -> bool:
+    """Hold the devices for this transaction; False unless all are there and free: a worker may have left meanwhile."""
+    free = select(DeviceRow.id).where(DeviceRow.id.in_(device_ids), DeviceRow.leased_by.is_(None))
+    return len(session.scalars(free.order_by(DeviceRow.id).with_for_update()).all()) == len(device_ids)
+
+
+def claim_membership(session: Session, *, worker_id: str, passed_over: Collection[str] = ()) -> Membership | None:
+    """Take this worker's part in an attempt that another one leads, or None when nobody calls. It is no lease.
+
+    Raises NotUnderstood; the caller passes that job over too, and the leader misses it after a while.
+    """
+    row = gangs.take_call(session, worker_id, passed_over=passed_over)
+    if row is None:
+        return None
+    job = session.get_one(JobRow, row.job_id, populate_existing=True)
+    claim = _claim(session, job, worker_id=worker_id, device_ids=tuple(row.device_ids))
+    return Membership(claim, row.node)
+
+
+def claim_validation(
+    session: Session, *, worker_id: str, lease_seconds: float, passed_over: Collection[str] = ()
+) -> Claim | None:
+    """Lease the oldest job whose files are checked and that nobody validates yet. Raises NotUnderstood."""
+    unchecked = select(FileRow.id).where(
+        FileRow.id.in_([JobRow.training_file, JobRow.validation_file]),
+        FileRow.status == "uploaded",
+        FileRow.deleted_at.is_(None),
+    )
+    candidate = (
+        select(JobRow.id)
+        .where(JobRow.status == "validating_files", JobRow.lease_until.is_(None), ~unchecked.correlate(JobRow).exists())
+        .where(JobRow.id.not_in(passed_over))
+        .order_by(JobRow.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    taken = session.execute(
+        update(JobRow)
+        .where(JobRow.id == candidate)
+        .values(
+            fence=JobRow.fence + 1,
+            lease_owner=worker_id,
+            lease_until=ends_in(lease_seconds),
+            version=JobRow.version + 1,
+        )
+        .returning(JobRow)
+    ).scalar_one_or_none()
+    return None if taken is None else _claim(session, taken, worker_id=worker_id)
+
+
+def _claim(
+    session: Session,
+    job: JobRow,
+    *,
+    worker_id: str,
+    device_ids: tuple[str, ...] = (),
+    members: tuple[Member, ...] = (),
+) -> Claim:
+    try:
+        request = CreateJob.model_validate(job.request)
+        spec = None if job.spec is None else JobSpec.model_validate(job.spec)
+    except ValidationError as error:
+        raise NotUnderstood(job.id) from error
+    return Claim(
+        lease=Lease(job_id=job.id, fence=job.fence, worker_id=worker_id, attempt=job.attempts),
+        project_id=job.project_id,
+        request=request,
+        base_model=job.base_model,
+        seed=job.seed,
+        spec=spec,
+        model_name=model_name(session, job),
+        training_file=_file_ref(session, job.training_file),
+        validation_file=None if job.validation_file is None else _file_ref(session, job.validation_file),
+        device_ids=device_ids,
+        micro_batch_size=job.micro_batch_size,
+        gradient_checkpointing=job.gradient_checkpointing,
+        last_checkpoint=job.last_checkpoint,
+        members=members,
+    )
+
+
+def _file_ref(session: Session, file_id: str) -> FileRef:
+    return FileRef.of(session.get_one(FileRow, file_id))

@@ -1,0 +1,102 @@
+"""What the holder of a lease writes while its attempt runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row, select, update
+from sqlalchemy.orm import Session
+
+from shared import journal
+from shared.ids import new_id
+from shared.jobs.rows import advance, held
+from shared.journal import NewEvent
+from shared.leases import Lease, Orders, ends_in
+from shared.lifecycle import AttemptPhase
+from shared.tables import AttemptRow, CheckpointRow, JobRow
+
+
+def heartbeat(
+    session: Session, lease: Lease, *, lease_seconds: float, progress: dict[str, Any] | None = None
+) -> Orders | None:
+    """Extend the lease and learn the orders. None: the lease is lost, and everything done under it is void."""
+    values: dict[str, Any] = {"lease_until": ends_in(lease_seconds)}
+    if progress is not None:
+        values |= {"progress": progress, "version": JobRow.version + 1}
+    row = session.execute(
+        update(JobRow)
+        .where(*held(lease))
+        .values(**values)
+        .returning(JobRow.cancel_requested_at, JobRow.pause_requested_at, JobRow.preempt_requested_at)
+    ).one_or_none()
+    return _orders(row)
+
+
+def read_orders(session: Session, lease: Lease) -> Orders | None:
+    """The orders without extending the lease: cheap enough to ask every second."""
+    return _orders(
+        session.execute(
+            select(JobRow.cancel_requested_at, JobRow.pause_requested_at, JobRow.preempt_requested_at).where(
+                *held(lease)
+            )
+        ).one_or_none()
+    )
+
+
+def _orders(row: Row[datetime | None, datetime | None, datetime | None] | None) -> Orders | None:
+    if row is None:
+        return None
+    return Orders(
+        cancel=row.cancel_requested_at is not None,
+        pause=row.pause_requested_at is not None,
+        preempt=row.preempt_requested_at is not None,
+    )
+
+
+def set_phase(session: Session, lease: Lease, phase: AttemptPhase, **values: Any) -> bool:
+    """Note how far the attempt is; `values` are further columns of its row."""
+    found = session.execute(
+        update(AttemptRow)
+        .where(AttemptRow.job_id == lease.job_id, AttemptRow.fence == lease.fence, AttemptRow.ended_at.is_(None))
+        .values(phase=phase, **values)
+        .returning(AttemptRow.number)
+    ).one_or_none()
+    return found is not None
+
+
+def record(
+    session: Session, lease: Lease, events: Sequence[NewEvent], *, progress: dict[str, Any] | None = None
+) -> bool:
+    """Append events of the attempt; False when the lease is lost."""
+    if not advance(session, lease, progress=progress):
+        return False
+    journal.append(session, lease.job_id, events)
+    return True
+
+
+def record_checkpoint(
+    session: Session, lease: Lease, *, step: int, name: str, metrics: dict[str, Any], manifest: dict[str, Any]
+) -> bool:
+    """Publish a checkpoint whose files are all in the store. The job's next attempt resumes from the newest one."""
+    if not advance(session, lease, last_checkpoint=manifest):
+        return False
+    # An attempt that resumed from an older checkpoint reaches the same step again: the first object stays.
+    known = session.scalars(
+        select(CheckpointRow).where(CheckpointRow.job_id == lease.job_id, CheckpointRow.step == step)
+    ).one_or_none()
+    if known is None:
+        session.add(
+            CheckpointRow(
+                id=new_id("ftckpt_"),
+                job_id=lease.job_id,
+                fence=lease.fence,
+                step=step,
+                name=name,
+                metrics=metrics,
+                manifest=manifest,
+            )
+        )
+    session.flush()
+    return True

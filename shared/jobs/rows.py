@@ -1,0 +1,43 @@
+"""Statements of a job's row that the other modules here share."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy.orm import Session
+
+from shared.leases import Lease
+from shared.tables import JobRow, OrganizationRow, ProjectRow
+
+
+def touch(session: Session, job_id: str, **values: Any) -> None:
+    """Write a row whose lock this transaction already holds."""
+    session.execute(update(JobRow).where(JobRow.id == job_id).values(version=JobRow.version + 1, **values))
+
+
+def held(lease: Lease) -> tuple[ColumnElement[bool], ...]:
+    """Whether the lease is still its holder's: nobody may write more than this lets them."""
+    return (JobRow.id == lease.job_id, JobRow.fence == lease.fence, JobRow.lease_until.is_not(None))
+
+
+def advance(session: Session, lease: Lease, *, progress: dict[str, Any] | None = None, **values: Any) -> bool:
+    """Write the row of a job under its lease; False when that is lost."""
+    if progress is not None:
+        values["progress"] = progress
+        values["estimated_finish"] = func.now() + timedelta(seconds=progress["seconds_left"])
+    found = session.execute(
+        update(JobRow).where(*held(lease)).values(version=JobRow.version + 1, **values).returning(JobRow.id)
+    ).one_or_none()
+    return found is not None
+
+
+def model_name(session: Session, job: JobRow) -> str:
+    """OpenAI's name of a tuned model: `ft:{base}:{organization}:{suffix}:{id}`."""
+    organization = session.scalars(
+        select(OrganizationRow.name)
+        .join(ProjectRow, ProjectRow.organization_id == OrganizationRow.id)
+        .where(ProjectRow.id == job.project_id)
+    ).one()
+    return f"ft:{job.base_model}:{organization}:{job.suffix or ''}:{job.id.removeprefix('ftjob-')}"

@@ -1,0 +1,16 @@
+"""Advisory locks: transactions that take turns by a name, where no row stands for what they share."""
+
+from __future__ import annotations
+
+from sqlalchemy import ColumnElement, func, select
+from sqlalchemy.orm import Session
+
+
+def one_at_a_time(session: Session, what: str) -> None:
+    """Serialise transactions that name the same `what`, until this one ends."""
+    session.execute(select(turn(what)))
+
+
+def turn(what: ColumnElement[str] | str) -> ColumnElement[None]:
+    """`one_at_a_time` as a column, for a statement that has more to say."""
+    return func.pg_advisory_xact_lock(func.hashtextextended(what, 0))
