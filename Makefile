@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 N ?= 200
 SEED ?= 1
+# Files of tests that run side by side. More than two on two cores: those that kill processes mostly wait.
+SIDE ?= 3
 
 # Threads that spin at barriers for long slow everything down as soon as a machine is busy (worker/launcher.py).
 export GOMP_SPINCOUNT := 10000
@@ -29,7 +31,7 @@ demo: setup ## the main job: a real model, real QLoRA, through the real API; bas
 	$(BIN)/python -m examples.demo
 
 test: setup ## every test, on a real Postgres and a real Valkey from wheels
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(SIDE) --dist loadfile --no-loadscope-reorder
 
 check: setup ## format, lint, types, import laws
 	$(BIN)/ruff format --check .
