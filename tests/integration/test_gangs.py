@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, delete, select, update
+from sqlalchemy import Engine, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from api import pool_views, views
 from shared import gangs, jobs, pool, usage, workers
 from shared.db import session_scope
 from shared.ids import new_id
+from shared.jobs import claims
 from shared.keys import Caller
 from shared.leases import Claim, MeetingPlace, Membership
 from shared.overview import overview
@@ -96,8 +98,8 @@ def test_a_host_that_goes_away_after_the_plan_leaves_the_job_waiting_and_nothing
 
     def plan_and_lose_a_host(view: pool.Snapshot) -> Any:
         made = planned(view)
-        owners = jobs._owners(session, "default")
-        monkeypatch.setattr(jobs, "_owners", lambda *_: owners)
+        owners = claims._owners(session, "default")
+        monkeypatch.setattr(claims, "_owners", lambda *_: owners)
         session.execute(delete(DeviceRow).where(DeviceRow.id == f"{other.id}:1"))
         return made
 
@@ -114,7 +116,7 @@ def test_however_it_ends_the_devices_of_all_hosts_are_free_at_once_and_charged(
     session: Session, settings: Settings, end: str
 ) -> None:
     job, claim, _, _ = led(session)
-    session.execute(update(AttemptRow).values(started_at=AttemptRow.started_at - jobs.timedelta(seconds=100)))
+    session.execute(update(AttemptRow).values(started_at=AttemptRow.started_at - timedelta(seconds=100)))
     if end == "fail":
         jobs.fail(session, claim.lease, code="internal_error", message="It broke.")
     elif end == "give_back":
@@ -122,7 +124,7 @@ def test_however_it_ends_the_devices_of_all_hosts_are_free_at_once_and_charged(
     elif end == "succeed":
         jobs.succeed(session, claim.lease, manifest={"prefix": "p", "files": []})
     else:
-        session.execute(update(JobRow).values(lease_until=jobs.func.to_timestamp(0)))
+        session.execute(update(JobRow).values(lease_until=func.to_timestamp(0)))
         assert jobs.reap(session, settings=settings) == [job.id]
 
     session.refresh(job)
