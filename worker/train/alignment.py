@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from worker.train.words import token_bytes, words_of
+
 Ids = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 Span = tuple[int, int]  # characters, half open
@@ -18,17 +20,25 @@ class Alignment:
 
     Where tokens are bytes (GPT-2's alphabet: most of today's tokenizers) their lengths tell it, as long as they give
     back the text byte for byte, which every text is checked for. That takes two thirds of the time of asking the
-    tokenizer for offsets, which is done for all others.
+    tokenizer for offsets, which is done for all others. Most such tokenizers go word by word, and are hardly asked.
     """
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend
         self._bytes = token_bytes(backend)
+        self._words = None if self._bytes is None else words_of(backend, self._bytes)
         self._sizes = np.asarray([len(one) for one in self._bytes or ()], dtype=np.int64)
         self._adds_tokens = backend.num_special_tokens_to_add(is_pair=False) > 0
 
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
         """The ids of `text`."""
+        known = None if special_tokens and self._adds_tokens else self._known(text)
+        return self._found(text, special_tokens=special_tokens) if known is None else known.tolist()
+
+    def _known(self, text: str) -> Ids | None:
+        return None if self._words is None else self._words.ids(text)
+
+    def _found(self, text: str, *, special_tokens: bool) -> list[int]:
         (encoded,) = self._backend.encode_batch_fast([text], add_special_tokens=special_tokens)
         ids: list[int] = encoded.ids
         return ids
@@ -36,11 +46,17 @@ class Alignment:
     def overlapping(self, text: str, spans: Sequence[Span], *, special_tokens: bool) -> tuple[Ids, Mask]:
         """The ids of `text` (T,), and which of them overlap a span (T,)."""
         if self._bytes is not None and not (special_tokens and self._adds_tokens):
-            ids, data = self.encode(text), text.encode()
-            if b"".join(map(self._bytes.__getitem__, ids)) == data:
-                found = np.asarray(ids, dtype=np.int32)
+            found = self._known(text)
+            if found is None:
+                found = self._checked(text, self._bytes)
+            if found is not None:
                 return found, self._by_size(found, spans if text.isascii() else _in_bytes(text, spans))
         return self._by_offsets(text, spans, special_tokens=special_tokens)
+
+    def _checked(self, text: str, known: Sequence[bytes]) -> Ids | None:
+        """The ids of `text`, if they give it back byte for byte."""
+        ids = self._found(text, special_tokens=False)
+        return np.asarray(ids, dtype=np.int32) if b"".join(map(known.__getitem__, ids)) == text.encode() else None
 
     def _by_size(self, ids: Ids, spans: Sequence[Span]) -> Mask:
         sizes = self._sizes[ids]
@@ -60,31 +76,6 @@ class Alignment:
             # Of tokens that are white space alone, many tokenizers name the end only (trim_offsets).
             mask |= (ends > start) & np.where(ends > starts, starts < end, ends <= end)
         return np.asarray(encoded.ids, dtype=np.int32), mask
-
-
-def token_bytes(backend: Any) -> list[bytes] | None:
-    """The bytes of each token by its id; None when the vocabulary is not written in GPT-2's alphabet."""
-    added = backend.get_added_tokens_decoder()
-    vocabulary = backend.get_vocab(with_added_tokens=False)
-    found = [b""] * (max([*added, *vocabulary.values()], default=-1) + 1)
-    try:
-        for token, number in vocabulary.items():
-            found[number] = bytes(map(_ALPHABET.__getitem__, token))
-    except KeyError:
-        return None
-    for number, token in added.items():
-        found[number] = token.content.encode()
-    return found
-
-
-def _alphabet() -> dict[str, int]:
-    """GPT-2's character for each byte: itself where it can be seen, the next one from U+0100 on where not."""
-    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = (byte for byte in range(256) if byte not in visible)
-    return {chr(byte): byte for byte in visible} | {chr(256 + place): byte for place, byte in enumerate(others)}
-
-
-_ALPHABET = _alphabet()
 
 
 def _in_bytes(text: str, spans: Sequence[Span]) -> list[Span]:

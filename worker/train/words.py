@@ -1,0 +1,194 @@
+"""Byte-level tokenizers by memory: most words of a file were met before, and their tokens need no second search.
+
+Such a tokenizer cuts a text at its added tokens, the pieces into words by a pattern, and finds the tokens of each word
+by itself. The patterns of today's models are written here for Python, which cuts the words in a tenth of the time. Only
+what is known to come out the same is done so: a tokenizer with other parts, or a text with characters whose kind is not
+settled, is left to the tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from array import array
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+REMEMBERED: Final = 1 << 16  # words: about 15 MB
+LONGEST_REMEMBERED: Final = 64  # characters
+# The tokenizer itself is the faster one for texts that hardly repeat their words (numbers, hashes).
+TRIED: Final = 20_000  # words
+MOST_NEW: Final = 0.25  # of them
+
+_UNSETTLED: Final = {"Cn", "Co", "Cs"}  # not assigned, or not characters
+
+
+def _kind(character: str) -> str:
+    """L, N, Z and so on; ? where it may be another one elsewhere. Some take a long s for an s: "'s"."""
+    kind = unicodedata.category(character)
+    return "?" if kind in _UNSETTLED or character == "\u017f" else kind[0]
+
+
+_KINDS: Final = "".join(map(_kind, map(chr, range(0x10000))))
+
+
+def _class(kinds: str) -> str:
+    """The characters of some kinds, up to U+FFFF, as ranges of a pattern's class."""
+    runs = re.finditer(f"[{kinds}]+", _KINDS)
+    return "".join(f"{chr(run.start())}-{chr(run.end() - 1)}" for run in runs)
+
+
+_L: Final = _class("L")
+_N: Final = _class("N")
+_S: Final = "\t-\r\x85" + _class("Z")
+# Characters keep the kind that they were assigned with. Beyond U+FFFF only pictures are let in: none is an L, N or S.
+_SETTLED: Final = re.compile(f"[{_class('^?')}\U0001f300-\U0001faff]*")
+
+_ANY_OFFSETS: Final = {"trim_offsets": True}  # how offsets are told changes no token
+
+
+def _split(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False} | _ANY_OFFSETS
+
+
+def _bytes(*, by_words: bool) -> dict[str, Any]:
+    return {"type": "ByteLevel", "add_prefix_space": False, "use_regex": by_words} | _ANY_OFFSETS
+
+
+_ENDINGS: Final = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_LLAMA: Final = _ENDINGS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA_HERE: Final = (
+    rf"{_ENDINGS}|[^\r\n{_L}{_N}]?[{_L}]+|[{_N}]{{1,3}}| ?[^{_S}{_L}{_N}]+[\r\n]*"
+    rf"|[{_S}]*[\r\n]+|[{_S}]+(?![^{_S}])|[{_S}]+"
+)
+_GPT2_HERE: Final = f"'s|'t|'re|'ve|'m|'ll|'d| ?[{_L}]+| ?[{_N}]+| ?[^{_S}{_L}{_N}]+|[{_S}]+(?![^{_S}])|[{_S}]+"
+# Digits are cut out one by one before anything else, so the white space before one ends a piece.
+_DIGITS_HERE: Final = f"'s|'t|'re|'ve|'m|'ll|'d| ?[{_L}]+|[{_N}]| ?[^{_S}{_L}{_N}]+|[{_S}]+(?![^{_S}{_N}])|[{_S}]+"
+
+# The parts of a tokenizer that cut words, and the pattern that cuts the same.
+_KNOWN: Final[list[tuple[list[dict[str, Any]], str]]] = [
+    ([_bytes(by_words=True)], _GPT2_HERE),
+    ([{"type": "Digits", "individual_digits": True} | _ANY_OFFSETS, _bytes(by_words=True)], _DIGITS_HERE),
+    ([_split(_LLAMA), _bytes(by_words=False)], _LLAMA_HERE),
+    ([_split(_LLAMA.replace("{1,3}", "")), _bytes(by_words=False)], _LLAMA_HERE.replace("{1,3}", "")),  # Qwen
+]
+
+
+class Words:
+    """The tokens of texts, word by word, of a tokenizer that makes them so."""
+
+    def __init__(self, backend: Any, known: Sequence[bytes], *, word: str) -> None:
+        added = backend.get_added_tokens_decoder()
+        self._cut = re.compile(word).findall
+        self._added = _splitter([token.content for token in added.values()])
+        self._known = _Known(backend.model, known)
+        self._special = {token.content: np.int32(number).tobytes() for number, token in added.items()}
+        self._composes = backend.normalizer is not None
+        self._asked = 0
+
+    def ids(self, text: str) -> npt.NDArray[np.int32] | None:
+        """The ids of `text`; None when the tokenizer has to be asked."""
+        if self._hardly_repeat() or not self._is_settled(text):
+            return None
+        found = bytearray()
+        for place, piece in enumerate(self._added.split(text)):
+            if place % 2:
+                found += self._special[piece]
+                continue
+            words = self._cut(piece)
+            self._asked += len(words)
+            try:
+                found += b"".join(map(self._known.__getitem__, words))
+            except KeyError:
+                return None
+        return np.frombuffer(found, dtype=np.int32)
+
+    def _hardly_repeat(self) -> bool:
+        return self._asked > TRIED and self._known.new > MOST_NEW * self._asked
+
+    def _is_settled(self, text: str) -> bool:
+        if text.isascii():
+            return True
+        return _SETTLED.fullmatch(text) is not None and (not self._composes or unicodedata.is_normalized("NFC", text))
+
+
+class _Known(dict[str, bytes]):
+    """The ids of words. Raises KeyError for a word that its tokens do not give back byte for byte."""
+
+    def __init__(self, model: Any, known: Sequence[bytes]) -> None:
+        super().__init__()
+        self._model, self._bytes = model, known
+        self.new = 0
+
+    def __missing__(self, word: str) -> bytes:
+        self.new += 1
+        data = word.encode()
+        ids = [token.id for token in self._model.tokenize(data.decode("latin-1").translate(_WRITTEN))]
+        if b"".join(map(self._bytes.__getitem__, ids)) != data:
+            raise KeyError(word)
+        found = array("i", ids).tobytes()
+        if len(self) < REMEMBERED and len(word) <= LONGEST_REMEMBERED:
+            self[word] = found
+        return found
+
+
+def words_of(backend: Any, known: Sequence[bytes]) -> Words | None:
+    """The words of a tokenizer; None for one that is not known to make its tokens word by word."""
+    if backend.encode_special_tokens or getattr(backend.model, "dropout", None):
+        return None
+    if not _cuts_plainly(list(backend.get_added_tokens_decoder().values()), normalizer=_state(backend.normalizer)):
+        return None
+    state = _state(backend.pre_tokenizer)
+    parts = [part | {"trim_offsets": True} for part in state.get("pretokenizers", [state])]
+    word = next((here for theirs, here in _KNOWN if theirs == parts), None)
+    return None if word is None else Words(backend, known, word=word)
+
+
+def _cuts_plainly(added: list[Any], *, normalizer: dict[str, Any]) -> bool:
+    """Whether added tokens are found in the text as it is, all in one go, and take nothing around them along."""
+    if any(token.lstrip or token.rstrip or token.single_word for token in added):
+        return False
+    normalized = {token.normalized for token in added}
+    return (not normalizer and len(normalized) < 2) or (normalizer == {"type": "NFC"} and True not in normalized)
+
+
+def _state(part: Any) -> dict[str, Any]:
+    """The settings of a part of a tokenizer, as its file has them."""
+    found: dict[str, Any] = {} if part is None else json.loads(part.__getstate__())
+    return found
+
+
+def _splitter(added: Sequence[str]) -> re.Pattern[str]:
+    """Cuts a text at its added tokens and keeps them: at each place the longest."""
+    longest_first = sorted(filter(None, added), key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+
+
+def token_bytes(backend: Any) -> list[bytes] | None:
+    """The bytes of each token by its id; None when the vocabulary is not written in GPT-2's alphabet."""
+    added = backend.get_added_tokens_decoder()
+    vocabulary = backend.get_vocab(with_added_tokens=False)
+    found = [b""] * (max([*added, *vocabulary.values()], default=-1) + 1)
+    try:
+        for token, number in vocabulary.items():
+            found[number] = bytes(map(_ALPHABET.__getitem__, token))
+    except KeyError:
+        return None
+    for number, token in added.items():
+        found[number] = token.content.encode()
+    return found
+
+
+def _alphabet() -> dict[str, int]:
+    """GPT-2's character for each byte: itself where it can be seen, the next one from U+0100 on where not."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = (byte for byte in range(256) if byte not in visible)
+    return {chr(byte): byte for byte in visible} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+_ALPHABET: Final = _alphabet()
+_WRITTEN: Final = {byte: character for character, byte in _ALPHABET.items()}
