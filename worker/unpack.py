@@ -6,6 +6,7 @@ this process. Exit codes and `OUT/events.jsonl` are the trainer's.
 
 from __future__ import annotations
 
+import io
 import resource
 import sys
 import time
@@ -22,8 +23,10 @@ from shared.dataset_lines import FileRefused
 from shared.errors import TunepoolError
 from shared.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
 
-BATCH_ROWS: Final = 256
-METADATA_BYTES: Final = 64 * 1024 * 1024  # of one string or list in the footer (pyarrow's own default is 100 MB)
+# A cell of a few bytes in the file may be megabytes, as dictionaries and run lengths repeat them: few rows at a time.
+BATCH_ROWS: Final = 16
+# The footer (columns times row groups) is read at once and takes some fifteen times its size.
+FOOTER_BYTES: Final = 32 * 1024 * 1024
 CHUNK_BYTES: Final = 1 << 20
 
 
@@ -47,10 +50,17 @@ def main(spec_file: Path, out: Path) -> int:
         tell(out, code=getattr(error, "code", "wrong_file_type"), message=str(error))
         return EXIT_USER_FAULT
     except (MemoryError, pa.ArrowMemoryError):
-        message = "Opening the file asks for too much memory; write smaller row groups, or upload JSONL."
-        tell(out, code="table_too_large", message=message)
+        tell(out, code="table_too_large", message=too_large(spec))
         return EXIT_OUT_OF_MEMORY
     return EXIT_DONE
+
+
+def too_large(spec: UnpackSpec) -> str:
+    """What the memory limit is, and how a file stays within it."""
+    return (
+        f"Opening the file takes more than {spec.memory_bytes >> 20:,} MiB of memory: a page of it, or {BATCH_ROWS} "
+        "rows in a run, unpack to too much. Write smaller pages (data_page_size) and shorter cells, or upload JSONL."
+    )
 
 
 def tell(out: Path, **why: Any) -> None:
@@ -61,6 +71,8 @@ def tell(out: Path, **why: Any) -> None:
 
 def limit_memory(gain: int) -> None:
     """Let this process gain `gain` bytes, so that a decompression bomb ends in an error."""
+    # Of pyarrow's allocators the others set a gigabyte aside at their first use.
+    pa.set_memory_pool(pa.system_memory_pool())
     ceiling = psutil.Process().memory_full_info().data + gain
     resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
 
@@ -73,14 +85,22 @@ def lines_of(spec: UnpackSpec) -> Iterator[bytes]:
 
 
 def parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file, its known columns only, a few hundred in memory at a time.
+    """The rows of a Parquet file, its known columns only, a few in memory at a time.
 
     Raises:
-        Unreadable: code `unreadable_table` for what is no Parquet or damaged, `unknown_format` without known columns.
+        Unreadable: code `unreadable_table` for what is no Parquet or damaged, `unknown_format` without known columns,
+            `table_too_large` for a footer that is.
     """
+    footer = _footer_bytes(file)
+    if footer > FOOTER_BYTES:
+        message = (
+            f"The file's footer weighs {footer:,} bytes, at most {FOOTER_BYTES:,} are read: it has too many columns or "
+            f"row groups. Write fewer (the columns that are read: {', '.join(sorted(COLUMNS))}), or upload JSONL."
+        )
+        raise Unreadable(message, code="table_too_large")
     try:
         with pq.ParquetFile(
-            file, thrift_string_size_limit=METADATA_BYTES, thrift_container_size_limit=1_000_000, pre_buffer=False
+            file, thrift_string_size_limit=FOOTER_BYTES, thrift_container_size_limit=1_000_000, pre_buffer=False
         ) as opened:
             names = opened.schema_arrow.names
             known = [name for name in names if name in COLUMNS]
@@ -94,6 +114,14 @@ def parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
         raise Unreadable(f"The file cannot be read as Parquet ({reason}); write it again, or upload JSONL.") from error
+
+
+def _footer_bytes(file: Path) -> int:
+    """What the file says its footer weighs, as far as it can: damage is for the reader to tell."""
+    with file.open("rb") as stream:
+        size = stream.seek(0, io.SEEK_END)
+        stream.seek(max(0, size - 8))
+        return min(size, int.from_bytes(stream.read(4), "little"))
 
 
 def write(lines: Iterable[bytes], target: Path, *, most: int) -> None:

@@ -27,7 +27,7 @@ log = structlog.get_logger()
 
 UNPACK: Final = "worker.unpack"
 UNPACK_SECONDS: Final = 600.0
-# pyarrow's allocator sets a gigabyte aside at its first use, touched or not, if it may.
+# Beyond the libraries' 80 MB. A file of the largest size in one page takes half of it, and as much address space again.
 MEMORY_BYTES: Final = 2 * 1024**3
 
 

@@ -22,6 +22,13 @@ from shared.tables import FileRow
 from tests.integration.conftest import Api
 
 ROOT = Path(__file__).parents[2]
+MIB = 1 << 20
+# From a small process: a program's peak counts what the one weighs that starts it.
+MEASURED = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:]).returncode
+print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
 CHAT = [
     {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "=cmd|' /C calc'!A0"}]}
     for n in range(5)
@@ -99,19 +106,30 @@ def test_a_hostile_table_is_refused_by_name(tmp_path: Path, name: str, content: 
     assert refusal(tmp_path, name, content)["code"] == code
 
 
-def refusal(tmp_path: Path, name: str, content: bytes, *, max_bytes: int = 10_000_000) -> dict[str, Any]:
-    """How the program ends, run as the CPU lane runs it."""
+def unpacked(tmp_path: Path, name: str, content: bytes, *, max_bytes: int = 10_000_000) -> tuple[int, int]:
+    """The program's exit code and peak resident memory in bytes, run as the CPU lane runs it."""
     (tmp_path / name).write_bytes(content)
     spec = UnpackSpec(
         file=str(tmp_path / name),
         source="csv" if name.endswith("csv") else "parquet",
         max_bytes=max_bytes,
-        memory_bytes=1 << 28,
+        memory_bytes=256 * MIB,
     )
     (tmp_path / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
     argv = [sys.executable, "-m", "worker.unpack", str(tmp_path / "spec.json"), str(tmp_path / "out")]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode in {3, 4}, (done.returncode, done.stderr[-2000:])
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, *argv], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    (tmp_path / "log").write_text(done.stderr)
+    code, peak = done.stdout.split()
+    return int(code), int(peak) * 1024
+
+
+def refusal(tmp_path: Path, name: str, content: bytes, **options: Any) -> dict[str, Any]:
+    """How the program says that it ended."""
+    code, peak = unpacked(tmp_path, name, content, **options)
+    assert code in {3, 4}, (code, (tmp_path / "log").read_text()[-2000:])
+    assert peak < 400 * MIB
     return json.loads((tmp_path / "out" / "events.jsonl").read_text().splitlines()[-1])
 
 
@@ -123,7 +141,58 @@ def test_a_small_table_that_unpacks_to_very_much_is_refused(tmp_path: Path) -> N
 
 
 def test_one_cell_that_fills_the_memory_is_refused(tmp_path: Path) -> None:
-    bomb = parquet([{"text": "x" * 600_000_000}], compression="zstd", use_dictionary=False)
+    bomb = parquet([{"text": "x" * 280_000_000}], compression="zstd", use_dictionary=False, write_statistics=False)
     assert len(bomb) < 1_000_000
 
-    assert refusal(tmp_path, "bomb.parquet", bomb, max_bytes=1 << 40)["code"] == "table_too_large"
+    refused = refusal(tmp_path, "bomb.parquet", bomb, max_bytes=1 << 40)
+
+    assert refused["code"] == "table_too_large"
+    assert "256 MiB" in refused["message"]
+    assert "data_page_size" in refused["message"]
+
+
+def repeated(texts: list[str], *, rows: int) -> bytes:
+    """A file of one row group whose cells are these texts by turns: each text is written once, the rest by number."""
+    places = pa.array([row % len(texts) for row in range(rows)], pa.int32())
+    sink = io.BytesIO()
+    table = pa.table({"text": pa.DictionaryArray.from_arrays(places, pa.array(texts))})
+    pq.write_table(table, sink, compression="zstd", dictionary_pagesize_limit=1 << 30, store_schema=False)
+    assert pq.ParquetFile(sink).num_row_groups == 1
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(("characters", "rows"), [(100_000, 3000), (1_000_000, 280)])
+def test_a_huge_row_group_of_few_bytes_is_read_in_little_memory(tmp_path: Path, characters: int, rows: int) -> None:
+    content = repeated([letter * characters for letter in "abc"], rows=rows)
+    assert len(content) < 100_000
+
+    code, peak = unpacked(tmp_path, "rows.parquet", content, max_bytes=1 << 30)
+
+    assert code == 0
+    assert (tmp_path / "out" / "rows.jsonl").stat().st_size == rows * (characters + len('{"text": ""}\n'))
+    assert peak < 300 * MIB
+
+
+def test_one_row_of_endlessly_many_messages_is_refused(tmp_path: Path) -> None:
+    nothing = pa.nulls(20_000_000, pa.string())
+    messages = pa.StructArray.from_arrays([nothing, nothing], ["role", "content"])
+    sink = io.BytesIO()
+    one_row = pa.array([0, len(messages)], pa.int32())
+    pq.write_table(pa.table({"messages": pa.ListArray.from_arrays(one_row, messages)}), sink)
+    assert len(sink.getvalue()) < 10_000
+
+    assert refusal(tmp_path, "rows.parquet", sink.getvalue())["code"] == "table_too_large"
+
+
+def test_columns_that_nobody_reads_cost_nothing_and_more_than_fit_a_footer_are_refused(tmp_path: Path) -> None:
+    wide = pa.table({"text": ["a"], **{f"column {number}": [number] for number in range(2000)}})
+    sink = io.BytesIO()
+    pq.write_table(wide, sink)
+
+    assert unpacked(tmp_path, "rows.parquet", sink.getvalue())[0] == 0
+    assert (tmp_path / "out" / "rows.jsonl").read_text() == '{"text": "a"}\n'
+
+    footer = bytes(33 * MIB)
+    refused = refusal(tmp_path, "wider.parquet", b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+    assert refused["code"] == "table_too_large"
+    assert "columns or row groups" in refused["message"]
