@@ -299,6 +299,8 @@ class Merge(View):
     created_at: int
     finished_at: int | None
     error: JobError | None
+    blocked_by: str | None = Field(examples=["host_memory_taken"], description="Why it waits to be tried again.")
+    detail: str | None
     files: list[AdapterFile] = Field(description="Empty until it has succeeded.")
 
 
@@ -525,6 +527,9 @@ def model(adapter: PublishedAdapter, *, owner: str) -> Model:
 
 def merge(row: MergeRow, *, files: list[AdapterFile]) -> Merge:
     merges = row.kind == "merge"
+    # What is said of a queued one did not end it.
+    error = None if row.error is None else JobError.model_validate(row.error)
+    waits_for = error if row.status == "queued" else None
     return Merge(
         id=row.id,
         object="tunepool.merge" if merges else "tunepool.combination",
@@ -533,6 +538,8 @@ def merge(row: MergeRow, *, files: list[AdapterFile]) -> Merge:
         base_model=row.base_model,
         created_at=seconds(row.created_at),
         finished_at=None if row.finished_at is None else seconds(row.finished_at),
-        error=None if row.error is None else JobError.model_validate(row.error),
+        error=error if row.status == "failed" else None,
+        blocked_by=None if waits_for is None else waits_for.code,
+        detail=None if waits_for is None else waits_for.message,
         files=files,
     )

@@ -240,24 +240,22 @@ def give_back(session: Session, lease: Lease, *, code: str, message: str) -> boo
     """running -> queued after something that may pass; failed with it after the last attempt."""
     if lease.attempt >= MAX_ATTEMPTS:
         return fail(session, lease, code=code, message=message)
-    return _write(session, lease, status="queued", lease_owner=None, lease_until=func.now() + RETRY_AFTER)
+    return _write(session, lease, **_waits(code, message))
 
 
-def postpone(session: Session, lease: Lease) -> bool:
+def postpone(session: Session, lease: Lease, *, code: str, message: str) -> bool:
     """running -> queued for a while: this host has other work now. It counts as no attempt."""
-    return _write(
-        session,
-        lease,
-        status="queued",
-        lease_owner=None,
-        lease_until=func.now() + RETRY_AFTER,
-        failures=MergeRow.failures - 1,
-    )
+    return _write(session, lease, **_waits(code, message), failures=MergeRow.failures - 1)
 
 
 def release(session: Session, lease: Lease) -> bool:
     """running -> queued, nobody's fault (the worker drains); it counts as no attempt."""
     return _write(session, lease, status="queued", lease_owner=None, lease_until=None, failures=MergeRow.failures - 1)
+
+
+def _waits(code: str, message: str) -> dict[str, Any]:
+    why = {"code": code, "message": message, "param": None}
+    return {"status": "queued", "error": why, "lease_owner": None, "lease_until": func.now() + RETRY_AFTER}
 
 
 def _ended() -> dict[str, Any]:

@@ -33,14 +33,16 @@ class _Over(Exception):
     """The work must end where it stands: its lease is lost, or the worker drains."""
 
 
-class _Later(Exception):
-    """The host has the memory, and others hold it now."""
-
-
 class HostTooSmall(TunepoolError):
     """The work needs more memory than this host offers. Another one may have it."""
 
     code = "host_oom"
+
+
+class HostMemoryTaken(TunepoolError):
+    """The host has the memory, and others hold it now."""
+
+    code = "host_memory_taken"
 
 
 def make_next(host: Host) -> bool:
@@ -54,8 +56,9 @@ def make_next(host: Host) -> bool:
         work.run()
     except _Over:
         host.write(lambda s: merges.release(s, claim.lease))  # nothing happens when the lease is lost
-    except _Later:
-        host.write(lambda s: merges.postpone(s, claim.lease))
+    except HostMemoryTaken as error:
+        code, message = error.code, error.message
+        host.write(lambda s: merges.postpone(s, claim.lease, code=code, message=message))
     except (Unavailable, HostTooSmall) as error:
         code, message = error.code, error.message
         host.write(lambda s: merges.give_back(s, claim.lease, code=code, message=message))
@@ -111,7 +114,7 @@ class _Work:
             raise _Over
 
     def find_room(self) -> None:
-        """Nothing is fetched for what cannot be made. Raises HostTooSmall, _Later."""
+        """Nothing is fetched for what cannot be made. Raises HostTooSmall, HostMemoryTaken."""
         needed = self.estimate
         if needed > self.offered:
             raise HostTooSmall(
@@ -121,7 +124,10 @@ class _Work:
         _, available = devices.host_memory()
         if needed > available:
             log.info("merge.postponed", merge_id=self.lease.job_id, needed=needed, available=available)
-            raise _Later
+            raise HostMemoryTaken(
+                f"About {_gib(needed)} are needed, of this host's memory {_gib(available)} are free now. It is tried "
+                f"again after {merges.RETRY_AFTER.seconds} seconds, as often as it takes."
+            )
 
     @property
     def estimate(self) -> int:

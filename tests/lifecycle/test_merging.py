@@ -9,12 +9,17 @@ from pathlib import Path
 import pytest
 from sqlalchemy.orm import Session
 
+from api import views
 from shared import merges
 from shared.db import session_scope
 from shared.queue import ring
 from shared.spec import CreateMerge
 from shared.tables import MergeRow
 from tests.lifecycle.stack import Servers, Stack, chain_of, make_stack, until
+from worker import devices
+from worker.drain import SharedFlags
+from worker.host import open_host
+from worker.merges import make_next
 
 PROGRAM = {"TUNEPOOL_MERGER": "tests.fake_merger"}
 
@@ -34,7 +39,10 @@ def merge(stack: Stack, *, failures: int = 0) -> str:
     """Ask for the merge of a job that has just succeeded."""
     job = stack.wait(stack.submit("steps=5", adapter={"method": "lora"}))
     assert job.status == "succeeded", job.error
-    request = CreateMerge(adapter=job.fine_tuned_model, onto="base")
+    return ask(stack, CreateMerge(adapter=job.fine_tuned_model, onto="base"), failures=failures)
+
+
+def ask(stack: Stack, request: CreateMerge, *, failures: int = 0) -> str:
     with session_scope(stack.engine) as session:
         row = merges.submit(session, request, project_id=stack.caller.project_id)
         row.failures, merge_id = failures, row.id
@@ -76,6 +84,30 @@ def test_a_merge_that_the_host_has_no_memory_for_is_never_begun_and_says_how_muc
     assert "about 0.7 GiB are needed, the host offers 0.5 GiB" in made.error["message"]
 
 
+def test_a_merge_waits_by_name_while_others_hold_the_memory_and_is_made_when_they_have_let_go(
+    at_work: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = at_work.wait(at_work.submit("steps=5", adapter={"method": "lora"}))
+    at_work.processes[0].kill()
+    merge_id = ask(at_work, CreateMerge(adapter=job.fine_tuned_model, onto="base"))
+    host = open_host(at_work.settings, flags=SharedFlags())
+
+    with monkeypatch.context() as crowded:
+        crowded.setattr(devices, "host_memory", lambda: (64 * 2**30, 2**28))
+        assert make_next(host)
+        assert not make_next(host), "it was tried again at once"
+    waits = views.merge(row(at_work, merge_id), files=[])
+    with session_scope(at_work.engine) as session:
+        session.get_one(MergeRow, merge_id).lease_until -= merges.RETRY_AFTER
+    host.engine.dispose()
+    at_work.start_worker()
+
+    made = ended(at_work, merge_id)
+    assert (waits.status, waits.error, waits.blocked_by) == ("queued", None, "host_memory_taken")
+    assert "About 0.7 GiB are needed, of this host's memory 0.2 GiB are free now" in waits.detail
+    assert (made.status, made.error, made.failures) == ("succeeded", None, 1)
+
+
 def test_a_killed_worker_in_the_middle_of_a_merge_loses_nothing(at_work: Stack) -> None:
     (at_work.home / "slow").touch()
     merge_id = merge(at_work)
@@ -98,6 +130,7 @@ def test_a_killed_program_is_started_again_and_a_deleted_merge_is_stopped(at_wor
 
     waiting = until(lambda: (found := row(at_work, merge_id)).status == "queued" and found, what="another attempt")
     assert waiting.lease_until is not None, "it waits a while"
+    assert views.merge(waiting, files=[]).blocked_by == "trainer_crashed"
 
     second = merge(at_work)
     until(at_work.trainers, what="the second program")
