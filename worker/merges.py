@@ -16,7 +16,7 @@ from shared.catalogue import load_catalogue
 from shared.errors import Invalid, TunepoolError, Unavailable
 from shared.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
 from shared.merges import MergeClaim
-from shared.sizing import estimate_product
+from shared.sizing import estimate_combination, estimate_merge
 from shared.spec import CreateMerge, MergeSpec, Placement
 from worker import base_models, devices, launcher, processes, workdir
 from worker.host import AWAY, Host
@@ -131,12 +131,11 @@ class _Work:
 
     @property
     def estimate(self) -> int:
-        request = self.claim.request
-        return estimate_product(
-            self.claim.spec,
-            adapters=len(merges.named(request)),
-            dequantized=isinstance(request, CreateMerge) and request.onto == "dequantized",
-        ).total
+        request, spec = self.claim.request, self.claim.spec
+        if isinstance(request, CreateMerge):
+            return estimate_merge(spec, dequantized=request.onto == "dequantized").total
+        kind, count = request.combination_type, len(request.adapters)
+        return estimate_combination(spec, adapters=count, combination_type=kind).total
 
     @property
     def offered(self) -> int:

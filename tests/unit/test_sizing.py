@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -21,11 +22,13 @@ from shared.sizing import (
     bucket,
     calibrate,
     estimate,
+    estimate_combination,
     estimate_evaluation,
-    estimate_product,
+    estimate_merge,
     quantizable_parameters,
     workload,
 )
+from shared.spec import Adapter, CombinationType, ModelFacts
 from tests.factories import make_spec
 
 GB = 10**9
@@ -63,10 +66,51 @@ def test_the_table_that_users_know_comes_out(work: Workload, least: int, most: i
 
 @pytest.mark.parametrize(("dequantized", "gigabytes"), [(False, 1.09), (True, 1.18)])
 def test_a_merge_is_estimated_near_what_it_was_measured_to_hold(*, dequantized: bool, gigabytes: float) -> None:
-    merge = estimate_product(make_spec(), dequantized=dequantized)
+    merge = estimate_merge(make_spec(), dequantized=dequantized)
 
     assert merge.total == pytest.approx(gigabytes * GB, rel=0.2)
-    assert estimate_product(make_spec(), adapters=2).total > estimate_product(make_spec()).total
+
+
+WIDE = ModelFacts(
+    architecture="LlamaForCausalLM",
+    parameters=55_000_000,
+    hidden_size=2048,
+    num_hidden_layers=1,
+    num_attention_heads=16,
+    num_key_value_heads=16,
+    head_dim=128,
+    intermediate_size=6144,
+    vocab_size=260,
+    max_position_embeddings=2048,
+    tie_word_embeddings=True,
+)
+
+
+# Megabytes of two and of four adapters, by `bench/product_memory.py`.
+COMBINED: dict[str, tuple[int, int]] = {
+    "linear": (543, 546),
+    "cat": (544, 547),
+    "ties": (547, 554),
+    "dare_linear": (544, 548),
+    "dare_ties": (550, 553),
+    "magnitude_prune": (546, 549),
+    "svd": (894, 1197),
+    "dare_linear_svd": (894, 1197),
+    "magnitude_prune_svd": (1070, 1272),
+    "dare_ties_svd": (1222, 1751),
+    "ties_svd": (1248, 1828),
+}
+
+
+@pytest.mark.parametrize("kind", get_args(CombinationType))
+def test_a_combination_is_estimated_near_what_it_was_measured_to_hold(kind: CombinationType) -> None:
+    base = SMOLLM2.ref.model_copy(update={"facts": WIDE})
+    adapter = Adapter(method="lora", r=16, target_modules=["down_proj"])
+    wide = make_spec().model_copy(update={"base_model": base, "adapter": adapter})
+
+    for adapters, megabytes in zip((2, 4), COMBINED[kind], strict=True):
+        estimated = estimate_combination(wide, adapters=adapters, combination_type=kind).total
+        assert estimated == pytest.approx(megabytes * 1e6, rel=0.1)
 
 
 def test_parameter_counts_are_those_of_the_real_model() -> None:
