@@ -357,13 +357,8 @@ def _check_batch(asked: _Asked) -> None:
     if batch is not None and micro is not None and batch % (micro * world):
         why = f"each device's {batch // world} rows of a step do not divide by it; use a divisor of {batch // world}"
         refuse("tunepool.training.per_device_train_batch_size", micro, why)
-    if kto and min(micro or 2, (batch or 2 * world) // world) < 2:
-        param = "batch_size" if micro != 1 else "per_device_train_batch_size"
-        refuse(
-            f"tunepool.training.{param}",
-            asked.get(f"training.{param}"),
-            "kto compares rows within a pass; use 2 or more per device",
-        )
+    if kto and batch == 1:
+        refuse("tunepool.training.batch_size", batch, "kto compares the rows of a step with each other; use 2 or more")
 
 
 def wished_world(wished: Mapping[str, Any]) -> int:

@@ -407,7 +407,7 @@ def _batch(s: _Settling) -> tuple[int, str]:
 
 def _batch_for(s: _Settling, *, epochs: int | None) -> int:
     """Rows per step: a power of two times the micro-batch and the devices, so that it can be halved and shared."""
-    unit = wished_world(s.wished) * (2 if s.objective.type == "kto" else 1)
+    unit = max(wished_world(s.wished), 2 if s.objective.type == "kto" else 1)
     micro: int | None = s.wished.get("training.per_device_train_batch_size")
     unit = unit if micro is None else math.lcm(unit, micro * wished_world(s.wished))
     wanted = min(32, max(8, round(0.002 * s.data.train_rows)))
@@ -571,13 +571,12 @@ def _sure(settling: _Settling, build: Callable[[], JobSpec]) -> str:
 def _micro_batches(settling: _Settling) -> list[int]:
     """Divisors of a device's share of a step, largest first, that do not exceed a full pass."""
     share = max(1, settling.settled["training.batch_size"] // settling.world)
-    least = 2 if settling.objective.type == "kto" else 1
     if settling.settled["training.packing"]:
-        return [least]
+        return [1]
     mean = row_tokens(settling.data.mean_characters, per_token=CHARACTERS_PER_TOKEN)
     typical = min(mean, settling.settled["training.max_length"])
-    most = max(least, _FULL_PASS_TOKENS[settling.device.kind] // typical)
-    return [rows for rows in range(share, 0, -1) if share % rows == 0 and least <= rows <= most] or [least]
+    most = max(1, _FULL_PASS_TOKENS[settling.device.kind] // typical)
+    return [rows for rows in range(share, 0, -1) if share % rows == 0 and rows <= most]
 
 
 def _shorten(settling: _Settling) -> bool:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from shared.errors import Unavailable
 from shared.events import EXIT_DONE, EXIT_STOPPED, EXIT_USER_FAULT
 from shared.spec import AttemptSpec, Placement
-from tests.train.tiny import chat, chat_rows, losses, make_spec, preference_rows, read_events, run
+from tests.train.tiny import chat, chat_rows, kto_rows, losses, make_spec, preference_rows, read_events, run
 from worker import launcher, processes
 from worker.launcher import Meeting, Trainer
 from worker.train.ranks import Ranks
@@ -99,6 +99,26 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "rows": preference_rows(7),
             "data_format": "preference",
             "objective": {"type": "dpo"},
+            "adapter": {"method": "qlora"},
+            "micro_batch_size": 1,
+        },
+    ),
+    "ddp, kto": (
+        "ddp",
+        {
+            "rows": kto_rows(13),
+            "validation": kto_rows(5),
+            "data_format": "kto",
+            "objective": {"type": "kto"},
+            "micro_batch_size": 2,
+        },
+    ),
+    "fsdp, kto": (
+        "fsdp",
+        {
+            "rows": kto_rows(7),
+            "data_format": "kto",
+            "objective": {"type": "kto"},
             "adapter": {"method": "qlora"},
             "micro_batch_size": 1,
         },

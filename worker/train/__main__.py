@@ -92,7 +92,7 @@ def run_attempt(spec: AttemptSpec, *, out: Path, reporter: Reporter, stop: StopR
         spec=spec,
         out=out,
         objective=objective,
-        evaluator=Evaluator(objective, reporter, ranks, least_rows=2 if spec.job.objective.type == "kto" else 1),
+        evaluator=Evaluator(objective, reporter, ranks),
         learner=learner,
         plan=plan,
         progress=progress,

@@ -120,7 +120,8 @@ def _one_step(run: Run) -> None:
 def _accumulate(run: Run, rows: Sequence[Row]) -> Tally:
     """Gradients of the mean loss over all labelled tokens (or rows) of the step, however it is split."""
     tally = Tally()
-    batches = passes(rows, run.objective, ranks=run.ranks)
+    batches = passes(run.objective.acquainted(rows), run.objective, ranks=run.ranks)
+    run.objective.survey(run.trainer.model_wrapped, batches, summed=run.ranks.summed)
     (weight,) = run.ranks.summed(sum(batch.weight for batch in batches))
     for batch in batches:
         loss = run.objective.loss(run.trainer.model_wrapped, batch)

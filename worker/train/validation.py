@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,38 +77,43 @@ class Evaluator:
     objective: Objective
     reporter: Reporter
     ranks: Ranks
-    least_rows: int = 1  # rows that a forward pass cannot do without
     rows_at_once: int = ROWS_AT_ONCE
 
     def evaluate(self, model: Any, rows: Sequence[Row], *, should_stop: Callable[[], bool]) -> Tally | None:
         """Loss and accuracy over `rows`; None if a stop was asked for meanwhile. Gradients and random state are kept.
 
         Raises:
-            torch.OutOfMemoryError, MemoryError, RuntimeError: memory runs out even with `least_rows` at a time, or on
+            torch.OutOfMemoryError, MemoryError, RuntimeError: memory runs out even with one row at a time, or on
                 one of several ranks, which cannot repeat a pass without the others.
         """
         while True:
             try:
                 return self._evaluate(model, rows, should_stop=should_stop)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if out_of_memory_code(error) is None or self.rows_at_once <= self.least_rows or self.ranks.world > 1:
+                if out_of_memory_code(error) is None or self.rows_at_once == 1 or self.ranks.world > 1:
                     raise
             # Outside the handler: only now are the tensors of the failed pass let go.
-            self.rows_at_once = max(self.least_rows, self.rows_at_once // 2)
+            self.rows_at_once //= 2
             self.reporter.say(
                 f"Validation ran out of memory; it goes on with {self.rows_at_once} rows at a time.", level="warn"
             )
 
     def _evaluate(self, model: Any, rows: Sequence[Row], *, should_stop: Callable[[], bool]) -> Tally | None:
         tally = Tally()
+        rows = self.objective.acquainted(rows)
         model.eval()
         try:
             with torch.no_grad(), torch.random.fork_rng():
-                for places in group([row.tokens for row in rows], size=self.rows_at_once * self.ranks.world):
-                    if should_stop():
-                        return None
-                    for batch in passes([rows[place] for place in places], self.objective, ranks=self.ranks):
-                        tally.add(self.objective.loss(model, batch), batch=batch)
-            return tally.over(self.ranks)
+                self.objective.survey(model, self._passes(rows, until=should_stop), summed=self.ranks.summed)
+                for batch in self._passes(rows, until=should_stop):
+                    tally.add(self.objective.loss(model, batch), batch=batch)
+            return None if should_stop() else tally.over(self.ranks)
         finally:
             model.train()
+
+    def _passes(self, rows: Sequence[Row], *, until: Callable[[], bool]) -> Iterator[MicroBatch]:
+        """The forward passes over `rows`, laid out some at a time; cut short once `until` holds."""
+        for places in group([row.tokens for row in rows], size=self.rows_at_once * self.ranks.world):
+            if until():
+                return
+            yield from passes([rows[place] for place in places], self.objective, ranks=self.ranks)

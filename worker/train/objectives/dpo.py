@@ -13,7 +13,7 @@ from shared.errors import Invalid
 from shared.spec import AttemptSpec, Dpo
 from worker.train.data import AnswersRow
 from worker.train.methods import METHODS
-from worker.train.objectives.objective import Loss, MicroBatch, trainer_arguments
+from worker.train.objectives.objective import Loss, MicroBatch, Separable, trainer_arguments
 from worker.train.packing import group
 
 # EXO is not defined without it; its authors recommend this much (arXiv 2402.00856).
@@ -27,7 +27,7 @@ class PreparedPairsTrainer(DPOTrainer):
         return dataset
 
 
-class DpoObjective:
+class DpoObjective(Separable):
     """Pairs under each other, chosen first; the loss is summed over pairs."""
 
     def __init__(self, trainer: PreparedPairsTrainer, *, spec: AttemptSpec) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,17 +35,35 @@ class Objective(Protocol):
 
     trainer: Trainer
 
+    def acquainted(self, rows: Sequence[Any]) -> Sequence[Any]:
+        """The rows of one optimizer step (or of a look at validation), each with what its loss takes of the others."""
+        ...
+
     def micro_batches(self, rows: Sequence[Any]) -> list[MicroBatch]:
-        """Lay the rows of one optimizer step (or of a validation pass) into forward passes."""
+        """Lay rows, acquainted before, into forward passes."""
         ...
 
     def sequences(self, rows: Sequence[Any]) -> int:
         """How many sequences the rows of one step make: fewer than rows when packed."""
         ...
 
-    def loss(self, model: Any, batch: MicroBatch) -> Loss:
-        """Run the forward pass of `batch`."""
+    def survey(self, model: Any, batches: Iterable[MicroBatch], *, summed: Callable[..., Sequence[float]]) -> None:
+        """Find what the loss of every pass needs to know of all of them; `summed` adds up figures over the ranks."""
         ...
+
+    def loss(self, model: Any, batch: MicroBatch) -> Loss:
+        """Run the forward pass of `batch`, one of those surveyed last."""
+        ...
+
+
+class Separable:
+    """Objectives whose loss of a row depends on no other row."""
+
+    def acquainted(self, rows: Sequence[Any]) -> Sequence[Any]:
+        return rows
+
+    def survey(self, _model: Any, _batches: Iterable[MicroBatch], *, summed: Callable[..., Sequence[float]]) -> None:
+        del summed
 
 
 def trainer_arguments(spec: AttemptSpec, *, out: Path, total_steps: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from shared.spec import AttemptSpec
 from worker.train import row_attention
 from worker.train.data import TokenRow
 from worker.train.methods import METHODS
-from worker.train.objectives.objective import Loss, MicroBatch, trainer_arguments
+from worker.train.objectives.objective import Loss, MicroBatch, Separable, trainer_arguments
 from worker.train.packing import group, pack
 
 IGNORED = -100
@@ -94,7 +94,7 @@ def labelled_nll(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> tuple[torc
     return _SummedNll.apply(logits_NV, targets_N), correct
 
 
-class SupervisedObjective:
+class SupervisedObjective(Separable):
     """Packs or pads token rows, and sums their loss."""
 
     def __init__(self, trainer: LabelledTokenTrainer, *, spec: AttemptSpec, pad_id: int) -> None:
