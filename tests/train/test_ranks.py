@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -17,11 +18,12 @@ import torch
 from safetensors.torch import load_file
 
 from shared.errors import Unavailable
-from shared.events import EXIT_DONE, EXIT_STOPPED, EXIT_USER_FAULT
+from shared.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_STOPPED, EXIT_USER_FAULT
 from shared.spec import AttemptSpec, Placement
 from tests.train.tiny import chat, chat_rows, kto_rows, losses, make_spec, preference_rows, read_events, run
 from worker import launcher, processes
 from worker.launcher import Meeting, Trainer
+from worker.train import narrowing
 from worker.train.ranks import Ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
@@ -34,14 +36,12 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Trainer]]:
     """Starts trainers as a supervisor would, and proves them dead afterwards."""
     started: list[Trainer] = []
 
-    def begin(spec_file: Path, out: Path, *, meeting: Meeting | None = None) -> Trainer:
+    def begin(spec_file: Path, out: Path, *, meeting: Meeting | None = None, module: str = "worker.train") -> Trainer:
         out.mkdir(exist_ok=True)
         spec = AttemptSpec.model_validate_json(spec_file.read_bytes())
         tag = processes.own_tag(home=out, job_id=spec.job_id, fence=len(started))
         trainer = launcher.start(
-            launcher.command(
-                "worker.train", placement=spec.job.placement, spec_file=spec_file, out=out, meeting=meeting
-            ),
+            launcher.command(module, placement=spec.job.placement, spec_file=spec_file, out=out, meeting=meeting),
             environment=launcher.environment(tag=tag, device_ids=("h:cpu",), kind="cpu", threads=1, scratch=out),
             tag=tag,
             out=out,
@@ -171,6 +171,51 @@ def test_ranks_that_are_asked_to_stop_go_on_as_if_they_had_not(
     events = read_events(broken / "out")
     assert [event.first_step for event in events if event.type == "started"] == [0, stopped_at]
     assert losses(events) == losses(read_events(whole / "out"))
+
+
+@pytest.mark.parametrize(("strategy", "short"), [("fsdp", [1]), ("ddp", [0, 1])])
+def test_validation_that_does_not_fit_on_a_rank_goes_on_with_fewer_rows_and_training_as_before(
+    model: Path, tmp_path: Path, start: Callable[..., Trainer], strategy: str, short: list[int]
+) -> None:
+    """Under fsdp the other rank waits for a layer's weights when one gives up."""
+    settings = {"rows": chat_rows(13), "validation": chat_rows(9), "training": {"packing": False}}
+    alone = run(make_spec(tmp_path / "alone", model=model, **settings), tmp_path / "alone" / "out")[1]
+    spec, out = make_spec(tmp_path, model=model, **over_two(strategy, **settings)), tmp_path / "out"
+    (tmp_path / "short.json").write_text(json.dumps({"ranks": short, "training": 4, "evaluation": 2}))
+    out.mkdir()
+    narrowing.write(out, 4)
+
+    code, words = ended(start(spec, out, module="tests.train.short_of_memory"))
+
+    assert code == EXIT_DONE, words
+    together = read_events(out)
+    assert losses(together) == pytest.approx(losses(alone), rel=1e-4)
+    looks = [[(one.step, one.valid_loss) for one in events if one.type == "validation"] for events in (alone, together)]
+    assert [step for step, _ in looks[1]] == [step for step, _ in looks[0]]
+    assert [loss for _, loss in looks[1]] == pytest.approx([loss for _, loss in looks[0]], rel=1e-4)
+    said = [event.message for event in together if event.type == "message"]
+    assert said == ["Validation ran out of memory; it goes on with 2 rows at a time on each device."]
+    # No step is done twice: what was trained before the first look is in a checkpoint.
+    assert [event.step for event in together if event.type == "metrics"] == sorted(losses(alone))
+    assert narrowing.read(out) == 2
+
+
+def test_a_rank_without_memory_in_training_ends_all_as_out_of_memory_and_half_the_rows_go_on(
+    model: Path, tmp_path: Path, start: Callable[..., Trainer]
+) -> None:
+    settings = {"rows": chat_rows(16), "training": {"packing": False, "batch_size": 8}}
+    alone = run(make_spec(tmp_path / "alone", model=model, **settings), tmp_path / "alone" / "out")[1]
+    (tmp_path / "short.json").write_text(json.dumps({"ranks": [1], "training": 2, "evaluation": 2}))
+    out = tmp_path / "out"
+    narrower = over_two("ddp", **settings)
+
+    code, words = ended(start(make_spec(tmp_path, model=model, **narrower), out, module="tests.train.short_of_memory"))
+    assert code == EXIT_OUT_OF_MEMORY, words
+    assert [event.code for event in read_events(out) if event.type == "failed"] == ["gpu_oom"]
+    spec = make_spec(tmp_path, model=model, micro_batch_size=2, **narrower)
+    assert ended(start(spec, out, module="tests.train.short_of_memory"))[0] == EXIT_DONE
+
+    assert losses(read_events(out)) == pytest.approx(losses(alone), rel=1e-4)
 
 
 def test_a_rank_that_dies_ends_all_of_them_within_seconds(

@@ -19,7 +19,7 @@ from transformers.integrations.neftune import activate_neftune
 from shared.errors import TunepoolError
 from shared.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_STOPPED, EXIT_USER_FAULT, Failed, Finished, Started
 from shared.spec import AttemptSpec
-from worker.train import checkpoints, export
+from worker.train import checkpoints, export, narrowing
 from worker.train.base_model import load_model, recompute_activations
 from worker.train.checkpoints import Learner, Progress
 from worker.train.data import Row, RowReader, RowSet
@@ -27,6 +27,7 @@ from worker.train.guards import NoTrainableParameters
 from worker.train.loop import Run, save_checkpoint, train
 from worker.train.memory import limit_memory, out_of_memory_code, peak_memory_bytes
 from worker.train.methods import METHODS, adapt, make_optimizer, trainable, with_float32_adapters
+from worker.train.narrowing import EvaluationTooLarge
 from worker.train.objectives.objective import Objective
 from worker.train.objectives.table import OBJECTIVES
 from worker.train.packing import StepPlan
@@ -35,7 +36,7 @@ from worker.train.reporting import Reporter
 from worker.train.sharding import shard_frozen_layers
 from worker.train.stopping import Stopped, StopRequest
 from worker.train.tokenizer import load_tokenizer
-from worker.train.validation import Evaluator
+from worker.train.validation import ROWS_AT_ONCE, Evaluator
 
 
 def main(spec_file: Path, out: Path) -> int:
@@ -57,6 +58,9 @@ def main(spec_file: Path, out: Path) -> int:
     except TunepoolError as error:
         reporter.write(Failed, code=error.code, message=error.message, param=error.param)
         return EXIT_USER_FAULT
+    except EvaluationTooLarge as too_large:
+        narrowing.write(out, too_large.fitting)
+        return EXIT_OUT_OF_MEMORY
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         code = out_of_memory_code(error)
         if code is None:
@@ -92,7 +96,7 @@ def run_attempt(spec: AttemptSpec, *, out: Path, reporter: Reporter, stop: StopR
         spec=spec,
         out=out,
         objective=objective,
-        evaluator=Evaluator(objective, reporter, ranks),
+        evaluator=Evaluator(objective, reporter, ranks, rows_at_once=narrowing.read(out) or ROWS_AT_ONCE),
         learner=learner,
         plan=plan,
         progress=progress,

@@ -38,6 +38,7 @@ class Progress:
     """How far the run is. Everything a resumed attempt must know besides tensors."""
 
     step: int = 0  # optimizer steps done
+    looked_step: int = 0  # the last step after which the validation rows were looked at
     trained_tokens: int = 0
     train_seconds: float = 0.0
     best_step: int | None = None

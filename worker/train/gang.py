@@ -1,7 +1,8 @@
 """torchrun that keeps the trainer contract: `python -m worker.train.gang [torchrun options] --module MODULE SPEC OUT`.
 
 torchrun starts the ranks of this host, ends them all when one dies, and exits 1 whatever the reason was. Here the exit
-code is that of the rank which ended first (docs/trainer.md), and SIGTERM asks all ranks, on every host, to stop.
+code is that of the rank which ended first (docs/trainer.md), and SIGTERM asks all ranks, on every host, to stop. Ranks
+that ran out of memory over validation rows, and wrote down that fewer will do, are started again.
 """
 
 from __future__ import annotations
@@ -9,10 +10,20 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
+from argparse import Namespace
 from pathlib import Path
+from typing import Final
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
+
+from shared.events import EXIT_OUT_OF_MEMORY, EXIT_STOPPED, EXIT_USER_FAULT
+from worker.train import narrowing
+from worker.train.reporting import Reporter
+
+# A rank that says why it ends does so first; the others may fall over its absence before torchrun has looked.
+_TELLING: Final = (EXIT_USER_FAULT, EXIT_OUT_OF_MEMORY, EXIT_STOPPED)
 
 
 def main(arguments: list[str]) -> int:
@@ -21,14 +32,24 @@ def main(arguments: list[str]) -> int:
     options = parse_args(["--signals-to-handle=SIGINT,SIGHUP,SIGQUIT", "--max-restarts=0", *arguments])
     out = Path(options.training_script_args[-1])
     signal.signal(signal.SIGTERM, lambda _number, _frame: (out / "stop").touch())
+    known, code = narrowing.read(out), _run(options)
+    while code == EXIT_OUT_OF_MEMORY and (rows := narrowing.read(out)) != known:
+        sentence = f"Validation ran out of memory; it goes on with {rows} rows at a time on each device."
+        Reporter(out / "events.jsonl", clock=time.time).say(sentence, level="warn")
+        known, code = rows, _run(options)
+    if code < 0:  # killed: end likewise, so that the supervisor hears which signal it was
+        signal.signal(-code, signal.SIG_DFL) if -code != signal.SIGKILL else None
+        os.kill(os.getpid(), -code)
+    return code
+
+
+def _run(options: Namespace) -> int:
     try:
         run(options)
     except ChildFailedError as failed:
-        code = failed.get_first_failure()[1].exitcode
-        if code < 0:  # killed: end likewise, so that the supervisor hears which signal it was
-            signal.signal(-code, signal.SIG_DFL) if -code != signal.SIGKILL else None
-            os.kill(os.getpid(), -code)
-        return code
+        codes = [failure.exitcode for failure in failed.failures.values()]
+        first = failed.get_first_failure()[1].exitcode
+        return next((code for code in codes if code in _TELLING), first)
     return 0
 
 

@@ -72,6 +72,7 @@ class Run:
     window_steps: int = 0
     last_train: Tally = field(default_factory=Tally)
     last_validation: tuple[int, Tally] | None = None
+    looked: set[bool] = field(default_factory=set)  # whether all validation rows, or only the first ones, fit in memory
 
     @property
     def trainer(self) -> Trainer:
@@ -90,6 +91,8 @@ def train(run: Run) -> None:
         Invalid: codes `nan_loss`, `loss_diverged`.
     """
     run.learner.model.train()
+    if run.progress.looked_step < run.progress.step:  # the last attempt may have ended before the look was over
+        _look_and_save(run)
     while run.progress.step < run.plan.total_steps and not run.progress.early_stopped:
         if run.stop:
             _stop(run)
@@ -173,11 +176,19 @@ def _look_and_save(run: Run) -> None:
     ends_epoch = run.plan.ends_epoch(step)
     better = False
     if run.validation_rows and (ends_epoch or step % run.schedule.evaluate_every == 0):
+        _save_before_a_first_look(run, full=ends_epoch)
         better = _validate(run, full=ends_epoch)
     every = run.schedule.save_every
     due = ends_epoch if every is None else step % every == 0 or step == run.plan.total_steps
     if better or due or run.progress.early_stopped:
         save_checkpoint(run)
+
+
+def _save_before_a_first_look(run: Run, *, full: bool) -> None:
+    """Several ranks that run out of memory over validation rows go on from the last checkpoint: lose no step by it."""
+    if run.ranks.world > 1 and full not in run.looked:
+        save_checkpoint(run)
+    run.looked.add(full)
 
 
 def _validate(run: Run, *, full: bool) -> bool:
@@ -200,6 +211,7 @@ def _validate(run: Run, *, full: bool) -> bool:
         full=full,
     )
     run.last_validation = (run.progress.step, reported)
+    run.progress.looked_step = run.progress.step
     return note_validation(run.progress, seen.loss, spec=run.spec)
 
 

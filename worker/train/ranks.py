@@ -34,6 +34,7 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
+    hosts: int = 1
 
     @classmethod
     def join(cls, spec: AttemptSpec) -> Ranks:
@@ -52,7 +53,8 @@ class Ranks:
                 torch.cuda.set_device(torch.distributed.get_node_local_rank())
             backend = "cpu:gloo,cuda:nccl" if spec.device == "cuda" else "gloo"
             torch.distributed.init_process_group(backend, timeout=_PATIENCE)
-        ranks = cls(rank=torch.distributed.get_rank(), world=torch.distributed.get_world_size())
+        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        ranks = cls(rank=rank, world=world, hosts=placement.nodes)
         if ranks.world != placement.gpus * placement.nodes:
             raise RuntimeError(f"{ranks.world} ranks met, and the placement has {placement.gpus} x {placement.nodes}")
         return ranks

@@ -10,6 +10,7 @@ import torch
 
 from worker.train.data import Row
 from worker.train.memory import out_of_memory_code
+from worker.train.narrowing import EvaluationTooLarge
 from worker.train.objectives.objective import Loss, MicroBatch, Objective
 from worker.train.packing import group
 from worker.train.ranks import Ranks
@@ -83,17 +84,20 @@ class Evaluator:
         """Loss and accuracy over `rows`; None if a stop was asked for meanwhile. Gradients and random state are kept.
 
         Raises:
-            torch.OutOfMemoryError, MemoryError, RuntimeError: memory runs out even with one row at a time, or on
-                one of several ranks, which cannot repeat a pass without the others.
+            EvaluationTooLarge: memory runs out on one of several ranks, which cannot repeat a pass without the others.
+            torch.OutOfMemoryError, MemoryError, RuntimeError: it runs out even with one row at a time, or on one of
+                several hosts, whose launchers do not start their ranks again together.
         """
         while True:
             try:
                 return self._evaluate(model, rows, should_stop=should_stop)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if out_of_memory_code(error) is None or self.rows_at_once == 1 or self.ranks.world > 1:
+                if out_of_memory_code(error) is None or self.rows_at_once == 1 or self.ranks.hosts > 1:
                     raise
             # Outside the handler: only now are the tensors of the failed pass let go.
             self.rows_at_once //= 2
+            if self.ranks.world > 1:
+                raise EvaluationTooLarge(fitting=self.rows_at_once)
             self.reporter.say(
                 f"Validation ran out of memory; it goes on with {self.rows_at_once} rows at a time.", level="warn"
             )
