@@ -1,0 +1,18 @@
+"""Several runs by the same ranks: `python -m tests.train.one_after_another FOLDER/NAME/spec.json OUT` runs all NAMEs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from worker.train.__main__ import main
+from worker.train.ranks import Ranks
+
+if __name__ == "__main__":
+    Ranks.leave = lambda _self: None  # type: ignore[method-assign]  # ranks that have parted do not meet again
+    specs = sorted(Path(sys.argv[1]).parent.parent.glob("*/spec.json"))
+    code = next((code for spec in specs if (code := main(spec, spec.parent / "out"))), 0)
+    torch.distributed.destroy_process_group()
+    sys.exit(code)
