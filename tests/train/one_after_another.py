@@ -1,4 +1,4 @@
-"""Several runs by the same ranks: `python -m tests.train.one_after_another FOLDER/NAME/spec.json OUT` runs all NAMEs."""
+"""Several runs by the same ranks: `python -m tests.train.one_after_another FOLDER/NAME/spec.json OUT` runs all."""
 
 from __future__ import annotations
 
