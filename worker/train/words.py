@@ -29,8 +29,9 @@ _UNSETTLED: Final = {"Cn", "Co", "Cs"}  # not assigned, or not characters
 
 def _kind(character: str) -> str:
     """L, N, Z and so on; ? where it may be another one elsewhere. Some take a long s for an s: "'s"."""
-    kind = unicodedata.category(character)
-    return "?" if kind in _UNSETTLED or character == "\u017f" else kind[0]
+    # Python and the tokenizer go by Unicode's tables of different years: what those of 2002 have is the same in both.
+    unsettled = unicodedata.ucd_3_2_0.category(character) in _UNSETTLED or character == "\u017f"
+    return "?" if unsettled else unicodedata.category(character)[0]
 
 
 _KINDS: Final = "".join(map(_kind, map(chr, range(0x10000))))
@@ -45,7 +46,7 @@ def _class(kinds: str) -> str:
 _L: Final = _class("L")
 _N: Final = _class("N")
 _S: Final = "\t-\r\x85" + _class("Z")
-# Characters keep the kind that they were assigned with. Beyond U+FFFF only pictures are let in: none is an L, N or S.
+# Beyond U+FFFF only pictures are let in: none is an L, N or S, whether assigned or not.
 _SETTLED: Final = re.compile(f"[{_class('^?')}\U0001f300-\U0001faff]*")
 
 _ANY_OFFSETS: Final = {"trim_offsets": True}  # how offsets are told changes no token
