@@ -81,7 +81,7 @@ class Ranks:
     def evened(self, batches: Sequence[MicroBatch]) -> list[MicroBatch]:
         """`batches` with empty-handed repeats of the last one, so that every rank has as many forward passes.
 
-        A sharded base is put together in each pass by all ranks, and TRL gathers figures in each: all must take part.
+        A sharded base is put together in each pass by all ranks: all must take part.
         """
         lacking = self.most(len(batches)) - len(batches)
         return [*batches, *[replace(batches[-1], weight=0, tokens=0)] * lacking]

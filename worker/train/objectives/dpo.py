@@ -13,14 +13,14 @@ from shared.errors import Invalid
 from shared.spec import AttemptSpec, Dpo
 from worker.train.data import AnswersRow
 from worker.train.methods import METHODS
-from worker.train.objectives.objective import Loss, MicroBatch, Separable, trainer_arguments
+from worker.train.objectives.objective import Loss, MicroBatch, OwnFigures, Separable, trainer_arguments
 from worker.train.packing import group
 
 # EXO is not defined without it; its authors recommend this much (arXiv 2402.00856).
 _SMOOTHING = {"exo_pair": 1e-3}
 
 
-class PreparedPairsTrainer(DPOTrainer):
+class PreparedPairsTrainer(DPOTrainer, OwnFigures):
     """DPOTrainer that takes its rows as they are: they were tokenised by `worker.train.data`."""
 
     def _prepare_dataset(self, dataset: Dataset, *_args: Any, **_options: Any) -> Dataset:

@@ -22,7 +22,7 @@ from trl import KTOConfig, KTOTrainer
 from shared.spec import AttemptSpec, Kto
 from worker.train.data import AnswersRow
 from worker.train.objectives.dpo import refer_to_base, refuse_without_reference
-from worker.train.objectives.objective import Loss, MicroBatch, trainer_arguments
+from worker.train.objectives.objective import Loss, MicroBatch, OwnFigures, trainer_arguments
 from worker.train.packing import group
 
 
@@ -38,7 +38,7 @@ class PairedRow:
         return self.row.tokens
 
 
-class PreparedAnswersTrainer(KTOTrainer):
+class PreparedAnswersTrainer(KTOTrainer, OwnFigures):
     """KTOTrainer that takes its rows as they are, tokenised by `worker.train.data`, and the KL term as it is told."""
 
     divergence = 0.0  # of the policy from its reference, nats per answer, over the whole step

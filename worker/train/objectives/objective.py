@@ -66,6 +66,23 @@ class Separable:
         del summed
 
 
+class OwnFigures(Trainer):
+    """A trainer of TRL's whose figures stay on their rank.
+
+    TRL gathers a dozen of them in every pass, for a log that nobody reads here; DPO one per row, which ends the
+    process when ranks have unlike numbers of rows. What a step needs of all ranks is summed by `Ranks`.
+    """
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        self.accelerator.gather = _kept
+
+
+def _kept(figures: torch.Tensor) -> torch.Tensor:
+    """As accelerate gathers in a process that is alone."""
+    return figures
+
+
 def trainer_arguments(spec: AttemptSpec, *, out: Path, total_steps: int) -> dict[str, Any]:
     """What every TRL config shares. The loop is ours, so nothing here saves, logs or evaluates.
 

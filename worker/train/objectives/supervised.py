@@ -21,7 +21,7 @@ from shared.spec import AttemptSpec
 from worker.train import row_attention
 from worker.train.data import TokenRow
 from worker.train.methods import METHODS
-from worker.train.objectives.objective import Loss, MicroBatch, Separable, trainer_arguments
+from worker.train.objectives.objective import Loss, MicroBatch, OwnFigures, Separable, trainer_arguments
 from worker.train.packing import group, pack
 
 IGNORED = -100
@@ -32,7 +32,7 @@ IGNORED = -100
 PACKED_TOKENS = {"cpu": 1024, "cuda": 4096}
 
 
-class LabelledTokenTrainer(SFTTrainer):
+class LabelledTokenTrainer(SFTTrainer, OwnFigures):
     """SFTTrainer that projects on a CPU only those hidden states that predict a labelled token.
 
     TRL's fused head does that on CUDA; on a CPU it projects every position and folds three statistics (TRL 1.16,
