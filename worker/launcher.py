@@ -19,7 +19,7 @@ from typing import IO, Final
 from shared.errors import Unavailable
 from shared.settings import trainer_environment
 from shared.spec import Placement
-from worker import processes
+from worker import processes, temporary
 from worker.processes import Tag
 
 # How often a thread looks at a barrier before it sleeps. Spinning for long (libgomp's default, 300,000) keeps the one
@@ -94,7 +94,7 @@ def environment(
     scratch: Path,
     interface: str | None = None,
 ) -> dict[str, str]:
-    """What a trainer may know of its surroundings: devices, tag, a folder for temporary files, a way to other hosts."""
+    """What a trainer may know of its surroundings: devices, tag, a home of its own, a way to other hosts."""
     uuids = [device_id.split(":", 1)[1] for device_id in device_ids]
     # HIP heeds CUDA's variable as well, and an empty one hides everything: each kind gets its own and no other.
     visible = "ROCR_VISIBLE_DEVICES" if kind == "rocm" else "CUDA_VISIBLE_DEVICES"
@@ -122,10 +122,13 @@ class Exit:
 class Trainer:
     """A running trainer and everything it has forked."""
 
-    def __init__(self, process: subprocess.Popen[bytes], *, tag: Tag, out: Path, log_file: Path) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], *, tag: Tag, out: Path, log_file: Path, temporary_files: Path
+    ) -> None:
         self._process = process
         self._tag = tag
         self._out = out
+        self._temporary_files = temporary_files
         assert process.stdout is not None
         self._log = _Log(process.stdout, log_file)
         self._log.start()
@@ -166,6 +169,7 @@ class Trainer:
         with processes.owned(self.pid):
             processes.kill_strays(self._tag)
             code = self._process.wait(10)
+        temporary.remove(self._temporary_files)
         self._log.join(2)
         return Exit(code, self._log.tail())
 
@@ -179,6 +183,8 @@ def start(
 ) -> Trainer:
     """Run `argv` as the leader of its own process group; the kernel kills it when this process dies."""
     parent = os.getpid()
+    temporary_files = temporary.folder(out, tag)
+    temporary.make(temporary_files, uid=uid)
 
     def prepare() -> None:
         # After setuid: changing user clears the death signal (prctl(2)).
@@ -188,7 +194,7 @@ def start(
     process = subprocess.Popen(
         argv,
         cwd=out,
-        env=environment,
+        env={**environment, "TMPDIR": str(temporary_files)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -199,7 +205,7 @@ def start(
         extra_groups=[] if uid is not None else None,
         umask=0o077,
     )
-    return Trainer(process, tag=tag, out=out, log_file=log_file)
+    return Trainer(process, tag=tag, out=out, log_file=log_file, temporary_files=temporary_files)
 
 
 class _Log(threading.Thread):

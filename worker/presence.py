@@ -28,7 +28,7 @@ from shared.queue import ring
 from shared.schema import SchemaOutdated
 from shared.settings import Settings, child_environment
 from shared.workers import DeviceReport, NewWorker
-from worker import processes, pulse
+from worker import processes, pulse, temporary
 from worker.base_models import cached_names
 from worker.devices import discover
 from worker.drain import LANES, SharedFlags
@@ -68,6 +68,7 @@ def take_home(home: Path) -> IO[str]:
     if orphans:
         log.warning("worker.orphans_killed", pids=orphans)
     shutil.rmtree(home / "work", ignore_errors=True)
+    temporary.sweep(home)
     return lock
 
 

@@ -32,9 +32,10 @@ PATIENCE = 150.0  # for starting two interpreters with the training stack on a b
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Trainer]]:
-    """Starts trainers as a supervisor would, and proves them dead afterwards."""
+def start(tmp_path: Path, system_temporary_folder: Path) -> Iterator[Callable[..., Trainer]]:
+    """Starts trainers as a supervisor would; proves them dead afterwards, and that they left nothing behind."""
     started: list[Trainer] = []
+    before = set(system_temporary_folder.iterdir())
 
     def begin(spec_file: Path, out: Path, *, meeting: Meeting | None = None, module: str = "worker.train") -> Trainer:
         out.mkdir(exist_ok=True)
@@ -53,6 +54,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Trainer]]:
     yield begin
     for trainer in started:
         trainer.end(grace_seconds=0)
+    assert set(system_temporary_folder.iterdir()) == before
 
 
 def until(holds: Callable[[], Any], *, seconds: float = PATIENCE) -> Any:
