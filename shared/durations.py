@@ -1,4 +1,6 @@
-"""How long training will take: from finished jobs of the kind where there are any, else from arithmetic. Pure.
+"""How long a job will train and hold its devices: from finished jobs, else from arithmetic. Pure.
+
+What finished jobs took is read by `measurements`.
 
 Arithmetic: a token costs 2 operations per parameter forward, 2 more to carry the gradient back through frozen weights,
 2 more where every weight has a gradient of its own, 2 more where activations are computed twice (Kaplan et al., arXiv
@@ -7,6 +9,7 @@ Arithmetic: a token costs 2 operations per parameter forward, 2 more to carry th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -34,6 +37,7 @@ REACHED: Final = 0.3  # of the peak, by small batches of an adapter
 FOUR_BIT_COST: Final = 1.3  # dequantising in every pass
 GUESS: Final = 2.0  # arithmetic may be off by this factor either way
 MEASURED: Final = 1.3  # finished jobs of the kind scatter so
+NEAREST: Final = 5  # past jobs in size that say how long devices are held: a short one is mostly loading of the base
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,33 @@ def predict(spec: JobSpec, *, tokens: float, device_name: str, speeds: Sequence[
     world = spec.placement.gpus * spec.placement.nodes
     seconds = tokens * operations_per_token(spec) / (peak * REACHED * world)
     return _around(seconds, GUESS, f"arithmetic alone: {REACHED:.0%} of {peak / 1e12:.0f} teraoperations a second")
+
+
+def held_seconds(spec: JobSpec, *, ended: Sequence[tuple[JobSpec, float]]) -> float | None:
+    """Seconds that a job will hold its devices, loading and publishing included; None while none like it has ended.
+
+    The median rate (device-seconds per character trained) of the jobs nearest in size, of the same method
+    where there are any, else of the same base model.
+
+    Args:
+        ended: finished jobs of the base model and their device-seconds.
+    """
+    alike = [one for one in ended if one[0].adapter.method == spec.adapter.method] or ended
+    if not alike:
+        return None
+    wanted = characters(spec)
+    nearest = sorted(alike, key=lambda one: abs(math.log(characters(one[0]) / wanted)))[:NEAREST]
+    rate = median(device_seconds / characters(one) for one, device_seconds in nearest)
+    return float(rate * wanted) / (spec.placement.gpus * spec.placement.nodes)
+
+
+def characters(spec: JobSpec) -> float:
+    """Characters that a job trains on, over all its passes; at least one."""
+    training, data = spec.training, spec.data
+    rows = data.train_rows * training.num_train_epochs
+    if training.max_steps is not None:
+        rows = min(rows, training.max_steps * training.batch_size)
+    return max(1.0, rows * max(1.0, data.mean_characters))
 
 
 def operations_per_token(spec: JobSpec) -> float:

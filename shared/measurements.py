@@ -1,4 +1,7 @@
-"""What finished jobs took, kept beside what was predicted: the memory and the time of the next ones rest on it."""
+"""What finished jobs took: memory, beside what was predicted, training speed, and time on devices.
+
+The memory of the next ones rests on it (`sizing`) and their time (`durations`).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from shared.spec import JobSpec, MethodName
 from shared.tables import DeviceRow, JobRow, MeasurementRow
 
 KEPT: Final = 200  # the newest of a kind that are looked at
+REMEMBERED: Final = 50  # of which also the spec is read: enough to see past one odd job
 
 
 def record(
@@ -87,6 +91,21 @@ def speeds(session: Session, *, base_model: str, method: MethodName, device_name
         .limit(KEPT)
     )
     return [row.trained_tokens / row.train_seconds for row in rows]
+
+
+def held(session: Session, *, base_model: str) -> list[tuple[JobSpec, float]]:
+    """The newest jobs of a base model that succeeded, each with the device-seconds that it took."""
+    ended = session.execute(
+        select(JobRow.spec, JobRow.device_seconds)
+        .where(JobRow.base_model == base_model, JobRow.status == "succeeded", JobRow.device_seconds > 0)
+        .order_by(JobRow.finished_at.desc())
+        .limit(REMEMBERED)
+    )
+    return [
+        (JobSpec.model_validate(document, extra="ignore"), seconds)  # a newer version's, maybe
+        for document, seconds in ended
+        if document is not None
+    ]
 
 
 def _measurement(row: MeasurementRow) -> Measurement:

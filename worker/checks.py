@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 import structlog
 
-from shared import file_checks, jobs, measurements, throughput, workers
+from shared import durations, file_checks, jobs, measurements, workers
 from shared.catalogue import load_catalogue
 from shared.dataset_check import DatasetReport, Limits, check
 from shared.dataset_convert import source_of
@@ -102,7 +102,9 @@ def validate_next_job(host: Host) -> bool:
             spec=settled.spec,
             auto=settled.auto,
             bytes_per_device=settled.bytes_per_device,
-            expected_seconds=throughput.expected_seconds(s, settled.spec),
+            expected_seconds=durations.held_seconds(
+                settled.spec, ended=measurements.held(s, base_model=settled.spec.base_model.name)
+            ),
         )
     )
     return True

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from shared import jobs, pool, throughput
+from shared import durations, jobs, measurements, pool
 from shared.spec import DataFacts, JobSpec
 from shared.tables import JobRow, WorkerRow
 from tests.factories import claim_on, make_caller, make_queued_job, make_spec, make_worker
@@ -37,15 +37,19 @@ def ended(session: Session, spec: JobSpec, *, seconds: float) -> None:
     )
 
 
+def expected(session: Session, spec: JobSpec) -> float | None:
+    return durations.held_seconds(spec, ended=measurements.held(session, base_model=spec.base_model.name))
+
+
 def test_without_a_measurement_nothing_is_expected(past: Session) -> None:
-    assert throughput.expected_seconds(past, spec_of(rows=1000)) is None
+    assert expected(past, spec_of(rows=1000)) is None
 
 
 def test_the_rate_of_jobs_that_have_ended_times_the_work_to_do(past: Session) -> None:
     ended(past, spec_of(rows=1000), seconds=100)
 
-    assert throughput.expected_seconds(past, spec_of(rows=3000)) == pytest.approx(300)
-    assert throughput.expected_seconds(past, spec_of(rows=3000, max_steps=100, batch_size=8)) == pytest.approx(80)
+    assert expected(past, spec_of(rows=3000)) == pytest.approx(300)
+    assert expected(past, spec_of(rows=3000, max_steps=100, batch_size=8)) == pytest.approx(80)
 
 
 def test_the_nearest_in_size_count_because_short_jobs_mostly_load_the_model(past: Session) -> None:
@@ -53,16 +57,16 @@ def test_the_nearest_in_size_count_because_short_jobs_mostly_load_the_model(past
         ended(past, spec_of(rows=10), seconds=60)
         ended(past, spec_of(rows=10_000), seconds=1000)
 
-    assert throughput.expected_seconds(past, spec_of(rows=8000)) == pytest.approx(800)
-    assert throughput.expected_seconds(past, spec_of(rows=12)) == pytest.approx(72)
+    assert expected(past, spec_of(rows=8000)) == pytest.approx(800)
+    assert expected(past, spec_of(rows=12)) == pytest.approx(72)
 
 
 def test_jobs_of_the_same_method_count_where_there_are_any(past: Session) -> None:
     ended(past, spec_of(rows=1000, method="full"), seconds=900)
     ended(past, spec_of(rows=1000), seconds=100)
 
-    assert throughput.expected_seconds(past, spec_of(rows=1000)) == pytest.approx(100)
-    assert throughput.expected_seconds(past, spec_of(rows=1000, method="dora")) == pytest.approx(500)
+    assert expected(past, spec_of(rows=1000)) == pytest.approx(100)
+    assert expected(past, spec_of(rows=1000, method="dora")) == pytest.approx(500)
 
 
 def test_a_job_that_goes_on_from_a_checkpoint_is_expected_to_need_what_was_left(past: Session) -> None:
