@@ -116,7 +116,7 @@ def authenticate(session: Session, bearer: str) -> Caller:
     shape = _SHAPE.fullmatch(bearer)
     if shape is None or _checksum(shape[1]) != shape[2]:
         raise Unauthenticated("Incorrect API key provided. Keys look like tp_…; check for missing characters.")
-    row = session.execute(_OWNER, {"sha256": _digest(bearer)}).one_or_none()
+    row = session.connection().execute(_OWNER, {"sha256": _digest(bearer)}).one_or_none()
     if row is None:
         raise Unauthenticated("This API key is unknown, revoked or expired.")
     return Caller(**{**row._mapping, "scopes": frozenset(row.scopes)})

@@ -149,7 +149,9 @@ _GROUND: Final = (
 
 def _ground(session: Session, caller: Caller, file_id: str, *, turn: str, param: str) -> Any:
     """The file as a submission may use it, beside the limits of whoever submits. Raises Invalid."""
-    row = session.execute(_GROUND, {"turn": turn, "key_id": caller.key_id, "file_id": file_id}).one_or_none()
+    row = (
+        session.connection().execute(_GROUND, {"turn": turn, "key_id": caller.key_id, "file_id": file_id}).one_or_none()
+    )
     if row is None or row.project_id != caller.project_id or row.deleted_at is not None:
         raise Invalid(
             f"{param} '{file_id[:100]}' does not exist in this project. Upload it with POST /v1/files.",
@@ -220,12 +222,13 @@ _UNSAID: Final = {
 
 
 def _store(session: Session, job: JobRow) -> None:
-    """Insert a new job whole. Of its row only one moment is the database's: to read all back costs twice the insert."""
+    """Insert a new job. Of its row only one moment is the database's: to read all back costs twice the insert."""
+    # What is said, and not a null for each column that is not: psycopg keeps no statement of more than 50 values.
+    said = {_COLUMNS[name].key: value for name, value in job.__dict__.items() if name in _COLUMNS}
     for name, value in _UNSAID.items():
         if name not in job.__dict__:
             set_committed_value(job, name, value)
-    values = {column.key: getattr(job, name) for name, column in _COLUMNS.items()}
-    job.created_at = session.execute(_INSERT, values).scalar_one()
+    job.created_at = session.execute(_INSERT, said).scalar_one()
     make_transient_to_detached(job)  # stored as it stands: the session has nothing to write and nothing to load
     session.add(job)
 

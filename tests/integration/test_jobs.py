@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from psycopg._queries import MAX_CACHED_STATEMENT_LENGTH, MAX_CACHED_STATEMENT_PARAMS
 from sqlalchemy import event, func, inspect, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -61,15 +62,18 @@ def test_an_accepted_job_is_told_as_the_database_has_it(session: Session) -> Non
     assert told == stored
 
 
-def test_accepting_a_job_takes_three_statements(session: Session) -> None:
+def test_accepting_a_job_takes_three_statements_that_the_driver_keeps(session: Session) -> None:
     caller = make_caller(session)
     request = make_request(make_file(session, caller).id)
-    said: list[str] = []
-    event.listen(session.connection(), "before_cursor_execute", lambda *call: said.append(call[2]))
+    said: list[tuple[str, dict[str, object]]] = []
+    event.listen(session.connection(), "before_cursor_execute", lambda *call: said.append((call[2], call[3])))
 
     submission.submit(session, request, caller=caller, base=SMOLLM2.ref, request_sha256="a")
 
-    assert [statement.split()[0].lower() for statement in said] == ["select", "insert", "insert"]
+    assert [statement.split()[0].lower() for statement, _ in said] == ["select", "insert", "insert"]
+    for statement, values in said:
+        assert len(statement) <= MAX_CACHED_STATEMENT_LENGTH
+        assert len(values) <= MAX_CACHED_STATEMENT_PARAMS
 
 
 def test_what_has_not_ended_is_found_by_its_index_however_many_jobs_have(session: Session) -> None:
