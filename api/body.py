@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, TypeVar
 
@@ -12,14 +13,18 @@ from api.faults import first_fault
 from shared import strict_json
 from shared.errors import Invalid, TooLarge
 
+JSON: Final = "application/json"
+SHORT_BYTES: Final = 65_536  # as much as the server takes from a socket anyhow, whoever sends it
 MAX_DEPTH: Final = 32
+_LENGTH: Final = re.compile(r"[0-9]{1,9}")
+_CODED: Final = frozenset({"content-encoding", "transfer-encoding"})
 Model = TypeVar("Model", bound=BaseModel)
 
 
 async def raw_body(request: Request) -> bytes:
     """The body's bytes, refused while they stream once there are too many. Raises Invalid, TooLarge."""
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind != "application/json":
+    kind = _kind_of(request)
+    if kind != JSON:
         raise Invalid(
             f"Content-Type must be application/json, not '{kind[:100]}'."
             " With curl, add -H 'Content-Type: application/json'.",
@@ -39,6 +44,19 @@ async def raw_body(request: Request) -> bytes:
         if len(body) > limit:
             raise TooLarge(f"The request body is larger than {limit} bytes.", code="request_too_large")
     return bytes(body)
+
+
+def is_short(request: Request) -> bool:
+    """Whether the body is plain JSON of a stated few bytes: it may be read before the key is looked up."""
+    stated = _LENGTH.fullmatch(request.headers.get("content-length", ""))
+    if stated is None or _kind_of(request) != JSON or _CODED.intersection(request.headers):
+        return False
+    limit: int = request.app.state.door.settings.max_body_bytes
+    return int(stated[0]) <= min(SHORT_BYTES, limit)
+
+
+def _kind_of(request: Request) -> str:
+    return request.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
 RawBody = Annotated[bytes, Depends(raw_body)]

@@ -45,6 +45,14 @@ class Door:
         """For single looks: each statement stands for itself, which saves two round trips."""
         return reading_scope(self.reader)
 
+    def caller(self, bearer: str, *, scope: str | None = None) -> Caller:
+        """The owner of a key, who has the scope. Raises Unauthenticated, Forbidden."""
+        with self.reading() as session:
+            caller = keys.authenticate(session, bearer)
+        if scope is not None:
+            caller.must(scope)
+        return caller
+
     @property
     def catalogue(self) -> Catalogue:
         return load_catalogue(self.settings)
@@ -53,16 +61,20 @@ class Door:
         self.bell.ring(lane)
 
 
-async def get_door(request: Request) -> Door:  # async: a plain function would cost a change of threads
+def door_of(request: Request) -> Door:
     door: Door = request.app.state.door
     return door
+
+
+async def get_door(request: Request) -> Door:  # async: a plain function would cost a change of threads
+    return door_of(request)
 
 
 DoorDep = Annotated[Door, Depends(get_door)]
 
 
-def get_caller(request: Request, door: DoorDep) -> Caller:
-    """The owner of the bearer key. Raises Unauthenticated."""
+def bearer_of(request: Request) -> str:
+    """The key that a request brings. Raises Unauthenticated when it brings none, or brings it wrongly."""
     headers = request.headers.getlist("authorization")
     if not headers:
         raise Unauthenticated(
@@ -72,8 +84,12 @@ def get_caller(request: Request, door: DoorDep) -> Caller:
     scheme, _, bearer = headers[0].partition(" ")
     if len(headers) > 1 or scheme.lower() != "bearer":
         raise Unauthenticated("Send exactly one Authorization header, of the form 'Bearer YOUR_KEY'.")
-    with door.reading() as session:
-        return keys.authenticate(session, bearer.strip())
+    return bearer.strip()
+
+
+def get_caller(request: Request, door: DoorDep) -> Caller:
+    """The owner of the bearer key. Raises Unauthenticated."""
+    return door.caller(bearer_of(request))
 
 
 CallerDep = Annotated[Caller, Depends(get_caller)]

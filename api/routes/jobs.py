@@ -6,12 +6,14 @@ import hashlib
 import re
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 
 from api import views
 from api.answers import written
-from api.body import RawBody, parse
-from api.deps import Door, DoorDep, JobsReader, JobsWriter
+from api.body import is_short, parse, raw_body
+from api.deps import Door, DoorDep, JobsReader, JobsWriter, bearer_of, door_of
 from shared import adapters, failpoints, gangs, jobs, pages, refusals, submission
 from shared.errors import Invalid
 from shared.keys import Caller
@@ -22,7 +24,16 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 _METADATA: Final = re.compile(r"metadata\[(.*)\]")
 _IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _RETRY_COUNT: Final = re.compile(r"[1-9][0-9]{0,2}")
+_TEXT_OR_NOTHING: Final = {"anyOf": [{"type": "string"}, {"type": "null"}]}
 JOB_BODY: dict[str, Any] = {
+    "parameters": [
+        {
+            "in": "header",
+            "name": "idempotency-key",
+            "required": False,
+            "schema": {**_TEXT_OR_NOTHING, "title": "Idempotency-Key"},
+        }
+    ],
     "requestBody": {
         "required": True,
         "content": {
@@ -37,19 +48,37 @@ JOB_BODY: dict[str, Any] = {
                 },
             }
         },
-    }
+    },
+}
+POLL: dict[str, Any] = {
+    "parameters": [
+        {"in": "path", "name": "job_id", "required": True, "schema": {"type": "string", "title": "Job Id"}},
+        {
+            "in": "header",
+            "name": "if-none-match",
+            "required": False,
+            "schema": {**_TEXT_OR_NOTHING, "title": "If-None-Match"},
+        },
+    ]
 }
 
 
+# Submissions and polls are most of what is asked. They take the request as it comes, and change threads once: FastAPI's
+# dependencies cost more processor time than the poll itself, most of it in the one thread that serves every request.
+
+
 @router.post("", response_model=views.FineTuningJob, openapi_extra=JOB_BODY)
-def create_job(
-    caller: JobsWriter,  # first, so that nobody's body is read before their key
-    body: RawBody,
-    door: DoorDep,
-    idempotency_key: Annotated[str | None, Header()] = None,
-    x_stainless_retry_count: Annotated[str | None, Header(include_in_schema=False)] = None,
-) -> Response:
+async def create_job(request: Request) -> Response:
     """Accept a job. It waits in the queue; nothing trains before its files are found good."""
+    door, bearer = door_of(request), bearer_of(request)
+    if not is_short(request):  # nobody's long body is read before their key
+        await run_in_threadpool(door.caller, bearer, scope="jobs:write")
+    body = await raw_body(request)
+    return await run_in_threadpool(_create_job, door, bearer, body, request.headers)
+
+
+def _create_job(door: Door, bearer: str, body: bytes, headers: Headers) -> Response:
+    caller = door.caller(bearer, scope="jobs:write")
     request = parse(body, CreateJob)
     base = door.catalogue.find(request.model)
     refusals.check_request(request, base)
@@ -60,19 +89,19 @@ def create_job(
             caller=caller,
             base=base,
             request_sha256=hashlib.sha256(body).hexdigest(),
-            retried=_is_retry(x_stainless_retry_count),
-            idempotency_key=_checked_key(idempotency_key),
+            retried=_is_retry(headers.get("x-stainless-retry-count")),
+            idempotency_key=_checked_key(headers.get("idempotency-key")),
         )
         view = views.job(made.job, caller=caller)
         failpoints.reach("submit_before_commit", door.settings)
     failpoints.reach("submit_after_commit", door.settings)
-    headers = {}
+    told = {}
     if made.replayed:
-        headers["idempotent_replayed"] = "true"
+        told["idempotent_replayed"] = "true"
     if made.warning is not None:
-        headers["tunepool_warning"] = made.warning.encode("ascii", "replace").decode()
+        told["tunepool_warning"] = made.warning.encode("ascii", "replace").decode()
     door.ring("cpu")
-    return written(view, **headers)
+    return written(view, **told)
 
 
 def _is_retry(count: str | None) -> bool:
@@ -118,15 +147,19 @@ def list_jobs(
 
 
 @router.get(
-    "/{job_id}", response_model=views.FineTuningJob, responses={304: {"description": "Unchanged since the ETag."}}
+    "/{job_id}",
+    response_model=views.FineTuningJob,
+    responses={304: {"description": "Unchanged since the ETag."}},
+    openapi_extra=POLL,
 )
-def retrieve_job(
-    job_id: str,
-    door: DoorDep,
-    caller: JobsReader,
-    if_none_match: Annotated[str | None, Header()] = None,
-) -> Response:
+async def retrieve_job(request: Request) -> Response:
     """A job with its place in the queue, progress, attempts and adapter. Send the ETag back to poll cheaply."""
+    job_id, known = request.path_params["job_id"], request.headers.get("if-none-match")
+    return await run_in_threadpool(_retrieve_job, door_of(request), bearer_of(request), job_id, known)
+
+
+def _retrieve_job(door: Door, bearer: str, job_id: str, if_none_match: str | None) -> Response:
+    caller = door.caller(bearer, scope="jobs:read")
     look = None
     if if_none_match is not None:
         with door.reading() as session:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -135,6 +136,20 @@ def test_a_key_that_has_ended_opens_nothing(api: Api, end: dict[str, object]) ->
             session.execute(update(ApiKeyRow).where(ApiKeyRow.id == caller.key_id).values(**end))
 
         refused(api, http.get("/v1/models"), status=401)
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 500000", "Transfer-Encoding: chunked"])
+def test_a_long_body_is_not_read_for_a_key_that_has_ended(api: Api, framing: str) -> None:
+    with session_scope(api.engine) as session:
+        caller, secret = make_key(session)
+        session.execute(update(ApiKeyRow).where(ApiKeyRow.id == caller.key_id).values(revoked_at=func.now()))
+    address = httpx2.URL(api.url)
+    head = ["POST /v1/fine_tuning/jobs HTTP/1.1", "Host: x", f"Authorization: Bearer {secret}", framing]
+
+    with socket.create_connection((address.host, address.port or 80), timeout=5) as line:
+        line.sendall("\r\n".join([*head, "Content-Type: application/json", "", ""]).encode())  # and never a body
+
+        assert line.recv(100).startswith(b"HTTP/1.1 401 ")
 
 
 def test_a_key_in_the_address_is_no_key(api: Api) -> None:
