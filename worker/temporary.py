@@ -16,9 +16,8 @@ from typing import Final
 from worker.processes import Tag
 
 _SOCKET_BYTES: Final = 107  # of a unix socket's path (unix(7))
-_BELOW_BYTES: Final = (
-    40  # what libraries put below: /pymp-xxxxxxxx/listener-xxxxxxxx, /torch-shm-dir-XXXXXX/manager.sock
-)
+# What libraries put below: /pymp-xxxxxxxx/listener-xxxxxxxx, /torch-shm-dir-XXXXXX/manager.sock
+_BELOW_BYTES: Final = 40
 
 
 def folder(scratch: Path, tag: Tag) -> Path:
