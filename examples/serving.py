@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from peft.helpers import rescale_adapter_scale
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -29,7 +30,20 @@ def load(
     adapted = PeftModel.from_pretrained(model, directory, adapter_name=first)
     for name, place in others:
         adapted.load_adapter(place, adapter_name=name)
+    if any(config.use_dora for config in adapted.peft_config.values()):
+        keep_layout(adapted)
     return adapted.eval()
+
+
+def keep_layout(model: torch.nn.Module) -> None:
+    """Have 4-bit weights stay as they were loaded, for DoRA, which reads them for its norms.
+
+    On CPUs with AVX512-BF16 bitsandbytes (0.50) rearranges them in place at the first answer, and `dequantize_4bit`
+    does not know: the norms would be noise, and so would every answer. Plain LoRA never reads them, and is faster so.
+    """
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def quantization_of(adapter: Path) -> BitsAndBytesConfig | None:

@@ -119,6 +119,20 @@ def test_a_model_merged_onto_the_dequantised_base_agrees_with_the_adapter_on_4_b
     assert (logits(load(onto_base)) - seen_in_training).abs().max() > 0.05, "the choice must matter"
 
 
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_an_adapter_served_on_4_bits_answers_as_it_was_trained(model: Path, tmp_path: Path, use_dora: bool) -> None:
+    adapter = make_adapter(model, tmp_path / "adapter", seed=1, use_dora=use_dora)
+    four_bit = load(model, quantization_config=NF4, device_map={"": "cpu"})
+    keep_training_layout(four_bit)
+    seen_in_training = logits(PeftModel.from_pretrained(four_bit, adapter))
+
+    served = serving.load(model, {"tuned": adapter}, dtype=torch.float32, four_bit=NF4)
+
+    with torch.inference_mode():
+        for _ in range(2):  # bitsandbytes may change its layout at the first one
+            torch.testing.assert_close(logits(served), seen_in_training, atol=0.05, rtol=0.05)
+
+
 def test_a_merged_model_is_a_plain_directory_that_says_where_it_comes_from(model: Path, tmp_path: Path) -> None:
     adapter = make_adapter(model, tmp_path / "adapter", seed=1)
 
