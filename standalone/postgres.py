@@ -196,6 +196,9 @@ class EmbeddedPostgres:
             "max_connections": "200",
             "shared_buffers": "64MB",
             "log_min_messages": "warning",
+            # What is read at random lies in the system's cache: to have it fetched ahead by a worker process costs half
+            # as much again as to read it.
+            "effective_io_concurrency": "0",
         }
         if not self._durable:
             settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}

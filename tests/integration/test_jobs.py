@@ -103,6 +103,52 @@ def test_what_has_not_ended_is_found_by_its_index_however_many_jobs_have(session
     assert [plan for plan in plans if "ix_jobs_unfinished" not in plan] == []
 
 
+# How many of 20,000 jobs have the value, and how many pages of 8 kB a list of the newest 20 may read for it. The table
+# has 1,600.
+@pytest.mark.parametrize(
+    ("metadata", "pages_read"), [({"sha": "7"}, 30), ({"pipeline": "p7"}, 100), ({"even": "0"}, 50)]
+)
+def test_a_list_by_metadata_reads_few_pages_however_many_jobs_match(
+    session: Session, metadata: dict[str, str], pages_read: int
+) -> None:
+    caller = make_caller(session)
+    _multiply(session, make_job(session, caller).id, by=20_000)
+    said: list[tuple[str, Any]] = []
+    event.listen(session.connection(), "before_cursor_execute", lambda *call: said.append((call[2], call[3])))
+
+    rows, more = pages.jobs(
+        session, project_id=caller.project_id, after=None, limit=20, metadata=metadata, without_metadata=False
+    )
+
+    statement, values = said[-1]
+    (plan,) = (
+        session.connection()
+        .exec_driver_sql(f"explain (analyze, buffers, format json) {statement}", values)
+        .scalar_one()
+    )
+    assert plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] <= pages_read
+    assert more is (metadata == {"even": "0"})
+    ids = [row.id for row in rows]
+    assert ids == sorted(ids, reverse=True)
+    assert len(ids) == {"sha": 1, "pipeline": 20, "even": 20}[next(iter(metadata))]
+
+
+def _multiply(session: Session, job_id: str, *, by: int) -> None:
+    """Copies of a job, each with a value of its own, one that a thousandth shares, and one that half of them share."""
+    names = ", ".join(column.name for column in inspect(JobRow).columns if column.name not in ("id", "metadata"))
+    session.execute(
+        text(
+            f"""insert into jobs (id, metadata, {names})
+            select 'ftjob-0' || lpad(g::text, 8, '0'), jsonb_build_object(
+                'sha', g::text, 'pipeline', 'p' || g % 1000, 'even', (g % 2)::text), {names}
+            from jobs, generate_series(1, :by) g where id = :job_id"""  # noqa: S608  # our own column names
+        ),
+        {"by": by, "job_id": job_id},
+    )
+    session.execute(text("select gin_clean_pending_list('ix_jobs_metadata')"))
+    session.execute(text("analyze jobs"))
+
+
 def test_a_retry_of_the_same_post_is_the_same_job_and_a_new_post_is_not(session: Session) -> None:
     caller = make_caller(session)
     request = make_request(make_file(session, caller).id)
