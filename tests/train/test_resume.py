@@ -137,6 +137,13 @@ def test_a_checkpoint_holds_no_pickle_and_its_own_loadable_adapter(stopped: Path
     assert "checkpoints/step-00000009/adapter/adapter_config.json" in files
 
 
+@pytest.mark.parametrize("noted", [{"step": 7}, {"step": 7, "looked_step": 6, "of_a_newer_version": True}])
+def test_progress_of_an_older_or_newer_version_is_read_as_far_as_it_is_known(tmp_path: Path, noted: object) -> None:
+    (tmp_path / "state.json").write_text(json.dumps({"progress": noted}))
+
+    assert checkpoints.read_progress(tmp_path).step == 7
+
+
 def test_the_newest_two_checkpoints_and_the_best_are_kept(model: Path, tmp_path: Path) -> None:
     # Validation on what training unlearns: the first look stays the best.
     spec = make_spec(

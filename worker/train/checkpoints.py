@@ -17,7 +17,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,9 @@ def _places(folder: Path) -> list[Path]:
 
 
 def read_progress(place: Path) -> Progress:
-    return Progress(**json.loads((place / "state.json").read_text(encoding="utf-8"))["progress"])
+    """The progress of a checkpoint; what only a newer version notes is left out."""
+    noted = json.loads((place / "state.json").read_text(encoding="utf-8"))["progress"]
+    return Progress(**{one.name: noted[one.name] for one in fields(Progress) if one.name in noted})
 
 
 def restore(place: Path, learner: Learner, *, rank: int = 0) -> None:
