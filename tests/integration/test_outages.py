@@ -155,12 +155,12 @@ def test_a_frozen_redis_costs_a_submission_its_budget_and_then_nothing(
     api: Api, body: dict[str, str], frozen_redis: str
 ) -> None:
     with live_with_redis(api, frozen_redis) as http:
-        taken = [timed_submission(http, body) for _ in range(5)]
+        taken = [timed_submission(http, body) for _ in range(10)]
         state = http.get("/readyz").json()["redis"]
 
     # The budget is 0.2 s and the rest is room for a busy machine; without the budget kombu takes 6 s and more.
     assert max(taken) < 2.0
-    assert sum(taken[3:]) < sum(taken[:2])  # the breaker is open: nobody asks any more
+    assert min(taken[3:]) < min(taken[:2])  # the breaker is open: nobody asks any more
     assert state == "away"
 
 
