@@ -16,7 +16,7 @@ from typing import Final
 from worker.processes import Tag
 
 _SOCKET_BYTES: Final = 107  # of a unix socket's path (unix(7))
-# What libraries put below: /pymp-xxxxxxxx/listener-xxxxxxxx, /torch-shm-dir-XXXXXX/manager.sock
+# What libraries put below it: a folder of multiprocessing or of torch_shm_manager, and a socket in that.
 _BELOW_BYTES: Final = 40
 
 

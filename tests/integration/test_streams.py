@@ -162,19 +162,17 @@ def test_another_projects_job_does_not_exist_and_a_key_is_needed(api: Api, stran
 
 
 def test_a_stream_ends_after_its_time_and_its_client_goes_on_where_it_was(api: Api) -> None:
-    job_id, ids, streams = new_job(api), [], 0
+    job_id, ids = new_job(api), []
     with live_api(api.settings.model_copy(update={"stream_seconds": 0.4})) as url:
         for wanted in (2, 3):
             while len(ids) < wanted:  # on a busy machine a stream may end before it has told anything
                 last = {"Last-Event-ID": ids[-1]} if ids else {}
                 with stream(api, job_id, url=url, **last) as heard:
                     ids += [one.id for one in heard]
-                streams += 1
             if wanted == 2:
                 tell(api, job_id)
 
     assert ids == ["1", "2", "3"]
-    assert streams >= 2
 
 
 def test_streams_have_a_limit_and_one_that_closes_makes_room(api: Api) -> None:
