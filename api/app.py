@@ -34,10 +34,10 @@ from api.routes import (
 )
 from api.streams import Streams
 from shared import log
+from shared.contract.spec import CreateJob, CreatePreflight
 from shared.db import make_engine, reading_engine, session_scope
 from shared.queue import ring
 from shared.settings import Settings
-from shared.spec import CreateJob, CreatePreflight
 from shared.storage import open_store
 
 DESCRIPTION = """OpenAI's fine-tuning API on your own GPUs. Point the official `openai` client at it:

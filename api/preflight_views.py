@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 from pydantic import Field
 
 from api.views import JobError, View, maybe_seconds, seconds
-from shared.events import TokenReport
+from shared.contract.events import TokenReport
 from shared.tables import PreflightRow
 
 PreflightStatus = Literal["queued", "running", "succeeded", "failed"]

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api.outlook import Look
 from shared.adapters import PublishedAdapter
+from shared.contract.spec import CreateCombination, CreateMerge, JobSpec
 from shared.keys import Caller
-from shared.spec import CreateCombination, CreateMerge, JobSpec
 from shared.tables import AdapterRow, AttemptRow, CheckpointRow, EventRow, FileRow, JobRow, MemberRow, MergeRow
 from shared.verdicts import Verdict
 

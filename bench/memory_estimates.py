@@ -11,8 +11,8 @@ import sys
 from dataclasses import dataclass, replace
 from statistics import median
 
+from shared.contract.spec import MethodName, ModelFacts
 from shared.sizing import GIB, PLAIN_LOGITS, Stack, Workload, estimate
-from shared.spec import MethodName, ModelFacts
 
 GB = 10**9
 

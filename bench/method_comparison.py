@@ -25,9 +25,7 @@ from examples import tickets
 from examples.demo import rates
 from examples.stack import server_command
 from shared.catalogue import SMOLLM2
-from shared.dataset_convert import canonical_lines
-from shared.sizing import keeps_copy
-from shared.spec import (
+from shared.contract.spec import (
     Adapter,
     AttemptSpec,
     DataFacts,
@@ -40,6 +38,8 @@ from shared.spec import (
     Supervised,
     Training,
 )
+from shared.dataset_convert import canonical_lines
+from shared.sizing import keeps_copy
 
 RATES: Final[dict[MethodName, float]] = {"full": 1e-4, "lora": 1e-3, "qlora": 1e-3, "dora": 1e-3, "qdora": 1e-3}
 HEAD: Final = (

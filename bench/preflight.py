@@ -23,11 +23,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.dataset_check import chunks, write_rows
 from shared.catalogue import SMOLLM2, local_folder
+from shared.contract.events import TokenReport
+from shared.contract.spec import (
+    Adapter,
+    DataFacts,
+    JobSpec,
+    Placement,
+    PreflightSpec,
+    Quantization,
+    Queue,
+    Supervised,
+    Training,
+)
 from shared.dataset_check import check
 from shared.dataset_convert import checked_lines
-from shared.events import TokenReport
 from shared.settings import Settings, trainer_environment
-from shared.spec import Adapter, DataFacts, JobSpec, Placement, PreflightSpec, Quantization, Queue, Supervised, Training
 
 PLAIN = """
 import json, sys, time

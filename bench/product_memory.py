@@ -19,9 +19,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from shared.settings import trainer_environment
-from shared.sizing import estimate_combination
-from shared.spec import (
+from shared.contract.spec import (
     Adapter,
     BaseModelRef,
     CreateCombination,
@@ -35,6 +33,8 @@ from shared.spec import (
     Supervised,
     Training,
 )
+from shared.settings import trainer_environment
+from shared.sizing import estimate_combination
 from tests.train.tiny import make_tokenizer
 
 KINDS = ("linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_linear_svd", "dare_ties")

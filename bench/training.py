@@ -26,9 +26,19 @@ from rich.table import Table
 
 from examples.stack import server_command
 from shared.catalogue import SMOLLM2
+from shared.contract.spec import (
+    Adapter,
+    AttemptSpec,
+    DataFacts,
+    JobSpec,
+    Placement,
+    Quantization,
+    Queue,
+    Supervised,
+    Training,
+)
 from shared.dataset_convert import canonical_lines
 from shared.settings import trainer_environment
-from shared.spec import Adapter, AttemptSpec, DataFacts, JobSpec, Placement, Quantization, Queue, Supervised, Training
 from worker.launcher import SPINS
 
 SEED: Final = 7

@@ -10,8 +10,8 @@ from typing import Any, Final
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from shared.contract.spec import JobSpec
 from shared.errors import NotFound
-from shared.spec import JobSpec
 from shared.tables import AdapterRow, CheckpointRow, JobRow, MergeRow
 
 # A checkpoint's folder holds what resuming needs, and its own adapter below this.

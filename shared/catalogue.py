@@ -24,9 +24,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+from shared.contract.spec import BaseModelRef, ModelFacts
 from shared.errors import Invalid, NotFound
 from shared.settings import Settings
-from shared.spec import BaseModelRef, ModelFacts
 
 
 @dataclass(frozen=True)

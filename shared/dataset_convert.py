@@ -11,10 +11,10 @@ import msgspec
 from pydantic import Field
 
 from shared import formats, strict_json
+from shared.contract.spec import Part
 from shared.dataset_check import DEFAULT_LIMITS
 from shared.dataset_lines import BOM, decode, lines
 from shared.row_rules import check_row
-from shared.spec import Part
 
 Source = Literal["jsonl", "csv", "parquet"]
 SUFFIXES: Final[dict[str, Source]] = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
-from shared.methods import METHODS
-from shared.spec import JobSpec
+from shared.contract.methods import METHODS
+from shared.contract.spec import JobSpec
 
 # Dense 16-bit tensor operations a second by a part of the device's name: vendors' data sheets. First match counts.
 PEAK: Final = (

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shared.contract.spec import JobSpec
 from shared.resolve import calibration, peak
 from shared.sizing import PLAN_MARGIN, DeviceKind, Measurement, workload
-from shared.spec import JobSpec
 
 
 @dataclass(frozen=True, slots=True)

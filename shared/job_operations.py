@@ -12,12 +12,12 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from shared import audit, jobs, journal, keys, submission
+from shared.contract.spec import Queue
 from shared.errors import Invalid, NotFound
 from shared.journal import NewEvent
 from shared.keys import Caller
 from shared.lifecycle import TERMINAL
 from shared.locks import one_at_a_time
-from shared.spec import Queue
 from shared.tables import JobRow
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from shared.events import Level
+from shared.contract.events import Level
 from shared.ids import new_id
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, func
 
-from shared.spec import CreateJob, JobSpec
+from shared.contract.spec import CreateJob, JobSpec
 from shared.tables import FileRow
 
 

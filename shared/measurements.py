@@ -12,8 +12,8 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from shared.contract.spec import JobSpec, MethodName
 from shared.sizing import OURS, DeviceKind, Measurement, estimate, workload
-from shared.spec import JobSpec, MethodName
 from shared.tables import DeviceRow, JobRow, MeasurementRow
 
 KEPT: Final = 200  # the newest of a kind that are looked at

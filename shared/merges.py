@@ -12,11 +12,11 @@ from sqlalchemy.orm import Session
 
 from shared import adapters
 from shared.adapters import Source, StoredFile
+from shared.contract.spec import CreateCombination, CreateMerge, JobSpec
 from shared.errors import Invalid, LimitReached, NotFound
 from shared.ids import new_id
 from shared.leases import Lease, ends_in
 from shared.locks import one_at_a_time
-from shared.spec import CreateCombination, CreateMerge, JobSpec
 from shared.tables import MergeRow
 
 # What failed this often is not tried again.

@@ -11,11 +11,11 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from shared.contract.spec import DEFAULT_PREVIEW_ROWS, BaseModelRef, CreateJob, CreatePreflight
 from shared.errors import Invalid, LimitReached, NotFound
 from shared.ids import new_id
 from shared.keys import Caller
 from shared.leases import FileRef, ends_in
-from shared.spec import DEFAULT_PREVIEW_ROWS, BaseModelRef, CreateJob, CreatePreflight
 from shared.tables import FileRow, PreflightRow
 
 # A preflight that ended this many workers is not begun again: it would end the next one too.

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from shared.errors import Invalid
-from shared.methods import METHODS, Dimension, refuse_unsupported
-from shared.spec import (
+from shared.contract.methods import METHODS, Dimension, refuse_unsupported
+from shared.contract.modules import FAMILIES, HEADS, Family, last
+from shared.contract.spec import (
     BaseModelRef,
     CreateJob,
     Dpo,
@@ -22,7 +22,7 @@ from shared.spec import (
     Supervised,
     chosen,
 )
-from shared.target_modules import FAMILIES, HEADS, Family, last
+from shared.errors import Invalid
 
 MAX_DEVICES: Final = 256  # every device needs a row of each step, and a step has at most 256
 

@@ -13,23 +13,9 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from shared.errors import Invalid
-from shared.methods import METHODS
-from shared.refusals import check_request, hyperparameters, refuse, wished_objective, wished_world, wishes
-from shared.sizing import (
-    CHARACTERS_PER_TOKEN,
-    Calibration,
-    DeviceKind,
-    Estimate,
-    Measurement,
-    Workload,
-    calibrate,
-    estimate,
-    estimate_evaluation,
-    row_tokens,
-    workload,
-)
-from shared.spec import (
+from shared.contract.methods import METHODS
+from shared.contract.modules import FAMILIES
+from shared.contract.spec import (
     Adapter,
     AutoValue,
     BaseModelRef,
@@ -49,7 +35,21 @@ from shared.spec import (
     Strategy,
     Training,
 )
-from shared.target_modules import FAMILIES
+from shared.errors import Invalid
+from shared.refusals import check_request, hyperparameters, refuse, wished_objective, wished_world, wishes
+from shared.sizing import (
+    CHARACTERS_PER_TOKEN,
+    Calibration,
+    DeviceKind,
+    Estimate,
+    Measurement,
+    Workload,
+    calibrate,
+    estimate,
+    estimate_evaluation,
+    row_tokens,
+    workload,
+)
 
 __all__ = ["PRESETS", "DeviceFacts", "Resolution", "check_request", "expected_steps", "resolve"]
 

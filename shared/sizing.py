@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from statistics import pstdev
 from typing import Final, Literal
 
-from shared.methods import METHODS
-from shared.spec import Dtype, JobSpec, MethodName, ModelFacts
-from shared.target_modules import FAMILIES, Family, last
+from shared.contract.methods import METHODS
+from shared.contract.modules import FAMILIES, Family, last
+from shared.contract.spec import Dtype, JobSpec, MethodName, ModelFacts
 
 DeviceKind = Literal["cuda", "cpu"]
 

@@ -12,13 +12,13 @@ from sqlalchemy.orm import Session, make_transient_to_detached
 from sqlalchemy.orm.attributes import set_committed_value
 
 from shared import jobs, journal, usage
+from shared.contract.spec import BaseModelRef, CreateJob, Queue
 from shared.errors import Conflict, Forbidden, Invalid, LimitReached
 from shared.ids import new_id
 from shared.journal import NewEvent
 from shared.keys import Caller
 from shared.locks import one_at_a_time, turn
 from shared.preemption import RANK
-from shared.spec import BaseModelRef, CreateJob, Queue
 from shared.tables import ApiKeyRow, FileRow, IdempotencyRow, JobRow, ProjectRow
 
 RETRY_WINDOW = timedelta(minutes=10)

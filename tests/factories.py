@@ -8,11 +8,7 @@ from sqlalchemy.orm import Session
 
 from shared import keys, submission
 from shared.catalogue import SMOLLM2
-from shared.ids import new_id
-from shared.jobs import claim_training, claim_validation, validated
-from shared.keys import Caller
-from shared.leases import Claim
-from shared.spec import (
+from shared.contract.spec import (
     Adapter,
     CreateJob,
     DataFacts,
@@ -23,6 +19,10 @@ from shared.spec import (
     Supervised,
     Training,
 )
+from shared.ids import new_id
+from shared.jobs import claim_training, claim_validation, validated
+from shared.keys import Caller
+from shared.leases import Claim
 from shared.tables import DeviceRow, FileRow, JobRow, OrganizationRow, ProjectRow, WorkerRow
 
 GIB = 1 << 30

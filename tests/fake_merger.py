@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from shared.spec import MergeSpec
+from shared.contract.spec import MergeSpec
 
 
 def main(spec_file: Path, out: Path) -> int:

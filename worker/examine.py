@@ -17,14 +17,14 @@ from pydantic import ValidationError
 
 from shared import durations, measurements, pages, preflights, workers
 from shared.catalogue import load_catalogue
+from shared.contract.events import EXIT_DONE, TokenReport
+from shared.contract.spec import JobSpec, PreflightSpec
 from shared.errors import TunepoolError, Unavailable
-from shared.events import EXIT_DONE, TokenReport
 from shared.fitting import Candidate, fits
 from shared.leases import FileRef, Lease
 from shared.preflights import PreflightClaim
 from shared.resolve import Resolution
 from shared.sizing import estimate_evaluation
-from shared.spec import JobSpec, PreflightSpec
 from shared.tables import DeviceRow
 from worker import base_models, programs, workdir
 from worker.checks import settle

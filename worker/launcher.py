@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
+from shared.contract.spec import Placement
 from shared.errors import Unavailable
 from shared.settings import trainer_environment
-from shared.spec import Placement
 from worker import processes, temporary
 from worker.processes import Tag
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from shared.events import EXIT_DONE, EXIT_STOPPED
+from shared.contract.events import EXIT_DONE, EXIT_STOPPED
 from shared.gangs import MemberState
 from shared.leases import Member
 from shared.settings import Settings

@@ -16,8 +16,8 @@ import structlog
 from sqlalchemy.orm import Session
 
 from shared import gangs, workers
+from shared.contract.events import EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
 from shared.errors import TunepoolError
-from shared.events import EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
 from shared.gangs import Word
 from shared.leases import MeetingPlace, Membership
 from shared.lifecycle import MemberPhase

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from shared.contract.events import EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
+from shared.contract.spec import Placement
 from shared.errors import TunepoolError
-from shared.events import EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
 from shared.leases import Lease
-from shared.spec import Placement
 from worker import launcher, processes
 from worker.host import Host
 from worker.launcher import Exit

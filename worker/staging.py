@@ -12,10 +12,10 @@ from pathlib import Path
 import structlog
 
 from shared.catalogue import load_catalogue
+from shared.contract.spec import AttemptSpec
 from shared.journal import NewEvent
 from shared.leases import Claim, MeetingPlace
 from shared.sizing import DeviceKind, keeps_copy
-from shared.spec import AttemptSpec
 from worker import base_models, launcher, meeting, processes, workdir
 from worker.host import Host
 from worker.launcher import Meeting, Trainer

@@ -20,8 +20,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from shared import failpoints, gangs, jobs, layout, results, workers
-from shared.errors import TunepoolError, Unavailable
-from shared.events import (
+from shared.contract.events import (
     EXIT_DONE,
     EXIT_OUT_OF_MEMORY,
     EXIT_STOPPED,
@@ -30,6 +29,7 @@ from shared.events import (
     Failed,
     Finished,
 )
+from shared.errors import TunepoolError, Unavailable
 from shared.ids import new_id
 from shared.journal import NewEvent
 from shared.leases import Claim, MeetingPlace, NewFile

@@ -19,7 +19,9 @@ log = structlog.get_logger()
 UNPRIVILEGED_UID: Final = 64998
 PROBE_SECONDS: Final = 30.0
 # What a program of ours needs before all else: the interpreter, our code, the libraries, the home.
-_PROBE: Final = "import os, sys, shared.spec; sys.exit(not all(os.access(p, os.R_OK | os.X_OK) for p in sys.argv[1:]))"
+_PROBE: Final = (
+    "import os, sys, shared.contract.spec; sys.exit(not all(os.access(p, os.R_OK | os.X_OK) for p in sys.argv[1:]))"
+)
 
 
 def trainer_user(settings: Settings) -> int | None:

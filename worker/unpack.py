@@ -18,10 +18,10 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
 from shared.dataset_convert import COLUMNS, RowRefused, UnpackSpec, csv_lines, table_lines
 from shared.dataset_lines import FileRefused
 from shared.errors import TunepoolError
-from shared.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
 
 # A cell of a few bytes in the file may be megabytes, as dictionaries and run lengths repeat them: few rows at a time.
 BATCH_ROWS: Final = 16

@@ -11,10 +11,10 @@ from typing import Final
 import structlog
 
 from shared import file_checks, layout
+from shared.contract.events import EXIT_DONE, Failed
 from shared.dataset_check import DatasetReport, Limits, check, refused
 from shared.dataset_convert import UnpackSpec, source_of
 from shared.dataset_lines import RowProblem, at_start
-from shared.events import EXIT_DONE, Failed
 from shared.file_checks import FileCheck, MadeRows
 from shared.leases import Lease
 from worker import programs, workdir

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from shared.events import (
+from shared.contract.events import (
     TRAINER_EVENT,
     CheckpointSaved,
     Failed,

@@ -11,7 +11,7 @@ from api.body import RawBody, parse
 from api.deps import Door, DoorDep, ModelsReader, ModelsWriter
 from api.routes.adapters import linked
 from shared import merges
-from shared.spec import CreateCombination, CreateMerge
+from shared.contract.spec import CreateCombination, CreateMerge
 
 router = APIRouter(prefix="/v1/tunepool", tags=["tunepool"])
 

@@ -11,7 +11,7 @@ from api.body import RawBody, body_of, parse
 from api.deps import DoorDep, JobsReader, JobsWriter
 from api.preflight_views import PreflightStatus
 from shared import preflights, refusals
-from shared.spec import CreatePreflight
+from shared.contract.spec import CreatePreflight
 
 router = APIRouter(prefix="/v1/tunepool/preflights", tags=["preflights"])
 

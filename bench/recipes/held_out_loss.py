@@ -17,7 +17,7 @@ from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from shared.spec import AttemptSpec
+from shared.contract.spec import AttemptSpec
 from worker.train.base_model import four_bit
 from worker.train.data import RowReader, TokenRow
 

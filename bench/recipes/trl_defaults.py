@@ -20,7 +20,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from shared.spec import AttemptSpec
+from shared.contract.spec import AttemptSpec
 from worker.train.base_model import four_bit
 from worker.train.data import RowReader, TokenRow
 

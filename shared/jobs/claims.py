@@ -10,12 +10,12 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from shared import gangs, journal, pool, usage
+from shared.contract.spec import CreateJob, JobSpec
 from shared.jobs.rows import model_name
 from shared.journal import NewEvent
 from shared.leases import Claim, FileRef, Lease, Member, Membership, NotUnderstood, ends_in
 from shared.locks import one_at_a_time
 from shared.scheduling import Assignment
-from shared.spec import CreateJob, JobSpec
 from shared.tables import AttemptRow, DeviceRow, FileRow, JobRow
 
 

@@ -11,13 +11,13 @@ from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from shared import journal, measurements, pool
+from shared.contract.spec import AutoValue, JobSpec
 from shared.ids import new_id
 from shared.jobs.rows import held, model_name, touch
 from shared.journal import NewEvent
 from shared.leases import Lease, NewFile
 from shared.lifecycle import COUNTED, AttemptOutcome, JobStatus, is_terminal
 from shared.settings import Settings
-from shared.spec import AutoValue, JobSpec
 from shared.tables import AdapterRow, AttemptRow, DeviceRow, FileRow, JobRow
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load
 
-from shared.events import EXIT_DONE
-from shared.spec import AttemptSpec, JobSpec, Placement
+from shared.contract.events import EXIT_DONE
+from shared.contract.spec import AttemptSpec, JobSpec, Placement
 from tests.lifecycle.stack import Servers, Stack, make_stack
 from tests.train.tiny import chat_rows, losses, make_model_directory, run, write_rows
 

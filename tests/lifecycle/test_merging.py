@@ -11,9 +11,9 @@ from sqlalchemy.orm import Session
 
 from api import views
 from shared import merges
+from shared.contract.spec import CreateMerge
 from shared.db import session_scope
 from shared.queue import ring
-from shared.spec import CreateMerge
 from shared.tables import MergeRow
 from tests.lifecycle.stack import Servers, Stack, chain_of, make_stack, until
 from worker import devices

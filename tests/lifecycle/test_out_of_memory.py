@@ -14,9 +14,9 @@ from transformers import LlamaConfig
 
 from shared import submission
 from shared.catalogue import load_catalogue
+from shared.contract.spec import CreateJob
 from shared.db import session_scope
 from shared.queue import ring
-from shared.spec import CreateJob
 from shared.tables import JobRow
 from tests.lifecycle.stack import Servers, Stack, make_stack
 from tests.train.tiny import losses, make_model_directory, make_spec, run

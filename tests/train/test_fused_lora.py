@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft.tuners.lora.bnb import Linear4bit
 
-from shared.spec import AttemptSpec
+from shared.contract.spec import AttemptSpec
 from tests.train.tiny import make_spec
 from worker.train.base_model import load_model
 from worker.train.fused_lora import FusedLinear4bit, KeptLinear4bit

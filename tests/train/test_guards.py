@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from shared.contract.events import EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT
 from shared.errors import Invalid
-from shared.events import EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT
 from shared.settings import trainer_environment
 from tests.train.tiny import chat, chat_rows, losses, make_spec, read_events, run
 from worker.train.checkpoints import Progress

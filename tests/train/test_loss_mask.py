@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from shared.contract.spec import DataFacts, Training
 from shared.errors import Invalid
-from shared.spec import DataFacts, Training
 from tests.train.tiny import CHATML, chat, chat_rows, make_tokenizer, preference_rows, write_rows
 from worker.train import chat as chat_module
 from worker.train.chat import ChatTemplate

@@ -14,8 +14,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig
 
 from examples import serving
-from shared.events import EXIT_OUT_OF_MEMORY
-from shared.spec import AttemptSpec, CreateCombination, CreateMerge, MergeSpec
+from shared.contract.events import EXIT_OUT_OF_MEMORY
+from shared.contract.spec import AttemptSpec, CreateCombination, CreateMerge, MergeSpec
 from tests.train.tiny import make_model_directory, make_spec, read_events
 from worker.train.base_model import keep_training_layout
 from worker.train.combine import combine

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from shared.events import EXIT_DONE, EXIT_USER_FAULT
-from shared.target_modules import FAMILIES
+from shared.contract.events import EXIT_DONE, EXIT_USER_FAULT
+from shared.contract.modules import FAMILIES
 from tests.train.tiny import chat, losses, make_model_directory, make_spec, run
 
 pytestmark = [

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import GPT2Config
 
-from shared.events import EXIT_DONE
-from shared.methods import METHODS, UNSUPPORTED
-from shared.spec import AttemptSpec
+from shared.contract.events import EXIT_DONE
+from shared.contract.methods import METHODS, UNSUPPORTED
+from shared.contract.spec import AttemptSpec
 from tests.train.tiny import losses, make_model_directory, make_spec, read_events, run
 from worker.train import methods
 from worker.train.base_model import load_model

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared.spec import AttemptSpec
+from shared.contract.spec import AttemptSpec
 from tests.train.tiny import chat_rows, make_spec, make_tokenizer
 from worker.train.base_model import load_model
 from worker.train.data import RowReader

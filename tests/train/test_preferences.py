@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from trl import KTOTrainer
 
-from shared.events import EXIT_DONE, EXIT_USER_FAULT
+from shared.contract.events import EXIT_DONE, EXIT_USER_FAULT
 from tests.train.tiny import kto_rows, losses, make_spec, make_tokenizer, preference_rows, run
 from worker.train.objectives.kto import KtoObjective
 from worker.train.objectives.objective import MicroBatch

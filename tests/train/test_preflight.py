@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from shared.events import EXIT_DONE, EXIT_USER_FAULT, TokenReport
+from shared.contract.events import EXIT_DONE, EXIT_USER_FAULT, TokenReport
+from shared.contract.spec import AttemptSpec, PreflightSpec
 from shared.settings import trainer_environment
-from shared.spec import AttemptSpec, PreflightSpec
 from tests.train.test_loss_mask import WITH_MARKERS
 from tests.train.tiny import chat, chat_rows, kto_rows, make_spec, make_tokenizer, preference_rows, read_events
 from worker.train.data import RowReader

@@ -17,9 +17,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_STOPPED, EXIT_USER_FAULT
+from shared.contract.spec import AttemptSpec, Placement
 from shared.errors import Unavailable
-from shared.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_STOPPED, EXIT_USER_FAULT
-from shared.spec import AttemptSpec, Placement
 from tests.train.tiny import chat, chat_rows, kto_rows, losses, make_spec, preference_rows, read_events, run
 from worker import launcher, processes
 from worker.launcher import Meeting, Trainer

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from shared.events import EXIT_DONE, EXIT_STOPPED, Metrics
+from shared.contract.events import EXIT_DONE, EXIT_STOPPED, Metrics
 from tests.train.tiny import chat, chat_rows, losses, make_spec, read_events, run
 from worker.train import __main__ as program
 from worker.train import checkpoints

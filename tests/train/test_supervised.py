@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from shared.spec import AttemptSpec
+from shared.contract.spec import AttemptSpec
 from tests.train.tiny import CHATML, chat, chat_rows, losses, make_spec, make_tokenizer, run
 from worker.train.data import RowReader
 from worker.train.objectives import supervised

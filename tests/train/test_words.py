@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from shared.spec import DataFacts, Training
+from shared.contract.spec import DataFacts, Training
 from tests.train.tiny import make_tokenizer
 from worker.train import words
 from worker.train.data import RowReader, TokenRow

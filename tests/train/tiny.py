@@ -10,8 +10,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from shared.events import TRAINER_EVENT, TrainerEvent
-from shared.spec import AttemptSpec
+from shared.contract.events import TRAINER_EVENT, TrainerEvent
+from shared.contract.spec import AttemptSpec
 from worker.train.__main__ import main
 
 CHATML = (

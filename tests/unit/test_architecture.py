@@ -66,7 +66,7 @@ def test_every_import_contract_holds() -> None:
 
 
 def test_the_trainer_knows_nothing_of_ours_but_specs_events_and_errors() -> None:
-    allowed = {"shared.spec", "shared.events", "shared.errors"}
+    allowed = {"shared.contract.spec", "shared.contract.events", "shared.errors"}
     stray = [
         f"{at(path, node)}: {name}"
         for path in files("worker/train")

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from shared.contract.spec import JobSpec
 from shared.durations import predict
 from shared.fitting import Candidate, fits
-from shared.spec import JobSpec
 from tests.factories import make_spec
 
 GB = 10**9

@@ -17,8 +17,8 @@ import pytest
 
 from api import views
 from api.app import create_app
+from shared.contract.spec import CreateJob
 from shared.settings import Settings
-from shared.spec import CreateJob
 
 SNAPSHOT = Path(__file__).with_name("openapi.json")
 

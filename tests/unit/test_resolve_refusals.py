@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from shared.catalogue import SMOLLM2
+from shared.contract.methods import METHODS, UNSUPPORTED, refuse_unsupported
+from shared.contract.modules import FAMILIES
+from shared.contract.spec import BaseModelRef, CreateJob, Dpo
 from shared.errors import Invalid
-from shared.methods import METHODS, UNSUPPORTED, refuse_unsupported
 from shared.refusals import wished_objective
 from shared.resolve import check_request
-from shared.spec import BaseModelRef, CreateJob, Dpo
-from shared.target_modules import FAMILIES
 
 
 def request(**fields: Any) -> CreateJob:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from bench.memory_estimates import LLAMA_2_7B, LLAMA_2_13B, LLAMA_2_70B, errors, points
 from shared.catalogue import SMOLLM2
+from shared.contract.spec import Adapter, CombinationType, ModelFacts
 from shared.sizing import (
     KEPT_SHARE,
     Calibration,
@@ -28,7 +29,6 @@ from shared.sizing import (
     quantizable_parameters,
     workload,
 )
-from shared.spec import Adapter, CombinationType, ModelFacts
 from tests.factories import make_spec
 
 GB = 10**9

@@ -16,9 +16,17 @@ import torch
 from transformers import set_seed
 from transformers.integrations.neftune import activate_neftune
 
+from shared.contract.events import (
+    EXIT_DONE,
+    EXIT_OUT_OF_MEMORY,
+    EXIT_STOPPED,
+    EXIT_USER_FAULT,
+    Failed,
+    Finished,
+    Started,
+)
+from shared.contract.spec import AttemptSpec
 from shared.errors import TunepoolError
-from shared.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_STOPPED, EXIT_USER_FAULT, Failed, Finished, Started
-from shared.spec import AttemptSpec
 from worker.train import checkpoints, export, narrowing
 from worker.train.base_model import load_model, recompute_activations
 from worker.train.checkpoints import Learner, Progress

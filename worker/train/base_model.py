@@ -9,8 +9,8 @@ import bitsandbytes
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
+from shared.contract.spec import AttemptSpec, Dtype, Quantization, Strategy
 from shared.errors import Invalid
-from shared.spec import AttemptSpec, Dtype, Quantization, Strategy
 from worker.train import row_attention
 
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {

@@ -19,8 +19,8 @@ from typing import Any
 
 import jinja2
 
+from shared.contract.spec import Training
 from shared.errors import Invalid
-from shared.spec import Training
 from worker.train.alignment import Span
 from worker.train.incremental import MARK, with_marks
 from worker.train.limits import TimeIsUp, time_limit

@@ -17,8 +17,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from shared.contract.spec import DataFacts, Training
 from shared.errors import Invalid
-from shared.spec import DataFacts, Training
 from worker.train.alignment import Alignment, Ids, Mask, Span
 from worker.train.chat import ChatTemplate, JsonObject, common_prefix_length, for_template, trained_messages
 

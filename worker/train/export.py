@@ -11,7 +11,7 @@ from typing import Any
 
 from peft import PeftModel
 
-from shared.spec import AttemptSpec, BaseModelRef
+from shared.contract.spec import AttemptSpec, BaseModelRef
 from worker.train.checkpoints import describe, settle
 from worker.train.initialisation import MUTATING_INITS, fit_to_untouched_base
 

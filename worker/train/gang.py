@@ -18,7 +18,7 @@ from typing import Final
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
-from shared.events import EXIT_OUT_OF_MEMORY, EXIT_STOPPED, EXIT_USER_FAULT
+from shared.contract.events import EXIT_OUT_OF_MEMORY, EXIT_STOPPED, EXIT_USER_FAULT
 from worker.train import narrowing
 from worker.train.reporting import Reporter
 

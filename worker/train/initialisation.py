@@ -15,7 +15,7 @@ from peft.tuners.lora import Linear4bit
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from shared.spec import Adapter
+from shared.contract.spec import Adapter
 from worker.train.data import Row
 
 WEIGHTS = "adapter_model.safetensors"

@@ -16,8 +16,8 @@ from typing import Any
 
 from transformers import Trainer
 
-from shared.events import CheckpointSaved, Metrics, Validation
-from shared.spec import AttemptSpec
+from shared.contract.events import CheckpointSaved, Metrics, Validation
+from shared.contract.spec import AttemptSpec
 from worker.train import checkpoints
 from worker.train.checkpoints import Learner, Progress
 from worker.train.data import Row

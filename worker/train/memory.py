@@ -7,7 +7,7 @@ import resource
 import psutil
 import torch
 
-from shared.spec import AttemptSpec
+from shared.contract.spec import AttemptSpec
 
 
 def limit_memory(spec: AttemptSpec) -> None:

@@ -14,8 +14,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from shared.contract.spec import CreateMerge, MergeSpec
 from shared.errors import Invalid
-from shared.spec import CreateMerge, MergeSpec
 from worker.train.base_model import four_bit
 from worker.train.export import forget_this_host, library_versions
 from worker.train.product import make_product

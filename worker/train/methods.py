@@ -14,8 +14,8 @@ from peft import EvaConfig, LoraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from transformers import Trainer, set_seed
 
+from shared.contract.spec import Adapter, AttemptSpec, MethodName
 from shared.errors import Invalid
-from shared.spec import Adapter, AttemptSpec, MethodName
 from worker.train.data import Row
 from worker.train.fused_lora import FusedLinear4bit, KeptLinear4bit
 from worker.train.initialisation import finish

@@ -24,8 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from shared.errors import Invalid, TunepoolError
-from shared.events import (
+from shared.contract.events import (
     EXIT_DONE,
     EXIT_OUT_OF_MEMORY,
     EXIT_USER_FAULT,
@@ -43,7 +42,8 @@ from shared.events import (
     Token,
     TokenReport,
 )
-from shared.spec import PreflightSpec
+from shared.contract.spec import PreflightSpec
+from shared.errors import Invalid, TunepoolError
 from worker.train.alignment import Ids, Mask
 from worker.train.data import AnswersRow, Row, RowReader
 from worker.train.reporting import Reporter

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
+from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
+from shared.contract.spec import MergeSpec
 from shared.errors import TunepoolError
-from shared.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
-from shared.spec import MergeSpec
 from worker.train.memory import limit_host_memory, out_of_memory_code, peak_host_memory_bytes
 from worker.train.reporting import Reporter
 

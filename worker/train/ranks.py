@@ -18,7 +18,7 @@ from typing import Any, Final
 import torch
 import torch.distributed
 
-from shared.spec import AttemptSpec
+from shared.contract.spec import AttemptSpec
 from worker.train.data import Row
 from worker.train.objectives.objective import MicroBatch
 

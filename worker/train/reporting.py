@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shared.events import Level, Message, TrainerEvent
+from shared.contract.events import Level, Message, TrainerEvent
 
 
 class Reporter:

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from shared.spec import AttemptSpec, MergeSpec, PreflightSpec
+from shared.contract.spec import AttemptSpec, MergeSpec, PreflightSpec
 
 
 def load_tokenizer(spec: AttemptSpec | MergeSpec | PreflightSpec) -> Any:

@@ -9,8 +9,8 @@ from typing import Any
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
+from shared.contract.spec import AttemptSpec, Dpo
 from shared.errors import Invalid
-from shared.spec import AttemptSpec, Dpo
 from worker.train.data import AnswersRow
 from worker.train.methods import METHODS
 from worker.train.objectives.objective import Loss, MicroBatch, OwnFigures, Separable, trainer_arguments

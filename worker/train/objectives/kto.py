@@ -19,7 +19,7 @@ from datasets import Dataset
 from peft.tuners.tuners_utils import BaseTunerLayer
 from trl import KTOConfig, KTOTrainer
 
-from shared.spec import AttemptSpec, Kto
+from shared.contract.spec import AttemptSpec, Kto
 from worker.train.data import AnswersRow
 from worker.train.objectives.dpo import refer_to_base, refuse_without_reference
 from worker.train.objectives.objective import Loss, MicroBatch, OwnFigures, trainer_arguments

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from transformers import Trainer
 
-from shared.spec import AttemptSpec
+from shared.contract.spec import AttemptSpec
 
 
 @dataclass(frozen=True)

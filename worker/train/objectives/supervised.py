@@ -17,7 +17,7 @@ from datasets import Dataset
 from peft.helpers import disable_input_dtype_casting
 from trl import SFTConfig, SFTTrainer
 
-from shared.spec import AttemptSpec
+from shared.contract.spec import AttemptSpec
 from worker.train import row_attention
 from worker.train.data import TokenRow
 from worker.train.methods import METHODS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
-from shared.spec import AttemptSpec, ObjectiveName
+from shared.contract.spec import AttemptSpec, ObjectiveName
 from worker.train.objectives import dpo, kto, supervised
 from worker.train.objectives.objective import Objective
 

@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from shared.spec import Part
+from shared.contract.spec import Part
 
 Level = Literal["info", "warn", "error"]
 
