@@ -10,8 +10,8 @@ from fastapi import Depends, Request
 from pydantic import BaseModel, ValidationError
 
 from api.faults import first_fault
-from shared import strict_json
 from shared.errors import Invalid, TooLarge
+from shared.rows import strict_json
 
 JSON: Final = "application/json"
 SHORT_BYTES: Final = 65_536  # as much as the server takes from a socket anyhow, whoever sends it

@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from shared.dataset_check import check
-from shared.dataset_convert import canonical_lines
+from shared.rows.check import check
+from shared.rows.convert import canonical_lines
 
 WORDS = [
     "the",

@@ -38,7 +38,7 @@ from shared.contract.spec import (
     Supervised,
     Training,
 )
-from shared.dataset_convert import canonical_lines
+from shared.rows.convert import canonical_lines
 from shared.sizing import keeps_copy
 
 RATES: Final[dict[MethodName, float]] = {"full": 1e-4, "lora": 1e-3, "qlora": 1e-3, "dora": 1e-3, "qdora": 1e-3}

@@ -35,8 +35,8 @@ from shared.contract.spec import (
     Supervised,
     Training,
 )
-from shared.dataset_check import check
-from shared.dataset_convert import checked_lines
+from shared.rows.check import check
+from shared.rows.convert import checked_lines
 from shared.settings import Settings, trainer_environment
 
 PLAIN = """

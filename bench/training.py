@@ -37,7 +37,7 @@ from shared.contract.spec import (
     Supervised,
     Training,
 )
-from shared.dataset_convert import canonical_lines
+from shared.rows.convert import canonical_lines
 from shared.settings import trainer_environment
 from worker.launcher import SPINS
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from shared.dataset_convert import RowRefused, UnpackSpec, convert, source_of
-from shared.dataset_lines import FileRefused
 from shared.errors import Invalid
+from shared.rows.convert import RowRefused, UnpackSpec, convert, source_of
+from shared.rows.lines import FileRefused
 from shared.settings import trainer_environment
 
 CHUNK_BYTES: Final = 1 << 20

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
-from shared.dataset_convert import COLUMNS, RowRefused, UnpackSpec, csv_lines, table_lines
-from shared.dataset_lines import FileRefused
 from shared.errors import TunepoolError
+from shared.rows.convert import COLUMNS, RowRefused, UnpackSpec, csv_lines, table_lines
+from shared.rows.lines import FileRefused
 
 # A cell of a few bytes in the file may be megabytes, as dictionaries and run lengths repeat them: few rows at a time.
 BATCH_ROWS: Final = 16

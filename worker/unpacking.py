@@ -12,11 +12,11 @@ import structlog
 
 from shared import file_checks, layout
 from shared.contract.events import EXIT_DONE, Failed
-from shared.dataset_check import DatasetReport, Limits, check, refused
-from shared.dataset_convert import UnpackSpec, source_of
-from shared.dataset_lines import RowProblem, at_start
 from shared.file_checks import FileCheck, MadeRows
 from shared.leases import Lease
+from shared.rows.check import DatasetReport, Limits, check, refused
+from shared.rows.convert import UnpackSpec, source_of
+from shared.rows.lines import RowProblem, at_start
 from worker import programs, workdir
 from worker.host import Host
 from worker.launcher import Exit

@@ -19,9 +19,9 @@ import stamina
 
 from shared import layout
 from shared.adapters import StoredFile
-from shared.dataset_convert import checked_lines
 from shared.errors import NotFound, TunepoolError, Unavailable
 from shared.leases import Claim, FileRef, Lease
+from shared.rows.convert import checked_lines
 from shared.storage import Store
 
 Interrupt = Callable[[], None]

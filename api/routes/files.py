@@ -16,11 +16,11 @@ from api import views
 from api.deps import Door, DoorDep, FilesReader, FilesWriter
 from api.uploads import FormStream, Received
 from shared import files, layout
-from shared.dataset_convert import source_of
 from shared.errors import Invalid, TunepoolError, Unavailable
 from shared.files import Upload
 from shared.ids import new_id
 from shared.keys import Caller
+from shared.rows.convert import source_of
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 

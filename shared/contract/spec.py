@@ -222,7 +222,7 @@ class AttemptSpec(Part):
     model_name: str = Field(description="Name under which the adapter will be known (`ft:…`).")
     job: JobSpec
     base_model_path: str
-    train_file: str = Field(description="Canonical JSONL (shared/formats.py).")
+    train_file: str = Field(description="Canonical JSONL (shared/rows/formats.py).")
     validation_file: str | None = None
     micro_batch_size: int = Field(
         ge=1, description="Rows per forward pass on this attempt; shrinks after out-of-memory."
@@ -372,7 +372,7 @@ class PreflightSpec(Part):
 
     job: JobSpec
     base_model_path: str
-    train_file: str = Field(description="Canonical JSONL (shared/formats.py).")
+    train_file: str = Field(description="Canonical JSONL (shared/rows/formats.py).")
     validation_file: str | None = None
     preview_rows: list[int]
     processes: int = Field(default=1, ge=1)

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shared.dataset_convert import UnpackSpec
 from shared.db import session_scope
+from shared.rows.convert import UnpackSpec
 from shared.settings import child_environment
 from shared.storage import open_store
 from shared.tables import FileRow

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.dataset_check import DatasetReport, Limits, RowProblem, check
-from shared.dataset_convert import canonical_lines, checked_lines
+from shared.rows.check import DatasetReport, Limits, RowProblem, check
+from shared.rows.convert import canonical_lines, checked_lines
 
 USER = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Hello"}

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared import formats, strict_json
-from shared.dataset_convert import RowRefused, convert, csv_lines
-from shared.dataset_lines import FileRefused
+from shared.rows import formats, strict_json
+from shared.rows.convert import RowRefused, convert, csv_lines
+from shared.rows.lines import FileRefused
 
 U = {"role": "user", "content": "q"}
 A = {"role": "assistant", "content": "a"}

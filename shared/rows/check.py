@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from shared import formats, strict_json
-from shared.conversation_rules import Fault, RowFindings, shown
-from shared.dataset_lines import BOM, FileRefused, Line, RowProblem, at_start, decode, lines
-from shared.formats import Format, Shape
-from shared.row_rules import check_row
+from shared.rows import formats, strict_json
+from shared.rows.conversation import Fault, RowFindings, shown
+from shared.rows.formats import Format, Shape
+from shared.rows.lines import BOM, FileRefused, Line, RowProblem, at_start, decode, lines
+from shared.rows.rules import check_row
 
 _MAX_PROBLEMS = 20
 

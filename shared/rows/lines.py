@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from shared import strict_json
+from shared.rows import strict_json
 
 BOM = b"\xef\xbb\xbf"
 

@@ -1,6 +1,6 @@
 """The rules a training row must keep, one function per shape; each fault names field, value and remedy.
 
-Shapes and canonical rows are in `shared.formats`; here lives only what is refused or warned about.
+Shapes and canonical rows are in `shared.rows.formats`; here lives only what is refused or warned about.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from shared import formats
-from shared.conversation_rules import (
+from shared.rows import formats
+from shared.rows.conversation import (
     Conversation,
     RowFindings,
     listed_functions,
@@ -18,7 +18,7 @@ from shared.conversation_rules import (
     refuse_unknown_keys,
     shown,
 )
-from shared.formats import Row, Shape
+from shared.rows.formats import Row, Shape
 
 
 def check_row(row: Row, shape: Shape) -> RowFindings:

@@ -1,6 +1,6 @@
 """What a training row may look like: detection of its shape, and the five canonical formats that the trainer reads.
 
-Rows are plain dicts as parsed from JSON. `normalise` trusts them: `shared.row_rules.check_row` is the gate.
+Rows are plain dicts as parsed from JSON. `normalise` trusts them: `shared.rows.rules.check_row` is the gate.
 """
 
 from __future__ import annotations

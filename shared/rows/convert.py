@@ -10,11 +10,11 @@ from typing import Any, Final, Literal
 import msgspec
 from pydantic import Field
 
-from shared import formats, strict_json
 from shared.contract.spec import Part
-from shared.dataset_check import DEFAULT_LIMITS
-from shared.dataset_lines import BOM, decode, lines
-from shared.row_rules import check_row
+from shared.rows import formats, strict_json
+from shared.rows.check import DEFAULT_LIMITS
+from shared.rows.lines import BOM, decode, lines
+from shared.rows.rules import check_row
 
 Source = Literal["jsonl", "csv", "parquet"]
 SUFFIXES: Final[dict[str, Source]] = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}

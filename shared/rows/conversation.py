@@ -1,4 +1,4 @@
-"""The rules of a conversation: roles, content, tool calls, weights, order. Rows are judged in `shared.row_rules`."""
+"""The rules of a conversation: roles, content, tool calls, weights, order. Rows are judged in `shared.rows.rules`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import itertools
 import json
 from typing import Any, NamedTuple
 
-from shared import formats, strict_json
-from shared.formats import Row
+from shared.rows import formats, strict_json
+from shared.rows.formats import Row
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _TOOL_DEPTH = 32
