@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from shared.contract.spec import MethodName, ModelFacts
-from shared.sizing import GIB, PLAIN_LOGITS, Stack, Workload, estimate
+from shared.settle.sizing import GIB, PLAIN_LOGITS, Stack, Workload, estimate
 
 GB = 10**9
 

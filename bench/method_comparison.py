@@ -24,7 +24,6 @@ from bench.training import run
 from examples import tickets
 from examples.demo import rates
 from examples.stack import server_command
-from shared.catalogue import SMOLLM2
 from shared.contract.spec import (
     Adapter,
     AttemptSpec,
@@ -39,7 +38,8 @@ from shared.contract.spec import (
     Training,
 )
 from shared.rows.convert import canonical_lines
-from shared.sizing import keeps_copy
+from shared.settle.catalogue import SMOLLM2
+from shared.settle.sizing import keeps_copy
 
 RATES: Final[dict[MethodName, float]] = {"full": 1e-4, "lora": 1e-3, "qlora": 1e-3, "dora": 1e-3, "qdora": 1e-3}
 HEAD: Final = (

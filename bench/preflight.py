@@ -22,7 +22,6 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.dataset_check import chunks, write_rows
-from shared.catalogue import SMOLLM2, local_folder
 from shared.contract.events import TokenReport
 from shared.contract.spec import (
     Adapter,
@@ -38,6 +37,7 @@ from shared.contract.spec import (
 from shared.rows.check import check
 from shared.rows.convert import checked_lines
 from shared.settings import Settings, trainer_environment
+from shared.settle.catalogue import SMOLLM2, local_folder
 
 PLAIN = """
 import json, sys, time

@@ -25,7 +25,6 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.stack import server_command
-from shared.catalogue import SMOLLM2
 from shared.contract.spec import (
     Adapter,
     AttemptSpec,
@@ -39,6 +38,7 @@ from shared.contract.spec import (
 )
 from shared.rows.convert import canonical_lines
 from shared.settings import trainer_environment
+from shared.settle.catalogue import SMOLLM2
 from worker.launcher import SPINS
 
 SEED: Final = 7

@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared.contract.spec import JobSpec, MethodName
-from shared.sizing import OURS, DeviceKind, Measurement, estimate, workload
+from shared.settle.sizing import OURS, DeviceKind, Measurement, estimate, workload
 from shared.tables import DeviceRow, JobRow, MeasurementRow
 
 KEPT: Final = 200  # the newest of a kind that are looked at

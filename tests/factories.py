@@ -7,7 +7,6 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from shared import keys, submission
-from shared.catalogue import SMOLLM2
 from shared.contract.spec import (
     Adapter,
     CreateJob,
@@ -23,6 +22,7 @@ from shared.ids import new_id
 from shared.jobs import claim_training, claim_validation, validated
 from shared.keys import Caller
 from shared.leases import Claim
+from shared.settle.catalogue import SMOLLM2
 from shared.tables import DeviceRow, FileRow, JobRow, OrganizationRow, ProjectRow, WorkerRow
 
 GIB = 1 << 30

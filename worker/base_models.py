@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from shared.catalogue import Catalogue, CatalogueEntry, load_catalogue, local_folder
 from shared.errors import Invalid, TunepoolError, Unavailable
 from shared.settings import Settings, child_environment
+from shared.settle.catalogue import Catalogue, CatalogueEntry, load_catalogue, local_folder
 
 # Formats that run code when they are read, and code itself.
 _DANGEROUS: Final = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".py", ".msgpack", ".h5", ".so"})

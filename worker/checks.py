@@ -10,16 +10,17 @@ from typing import Any, Final, Literal
 
 import structlog
 
-from shared import durations, file_checks, jobs, measurements, workers
-from shared.catalogue import load_catalogue
+from shared import file_checks, jobs, measurements, workers
 from shared.contract.spec import DataFacts
 from shared.errors import Invalid, TunepoolError, Unavailable
 from shared.file_checks import FileCheck, MadeRows
 from shared.leases import Claim, FileRef
 from shared.preflights import PreflightClaim
-from shared.resolve import DeviceFacts, Resolution, resolve
 from shared.rows.check import DatasetReport, Limits, check
 from shared.rows.convert import source_of
+from shared.settle import durations
+from shared.settle.catalogue import load_catalogue
+from shared.settle.resolve import DeviceFacts, Resolution, resolve
 from worker.host import Host
 from worker.programs import Stopped
 from worker.unpacking import unpack

@@ -15,16 +15,17 @@ from typing import Any, Final
 import structlog
 from pydantic import ValidationError
 
-from shared import durations, measurements, pages, preflights, workers
-from shared.catalogue import load_catalogue
+from shared import measurements, pages, preflights, workers
 from shared.contract.events import EXIT_DONE, TokenReport
 from shared.contract.spec import JobSpec, PreflightSpec
 from shared.errors import TunepoolError, Unavailable
-from shared.fitting import Candidate, fits
 from shared.leases import FileRef, Lease
 from shared.preflights import PreflightClaim
-from shared.resolve import Resolution
-from shared.sizing import estimate_evaluation
+from shared.settle import durations
+from shared.settle.catalogue import load_catalogue
+from shared.settle.device_fit import Candidate, fits
+from shared.settle.resolve import Resolution
+from shared.settle.sizing import estimate_evaluation
 from shared.tables import DeviceRow
 from worker import base_models, programs, workdir
 from worker.checks import settle

@@ -21,12 +21,12 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from shared import gangs, lanes, schema, workers
-from shared.catalogue import load_catalogue
 from shared.db import make_engine, session_scope
 from shared.lifecycle import Lane
 from shared.queue import ring
 from shared.schema import SchemaOutdated
 from shared.settings import Settings, child_environment
+from shared.settle.catalogue import load_catalogue
 from shared.workers import DeviceReport, NewWorker
 from worker import processes, pulse, temporary
 from worker.base_models import cached_names

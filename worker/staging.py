@@ -11,11 +11,11 @@ from pathlib import Path
 
 import structlog
 
-from shared.catalogue import load_catalogue
 from shared.contract.spec import AttemptSpec
 from shared.journal import NewEvent
 from shared.leases import Claim, MeetingPlace
-from shared.sizing import DeviceKind, keeps_copy
+from shared.settle.catalogue import load_catalogue
+from shared.settle.sizing import DeviceKind, keeps_copy
 from worker import base_models, launcher, meeting, processes, workdir
 from worker.host import Host
 from worker.launcher import Meeting, Trainer

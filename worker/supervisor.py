@@ -34,7 +34,7 @@ from shared.ids import new_id
 from shared.journal import NewEvent
 from shared.leases import Claim, MeetingPlace, NewFile
 from shared.lifecycle import AttemptOutcome, AttemptPhase
-from shared.sizing import estimate, workload
+from shared.settle.sizing import estimate, workload
 from worker import meeting, workdir
 from worker.host import AWAY, Host, full_sentence, host_code, host_sentence
 from worker.keeper import AT_ONCE, Interrupted, LeaseKeeper, Wish

@@ -10,8 +10,9 @@ from api import preflight_views
 from api.body import RawBody, body_of, parse
 from api.deps import DoorDep, JobsReader, JobsWriter
 from api.preflight_views import PreflightStatus
-from shared import preflights, refusals
+from shared import preflights
 from shared.contract.spec import CreatePreflight
+from shared.settle import refusals
 
 router = APIRouter(prefix="/v1/tunepool/preflights", tags=["preflights"])
 

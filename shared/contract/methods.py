@@ -1,6 +1,6 @@
 """The ONE table of methods and the ONE table of combinations that cannot work.
 
-Pure. `shared/sizing.py` takes the memory terms from here, `shared/resolve.py` the defaults, `shared/refusals.py` the
+Pure. `shared/settle/sizing.py` takes the memory terms from here, `shared/settle/resolve.py` the defaults, `shared/settle/refusals.py` the
 refusals and docs/methods.md its rows.
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from shared.catalogue import load_catalogue, local_folder
+from shared.settle.catalogue import load_catalogue, local_folder
 from tests.lifecycle.stack import Stack, make_model, until
 
 

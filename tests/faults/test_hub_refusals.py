@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from shared.catalogue import load_catalogue
 from shared.errors import Invalid
 from shared.settings import Settings
+from shared.settle.catalogue import load_catalogue
 from tests.lifecycle.stack import Stack, make_model
 from worker.base_models import BaseModelUnavailable, ensure
 

@@ -17,10 +17,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from shared import submission
-from shared.catalogue import load_catalogue
 from shared.contract.spec import CreateJob
 from shared.db import session_scope
 from shared.queue import ring
+from shared.settle.catalogue import load_catalogue
 from shared.tables import AdapterRow, JobRow
 from tests.faults.conftest import own_servers
 from tests.lifecycle.stack import Stack, make_stack

@@ -6,8 +6,9 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from shared import durations, jobs, measurements, pool
+from shared import jobs, measurements, pool
 from shared.contract.spec import DataFacts, JobSpec
+from shared.settle import durations
 from shared.tables import JobRow, WorkerRow
 from tests.factories import claim_on, make_caller, make_queued_job, make_spec, make_worker
 

@@ -12,12 +12,12 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from shared import files, job_operations, jobs, pages, submission
-from shared.catalogue import SMOLLM2
 from shared.errors import Conflict, Invalid, LimitReached
 from shared.job_operations import Selection
 from shared.journal import NewEvent
 from shared.leases import Claim, NewFile
 from shared.settings import Settings
+from shared.settle.catalogue import SMOLLM2
 from shared.tables import AdapterRow, AttemptRow, DeviceRow, EventRow, FileRow, JobRow, ProjectRow
 from tests.factories import claim_on, make_caller, make_file, make_job, make_queued_job, make_request, make_worker
 

@@ -9,11 +9,11 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from shared import jobs, measurements
-from shared.catalogue import SMOLLM2
 from shared.contract.spec import DataFacts
 from shared.keys import Caller
-from shared.resolve import DeviceFacts, Resolution, resolve
-from shared.sizing import estimate, workload
+from shared.settle.catalogue import SMOLLM2
+from shared.settle.resolve import DeviceFacts, Resolution, resolve
+from shared.settle.sizing import estimate, workload
 from shared.tables import DeviceRow, JobRow, MeasurementRow
 from tests.factories import claim_on, make_caller, make_queued_job, make_request, make_spec, make_worker
 

@@ -23,13 +23,13 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from shared import jobs, layout, submission
-from shared.catalogue import load_catalogue
 from shared.contract.spec import CreateJob
 from shared.db import make_engine, session_scope
 from shared.ids import new_id
 from shared.keys import Caller
 from shared.queue import ring
 from shared.settings import Settings, child_environment
+from shared.settle.catalogue import load_catalogue
 from shared.storage import Store, open_store
 from shared.tables import AttemptRow, DeviceRow, EventRow, FileRow, JobRow
 from standalone.postgres import EmbeddedPostgres

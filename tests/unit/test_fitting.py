@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from shared.contract.spec import JobSpec
-from shared.durations import predict
-from shared.fitting import Candidate, fits
+from shared.settle.device_fit import Candidate, fits
+from shared.settle.durations import predict
 from tests.factories import make_spec
 
 GB = 10**9

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.catalogue import SMOLLM2
 from shared.contract.spec import CreateJob, DataFacts, JobSpec, ModelFacts
 from shared.errors import Invalid
-from shared.resolve import PRESETS, DeviceFacts, Resolution, resolve
-from shared.sizing import estimate, workload
+from shared.settle.catalogue import SMOLLM2
+from shared.settle.resolve import PRESETS, DeviceFacts, Resolution, resolve
+from shared.settle.sizing import estimate, workload
 
 GB = 10**9
 CPU = DeviceFacts(kind="cpu", total_bytes=16 * GB, free_bytes=14 * GB, bfloat16=False)

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from shared.catalogue import SMOLLM2
 from shared.contract.methods import METHODS, UNSUPPORTED, refuse_unsupported
 from shared.contract.modules import FAMILIES
 from shared.contract.spec import BaseModelRef, CreateJob, Dpo
 from shared.errors import Invalid
-from shared.refusals import wished_objective
-from shared.resolve import check_request
+from shared.settle.catalogue import SMOLLM2
+from shared.settle.refusals import wished_objective
+from shared.settle.resolve import check_request
 
 
 def request(**fields: Any) -> CreateJob:

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.memory_estimates import LLAMA_2_7B, LLAMA_2_13B, LLAMA_2_70B, errors, points
-from shared.catalogue import SMOLLM2
 from shared.contract.spec import Adapter, CombinationType, ModelFacts
-from shared.sizing import (
+from shared.settle.catalogue import SMOLLM2
+from shared.settle.sizing import (
     KEPT_SHARE,
     Calibration,
     DeviceKind,

@@ -1,6 +1,6 @@
 """What a request asks for, whichever door it came through, and the contradictions that are refused at submit.
 
-Pure: no data, no device, no storage. What survives `check_request` is settled by `shared/resolve.py`.
+Pure: no data, no device, no storage. What survives `check_request` is settled by `shared/settle/resolve.py`.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shared.contract.spec import JobSpec
-from shared.resolve import calibration, peak
-from shared.sizing import PLAN_MARGIN, DeviceKind, Measurement, workload
+from shared.settle.resolve import calibration, peak
+from shared.settle.sizing import PLAN_MARGIN, DeviceKind, Measurement, workload
 
 
 @dataclass(frozen=True, slots=True)

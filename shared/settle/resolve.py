@@ -36,8 +36,8 @@ from shared.contract.spec import (
     Training,
 )
 from shared.errors import Invalid
-from shared.refusals import check_request, hyperparameters, refuse, wished_objective, wished_world, wishes
-from shared.sizing import (
+from shared.settle.refusals import check_request, hyperparameters, refuse, wished_objective, wished_world, wishes
+from shared.settle.sizing import (
     CHARACTERS_PER_TOKEN,
     Calibration,
     DeviceKind,
