@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from sqlalchemy import Engine
 
 from api.planning import Plan, Planner
-from shared.verdicts import Verdict
+from shared.plan.verdicts import Verdict
 
 PLAN_SECONDS: Final = 1.0
 # A plan of 10,000 waiting jobs takes 0.2 s. With this, planning costs a process a tenth of one core at the most.

@@ -22,7 +22,7 @@ from sqlalchemy import Engine
 
 from shared import pool
 from shared.db import make_engine, session_scope
-from shared.verdicts import Verdict
+from shared.plan.verdicts import Verdict
 
 log = structlog.get_logger()
 

@@ -10,8 +10,8 @@ from api.views import View, maybe_seconds, seconds
 from shared import gangs
 from shared.keys import Caller
 from shared.overview import Overview, Standing, Waiting
-from shared.preemption import RunningJob
-from shared.scheduling import Policy
+from shared.plan.preemption import RunningJob
+from shared.plan.scheduling import Policy
 from shared.tables import ApiKeyRow, AuditRow, DeviceRow, WorkerRow
 from shared.usage import Used
 

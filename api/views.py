@@ -13,8 +13,8 @@ from api.outlook import Look
 from shared.adapters import PublishedAdapter
 from shared.contract.spec import CreateCombination, CreateMerge, JobSpec
 from shared.keys import Caller
+from shared.plan.verdicts import Verdict
 from shared.tables import AdapterRow, AttemptRow, CheckpointRow, EventRow, FileRow, JobRow, MemberRow, MergeRow
-from shared.verdicts import Verdict
 
 JobStatusView = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 

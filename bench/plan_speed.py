@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from shared.fairshare import GIB
-from shared.scheduling import Device, Plan, Policy, QueuedJob, RunningJob, Share, Tier, plan
+from shared.plan.fairshare import GIB
+from shared.plan.scheduling import Device, Plan, Policy, QueuedJob, RunningJob, Share, Tier, plan
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 TIERS: tuple[Tier, ...] = ("interactive", "normal", "best_effort")

@@ -29,8 +29,8 @@ from typing import get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from shared.fairshare import GIB
-from shared.scheduling import Device, Policy, QueuedJob, RunningJob, Share, Tier, charge, decayed, plan
+from shared.plan.fairshare import GIB
+from shared.plan.scheduling import Device, Policy, QueuedJob, RunningJob, Share, Tier, charge, decayed, plan
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 MEMORY_GIB = 80

@@ -13,10 +13,10 @@ from sqlalchemy.orm import Session
 
 from shared import gangs, operations, pages, pool, projects, usage
 from shared.gangs import Seat
-from shared.preemption import RunningJob
-from shared.scheduling import Policy, QueuedJob, Share
+from shared.plan.preemption import RunningJob
+from shared.plan.scheduling import Policy, QueuedJob, Share
+from shared.plan.verdicts import Verdict
 from shared.tables import DeviceRow, ProjectRow, WorkerRow
-from shared.verdicts import Verdict
 
 QUEUE_SHOWN: Final = 100
 

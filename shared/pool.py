@@ -14,12 +14,12 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from shared import usage
-from shared.capacity import Device
-from shared.fairshare import charge as entry_charge
-from shared.preemption import RunningJob
-from shared.scheduling import Plan, Policy, QueuedJob, Share, decayed, plan
+from shared.plan.capacity import Device
+from shared.plan.fairshare import charge as entry_charge
+from shared.plan.preemption import RunningJob
+from shared.plan.scheduling import Plan, Policy, QueuedJob, Share, decayed, plan
+from shared.plan.verdicts import Verdict
 from shared.tables import ApiKeyRow, AttemptRow, DeviceRow, JobRow, PoolRow, ProjectRow, WorkerRow
-from shared.verdicts import Verdict
 
 DEFAULTS: Final = Policy()
 HALF_LIFE_SECONDS: Final = DEFAULTS.half_life.total_seconds()

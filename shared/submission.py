@@ -18,7 +18,7 @@ from shared.ids import new_id
 from shared.journal import NewEvent
 from shared.keys import Caller
 from shared.locks import one_at_a_time, turn
-from shared.preemption import RANK
+from shared.plan.preemption import RANK
 from shared.tables import ApiKeyRow, FileRow, IdempotencyRow, JobRow, ProjectRow
 
 RETRY_WINDOW = timedelta(minutes=10)

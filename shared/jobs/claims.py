@@ -15,7 +15,7 @@ from shared.jobs.rows import model_name
 from shared.journal import NewEvent
 from shared.leases import Claim, FileRef, Lease, Member, Membership, NotUnderstood, ends_in
 from shared.locks import one_at_a_time
-from shared.scheduling import Assignment
+from shared.plan.scheduling import Assignment
 from shared.tables import AttemptRow, DeviceRow, FileRow, JobRow
 
 

@@ -411,7 +411,7 @@ def _saved_parameters(facts: ModelFacts, *, modules: Sequence[str]) -> int:
 
 PRIOR_SPREAD = 0.10  # of log(measured/predicted) before anything was measured; the published points scatter so
 NOISE_FLOOR = 0.02  # two runs of the same job never agree better
-PLAN_MARGIN = 1.1  # shared/fairshare.py, Policy.memory_safety: the plan gives a job so much more than it asks for
+PLAN_MARGIN = 1.1  # shared/plan/fairshare.py, Policy.memory_safety: the plan gives a job so much more than it asks for
 UPPER = 1.2816  # standard deviations: nine of ten jobs stay below
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from shared.fairshare import GIB
-from shared.scheduling import Device, Plan, Policy, QueuedJob, RunningJob, Share, decayed, plan
+from shared.plan.fairshare import GIB
+from shared.plan.scheduling import Device, Plan, Policy, QueuedJob, RunningJob, Share, decayed, plan
 
 NOON = datetime(2026, 6, 2, 12, tzinfo=UTC)
 HOUR = 3600.0

@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.fairshare import GIB
-from shared.scheduling import Device, Plan, Policy, QueuedJob, RunningJob, Share, charge, plan
+from shared.plan.fairshare import GIB
+from shared.plan.scheduling import Device, Plan, Policy, QueuedJob, RunningJob, Share, charge, plan
 
 NOON = datetime(2026, 6, 2, 12, tzinfo=UTC)
 PROJECTS = ("red", "blue", "green")

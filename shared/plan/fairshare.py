@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
-from shared.preemption import BEST_EFFORT, RANK, RunningJob, Tier
+from shared.plan.preemption import BEST_EFFORT, RANK, RunningJob, Tier
 
 GIB: Final = 1 << 30
 

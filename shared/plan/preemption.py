@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal, NamedTuple
 
-from shared.capacity import Demand, Device, HostMap
+from shared.plan.capacity import Demand, Device, HostMap
 
 Tier = Literal["interactive", "normal", "best_effort"]
 Ground = Literal["tier", "guarantee", "share", "reservation"]

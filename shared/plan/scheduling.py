@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from math import inf
 from typing import Final, NamedTuple
 
-from shared.capacity import Demand, Device
-from shared.fairshare import Lane, Policy, QueuedJob, Share, charge, decayed, lanes, turns
-from shared.occupancy import Occupancy
-from shared.preemption import (
+from shared.plan.capacity import Demand, Device
+from shared.plan.device_times import Occupancy
+from shared.plan.fairshare import Lane, Policy, QueuedJob, Share, charge, decayed, lanes, turns
+from shared.plan.preemption import (
     BEST_EFFORT,
     RANK,
     Claimant,
@@ -32,7 +32,7 @@ from shared.preemption import (
     stoppable,
     within,
 )
-from shared.verdicts import BlockedBy, Reason, Turn, Verdict, Verdicts
+from shared.plan.verdicts import BlockedBy, Reason, Turn, Verdict, Verdicts
 
 __all__ = [
     "Assignment",

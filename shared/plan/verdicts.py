@@ -14,7 +14,7 @@ from functools import cached_property
 from math import inf
 from typing import Final, Literal, NamedTuple
 
-from shared.fairshare import GIB, Policy, QueuedJob, expected_seconds, longest_seconds
+from shared.plan.fairshare import GIB, Policy, QueuedJob, expected_seconds, longest_seconds
 
 BlockedBy = Literal[
     "QUOTA_PROJECT",

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from math import inf
 from typing import Final
 
-from shared.capacity import Demand, Device, HostMap
-from shared.fairshare import GIB, Policy, QueuedJob, expected_seconds, longest_seconds
-from shared.preemption import RunningJob
-from shared.verdicts import Outlook, Reason
+from shared.plan.capacity import Demand, Device, HostMap
+from shared.plan.fairshare import GIB, Policy, QueuedJob, expected_seconds, longest_seconds
+from shared.plan.preemption import RunningJob
+from shared.plan.verdicts import Outlook, Reason
 
 NO_WORKER: Final = (
     "needs {} hosts with {} devices each, all of one kind; {} devices are registered on {} hosts (a worker counts as "
