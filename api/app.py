@@ -35,10 +35,10 @@ from api.routes import (
 from api.streams import Streams
 from shared import log
 from shared.contract.spec import CreateJob, CreatePreflight
-from shared.db import make_engine, reading_engine, session_scope
-from shared.queue import ring
 from shared.settings import Settings
-from shared.storage import open_store
+from shared.store.bell import ring
+from shared.store.db import make_engine, reading_engine, session_scope
+from shared.store.storage import open_store
 
 DESCRIPTION = """OpenAI's fine-tuning API on your own GPUs. Point the official `openai` client at it:
 `OpenAI(base_url="http://127.0.0.1:8765/v1", api_key="tp_…")`. Everything OpenAI's wire has no word for lies under

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from shared.lifecycle import Lane
+from shared.store.lifecycle import Lane
 
 PAUSE_SECONDS: Final = 0.05  # between rings: a burst of submissions needs no ring each, and one costs 3 ms
 

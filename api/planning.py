@@ -21,8 +21,8 @@ import structlog
 from sqlalchemy import Engine
 
 from shared import pool
-from shared.db import make_engine, session_scope
 from shared.plan.verdicts import Verdict
+from shared.store.db import make_engine, session_scope
 
 log = structlog.get_logger()
 

@@ -12,7 +12,7 @@ from shared.keys import Caller
 from shared.overview import Overview, Standing, Waiting
 from shared.plan.preemption import RunningJob
 from shared.plan.scheduling import Policy
-from shared.tables import ApiKeyRow, AuditRow, DeviceRow, WorkerRow
+from shared.store.tables import ApiKeyRow, AuditRow, DeviceRow, WorkerRow
 from shared.usage import Used
 
 

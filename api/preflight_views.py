@@ -8,7 +8,7 @@ from pydantic import Field
 
 from api.views import JobError, View, maybe_seconds, seconds
 from shared.contract.events import TokenReport
-from shared.tables import PreflightRow
+from shared.store.tables import PreflightRow
 
 PreflightStatus = Literal["queued", "running", "succeeded", "failed"]
 

@@ -24,8 +24,8 @@ from sqlalchemy.orm import Session
 from api import views
 from shared import pages
 from shared.errors import LimitReached
-from shared.lifecycle import TERMINAL
-from shared.tables import EventRow
+from shared.store.lifecycle import TERMINAL
+from shared.store.tables import EventRow
 
 log = structlog.get_logger()
 

@@ -14,7 +14,7 @@ from shared.adapters import PublishedAdapter
 from shared.contract.spec import CreateCombination, CreateMerge, JobSpec
 from shared.keys import Caller
 from shared.plan.verdicts import Verdict
-from shared.tables import AdapterRow, AttemptRow, CheckpointRow, EventRow, FileRow, JobRow, MemberRow, MergeRow
+from shared.store.tables import AdapterRow, AttemptRow, CheckpointRow, EventRow, FileRow, JobRow, MemberRow, MergeRow
 
 JobStatusView = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 

@@ -17,8 +17,8 @@ import httpx2
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from shared.db import make_engine, session_scope
 from shared.settings import Settings
+from shared.store.db import make_engine, session_scope
 from standalone.migrate import migrate
 from standalone.postgres import EmbeddedPostgres
 from tests.factories import make_file, make_job, make_key

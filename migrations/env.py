@@ -1,11 +1,10 @@
-"""Alembic's door: the URL comes from Settings (or `-x url=…`), the target from shared.tables."""
+"""Alembic's door: the URL comes from Settings (or `-x url=…`), the target from shared.store.tables."""
 
 from alembic import context
 from sqlalchemy import create_engine, pool
 
-import shared.tables  # noqa: F401  # the rows register themselves on Base
-from shared.db import Base
 from shared.settings import Settings
+from shared.store.db import Base
 
 
 def run() -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from shared.contract.spec import JobSpec
 from shared.errors import NotFound
-from shared.tables import AdapterRow, CheckpointRow, JobRow, MergeRow
+from shared.store.tables import AdapterRow, CheckpointRow, JobRow, MergeRow
 
 # A checkpoint's folder holds what resuming needs, and its own adapter below this.
 _ADAPTER_FOLDER: Final = "adapter/"

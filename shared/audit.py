@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from shared.ids import new_id
 from shared.keys import Caller
-from shared.tables import AuditRow
+from shared.store.tables import AuditRow
 
 Facts = dict[str, Any]
 

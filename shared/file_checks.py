@@ -9,7 +9,7 @@ from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 from shared.leases import ends_in
-from shared.tables import FileRow
+from shared.store.tables import FileRow
 
 # A file whose check ended this many workers is not read again: it would end the next one too.
 MAX_CHECKS: Final = 3

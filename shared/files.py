@@ -1,4 +1,4 @@
-"""Uploaded files, and those that jobs make: their rows. Their bytes go through shared/storage.py."""
+"""Uploaded files, and those that jobs make: their rows. Their bytes go through shared/store/storage.py."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from shared.errors import Conflict, NotFound
-from shared.lifecycle import UNFINISHED
-from shared.tables import FileRow, JobRow
+from shared.store.lifecycle import UNFINISHED
+from shared.store.tables import FileRow, JobRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from shared.leases import Lease, MeetingPlace, Member, Membership
-from shared.lifecycle import MemberPhase
-from shared.tables import AttemptRow, JobRow, MemberRow, WorkerRow
+from shared.store.lifecycle import MemberPhase
+from shared.store.tables import AttemptRow, JobRow, MemberRow, WorkerRow
 
 RESTARTED: Final = {"code": "member_lost", "message": "its worker was started anew", "param": None}
 

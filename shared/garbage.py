@@ -8,8 +8,8 @@ from typing import Any, Final
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from shared import layout
-from shared.tables import AttemptRow, CheckpointRow, FileRow, JobRow, MergeRow
+from shared.store import layout
+from shared.store.tables import AttemptRow, CheckpointRow, FileRow, JobRow, MergeRow
 
 # No transaction is open for so long.
 SETTLED: Final = timedelta(hours=1)

@@ -16,9 +16,9 @@ from shared.contract.spec import Queue
 from shared.errors import Invalid, NotFound
 from shared.journal import NewEvent
 from shared.keys import Caller
-from shared.lifecycle import TERMINAL
-from shared.locks import one_at_a_time
-from shared.tables import JobRow
+from shared.store.lifecycle import TERMINAL
+from shared.store.locks import one_at_a_time
+from shared.store.tables import JobRow
 
 
 def set_held(session: Session, caller: Caller, job_id: str, *, held: bool) -> JobRow:

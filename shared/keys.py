@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from shared.errors import Forbidden, NotFound, Unauthenticated
 from shared.ids import new_id
-from shared.tables import ApiKeyRow, OrganizationRow, ProjectRow
+from shared.store.tables import ApiKeyRow, OrganizationRow, ProjectRow
 
 ALPHABET: Final = string.digits + string.ascii_letters
 SCOPES: Final = frozenset(

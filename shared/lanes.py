@@ -6,8 +6,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from shared import preflights
-from shared.lifecycle import Lane
-from shared.tables import FileRow, JobRow, MergeRow, PreflightRow
+from shared.store.lifecycle import Lane
+from shared.store.tables import FileRow, JobRow, MergeRow, PreflightRow
 
 
 def waiting(session: Session) -> set[Lane]:

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, func
 
 from shared.contract.spec import CreateJob, JobSpec
-from shared.tables import FileRow
+from shared.store.tables import FileRow
 
 
 def ends_in(seconds: float) -> ColumnElement[datetime]:

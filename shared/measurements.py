@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from shared.contract.spec import JobSpec, MethodName
 from shared.settle.sizing import OURS, DeviceKind, Measurement, estimate, workload
-from shared.tables import DeviceRow, JobRow, MeasurementRow
+from shared.store.tables import DeviceRow, JobRow, MeasurementRow
 
 KEPT: Final = 200  # the newest of a kind that are looked at
 REMEMBERED: Final = 50  # of which also the spec is read: enough to see past one odd job

@@ -16,8 +16,8 @@ from shared.contract.spec import CreateCombination, CreateMerge, JobSpec
 from shared.errors import Invalid, LimitReached, NotFound
 from shared.ids import new_id
 from shared.leases import Lease, ends_in
-from shared.locks import one_at_a_time
-from shared.tables import MergeRow
+from shared.store.locks import one_at_a_time
+from shared.store.tables import MergeRow
 
 # What failed this often is not tried again.
 MAX_ATTEMPTS: Final = 3

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from shared import audit, keys, projects, workers
 from shared.errors import Forbidden, Invalid, NotFound
 from shared.keys import Caller
-from shared.tables import ApiKeyRow, DeviceRow, PoolRow, WorkerRow
+from shared.store.tables import ApiKeyRow, DeviceRow, PoolRow, WorkerRow
 
 # --- the pool, its workers and devices --------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from shared.gangs import Seat
 from shared.plan.preemption import RunningJob
 from shared.plan.scheduling import Policy, QueuedJob, Share
 from shared.plan.verdicts import Verdict
-from shared.tables import DeviceRow, ProjectRow, WorkerRow
+from shared.store.tables import DeviceRow, ProjectRow, WorkerRow
 
 QUEUE_SHOWN: Final = 100
 

@@ -10,8 +10,8 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session, aliased
 
 from shared.errors import NotFound
-from shared.lifecycle import UNFINISHED
-from shared.tables import AttemptRow, CheckpointRow, DeviceRow, EventRow, JobRow
+from shared.store.lifecycle import UNFINISHED
+from shared.store.tables import AttemptRow, CheckpointRow, DeviceRow, EventRow, JobRow
 
 
 def job(session: Session, job_id: str, *, project_id: str) -> JobRow:

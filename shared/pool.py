@@ -19,7 +19,7 @@ from shared.plan.fairshare import charge as entry_charge
 from shared.plan.preemption import RunningJob
 from shared.plan.scheduling import Plan, Policy, QueuedJob, Share, decayed, plan
 from shared.plan.verdicts import Verdict
-from shared.tables import ApiKeyRow, AttemptRow, DeviceRow, JobRow, PoolRow, ProjectRow, WorkerRow
+from shared.store.tables import ApiKeyRow, AttemptRow, DeviceRow, JobRow, PoolRow, ProjectRow, WorkerRow
 
 DEFAULTS: Final = Policy()
 HALF_LIFE_SECONDS: Final = DEFAULTS.half_life.total_seconds()

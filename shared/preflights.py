@@ -16,7 +16,7 @@ from shared.errors import Invalid, LimitReached, NotFound
 from shared.ids import new_id
 from shared.keys import Caller
 from shared.leases import FileRef, ends_in
-from shared.tables import FileRow, PreflightRow
+from shared.store.tables import FileRow, PreflightRow
 
 # A preflight that ended this many workers is not begun again: it would end the next one too.
 MAX_CHECKS: Final = 3

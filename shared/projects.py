@@ -12,7 +12,7 @@ from shared import audit
 from shared.errors import Conflict, Invalid, NotFound
 from shared.ids import new_id
 from shared.keys import Caller
-from shared.tables import ProjectRow
+from shared.store.tables import ProjectRow
 
 # What an administrator may set, in the words of the row.
 EDITABLE: Final = (

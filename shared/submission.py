@@ -17,9 +17,9 @@ from shared.errors import Conflict, Forbidden, Invalid, LimitReached
 from shared.ids import new_id
 from shared.journal import NewEvent
 from shared.keys import Caller
-from shared.locks import one_at_a_time, turn
 from shared.plan.preemption import RANK
-from shared.tables import ApiKeyRow, FileRow, IdempotencyRow, JobRow, ProjectRow
+from shared.store.locks import one_at_a_time, turn
+from shared.store.tables import ApiKeyRow, FileRow, IdempotencyRow, JobRow, ProjectRow
 
 RETRY_WINDOW = timedelta(minutes=10)
 

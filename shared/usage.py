@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session
 
 from shared.errors import Invalid
-from shared.tables import AttemptRow, JobRow, ProjectRow
+from shared.store.tables import AttemptRow, JobRow, ProjectRow
 
 DIMENSIONS: Final = ("project", "key", "model")
 LABEL: Final = "label:"

@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared import gangs
-from shared.tables import DeviceRow, JobRow, WorkerRow
+from shared.store.tables import DeviceRow, JobRow, WorkerRow
 
 # A silent worker's devices may be taken over by another worker of the same host after this.
 SILENCE = timedelta(seconds=60)

@@ -6,9 +6,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from shared import keys
-from shared.db import make_engine, session_scope
 from shared.errors import Unauthenticated
-from shared.tables import ProjectRow
+from shared.store.db import make_engine, session_scope
+from shared.store.tables import ProjectRow
 
 
 def working_key(database_url: str, *, known: str, ours: bool) -> str:

@@ -16,11 +16,11 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from shared import keys, log
-from shared.db import make_engine, session_scope
 from shared.errors import Invalid, TunepoolError
 from shared.settings import Settings
 from shared.settle.catalogue import load_catalogue, local_folder
-from shared.tables import ProjectRow
+from shared.store.db import make_engine, session_scope
+from shared.store.tables import ProjectRow
 from standalone.children import ChildFailed
 from standalone.conversion import convert_file
 from standalone.home import Home, HomeInUse, HomeUnusable

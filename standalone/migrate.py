@@ -13,7 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, func, select
 
 import shared
-from shared.db import make_engine
+from shared.store.db import make_engine
 
 log = structlog.get_logger()
 

@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from shared.settings import Settings
-from shared.storage import Store, open_store
+from shared.store.storage import Store, open_store
 
 pytest_plugins = ["tests.servers"]
 

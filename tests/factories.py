@@ -23,7 +23,7 @@ from shared.jobs import claim_training, claim_validation, validated
 from shared.keys import Caller
 from shared.leases import Claim
 from shared.settle.catalogue import SMOLLM2
-from shared.tables import DeviceRow, FileRow, JobRow, OrganizationRow, ProjectRow, WorkerRow
+from shared.store.tables import DeviceRow, FileRow, JobRow, OrganizationRow, ProjectRow, WorkerRow
 
 GIB = 1 << 30
 

@@ -18,7 +18,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Engine
 
-from shared.db import make_engine
+from shared.store.db import make_engine
 from standalone.postgres import EmbeddedPostgres
 from standalone.valkey import EmbeddedValkey
 

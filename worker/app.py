@@ -16,8 +16,8 @@ import structlog
 from celery import signals
 from kombu import Exchange, Queue
 
-from shared.queue import make_celery, own_queue_name, queue_name
 from shared.settings import Settings
+from shared.store.bell import make_celery, own_queue_name, queue_name
 from worker import processes
 from worker.devices import discover
 from worker.drain import LANES, SharedFlags

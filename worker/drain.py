@@ -9,7 +9,7 @@ import mmap
 import struct
 from typing import Final, get_args
 
-from shared.lifecycle import Lane
+from shared.store.lifecycle import Lane
 
 LANES: Final[tuple[Lane, ...]] = get_args(Lane)
 _SLOTS: Final[dict[Lane, int]] = {"training": 8, "cpu": 16}

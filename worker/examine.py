@@ -26,7 +26,7 @@ from shared.settle.catalogue import load_catalogue
 from shared.settle.device_fit import Candidate, fits
 from shared.settle.resolve import Resolution
 from shared.settle.sizing import estimate_evaluation
-from shared.tables import DeviceRow
+from shared.store.tables import DeviceRow
 from worker import base_models, programs, workdir
 from worker.checks import settle
 from worker.host import Host

@@ -17,10 +17,10 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.orm import Session
 
-from shared.db import make_engine, session_scope
 from shared.leases import NotUnderstood
 from shared.settings import Settings
-from shared.storage import Store, open_store
+from shared.store.db import make_engine, session_scope
+from shared.store.storage import Store, open_store
 from shared.workers import NewWorker
 from worker import processes
 from worker.devices import discover

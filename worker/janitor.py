@@ -16,12 +16,13 @@ import structlog
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
-from shared import failpoints, files, gangs, garbage, jobs, lanes, preflights, schema, workers
-from shared.db import database_age_seconds, make_engine, session_scope
+from shared import failpoints, files, gangs, garbage, jobs, lanes, preflights, workers
 from shared.errors import Unavailable
-from shared.queue import call, ring
 from shared.settings import Settings
-from shared.storage import Store, open_store
+from shared.store import schema
+from shared.store.bell import call, ring
+from shared.store.db import database_age_seconds, make_engine, session_scope
+from shared.store.storage import Store, open_store
 from worker.drain import LANES
 from worker.host import AWAY
 

@@ -11,13 +11,14 @@ from typing import Final
 
 import structlog
 
-from shared import layout, merges
+from shared import merges
 from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
 from shared.contract.spec import CreateMerge, MergeSpec, Placement
 from shared.errors import Invalid, TunepoolError, Unavailable
 from shared.merges import MergeClaim
 from shared.settle.catalogue import load_catalogue
 from shared.settle.sizing import estimate_combination, estimate_merge
+from shared.store import layout
 from worker import base_models, devices, launcher, processes, workdir
 from worker.host import AWAY, Host
 from worker.launcher import Exit, Trainer

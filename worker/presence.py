@@ -20,13 +20,14 @@ import structlog
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from shared import gangs, lanes, schema, workers
-from shared.db import make_engine, session_scope
-from shared.lifecycle import Lane
-from shared.queue import ring
-from shared.schema import SchemaOutdated
+from shared import gangs, lanes, workers
 from shared.settings import Settings, child_environment
 from shared.settle.catalogue import load_catalogue
+from shared.store import schema
+from shared.store.bell import ring
+from shared.store.db import make_engine, session_scope
+from shared.store.lifecycle import Lane
+from shared.store.schema import SchemaOutdated
 from shared.workers import DeviceReport, NewWorker
 from worker import processes, pulse, temporary
 from worker.base_models import cached_names

@@ -18,9 +18,9 @@ from sqlalchemy.orm import Session
 
 from shared import failpoints, jobs
 from shared.leases import Claim
-from shared.lifecycle import Lane
-from shared.queue import call, ring
 from shared.settings import Settings
+from shared.store.bell import call, ring
+from shared.store.lifecycle import Lane
 from worker import merges, processes
 from worker.checks import check_next_file, validate_next_job
 from worker.drain import SharedFlags

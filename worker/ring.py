@@ -7,8 +7,8 @@ from typing import Final
 
 from celery.worker.request import Request
 
-from shared.lifecycle import Lane
-from shared.queue import TASKS
+from shared.store.bell import TASKS
+from shared.store.lifecycle import Lane
 from worker.drain import SharedFlags
 
 JUST_NOW_SECONDS: Final = 1.0

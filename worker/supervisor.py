@@ -19,7 +19,7 @@ import stamina
 import structlog
 from sqlalchemy.orm import Session
 
-from shared import failpoints, gangs, jobs, layout, results, workers
+from shared import failpoints, gangs, jobs, results, workers
 from shared.contract.events import (
     EXIT_DONE,
     EXIT_OUT_OF_MEMORY,
@@ -33,8 +33,9 @@ from shared.errors import TunepoolError, Unavailable
 from shared.ids import new_id
 from shared.journal import NewEvent
 from shared.leases import Claim, MeetingPlace, NewFile
-from shared.lifecycle import AttemptOutcome, AttemptPhase
 from shared.settle.sizing import estimate, workload
+from shared.store import layout
+from shared.store.lifecycle import AttemptOutcome, AttemptPhase
 from worker import meeting, workdir
 from worker.host import AWAY, Host, full_sentence, host_code, host_sentence
 from worker.keeper import AT_ONCE, Interrupted, LeaseKeeper, Wish

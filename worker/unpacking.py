@@ -10,13 +10,14 @@ from typing import Final
 
 import structlog
 
-from shared import file_checks, layout
+from shared import file_checks
 from shared.contract.events import EXIT_DONE, Failed
 from shared.file_checks import FileCheck, MadeRows
 from shared.leases import Lease
 from shared.rows.check import DatasetReport, Limits, check, refused
 from shared.rows.convert import UnpackSpec, source_of
 from shared.rows.lines import RowProblem, at_start
+from shared.store import layout
 from worker import programs, workdir
 from worker.host import Host
 from worker.launcher import Exit

@@ -17,12 +17,12 @@ from typing import Any, Final
 
 import stamina
 
-from shared import layout
 from shared.adapters import StoredFile
 from shared.errors import NotFound, TunepoolError, Unavailable
 from shared.leases import Claim, FileRef, Lease
 from shared.rows.convert import checked_lines
-from shared.storage import Store
+from shared.store import layout
+from shared.store.storage import Store
 
 Interrupt = Callable[[], None]
 # Rough weather at a store lasts minutes; a device held idle for longer is better given back (attempt counted).

@@ -15,12 +15,13 @@ from fastapi.responses import StreamingResponse
 from api import views
 from api.deps import Door, DoorDep, FilesReader, FilesWriter
 from api.uploads import FormStream, Received
-from shared import files, layout
+from shared import files
 from shared.errors import Invalid, TunepoolError, Unavailable
 from shared.files import Upload
 from shared.ids import new_id
 from shared.keys import Caller
 from shared.rows.convert import source_of
+from shared.store import layout
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 

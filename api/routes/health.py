@@ -9,7 +9,8 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 
 from api.deps import Door, DoorDep
-from shared import pages, queue, schema
+from shared import pages
+from shared.store import bell, schema
 
 router = APIRouter(tags=["health"])
 
@@ -51,4 +52,4 @@ def _look(door: Door) -> Ready:
 def _redis(door: Door) -> Literal["ok", "away", "none"]:
     if not door.settings.redis_url:
         return "none"
-    return "ok" if queue.answers(door.settings) else "away"
+    return "ok" if bell.answers(door.settings) else "away"

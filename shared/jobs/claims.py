@@ -14,9 +14,9 @@ from shared.contract.spec import CreateJob, JobSpec
 from shared.jobs.rows import model_name
 from shared.journal import NewEvent
 from shared.leases import Claim, FileRef, Lease, Member, Membership, NotUnderstood, ends_in
-from shared.locks import one_at_a_time
 from shared.plan.scheduling import Assignment
-from shared.tables import AttemptRow, DeviceRow, FileRow, JobRow
+from shared.store.locks import one_at_a_time
+from shared.store.tables import AttemptRow, DeviceRow, FileRow, JobRow
 
 
 def claim_training(

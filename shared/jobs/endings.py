@@ -16,9 +16,9 @@ from shared.ids import new_id
 from shared.jobs.rows import held, model_name, touch
 from shared.journal import NewEvent
 from shared.leases import Lease, NewFile
-from shared.lifecycle import COUNTED, AttemptOutcome, JobStatus, is_terminal
 from shared.settings import Settings
-from shared.tables import AdapterRow, AttemptRow, DeviceRow, FileRow, JobRow
+from shared.store.lifecycle import COUNTED, AttemptOutcome, JobStatus, is_terminal
+from shared.store.tables import AdapterRow, AttemptRow, DeviceRow, FileRow, JobRow
 
 
 def validated(

@@ -11,8 +11,8 @@ from shared import journal
 from shared.errors import Invalid, NotFound
 from shared.jobs.rows import touch
 from shared.journal import NewEvent
-from shared.lifecycle import is_terminal
-from shared.tables import JobRow
+from shared.store.lifecycle import is_terminal
+from shared.store.tables import JobRow
 
 
 def request_cancel(session: Session, job_id: str, *, project_id: str) -> JobRow:

@@ -14,8 +14,8 @@ from shared.ids import new_id
 from shared.jobs.rows import advance, held
 from shared.journal import NewEvent
 from shared.leases import Lease, Orders, ends_in
-from shared.lifecycle import AttemptPhase
-from shared.tables import AttemptRow, CheckpointRow, JobRow
+from shared.store.lifecycle import AttemptPhase
+from shared.store.tables import AttemptRow, CheckpointRow, JobRow
 
 
 def heartbeat(

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from shared.leases import Lease
-from shared.tables import JobRow, OrganizationRow, ProjectRow
+from shared.store.tables import JobRow, OrganizationRow, ProjectRow
 
 
 def touch(session: Session, job_id: str, **values: Any) -> None:

@@ -16,7 +16,7 @@ from alembic import command
 from moto.server import ThreadedMotoServer
 
 from shared import keys
-from shared.db import session_scope
+from shared.store.db import session_scope
 from standalone.postgres import EmbeddedPostgres
 from standalone.valkey import EmbeddedValkey
 from tests.faults.proxy import Proxy

@@ -9,7 +9,7 @@ import httpx2
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from shared.tables import JobRow
+from shared.store.tables import JobRow
 from tests.faults.conftest import api_process, make_secret, postgres_admin
 from tests.lifecycle.stack import Stack
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from shared.queue import ring
+from shared.store.bell import ring
 from standalone.valkey import EmbeddedValkey
 from tests.faults.conftest import relay
 from tests.lifecycle.stack import Servers, Stack, chain_of, forget_everything, make_stack, until

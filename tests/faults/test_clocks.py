@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from shared.tables import JobRow
+from shared.store.tables import JobRow
 from tests.faults.conftest import api_process, make_secret
 from tests.lifecycle.stack import ROOT, Stack, chain_of
 

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import make_url, text
 from sqlalchemy.orm import Session
 
-from shared.locks import one_at_a_time
+from shared.store.locks import one_at_a_time
 from standalone.postgres import EmbeddedPostgres
 from tests.faults.conftest import postgres_admin
 from tests.lifecycle.stack import Stack, chain_of, until

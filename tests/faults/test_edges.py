@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from shared.failpoints import Edge
-from shared.tables import AdapterRow, CheckpointRow, FileRow, JobRow
+from shared.store.tables import AdapterRow, CheckpointRow, FileRow, JobRow
 from tests.faults.conftest import api_process, make_secret
 from tests.lifecycle.stack import Servers, Stack, chain_of, make_stack, until
 

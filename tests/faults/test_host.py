@@ -13,8 +13,8 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from shared.db import session_scope
-from shared.tables import DeviceRow, WorkerRow
+from shared.store.db import session_scope
+from shared.store.tables import DeviceRow, WorkerRow
 from tests.lifecycle.stack import Stack
 
 ROOM, LARGE, SMALL = 16 * 2**20, 6 * 2**20, 3 * 2**20

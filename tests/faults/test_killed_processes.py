@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from shared.tables import AdapterRow, DeviceRow
+from shared.store.tables import AdapterRow, DeviceRow
 from tests.lifecycle.stack import Stack, chain_of, until
 from worker.processes import Tag
 

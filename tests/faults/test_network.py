@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import make_url, select
 from sqlalchemy.orm import Session
 
-from shared.db import session_scope
-from shared.tables import AdapterRow
+from shared.store.db import session_scope
+from shared.store.tables import AdapterRow
 from tests.factories import make_queued_job
 from tests.faults.conftest import relay, s3_environment, s3_server
 from tests.faults.proxy import FAIR, Proxy, Weather

@@ -18,10 +18,10 @@ from sqlalchemy.orm import Session
 
 from shared import submission
 from shared.contract.spec import CreateJob
-from shared.db import session_scope
-from shared.queue import ring
 from shared.settle.catalogue import load_catalogue
-from shared.tables import AdapterRow, JobRow
+from shared.store.bell import ring
+from shared.store.db import session_scope
+from shared.store.tables import AdapterRow, JobRow
 from tests.faults.conftest import own_servers
 from tests.lifecycle.stack import Stack, make_stack
 from tests.train.tiny import chat_rows, make_model_directory

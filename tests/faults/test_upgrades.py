@@ -18,10 +18,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, pool, text, update
 from sqlalchemy.orm import Session
 
-from shared import schema
-from shared.db import session_scope
 from shared.settings import child_environment
-from shared.tables import JobRow
+from shared.store import schema
+from shared.store.db import session_scope
+from shared.store.tables import JobRow
 from standalone.migrate import migrate
 from standalone.postgres import EmbeddedPostgres
 from tests.faults.conftest import api_process, make_secret, postgres_admin

@@ -24,10 +24,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from shared import jobs
-from shared.db import session_scope
 from shared.errors import TunepoolError
-from shared.queue import ring
-from shared.tables import DeviceRow, JobRow
+from shared.store.bell import ring
+from shared.store.db import session_scope
+from shared.store.tables import DeviceRow, JobRow
 from tests.faults.conftest import own_servers, postgres_admin, s3_environment, s3_server
 from tests.faults.proxy import FAIR, Proxy, Weather
 from tests.faults.schedules import Fault, PlannedJob, Schedule

@@ -10,9 +10,9 @@ import psycopg
 from sqlalchemy import select
 
 from shared import jobs
-from shared.db import make_engine, session_scope
 from shared.settings import Settings
-from shared.tables import EventRow, JobRow
+from shared.store.db import make_engine, session_scope
+from shared.store.tables import EventRow, JobRow
 from standalone.migrate import migrate
 from standalone.postgres import EmbeddedPostgres
 from tests.factories import claim_on, make_caller, make_queued_job, make_worker

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from shared.contract.spec import CreateJob
-from shared.db import session_scope
+from shared.store.db import session_scope
 from tests.factories import make_file
 from tests.integration.conftest import Api
 from tests.integration.test_bad_requests import at, jobs_there_are, merged, post, refused

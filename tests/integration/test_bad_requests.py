@@ -11,8 +11,8 @@ import httpx2
 import pytest
 from sqlalchemy import func, select
 
-from shared.db import session_scope
-from shared.tables import JobRow
+from shared.store.db import session_scope
+from shared.store.tables import JobRow
 from tests.factories import make_file
 from tests.integration.conftest import Api
 

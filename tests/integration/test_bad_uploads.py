@@ -9,9 +9,9 @@ import httpx2
 import pytest
 from sqlalchemy import func, select
 
-from shared.db import session_scope
-from shared.storage import open_store
-from shared.tables import FileRow
+from shared.store.db import session_scope
+from shared.store.storage import open_store
+from shared.store.tables import FileRow
 from tests.integration.conftest import Api
 
 BOUNDARY = "frontier"

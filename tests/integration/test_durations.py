@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from shared import jobs, measurements, pool
 from shared.contract.spec import DataFacts, JobSpec
 from shared.settle import durations
-from shared.tables import JobRow, WorkerRow
+from shared.store.tables import JobRow, WorkerRow
 from tests.factories import claim_on, make_caller, make_queued_job, make_spec, make_worker
 
 

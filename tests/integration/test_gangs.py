@@ -13,14 +13,14 @@ from sqlalchemy.orm import Session
 from api import pool_views, views
 from shared import gangs, jobs, pool, usage, workers
 from shared.contract.spec import Placement
-from shared.db import session_scope
 from shared.ids import new_id
 from shared.jobs import claims
 from shared.keys import Caller
 from shared.leases import Claim, MeetingPlace, Membership
 from shared.overview import overview
 from shared.settings import Settings
-from shared.tables import AttemptRow, DeviceRow, JobRow, MemberRow, WorkerRow
+from shared.store.db import session_scope
+from shared.store.tables import AttemptRow, DeviceRow, JobRow, MemberRow, WorkerRow
 from tests.factories import claim_on, make_caller, make_queued_job, make_worker
 from tests.invariants import broken
 

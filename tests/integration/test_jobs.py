@@ -18,7 +18,7 @@ from shared.journal import NewEvent
 from shared.leases import Claim, NewFile
 from shared.settings import Settings
 from shared.settle.catalogue import SMOLLM2
-from shared.tables import AdapterRow, AttemptRow, DeviceRow, EventRow, FileRow, JobRow, ProjectRow
+from shared.store.tables import AdapterRow, AttemptRow, DeviceRow, EventRow, FileRow, JobRow, ProjectRow
 from tests.factories import claim_on, make_caller, make_file, make_job, make_queued_job, make_request, make_worker
 
 MANIFEST = {"prefix": "p", "files": []}

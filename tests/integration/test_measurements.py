@@ -14,7 +14,7 @@ from shared.keys import Caller
 from shared.settle.catalogue import SMOLLM2
 from shared.settle.resolve import DeviceFacts, Resolution, resolve
 from shared.settle.sizing import estimate, workload
-from shared.tables import DeviceRow, JobRow, MeasurementRow
+from shared.store.tables import DeviceRow, JobRow, MeasurementRow
 from tests.factories import claim_on, make_caller, make_queued_job, make_request, make_spec, make_worker
 
 MANIFEST = {"prefix": "p", "files": []}

@@ -11,11 +11,11 @@ from sqlalchemy.orm import Session
 
 from shared import keys, lanes, merges
 from shared.contract.spec import Adapter, CreateMerge, JobSpec
-from shared.db import session_scope
 from shared.errors import LimitReached
 from shared.ids import new_id
 from shared.keys import Caller
-from shared.tables import AdapterRow, CheckpointRow, JobRow, MergeRow
+from shared.store.db import session_scope
+from shared.store.tables import AdapterRow, CheckpointRow, JobRow, MergeRow
 from tests.factories import make_caller, make_queued_job
 from tests.integration.conftest import Api
 

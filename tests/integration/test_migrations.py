@@ -11,7 +11,7 @@ import pytest
 from alembic import command
 from sqlalchemy import Engine, create_engine, inspect, pool
 
-from shared.db import Base
+from shared.store.db import Base
 from standalone.postgres import EmbeddedPostgres
 from tests.servers import ROOT, alembic_config
 

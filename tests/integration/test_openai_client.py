@@ -12,10 +12,10 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from shared import jobs
-from shared.db import session_scope
 from shared.journal import NewEvent
-from shared.storage import open_store
-from shared.tables import CheckpointRow, FileRow, JobRow, WorkerRow
+from shared.store.db import session_scope
+from shared.store.storage import open_store
+from shared.store.tables import CheckpointRow, FileRow, JobRow, WorkerRow
 from tests.factories import GIB, claim_on, make_spec, make_worker
 from tests.integration.conftest import Api
 

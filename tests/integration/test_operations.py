@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import func, select, update
 
 from shared import jobs, pool
-from shared.db import session_scope
 from shared.leases import Claim
-from shared.tables import ApiKeyRow, AttemptRow, DeviceRow, EventRow, JobRow, ProjectRow, WorkerRow
+from shared.store.db import session_scope
+from shared.store.tables import ApiKeyRow, AttemptRow, DeviceRow, EventRow, JobRow, ProjectRow, WorkerRow
 from tests.factories import claim_on, make_caller, make_file, make_job, make_key, make_queued_job, make_worker
 from tests.integration.conftest import Api
 from tests.integration.test_bad_requests import refused

@@ -19,11 +19,11 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from api.app import create_app
-from shared import db
-from shared.db import session_scope
-from shared.queue import Bell
 from shared.settings import Settings
-from shared.storage import open_store
+from shared.store import db
+from shared.store.bell import Bell
+from shared.store.db import session_scope
+from shared.store.storage import open_store
 from standalone.valkey import EmbeddedValkey
 from tests.factories import make_file
 from tests.integration.conftest import Api

@@ -14,8 +14,8 @@ from api import planning
 from api.bell import Bell
 from api.outlook import Outlook
 from shared import jobs
-from shared.db import session_scope
-from shared.lifecycle import Lane
+from shared.store.db import session_scope
+from shared.store.lifecycle import Lane
 from tests.factories import make_queued_job
 from tests.integration.conftest import Api
 from tests.lifecycle.stack import until

@@ -15,9 +15,9 @@ import pytest
 from sqlalchemy import text
 
 from shared import preflights
-from shared.db import session_scope
 from shared.settings import Settings, child_environment
-from shared.tables import PreflightRow
+from shared.store.db import session_scope
+from shared.store.tables import PreflightRow
 from tests.factories import make_worker
 from tests.integration.conftest import Api
 from tests.live import live_api

@@ -15,10 +15,10 @@ from openai import OpenAI
 from pydantic import SecretStr
 
 from shared import jobs
-from shared.db import session_scope
 from shared.errors import NotFound
 from shared.settings import Settings
-from shared.storage import CHUNK_BYTES, Store, open_store
+from shared.store.db import session_scope
+from shared.store.storage import CHUNK_BYTES, Store, open_store
 from tests.factories import claim_on, make_queued_job, make_worker
 from tests.integration.conftest import Api
 from tests.integration.test_bad_uploads import FILE, PURPOSE, TYPE, form, part

@@ -18,9 +18,9 @@ from sqlalchemy import event as database_event
 
 from api.app import create_app
 from shared import jobs, journal
-from shared.db import session_scope
 from shared.journal import NewEvent
-from shared.locks import one_at_a_time
+from shared.store.db import session_scope
+from shared.store.locks import one_at_a_time
 from standalone.postgres import EmbeddedPostgres
 from tests.factories import make_job
 from tests.integration.conftest import Api

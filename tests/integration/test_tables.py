@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shared.db import session_scope
 from shared.rows.convert import UnpackSpec
 from shared.settings import child_environment
-from shared.storage import open_store
-from shared.tables import FileRow
+from shared.store.db import session_scope
+from shared.store.storage import open_store
+from shared.store.tables import FileRow
 from tests.integration.conftest import Api
 
 ROOT = Path(__file__).parents[2]

@@ -10,10 +10,10 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from shared import jobs, usage
-from shared.db import session_scope
 from shared.errors import Invalid
 from shared.keys import Caller
-from shared.tables import AttemptRow, WorkerRow
+from shared.store.db import session_scope
+from shared.store.tables import AttemptRow, WorkerRow
 from tests.factories import claim_on, make_caller, make_key, make_queued_job, make_worker
 from tests.integration.conftest import Api
 from tests.integration.test_bad_requests import refused

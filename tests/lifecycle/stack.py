@@ -22,16 +22,17 @@ import redis
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from shared import jobs, layout, submission
+from shared import jobs, submission
 from shared.contract.spec import CreateJob
-from shared.db import make_engine, session_scope
 from shared.ids import new_id
 from shared.keys import Caller
-from shared.queue import ring
 from shared.settings import Settings, child_environment
 from shared.settle.catalogue import load_catalogue
-from shared.storage import Store, open_store
-from shared.tables import AttemptRow, DeviceRow, EventRow, FileRow, JobRow
+from shared.store import layout
+from shared.store.bell import ring
+from shared.store.db import make_engine, session_scope
+from shared.store.storage import Store, open_store
+from shared.store.tables import AttemptRow, DeviceRow, EventRow, FileRow, JobRow
 from standalone.postgres import EmbeddedPostgres
 from standalone.valkey import EmbeddedValkey
 from tests import invariants

@@ -11,8 +11,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from shared import jobs
-from shared.db import session_scope
-from shared.tables import CheckpointRow, DeviceRow, FileRow
+from shared.store.db import session_scope
+from shared.store.tables import CheckpointRow, DeviceRow, FileRow
 from tests.lifecycle.stack import Stack, chain_of, until
 
 

@@ -13,8 +13,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from shared import jobs, pool
-from shared.db import session_scope
-from shared.tables import DeviceRow, MemberRow
+from shared.store.db import session_scope
+from shared.store.tables import DeviceRow, MemberRow
 from tests.factories import claim_on, make_worker
 from tests.lifecycle.stack import Servers, Stack, chain_of, make_stack, until
 

@@ -12,9 +12,9 @@ from sqlalchemy.orm import Session
 from api import views
 from shared import merges
 from shared.contract.spec import CreateMerge
-from shared.db import session_scope
-from shared.queue import ring
-from shared.tables import MergeRow
+from shared.store.bell import ring
+from shared.store.db import session_scope
+from shared.store.tables import MergeRow
 from tests.lifecycle.stack import Servers, Stack, chain_of, make_stack, until
 from worker import devices
 from worker.drain import SharedFlags

@@ -14,10 +14,10 @@ from transformers import LlamaConfig
 
 from shared import submission
 from shared.contract.spec import CreateJob
-from shared.db import session_scope
-from shared.queue import ring
 from shared.settle.catalogue import load_catalogue
-from shared.tables import JobRow
+from shared.store.bell import ring
+from shared.store.db import session_scope
+from shared.store.tables import JobRow
 from tests.lifecycle.stack import Servers, Stack, make_stack
 from tests.train.tiny import losses, make_model_directory, make_spec, run
 from worker.train.packing import StepPlan

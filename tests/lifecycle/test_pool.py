@@ -7,8 +7,8 @@ import time
 from sqlalchemy import select
 
 from shared import jobs, operations
-from shared.db import session_scope
-from shared.tables import EventRow, PoolRow, WorkerRow
+from shared.store.db import session_scope
+from shared.store.tables import EventRow, PoolRow, WorkerRow
 from tests.factories import make_caller
 from tests.lifecycle.stack import Stack, chain_of
 

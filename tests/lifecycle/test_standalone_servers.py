@@ -20,8 +20,8 @@ import redis
 from sqlalchemy import Engine
 
 from shared import keys
-from shared.db import session_scope
-from shared.tables import ApiKeyRow
+from shared.store.db import session_scope
+from shared.store.tables import ApiKeyRow
 from standalone.children import ChildFailed
 from standalone.first_key import working_key
 from standalone.postgres import EmbeddedPostgres, PostgresFailed, running_url

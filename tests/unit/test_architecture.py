@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.lifecycle import JOB_STATUSES, TERMINAL, TRANSITIONS, JobStatus, is_terminal, may_move
+from shared.store.lifecycle import JOB_STATUSES, TERMINAL, TRANSITIONS, JobStatus, is_terminal, may_move
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("api", "worker", "shared", "standalone")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from shared import layout
 from shared.errors import Invalid
 from shared.ids import new_id
+from shared.store import layout
 
 PROJECT, JOB, FILE = new_id("proj_"), new_id("ftjob-"), new_id("file-")
 

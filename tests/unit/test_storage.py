@@ -11,7 +11,7 @@ import pytest
 
 from shared.errors import Invalid, NotFound, Unavailable
 from shared.settings import Settings
-from shared.storage import CHUNK_BYTES, Store, open_store
+from shared.store.storage import CHUNK_BYTES, Store, open_store
 
 CONTENT = bytes(range(256)) * (CHUNK_BYTES // 128)  # two parts
 

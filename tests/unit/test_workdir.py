@@ -6,7 +6,7 @@ from pathlib import Path
 
 from obstore.store import MemoryStore
 
-from shared.storage import Store, StoredObject
+from shared.store.storage import Store, StoredObject
 from worker import workdir
 
 

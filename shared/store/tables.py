@@ -21,7 +21,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from shared.db import Base
+from shared.store.db import Base
 
 Moment = DateTime(timezone=True)
 Json = JSONB(none_as_null=True)

@@ -11,8 +11,8 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from shared.lifecycle import Lane
 from shared.settings import Settings
+from shared.store.lifecycle import Lane
 
 log = structlog.get_logger()
 
