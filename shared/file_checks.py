@@ -8,7 +8,7 @@ from typing import Any, Final
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
-from shared.leases import ends_in
+from shared.lease.values import ends_in
 from shared.store.tables import FileRow
 
 # A file whose check ended this many workers is not read again: it would end the next one too.

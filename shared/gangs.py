@@ -13,7 +13,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
-from shared.leases import Lease, MeetingPlace, Member, Membership
+from shared.lease.values import Lease, MeetingPlace, Member, Membership
 from shared.store.lifecycle import MemberPhase
 from shared.store.tables import AttemptRow, JobRow, MemberRow, WorkerRow
 

@@ -11,11 +11,12 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from shared import audit, jobs, journal, keys, submission
+from shared import audit, jobs, keys, submission
 from shared.contract.spec import Queue
 from shared.errors import Invalid, NotFound
-from shared.journal import NewEvent
 from shared.keys import Caller
+from shared.lease import journal
+from shared.lease.journal import NewEvent
 from shared.store.lifecycle import TERMINAL
 from shared.store.locks import one_at_a_time
 from shared.store.tables import JobRow

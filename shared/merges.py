@@ -15,7 +15,7 @@ from shared.adapters import Source, StoredFile
 from shared.contract.spec import CreateCombination, CreateMerge, JobSpec
 from shared.errors import Invalid, LimitReached, NotFound
 from shared.ids import new_id
-from shared.leases import Lease, ends_in
+from shared.lease.values import Lease, ends_in
 from shared.store.locks import one_at_a_time
 from shared.store.tables import MergeRow
 

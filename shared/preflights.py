@@ -15,7 +15,7 @@ from shared.contract.spec import DEFAULT_PREVIEW_ROWS, BaseModelRef, CreateJob, 
 from shared.errors import Invalid, LimitReached, NotFound
 from shared.ids import new_id
 from shared.keys import Caller
-from shared.leases import FileRef, ends_in
+from shared.lease.values import FileRef, ends_in
 from shared.store.tables import FileRow, PreflightRow
 
 # A preflight that ended this many workers is not begun again: it would end the next one too.

@@ -21,7 +21,7 @@ from shared.contract.spec import (
 from shared.ids import new_id
 from shared.jobs import claim_training, claim_validation, validated
 from shared.keys import Caller
-from shared.leases import Claim
+from shared.lease.values import Claim
 from shared.settle.catalogue import SMOLLM2
 from shared.store.tables import DeviceRow, FileRow, JobRow, OrganizationRow, ProjectRow, WorkerRow
 

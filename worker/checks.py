@@ -14,7 +14,7 @@ from shared import file_checks, jobs, measurements, workers
 from shared.contract.spec import DataFacts
 from shared.errors import Invalid, TunepoolError, Unavailable
 from shared.file_checks import FileCheck, MadeRows
-from shared.leases import Claim, FileRef
+from shared.lease.values import Claim, FileRef
 from shared.preflights import PreflightClaim
 from shared.rows.check import DatasetReport, Limits, check
 from shared.rows.convert import source_of

@@ -19,7 +19,7 @@ from shared import measurements, pages, preflights, workers
 from shared.contract.events import EXIT_DONE, TokenReport
 from shared.contract.spec import JobSpec, PreflightSpec
 from shared.errors import TunepoolError, Unavailable
-from shared.leases import FileRef, Lease
+from shared.lease.values import FileRef, Lease
 from shared.preflights import PreflightClaim
 from shared.settle import durations
 from shared.settle.catalogue import load_catalogue

@@ -17,7 +17,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.orm import Session
 
-from shared.leases import NotUnderstood
+from shared.lease.values import NotUnderstood
 from shared.settings import Settings
 from shared.store.db import make_engine, session_scope
 from shared.store.storage import Store, open_store

@@ -10,7 +10,7 @@ from typing import Literal
 import structlog
 
 from shared import gangs, jobs
-from shared.leases import Lease, Orders
+from shared.lease.values import Lease, Orders
 from worker.host import AWAY, Host
 from worker.leader import Gang
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from shared.contract.events import EXIT_DONE, EXIT_STOPPED
 from shared.gangs import MemberState
-from shared.leases import Member
+from shared.lease.values import Member
 from shared.settings import Settings
 
 SILENT_BEATS: Final = 3  # a member reports every second or so; after this many heartbeats without a word it is gone

@@ -13,7 +13,7 @@ import structlog
 from sqlalchemy.engine import make_url
 
 from shared.errors import Unavailable
-from shared.leases import Lease, MeetingPlace
+from shared.lease.values import Lease, MeetingPlace
 from shared.settings import Settings
 
 log = structlog.get_logger()

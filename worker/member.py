@@ -19,7 +19,7 @@ from shared import gangs, workers
 from shared.contract.events import EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
 from shared.errors import TunepoolError
 from shared.gangs import Word
-from shared.leases import MeetingPlace, Membership
+from shared.lease.values import MeetingPlace, Membership
 from shared.store.lifecycle import MemberPhase
 from worker.host import AWAY, Host, host_code, host_sentence
 from worker.launcher import Trainer

@@ -9,7 +9,7 @@ from typing import Final
 from shared.contract.events import EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
 from shared.contract.spec import Placement
 from shared.errors import TunepoolError
-from shared.leases import Lease
+from shared.lease.values import Lease
 from worker import launcher, processes
 from worker.host import Host
 from worker.launcher import Exit

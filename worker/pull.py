@@ -17,7 +17,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from shared import failpoints, jobs
-from shared.leases import Claim
+from shared.lease.values import Claim
 from shared.settings import Settings
 from shared.store.bell import call, ring
 from shared.store.lifecycle import Lane

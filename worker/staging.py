@@ -12,8 +12,8 @@ from pathlib import Path
 import structlog
 
 from shared.contract.spec import AttemptSpec
-from shared.journal import NewEvent
-from shared.leases import Claim, MeetingPlace
+from shared.lease.journal import NewEvent
+from shared.lease.values import Claim, MeetingPlace
 from shared.settle.catalogue import load_catalogue
 from shared.settle.sizing import DeviceKind, keeps_copy
 from worker import base_models, launcher, meeting, processes, workdir

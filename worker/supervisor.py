@@ -31,8 +31,8 @@ from shared.contract.events import (
 )
 from shared.errors import TunepoolError, Unavailable
 from shared.ids import new_id
-from shared.journal import NewEvent
-from shared.leases import Claim, MeetingPlace, NewFile
+from shared.lease.journal import NewEvent
+from shared.lease.values import Claim, MeetingPlace, NewFile
 from shared.settle.sizing import estimate, workload
 from shared.store import layout
 from shared.store.lifecycle import AttemptOutcome, AttemptPhase

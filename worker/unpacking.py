@@ -13,7 +13,7 @@ import structlog
 from shared import file_checks
 from shared.contract.events import EXIT_DONE, Failed
 from shared.file_checks import FileCheck, MadeRows
-from shared.leases import Lease
+from shared.lease.values import Lease
 from shared.rows.check import DatasetReport, Limits, check, refused
 from shared.rows.convert import UnpackSpec, source_of
 from shared.rows.lines import RowProblem, at_start

@@ -23,7 +23,7 @@ from shared.contract.events import (
     TrainerEvent,
     Validation,
 )
-from shared.journal import NewEvent
+from shared.lease.journal import NewEvent
 
 READ_BYTES: Final = 1024 * 1024  # at most this much a look, so that a flood cannot starve the rest of the loop
 LINE_BYTES: Final = 256 * 1024

@@ -19,7 +19,7 @@ import stamina
 
 from shared.adapters import StoredFile
 from shared.errors import NotFound, TunepoolError, Unavailable
-from shared.leases import Claim, FileRef, Lease
+from shared.lease.values import Claim, FileRef, Lease
 from shared.rows.convert import checked_lines
 from shared.store import layout
 from shared.store.storage import Store

@@ -9,11 +9,12 @@ from pydantic import ValidationError
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from shared import gangs, journal, pool, usage
+from shared import gangs, pool, usage
 from shared.contract.spec import CreateJob, JobSpec
 from shared.jobs.rows import model_name
-from shared.journal import NewEvent
-from shared.leases import Claim, FileRef, Lease, Member, Membership, NotUnderstood, ends_in
+from shared.lease import journal
+from shared.lease.journal import NewEvent
+from shared.lease.values import Claim, FileRef, Lease, Member, Membership, NotUnderstood, ends_in
 from shared.plan.scheduling import Assignment
 from shared.store.locks import one_at_a_time
 from shared.store.tables import AttemptRow, DeviceRow, FileRow, JobRow

@@ -10,12 +10,13 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
-from shared import journal, measurements, pool
+from shared import measurements, pool
 from shared.contract.spec import AutoValue, JobSpec
 from shared.ids import new_id
 from shared.jobs.rows import held, model_name, touch
-from shared.journal import NewEvent
-from shared.leases import Lease, NewFile
+from shared.lease import journal
+from shared.lease.journal import NewEvent
+from shared.lease.values import Lease, NewFile
 from shared.settings import Settings
 from shared.store.lifecycle import COUNTED, AttemptOutcome, JobStatus, is_terminal
 from shared.store.tables import AdapterRow, AttemptRow, DeviceRow, FileRow, JobRow

@@ -7,10 +7,10 @@ from collections.abc import Collection
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from shared import journal
 from shared.errors import Invalid, NotFound
 from shared.jobs.rows import touch
-from shared.journal import NewEvent
+from shared.lease import journal
+from shared.lease.journal import NewEvent
 from shared.store.lifecycle import is_terminal
 from shared.store.tables import JobRow
 

@@ -9,11 +9,11 @@ from typing import Any
 from sqlalchemy import Row, select, update
 from sqlalchemy.orm import Session
 
-from shared import journal
 from shared.ids import new_id
 from shared.jobs.rows import advance, held
-from shared.journal import NewEvent
-from shared.leases import Lease, Orders, ends_in
+from shared.lease import journal
+from shared.lease.journal import NewEvent
+from shared.lease.values import Lease, Orders, ends_in
 from shared.store.lifecycle import AttemptPhase
 from shared.store.tables import AttemptRow, CheckpointRow, JobRow
 

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
-from shared.leases import Lease
+from shared.lease.values import Lease
 from shared.store.tables import JobRow, OrganizationRow, ProjectRow
 
 

@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 
 from api.app import create_app
 from shared import jobs, keys
-from shared.journal import NewEvent
-from shared.leases import Claim
+from shared.lease.journal import NewEvent
+from shared.lease.values import Claim
 from shared.store.db import session_scope
 from shared.store.tables import ApiKeyRow, WorkerRow
 from tests.factories import claim_on, make_file, make_job, make_key, make_queued_job, make_worker

@@ -16,7 +16,7 @@ from shared.contract.spec import Placement
 from shared.ids import new_id
 from shared.jobs import claims
 from shared.keys import Caller
-from shared.leases import Claim, MeetingPlace, Membership
+from shared.lease.values import Claim, MeetingPlace, Membership
 from shared.overview import overview
 from shared.settings import Settings
 from shared.store.db import session_scope

@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 from shared import files, job_operations, jobs, pages, submission
 from shared.errors import Conflict, Invalid, LimitReached
 from shared.job_operations import Selection
-from shared.journal import NewEvent
-from shared.leases import Claim, NewFile
+from shared.lease.journal import NewEvent
+from shared.lease.values import Claim, NewFile
 from shared.settings import Settings
 from shared.settle.catalogue import SMOLLM2
 from shared.store.tables import AdapterRow, AttemptRow, DeviceRow, EventRow, FileRow, JobRow, ProjectRow

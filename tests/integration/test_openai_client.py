@@ -12,7 +12,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from shared import jobs
-from shared.journal import NewEvent
+from shared.lease.journal import NewEvent
 from shared.store.db import session_scope
 from shared.store.storage import open_store
 from shared.store.tables import CheckpointRow, FileRow, JobRow, WorkerRow

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import func, select, update
 
 from shared import jobs, pool
-from shared.leases import Claim
+from shared.lease.values import Claim
 from shared.store.db import session_scope
 from shared.store.tables import ApiKeyRow, AttemptRow, DeviceRow, EventRow, JobRow, ProjectRow, WorkerRow
 from tests.factories import claim_on, make_caller, make_file, make_job, make_key, make_queued_job, make_worker

@@ -17,8 +17,9 @@ import pytest
 from sqlalchemy import event as database_event
 
 from api.app import create_app
-from shared import jobs, journal
-from shared.journal import NewEvent
+from shared import jobs
+from shared.lease import journal
+from shared.lease.journal import NewEvent
 from shared.store.db import session_scope
 from shared.store.locks import one_at_a_time
 from standalone.postgres import EmbeddedPostgres

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from shared.errors import Unavailable
 from shared.gangs import RESTARTED, MemberState
-from shared.leases import Lease, Member
+from shared.lease.values import Lease, Member
 from shared.settings import Settings
 from worker import launcher, meeting, processes
 from worker.leader import Gang
