@@ -20,7 +20,7 @@ from typing import Any, Final
 import structlog
 from sqlalchemy import Engine
 
-from shared import pool
+from shared.fleet import snapshot
 from shared.plan.verdicts import Verdict
 from shared.store.db import make_engine, session_scope
 
@@ -79,8 +79,8 @@ def make(engine: Engine, pool_name: str) -> Plan:
     """Read the pool and plan."""
     begun = time.monotonic()
     with session_scope(engine) as session:
-        view = pool.snapshot(session, pool_name=pool_name)
-    made = pool.make_plan(view)
+        view = snapshot.snapshot(session, pool_name=pool_name)
+    made = snapshot.make_plan(view)
     for job_id in made.verdicts:
         made.verdicts[job_id]  # the first to be worded works out the forecast for all
         break

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 from pydantic import Field
 
 from api.views import View, maybe_seconds, seconds
-from shared import gangs
+from shared.fleet import members as gangs
 from shared.keys import Caller
 from shared.overview import Overview, Standing, Waiting
 from shared.plan.preemption import RunningJob

@@ -9,8 +9,9 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from shared import audit, keys, projects, workers
+from shared import audit, keys, projects
 from shared.errors import Forbidden, Invalid, NotFound
+from shared.fleet import workers
 from shared.keys import Caller
 from shared.store.tables import ApiKeyRow, DeviceRow, PoolRow, WorkerRow
 

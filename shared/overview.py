@@ -11,8 +11,9 @@ from typing import Final
 
 from sqlalchemy.orm import Session
 
-from shared import gangs, operations, pages, pool, projects, usage
-from shared.gangs import Seat
+from shared import operations, pages, projects, usage
+from shared.fleet import members, snapshot
+from shared.fleet.members import Seat
 from shared.plan.preemption import RunningJob
 from shared.plan.scheduling import Policy, QueuedJob, Share
 from shared.plan.verdicts import Verdict
@@ -56,8 +57,8 @@ class Overview:
 
 def overview(session: Session, *, pool_name: str) -> Overview:
     """Everything there is to see; who may see what is the door's business."""
-    view = pool.snapshot(session, pool_name=pool_name)
-    made = pool.make_plan(view)
+    view = snapshot.snapshot(session, pool_name=pool_name)
+    made = snapshot.make_plan(view)
     queued = {job.id: job for job in view.queue}
     starting = [Waiting(queued[one.job_id], None) for one in made.assignments]
     blocked = (Waiting(queued[job_id], made.verdicts[job_id]) for job_id in made.verdicts)
@@ -68,14 +69,14 @@ def overview(session: Session, *, pool_name: str) -> Overview:
         workers=[worker for worker in operations.all_workers(session) if worker.pool == pool_name],
         devices=pages.devices(session, pool_name=pool_name),
         running={job.id: job for job in view.running},
-        seats=gangs.seats(session, pool_name=pool_name),
+        seats=members.seats(session, pool_name=pool_name),
         standings=_standings(session, view),
         queue=[*starting, *islice(blocked, max(0, QUEUE_SHOWN - len(starting)))],
         counts=pages.unfinished(session),
     )
 
 
-def _standings(session: Session, view: pool.Snapshot) -> list[Standing]:
+def _standings(session: Session, view: snapshot.Snapshot) -> list[Standing]:
     rows = projects.listed(session)
     months = usage.this_month(session, [row.id for row in rows])
     waiting, held = Counter(job.project for job in view.queue), Counter[str]()
@@ -92,5 +93,5 @@ def _standings(session: Session, view: pool.Snapshot) -> list[Standing]:
 def standing(session: Session, project_id: str, *, pool_name: str) -> Standing:
     """One project's. Raises NotFound."""
     projects.find(session, project_id)
-    view = pool.snapshot(session, pool_name=pool_name)
+    view = snapshot.snapshot(session, pool_name=pool_name)
     return next(one for one in _standings(session, view) if one.project.id == project_id)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 import time
 
-from shared import jobs, workers
+from shared import jobs
+from shared.fleet import workers
 from shared.settings import Settings
 from worker import processes
 from worker.checks import check_next_file, validate_next_job

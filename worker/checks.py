@@ -10,10 +10,11 @@ from typing import Any, Final, Literal
 
 import structlog
 
-from shared import file_checks, jobs, measurements, workers
+from shared import file_checks, jobs, measurements
 from shared.contract.spec import DataFacts
 from shared.errors import Invalid, TunepoolError, Unavailable
 from shared.file_checks import FileCheck, MadeRows
+from shared.fleet import workers
 from shared.lease.values import Claim, FileRef
 from shared.preflights import PreflightClaim
 from shared.rows.check import DatasetReport, Limits, check

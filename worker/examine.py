@@ -15,10 +15,11 @@ from typing import Any, Final
 import structlog
 from pydantic import ValidationError
 
-from shared import measurements, pages, preflights, workers
+from shared import measurements, pages, preflights
 from shared.contract.events import EXIT_DONE, TokenReport
 from shared.contract.spec import JobSpec, PreflightSpec
 from shared.errors import TunepoolError, Unavailable
+from shared.fleet import workers
 from shared.lease.values import FileRef, Lease
 from shared.preflights import PreflightClaim
 from shared.settle import durations

@@ -17,11 +17,11 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.orm import Session
 
+from shared.fleet.workers import NewWorker
 from shared.lease.values import NotUnderstood
 from shared.settings import Settings
 from shared.store.db import make_engine, session_scope
 from shared.store.storage import Store, open_store
-from shared.workers import NewWorker
 from worker import processes
 from worker.devices import discover
 from worker.drain import SharedFlags

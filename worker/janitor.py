@@ -16,8 +16,9 @@ import structlog
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
-from shared import failpoints, files, gangs, garbage, jobs, lanes, preflights, workers
+from shared import failpoints, files, garbage, jobs, lanes, preflights
 from shared.errors import Unavailable
+from shared.fleet import members, workers
 from shared.settings import Settings
 from shared.store import schema
 from shared.store.bell import call, ring
@@ -126,7 +127,7 @@ class Janitor:
         for lane in LANES:
             if lane in waiting:
                 ring(lane, self._settings)
-        for worker_id, pool_name in (self._alone("called", gangs.called) or {}).items():
+        for worker_id, pool_name in (self._alone("called", members.called) or {}).items():
             call(worker_id, self._settings, pool=pool_name)
 
     def collect(self) -> None:

@@ -9,7 +9,8 @@ from typing import Literal
 
 import structlog
 
-from shared import gangs, jobs
+from shared import jobs
+from shared.fleet import members
 from shared.lease.values import Lease, Orders
 from worker.host import AWAY, Host
 from worker.leader import Gang
@@ -102,7 +103,7 @@ class LeaseKeeper(threading.Thread):
             else:
                 self._orders = self._host.write(lambda s: jobs.read_orders(s, self._lease))
             if self._gang.members:
-                self._gang.hear(self._host.write(lambda s: gangs.states(s, self._lease)))
+                self._gang.hear(self._host.write(lambda s: members.states(s, self._lease)))
         except AWAY as error:
             log.warning("lease.unheard", job_id=self._lease.job_id, error=str(error)[:200])
             return

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from shared.contract.events import EXIT_DONE, EXIT_STOPPED
-from shared.gangs import MemberState
+from shared.fleet.members import MemberState
 from shared.lease.values import Member
 from shared.settings import Settings
 

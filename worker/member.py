@@ -15,10 +15,10 @@ import stamina
 import structlog
 from sqlalchemy.orm import Session
 
-from shared import gangs, workers
 from shared.contract.events import EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
 from shared.errors import TunepoolError
-from shared.gangs import Word
+from shared.fleet import members, workers
+from shared.fleet.members import Word
 from shared.lease.values import MeetingPlace, Membership
 from shared.store.lifecycle import MemberPhase
 from worker.host import AWAY, Host, host_code, host_sentence
@@ -117,7 +117,7 @@ class Reporter(threading.Thread):
             self._heard = now
 
     def _report(self, session: Session) -> Word | None:
-        return gangs.report(session, self._part, phase=self.phase, leaving=self._host.flags.draining)
+        return members.report(session, self._part, phase=self.phase, leaving=self._host.flags.draining)
 
 
 class _Member:
@@ -168,14 +168,14 @@ class _Member:
     def leave(self, *, exit_code: int | None = None, error: dict[str, Any] | None = None) -> None:
         """Say that nothing lives here any more. Raises one of AWAY."""
         self.reporter.stop()
-        self.insist(partial(gangs.end, part=self.part, exit_code=exit_code, error=error))
+        self.insist(partial(members.end, part=self.part, exit_code=exit_code, error=error))
 
     def quarantine(self, message: str) -> None:
         """The devices are not free: nobody may have them before somebody has looked."""
         for device_id in self.part.claim.device_ids:
             self.insist(partial(workers.set_quarantined, device_id=device_id, quarantined=True))
         self.reporter.stop()
-        self.insist(partial(gangs.end, part=self.part, error=_told("trainer_undead", message)))
+        self.insist(partial(members.end, part=self.part, error=_told("trainer_undead", message)))
 
     def insist(self, verb: Callable[[Session], object]) -> None:
         """Run a write, again while Postgres is away; after a lease the leader has long heard the silence."""

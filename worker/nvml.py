@@ -45,7 +45,7 @@ def gpus(*, own_pids: Collection[int], ailments: Mapping[str, str], nvml: Any = 
 def _gpu(nvml: Any, index: int, own_pids: Collection[int], ailments: Mapping[str, str]) -> list[FoundDevice]:
     """The GPU as one device, or its MIG slices where it is cut into some; nothing when it fell off the bus.
 
-    A device that is registered and no longer found is reported unhealthy (shared/workers.py).
+    A device that is registered and no longer found is reported unhealthy (shared/fleet/workers.py).
     """
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)

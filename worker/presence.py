@@ -20,7 +20,9 @@ import structlog
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from shared import gangs, lanes, workers
+from shared import lanes
+from shared.fleet import members, workers
+from shared.fleet.workers import DeviceReport, NewWorker
 from shared.settings import Settings, child_environment
 from shared.settle.catalogue import load_catalogue
 from shared.store import schema
@@ -28,7 +30,6 @@ from shared.store.bell import ring
 from shared.store.db import make_engine, session_scope
 from shared.store.lifecycle import Lane
 from shared.store.schema import SchemaOutdated
-from shared.workers import DeviceReport, NewWorker
 from worker import processes, pulse, temporary
 from worker.base_models import cached_names
 from worker.devices import discover
@@ -200,7 +201,7 @@ class Presence(threading.Thread):
         waiting = lanes.waiting(session)
         idle = workers.has_idle_device(session, self._worker.id)
         served = {lane for lane in LANES if lane in waiting and (lane == "cpu" or idle)}
-        return frozenset(served | {"training"} if gangs.is_called(session, self._worker.id) else served)
+        return frozenset(served | {"training"} if members.is_called(session, self._worker.id) else served)
 
     def _send_deputy(self, lane: Lane) -> None:
         """Serve the lane from a process of its own, as a bell would have."""

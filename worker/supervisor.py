@@ -19,7 +19,7 @@ import stamina
 import structlog
 from sqlalchemy.orm import Session
 
-from shared import failpoints, gangs, jobs, results, workers
+from shared import failpoints, jobs, results
 from shared.contract.events import (
     EXIT_DONE,
     EXIT_OUT_OF_MEMORY,
@@ -30,6 +30,7 @@ from shared.contract.events import (
     Finished,
 )
 from shared.errors import TunepoolError, Unavailable
+from shared.fleet import members, workers
 from shared.ids import new_id
 from shared.lease.journal import NewEvent
 from shared.lease.values import Claim, MeetingPlace, NewFile
@@ -161,7 +162,7 @@ class _Attempt:
             time.sleep(LOOK_SECONDS)
         apart = any(member.host != self.host.worker.host for member in self.gang.members)
         place = meeting.choose(self.host.settings, self.lease, apart=apart)
-        if not self.insist(lambda s: gangs.meet(s, self.lease, place)):
+        if not self.insist(lambda s: members.meet(s, self.lease, place)):
             raise Interrupted("lost")
         return place
 
@@ -170,7 +171,7 @@ class _Attempt:
         if not self.gang.members or self.keeper.lost:
             return
         self.keeper.dismissed()
-        self.insist(lambda s: gangs.dismiss(s, self.lease))
+        self.insist(lambda s: members.dismiss(s, self.lease))
         until = time.monotonic() + self.patience
         while not (self.gang.gone or self.keeper.lost or time.monotonic() > until):
             time.sleep(LOOK_SECONDS)

@@ -14,9 +14,10 @@ from api import views
 from api.answers import written
 from api.body import is_short, parse, raw_body
 from api.deps import Door, DoorDep, JobsReader, JobsWriter, bearer_of, door_of
-from shared import adapters, failpoints, gangs, jobs, pages, submission
+from shared import adapters, failpoints, jobs, pages, submission
 from shared.contract.spec import CreateJob
 from shared.errors import Invalid
+from shared.fleet import members as gangs
 from shared.keys import Caller
 from shared.settle import refusals
 

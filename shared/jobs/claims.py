@@ -9,8 +9,10 @@ from pydantic import ValidationError
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from shared import gangs, pool, usage
+from shared import usage
 from shared.contract.spec import CreateJob, JobSpec
+from shared.fleet import members as gangs
+from shared.fleet import snapshot
 from shared.jobs.rows import model_name
 from shared.lease import journal
 from shared.lease.journal import NewEvent
@@ -31,8 +33,8 @@ def claim_training(
     device free.
     """
     one_at_a_time(session, f"plan:{pool_name}")
-    view = pool.snapshot(session, pool_name=pool_name).without(passed_over)
-    made = pool.make_plan(view)
+    view = snapshot.snapshot(session, pool_name=pool_name).without(passed_over)
+    made = snapshot.make_plan(view)
     for preemption in made.preemptions:
         _request_preemption(session, preemption.victim_id, for_job_id=preemption.for_job_id, reason=preemption.reason)
     owners = _owners(session, pool_name)
@@ -44,9 +46,9 @@ def claim_training(
                 session, assignment, parts, worker_id=worker_id, lease_seconds=lease_seconds, charged=charged
             )
             if claim is not None:
-                pool.keep_first_etas(session, made)
+                snapshot.keep_first_etas(session, made)
                 return claim
-    pool.keep_first_etas(session, made)
+    snapshot.keep_first_etas(session, made)
     return None
 
 
@@ -115,7 +117,7 @@ def _lease_training(
     if taken is None:
         return None
     session.execute(update(DeviceRow).where(DeviceRow.id.in_(device_ids)).values(leased_by=job_id, fence=taken.fence))
-    pool.charge(session, taken.project_id, seconds=charged)
+    snapshot.charge(session, taken.project_id, seconds=charged)
     _open_attempt(session, taken, worker_id=worker_id, device_ids=device_ids)
     claim = _claim(session, taken, worker_id=worker_id, device_ids=own, members=members)
     gangs.call(session, claim.lease, members)

@@ -10,8 +10,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
-from shared import measurements, pool
+from shared import measurements
 from shared.contract.spec import AutoValue, JobSpec
+from shared.fleet import snapshot
 from shared.ids import new_id
 from shared.jobs.rows import held, model_name, touch
 from shared.lease import journal
@@ -285,7 +286,7 @@ def _settle(
     seconds = _close_attempt(session, lease, outcome=outcome, **(attempt_values or {}))
     if seconds is not None:
         # The charge made at the lease becomes the real one.
-        pool.charge(session, job.project_id, seconds=seconds - job.charged_seconds)
+        snapshot.charge(session, job.project_id, seconds=seconds - job.charged_seconds)
         touch(session, job.id, device_seconds=JobRow.device_seconds + seconds, charged_seconds=0.0)
     return job
 

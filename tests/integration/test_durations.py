@@ -6,8 +6,9 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from shared import jobs, measurements, pool
+from shared import jobs, measurements
 from shared.contract.spec import DataFacts, JobSpec
+from shared.fleet import snapshot
 from shared.settle import durations
 from shared.store.tables import JobRow, WorkerRow
 from tests.factories import claim_on, make_caller, make_queued_job, make_spec, make_worker
@@ -76,6 +77,6 @@ def test_a_job_that_goes_on_from_a_checkpoint_is_expected_to_need_what_was_left(
         update(JobRow).where(JobRow.id == job.id).values(expected_seconds=500.0, progress={"seconds_left": 40.0})
     )
 
-    (waiting,) = (one for one in pool.snapshot(past, pool_name="default").queue if one.id == job.id)
+    (waiting,) = (one for one in snapshot.snapshot(past, pool_name="default").queue if one.id == job.id)
 
     assert waiting.expected_seconds == 40.0

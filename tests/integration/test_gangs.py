@@ -11,8 +11,9 @@ from sqlalchemy import Engine, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from api import pool_views, views
-from shared import gangs, jobs, pool, usage, workers
+from shared import jobs, usage
 from shared.contract.spec import Placement
+from shared.fleet import members, snapshot, workers
 from shared.ids import new_id
 from shared.jobs import claims
 from shared.keys import Caller
@@ -75,7 +76,7 @@ def test_nothing_is_leased_while_one_host_lacks_a_device(session: Session) -> No
     assert claim_on(session, leader) is None
 
     assert holders(session) == {(None, None)}
-    verdict = pool.explain(session, job.id, pool_name="default")
+    verdict = snapshot.explain(session, job.id, pool_name="default")
     assert verdict is not None
     assert verdict.blocked_by == "NO_WORKER"
     assert "needs 2 hosts with 2 devices each" in verdict.detail
@@ -94,16 +95,16 @@ def test_a_host_that_goes_away_after_the_plan_leaves_the_job_waiting_and_nothing
 ) -> None:
     job = make_queued_job(session, make_caller(session), placement=TWO_BY_TWO)
     leader, other = two_hosts(session)
-    planned = pool.make_plan
+    planned = snapshot.make_plan
 
-    def plan_and_lose_a_host(view: pool.Snapshot) -> Any:
+    def plan_and_lose_a_host(view: snapshot.Snapshot) -> Any:
         made = planned(view)
         owners = claims._owners(session, "default")
         monkeypatch.setattr(claims, "_owners", lambda *_: owners)
         session.execute(delete(DeviceRow).where(DeviceRow.id == f"{other.id}:1"))
         return made
 
-    monkeypatch.setattr(pool, "make_plan", plan_and_lose_a_host)
+    monkeypatch.setattr(snapshot, "make_plan", plan_and_lose_a_host)
 
     assert claim_on(session, leader) is None
     session.refresh(job)
@@ -135,16 +136,16 @@ def test_however_it_ends_the_devices_of_all_hosts_are_free_at_once_and_charged(
 
 def test_the_meeting_point_is_told_under_the_fence_alone(session: Session, settings: Settings) -> None:
     _, claim, part, _ = led(session)
-    before = gangs.report(session, part, phase="ready", leaving=False)
+    before = members.report(session, part, phase="ready", leaving=False)
 
-    assert gangs.meet(session, claim.lease, PLACE)
-    after = gangs.report(session, part, phase="ready", leaving=False)
+    assert members.meet(session, claim.lease, PLACE)
+    after = members.report(session, part, phase="ready", leaving=False)
     jobs.give_back(session, claim.lease, outcome="crashed", code="c", message="It broke.", settings=settings)
 
-    assert before == gangs.Word(None)
-    assert after == gangs.Word(PLACE)
-    assert not gangs.meet(session, claim.lease, PLACE)
-    assert gangs.report(session, part, phase="training", leaving=False) is None
+    assert before == members.Word(None)
+    assert after == members.Word(PLACE)
+    assert not members.meet(session, claim.lease, PLACE)
+    assert members.report(session, part, phase="training", leaving=False) is None
 
 
 def test_a_member_of_an_older_attempt_hears_nothing_of_the_newer_one(session: Session, settings: Settings) -> None:
@@ -153,13 +154,13 @@ def test_a_member_of_an_older_attempt_hears_nothing_of_the_newer_one(session: Se
     leader = session.get_one(WorkerRow, claim.lease.worker_id)
     newer = claim_on(session, leader)
     assert newer is not None
-    gangs.meet(session, newer.lease, PLACE)
+    members.meet(session, newer.lease, PLACE)
 
-    stale = gangs.report(session, part, phase="ready", leaving=False)
-    gangs.end(session, part, exit_code=1)
+    stale = members.report(session, part, phase="ready", leaving=False)
+    members.end(session, part, exit_code=1)
 
     assert stale is None
-    assert [state.phase for state in gangs.states(session, newer.lease)] == ["called"]
+    assert [state.phase for state in members.states(session, newer.lease)] == ["called"]
     assert jobs.claim_membership(session, worker_id=other.id) is not None
 
 
@@ -169,9 +170,9 @@ def test_a_member_that_is_needed_no_more_hears_so(session: Session, order: str) 
     if order == "cancel":
         jobs.request_cancel(session, job.id, project_id=job.project_id)
     else:
-        assert gangs.dismiss(session, claim.lease)
+        assert members.dismiss(session, claim.lease)
 
-    assert gangs.report(session, part, phase="training", leaving=False) is None
+    assert members.report(session, part, phase="training", leaving=False) is None
 
 
 def test_a_call_is_rung_for_until_it_is_answered_and_answered_once(session: Session) -> None:
@@ -179,11 +180,11 @@ def test_a_call_is_rung_for_until_it_is_answered_and_answered_once(session: Sess
     leader, other = two_hosts(session)
     assert claim_on(session, leader) is not None
 
-    assert gangs.called(session) == {other.id: "default"}
-    assert gangs.is_called(session, other.id)
-    assert not gangs.is_called(session, leader.id)
+    assert members.called(session) == {other.id: "default"}
+    assert members.is_called(session, other.id)
+    assert not members.is_called(session, leader.id)
     assert jobs.claim_membership(session, worker_id=other.id) is not None
-    assert gangs.called(session) == {}
+    assert members.called(session) == {}
     assert jobs.claim_membership(session, worker_id=other.id) is None
 
 
@@ -195,7 +196,7 @@ def test_the_pool_and_the_job_show_every_host_and_only_to_whom_it_concerns(sessi
     mine, theirs = (
         pool_views.pool(found, caller=caller).gangs for caller in (owner, make_caller(session, scopes=("jobs:read",)))
     )
-    attempt = views.attempt(session.scalars(select(AttemptRow)).one(), gangs.of_job(session, job.id)[1])
+    attempt = views.attempt(session.scalars(select(AttemptRow)).one(), members.of_job(session, job.id)[1])
 
     assert [(seat.job_id, seat.node, seat.phase) for seat in mine] == [(job.id, 0, "leased"), (job.id, 1, "staging")]
     assert [seat.devices for seat in mine] == [list(claim.device_ids), list(part.claim.device_ids)]
@@ -208,9 +209,9 @@ def test_a_call_of_an_attempt_that_has_ended_is_answered_by_nobody(session: Sess
     leader, other = two_hosts(session)
     claim = claim_on(session, leader)
     assert claim is not None
-    gangs.dismiss(session, claim.lease)
+    members.dismiss(session, claim.lease)
 
-    assert gangs.called(session) == {}
+    assert members.called(session) == {}
     assert jobs.claim_membership(session, worker_id=other.id) is None
 
 
@@ -219,13 +220,13 @@ def test_a_worker_that_starts_anew_ends_its_parts_and_one_that_retires_leaves_th
     known = workers.NewWorker(id=other.id, host=other.host, pool="default", boot_id="boot", version="test")
 
     workers.register(session, known, [])
-    (restarted,) = gangs.states(session, claim.lease)
+    (restarted,) = members.states(session, claim.lease)
     session.execute(update(MemberRow).values(phase="training", error=None))
     workers.retire(session, other.id)
-    (retired,) = gangs.states(session, claim.lease)
+    (retired,) = members.states(session, claim.lease)
 
     assert (restarted.phase, restarted.leaving) == ("ended", False)
-    assert restarted.error == gangs.RESTARTED
+    assert restarted.error == members.RESTARTED
     assert (retired.phase, retired.leaving, retired.error) == ("ended", True, None)
     assert holders(session) == {(claim.lease.job_id, claim.lease.fence)}
 

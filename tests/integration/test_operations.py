@@ -10,7 +10,8 @@ import httpx2
 import pytest
 from sqlalchemy import func, select, update
 
-from shared import jobs, pool
+from shared import jobs
+from shared.fleet import snapshot
 from shared.lease.values import Claim
 from shared.store.db import session_scope
 from shared.store.tables import ApiKeyRow, AttemptRow, DeviceRow, EventRow, JobRow, ProjectRow, WorkerRow
@@ -239,7 +240,7 @@ def test_projects_are_made_and_edited_and_the_next_plan_follows(api: Api, operat
     assert (edited["weight"], edited["max_running"], edited["budget_gpu_hours"]) == (3.5, 4, None)
     assert (crossed["param"], unknown["code"]) == ("budget_soft_gpu_hours", "unknown_parameter")
     with session_scope(api.engine) as session:
-        view = pool.snapshot(session, pool_name="default")
+        view = snapshot.snapshot(session, pool_name="default")
     share = next(share for share in view.shares if share.project == made["id"])
     assert (share.weight, share.max_running, share.budget_left_seconds) == (3.5, 4, None)
     act = last_act(operator, made["id"])
@@ -285,7 +286,7 @@ def test_a_key_over_its_cap_waits_and_one_with_a_full_queue_is_refused(api: Api,
         worker = make_worker(session, devices=2)
         assert claim_on(session, worker) is not None
         waiting = make_queued_job(session, caller)
-        verdict = pool.explain(session, waiting.id, pool_name="default")
+        verdict = snapshot.explain(session, waiting.id, pool_name="default")
         body = {"model": "smollm2-135m-instruct", "training_file": make_file(session, caller).id}
 
     assert verdict is not None
@@ -318,7 +319,7 @@ def test_a_month_over_its_hard_budget_waits_and_over_its_soft_one_is_warned(api:
     with session_scope(api.engine) as session:
         session.execute(update(JobRow).where(JobRow.id == answer.json()["id"]).values(status="cancelled"))
         second = make_queued_job(session, caller)
-        verdict = pool.explain(session, second.id, pool_name="default")
+        verdict = snapshot.explain(session, second.id, pool_name="default")
 
     assert "soft limit of 1.0" in answer.headers["tunepool-warning"]
     assert any(event["level"] == "warn" and "soft limit" in event["message"] for event in events)
@@ -405,7 +406,7 @@ def test_a_gang_never_waits_for_devices_of_two_workers_on_one_host_together(api:
         single = make_queued_job(session, api.caller)
         session.flush()
         claims = [claim for worker in workers if (claim := claim_on(session, worker)) is not None]
-        verdict = pool.explain(session, gang.id, pool_name="default")
+        verdict = snapshot.explain(session, gang.id, pool_name="default")
 
     assert [claim.lease.job_id for claim in claims] == [single.id]
     assert verdict is not None

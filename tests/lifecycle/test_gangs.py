@@ -12,7 +12,8 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from shared import jobs, pool
+from shared import jobs
+from shared.fleet import snapshot
 from shared.store.db import session_scope
 from shared.store.tables import DeviceRow, MemberRow
 from tests.factories import claim_on, make_worker
@@ -153,7 +154,7 @@ def test_a_job_for_more_hosts_than_there_are_waits_and_says_so(pair: Stack) -> N
     job_id = pair.submit("steps=4", placement={**ON_TWO, "nodes": 3})
     pair.wait(job_id, "queued")
     with session_scope(pair.engine) as session:
-        verdict = pool.explain(session, job_id, pool_name=pair.settings.pool)
+        verdict = snapshot.explain(session, job_id, pool_name=pair.settings.pool)
     pair.cancel(job_id)
 
     assert verdict is not None

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from shared.errors import Unavailable
-from shared.gangs import RESTARTED, MemberState
+from shared.fleet.members import RESTARTED, MemberState
 from shared.lease.values import Lease, Member
 from shared.settings import Settings
 from worker import launcher, meeting, processes

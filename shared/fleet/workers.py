@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from shared import gangs
+from shared.fleet import members
 from shared.store.tables import DeviceRow, JobRow, WorkerRow
 
 # A silent worker's devices may be taken over by another worker of the same host after this.
@@ -74,7 +74,7 @@ def register(session: Session, worker: NewWorker, devices: Sequence[DeviceReport
         .where(JobRow.lease_owner == worker.id, JobRow.lease_until.is_not(None))
         .values(lease_until=func.to_timestamp(0))
     )
-    gangs.forsake(session, worker.id)
+    members.forsake(session, worker.id)
     _put_devices(session, worker, devices)
     session.execute(delete(DeviceRow).where(_gone(worker.id, devices), DeviceRow.leased_by.is_(None)))
 
@@ -138,7 +138,7 @@ def retire(session: Session, worker_id: str) -> None:
     """A worker that has stopped takes its free devices along; leased ones wait for the reaper."""
     session.execute(delete(DeviceRow).where(DeviceRow.worker_id == worker_id, DeviceRow.leased_by.is_(None)))
     session.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(last_seen=func.to_timestamp(0)))
-    gangs.retire(session, worker_id)
+    members.retire(session, worker_id)
 
 
 def forget(session: Session) -> list[str]:
