@@ -22,8 +22,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from api import views
-from shared import pages
 from shared.errors import LimitReached
+from shared.jobs import pages
 from shared.store.lifecycle import TERMINAL
 from shared.store.tables import EventRow
 

@@ -11,9 +11,10 @@ from typing import Final
 
 from sqlalchemy.orm import Session
 
-from shared import operations, pages, projects, usage
+from shared import operations, projects, usage
 from shared.fleet import members, snapshot
 from shared.fleet.members import Seat
+from shared.jobs import pages
 from shared.plan.preemption import RunningJob
 from shared.plan.scheduling import Policy, QueuedJob, Share
 from shared.plan.verdicts import Verdict

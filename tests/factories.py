@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from shared import keys, submission
+from shared import keys
 from shared.contract.spec import (
     Adapter,
     CreateJob,
@@ -19,7 +19,8 @@ from shared.contract.spec import (
     Training,
 )
 from shared.ids import new_id
-from shared.jobs import claim_training, claim_validation, validated
+from shared.jobs import submission
+from shared.jobs.moves import claim_training, claim_validation, validated
 from shared.keys import Caller
 from shared.lease.values import Claim
 from shared.settle.catalogue import SMOLLM2

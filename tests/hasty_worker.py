@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 import time
 
-from shared import jobs
 from shared.fleet import workers
+from shared.jobs import moves
 from shared.settings import Settings
 from worker import processes
 from worker.checks import check_next_file, validate_next_job
@@ -27,7 +27,7 @@ def main(speed: float) -> None:
     while check_next_file(host) or validate_next_job(host):
         pass
     claim = host.write(
-        lambda s: jobs.claim_training(s, worker_id=host.worker.id, pool_name=host.settings.pool, lease_seconds=60)
+        lambda s: moves.claim_training(s, worker_id=host.worker.id, pool_name=host.settings.pool, lease_seconds=60)
     )
     assert claim is not None
     run_attempt(host, claim, clock=lambda: time.monotonic() * speed)

@@ -10,11 +10,12 @@ from typing import Any, Final, Literal
 
 import structlog
 
-from shared import file_checks, jobs, measurements
+from shared import file_checks
 from shared.contract.spec import DataFacts
 from shared.errors import Invalid, TunepoolError, Unavailable
 from shared.file_checks import FileCheck, MadeRows
 from shared.fleet import workers
+from shared.jobs import measurements, moves
 from shared.lease.values import Claim, FileRef
 from shared.preflights import PreflightClaim
 from shared.rows.check import DatasetReport, Limits, check
@@ -86,7 +87,7 @@ def _sentence(report: DatasetReport) -> str | None:
 def validate_next_job(host: Host) -> bool:
     """Settle one job whose files are read: into the queue, or failed with its reasons. False: none waits."""
     claim = host.claim(
-        partial(jobs.claim_validation, worker_id=host.worker.id, lease_seconds=host.settings.lease_seconds)
+        partial(moves.claim_validation, worker_id=host.worker.id, lease_seconds=host.settings.lease_seconds)
     )
     if claim is None:
         return False
@@ -94,11 +95,11 @@ def validate_next_job(host: Host) -> bool:
         settled = settle(host, claim)
     except TunepoolError as error:
         code, message, param = error.code, error.message, error.param
-        host.write(lambda s: jobs.fail(s, claim.lease, code=code, message=message, param=param))
+        host.write(lambda s: moves.fail(s, claim.lease, code=code, message=message, param=param))
         log.info("job.refused", job_id=claim.lease.job_id, code=code)
         return True
     host.write(
-        lambda s: jobs.validated(
+        lambda s: moves.validated(
             s,
             claim.lease,
             spec=settled.spec,

@@ -15,11 +15,12 @@ from typing import Any, Final
 import structlog
 from pydantic import ValidationError
 
-from shared import measurements, pages, preflights
+from shared import preflights
 from shared.contract.events import EXIT_DONE, TokenReport
 from shared.contract.spec import JobSpec, PreflightSpec
 from shared.errors import TunepoolError, Unavailable
 from shared.fleet import workers
+from shared.jobs import measurements, pages
 from shared.lease.values import FileRef, Lease
 from shared.preflights import PreflightClaim
 from shared.settle import durations

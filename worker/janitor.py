@@ -16,9 +16,10 @@ import structlog
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
-from shared import failpoints, files, garbage, jobs, lanes, preflights
+from shared import failpoints, files, garbage, lanes, preflights
 from shared.errors import Unavailable
 from shared.fleet import members, workers
+from shared.jobs import moves
 from shared.settings import Settings
 from shared.store import schema
 from shared.store.bell import call, ring
@@ -116,7 +117,7 @@ class Janitor:
     def _reap(self, session: Session) -> list[str]:
         if not self._rounds.may_reap(now=self._clock(), database_age=database_age_seconds(session)):
             return []
-        taken = jobs.reap(session, settings=self._settings)
+        taken = moves.reap(session, settings=self._settings)
         if taken:
             failpoints.reach("reap_before_commit", self._settings)
         return taken

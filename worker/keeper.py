@@ -9,8 +9,8 @@ from typing import Literal
 
 import structlog
 
-from shared import jobs
 from shared.fleet import members
+from shared.jobs import moves
 from shared.lease.values import Lease, Orders
 from worker.host import AWAY, Host
 from worker.leader import Gang
@@ -97,11 +97,11 @@ class LeaseKeeper(threading.Thread):
         try:
             if now - self._beaten >= settings.heartbeat_seconds:
                 self._orders = self._host.write(
-                    lambda s: jobs.heartbeat(s, self._lease, lease_seconds=settings.lease_seconds)
+                    lambda s: moves.heartbeat(s, self._lease, lease_seconds=settings.lease_seconds)
                 )
                 self._beaten = now
             else:
-                self._orders = self._host.write(lambda s: jobs.read_orders(s, self._lease))
+                self._orders = self._host.write(lambda s: moves.read_orders(s, self._lease))
             if self._gang.members:
                 self._gang.hear(self._host.write(lambda s: members.states(s, self._lease)))
         except AWAY as error:

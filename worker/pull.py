@@ -16,7 +16,8 @@ from typing import Final
 import structlog
 from sqlalchemy.orm import Session
 
-from shared import failpoints, jobs
+from shared import failpoints
+from shared.jobs import moves
 from shared.lease.values import Claim
 from shared.settings import Settings
 from shared.store.bell import call, ring
@@ -37,7 +38,7 @@ def training(host: Host) -> None:
     while True:
         host.flags.pulled("training", at=time.monotonic())
         # Before anything of our own, and while draining too: the leader must hear it, its devices idle meanwhile.
-        part = host.claim(partial(jobs.claim_membership, worker_id=host.worker.id))
+        part = host.claim(partial(moves.claim_membership, worker_id=host.worker.id))
         if part is not None:
             ring("training", host.settings)  # whoever else may take what this bell was for
             take_part(host, part)
@@ -56,7 +57,7 @@ def training(host: Host) -> None:
 
 
 def _claim(host: Host, session: Session, *, passed_over: Collection[str]) -> Claim | None:
-    claim = jobs.claim_training(
+    claim = moves.claim_training(
         session,
         worker_id=host.worker.id,
         pool_name=host.settings.pool,

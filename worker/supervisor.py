@@ -19,7 +19,7 @@ import stamina
 import structlog
 from sqlalchemy.orm import Session
 
-from shared import failpoints, jobs, results
+from shared import failpoints
 from shared.contract.events import (
     EXIT_DONE,
     EXIT_OUT_OF_MEMORY,
@@ -32,6 +32,7 @@ from shared.contract.events import (
 from shared.errors import TunepoolError, Unavailable
 from shared.fleet import members, workers
 from shared.ids import new_id
+from shared.jobs import metrics_file, moves
 from shared.lease.journal import NewEvent
 from shared.lease.values import Claim, MeetingPlace, NewFile
 from shared.settle.sizing import estimate, workload
@@ -236,7 +237,7 @@ class _Attempt:
         self.told_at = self.clock()
         batch, progress = list(self.untold), self.story.progress()
         try:
-            self.host.write(lambda s: jobs.record(s, self.lease, batch, progress=progress))
+            self.host.write(lambda s: moves.record(s, self.lease, batch, progress=progress))
         except AWAY as error:
             log.warning("events.waiting", job_id=self.lease.job_id, waiting=len(batch), error=str(error)[:200])
             return
@@ -257,7 +258,7 @@ class _Attempt:
         self.reach("checkpoint_uploaded")
         metrics = event.model_dump(mode="json", exclude={"type", "time", "name"}, exclude_none=True)
         self.insist(
-            lambda s: jobs.record_checkpoint(
+            lambda s: moves.record_checkpoint(
                 s,
                 self.lease,
                 step=event.step,
@@ -295,10 +296,10 @@ class _Attempt:
         published = self.insist(partial(self.commit, manifest=manifest, result=result, finished=finished))
         self.reach("after_publish")
         if not published:  # a cancel came first, or the lease is gone
-            self.insist(lambda s: jobs.confirm_cancelled(s, self.lease, exit_code=EXIT_DONE))
+            self.insist(lambda s: moves.confirm_cancelled(s, self.lease, exit_code=EXIT_DONE))
 
     def commit(self, session: Session, *, manifest: dict[str, Any], result: NewFile, finished: Finished) -> bool:
-        published = jobs.succeed(
+        published = moves.succeed(
             session,
             self.lease,
             manifest=manifest,
@@ -312,8 +313,8 @@ class _Attempt:
         return published
 
     def publish_metrics(self) -> NewFile:
-        earlier = self.insist(lambda s: results.recorded_metrics(s, self.lease.job_id))
-        text = results.metrics_csv([*earlier, *metric_lines(self.place.folder.events)])
+        earlier = self.insist(lambda s: metrics_file.recorded_metrics(s, self.lease.job_id))
+        text = metrics_file.metrics_csv([*earlier, *metric_lines(self.place.folder.events)])
         key = layout.result_key(self.claim.project_id, self.lease.job_id, self.lease.fence)
         size, sha256 = workdir.publish_text(
             self.host.store, key, text, scratch=self.place.folder.root / "step_metrics.csv", interrupt=self.unless_over
@@ -375,7 +376,7 @@ class _Attempt:
     def obey(self, why: Ending, *, exit_code: int | None = None) -> None:
         """End the attempt as ordered; the trainer is dead by now."""
         if why == "cancel":
-            self.insist(lambda s: jobs.confirm_cancelled(s, self.lease, exit_code=exit_code))
+            self.insist(lambda s: moves.confirm_cancelled(s, self.lease, exit_code=exit_code))
         elif why in ("pause", "timeout"):
             if why == "timeout":
                 limit = self.spec.queue.max_runtime_seconds
@@ -383,8 +384,8 @@ class _Attempt:
                     NewEvent(f"max_runtime_seconds ({limit}) is used up; resume the job to go on", level="warn")
                 )
                 self.tell(now=True)
-            if not self.insist(lambda s: jobs.confirm_paused(s, self.lease, exit_code=exit_code)):
-                self.insist(lambda s: jobs.confirm_cancelled(s, self.lease, exit_code=exit_code))
+            if not self.insist(lambda s: moves.confirm_paused(s, self.lease, exit_code=exit_code)):
+                self.insist(lambda s: moves.confirm_cancelled(s, self.lease, exit_code=exit_code))
         elif why == "deserted":
             fault = self.gang.fault
             assert fault is not None, "a fault is never taken back"
@@ -429,9 +430,9 @@ class _Attempt:
 
     def fail(self, code: str, message: str, *, param: str | None = None, exit_code: int | None = None) -> None:
         if not self.insist(
-            lambda s: jobs.fail(s, self.lease, code=code, message=message, param=param, exit_code=exit_code)
+            lambda s: moves.fail(s, self.lease, code=code, message=message, param=param, exit_code=exit_code)
         ):
-            self.insist(lambda s: jobs.confirm_cancelled(s, self.lease, exit_code=exit_code))
+            self.insist(lambda s: moves.confirm_cancelled(s, self.lease, exit_code=exit_code))
 
     def give_back(
         self,
@@ -448,7 +449,7 @@ class _Attempt:
             exit_code = ended.exit.code
             log.warning("trainer.failed", job_id=self.lease.job_id, code=code, last_words=ended.exit.last_words[-2000:])
         self.insist(
-            lambda s: jobs.give_back(
+            lambda s: moves.give_back(
                 s,
                 self.lease,
                 outcome=outcome,
@@ -479,7 +480,7 @@ class _Attempt:
     # --- words to the database --------------------------------------------------------------------------------------
 
     def say_phase(self, phase: AttemptPhase) -> None:
-        self.insist(lambda s: jobs.set_phase(s, self.lease, phase))
+        self.insist(lambda s: moves.set_phase(s, self.lease, phase))
 
     def insist(self, verb: Callable[[Session], T]) -> T:
         """Run a write, again while Postgres is away; a lost lease makes it do nothing. Raises one of `AWAY`."""

@@ -9,7 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 
 from api.deps import Door, DoorDep
-from shared import pages
+from shared.jobs import pages
 from shared.store import bell, schema
 
 router = APIRouter(tags=["health"])

@@ -8,9 +8,9 @@ from api import pool_views, views
 from api.body import RawBody, body_of, parse
 from api.deps import Door, DoorDep, JobsWriter
 from api.orders import CancelJobs, SetPriority
-from shared import job_operations
 from shared.errors import Invalid
-from shared.job_operations import Selection
+from shared.jobs import operations
+from shared.jobs.operations import Selection
 from shared.keys import Caller
 
 router = APIRouter(prefix="/v1/tunepool/jobs", tags=["pool"])
@@ -30,7 +30,7 @@ def release_job(job_id: str, caller: JobsWriter, door: DoorDep) -> views.FineTun
 
 def _set_held(door: Door, caller: Caller, job_id: str, *, held: bool) -> views.FineTuningJob:
     with door.session() as session:
-        view = views.job(job_operations.set_held(session, caller, job_id, held=held), caller=caller)
+        view = views.job(operations.set_held(session, caller, job_id, held=held), caller=caller)
     door.ring("training")
     return view
 
@@ -42,7 +42,7 @@ def set_priority(job_id: str, caller: JobsWriter, body: RawBody, door: DoorDep) 
     if wanted.priority is None and wanted.tier is None:
         raise Invalid("Name a priority, a tier or both.", param="priority", code="missing_required_parameter")
     with door.session() as session:
-        row = job_operations.set_priority(session, caller, job_id, priority=wanted.priority, tier=wanted.tier)
+        row = operations.set_priority(session, caller, job_id, priority=wanted.priority, tier=wanted.tier)
         view = views.job(row, caller=caller)
     door.ring("training")
     return view
@@ -66,5 +66,5 @@ def cancel_jobs(caller: JobsWriter, body: RawBody, door: DoorDep) -> pool_views.
         project_id=wanted.project_id,
     )
     with door.session() as session:
-        gone, asked = job_operations.cancel_all(session, caller, selection, pool_name=door.settings.pool)
+        gone, asked = operations.cancel_all(session, caller, selection, pool_name=door.settings.pool)
     return pool_views.Cancelled(cancelled=gone, asked_to_stop=asked)

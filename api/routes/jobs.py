@@ -14,10 +14,11 @@ from api import views
 from api.answers import written
 from api.body import is_short, parse, raw_body
 from api.deps import Door, DoorDep, JobsReader, JobsWriter, bearer_of, door_of
-from shared import adapters, failpoints, jobs, pages, submission
+from shared import adapters, failpoints
 from shared.contract.spec import CreateJob
 from shared.errors import Invalid
 from shared.fleet import members as gangs
+from shared.jobs import moves, pages, submission
 from shared.keys import Caller
 from shared.settle import refusals
 
@@ -192,7 +193,7 @@ def _is_known(etag: str, if_none_match: str | None) -> bool:
 def cancel_job(job_id: str, door: DoorDep, caller: JobsWriter) -> views.FineTuningJob:
     """Cancel at once what waits; what runs is stopped within seconds. Cancelling twice is fine."""
     with door.session() as session:
-        jobs.request_cancel(session, job_id, project_id=caller.project_id)
+        moves.request_cancel(session, job_id, project_id=caller.project_id)
     return _ordered(door, caller, job_id)
 
 
@@ -200,7 +201,7 @@ def cancel_job(job_id: str, door: DoorDep, caller: JobsWriter) -> views.FineTuni
 def pause_job(job_id: str, door: DoorDep, caller: JobsWriter) -> views.FineTuningJob:
     """Hold a waiting job; a running one saves a checkpoint and gives its devices back."""
     with door.session() as session:
-        jobs.request_pause(session, job_id, project_id=caller.project_id)
+        moves.request_pause(session, job_id, project_id=caller.project_id)
     return _ordered(door, caller, job_id)
 
 
@@ -208,7 +209,7 @@ def pause_job(job_id: str, door: DoorDep, caller: JobsWriter) -> views.FineTunin
 def resume_job(job_id: str, door: DoorDep, caller: JobsWriter) -> views.FineTuningJob:
     """Queue a paused job again; it goes on from its last checkpoint."""
     with door.session() as session:
-        jobs.resume(session, job_id, project_id=caller.project_id)
+        moves.resume(session, job_id, project_id=caller.project_id)
     return _ordered(door, caller, job_id)
 
 

@@ -11,8 +11,8 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from api.deps import DoorDep, JobsReader
 from api.streams import Ended
-from shared import pages
 from shared.errors import Invalid
+from shared.jobs import pages
 
 router = APIRouter(prefix="/v1/tunepool", tags=["tunepool"])
 

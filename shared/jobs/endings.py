@@ -10,10 +10,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
-from shared import measurements
 from shared.contract.spec import AutoValue, JobSpec
 from shared.fleet import snapshot
 from shared.ids import new_id
+from shared.jobs import measurements
 from shared.jobs.rows import held, model_name, touch
 from shared.lease import journal
 from shared.lease.journal import NewEvent

@@ -23,8 +23,8 @@ from sqlalchemy import make_url, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from shared import jobs
 from shared.errors import TunepoolError
+from shared.jobs import moves
 from shared.store.bell import ring
 from shared.store.db import session_scope
 from shared.store.tables import DeviceRow, JobRow
@@ -145,7 +145,7 @@ class World:
         for known in accepted:
             if known.plan is job:
                 with session_scope(self.stack.engine) as session:
-                    jobs.request_pause(session, known.id, project_id=self.stack.caller.project_id)
+                    moves.request_pause(session, known.id, project_id=self.stack.caller.project_id)
 
     # --- what breaks ------------------------------------------------------------------------------------------------
 
@@ -257,7 +257,7 @@ class World:
                 known.seen.append(states.get(known.id, "gone"))
             for job_id in (job_id for job_id, status in states.items() if status == "paused"):
                 with session_scope(self.stack.engine) as session:
-                    jobs.resume(session, job_id, project_id=self.stack.caller.project_id)
+                    moves.resume(session, job_id, project_id=self.stack.caller.project_id)
             return FINAL.issuperset(states.values())
 
         def calm() -> bool:

@@ -13,7 +13,8 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from api.app import create_app
-from shared import jobs, keys
+from shared import keys
+from shared.jobs import moves
 from shared.lease.journal import NewEvent
 from shared.lease.values import Claim
 from shared.store.db import session_scope
@@ -169,7 +170,7 @@ def test_a_stranger_finds_no_job_of_ours_by_any_route(api: Api, stranger: str) -
         assert http.get("/v1/fine_tuning/jobs").json()["data"] == []
         assert http.get("/v1/fine_tuning/jobs", params={"after": "ftjob-" + "f" * 32}).json()["data"] == []
     with session_scope(api.engine) as session:
-        assert jobs.request_cancel(session, job_id, project_id=api.caller.project_id).status == "cancelled"
+        assert moves.request_cancel(session, job_id, project_id=api.caller.project_id).status == "cancelled"
 
 
 def test_a_stranger_finds_no_file_of_ours_by_any_route(api: Api, stranger: str, http: httpx2.Client) -> None:
@@ -223,7 +224,7 @@ def test_the_pool_names_only_our_own_jobs(api: Api, stranger: str, http: httpx2.
     assert ours["jobs"] == theirs["jobs"]
     assert ours["jobs"]["running"] == 1
     with session_scope(api.engine) as session:
-        jobs.succeed(session, claim.lease, manifest={"prefix": "p", "files": []})
+        moves.succeed(session, claim.lease, manifest={"prefix": "p", "files": []})
 
 
 def job_of(training_file: str) -> dict[str, str]:
@@ -244,10 +245,10 @@ def trained(api: Api) -> tuple[str, str]:
     """Names of the adapter and the checkpoint of a job that has succeeded."""
     with session_scope(api.engine) as session:
         claim = running(session, api)
-        jobs.record(session, claim.lease, [NewEvent("Step 1/1")])
+        moves.record(session, claim.lease, [NewEvent("Step 1/1")])
         checkpoint = f"{claim.model_name}:ckpt-step-1"
-        jobs.record_checkpoint(
+        moves.record_checkpoint(
             session, claim.lease, step=1, name=checkpoint, metrics={"step": 1}, manifest={"prefix": "c", "files": []}
         )
-        assert jobs.succeed(session, claim.lease, manifest={"prefix": "p", "files": []})
+        assert moves.succeed(session, claim.lease, manifest={"prefix": "p", "files": []})
     return claim.model_name, checkpoint

@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 from sqlalchemy import select
 
-from shared import jobs
+from shared.jobs import moves
 from shared.settings import Settings
 from shared.store.db import make_engine, session_scope
 from shared.store.tables import EventRow, JobRow
@@ -56,7 +56,7 @@ def test_a_dump_restores_with_every_row_and_its_running_job_is_taken_up_again(
         job = session.get_one(JobRow, running)
         job.lease_until = job.created_at.replace(year=2000)  # time has passed since the dump
         session.flush()
-        assert jobs.reap(session, settings=settings) == [running]
+        assert moves.reap(session, settings=settings) == [running]
         session.refresh(job)
         assert (job.status, job.failures) == ("queued", 1)
     restored.dispose()

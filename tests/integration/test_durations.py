@@ -6,9 +6,9 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from shared import jobs, measurements
 from shared.contract.spec import DataFacts, JobSpec
 from shared.fleet import snapshot
+from shared.jobs import measurements, moves
 from shared.settle import durations
 from shared.store.tables import JobRow, WorkerRow
 from tests.factories import claim_on, make_caller, make_queued_job, make_spec, make_worker
@@ -33,7 +33,7 @@ def ended(session: Session, spec: JobSpec, *, seconds: float) -> None:
     worker = session.scalars(select(WorkerRow)).first() or make_worker(session)
     claim = claim_on(session, worker)
     assert claim is not None
-    assert jobs.succeed(session, claim.lease, manifest={"prefix": "p", "files": []})
+    assert moves.succeed(session, claim.lease, manifest={"prefix": "p", "files": []})
     session.execute(
         update(JobRow).where(JobRow.id == job.id).values(device_seconds=seconds, spec=spec.model_dump(mode="json"))
     )

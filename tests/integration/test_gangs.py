@@ -11,11 +11,11 @@ from sqlalchemy import Engine, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from api import pool_views, views
-from shared import jobs, usage
+from shared import usage
 from shared.contract.spec import Placement
 from shared.fleet import members, snapshot, workers
 from shared.ids import new_id
-from shared.jobs import claims
+from shared.jobs import claims, moves
 from shared.keys import Caller
 from shared.lease.values import Claim, MeetingPlace, Membership
 from shared.overview import overview
@@ -38,7 +38,7 @@ def led(session: Session) -> tuple[JobRow, Claim, Membership, WorkerRow]:
     job = make_queued_job(session, make_caller(session), placement=TWO_BY_TWO)
     leader, other = two_hosts(session)
     claim = claim_on(session, leader)
-    part = jobs.claim_membership(session, worker_id=other.id)
+    part = moves.claim_membership(session, worker_id=other.id)
     assert claim is not None
     assert part is not None
     return job, claim, part, other
@@ -119,14 +119,14 @@ def test_however_it_ends_the_devices_of_all_hosts_are_free_at_once_and_charged(
     job, claim, _, _ = led(session)
     session.execute(update(AttemptRow).values(started_at=AttemptRow.started_at - timedelta(seconds=100)))
     if end == "fail":
-        jobs.fail(session, claim.lease, code="internal_error", message="It broke.")
+        moves.fail(session, claim.lease, code="internal_error", message="It broke.")
     elif end == "give_back":
-        jobs.give_back(session, claim.lease, outcome="crashed", code="c", message="It broke.", settings=settings)
+        moves.give_back(session, claim.lease, outcome="crashed", code="c", message="It broke.", settings=settings)
     elif end == "succeed":
-        jobs.succeed(session, claim.lease, manifest={"prefix": "p", "files": []})
+        moves.succeed(session, claim.lease, manifest={"prefix": "p", "files": []})
     else:
         session.execute(update(JobRow).values(lease_until=func.to_timestamp(0)))
-        assert jobs.reap(session, settings=settings) == [job.id]
+        assert moves.reap(session, settings=settings) == [job.id]
 
     session.refresh(job)
     assert holders(session) == {(None, None)}
@@ -140,7 +140,7 @@ def test_the_meeting_point_is_told_under_the_fence_alone(session: Session, setti
 
     assert members.meet(session, claim.lease, PLACE)
     after = members.report(session, part, phase="ready", leaving=False)
-    jobs.give_back(session, claim.lease, outcome="crashed", code="c", message="It broke.", settings=settings)
+    moves.give_back(session, claim.lease, outcome="crashed", code="c", message="It broke.", settings=settings)
 
     assert before == members.Word(None)
     assert after == members.Word(PLACE)
@@ -150,7 +150,7 @@ def test_the_meeting_point_is_told_under_the_fence_alone(session: Session, setti
 
 def test_a_member_of_an_older_attempt_hears_nothing_of_the_newer_one(session: Session, settings: Settings) -> None:
     _, claim, part, other = led(session)
-    jobs.give_back(session, claim.lease, outcome="drained", code="c", message="It broke.", settings=settings)
+    moves.give_back(session, claim.lease, outcome="drained", code="c", message="It broke.", settings=settings)
     leader = session.get_one(WorkerRow, claim.lease.worker_id)
     newer = claim_on(session, leader)
     assert newer is not None
@@ -161,14 +161,14 @@ def test_a_member_of_an_older_attempt_hears_nothing_of_the_newer_one(session: Se
 
     assert stale is None
     assert [state.phase for state in members.states(session, newer.lease)] == ["called"]
-    assert jobs.claim_membership(session, worker_id=other.id) is not None
+    assert moves.claim_membership(session, worker_id=other.id) is not None
 
 
 @pytest.mark.parametrize("order", ["cancel", "dismiss"])
 def test_a_member_that_is_needed_no_more_hears_so(session: Session, order: str) -> None:
     job, claim, part, _ = led(session)
     if order == "cancel":
-        jobs.request_cancel(session, job.id, project_id=job.project_id)
+        moves.request_cancel(session, job.id, project_id=job.project_id)
     else:
         assert members.dismiss(session, claim.lease)
 
@@ -183,9 +183,9 @@ def test_a_call_is_rung_for_until_it_is_answered_and_answered_once(session: Sess
     assert members.called(session) == {other.id: "default"}
     assert members.is_called(session, other.id)
     assert not members.is_called(session, leader.id)
-    assert jobs.claim_membership(session, worker_id=other.id) is not None
+    assert moves.claim_membership(session, worker_id=other.id) is not None
     assert members.called(session) == {}
-    assert jobs.claim_membership(session, worker_id=other.id) is None
+    assert moves.claim_membership(session, worker_id=other.id) is None
 
 
 def test_the_pool_and_the_job_show_every_host_and_only_to_whom_it_concerns(session: Session) -> None:
@@ -212,7 +212,7 @@ def test_a_call_of_an_attempt_that_has_ended_is_answered_by_nobody(session: Sess
     members.dismiss(session, claim.lease)
 
     assert members.called(session) == {}
-    assert jobs.claim_membership(session, worker_id=other.id) is None
+    assert moves.claim_membership(session, worker_id=other.id) is None
 
 
 def test_a_worker_that_starts_anew_ends_its_parts_and_one_that_retires_leaves_them(session: Session) -> None:
@@ -255,4 +255,4 @@ def test_two_workers_that_pull_at_once_make_one_gang(engine: Engine) -> None:
         held = session.scalars(select(DeviceRow).where(DeviceRow.pool == name)).all()
         assert {(row.leased_by, row.fence) for row in held} == {(job.id, claim.lease.fence)}
         assert len(held) == 4
-        assert jobs.fail(session, claim.lease, code="internal_error", message="The test is over.")
+        assert moves.fail(session, claim.lease, code="internal_error", message="The test is over.")

@@ -11,9 +11,10 @@ from sqlalchemy import event, func, inspect, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from shared import files, job_operations, jobs, pages, submission
+from shared import files
 from shared.errors import Conflict, Invalid, LimitReached
-from shared.job_operations import Selection
+from shared.jobs import moves, operations, pages, submission
+from shared.jobs.operations import Selection
 from shared.lease.journal import NewEvent
 from shared.lease.values import Claim, NewFile
 from shared.settings import Settings
@@ -89,7 +90,7 @@ def test_what_has_not_ended_is_found_by_its_index_however_many_jobs_have(session
     files.delete(session, other, project_id=caller.project_id)
     submission.submit(session, request, caller=caller, base=SMOLLM2.ref, request_sha256="a")
     selection = Selection(statuses=("queued", "validating_files"))
-    job_operations.cancel_all(session, caller, selection, pool_name="default")
+    operations.cancel_all(session, caller, selection, pool_name="default")
 
     looks = [
         (statement, values)
@@ -208,7 +209,7 @@ def test_a_claim_leases_job_and_device_together_and_only_once(session: Session) 
     job, claim = started(session)
     worker_id = claim.lease.worker_id
 
-    second = jobs.claim_training(session, worker_id=worker_id, pool_name="default", lease_seconds=60)
+    second = moves.claim_training(session, worker_id=worker_id, pool_name="default", lease_seconds=60)
     device = session.scalars(select(DeviceRow).where(DeviceRow.worker_id == worker_id)).one()
 
     assert second is None
@@ -222,7 +223,7 @@ def test_success_publishes_adapter_manifest_and_metrics_file_at_once(session: Se
         id="file-metrics", filename="step_metrics.csv", purpose="fine-tune-results", bytes=1, sha256="0", key="k"
     )
 
-    assert jobs.succeed(session, claim.lease, manifest=MANIFEST, result_file=file, trained_tokens=7)
+    assert moves.succeed(session, claim.lease, manifest=MANIFEST, result_file=file, trained_tokens=7)
 
     session.refresh(job)
     adapter = session.scalars(select(AdapterRow).where(AdapterRow.job_id == job.id)).one()
@@ -237,26 +238,26 @@ def test_success_publishes_adapter_manifest_and_metrics_file_at_once(session: Se
 def test_a_cancel_that_was_asked_first_wins_over_success(session: Session) -> None:
     job, claim = started(session)
 
-    jobs.request_cancel(session, job.id, project_id=job.project_id)
+    moves.request_cancel(session, job.id, project_id=job.project_id)
 
-    assert not jobs.succeed(session, claim.lease, manifest=MANIFEST)
-    assert jobs.confirm_cancelled(session, claim.lease)
+    assert not moves.succeed(session, claim.lease, manifest=MANIFEST)
+    assert moves.confirm_cancelled(session, claim.lease)
     session.refresh(job)
     assert job.status == "cancelled"
 
 
 def test_a_cancel_after_success_is_refused(session: Session) -> None:
     job, claim = started(session)
-    jobs.succeed(session, claim.lease, manifest=MANIFEST)
+    moves.succeed(session, claim.lease, manifest=MANIFEST)
 
     with pytest.raises(Invalid, match="already succeeded"):
-        jobs.request_cancel(session, job.id, project_id=job.project_id)
+        moves.request_cancel(session, job.id, project_id=job.project_id)
 
 
 @pytest.mark.parametrize("write", ["heartbeat", "record", "record_checkpoint", "succeed", "fail", "confirm_paused"])
 def test_a_lost_lease_can_write_nothing(session: Session, settings: Settings, write: str) -> None:
     job, claim = started(session)
-    jobs.give_back(session, claim.lease, outcome="drained", code="drained", message="Drained.", settings=settings)
+    moves.give_back(session, claim.lease, outcome="drained", code="drained", message="Drained.", settings=settings)
     arguments = {
         "heartbeat": {"lease_seconds": 60},
         "record": {"events": [NewEvent("x")]},
@@ -266,7 +267,7 @@ def test_a_lost_lease_can_write_nothing(session: Session, settings: Settings, wr
         "confirm_paused": {},
     }[write]
 
-    assert not getattr(jobs, write)(session, claim.lease, **arguments)
+    assert not getattr(moves, write)(session, claim.lease, **arguments)
     session.refresh(job)
     assert job.status == "queued"
 
@@ -277,7 +278,7 @@ def test_a_dead_workers_job_is_queued_again_with_its_device_free_and_the_attempt
     job, claim = started(session)
     session.execute(update(JobRow).where(JobRow.id == job.id).values(lease_until=func.now() - timedelta(seconds=16)))
 
-    assert jobs.reap(session, settings=settings) == [job.id]
+    assert moves.reap(session, settings=settings) == [job.id]
 
     session.refresh(job)
     assert (job.status, job.failures) == ("queued", 1)
@@ -290,7 +291,7 @@ def test_a_lease_within_its_grace_is_left_alone(session: Session, settings: Sett
     job, _ = started(session)
     session.execute(update(JobRow).where(JobRow.id == job.id).values(lease_until=func.now() - timedelta(seconds=14)))
 
-    assert jobs.reap(session, settings=settings) == []
+    assert moves.reap(session, settings=settings) == []
 
 
 def test_a_job_that_ends_every_worker_fails_after_its_attempts(session: Session, settings: Settings) -> None:
@@ -299,7 +300,7 @@ def test_a_job_that_ends_every_worker_fails_after_its_attempts(session: Session,
     for _ in range(settings.max_attempts):
         claim = claim_on(session, worker)
         assert claim is not None
-        jobs.give_back(
+        moves.give_back(
             session, claim.lease, outcome="crashed", code="trainer_crashed", message="Died.", settings=settings
         )
 
@@ -311,7 +312,7 @@ def test_a_job_that_ends_every_worker_fails_after_its_attempts(session: Session,
 def test_a_drain_uses_up_no_attempt(session: Session, settings: Settings) -> None:
     job, claim = started(session)
 
-    jobs.give_back(session, claim.lease, outcome="drained", code="drained", message="Drained.", settings=settings)
+    moves.give_back(session, claim.lease, outcome="drained", code="drained", message="Drained.", settings=settings)
 
     session.refresh(job)
     assert (job.status, job.failures, job.not_before) == ("queued", 0, None)
@@ -319,7 +320,7 @@ def test_a_drain_uses_up_no_attempt(session: Session, settings: Settings) -> Non
 
 def test_the_database_itself_refuses_to_reopen_an_ended_job(session: Session) -> None:
     job, claim = started(session)
-    jobs.succeed(session, claim.lease, manifest=MANIFEST)
+    moves.succeed(session, claim.lease, manifest=MANIFEST)
 
     with pytest.raises(IntegrityError, match="is final"):
         session.execute(text("update jobs set status = 'queued', manifest = null where id = :id"), {"id": job.id})
@@ -328,7 +329,7 @@ def test_the_database_itself_refuses_to_reopen_an_ended_job(session: Session) ->
 def test_the_charge_at_the_lease_becomes_the_real_one_at_the_end(session: Session) -> None:
     job, claim = started(session)
     charged = session.get_one(ProjectRow, job.project_id).usage
-    jobs.succeed(session, claim.lease, manifest=MANIFEST)
+    moves.succeed(session, claim.lease, manifest=MANIFEST)
 
     project = session.get_one(ProjectRow, job.project_id, populate_existing=True)
 
@@ -338,8 +339,8 @@ def test_the_charge_at_the_lease_becomes_the_real_one_at_the_end(session: Sessio
 
 def test_events_are_numbered_without_gaps(session: Session) -> None:
     job, claim = started(session)
-    jobs.record(session, claim.lease, [NewEvent(f"Step {n}") for n in range(5)])
-    jobs.record(session, claim.lease, [NewEvent("more")])
+    moves.record(session, claim.lease, [NewEvent(f"Step {n}") for n in range(5)])
+    moves.record(session, claim.lease, [NewEvent("more")])
 
     numbers = session.scalars(select(EventRow.seq).where(EventRow.job_id == job.id).order_by(EventRow.seq)).all()
 
@@ -349,11 +350,11 @@ def test_events_are_numbered_without_gaps(session: Session) -> None:
 def test_a_paused_job_is_not_started_and_a_resumed_one_is(session: Session) -> None:
     job = make_queued_job(session, make_caller(session))
     worker = make_worker(session)
-    jobs.request_pause(session, job.id, project_id=job.project_id)
+    moves.request_pause(session, job.id, project_id=job.project_id)
 
     assert claim_on(session, worker) is None
 
-    jobs.resume(session, job.id, project_id=job.project_id)
+    moves.resume(session, job.id, project_id=job.project_id)
     assert claim_on(session, worker) is not None
 
 
@@ -362,8 +363,8 @@ def test_a_job_whose_file_is_unchecked_is_not_validated_yet(session: Session) ->
     file = make_file(session, caller, status="uploaded")
     make_job(session, caller, file=file)
 
-    assert jobs.claim_validation(session, worker_id="w", lease_seconds=60) is None
+    assert moves.claim_validation(session, worker_id="w", lease_seconds=60) is None
 
     file.status = "processed"
     session.flush()
-    assert jobs.claim_validation(session, worker_id="w", lease_seconds=60) is not None
+    assert moves.claim_validation(session, worker_id="w", lease_seconds=60) is not None

@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from shared import jobs, measurements
 from shared.contract.spec import DataFacts
+from shared.jobs import measurements, moves
 from shared.keys import Caller
 from shared.settle.catalogue import SMOLLM2
 from shared.settle.resolve import DeviceFacts, Resolution, resolve
@@ -32,7 +32,7 @@ def finish(session: Session, caller: Caller, *, ratio: float = 1.2, shrunk: bool
     assert claim is not None
     predicted = estimate(workload(measurements.as_run(job), device="cpu", memory=MEMORY)).total
     peak = int(ratio * predicted)
-    assert jobs.succeed(
+    assert moves.succeed(
         session, claim.lease, manifest=MANIFEST, trained_tokens=1000, peak_bytes=peak, train_seconds=10.0
     )
     session.execute(delete(DeviceRow))  # so that the next job comes to the next worker

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from shared import jobs
+from shared.jobs import moves
 from shared.lease.journal import NewEvent
 from shared.store.db import session_scope
 from shared.store.storage import open_store
@@ -39,17 +39,17 @@ def run_to_success(api: Api, job_id: str) -> None:
         session.execute(update(FileRow).where(FileRow.id == file).values(status="processed"))
     with session_scope(api.engine) as session:
         claim = validation_claim(session, job_id)
-        assert jobs.validated(session, claim.lease, spec=make_spec(), auto=[], bytes_per_device=GIB)
+        assert moves.validated(session, claim.lease, spec=make_spec(), auto=[], bytes_per_device=GIB)
     with session_scope(api.engine) as session:
         worker = session.scalars(select(WorkerRow)).first() or make_worker(session)
         training = claim_on(session, worker)
         assert training is not None
         assert training.lease.job_id == job_id
-        jobs.record(
+        moves.record(
             session, training.lease, [NewEvent("Step 1/1", type="metrics", data={"step": 1, "train_loss": 0.5})]
         )
         name = f"{training.model_name}:ckpt-step-1"
-        jobs.record_checkpoint(
+        moves.record_checkpoint(
             session, training.lease, step=1, name=name, metrics={"step": 1, "train_loss": 0.5}, manifest={}
         )
         content = b"weights"
@@ -58,11 +58,11 @@ def run_to_success(api: Api, job_id: str) -> None:
             "bytes": len(content),
             "sha256": hashlib.sha256(content).hexdigest(),
         }
-        jobs.succeed(session, training.lease, manifest={"prefix": "made/adapter", "files": [entry]}, trained_tokens=40)
+        moves.succeed(session, training.lease, manifest={"prefix": "made/adapter", "files": [entry]}, trained_tokens=40)
 
 
 def validation_claim(session: Session, job_id: str):
-    while (claim := jobs.claim_validation(session, worker_id="checker", lease_seconds=60)) is not None:
+    while (claim := moves.claim_validation(session, worker_id="checker", lease_seconds=60)) is not None:
         if claim.lease.job_id == job_id:
             return claim
     raise AssertionError(f"{job_id} cannot be validated")

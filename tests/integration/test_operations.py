@@ -10,8 +10,8 @@ import httpx2
 import pytest
 from sqlalchemy import func, select, update
 
-from shared import jobs
 from shared.fleet import snapshot
+from shared.jobs import moves
 from shared.lease.values import Claim
 from shared.store.db import session_scope
 from shared.store.tables import ApiKeyRow, AttemptRow, DeviceRow, EventRow, JobRow, ProjectRow, WorkerRow
@@ -44,7 +44,7 @@ def clean(api: Api) -> Iterator[None]:
     with session_scope(api.engine) as session:
         session.execute(update(JobRow).values(lease_until=None).where(JobRow.status == "validating_files"))
         waiting = session.scalars(select(JobRow.id).where(JobRow.status.in_(["queued", "validating_files", "paused"])))
-        jobs.cancel_all_waiting(session, waiting.all(), reason="test over")
+        moves.cancel_all_waiting(session, waiting.all(), reason="test over")
         session.execute(update(DeviceRow).values(leased_by=None, fence=None))
         session.execute(update(WorkerRow).values(last_seen=func.now() - timedelta(days=2)))
 
@@ -308,7 +308,7 @@ def test_a_month_over_its_hard_budget_waits_and_over_its_soft_one_is_warned(api:
         held_for = func.now() - timedelta(seconds=7190)
         session.execute(update(AttemptRow).where(AttemptRow.job_id == first.id).values(started_at=held_for))
         month_began = session.scalar(select(func.date_trunc("month", func.now(), "UTC") > held_for))
-        assert jobs.succeed(session, claim.lease, manifest=MANIFEST)
+        assert moves.succeed(session, claim.lease, manifest=MANIFEST)
         body = {"model": "smollm2-135m-instruct", "training_file": make_file(session, caller).id}
         assert not month_began, "run this test two hours after the month began"
 

@@ -13,7 +13,7 @@ from sqlalchemy import event as database_event
 from api import planning
 from api.bell import Bell
 from api.outlook import Outlook
-from shared import jobs
+from shared.jobs import moves
 from shared.store.db import session_scope
 from shared.store.lifecycle import Lane
 from tests.factories import make_queued_job
@@ -29,7 +29,7 @@ def queued(api: Api) -> Iterator[str]:
         job_id = make_queued_job(session, api.caller).id
     yield job_id
     with session_scope(api.engine) as session:
-        jobs.request_cancel(session, job_id, project_id=api.caller.project_id)
+        moves.request_cancel(session, job_id, project_id=api.caller.project_id)
 
 
 def test_an_unchanged_job_answers_304_and_a_changed_one_does_not(api: Api, queued: str) -> None:
@@ -89,7 +89,7 @@ def test_a_job_queued_after_the_plan_is_known_as_soon_as_planning_is_cheap(api: 
 
     outlook.close()
     with session_scope(api.engine) as session:
-        jobs.request_cancel(session, later, project_id=api.caller.project_id)
+        moves.request_cancel(session, later, project_id=api.caller.project_id)
 
 
 def test_a_long_plan_is_made_in_a_process_of_its_own_and_says_the_same(

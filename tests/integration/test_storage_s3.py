@@ -14,8 +14,8 @@ from moto.server import ThreadedMotoServer
 from openai import OpenAI
 from pydantic import SecretStr
 
-from shared import jobs
 from shared.errors import NotFound
+from shared.jobs import moves
 from shared.settings import Settings
 from shared.store.db import session_scope
 from shared.store.storage import CHUNK_BYTES, Store, open_store
@@ -90,7 +90,7 @@ def test_a_link_is_presigned_and_opens_one_object_for_one_method(
         make_queued_job(session, api.caller)
         claim = claim_on(session, worker)
         assert claim is not None
-        assert jobs.succeed(session, claim.lease, manifest=manifest)
+        assert moves.succeed(session, claim.lease, manifest=manifest)
 
     with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {api.key}"}) as http:
         (file,) = http.get(f"/v1/tunepool/adapters/{claim.model_name}").json()["files"]

@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import event as database_event
 
 from api.app import create_app
-from shared import jobs
+from shared.jobs import moves
 from shared.lease import journal
 from shared.lease.journal import NewEvent
 from shared.store.db import session_scope
@@ -80,7 +80,7 @@ def tell(api: Api, job_id: str, count: int = 1) -> None:
 
 def cancel(api: Api, job_id: str) -> None:
     with session_scope(api.engine) as session:
-        jobs.request_cancel(session, job_id, project_id=api.caller.project_id)
+        moves.request_cancel(session, job_id, project_id=api.caller.project_id)
 
 
 def test_a_stream_replays_what_was_follows_what_comes_and_ends_with_the_job(api: Api) -> None:

@@ -9,8 +9,9 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from shared import jobs, usage
+from shared import usage
 from shared.errors import Invalid
+from shared.jobs import moves
 from shared.keys import Caller
 from shared.store.db import session_scope
 from shared.store.tables import AttemptRow, WorkerRow
@@ -28,7 +29,7 @@ def lease(session: Session, caller: Caller, *, start: datetime, end: datetime, *
     worker = session.scalars(select(WorkerRow)).first() or make_worker(session)
     claim = claim_on(session, worker)
     assert claim is not None
-    assert jobs.succeed(session, claim.lease, manifest={"prefix": "p", "files": []})
+    assert moves.succeed(session, claim.lease, manifest={"prefix": "p", "files": []})
     session.execute(update(AttemptRow).where(AttemptRow.job_id == row.id).values(started_at=start, ended_at=end))
     return row.id
 

@@ -22,9 +22,9 @@ import redis
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from shared import jobs, submission
 from shared.contract.spec import CreateJob
 from shared.ids import new_id
+from shared.jobs import moves, submission
 from shared.keys import Caller
 from shared.settings import Settings, child_environment
 from shared.settle.catalogue import load_catalogue
@@ -199,7 +199,7 @@ class Stack:
 
     def cancel(self, job_id: str) -> JobRow:
         with session_scope(self.engine) as session:
-            return jobs.request_cancel(session, job_id, project_id=self.caller.project_id)
+            return moves.request_cancel(session, job_id, project_id=self.caller.project_id)
 
     def job(self, job_id: str) -> JobRow:
         with Session(self.engine) as session:

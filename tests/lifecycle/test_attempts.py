@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from shared import jobs
+from shared.jobs import moves
 from shared.store.db import session_scope
 from shared.store.tables import CheckpointRow, DeviceRow, FileRow
 from tests.lifecycle.stack import Stack, chain_of, until
@@ -164,12 +164,12 @@ def test_pause_keeps_a_checkpoint_and_resume_goes_on_to_the_same_result(running:
     job_id = running.submit("steps=40 step_seconds=0.05 save=1000")
     running.wait_for_step(job_id, 3)
     with session_scope(running.engine) as session:
-        jobs.request_pause(session, job_id, project_id=running.caller.project_id)
+        moves.request_pause(session, job_id, project_id=running.caller.project_id)
     paused = running.wait(job_id, "paused")
     stopped_at = paused.last_checkpoint["step"]
 
     with session_scope(running.engine) as session:
-        jobs.resume(session, job_id, project_id=running.caller.project_id)
+        moves.resume(session, job_id, project_id=running.caller.project_id)
     job = running.wait(job_id)
 
     assert job.status == "succeeded", job.error

@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from shared import jobs
 from shared.fleet import snapshot
+from shared.jobs import moves
 from shared.store.db import session_scope
 from shared.store.tables import DeviceRow, MemberRow
 from tests.factories import claim_on, make_worker
@@ -128,11 +128,11 @@ def test_a_pause_writes_one_checkpoint_for_all_hosts_and_frees_them(pair: Stack)
     job_id = pair.submit("steps=40 step_seconds=0.05 save=1000", placement=ON_TWO)
     pair.wait_for_step(job_id, 3)
     with session_scope(pair.engine) as session:
-        jobs.request_pause(session, job_id, project_id=pair.caller.project_id)
+        moves.request_pause(session, job_id, project_id=pair.caller.project_id)
     paused = pair.wait(job_id, "paused")
     assert leased(pair) == []
     with session_scope(pair.engine) as session:
-        jobs.resume(session, job_id, project_id=pair.caller.project_id)
+        moves.resume(session, job_id, project_id=pair.caller.project_id)
     job = pair.wait(job_id)
 
     assert job.status == "succeeded", job.error
@@ -223,7 +223,7 @@ def test_a_host_that_hears_no_bell_looks_by_itself_and_leaves_when_the_attempt_h
     assert claim is not None
     until(lambda: members(stack, job_id)[0].phase == "ready")
     with session_scope(stack.engine) as session:
-        jobs.fail(session, claim.lease, code="internal_error", message="The leader gives up.")
+        moves.fail(session, claim.lease, code="internal_error", message="The leader gives up.")
     until(lambda: members(stack, job_id)[0].phase == "ended")
 
     assert leased(stack) == []

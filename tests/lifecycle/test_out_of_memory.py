@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import update
 from transformers import LlamaConfig
 
-from shared import submission
 from shared.contract.spec import CreateJob
+from shared.jobs import submission
 from shared.settle.catalogue import load_catalogue
 from shared.store.bell import ring
 from shared.store.db import session_scope

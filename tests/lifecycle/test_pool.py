@@ -6,7 +6,8 @@ import time
 
 from sqlalchemy import select
 
-from shared import jobs, operations
+from shared import operations
+from shared.jobs import moves
 from shared.store.db import session_scope
 from shared.store.tables import EventRow, PoolRow, WorkerRow
 from tests.factories import make_caller
@@ -78,7 +79,7 @@ def test_a_job_out_of_time_checkpoints_and_pauses_and_goes_on_when_it_is_resumed
         said = session.scalars(
             select(EventRow.message).where(EventRow.job_id == job_id, EventRow.level == "warn")
         ).all()
-        jobs.resume(session, job_id, project_id=stack.caller.project_id)
+        moves.resume(session, job_id, project_id=stack.caller.project_id)
     hasty_attempt(stack, speed=1.0)
     job = stack.job(job_id)
 

@@ -11,10 +11,11 @@ from sqlalchemy import ColumnElement, bindparam, func, insert, inspect, select
 from sqlalchemy.orm import Session, make_transient_to_detached
 from sqlalchemy.orm.attributes import set_committed_value
 
-from shared import jobs, usage
+from shared import usage
 from shared.contract.spec import BaseModelRef, CreateJob, Queue
 from shared.errors import Conflict, Forbidden, Invalid, LimitReached
 from shared.ids import new_id
+from shared.jobs import moves
 from shared.keys import Caller
 from shared.lease import journal
 from shared.lease.journal import NewEvent
@@ -245,4 +246,4 @@ def _supersede(session: Session, job: JobRow, queue: Queue | None) -> None:
             JobRow.status.in_(["validating_files", "queued", "paused"]),
         )
     ).all()
-    jobs.cancel_all_waiting(session, older, reason=f"Superseded by {job.id} of group '{queue.group}'")
+    moves.cancel_all_waiting(session, older, reason=f"Superseded by {job.id} of group '{queue.group}'")

@@ -11,9 +11,10 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from shared import audit, jobs, keys, submission
+from shared import audit, keys
 from shared.contract.spec import Queue
 from shared.errors import Invalid, NotFound
+from shared.jobs import moves, submission
 from shared.keys import Caller
 from shared.lease import journal
 from shared.lease.journal import NewEvent
@@ -84,10 +85,10 @@ def cancel_all(session: Session, caller: Caller, wanted: Selection, *, pool_name
     one_at_a_time(session, f"plan:{pool_name}")
     found = session.execute(_selected(wanted, project_id)).all()
     running = [row.id for row in found if row.status == "running"]
-    gone = jobs.cancel_all_waiting(
+    gone = moves.cancel_all_waiting(
         session, [row.id for row in found if row.status != "running"], reason="Job cancelled with others of its project"
     )
-    asked = jobs.request_cancel_of_running(session, running)
+    asked = moves.request_cancel_of_running(session, running)
     after = {"selection": asdict(wanted), "cancelled": len(gone), "asked_to_stop": len(asked)}
     audit.record(session, caller, "jobs.cancel", project_id, after=after)
     return sorted(gone), sorted(asked)

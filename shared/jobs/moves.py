@@ -1,0 +1,40 @@
+"""Every move of a job, and the only writer of its status: `UPDATE … WHERE id AND status AND fence`, rowcount checked.
+
+Zero rows is a normal answer: somebody else owns the job now, and the caller drops what it has.
+"""
+
+from shared.jobs.claims import claim_membership, claim_training, claim_validation
+from shared.jobs.endings import confirm_cancelled, confirm_paused, fail, give_back, reap, succeed, validated
+from shared.jobs.progress import heartbeat, read_orders, record, record_checkpoint, set_phase
+from shared.jobs.requests import (
+    cancel_all_waiting,
+    cancel_waiting,
+    request_cancel,
+    request_cancel_of_running,
+    request_pause,
+    resume,
+)
+
+__all__ = [
+    "cancel_all_waiting",
+    "cancel_waiting",
+    "claim_membership",
+    "claim_training",
+    "claim_validation",
+    "confirm_cancelled",
+    "confirm_paused",
+    "fail",
+    "give_back",
+    "heartbeat",
+    "read_orders",
+    "reap",
+    "record",
+    "record_checkpoint",
+    "request_cancel",
+    "request_cancel_of_running",
+    "request_pause",
+    "resume",
+    "set_phase",
+    "succeed",
+    "validated",
+]
