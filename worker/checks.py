@@ -10,14 +10,14 @@ from typing import Any, Final, Literal
 
 import structlog
 
-from shared import file_checks
+from shared.chores import file_checks
+from shared.chores.file_checks import FileCheck, MadeRows
+from shared.chores.preflights import PreflightClaim
 from shared.contract.spec import DataFacts
 from shared.errors import Invalid, TunepoolError, Unavailable
-from shared.file_checks import FileCheck, MadeRows
 from shared.fleet import workers
 from shared.jobs import measurements, moves
 from shared.lease.values import Claim, FileRef
-from shared.preflights import PreflightClaim
 from shared.rows.check import DatasetReport, Limits, check
 from shared.rows.convert import source_of
 from shared.settle import durations

@@ -15,14 +15,14 @@ from typing import Any, Final
 import structlog
 from pydantic import ValidationError
 
-from shared import preflights
+from shared.chores import preflights
+from shared.chores.preflights import PreflightClaim
 from shared.contract.events import EXIT_DONE, TokenReport
 from shared.contract.spec import JobSpec, PreflightSpec
 from shared.errors import TunepoolError, Unavailable
 from shared.fleet import workers
 from shared.jobs import measurements, pages
 from shared.lease.values import FileRef, Lease
-from shared.preflights import PreflightClaim
 from shared.settle import durations
 from shared.settle.catalogue import load_catalogue
 from shared.settle.device_fit import Candidate, fits

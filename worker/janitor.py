@@ -16,7 +16,9 @@ import structlog
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
-from shared import failpoints, files, garbage, lanes, preflights
+from shared import failpoints, files, garbage
+from shared.chores import preflights
+from shared.chores import waiting as lanes
 from shared.errors import Unavailable
 from shared.fleet import members, workers
 from shared.jobs import moves

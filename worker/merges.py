@@ -11,11 +11,11 @@ from typing import Final
 
 import structlog
 
-from shared import merges
+from shared.chores import merges
+from shared.chores.merges import MergeClaim
 from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
 from shared.contract.spec import CreateMerge, MergeSpec, Placement
 from shared.errors import Invalid, TunepoolError, Unavailable
-from shared.merges import MergeClaim
 from shared.settle.catalogue import load_catalogue
 from shared.settle.sizing import estimate_combination, estimate_merge
 from shared.store import layout

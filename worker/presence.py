@@ -20,7 +20,7 @@ import structlog
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from shared import lanes
+from shared.chores import waiting as lanes
 from shared.fleet import members, workers
 from shared.fleet.workers import DeviceReport, NewWorker
 from shared.settings import Settings, child_environment

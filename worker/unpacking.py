@@ -10,9 +10,9 @@ from typing import Final
 
 import structlog
 
-from shared import file_checks
+from shared.chores import file_checks
+from shared.chores.file_checks import FileCheck, MadeRows
 from shared.contract.events import EXIT_DONE, Failed
-from shared.file_checks import FileCheck, MadeRows
 from shared.lease.values import Lease
 from shared.rows.check import DatasetReport, Limits, check, refused
 from shared.rows.convert import UnpackSpec, source_of

@@ -10,7 +10,7 @@ from api import views
 from api.body import RawBody, parse
 from api.deps import Door, DoorDep, ModelsReader, ModelsWriter
 from api.routes.adapters import linked
-from shared import merges
+from shared.chores import merges
 from shared.contract.spec import CreateCombination, CreateMerge
 
 router = APIRouter(prefix="/v1/tunepool", tags=["tunepool"])

@@ -10,7 +10,7 @@ from api import preflight_views
 from api.body import RawBody, body_of, parse
 from api.deps import DoorDep, JobsReader, JobsWriter
 from api.preflight_views import PreflightStatus
-from shared import preflights
+from shared.chores import preflights
 from shared.contract.spec import CreatePreflight
 from shared.settle import refusals
 

@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import func, update
 from sqlalchemy.orm import Session
 
-from shared import keys, lanes, merges
+from shared import keys
+from shared.chores import merges, waiting
 from shared.contract.spec import Adapter, CreateMerge, JobSpec
 from shared.errors import LimitReached
 from shared.ids import new_id
@@ -252,7 +253,7 @@ def test_a_deleted_merge_ends_its_maker(alone: Session) -> None:
     merges.delete(alone, row.id, project_id=caller.project_id)
 
     assert merges.keep(alone, claimed.lease, lease_seconds=60) is False
-    assert "cpu" not in lanes.waiting(alone)
+    assert "cpu" not in waiting.waiting(alone)
 
 
 def test_a_checkpoint_merges_too(alone: Session) -> None:

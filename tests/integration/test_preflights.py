@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from sqlalchemy import text
 
-from shared import preflights
+from shared.chores import preflights
 from shared.settings import Settings, child_environment
 from shared.store.db import session_scope
 from shared.store.tables import PreflightRow

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from api import views
-from shared import merges
+from shared.chores import merges
 from shared.contract.spec import CreateMerge
 from shared.store.bell import ring
 from shared.store.db import session_scope

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from shared import preflights
+from shared.chores import preflights
 from shared.store.lifecycle import Lane
 from shared.store.tables import FileRow, JobRow, MergeRow, PreflightRow
 
