@@ -10,10 +10,10 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.outlook import Look
-from shared.adapters import PublishedAdapter
 from shared.contract.spec import CreateCombination, CreateMerge, JobSpec
 from shared.keys import Caller
 from shared.plan.verdicts import Verdict
+from shared.products.adapters import PublishedAdapter
 from shared.store.tables import AdapterRow, AttemptRow, CheckpointRow, EventRow, FileRow, JobRow, MemberRow, MergeRow
 
 JobStatusView = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]

@@ -16,12 +16,13 @@ import structlog
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
-from shared import failpoints, files, garbage
+from shared import failpoints
 from shared.chores import preflights
 from shared.chores import waiting as lanes
 from shared.errors import Unavailable
 from shared.fleet import members, workers
 from shared.jobs import moves
+from shared.products import files, garbage
 from shared.settings import Settings
 from shared.store import schema
 from shared.store.bell import call, ring

@@ -17,9 +17,9 @@ from typing import Any, Final
 
 import stamina
 
-from shared.adapters import StoredFile
 from shared.errors import NotFound, TunepoolError, Unavailable
 from shared.lease.values import Claim, FileRef, Lease
+from shared.products.adapters import StoredFile
 from shared.rows.convert import checked_lines
 from shared.store import layout
 from shared.store.storage import Store

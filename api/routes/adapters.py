@@ -11,8 +11,8 @@ from fastapi.responses import StreamingResponse
 from api import views
 from api.deps import Door, DoorDep, ModelsReader
 from api.routes.files import attachment
-from shared import adapters
-from shared.adapters import PublishedAdapter, StoredFile
+from shared.products import adapters
+from shared.products.adapters import PublishedAdapter, StoredFile
 
 router = APIRouter(prefix="/v1/tunepool", tags=["tunepool"])
 

@@ -15,11 +15,11 @@ from fastapi.responses import StreamingResponse
 from api import views
 from api.deps import Door, DoorDep, FilesReader, FilesWriter
 from api.uploads import FormStream, Received
-from shared import files
 from shared.errors import Invalid, TunepoolError, Unavailable
-from shared.files import Upload
 from shared.ids import new_id
 from shared.keys import Caller
+from shared.products import files
+from shared.products.files import Upload
 from shared.rows.convert import source_of
 from shared.store import layout
 

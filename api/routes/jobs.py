@@ -14,12 +14,13 @@ from api import views
 from api.answers import written
 from api.body import is_short, parse, raw_body
 from api.deps import Door, DoorDep, JobsReader, JobsWriter, bearer_of, door_of
-from shared import adapters, failpoints
+from shared import failpoints
 from shared.contract.spec import CreateJob
 from shared.errors import Invalid
 from shared.fleet import members as gangs
 from shared.jobs import moves, pages, submission
 from shared.keys import Caller
+from shared.products import adapters
 from shared.settle import refusals
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])

@@ -6,8 +6,8 @@ from fastapi import APIRouter
 
 from api import views
 from api.deps import Door, DoorDep, ModelsReader, ModelsWriter
-from shared import adapters
 from shared.errors import Invalid
+from shared.products import adapters
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 

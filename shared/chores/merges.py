@@ -10,12 +10,12 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from shared import adapters
-from shared.adapters import Source, StoredFile
 from shared.contract.spec import CreateCombination, CreateMerge, JobSpec
 from shared.errors import Invalid, LimitReached, NotFound
 from shared.ids import new_id
 from shared.lease.values import Lease, ends_in
+from shared.products import adapters
+from shared.products.adapters import Source, StoredFile
 from shared.store.locks import one_at_a_time
 from shared.store.tables import MergeRow
 

@@ -11,12 +11,12 @@ from sqlalchemy import event, func, inspect, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from shared import files
 from shared.errors import Conflict, Invalid, LimitReached
 from shared.jobs import moves, operations, pages, submission
 from shared.jobs.operations import Selection
 from shared.lease.journal import NewEvent
 from shared.lease.values import Claim, NewFile
+from shared.products import files
 from shared.settings import Settings
 from shared.settle.catalogue import SMOLLM2
 from shared.store.tables import AdapterRow, AttemptRow, DeviceRow, EventRow, FileRow, JobRow, ProjectRow
