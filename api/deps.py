@@ -14,14 +14,14 @@ from api.bell import Bell
 from api.links import Links
 from api.outlook import Outlook
 from api.streams import Streams
-from shared import keys
 from shared.errors import Unauthenticated
-from shared.keys import Caller
 from shared.settings import Settings
 from shared.settle.catalogue import Catalogue, load_catalogue
 from shared.store.db import reading_scope, session_scope
 from shared.store.lifecycle import Lane
 from shared.store.storage import Store
+from shared.tenants import keys
+from shared.tenants.keys import Caller
 
 
 @dataclass

@@ -8,12 +8,12 @@ from pydantic import Field
 
 from api.views import View, maybe_seconds, seconds
 from shared.fleet import members as gangs
-from shared.keys import Caller
 from shared.overview import Overview, Standing, Waiting
 from shared.plan.preemption import RunningJob
 from shared.plan.scheduling import Policy
 from shared.store.tables import ApiKeyRow, AuditRow, DeviceRow, WorkerRow
-from shared.usage import Used
+from shared.tenants.keys import Caller
+from shared.tenants.usage import Used
 
 
 class Device(View):

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api.outlook import Look
 from shared.contract.spec import CreateCombination, CreateMerge, JobSpec
-from shared.keys import Caller
 from shared.plan.verdicts import Verdict
 from shared.products.adapters import PublishedAdapter
 from shared.store.tables import AdapterRow, AttemptRow, CheckpointRow, EventRow, FileRow, JobRow, MemberRow, MergeRow
+from shared.tenants.keys import Caller
 
 JobStatusView = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 

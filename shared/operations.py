@@ -9,11 +9,11 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from shared import audit, keys, projects
 from shared.errors import Forbidden, Invalid, NotFound
 from shared.fleet import workers
-from shared.keys import Caller
 from shared.store.tables import ApiKeyRow, DeviceRow, PoolRow, WorkerRow
+from shared.tenants import audit, keys, projects
+from shared.tenants.keys import Caller
 
 # --- the pool, its workers and devices --------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from sqlalchemy.orm import Session
 
-from shared import operations, projects, usage
+from shared import operations
 from shared.fleet import members, snapshot
 from shared.fleet.members import Seat
 from shared.jobs import pages
@@ -19,6 +19,7 @@ from shared.plan.preemption import RunningJob
 from shared.plan.scheduling import Policy, QueuedJob, Share
 from shared.plan.verdicts import Verdict
 from shared.store.tables import DeviceRow, ProjectRow, WorkerRow
+from shared.tenants import projects, usage
 
 QUEUE_SHOWN: Final = 100
 

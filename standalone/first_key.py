@@ -5,10 +5,10 @@ from __future__ import annotations
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from shared import keys
 from shared.errors import Unauthenticated
 from shared.store.db import make_engine, session_scope
 from shared.store.tables import ProjectRow
+from shared.tenants import keys
 
 
 def working_key(database_url: str, *, known: str, ours: bool) -> str:

@@ -15,12 +15,13 @@ from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from shared import keys, log
+from shared import log
 from shared.errors import Invalid, TunepoolError
 from shared.settings import Settings
 from shared.settle.catalogue import load_catalogue, local_folder
 from shared.store.db import make_engine, session_scope
 from shared.store.tables import ProjectRow
+from shared.tenants import keys
 from standalone.children import ChildFailed
 from standalone.conversion import convert_file
 from standalone.home import Home, HomeInUse, HomeUnusable

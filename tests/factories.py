@@ -6,7 +6,6 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from shared import keys
 from shared.contract.spec import (
     Adapter,
     CreateJob,
@@ -21,10 +20,11 @@ from shared.contract.spec import (
 from shared.ids import new_id
 from shared.jobs import submission
 from shared.jobs.moves import claim_training, claim_validation, validated
-from shared.keys import Caller
 from shared.lease.values import Claim
 from shared.settle.catalogue import SMOLLM2
 from shared.store.tables import DeviceRow, FileRow, JobRow, OrganizationRow, ProjectRow, WorkerRow
+from shared.tenants import keys
+from shared.tenants.keys import Caller
 
 GIB = 1 << 30
 

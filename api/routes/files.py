@@ -17,11 +17,11 @@ from api.deps import Door, DoorDep, FilesReader, FilesWriter
 from api.uploads import FormStream, Received
 from shared.errors import Invalid, TunepoolError, Unavailable
 from shared.ids import new_id
-from shared.keys import Caller
 from shared.products import files
 from shared.products.files import Upload
 from shared.rows.convert import source_of
 from shared.store import layout
+from shared.tenants.keys import Caller
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 

@@ -11,7 +11,7 @@ from api.orders import CancelJobs, SetPriority
 from shared.errors import Invalid
 from shared.jobs import operations
 from shared.jobs.operations import Selection
-from shared.keys import Caller
+from shared.tenants.keys import Caller
 
 router = APIRouter(prefix="/v1/tunepool/jobs", tags=["pool"])
 

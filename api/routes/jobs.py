@@ -19,9 +19,9 @@ from shared.contract.spec import CreateJob
 from shared.errors import Invalid
 from shared.fleet import members as gangs
 from shared.jobs import moves, pages, submission
-from shared.keys import Caller
 from shared.products import adapters
 from shared.settle import refusals
+from shared.tenants.keys import Caller
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 

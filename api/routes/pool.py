@@ -10,9 +10,10 @@ from api import pool_views
 from api.body import RawBody, body_of, parse
 from api.deps import Administrator, Door, DoorDep, JobsReader
 from api.orders import EditPool, Quarantine, changes
-from shared import audit, operations
-from shared.keys import Caller
+from shared import operations
 from shared.overview import overview
+from shared.tenants import audit
+from shared.tenants.keys import Caller
 
 router = APIRouter(prefix="/v1/tunepool", tags=["pool"])
 

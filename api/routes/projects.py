@@ -10,9 +10,10 @@ from api import pool_views
 from api.body import RawBody, body_of, parse
 from api.deps import Administrator, Door, DoorDep
 from api.orders import CreateKey, CreateProject, EditKey, EditProject, changes
-from shared import keys, operations, projects
-from shared.keys import Caller
+from shared import operations
 from shared.overview import overview, standing
+from shared.tenants import keys, projects
+from shared.tenants.keys import Caller
 
 router = APIRouter(prefix="/v1/tunepool", tags=["projects"])
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Response
 
 from api import pool_views
 from api.deps import DoorDep, JobsReader
-from shared import keys, usage
+from shared.tenants import keys, usage
 
 router = APIRouter(prefix="/v1/tunepool", tags=["pool"])
 

@@ -14,9 +14,9 @@ from sqlalchemy.orm import Session
 from shared.contract.spec import DEFAULT_PREVIEW_ROWS, BaseModelRef, CreateJob, CreatePreflight
 from shared.errors import Invalid, LimitReached, NotFound
 from shared.ids import new_id
-from shared.keys import Caller
 from shared.lease.values import FileRef, ends_in
 from shared.store.tables import FileRow, PreflightRow
+from shared.tenants.keys import Caller
 
 # A preflight that ended this many workers is not begun again: it would end the next one too.
 MAX_CHECKS: Final = 3

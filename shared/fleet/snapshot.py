@@ -13,13 +13,13 @@ from typing import Final
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from shared import usage
 from shared.plan.capacity import Device
 from shared.plan.fairshare import charge as entry_charge
 from shared.plan.preemption import RunningJob
 from shared.plan.scheduling import Plan, Policy, QueuedJob, Share, decayed, plan
 from shared.plan.verdicts import Verdict
 from shared.store.tables import ApiKeyRow, AttemptRow, DeviceRow, JobRow, PoolRow, ProjectRow, WorkerRow
+from shared.tenants import usage
 
 DEFAULTS: Final = Policy()
 HALF_LIFE_SECONDS: Final = DEFAULTS.half_life.total_seconds()

@@ -9,7 +9,6 @@ from pydantic import ValidationError
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from shared import usage
 from shared.contract.spec import CreateJob, JobSpec
 from shared.fleet import members as gangs
 from shared.fleet import snapshot
@@ -20,6 +19,7 @@ from shared.lease.values import Claim, FileRef, Lease, Member, Membership, NotUn
 from shared.plan.scheduling import Assignment
 from shared.store.locks import one_at_a_time
 from shared.store.tables import AttemptRow, DeviceRow, FileRow, JobRow
+from shared.tenants import usage
 
 
 def claim_training(

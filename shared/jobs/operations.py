@@ -11,16 +11,16 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from shared import audit, keys
 from shared.contract.spec import Queue
 from shared.errors import Invalid, NotFound
 from shared.jobs import moves, submission
-from shared.keys import Caller
 from shared.lease import journal
 from shared.lease.journal import NewEvent
 from shared.store.lifecycle import TERMINAL
 from shared.store.locks import one_at_a_time
 from shared.store.tables import JobRow
+from shared.tenants import audit, keys
+from shared.tenants.keys import Caller
 
 
 def set_held(session: Session, caller: Caller, job_id: str, *, held: bool) -> JobRow:

@@ -11,17 +11,17 @@ from sqlalchemy import ColumnElement, bindparam, func, insert, inspect, select
 from sqlalchemy.orm import Session, make_transient_to_detached
 from sqlalchemy.orm.attributes import set_committed_value
 
-from shared import usage
 from shared.contract.spec import BaseModelRef, CreateJob, Queue
 from shared.errors import Conflict, Forbidden, Invalid, LimitReached
 from shared.ids import new_id
 from shared.jobs import moves
-from shared.keys import Caller
 from shared.lease import journal
 from shared.lease.journal import NewEvent
 from shared.plan.preemption import RANK
 from shared.store.locks import one_at_a_time, turn
 from shared.store.tables import ApiKeyRow, FileRow, IdempotencyRow, JobRow, ProjectRow
+from shared.tenants import usage
+from shared.tenants.keys import Caller
 
 RETRY_WINDOW = timedelta(minutes=10)
 

@@ -15,8 +15,8 @@ import pytest
 from alembic import command
 from moto.server import ThreadedMotoServer
 
-from shared import keys
 from shared.store.db import session_scope
+from shared.tenants import keys
 from standalone.postgres import EmbeddedPostgres
 from standalone.valkey import EmbeddedValkey
 from tests.faults.proxy import Proxy

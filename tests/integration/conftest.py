@@ -10,9 +10,9 @@ import pytest
 from openai import OpenAI
 from sqlalchemy import Engine
 
-from shared.keys import Caller
 from shared.settings import Settings
 from shared.store.db import session_scope
+from shared.tenants.keys import Caller
 from tests.factories import make_key
 from tests.live import live_api
 

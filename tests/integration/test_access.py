@@ -13,12 +13,12 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from api.app import create_app
-from shared import keys
 from shared.jobs import moves
 from shared.lease.journal import NewEvent
 from shared.lease.values import Claim
 from shared.store.db import session_scope
 from shared.store.tables import ApiKeyRow, WorkerRow
+from shared.tenants import keys
 from tests.factories import claim_on, make_file, make_job, make_key, make_queued_job, make_worker
 from tests.integration.conftest import Api
 from tests.integration.test_bad_requests import refused

@@ -11,17 +11,17 @@ from sqlalchemy import Engine, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from api import pool_views, views
-from shared import usage
 from shared.contract.spec import Placement
 from shared.fleet import members, snapshot, workers
 from shared.ids import new_id
 from shared.jobs import claims, moves
-from shared.keys import Caller
 from shared.lease.values import Claim, MeetingPlace, Membership
 from shared.overview import overview
 from shared.settings import Settings
 from shared.store.db import session_scope
 from shared.store.tables import AttemptRow, DeviceRow, JobRow, MemberRow, WorkerRow
+from shared.tenants import usage
+from shared.tenants.keys import Caller
 from tests.factories import claim_on, make_caller, make_queued_job, make_worker
 from tests.invariants import broken
 

@@ -10,11 +10,11 @@ from sqlalchemy.orm import Session
 
 from shared.contract.spec import DataFacts
 from shared.jobs import measurements, moves
-from shared.keys import Caller
 from shared.settle.catalogue import SMOLLM2
 from shared.settle.resolve import DeviceFacts, Resolution, resolve
 from shared.settle.sizing import estimate, workload
 from shared.store.tables import DeviceRow, JobRow, MeasurementRow
+from shared.tenants.keys import Caller
 from tests.factories import claim_on, make_caller, make_queued_job, make_request, make_spec, make_worker
 
 MANIFEST = {"prefix": "p", "files": []}

@@ -9,14 +9,14 @@ import pytest
 from sqlalchemy import func, update
 from sqlalchemy.orm import Session
 
-from shared import keys
 from shared.chores import merges, waiting
 from shared.contract.spec import Adapter, CreateMerge, JobSpec
 from shared.errors import LimitReached
 from shared.ids import new_id
-from shared.keys import Caller
 from shared.store.db import session_scope
 from shared.store.tables import AdapterRow, CheckpointRow, JobRow, MergeRow
+from shared.tenants import keys
+from shared.tenants.keys import Caller
 from tests.factories import make_caller, make_queued_job
 from tests.integration.conftest import Api
 

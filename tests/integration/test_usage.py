@@ -9,12 +9,12 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from shared import usage
 from shared.errors import Invalid
 from shared.jobs import moves
-from shared.keys import Caller
 from shared.store.db import session_scope
 from shared.store.tables import AttemptRow, WorkerRow
+from shared.tenants import usage
+from shared.tenants.keys import Caller
 from tests.factories import claim_on, make_caller, make_key, make_queued_job, make_worker
 from tests.integration.conftest import Api
 from tests.integration.test_bad_requests import refused

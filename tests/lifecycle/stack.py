@@ -25,7 +25,6 @@ from sqlalchemy.orm import Session
 from shared.contract.spec import CreateJob
 from shared.ids import new_id
 from shared.jobs import moves, submission
-from shared.keys import Caller
 from shared.settings import Settings, child_environment
 from shared.settle.catalogue import load_catalogue
 from shared.store import layout
@@ -33,6 +32,7 @@ from shared.store.bell import ring
 from shared.store.db import make_engine, session_scope
 from shared.store.storage import Store, open_store
 from shared.store.tables import AttemptRow, DeviceRow, EventRow, FileRow, JobRow
+from shared.tenants.keys import Caller
 from standalone.postgres import EmbeddedPostgres
 from standalone.valkey import EmbeddedValkey
 from tests import invariants

@@ -19,9 +19,9 @@ import pytest
 import redis
 from sqlalchemy import Engine
 
-from shared import keys
 from shared.store.db import session_scope
 from shared.store.tables import ApiKeyRow
+from shared.tenants import keys
 from standalone.children import ChildFailed
 from standalone.first_key import working_key
 from standalone.postgres import EmbeddedPostgres, PostgresFailed, running_url

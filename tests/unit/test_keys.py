@@ -7,9 +7,9 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from shared import keys
 from shared.errors import Forbidden, Unauthenticated
-from shared.keys import Caller
+from shared.tenants import keys
+from shared.tenants.keys import Caller
 
 SECRET = "0123456789abcdefghijABCDEFGHIJKL"
 # A database that cannot be asked: whoever asks it fails with another error than the one expected.

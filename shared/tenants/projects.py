@@ -8,11 +8,11 @@ from typing import Any, Final
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from shared import audit
 from shared.errors import Conflict, Invalid, NotFound
 from shared.ids import new_id
-from shared.keys import Caller
 from shared.store.tables import ProjectRow
+from shared.tenants import audit
+from shared.tenants.keys import Caller
 
 # What an administrator may set, in the words of the row.
 EDITABLE: Final = (

@@ -9,8 +9,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from shared.ids import new_id
-from shared.keys import Caller
 from shared.store.tables import AuditRow
+from shared.tenants.keys import Caller
 
 Facts = dict[str, Any]
 
