@@ -8,7 +8,7 @@ from pydantic import Field
 
 from api.views import View, maybe_seconds, seconds
 from shared.fleet import members as gangs
-from shared.overview import Overview, Standing, Waiting
+from shared.operating.overview import Overview, Standing, Waiting
 from shared.plan.preemption import RunningJob
 from shared.plan.scheduling import Policy
 from shared.store.tables import ApiKeyRow, AuditRow, DeviceRow, WorkerRow

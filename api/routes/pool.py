@@ -10,8 +10,8 @@ from api import pool_views
 from api.body import RawBody, body_of, parse
 from api.deps import Administrator, Door, DoorDep, JobsReader
 from api.orders import EditPool, Quarantine, changes
-from shared import operations
-from shared.overview import overview
+from shared.operating import administration
+from shared.operating.overview import overview
 from shared.tenants import audit
 from shared.tenants.keys import Caller
 
@@ -34,7 +34,7 @@ def edit_pool(caller: Administrator, body: RawBody, door: DoorDep) -> pool_views
     """Change the pool's rules; the next plan follows them."""
     wanted = changes(parse(body, EditPool))
     with door.session() as session:
-        operations.edit_pool(session, caller, door.settings.pool, wanted, action="pool.edit")
+        administration.edit_pool(session, caller, door.settings.pool, wanted, action="pool.edit")
     return _pool(door, caller)
 
 
@@ -53,7 +53,7 @@ def release_pool(caller: Administrator, door: DoorDep) -> pool_views.Pool:
 def _hold(door: Door, caller: Caller, *, held: bool) -> pool_views.Pool:
     action = "pool.hold" if held else "pool.release"
     with door.session() as session:
-        operations.edit_pool(session, caller, door.settings.pool, {"held": held}, action=action)
+        administration.edit_pool(session, caller, door.settings.pool, {"held": held}, action=action)
     door.ring("training")
     return _pool(door, caller)
 
@@ -62,21 +62,21 @@ def _hold(door: Door, caller: Caller, *, held: bool) -> pool_views.Pool:
 def list_workers(caller: Administrator, door: DoorDep) -> pool_views.WorkerPage:
     """Workers of every pool, also those that fell silent within the last day."""
     with door.session() as session:
-        return pool_views.WorkerPage(data=[pool_views.worker(row) for row in operations.all_workers(session)])
+        return pool_views.WorkerPage(data=[pool_views.worker(row) for row in administration.all_workers(session)])
 
 
 @router.post("/workers/{worker_id}/drain", response_model=pool_views.Worker)
 def drain_worker(worker_id: str, caller: Administrator, door: DoorDep) -> pool_views.Worker:
     """Its jobs save a checkpoint and wait again; it takes nothing more, also after a restart, until it is undrained."""
     with door.session() as session:
-        return pool_views.worker(operations.set_draining(session, caller, worker_id, draining=True))
+        return pool_views.worker(administration.set_draining(session, caller, worker_id, draining=True))
 
 
 @router.post("/workers/{worker_id}/undrain", response_model=pool_views.Worker)
 def undrain_worker(worker_id: str, caller: Administrator, door: DoorDep) -> pool_views.Worker:
     """Have a drained worker take work again."""
     with door.session() as session:
-        return pool_views.worker(operations.set_draining(session, caller, worker_id, draining=False))
+        return pool_views.worker(administration.set_draining(session, caller, worker_id, draining=False))
 
 
 @router.post("/devices/{device_id}/quarantine", response_model=pool_views.Device, openapi_extra=body_of(Quarantine))
@@ -84,7 +84,7 @@ def quarantine_device(device_id: str, caller: Administrator, body: RawBody, door
     """Give the device to no job until it is released; a job that runs there goes on."""
     reason = parse(body, Quarantine).reason
     with door.session() as session:
-        row = operations.set_quarantined(session, caller, device_id, quarantined=True, reason=reason)
+        row = administration.set_quarantined(session, caller, device_id, quarantined=True, reason=reason)
         return pool_views.device(row)
 
 
@@ -92,7 +92,7 @@ def quarantine_device(device_id: str, caller: Administrator, body: RawBody, door
 def release_device(device_id: str, caller: Administrator, door: DoorDep) -> pool_views.Device:
     """Put a quarantined device back into the pool."""
     with door.session() as session:
-        row = pool_views.device(operations.set_quarantined(session, caller, device_id, quarantined=False))
+        row = pool_views.device(administration.set_quarantined(session, caller, device_id, quarantined=False))
     door.ring("training")
     return row
 

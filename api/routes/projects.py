@@ -10,8 +10,8 @@ from api import pool_views
 from api.body import RawBody, body_of, parse
 from api.deps import Administrator, Door, DoorDep
 from api.orders import CreateKey, CreateProject, EditKey, EditProject, changes
-from shared import operations
-from shared.overview import overview, standing
+from shared.operating import administration
+from shared.operating.overview import overview, standing
 from shared.tenants import keys, projects
 from shared.tenants.keys import Caller
 
@@ -90,7 +90,7 @@ def create_key(caller: Administrator, body: RawBody, door: DoorDep) -> pool_view
     wanted = parse(body, CreateKey)
     values = {"scopes": ["*"], **changes(wanted)}
     with door.session() as session:
-        row, secret = operations.create_key(session, caller, project_id=wanted.project_id, **values)
+        row, secret = administration.create_key(session, caller, project_id=wanted.project_id, **values)
         return pool_views.new_key(row, secret)
 
 
@@ -99,11 +99,11 @@ def edit_key(key_id: str, caller: Administrator, body: RawBody, door: DoorDep) -
     """Change a key's name, scopes, caps, bounds or end; its next request follows."""
     wanted = changes(parse(body, EditKey))
     with door.session() as session:
-        return pool_views.key(operations.edit_key(session, caller, key_id, wanted))
+        return pool_views.key(administration.edit_key(session, caller, key_id, wanted))
 
 
 @router.delete("/keys/{key_id}", response_model=pool_views.Key)
 def revoke_key(key_id: str, caller: Administrator, door: DoorDep) -> pool_views.Key:
     """End a key at once."""
     with door.session() as session:
-        return pool_views.key(operations.revoke_key(session, caller, key_id))
+        return pool_views.key(administration.revoke_key(session, caller, key_id))

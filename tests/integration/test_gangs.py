@@ -16,7 +16,7 @@ from shared.fleet import members, snapshot, workers
 from shared.ids import new_id
 from shared.jobs import claims, moves
 from shared.lease.values import Claim, MeetingPlace, Membership
-from shared.overview import overview
+from shared.operating.overview import overview
 from shared.settings import Settings
 from shared.store.db import session_scope
 from shared.store.tables import AttemptRow, DeviceRow, JobRow, MemberRow, WorkerRow

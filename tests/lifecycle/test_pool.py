@@ -6,8 +6,8 @@ import time
 
 from sqlalchemy import select
 
-from shared import operations
 from shared.jobs import moves
+from shared.operating import administration
 from shared.store.db import session_scope
 from shared.store.tables import EventRow, PoolRow, WorkerRow
 from tests.factories import make_caller
@@ -53,14 +53,14 @@ def test_a_drained_worker_gives_its_job_back_from_a_checkpoint_and_takes_it_agai
     with session_scope(stack.engine) as session:
         operator = make_caller(session, scopes=("admin",))
         worker_id = session.scalars(select(WorkerRow.id)).one()
-        operations.set_draining(session, operator, worker_id, draining=True)
+        administration.set_draining(session, operator, worker_id, draining=True)
 
     waiting = stack.wait(job_id, "queued")
     stopped_at = waiting.last_checkpoint["step"]
     time.sleep(3)  # several sweeps ring meanwhile
     still = stack.job(job_id).status
     with session_scope(stack.engine) as session:
-        operations.set_draining(session, operator, worker_id, draining=False)
+        administration.set_draining(session, operator, worker_id, draining=False)
     job = stack.wait(job_id)
 
     assert still == "queued"

@@ -11,10 +11,10 @@ from typing import Final
 
 from sqlalchemy.orm import Session
 
-from shared import operations
 from shared.fleet import members, snapshot
 from shared.fleet.members import Seat
 from shared.jobs import pages
+from shared.operating import administration
 from shared.plan.preemption import RunningJob
 from shared.plan.scheduling import Policy, QueuedJob, Share
 from shared.plan.verdicts import Verdict
@@ -68,7 +68,7 @@ def overview(session: Session, *, pool_name: str) -> Overview:
         name=pool_name,
         now=view.now,
         policy=view.policy,
-        workers=[worker for worker in operations.all_workers(session) if worker.pool == pool_name],
+        workers=[worker for worker in administration.all_workers(session) if worker.pool == pool_name],
         devices=pages.devices(session, pool_name=pool_name),
         running={job.id: job for job in view.running},
         seats=members.seats(session, pool_name=pool_name),
