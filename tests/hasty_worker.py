@@ -13,9 +13,9 @@ from shared.jobs import moves
 from shared.settings import Settings
 from worker import processes
 from worker.checks import check_next_file, validate_next_job
-from worker.drain import SharedFlags
-from worker.host import open_host
-from worker.presence import describe
+from worker.host.flags import SharedFlags
+from worker.host.host import open_host
+from worker.host.presence import describe
 from worker.supervisor import run_attempt
 
 

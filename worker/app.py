@@ -19,10 +19,10 @@ from kombu import Exchange, Queue
 from shared.settings import Settings
 from shared.store.bell import make_celery, own_queue_name, queue_name
 from worker import processes
-from worker.devices import discover
-from worker.drain import LANES, SharedFlags
-from worker.host import Host, identify, open_host
-from worker.presence import AnotherWorker, Presence, take_home
+from worker.host.devices import discover
+from worker.host.flags import LANES, SharedFlags
+from worker.host.host import Host, identify, open_host
+from worker.host.presence import AnotherWorker, Presence, take_home
 
 log = structlog.get_logger()
 

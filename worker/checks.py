@@ -23,7 +23,7 @@ from shared.rows.convert import source_of
 from shared.settle import durations
 from shared.settle.catalogue import load_catalogue
 from shared.settle.resolve import DeviceFacts, Resolution, resolve
-from worker.host import Host
+from worker.host.host import Host
 from worker.programs import Stopped
 from worker.unpacking import unpack
 

@@ -31,7 +31,7 @@ from shared.settle.sizing import estimate_evaluation
 from shared.store.tables import DeviceRow
 from worker import base_models, programs, workdir
 from worker.checks import settle
-from worker.host import Host
+from worker.host.host import Host
 from worker.launcher import Exit
 from worker.programs import Stopped, TooSlow, Watch
 from worker.workdir import Workdir

@@ -28,8 +28,8 @@ from shared.store import schema
 from shared.store.bell import call, ring
 from shared.store.db import database_age_seconds, make_engine, session_scope
 from shared.store.storage import Store, open_store
-from worker.drain import LANES
-from worker.host import AWAY
+from worker.host.flags import LANES
+from worker.host.host import AWAY
 
 log = structlog.get_logger()
 T = TypeVar("T")

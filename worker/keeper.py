@@ -12,7 +12,7 @@ import structlog
 from shared.fleet import members
 from shared.jobs import moves
 from shared.lease.values import Lease, Orders
-from worker.host import AWAY, Host
+from worker.host.host import AWAY, Host
 from worker.leader import Gang
 
 log = structlog.get_logger()

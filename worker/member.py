@@ -21,7 +21,7 @@ from shared.fleet import members, workers
 from shared.fleet.members import Word
 from shared.lease.values import MeetingPlace, Membership
 from shared.store.lifecycle import MemberPhase
-from worker.host import AWAY, Host, host_code, host_sentence
+from worker.host.host import AWAY, Host, host_code, host_sentence
 from worker.launcher import Trainer
 from worker.processes import StillAlive
 from worker.staging import Place

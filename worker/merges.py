@@ -19,8 +19,9 @@ from shared.errors import Invalid, TunepoolError, Unavailable
 from shared.settle.catalogue import load_catalogue
 from shared.settle.sizing import estimate_combination, estimate_merge
 from shared.store import layout
-from worker import base_models, devices, launcher, processes, workdir
-from worker.host import AWAY, Host
+from worker import base_models, launcher, processes, workdir
+from worker.host import devices
+from worker.host.host import AWAY, Host
 from worker.launcher import Exit, Trainer
 from worker.watch import EventTail, Story
 from worker.workdir import Workdir

@@ -11,7 +11,7 @@ from shared.contract.spec import Placement
 from shared.errors import TunepoolError
 from shared.lease.values import Lease
 from worker import launcher, processes
-from worker.host import Host
+from worker.host.host import Host
 from worker.launcher import Exit
 from worker.watch import EventTail
 from worker.workdir import Workdir

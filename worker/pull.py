@@ -24,9 +24,9 @@ from shared.store.bell import call, ring
 from shared.store.lifecycle import Lane
 from worker import merges, processes
 from worker.checks import check_next_file, validate_next_job
-from worker.drain import SharedFlags
 from worker.examine import examine_next
-from worker.host import AWAY, Host, open_host
+from worker.host.flags import SharedFlags
+from worker.host.host import AWAY, Host, open_host
 from worker.member import take_part
 from worker.supervisor import run_attempt
 

@@ -9,7 +9,7 @@ from celery.worker.request import Request
 
 from shared.store.bell import TASKS
 from shared.store.lifecycle import Lane
-from worker.drain import SharedFlags
+from worker.host.flags import SharedFlags
 
 JUST_NOW_SECONDS: Final = 1.0
 _LANES: Final[dict[str, Lane]] = {name: lane for lane, name in TASKS.items()}

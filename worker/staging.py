@@ -17,7 +17,7 @@ from shared.lease.values import Claim, MeetingPlace
 from shared.settle.catalogue import load_catalogue
 from shared.settle.sizing import DeviceKind, keeps_copy
 from worker import base_models, launcher, meeting, processes, workdir
-from worker.host import Host
+from worker.host.host import Host
 from worker.launcher import Meeting, Trainer
 
 log = structlog.get_logger()

@@ -39,7 +39,7 @@ from shared.settle.sizing import estimate, workload
 from shared.store import layout
 from shared.store.lifecycle import AttemptOutcome, AttemptPhase
 from worker import meeting, workdir
-from worker.host import AWAY, Host, full_sentence, host_code, host_sentence
+from worker.host.host import AWAY, Host, full_sentence, host_code, host_sentence
 from worker.keeper import AT_ONCE, Interrupted, LeaseKeeper, Wish
 from worker.launcher import Exit, Trainer
 from worker.leader import Fault, Gang

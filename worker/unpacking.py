@@ -19,7 +19,7 @@ from shared.rows.convert import UnpackSpec, source_of
 from shared.rows.lines import RowProblem, at_start
 from shared.store import layout
 from worker import programs, workdir
-from worker.host import Host
+from worker.host.host import Host
 from worker.launcher import Exit
 from worker.programs import TooSlow, Watch
 from worker.workdir import Workdir

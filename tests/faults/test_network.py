@@ -15,7 +15,7 @@ from tests.factories import make_queued_job
 from tests.faults.conftest import relay, s3_environment, s3_server
 from tests.faults.proxy import FAIR, Proxy, Weather
 from tests.lifecycle.stack import Servers, Stack, chain_of, make_stack, until
-from worker.presence import EXIT_DEAF
+from worker.host.presence import EXIT_DEAF
 
 LONG = "steps=60 step_seconds=0.05 save=10"
 

@@ -23,9 +23,9 @@ from tests.integration.conftest import Api
 from tests.live import live_api
 from tests.train.tiny import chat, chat_rows, make_model_directory
 from worker.checks import check_next_file
-from worker.drain import SharedFlags
 from worker.examine import examine_next
-from worker.host import Host, open_host
+from worker.host.flags import SharedFlags
+from worker.host.host import Host, open_host
 
 GIB = 1 << 30
 ROOT = Path(__file__).parents[2]

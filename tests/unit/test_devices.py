@@ -12,9 +12,10 @@ import pynvml
 import pytest
 
 from shared.settings import Settings
-from worker import launcher, rocm
-from worker.devices import NoSuchDevice, cpu, discover
-from worker.nvml import XidWatch
+from worker import launcher
+from worker.host import rocm
+from worker.host.devices import NoSuchDevice, cpu, discover
+from worker.host.nvml import XidWatch
 from worker.processes import Tag
 
 GIB = 1 << 30

@@ -12,9 +12,9 @@ import psutil
 import pynvml
 
 from shared.settings import Settings
-from worker import nvml as nvidia
-from worker import rocm
-from worker.found_device import FoundDevice
+from worker.host import nvml as nvidia
+from worker.host import rocm
+from worker.host.found_device import FoundDevice
 
 CPU_SHARE: Final = 0.8
 _BFLOAT16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16", "bf16"})

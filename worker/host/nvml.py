@@ -11,7 +11,7 @@ from typing import Any, Final
 import pynvml
 import structlog
 
-from worker.found_device import FoundDevice
+from worker.host.found_device import FoundDevice
 
 log = structlog.get_logger()
 

@@ -23,9 +23,9 @@ from shared.settings import Settings
 from shared.store.db import make_engine, session_scope
 from shared.store.storage import Store, open_store
 from worker import processes
-from worker.devices import discover
-from worker.drain import SharedFlags
-from worker.found_device import FoundDevice
+from worker.host.devices import discover
+from worker.host.flags import SharedFlags
+from worker.host.found_device import FoundDevice
 from worker.trainer_user import trainer_user
 
 log = structlog.get_logger()

@@ -32,11 +32,11 @@ from shared.store.lifecycle import Lane
 from shared.store.schema import SchemaOutdated
 from worker import processes, pulse, temporary
 from worker.base_models import cached_names
-from worker.devices import discover
-from worker.drain import LANES, SharedFlags
-from worker.found_device import FoundDevice
-from worker.host import AWAY, identify
-from worker.nvml import XidWatch
+from worker.host.devices import discover
+from worker.host.flags import LANES, SharedFlags
+from worker.host.found_device import FoundDevice
+from worker.host.host import AWAY, identify
+from worker.host.nvml import XidWatch
 
 log = structlog.get_logger()
 T = TypeVar("T")
