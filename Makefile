@@ -8,7 +8,7 @@ SEED ?= 1
 # Files of tests that run side by side. More than two on two cores: those that kill processes mostly wait.
 SIDE ?= 3
 
-# Threads that spin at barriers for long slow everything down as soon as a machine is busy (worker/launcher.py).
+# Threads that spin at barriers for long slow everything down as soon as a machine is busy (worker/program/launcher.py).
 export GOMP_SPINCOUNT := 10000
 
 .DEFAULT_GOAL := help

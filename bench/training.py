@@ -39,7 +39,7 @@ from shared.contract.spec import (
 from shared.rows.convert import canonical_lines
 from shared.settings import trainer_environment
 from shared.settle.catalogue import SMOLLM2
-from worker.launcher import SPINS
+from worker.program.launcher import SPINS
 
 SEED: Final = 7
 HELD_OUT: Final = 32

@@ -45,7 +45,7 @@ def _unpacked(source: Path, place: Path) -> Path:
     """The rows of a Parquet file, opened by the program that the service uses too."""
     spec = UnpackSpec(file=str(source.resolve()), source="parquet", max_bytes=MOST_BYTES, memory_bytes=MEMORY_BYTES)
     (place / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
-    argv = [sys.executable, "-m", "worker.unpack", str(place / "spec.json"), str(place / "out")]
+    argv = [sys.executable, "-m", "worker.program.unpack", str(place / "spec.json"), str(place / "out")]
     done = subprocess.run(argv, env=trainer_environment(TMPDIR=str(place)), capture_output=True, check=False)
     if done.returncode == 0:
         return place / "out" / "rows.jsonl"

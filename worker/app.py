@@ -18,11 +18,11 @@ from kombu import Exchange, Queue
 
 from shared.settings import Settings
 from shared.store.bell import make_celery, own_queue_name, queue_name
-from worker import processes
 from worker.host.devices import discover
 from worker.host.flags import LANES, SharedFlags
 from worker.host.host import Host, identify, open_host
 from worker.host.presence import AnotherWorker, Presence, take_home
+from worker.program import processes
 
 log = structlog.get_logger()
 

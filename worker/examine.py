@@ -29,12 +29,13 @@ from shared.settle.device_fit import Candidate, fits
 from shared.settle.resolve import Resolution
 from shared.settle.sizing import estimate_evaluation
 from shared.store.tables import DeviceRow
-from worker import base_models, programs, workdir
+from worker import base_models, programs
 from worker.checks import settle
 from worker.host.host import Host
-from worker.launcher import Exit
+from worker.program import workdir
+from worker.program.launcher import Exit
+from worker.program.workdir import Workdir
 from worker.programs import Stopped, TooSlow, Watch
-from worker.workdir import Workdir
 
 log = structlog.get_logger()
 

@@ -22,10 +22,10 @@ from shared.fleet.members import Word
 from shared.lease.values import MeetingPlace, Membership
 from shared.store.lifecycle import MemberPhase
 from worker.host.host import AWAY, Host, host_code, host_sentence
-from worker.launcher import Trainer
-from worker.processes import StillAlive
+from worker.program.launcher import Trainer
+from worker.program.processes import StillAlive
+from worker.program.trainer_events import EventTail
 from worker.staging import Place
-from worker.watch import EventTail
 
 log = structlog.get_logger()
 

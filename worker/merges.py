@@ -19,12 +19,13 @@ from shared.errors import Invalid, TunepoolError, Unavailable
 from shared.settle.catalogue import load_catalogue
 from shared.settle.sizing import estimate_combination, estimate_merge
 from shared.store import layout
-from worker import base_models, launcher, processes, workdir
+from worker import base_models
 from worker.host import devices
 from worker.host.host import AWAY, Host
-from worker.launcher import Exit, Trainer
-from worker.watch import EventTail, Story
-from worker.workdir import Workdir
+from worker.program import launcher, processes, workdir
+from worker.program.launcher import Exit, Trainer
+from worker.program.trainer_events import EventTail, Story
+from worker.program.workdir import Workdir
 
 log = structlog.get_logger()
 

@@ -10,11 +10,11 @@ from shared.contract.events import EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
 from shared.contract.spec import Placement
 from shared.errors import TunepoolError
 from shared.lease.values import Lease
-from worker import launcher, processes
 from worker.host.host import Host
-from worker.launcher import Exit
-from worker.watch import EventTail
-from worker.workdir import Workdir
+from worker.program import launcher, processes
+from worker.program.launcher import Exit
+from worker.program.trainer_events import EventTail
+from worker.program.workdir import Workdir
 
 LOOK_SECONDS: Final = 0.1
 

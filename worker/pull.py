@@ -22,12 +22,13 @@ from shared.lease.values import Claim
 from shared.settings import Settings
 from shared.store.bell import call, ring
 from shared.store.lifecycle import Lane
-from worker import merges, processes
+from worker import merges
 from worker.checks import check_next_file, validate_next_job
 from worker.examine import examine_next
 from worker.host.flags import SharedFlags
 from worker.host.host import AWAY, Host, open_host
 from worker.member import take_part
+from worker.program import processes
 from worker.supervisor import run_attempt
 
 log = structlog.get_logger()

@@ -16,9 +16,10 @@ from shared.lease.journal import NewEvent
 from shared.lease.values import Claim, MeetingPlace
 from shared.settle.catalogue import load_catalogue
 from shared.settle.sizing import DeviceKind, keeps_copy
-from worker import base_models, launcher, meeting, processes, workdir
+from worker import base_models, meeting
 from worker.host.host import Host
-from worker.launcher import Meeting, Trainer
+from worker.program import launcher, processes, workdir
+from worker.program.launcher import Meeting, Trainer
 
 log = structlog.get_logger()
 

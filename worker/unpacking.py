@@ -18,15 +18,16 @@ from shared.rows.check import DatasetReport, Limits, check, refused
 from shared.rows.convert import UnpackSpec, source_of
 from shared.rows.lines import RowProblem, at_start
 from shared.store import layout
-from worker import programs, workdir
+from worker import programs
 from worker.host.host import Host
-from worker.launcher import Exit
+from worker.program import workdir
+from worker.program.launcher import Exit
+from worker.program.workdir import Workdir
 from worker.programs import TooSlow, Watch
-from worker.workdir import Workdir
 
 log = structlog.get_logger()
 
-UNPACK: Final = "worker.unpack"
+UNPACK: Final = "worker.program.unpack"
 UNPACK_SECONDS: Final = 600.0
 # Beyond the libraries' 80 MB. A file of the largest size in one page takes half of it, and as much address space again.
 MEMORY_BYTES: Final = 2 * 1024**3

@@ -28,7 +28,7 @@ COLUMNS = frozenset().union(*formats.KEYS.values())
 
 
 class UnpackSpec(Part):
-    """The file that the program which opens CSV and Parquet files is started with (`worker.unpack`)."""
+    """The file that the program which opens CSV and Parquet files is started with (`worker.program.unpack`)."""
 
     file: str
     source: Literal["csv", "parquet"]

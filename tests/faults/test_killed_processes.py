@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from shared.store.tables import AdapterRow, DeviceRow
 from tests.lifecycle.stack import Stack, chain_of, until
-from worker.processes import Tag
+from worker.program.processes import Tag
 
 LONG = "steps=60 step_seconds=0.05 save=10"
 

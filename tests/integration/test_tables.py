@@ -116,7 +116,7 @@ def unpacked(tmp_path: Path, name: str, content: bytes, *, max_bytes: int = 10_0
         memory_bytes=256 * MIB,
     )
     (tmp_path / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
-    argv = [sys.executable, "-m", "worker.unpack", str(tmp_path / "spec.json"), str(tmp_path / "out")]
+    argv = [sys.executable, "-m", "worker.program.unpack", str(tmp_path / "spec.json"), str(tmp_path / "out")]
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, *argv], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )

@@ -25,7 +25,7 @@ from standalone.postgres import EmbeddedPostgres
 from standalone.valkey import EmbeddedValkey
 from tests.lifecycle.stack import QUICK, ROOT, make_model, until
 from tests.servers import open_folder
-from worker.trainer_user import UNPRIVILEGED_UID
+from worker.program.trainer_user import UNPRIVILEGED_UID
 
 SERVER = Path(sys.executable).parent / "tunepool-server"
 OUTSIDE = ("DATABASE_URL", "REDIS_URL", "STORAGE_URL", "TUNEPOOL_HOME", "TUNEPOOL_PORT")

@@ -21,8 +21,8 @@ from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_STOPPED, 
 from shared.contract.spec import AttemptSpec, Placement
 from shared.errors import Unavailable
 from tests.train.tiny import chat, chat_rows, kto_rows, losses, make_spec, preference_rows, read_events, run
-from worker import launcher, processes
-from worker.launcher import Meeting, Trainer
+from worker.program import launcher, processes
+from worker.program.launcher import Meeting, Trainer
 from worker.train import narrowing
 from worker.train.ranks import Ranks
 

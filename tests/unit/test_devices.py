@@ -12,11 +12,11 @@ import pynvml
 import pytest
 
 from shared.settings import Settings
-from worker import launcher
 from worker.host import rocm
 from worker.host.devices import NoSuchDevice, cpu, discover
 from worker.host.nvml import XidWatch
-from worker.processes import Tag
+from worker.program import launcher
+from worker.program.processes import Tag
 
 GIB = 1 << 30
 

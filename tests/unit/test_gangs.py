@@ -14,8 +14,9 @@ from shared.errors import Unavailable
 from shared.fleet.members import RESTARTED, MemberState
 from shared.lease.values import Lease, Member
 from shared.settings import Settings
-from worker import launcher, meeting, processes
+from worker import meeting
 from worker.leader import Gang
+from worker.program import launcher, processes
 
 NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
 MEMBERS = [Member(node=node, worker_id=f"w{node}", host=f"host-{node}", device_ids=(f"{node}",)) for node in (1, 2)]

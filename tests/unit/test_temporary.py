@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from worker import processes, temporary
-from worker.processes import Tag
+from worker.program import processes, temporary
+from worker.program.processes import Tag
 
 LONGEST_BELOW = "pymp-xxxxxxxx/listener-xxxxxxxx"
 

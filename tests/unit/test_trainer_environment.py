@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from worker.launcher import SPINS, environment
-from worker.processes import Tag, own_tag
+from worker.program.launcher import SPINS, environment
+from worker.program.processes import Tag, own_tag
 
 
 def tag() -> Tag:

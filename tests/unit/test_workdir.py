@@ -7,7 +7,7 @@ from pathlib import Path
 from obstore.store import MemoryStore
 
 from shared.store.storage import Store, StoredObject
-from worker import workdir
+from worker.program import workdir
 
 
 class ForgetfulStore(Store):

@@ -22,11 +22,11 @@ from shared.lease.values import NotUnderstood
 from shared.settings import Settings
 from shared.store.db import make_engine, session_scope
 from shared.store.storage import Store, open_store
-from worker import processes
 from worker.host.devices import discover
 from worker.host.flags import SharedFlags
 from worker.host.found_device import FoundDevice
-from worker.trainer_user import trainer_user
+from worker.program import processes
+from worker.program.trainer_user import trainer_user
 
 log = structlog.get_logger()
 T = TypeVar("T")

@@ -30,13 +30,14 @@ from shared.store.bell import ring
 from shared.store.db import make_engine, session_scope
 from shared.store.lifecycle import Lane
 from shared.store.schema import SchemaOutdated
-from worker import processes, pulse, temporary
+from worker import pulse
 from worker.base_models import cached_names
 from worker.host.devices import discover
 from worker.host.flags import LANES, SharedFlags
 from worker.host.found_device import FoundDevice
 from worker.host.host import AWAY, identify
 from worker.host.nvml import XidWatch
+from worker.program import processes, temporary
 
 log = structlog.get_logger()
 T = TypeVar("T")

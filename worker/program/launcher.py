@@ -19,8 +19,8 @@ from typing import IO, Final
 from shared.contract.spec import Placement
 from shared.errors import Unavailable
 from shared.settings import trainer_environment
-from worker import processes, temporary
-from worker.processes import Tag
+from worker.program import processes, temporary
+from worker.program.processes import Tag
 
 # How often a thread looks at a barrier before it sleeps. Spinning for long (libgomp's default, 300,000) keeps the one
 # that is waited for off its core as soon as anything else runs here; sleeping at once costs every barrier a wake-up.

@@ -1,4 +1,4 @@
-"""Opens a stranger's CSV or Parquet file: `python -m worker.unpack SPEC OUT` writes `OUT/rows.jsonl`.
+"""Opens a stranger's CSV or Parquet file: `python -m worker.program.unpack SPEC OUT` writes `OUT/rows.jsonl`.
 
 A Parquet reader is much native code that trusts lengths in the file, so it runs here, where nothing can be lost but
 this process. Exit codes and `OUT/events.jsonl` are the trainer's.

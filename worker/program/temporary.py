@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from worker.processes import Tag
+from worker.program.processes import Tag
 
 _SOCKET_BYTES: Final = 107  # of a unix socket's path (unix(7))
 # What libraries put below it: a folder of multiprocessing or of torch_shm_manager, and a socket in that.
