@@ -23,13 +23,13 @@ from shared.settings import Settings
 from shared.store.bell import call, ring
 from shared.store.lifecycle import Lane
 from worker import merges
+from worker.attempt.member import take_part
+from worker.attempt.supervisor import run_attempt
 from worker.checks import check_next_file, validate_next_job
 from worker.examine import examine_next
 from worker.host.flags import SharedFlags
 from worker.host.host import AWAY, Host, open_host
-from worker.member import take_part
 from worker.program import processes
-from worker.supervisor import run_attempt
 
 log = structlog.get_logger()
 

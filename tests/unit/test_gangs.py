@@ -14,8 +14,8 @@ from shared.errors import Unavailable
 from shared.fleet.members import RESTARTED, MemberState
 from shared.lease.values import Lease, Member
 from shared.settings import Settings
-from worker import meeting
-from worker.leader import Gang
+from worker.attempt import meeting
+from worker.attempt.leader import Gang
 from worker.program import launcher, processes
 
 NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)

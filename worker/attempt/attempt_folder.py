@@ -16,7 +16,8 @@ from shared.lease.journal import NewEvent
 from shared.lease.values import Claim, MeetingPlace
 from shared.settle.catalogue import load_catalogue
 from shared.settle.sizing import DeviceKind, keeps_copy
-from worker import base_models, meeting
+from worker import base_models
+from worker.attempt import meeting
 from worker.host.host import Host
 from worker.program import launcher, processes, workdir
 from worker.program.launcher import Meeting, Trainer

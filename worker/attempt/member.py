@@ -21,11 +21,11 @@ from shared.fleet import members, workers
 from shared.fleet.members import Word
 from shared.lease.values import MeetingPlace, Membership
 from shared.store.lifecycle import MemberPhase
+from worker.attempt.attempt_folder import Place
 from worker.host.host import AWAY, Host, host_code, host_sentence
 from worker.program.launcher import Trainer
 from worker.program.processes import StillAlive
 from worker.program.trainer_events import EventTail
-from worker.staging import Place
 
 log = structlog.get_logger()
 

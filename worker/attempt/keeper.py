@@ -12,8 +12,8 @@ import structlog
 from shared.fleet import members
 from shared.jobs import moves
 from shared.lease.values import Lease, Orders
+from worker.attempt.leader import Gang
 from worker.host.host import AWAY, Host
-from worker.leader import Gang
 
 log = structlog.get_logger()
 

@@ -38,15 +38,15 @@ from shared.lease.values import Claim, MeetingPlace, NewFile
 from shared.settle.sizing import estimate, workload
 from shared.store import layout
 from shared.store.lifecycle import AttemptOutcome, AttemptPhase
-from worker import meeting
+from worker.attempt import meeting
+from worker.attempt.attempt_folder import Place
+from worker.attempt.keeper import AT_ONCE, Interrupted, LeaseKeeper, Wish
+from worker.attempt.leader import Fault, Gang
 from worker.host.host import AWAY, Host, full_sentence, host_code, host_sentence
-from worker.keeper import AT_ONCE, Interrupted, LeaseKeeper, Wish
-from worker.leader import Fault, Gang
 from worker.program import workdir
 from worker.program.launcher import Exit, Trainer
 from worker.program.processes import StillAlive
 from worker.program.trainer_events import EventTail, Meter, Story, metric_lines, told
-from worker.staging import Place
 
 log = structlog.get_logger()
 T = TypeVar("T")
