@@ -12,7 +12,7 @@ from shared.fleet import workers
 from shared.jobs import moves
 from shared.settings import Settings
 from worker.attempt.supervisor import run_attempt
-from worker.checks import check_next_file, validate_next_job
+from worker.chores.checks import check_next_file, validate_next_job
 from worker.host.flags import SharedFlags
 from worker.host.host import open_host
 from worker.host.presence import describe

@@ -22,11 +22,11 @@ from shared.lease.values import Claim
 from shared.settings import Settings
 from shared.store.bell import call, ring
 from shared.store.lifecycle import Lane
-from worker import merges
 from worker.attempt.member import take_part
 from worker.attempt.supervisor import run_attempt
-from worker.checks import check_next_file, validate_next_job
-from worker.examine import examine_next
+from worker.chores import merging
+from worker.chores.checks import check_next_file, validate_next_job
+from worker.chores.preflight import examine_next
 from worker.host.flags import SharedFlags
 from worker.host.host import AWAY, Host, open_host
 from worker.program import processes
@@ -76,7 +76,7 @@ def cpu(host: Host) -> None:
         host.flags.pulled("cpu", at=time.monotonic())
         if validate_next_job(host):
             ring("training", host.settings)
-        elif not (check_next_file(host) or examine_next(host) or merges.make_next(host)):
+        elif not (check_next_file(host) or examine_next(host) or merging.make_next(host)):
             return
 
 

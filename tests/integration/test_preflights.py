@@ -22,8 +22,8 @@ from tests.factories import make_worker
 from tests.integration.conftest import Api
 from tests.live import live_api
 from tests.train.tiny import chat, chat_rows, make_model_directory
-from worker.checks import check_next_file
-from worker.examine import examine_next
+from worker.chores.checks import check_next_file
+from worker.chores.preflight import examine_next
 from worker.host.flags import SharedFlags
 from worker.host.host import Host, open_host
 

@@ -16,10 +16,10 @@ from shared.store.bell import ring
 from shared.store.db import session_scope
 from shared.store.tables import MergeRow
 from tests.lifecycle.stack import Servers, Stack, chain_of, make_stack, until
+from worker.chores.merging import make_next
 from worker.host import devices
 from worker.host.flags import SharedFlags
 from worker.host.host import open_host
-from worker.merges import make_next
 
 PROGRAM = {"TUNEPOOL_MERGER": "tests.fake_merger"}
 

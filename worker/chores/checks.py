@@ -23,9 +23,9 @@ from shared.rows.convert import source_of
 from shared.settle import durations
 from shared.settle.catalogue import load_catalogue
 from shared.settle.resolve import DeviceFacts, Resolution, resolve
+from worker.chores.run_program import Stopped
+from worker.chores.unpacking import unpack
 from worker.host.host import Host
-from worker.programs import Stopped
-from worker.unpacking import unpack
 
 log = structlog.get_logger()
 

@@ -29,13 +29,14 @@ from shared.settle.device_fit import Candidate, fits
 from shared.settle.resolve import Resolution
 from shared.settle.sizing import estimate_evaluation
 from shared.store.tables import DeviceRow
-from worker import base_models, programs
-from worker.checks import settle
+from worker import base_models
+from worker.chores import run_program as programs
+from worker.chores.checks import settle
+from worker.chores.run_program import Stopped, TooSlow, Watch
 from worker.host.host import Host
 from worker.program import workdir
 from worker.program.launcher import Exit
 from worker.program.workdir import Workdir
-from worker.programs import Stopped, TooSlow, Watch
 
 log = structlog.get_logger()
 

@@ -18,12 +18,12 @@ from shared.rows.check import DatasetReport, Limits, check, refused
 from shared.rows.convert import UnpackSpec, source_of
 from shared.rows.lines import RowProblem, at_start
 from shared.store import layout
-from worker import programs
+from worker.chores import run_program
+from worker.chores.run_program import TooSlow, Watch
 from worker.host.host import Host
 from worker.program import workdir
 from worker.program.launcher import Exit
 from worker.program.workdir import Workdir
-from worker.programs import TooSlow, Watch
 
 log = structlog.get_logger()
 
@@ -66,7 +66,7 @@ def _open(
     place.spec.write_text(wanted.model_dump_json(), encoding="utf-8")
     workdir.hand_over(place, uid=host.trainer_uid)
     try:
-        ended = programs.run(host, UNPACK, lease=lease, place=place, watch=watch, seconds=UNPACK_SECONDS)
+        ended = run_program.run(host, UNPACK, lease=lease, place=place, watch=watch, seconds=UNPACK_SECONDS)
     except TooSlow:
         return at_start("too_slow", f"Opening the file took more than {UNPACK_SECONDS:g} seconds; split it.")
     return _problem(place, ended, found)
@@ -76,7 +76,7 @@ def _problem(place: Workdir, ended: Exit, found: FileCheck) -> RowProblem | None
     rows = place.out / "rows.jsonl"
     if ended.code == EXIT_DONE and rows.is_file() and not rows.is_symlink():
         return None
-    fault = programs.users_fault(place, ended)
+    fault = run_program.users_fault(place, ended)
     if fault is None:
         log.warning("unpack.broke", file_id=found.file_id, exit=ended.code, last_words=ended.last_words[-2000:])
         return at_start(
