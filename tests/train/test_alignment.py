@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from tests.train.tiny import make_tokenizer
-from worker.train.alignment import Alignment
-from worker.train.words import token_bytes
+from worker.train.token_spans import Alignment
+from worker.train.word_cache import token_bytes
 
 PIECES = ["", "a", "naïve", "🙂", " ", "   ", "\n", "\t", "<|im_end|>", "é", "e\u0301", "<mask>", "zu", "\U0010ffff"]
 

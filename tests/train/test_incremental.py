@@ -14,7 +14,7 @@ from tests.train.test_loss_mask import FORGETFUL, WITH_MARKERS, WITHOUT_MARKERS
 from tests.train.tiny import CHATML, make_tokenizer
 from worker.train import chat as chat_module
 from worker.train.chat import ChatTemplate, Rendered
-from worker.train.incremental import MARK, with_marks
+from worker.train.one_rendering import MARK, with_marks
 
 SMOLLM2 = """\
 {% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system

@@ -23,7 +23,7 @@ from shared.errors import Unavailable
 from tests.train.tiny import chat, chat_rows, kto_rows, losses, make_spec, preference_rows, read_events, run
 from worker.program import launcher, processes
 from worker.program.launcher import Meeting, Trainer
-from worker.train import narrowing
+from worker.train import evaluation_rows
 from worker.train.ranks import Ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
@@ -200,7 +200,7 @@ def test_validation_that_does_not_fit_on_a_rank_goes_on_with_fewer_rows_and_trai
     spec, out = make_spec(tmp_path, model=model, **over_two(strategy, **settings)), tmp_path / "out"
     (tmp_path / "short.json").write_text(json.dumps({"ranks": short, "training": 4, "evaluation": 2}))
     out.mkdir()
-    narrowing.write(out, 4)
+    evaluation_rows.write(out, 4)
 
     code, words = ended(start(spec, out, module="tests.train.short_of_memory"))
 
@@ -214,7 +214,7 @@ def test_validation_that_does_not_fit_on_a_rank_goes_on_with_fewer_rows_and_trai
     assert said == ["Validation ran out of memory; it goes on with 2 rows at a time on each device."]
     # No step is done twice: what was trained before the first look is in a checkpoint.
     assert [event.step for event in together if event.type == "metrics"] == sorted(losses(alone))
-    assert narrowing.read(out) == 2
+    assert evaluation_rows.read(out) == 2
 
 
 def test_a_rank_without_memory_in_training_ends_all_as_out_of_memory_and_half_the_rows_go_on(

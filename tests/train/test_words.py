@@ -15,9 +15,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from shared.contract.spec import DataFacts, Training
 from tests.train.tiny import make_tokenizer
-from worker.train import words
+from worker.train import word_cache
 from worker.train.data import RowReader, TokenRow
-from worker.train.words import token_bytes, words_of
+from worker.train.word_cache import token_bytes, words_of
 
 LLAMA = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -88,7 +88,7 @@ def trained(cutter: str, *, composes: bool = False) -> Tokenizer:
     return backend
 
 
-def looked_up(backend: Tokenizer) -> words.Words:
+def looked_up(backend: Tokenizer) -> word_cache.Words:
     known = token_bytes(backend)
     assert known is not None
     found = words_of(backend, known)
@@ -99,7 +99,7 @@ def looked_up(backend: Tokenizer) -> words.Words:
 @pytest.mark.parametrize("cutter", CUTTERS)
 def test_every_settled_character_is_cut_as_the_tokenizer_cuts_it(cutter: str) -> None:
     found = looked_up(trained(cutter))
-    settled = [one for one in map(chr, range(0x1FB00)) if words._SETTLED.fullmatch(one)]
+    settled = [one for one in map(chr, range(0x1FB00)) if word_cache._SETTLED.fullmatch(one)]
     assert len(settled) > 50_000
 
     for some in batches(settled, 4096):
@@ -175,17 +175,17 @@ def test_texts_that_hardly_repeat_their_words_are_left_to_the_tokenizer() -> Non
 
     assert answers[0]
     assert not answers[-1]
-    assert sum(answers) * 100 <= words.TRIED + 200
+    assert sum(answers) * 100 <= word_cache.TRIED + 200
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(words, "REMEMBERED", 5)
+    monkeypatch.setattr(word_cache, "REMEMBERED", 5)
     found = looked_up(trained("gpt2"))
     text = " ".join(f"{word} {'x' * 100}" for word in "abcdefgh")
 
     assert found.ids(text).tolist() == trained("gpt2").encode(text).ids
     assert len(found._known) == 5
-    assert max(map(len, found._known)) <= words.LONGEST_REMEMBERED
+    assert max(map(len, found._known)) <= word_cache.LONGEST_REMEMBERED
 
 
 @pytest.mark.parametrize("train_on", ["assistant", "last_assistant", "all"])

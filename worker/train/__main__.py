@@ -27,15 +27,15 @@ from shared.contract.events import (
 )
 from shared.contract.spec import AttemptSpec
 from shared.errors import TunepoolError
-from worker.train import checkpoints, export, narrowing
+from worker.train import checkpoints, evaluation_rows, export
 from worker.train.base_model import load_model, recompute_activations
 from worker.train.checkpoints import Learner, Progress
 from worker.train.data import Row, RowReader, RowSet
+from worker.train.evaluation_rows import EvaluationTooLarge
 from worker.train.guards import NoTrainableParameters
 from worker.train.loop import Run, save_checkpoint, train
 from worker.train.memory import limit_memory, out_of_memory_code, peak_memory_bytes
 from worker.train.methods import METHODS, adapt, make_optimizer, trainable, with_float32_adapters
-from worker.train.narrowing import EvaluationTooLarge
 from worker.train.objectives.objective import Objective
 from worker.train.objectives.table import OBJECTIVES
 from worker.train.packing import StepPlan
@@ -67,7 +67,7 @@ def main(spec_file: Path, out: Path) -> int:
         reporter.write(Failed, code=error.code, message=error.message, param=error.param)
         return EXIT_USER_FAULT
     except EvaluationTooLarge as too_large:
-        narrowing.write(out, too_large.fitting)
+        evaluation_rows.write(out, too_large.fitting)
         return EXIT_OUT_OF_MEMORY
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         code = out_of_memory_code(error)
@@ -104,7 +104,7 @@ def run_attempt(spec: AttemptSpec, *, out: Path, reporter: Reporter, stop: StopR
         spec=spec,
         out=out,
         objective=objective,
-        evaluator=Evaluator(objective, reporter, ranks, rows_at_once=narrowing.read(out) or ROWS_AT_ONCE),
+        evaluator=Evaluator(objective, reporter, ranks, rows_at_once=evaluation_rows.read(out) or ROWS_AT_ONCE),
         learner=learner,
         plan=plan,
         progress=progress,

@@ -21,9 +21,9 @@ import jinja2
 
 from shared.contract.spec import Training
 from shared.errors import Invalid
-from worker.train.alignment import Span
-from worker.train.incremental import MARK, with_marks
-from worker.train.limits import TimeIsUp, time_limit
+from worker.train.one_rendering import MARK, with_marks
+from worker.train.time_limit import TimeIsUp, time_limit
+from worker.train.token_spans import Span
 
 RENDER_SECONDS = 5.0
 RENDER_CHARACTERS = 16 * 1024 * 1024

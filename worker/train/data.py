@@ -19,8 +19,8 @@ import numpy as np
 
 from shared.contract.spec import DataFacts, Training
 from shared.errors import Invalid
-from worker.train.alignment import Alignment, Ids, Mask, Span
 from worker.train.chat import ChatTemplate, JsonObject, common_prefix_length, for_template, trained_messages
+from worker.train.token_spans import Alignment, Ids, Mask, Span
 
 
 @dataclass(frozen=True)

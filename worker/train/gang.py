@@ -19,7 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
 from shared.contract.events import EXIT_OUT_OF_MEMORY, EXIT_STOPPED, EXIT_USER_FAULT
-from worker.train import narrowing
+from worker.train import evaluation_rows
 from worker.train.reporting import Reporter
 
 # A rank that says why it ends does so first; the others may fall over its absence before torchrun has looked.
@@ -32,8 +32,8 @@ def main(arguments: list[str]) -> int:
     options = parse_args(["--signals-to-handle=SIGINT,SIGHUP,SIGQUIT", "--max-restarts=0", *arguments])
     out = Path(options.training_script_args[-1])
     signal.signal(signal.SIGTERM, lambda _number, _frame: (out / "stop").touch())
-    known, code = narrowing.read(out), _run(options)
-    while code == EXIT_OUT_OF_MEMORY and (rows := narrowing.read(out)) != known:
+    known, code = evaluation_rows.read(out), _run(options)
+    while code == EXIT_OUT_OF_MEMORY and (rows := evaluation_rows.read(out)) != known:
         sentence = f"Validation ran out of memory; it goes on with {rows} rows at a time on each device."
         Reporter(out / "events.jsonl", clock=time.time).say(sentence, level="warn")
         known, code = rows, _run(options)

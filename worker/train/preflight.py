@@ -44,9 +44,9 @@ from shared.contract.events import (
 )
 from shared.contract.spec import PreflightSpec
 from shared.errors import Invalid, TunepoolError
-from worker.train.alignment import Ids, Mask
 from worker.train.data import AnswersRow, Row, RowReader
 from worker.train.reporting import Reporter
+from worker.train.token_spans import Ids, Mask
 
 STRETCH_BYTES: Final = 1 << 20
 NO_PROMPT: Final = 0  # the digest of a row whose trained text has nothing before it

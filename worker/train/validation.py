@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from worker.train.data import Row
+from worker.train.evaluation_rows import EvaluationTooLarge
 from worker.train.memory import out_of_memory_code
-from worker.train.narrowing import EvaluationTooLarge
 from worker.train.objectives.objective import Loss, MicroBatch, Objective
 from worker.train.packing import group
 from worker.train.ranks import Ranks

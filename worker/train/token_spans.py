@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from worker.train.words import token_bytes, words_of
+from worker.train.word_cache import token_bytes, words_of
 
 Ids = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
