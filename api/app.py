@@ -11,11 +11,11 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 
-from api import errors, orders, views
+from api import errors, pool_bodies, views
 from api.bell import Bell
 from api.deps import Door
 from api.links import make_links
-from api.outlook import Outlook
+from api.plan_cache import Outlook
 from api.request_id import RequestId
 from api.request_url import RequestUrl
 from api.routes import (
@@ -113,7 +113,7 @@ def _describe(app: FastAPI) -> None:
         if app.openapi_schema is None:
             schema = plain()
             components = schema["components"]
-            for body in (CreateJob, CreatePreflight, *orders.BODIES):
+            for body in (CreateJob, CreatePreflight, *pool_bodies.BODIES):
                 reference = body.model_json_schema(ref_template="#/components/schemas/{model}")
                 components["schemas"] |= {**reference.pop("$defs", {}), body.__name__: reference}
             # FastAPI drops every null of an example, and these nulls are fields that are always there.

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from api.bell import Bell
 from api.links import Links
-from api.outlook import Outlook
+from api.plan_cache import Outlook
 from api.streams import Streams
 from shared.errors import Unauthenticated
 from shared.settings import Settings

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.outlook import Look
+from api.plan_cache import Look
 from shared.contract.spec import CreateCombination, CreateMerge, JobSpec
 from shared.plan.verdicts import Verdict
 from shared.products.adapters import PublishedAdapter

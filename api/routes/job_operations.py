@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from api import pool_views, views
 from api.body import RawBody, body_of, parse
 from api.deps import Door, DoorDep, JobsWriter
-from api.orders import CancelJobs, SetPriority
+from api.pool_bodies import CancelJobs, SetPriority
 from shared.errors import Invalid
 from shared.jobs import operations
 from shared.jobs.operations import Selection

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from api import pool_views
 from api.body import RawBody, body_of, parse
 from api.deps import Administrator, Door, DoorDep, JobsReader
-from api.orders import EditPool, Quarantine, changes
+from api.pool_bodies import EditPool, Quarantine, changes
 from shared.operating import administration
 from shared.operating.overview import overview
 from shared.tenants import audit

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from api import pool_views
 from api.body import RawBody, body_of, parse
 from api.deps import Administrator, Door, DoorDep
-from api.orders import CreateKey, CreateProject, EditKey, EditProject, changes
+from api.pool_bodies import CreateKey, CreateProject, EditKey, EditProject, changes
 from shared.operating import administration
 from shared.operating.overview import overview, standing
 from shared.tenants import keys, projects

@@ -10,9 +10,9 @@ import psutil
 import pytest
 from sqlalchemy import event as database_event
 
-from api import planning
+from api import plan_process
 from api.bell import Bell
-from api.outlook import Outlook
+from api.plan_cache import Outlook
 from shared.jobs import moves
 from shared.store.db import session_scope
 from shared.store.lifecycle import Lane
@@ -95,8 +95,8 @@ def test_a_job_queued_after_the_plan_is_known_as_soon_as_planning_is_cheap(api: 
 def test_a_long_plan_is_made_in_a_process_of_its_own_and_says_the_same(
     api: Api, queued: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "LONG_SECONDS", 0.0)
-    planner, others = planning.Planner(api.engine, pool_name="default"), set(psutil.Process().children())
+    monkeypatch.setattr(plan_process, "LONG_SECONDS", 0.0)
+    planner, others = plan_process.Planner(api.engine, pool_name="default"), set(psutil.Process().children())
 
     here, apart = planner.plan(), planner.plan()
     killed = set(psutil.Process().children()) - others
@@ -104,7 +104,7 @@ def test_a_long_plan_is_made_in_a_process_of_its_own_and_says_the_same(
         process.kill()
     without, again = planner.plan(), planner.plan()
     started = set(psutil.Process().children()) - others - killed
-    monkeypatch.setattr(planning, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(plan_process, "PATIENCE_SECONDS", 0.5)
     for process in started:
         process.suspend()
     frozen = planner.plan()

@@ -108,12 +108,12 @@ class _Packed(Mapping[str, Verdict]):
         return verdict
 
 
-# ---- the process apart: `python -m api.planning`. It plans whenever it is asked, and ends with its standard input, so
+# ---- the process apart: `python -m api.plan_process`. It plans whenever it is asked, and ends with its standard input, so
 # none outlives a killed API.
 
 
 def _start(engine: Engine, pool_name: str) -> subprocess.Popen[bytes]:
-    apart = subprocess.Popen([sys.executable, "-m", "api.planning"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    apart = subprocess.Popen([sys.executable, "-m", "api.plan_process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     _send(apart.stdin, (engine.url.render_as_string(hide_password=False), pool_name))  # not by argv: it has a password
     return apart
 

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import Engine
 
-from api.planning import Plan, Planner
+from api.plan_process import Plan, Planner
 from shared.plan.verdicts import Verdict
 
 PLAN_SECONDS: Final = 1.0
