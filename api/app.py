@@ -12,10 +12,10 @@ from typing import Any, Final
 from fastapi import FastAPI
 
 from api import errors, pool_bodies, views
-from api.bell import Bell
+from api.bell import RingThread
 from api.deps import Door
 from api.links import make_links
-from api.plan_cache import Outlook
+from api.plan_cache import PlanCache
 from api.request_id import RequestId
 from api.request_url import RequestUrl
 from api.routes import (
@@ -73,8 +73,8 @@ def create_app(settings: Settings) -> FastAPI:
         store=open_store(settings),
         links=make_links(settings),
         streams=Streams(partial(session_scope, engine), limit=settings.max_streams, seconds=settings.stream_seconds),
-        outlook=Outlook(engine, pool_name=settings.pool),
-        bell=Bell(partial(ring, settings=settings)),
+        outlook=PlanCache(engine, pool_name=settings.pool),
+        bell=RingThread(partial(ring, settings=settings)),
     )
 
     @asynccontextmanager

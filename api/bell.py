@@ -11,7 +11,7 @@ from shared.store.lifecycle import Lane
 PAUSE_SECONDS: Final = 0.05  # between rings: a burst of submissions needs no ring each, and one costs 3 ms
 
 
-class Bell:
+class RingThread:
     """One thread that rings. A lane asked for while it is busy is rung again, so no commit goes unrung.
 
     Rings may be lost by design, so nothing waits for one: not a request, not the process's end.

@@ -10,9 +10,9 @@ from fastapi import Depends, Request
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from api.bell import Bell
+from api.bell import RingThread
 from api.links import Links
-from api.plan_cache import Outlook
+from api.plan_cache import PlanCache
 from api.streams import Streams
 from shared.errors import Unauthenticated
 from shared.settings import Settings
@@ -34,8 +34,8 @@ class Door:
     store: Store
     links: Links
     streams: Streams
-    bell: Bell
-    outlook: Outlook
+    bell: RingThread
+    outlook: PlanCache
 
     def session(self) -> AbstractContextManager[Session]:
         """Commits when the block ends, so before the answer goes out."""

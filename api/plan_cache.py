@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import Engine
 
-from api.plan_process import Plan, Planner
+from api.plan_process import PlanAnswer, Planner
 from shared.plan.verdicts import Verdict
 
 PLAN_SECONDS: Final = 1.0
@@ -23,7 +23,7 @@ COST_FACTOR: Final = 10.0
 class _Latest:
     """A plan and when it was begun."""
 
-    plan: Plan
+    plan: PlanAnswer
     begun: float
 
     def age(self) -> float:
@@ -49,7 +49,7 @@ class Look(NamedTuple):
     as_of: datetime
 
 
-class Outlook:
+class PlanCache:
     """The pool's latest plan, shared by all requests of the process."""
 
     def __init__(self, engine: Engine, *, pool_name: str) -> None:

@@ -31,7 +31,7 @@ PATIENCE_SECONDS: Final = 20.0  # longer than a statement may take: who says not
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PlanAnswer:
     """What waiting jobs are told."""
 
     verdicts: Mapping[str, Verdict]
@@ -49,7 +49,7 @@ class Planner:
         self._apart: subprocess.Popen[bytes] | None = None
         self._long = False
 
-    def plan(self) -> Plan:
+    def plan(self) -> PlanAnswer:
         """The plan of this moment. Raises what a database that is away raises."""
         made = self._plan_apart() if self._long else make(self._engine, self._pool_name)
         self._long = made.seconds > (LONG_SECONDS / 4 if self._long else LONG_SECONDS)
@@ -57,7 +57,7 @@ class Planner:
             self.close()
         return made
 
-    def _plan_apart(self) -> Plan:
+    def _plan_apart(self) -> PlanAnswer:
         try:
             if self._apart is None:
                 self._apart = _start(self._engine, self._pool_name)
@@ -75,7 +75,7 @@ class Planner:
             self._apart = None
 
 
-def make(engine: Engine, pool_name: str) -> Plan:
+def make(engine: Engine, pool_name: str) -> PlanAnswer:
     """Read the pool and plan."""
     begun = time.monotonic()
     with session_scope(engine) as session:
@@ -85,7 +85,7 @@ def make(engine: Engine, pool_name: str) -> Plan:
         made.verdicts[job_id]  # the first to be worded works out the forecast for all
         break
     starting = frozenset(assignment.job_id for assignment in made.assignments)
-    return Plan(made.verdicts, starting, view.now, time.monotonic() - begun)
+    return PlanAnswer(made.verdicts, starting, view.now, time.monotonic() - begun)
 
 
 class _Packed(Mapping[str, Verdict]):
@@ -118,7 +118,7 @@ def _start(engine: Engine, pool_name: str) -> subprocess.Popen[bytes]:
     return apart
 
 
-def _ask(apart: subprocess.Popen[bytes]) -> Plan:
+def _ask(apart: subprocess.Popen[bytes]) -> PlanAnswer:
     _send(apart.stdin, "plan")
     assert apart.stdout is not None
     poller = select.poll()  # select() knows no file numbers above 1,023, and streams have many
@@ -126,7 +126,7 @@ def _ask(apart: subprocess.Popen[bytes]) -> Plan:
     if not poller.poll(PATIENCE_SECONDS * 1000):
         raise TimeoutError(f"no plan within {PATIENCE_SECONDS:g} s")
     packed, starting, as_of, seconds = pickle.load(apart.stdout)  # noqa: S301  # from our own process, by a pipe
-    return Plan(_Packed(packed), starting, as_of, seconds)
+    return PlanAnswer(_Packed(packed), starting, as_of, seconds)
 
 
 def _send(pipe: Any, what: object) -> None:

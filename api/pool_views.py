@@ -8,7 +8,7 @@ from pydantic import Field
 
 from api.views import View, maybe_seconds, seconds
 from shared.fleet import members as gangs
-from shared.operating.overview import Overview, Standing, Waiting
+from shared.operating.overview import Overview, ProjectStanding, Waiting
 from shared.plan.preemption import RunningJob
 from shared.plan.scheduling import Policy
 from shared.store.tables import ApiKeyRow, AuditRow, DeviceRow, WorkerRow
@@ -16,7 +16,7 @@ from shared.tenants.keys import Caller
 from shared.tenants.usage import Used
 
 
-class Device(View):
+class DeviceView(View):
     """A GPU, or the CPU as one device, as its worker last reported it."""
 
     id: str
@@ -36,7 +36,7 @@ class Device(View):
     project_id: str | None = Field(description="The project of that job, where the caller may know it.")
 
 
-class Seat(View):
+class SeatView(View):
     """A host of a job that runs on several."""
 
     job_id: str | None = Field(description="The job, where the caller may know it.")
@@ -67,7 +67,7 @@ class PoolPolicy(View):
     foreign_tolerance_bytes: int
 
 
-class Place(View):
+class QueuePlace(View):
     """A queued job in the pool's order."""
 
     position: int | None = Field(description="null: the next pull starts it.")
@@ -126,10 +126,10 @@ class Pool(View):
     held: bool
     policy: PoolPolicy
     workers: list[Worker]
-    devices: list[Device]
-    gangs: list[Seat] = Field(description="The hosts of jobs that run on several: job by job, the leader first.")
+    devices: list[DeviceView]
+    gangs: list[SeatView] = Field(description="The hosts of jobs that run on several: job by job, the leader first.")
     projects: list[Project] = Field(description="The caller's own; all of them for an administrator.")
-    queue: list[Place] = Field(description="The first hundred in their order.")
+    queue: list[QueuePlace] = Field(description="The first hundred in their order.")
     jobs: JobCounts
 
 
@@ -238,9 +238,9 @@ def policy(found: Policy) -> PoolPolicy:
     )
 
 
-def _device(row: DeviceRow, job: RunningJob | None, caller: Caller) -> Device:
+def _device(row: DeviceRow, job: RunningJob | None, caller: Caller) -> DeviceView:
     seen = job is not None and _may_see(job.project, caller)
-    return Device(
+    return DeviceView(
         id=row.id,
         worker_id=row.worker_id,
         host=row.host,
@@ -259,9 +259,9 @@ def _device(row: DeviceRow, job: RunningJob | None, caller: Caller) -> Device:
     )
 
 
-def _seat(one: gangs.Seat, job: RunningJob | None, caller: Caller) -> Seat:
+def _seat(one: gangs.Seat, job: RunningJob | None, caller: Caller) -> SeatView:
     seen = job is not None and _may_see(job.project, caller)
-    return Seat(
+    return SeatView(
         job_id=one.job_id if seen else None,
         node=one.node,
         worker_id=one.worker_id,
@@ -271,7 +271,7 @@ def _seat(one: gangs.Seat, job: RunningJob | None, caller: Caller) -> Seat:
     )
 
 
-def device(row: DeviceRow) -> Device:
+def device(row: DeviceRow) -> DeviceView:
     """For an administrator who has just changed it."""
     return _device(row, None, caller=_NOBODY)
 
@@ -279,9 +279,9 @@ def device(row: DeviceRow) -> Device:
 _NOBODY: Final = Caller("", "", "", "", frozenset())
 
 
-def _place(one: Waiting, caller: Caller) -> Place:
+def _place(one: Waiting, caller: Caller) -> QueuePlace:
     job, verdict, seen = one.job, one.verdict, _may_see(one.job.project, caller)
-    return Place(
+    return QueuePlace(
         position=None if verdict is None else verdict.position,
         job_id=job.id if seen else None,
         project_id=job.project if seen else None,
@@ -307,7 +307,7 @@ def worker(row: WorkerRow) -> Worker:
     )
 
 
-def project(one: Standing) -> Project:
+def project(one: ProjectStanding) -> Project:
     row = one.project
     return Project(
         id=row.id,

@@ -42,7 +42,7 @@ class Memory(View):
     terms: dict[str, int]
 
 
-class Run(View):
+class PreflightRun(View):
     steps: int
     steps_per_epoch: int
     rows: int = Field(description="Rows that teach something.")
@@ -76,7 +76,7 @@ class Report(View):
     spec: dict[str, Any] | None = Field(default=None, description="The resolved JobSpec.")
     auto: list[dict[str, Any]] = Field(default_factory=list)
     tokens: TokenReport | None = None
-    run: Run | None = None
+    run: PreflightRun | None = None
     memory: Memory | None = None
     time: Time | None = Field(
         default=None, description="Null: no job of this kind has finished, and the device is not known."

@@ -43,7 +43,7 @@ class Told(NamedTuple):
     body: str  # views.Event as JSON
 
 
-class Ended(NamedTuple):
+class StreamEnd(NamedTuple):
     """The job has ended, and every event of it was sent."""
 
     status: str
@@ -110,7 +110,7 @@ class Streams:
         finally:
             self.open -= 1
 
-    async def follow(self, job_id: str, *, after: int) -> AsyncIterator[Told | Ended]:
+    async def follow(self, job_id: str, *, after: int) -> AsyncIterator[Told | StreamEnd]:
         """The job's events behind number `after` as they come, `Ended` when there will be no more.
 
         Returns without it once the stream has lasted its time: the client comes again with the last number it saw.
@@ -125,7 +125,7 @@ class Streams:
                 if seq < tail.seq:
                     continue
                 if tail.status in TERMINAL:
-                    yield Ended(tail.status)
+                    yield StreamEnd(tail.status)
                     return
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(news.wait(), left)

@@ -106,7 +106,7 @@ class QueueState(View):
     as_of: int = Field(description="When the plan was made that says so; a plan serves all for about a second.")
 
 
-class Member(View):
+class MemberView(View):
     """A further host of an attempt of a job on several; the attempt itself tells of the first."""
 
     node: int
@@ -129,7 +129,7 @@ class Attempt(View):
     exit_code: int | None
     peak_memory_bytes: int | None
     error: dict[str, Any] | None
-    members: list[Member] = Field(default_factory=list, description="The further hosts of a job on several.")
+    members: list[MemberView] = Field(default_factory=list, description="The further hosts of a job on several.")
 
 
 class AdapterRef(View):
@@ -269,7 +269,7 @@ class AdapterFile(View):
     url: str = Field(description="Downloads this file, for a while: presigned on S3, signed by us on a local store.")
 
 
-class Adapter(View):
+class AdapterView(View):
     id: str
     object: Literal["tunepool.adapter"] = "tunepool.adapter"
     name: str
@@ -284,7 +284,7 @@ class Adapter(View):
 
 class AdapterPage(View):
     object: Literal["list"] = "list"
-    data: list[Adapter]
+    data: list[AdapterView]
     has_more: bool
 
 
@@ -480,8 +480,8 @@ def attempt(row: AttemptRow, members: Sequence[MemberRow] = ()) -> Attempt:
     )
 
 
-def _member(row: MemberRow) -> Member:
-    return Member(
+def _member(row: MemberRow) -> MemberView:
+    return MemberView(
         node=row.node,
         worker_id=row.worker_id,
         host=row.host,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from shared.contract.spec import MethodName, ModelFacts
-from shared.settle.sizing import GIB, PLAIN_LOGITS, Stack, Workload, estimate
+from shared.settle.sizing import GIB, PLAIN_LOGITS, SoftwareStack, Workload, estimate
 
 GB = 10**9
 
@@ -85,7 +85,7 @@ class Point:
     source: str
     run: str
     work: Workload
-    stack: Stack
+    stack: SoftwareStack
     measured: float
     outlier: str = ""
 
@@ -100,14 +100,14 @@ class Point:
 
 # Sources that read torch's allocator have no driver context in their figures (process=0); those that read its
 # *reserved* memory have its gaps too. Bytes per logit follow the program: float16 loss 8, float32 loss 12 to 14.
-LITGPT = Stack(process=0, logits=PLAIN_LOGITS)
-QWEN = Stack(process=900 * 10**6, logits=12)
-QWEN_GPTQ = Stack(process=900 * 10**6, logits=8, wide_head=True)
-FSDP_QLORA = Stack(process=0, logits=PLAIN_LOGITS, gaps=0.3)
-PEFT_BENCH = Stack(process=0, logits=PLAIN_LOGITS, full=8)  # full: everything in bfloat16
-TORCHTUNE = Stack(process=0, logits=PLAIN_LOGITS, full=8)
-UNSLOTH_HF = Stack(process=1400 * 10**6, logits=PLAIN_LOGITS, wide_head=True)
-MS_SWIFT = Stack(process=900 * 10**6, logits=12)
+LITGPT = SoftwareStack(process=0, logits=PLAIN_LOGITS)
+QWEN = SoftwareStack(process=900 * 10**6, logits=12)
+QWEN_GPTQ = SoftwareStack(process=900 * 10**6, logits=8, wide_head=True)
+FSDP_QLORA = SoftwareStack(process=0, logits=PLAIN_LOGITS, gaps=0.3)
+PEFT_BENCH = SoftwareStack(process=0, logits=PLAIN_LOGITS, full=8)  # full: everything in bfloat16
+TORCHTUNE = SoftwareStack(process=0, logits=PLAIN_LOGITS, full=8)
+UNSLOTH_HF = SoftwareStack(process=1400 * 10**6, logits=PLAIN_LOGITS, wide_head=True)
+MS_SWIFT = SoftwareStack(process=900 * 10**6, logits=12)
 
 _OLD_BITSANDBYTES = "bitsandbytes 0.41 kept activations twice (fixed in 0.43.2)"
 _DEEPSPEED = "DeepSpeed keeps a second copy of weights and gradients"

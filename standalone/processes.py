@@ -21,7 +21,7 @@ STEADY_SECONDS: Final = 60.0  # a child that ran so long starts with the first p
 LOOK_SECONDS: Final = 0.1
 
 
-class Stopped(Exception):
+class StopRequested(Exception):
     """The operator wants us to end; no failure."""
 
 
@@ -68,7 +68,7 @@ class Stack:
     def check(self) -> None:
         """Raises Stopped once a signal has come."""
         if self._ending():
-            raise Stopped
+            raise StopRequested
 
     def _ending(self) -> bool:
         return self._signals > 0

@@ -21,7 +21,7 @@ from standalone.first_key import working_key
 from standalone.home import Home
 from standalone.migrate import migrate
 from standalone.postgres import EmbeddedPostgres
-from standalone.processes import Stack, Stopped
+from standalone.processes import Stack, StopRequested
 from standalone.valkey import EmbeddedValkey
 
 WORKER: Final = (
@@ -132,7 +132,7 @@ def run(home: Home, settings: Settings, *, port: int, with_worker: bool) -> None
     with home.held(), ExitStack() as leaving:
         up = Up(home, settings, free_port(port), with_worker, stack, leaving)
         try:
-            with contextlib.suppress(Stopped):
+            with contextlib.suppress(StopRequested):
                 up.bring_up()
                 say(f"ready  {up.base_url}  key in {home.credentials}  ({time.monotonic() - begun:.1f} s)")
                 stack.watch()

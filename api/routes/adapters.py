@@ -31,16 +31,16 @@ def list_adapters(
     return views.AdapterPage(data=[_view(adapters.published(row), door, request) for row in rows], has_more=more)
 
 
-@router.get("/adapters/{name:path}", response_model=views.Adapter)
-def retrieve_adapter(name: str, request: Request, door: DoorDep, caller: ModelsReader) -> views.Adapter:
+@router.get("/adapters/{name:path}", response_model=views.AdapterView)
+def retrieve_adapter(name: str, request: Request, door: DoorDep, caller: ModelsReader) -> views.AdapterView:
     """The adapter of a job or a checkpoint, by id or `ft:` name, with a link for each file of its PEFT directory."""
     with door.session() as session:
         found = adapters.find_published(session, name, project_id=caller.project_id)
     return _view(found, door, request)
 
 
-def _view(adapter: PublishedAdapter, door: Door, request: Request) -> views.Adapter:
-    return views.Adapter(
+def _view(adapter: PublishedAdapter, door: Door, request: Request) -> views.AdapterView:
+    return views.AdapterView(
         id=adapter.id,
         name=adapter.name,
         job_id=adapter.job_id,

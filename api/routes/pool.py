@@ -79,8 +79,8 @@ def undrain_worker(worker_id: str, caller: Administrator, door: DoorDep) -> pool
         return pool_views.worker(administration.set_draining(session, caller, worker_id, draining=False))
 
 
-@router.post("/devices/{device_id}/quarantine", response_model=pool_views.Device, openapi_extra=body_of(Quarantine))
-def quarantine_device(device_id: str, caller: Administrator, body: RawBody, door: DoorDep) -> pool_views.Device:
+@router.post("/devices/{device_id}/quarantine", response_model=pool_views.DeviceView, openapi_extra=body_of(Quarantine))
+def quarantine_device(device_id: str, caller: Administrator, body: RawBody, door: DoorDep) -> pool_views.DeviceView:
     """Give the device to no job until it is released; a job that runs there goes on."""
     reason = parse(body, Quarantine).reason
     with door.session() as session:
@@ -88,8 +88,8 @@ def quarantine_device(device_id: str, caller: Administrator, body: RawBody, door
         return pool_views.device(row)
 
 
-@router.post("/devices/{device_id}/release", response_model=pool_views.Device)
-def release_device(device_id: str, caller: Administrator, door: DoorDep) -> pool_views.Device:
+@router.post("/devices/{device_id}/release", response_model=pool_views.DeviceView)
+def release_device(device_id: str, caller: Administrator, door: DoorDep) -> pool_views.DeviceView:
     """Put a quarantined device back into the pool."""
     with door.session() as session:
         row = pool_views.device(administration.set_quarantined(session, caller, device_id, quarantined=False))

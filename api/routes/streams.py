@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Header
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from api.deps import DoorDep, JobsReader
-from api.streams import Ended
+from api.streams import StreamEnd
 from shared.errors import Invalid
 from shared.jobs import pages
 
@@ -59,7 +59,7 @@ async def stream_events(
     """
     yield ServerSentEvent(retry=RETRY_MILLISECONDS)
     async for said in door.streams.follow(job_id, after=place):
-        if isinstance(said, Ended):
+        if isinstance(said, StreamEnd):
             yield ServerSentEvent(event="end", data={"status": said.status})
         else:
             yield ServerSentEvent(id=str(said.seq), raw_data=said.body)

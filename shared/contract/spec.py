@@ -310,7 +310,7 @@ class DpoMethod(Part):
     hyperparameters: DpoHyperparameters = DpoHyperparameters()
 
 
-class Method(Part):
+class RequestedMethod(Part):
     """OpenAI's `method`. `reinforcement` is refused by name: no grader runs here."""
 
     type: Literal["supervised", "dpo"]
@@ -342,7 +342,7 @@ class CreateJob(Part):
     validation_file: Annotated[str, StringConstraints(min_length=1, max_length=100)] | None = None
     suffix: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] | None = None
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
-    method: Method | None = None
+    method: RequestedMethod | None = None
     hyperparameters: Hyperparameters | None = Field(
         default=None, description="Deprecated by OpenAI; same as method.supervised's."
     )

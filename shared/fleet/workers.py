@@ -47,7 +47,7 @@ class DeviceReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class WorkerOrders:
     """What a worker learns when it reports itself."""
 
     draining: bool
@@ -79,7 +79,7 @@ def register(session: Session, worker: NewWorker, devices: Sequence[DeviceReport
     session.execute(delete(DeviceRow).where(_gone(worker.id, devices), DeviceRow.leased_by.is_(None)))
 
 
-def report(session: Session, worker: NewWorker, devices: Sequence[DeviceReport]) -> Standing | None:
+def report(session: Session, worker: NewWorker, devices: Sequence[DeviceReport]) -> WorkerOrders | None:
     """Say "still here, and this is free". None: the worker was forgotten and must register again."""
     draining = session.execute(
         update(WorkerRow)
@@ -95,7 +95,7 @@ def report(session: Session, worker: NewWorker, devices: Sequence[DeviceReport])
         update(DeviceRow).where(_gone(worker.id, devices), DeviceRow.healthy).values(healthy=False, ailment=GONE)
     )
     mine = session.scalars(select(DeviceRow.id).where(DeviceRow.worker_id == worker.id)).all()
-    return Standing(draining=draining, device_ids=tuple(mine))
+    return WorkerOrders(draining=draining, device_ids=tuple(mine))
 
 
 def _gone(worker_id: str, devices: Sequence[DeviceReport]) -> ColumnElement[bool]:

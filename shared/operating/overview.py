@@ -33,7 +33,7 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ProjectStanding:
     """A project in the pool: what it holds, what waits, what it has used."""
 
     project: ProjectRow
@@ -52,7 +52,7 @@ class Overview:
     devices: Sequence[DeviceRow]
     running: Mapping[str, RunningJob]
     seats: Sequence[Seat]
-    standings: Sequence[Standing]
+    standings: Sequence[ProjectStanding]
     queue: Sequence[Waiting]
     counts: Mapping[str, int]
 
@@ -78,7 +78,7 @@ def overview(session: Session, *, pool_name: str) -> Overview:
     )
 
 
-def _standings(session: Session, view: snapshot.Snapshot) -> list[Standing]:
+def _standings(session: Session, view: snapshot.Snapshot) -> list[ProjectStanding]:
     rows = projects.listed(session)
     months = usage.this_month(session, [row.id for row in rows])
     waiting, held = Counter(job.project for job in view.queue), Counter[str]()
@@ -86,13 +86,13 @@ def _standings(session: Session, view: snapshot.Snapshot) -> list[Standing]:
         held[job.project] += len(job.device_ids)
     shares = {share.project: share for share in view.shares}
     return [
-        Standing(row, shares[row.id], held[row.id], waiting[row.id], months.get(row.id, 0.0))
+        ProjectStanding(row, shares[row.id], held[row.id], waiting[row.id], months.get(row.id, 0.0))
         for row in rows
         if row.id in shares
     ]
 
 
-def standing(session: Session, project_id: str, *, pool_name: str) -> Standing:
+def standing(session: Session, project_id: str, *, pool_name: str) -> ProjectStanding:
     """One project's. Raises NotFound."""
     projects.find(session, project_id)
     view = snapshot.snapshot(session, pool_name=pool_name)

@@ -9,7 +9,7 @@ from typing import Final
 from shared.plan.capacity import Demand, Device, HostMap
 from shared.plan.fairshare import GIB, Policy, QueuedJob, expected_seconds, longest_seconds
 from shared.plan.preemption import RunningJob
-from shared.plan.verdicts import Outlook, Reason
+from shared.plan.verdicts import DeviceForecast, Reason
 
 NO_WORKER: Final = (
     "needs {} hosts with {} devices each, all of one kind; {} devices are registered on {} hosts (a worker counts as "
@@ -81,8 +81,8 @@ class Occupancy:
         had = max(0, self.obtainable.widest(gpus, hosts))
         return Reason("NO_FIT_MEMORY", OCCUPIED, (*sizes, had / GIB, self._strangers()))
 
-    def outlook(self) -> Outlook:
-        return Outlook(self.now, list(self._early.values()), list(self._late.values()))
+    def outlook(self) -> DeviceForecast:
+        return DeviceForecast(self.now, list(self._early.values()), list(self._late.values()))
 
     def occupy(self, device: Device, job: QueuedJob) -> None:
         """The job starts on the device."""

@@ -100,7 +100,7 @@ Item = tuple[bool, int, float, str, QueuedJob]  # not aged, -priority, submitted
 Place = tuple[int, int, float, Item]  # class (0 aged, 1 guaranteed, 2 the rest), rank, share, item
 
 
-class Lane:
+class ProjectQueue:
     """One project's queue, and its account while a pass goes on.
 
     Two sets of figures: `planned`, `firm` and `usage` count every job that has had its turn, started or waiting, so
@@ -184,7 +184,7 @@ def lanes(
     *,
     devices: int,
     aged_before: float,
-) -> dict[str, Lane]:
+) -> dict[str, ProjectQueue]:
     """Every project's lane; `devices` is the number of usable devices that the active projects divide by weight."""
     waiting, held = dict[str, list[QueuedJob]](), dict[str, list[RunningJob]]()
     for job in queue:
@@ -193,7 +193,7 @@ def lanes(
         held.setdefault(runner.project, []).append(runner)
     known = {share.project: share for share in shares}
     active = sorted(waiting.keys() | held.keys())
-    found = {name: Lane(known.get(name) or Share(name), held.get(name, ())) for name in active}
+    found = {name: ProjectQueue(known.get(name) or Share(name), held.get(name, ())) for name in active}
     total = sum(lane.share.weight for lane in found.values())
     for name, lane in found.items():
         lane.part = max(1.0, lane.share.guarantee, devices * lane.share.weight / total)
@@ -201,7 +201,7 @@ def lanes(
     return found
 
 
-def turns(found: Mapping[str, Lane]) -> Iterator[tuple[QueuedJob, Lane, bool]]:
+def turns(found: Mapping[str, ProjectQueue]) -> Iterator[tuple[QueuedJob, ProjectQueue, bool]]:
     """The effective order: (job, its lane, went ahead because it aged).
 
     The consumer calls `take_turn` between two steps, which moves the project back; a job that is set aside costs

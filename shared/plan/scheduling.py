@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from shared.plan.capacity import Demand, Device
 from shared.plan.device_times import Occupancy
-from shared.plan.fairshare import Lane, Policy, QueuedJob, Share, charge, decayed, lanes, turns
+from shared.plan.fairshare import Policy, ProjectQueue, QueuedJob, Share, charge, decayed, lanes, turns
 from shared.plan.preemption import (
     BEST_EFFORT,
     RANK,
@@ -147,7 +147,7 @@ class _Reservation(NamedTuple):
 class _Pass:
     """The state of one pass: what is free, what is promised, what was decided."""
 
-    def __init__(self, found: Mapping[str, Lane], occupancy: Occupancy, *, policy: Policy, now: float) -> None:
+    def __init__(self, found: Mapping[str, ProjectQueue], occupancy: Occupancy, *, policy: Policy, now: float) -> None:
         self.lanes, self.occupancy, self.policy, self.now = found, occupancy, policy, now
         self.open = occupancy.free()  # free for anybody
         self.every = occupancy.free()  # and what is reserved, for jobs that end before the reservation
@@ -178,7 +178,7 @@ class _Pass:
                     found.append(self._victim(job, lane, borrowed=job.id not in covered, over_part=job.id not in fair))
         return sorted(found, key=preference)
 
-    def _victim(self, job: RunningJob, lane: Lane, *, borrowed: bool, over_part: bool) -> Victim:
+    def _victim(self, job: RunningJob, lane: ProjectQueue, *, borrowed: bool, over_part: bool) -> Victim:
         return Victim(
             job=job,
             rank=RANK[job.tier],
@@ -190,7 +190,7 @@ class _Pass:
 
     # One job's turn
 
-    def consider(self, job: QueuedJob, lane: Lane, *, aged: bool) -> None:
+    def consider(self, job: QueuedJob, lane: ProjectQueue, *, aged: bool) -> None:
         """Start the job, or record why it waits."""
         demand = Demand(job.gpus, job.hosts, int(job.bytes_per_device * self.policy.memory_safety))
         cost = charge(job, policy=self.policy)
@@ -216,11 +216,11 @@ class _Pass:
         self.waiting[job.id] = Turn(job, self.in_line + 1, reason, in_line)
         self.in_line += in_line
 
-    def _aside(self, job: QueuedJob, lane: Lane, demand: Demand, cost: float) -> Reason | None:
+    def _aside(self, job: QueuedJob, lane: ProjectQueue, demand: Demand, cost: float) -> Reason | None:
         """Why the job cannot start whatever is free, or None. Such a job reserves nothing and costs nothing."""
         return self._stopped(job, lane) or self.occupancy.obstacle(demand) or self._over_limit(job, lane, cost)
 
-    def _stopped(self, job: QueuedJob, lane: Lane) -> Reason | None:
+    def _stopped(self, job: QueuedJob, lane: ProjectQueue) -> Reason | None:
         if self.policy.held:
             return HELD_POOL
         if lane.share.held:
@@ -231,7 +231,7 @@ class _Pass:
             return BACKOFF
         return None
 
-    def _over_limit(self, job: QueuedJob, lane: Lane, cost: float) -> Reason | None:
+    def _over_limit(self, job: QueuedJob, lane: ProjectQueue, cost: float) -> Reason | None:
         cap, key_cap = lane.share.max_running, lane.share.key_max_running.get(job.key)
         held = lane.by_key[job.key] if key_cap is not None else 0
         if lane.budget is not None and cost > lane.budget:
@@ -244,7 +244,7 @@ class _Pass:
 
     # Devices for a job
 
-    def _start(self, job: QueuedJob, lane: Lane, demand: Demand, cost: float) -> bool:
+    def _start(self, job: QueuedJob, lane: ProjectQueue, demand: Demand, cost: float) -> bool:
         if self.open.fits(demand):
             chosen = self.open.choose(demand, base_model=job.base_model)
         elif self.reserved is not None and self.every.fits(demand) and self._may_backfill(job, lane, cost):
@@ -264,7 +264,7 @@ class _Pass:
         for stock in (self.open, self.every, self.soon):
             stock.remove(device)
 
-    def _may_backfill(self, job: QueuedJob, lane: Lane, cost: float) -> bool:
+    def _may_backfill(self, job: QueuedJob, lane: ProjectQueue, cost: float) -> bool:
         """Only jobs that end before the reservation, or that its holder (unless it aged) may stop."""
         assert self.reserved is not None
         if job.max_runtime_seconds is not None and self.now + job.max_runtime_seconds <= self.reserved.at:
@@ -273,7 +273,7 @@ class _Pass:
             return False
         return may_reclaim(self.reserved.claimant, self._as_victim(job, lane, cost))
 
-    def _as_victim(self, job: QueuedJob, lane: Lane, cost: float) -> Victim:
+    def _as_victim(self, job: QueuedJob, lane: ProjectQueue, cost: float) -> Victim:
         """The job as it would stand if it were backfilled now."""
         started = RunningJob(
             id=job.id,
@@ -289,7 +289,9 @@ class _Pass:
         share = (lane.spent + cost) / lane.share.weight
         return Victim(started, RANK[job.tier], share, borrowed=borrowed, over_part=True, devices=())
 
-    def _claim(self, job: QueuedJob, lane: Lane, demand: Demand, cost: float, claimant: Claimant) -> Reason | None:
+    def _claim(
+        self, job: QueuedJob, lane: ProjectQueue, demand: Demand, cost: float, claimant: Claimant
+    ) -> Reason | None:
         """Promise the job devices that are about to be free, stopping others where it may; None if it may not."""
         if not self.soon.fits(demand):
             stopped = self._stop(job, demand, claimant)

@@ -62,7 +62,7 @@ class Turn(NamedTuple):
     in_line: bool  # False: set aside, so nobody waits for it
 
 
-class Outlook(NamedTuple):
+class DeviceForecast(NamedTuple):
     """When each usable device is free at best and at worst (POSIX seconds; inf: nobody knows)."""
 
     now: float
@@ -73,7 +73,7 @@ class Outlook(NamedTuple):
 class Verdicts(Mapping[str, Verdict]):
     """One verdict per waiting job, in the effective order, worded when read."""
 
-    def __init__(self, turns: Mapping[str, Turn], outlook: Outlook, *, policy: Policy) -> None:
+    def __init__(self, turns: Mapping[str, Turn], outlook: DeviceForecast, *, policy: Policy) -> None:
         self._turns = turns
         self._outlook = outlook
         self._policy = policy

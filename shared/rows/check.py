@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from shared.rows import formats, strict_json
-from shared.rows.conversation import Fault, RowFindings, shown
+from shared.rows.conversation import RowFinding, RowFindings, shown
 from shared.rows.formats import Format, Shape
 from shared.rows.lines import BOM, FileRefused, Line, RowProblem, at_start, decode, lines
 from shared.rows.rules import check_row
@@ -244,7 +244,7 @@ class _Tally:
         if len(self.problems) < _MAX_PROBLEMS:
             self.problems.append(problem)
 
-    def refuse_all(self, number: int, text: str, faults: list[Fault]) -> None:
+    def refuse_all(self, number: int, text: str, faults: list[RowFinding]) -> None:
         kept = faults[: _MAX_PROBLEMS - len(self.problems)]
         self.problem_count += len(faults)
         if not kept:

@@ -24,7 +24,7 @@ _KEYS_OF_ROLE: dict[str, frozenset[str]] = {
 }
 
 
-class Fault(NamedTuple):
+class RowFinding(NamedTuple):
     """One thing wrong (or, as a warning, odd) in a row. `param` is a path such as `messages[2].role`."""
 
     param: str
@@ -38,17 +38,17 @@ class RowFindings:
     __slots__ = ("characters", "messages", "problems", "trained_characters", "warnings")
 
     def __init__(self) -> None:
-        self.problems: list[Fault] = []
-        self.warnings: list[Fault] = []
+        self.problems: list[RowFinding] = []
+        self.warnings: list[RowFinding] = []
         self.messages = 0
         self.characters = 0
         self.trained_characters = 0
 
     def refuse(self, param: str, code: str, message: str) -> None:
-        self.problems.append(Fault(param, code, message))
+        self.problems.append(RowFinding(param, code, message))
 
     def warn(self, param: str, code: str, message: str) -> None:
-        self.warnings.append(Fault(param, code, message))
+        self.warnings.append(RowFinding(param, code, message))
 
 
 def shown(value: Any) -> str:

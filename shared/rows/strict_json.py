@@ -40,7 +40,7 @@ class BadJson(ValueError):
         self.param = param
 
 
-class Place(NamedTuple):
+class JsonPlace(NamedTuple):
     """A key or a value in the text; `again` marks a key that its object already had."""
 
     path: str
@@ -91,7 +91,7 @@ def columns(text: str, paths: Collection[str]) -> dict[str, int]:
     return {path: next((found[step] for step in _with_parents(path) if step in found), 1) for path in paths}
 
 
-def places(text: str) -> Iterator[Place]:
+def places(text: str) -> Iterator[JsonPlace]:
     """Walk over keys and values in order, with paths such as `messages[2].role`. Never recurses, never raises."""
     stack: list[_Frame] = []
     for match in _TOKEN.finditer(text, 0, _SEARCHED_CHARS):
@@ -107,10 +107,10 @@ def places(text: str) -> Iterator[Place]:
             continue
         elif top and top.awaits_key:
             again = top.take_key(lexeme)
-            yield Place(top.path(), column, lexeme, again)
+            yield JsonPlace(top.path(), column, lexeme, again)
         else:
             path = top.path() if top else ""
-            yield Place(path, column, lexeme, again=False)
+            yield JsonPlace(path, column, lexeme, again=False)
             if lexeme in "{[":
                 stack.append(_Frame(path, is_object=lexeme == "{"))
                 if len(stack) > _SEARCHED_DEPTH:
@@ -220,7 +220,7 @@ def _refusal(text: str, refused: _Refused) -> BadJson:
     return BadJson(refused.code, message, column=column, param=param)
 
 
-def _place_of(text: str, refused: _Refused) -> Place | None:
+def _place_of(text: str, refused: _Refused) -> JsonPlace | None:
     if refused.code == "duplicate_key":
         return next((place for place in places(text) if place.again), None)
     return next((place for place in places(text) if place.token == refused.literal), None)

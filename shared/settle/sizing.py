@@ -38,7 +38,7 @@ PLAIN_LOGITS = 14.0  # bytes per token and vocabulary entry when logits are mate
 
 
 @dataclass(frozen=True)
-class Stack:
+class SoftwareStack:
     """What a training program adds to the arithmetic of the model.
 
     Attributes:
@@ -59,9 +59,9 @@ class Stack:
 # CUDA: context and cuBLAS take 0.5 to 1.4 GB by card and version; TRL's fused head. CPU: Python with torch and the
 # training stack; logits, their softmax and gradient in float32; and glibc's heap, whose resident peak is nearly twice
 # the living tensors (measured on a 135M model, docs/memory.md).
-OURS: dict[DeviceKind, Stack] = {
-    "cuda": Stack(process=900 * MB),
-    "cpu": Stack(process=750 * MB, logits=12.0, gaps=0.9),
+OURS: dict[DeviceKind, SoftwareStack] = {
+    "cuda": SoftwareStack(process=900 * MB),
+    "cpu": SoftwareStack(process=750 * MB, logits=12.0, gaps=0.9),
 }
 
 # The trainer lays packed rows end to end up to so many tokens (worker/train/objectives/supervised.py); a longer row has
@@ -181,7 +181,7 @@ def _targets(work: Workload) -> list[Linear]:
     return found or linears(work.facts)
 
 
-def estimate(work: Workload, *, stack: Stack | None = None) -> Estimate:
+def estimate(work: Workload, *, stack: SoftwareStack | None = None) -> Estimate:
     """Peak bytes of one device while training; `stack` is our own trainer unless another is named."""
     stack = stack or OURS[work.device]
     terms = {"process": stack.process, **_standing(work, stack=stack)}
@@ -191,7 +191,7 @@ def estimate(work: Workload, *, stack: Stack | None = None) -> Estimate:
     return Estimate({**terms, **moving, "fragmentation": math.ceil(stack.gaps * sum(moving.values()))})
 
 
-def estimate_evaluation(work: Workload, *, stack: Stack | None = None) -> Estimate:
+def estimate_evaluation(work: Workload, *, stack: SoftwareStack | None = None) -> Estimate:
     """Peak bytes of one device while validating: no gradients, and one layer is gone when the next one runs."""
     stack = stack or OURS[work.device]
     terms = {name: size for name, size in estimate(work, stack=stack).terms.items() if name not in _TRAINING_ONLY}
@@ -247,7 +247,7 @@ def estimate_combination(spec: JobSpec, *, adapters: int, combination_type: str)
 _TRAINING_ONLY = ("gradients", "buckets", "activations", "logits", "logits or one layer", "fragmentation")
 
 
-def _standing(work: Workload, *, stack: Stack) -> dict[str, int]:
+def _standing(work: Workload, *, stack: SoftwareStack) -> dict[str, int]:
     """Bytes that stay from the first step to the last."""
     if stack.full and not METHODS[work.method].adapter:
         return {"weights": math.ceil(stack.full * work.facts.parameters / work.shards)}
@@ -262,7 +262,7 @@ def _standing(work: Workload, *, stack: Stack) -> dict[str, int]:
     return {**shared_out, "16-bit copy": _copy(work), "buckets": 4 * trained if work.replicas > 1 else 0}
 
 
-def _moving(work: Workload, *, stack: Stack) -> dict[str, int]:
+def _moving(work: Workload, *, stack: SoftwareStack) -> dict[str, int]:
     """Bytes that come and go within a step, at the moment when there are most of them."""
     layer, logits = work.tokens * _layer_bytes(work), _logits(work, stack=stack)
     layers = work.facts.num_hidden_layers
@@ -279,7 +279,7 @@ def _trained_parameters(work: Workload) -> int:
     return adapter_parameters(work) + work.trained_whole
 
 
-def _weights(work: Workload, *, stack: Stack) -> int:
+def _weights(work: Workload, *, stack: SoftwareStack) -> int:
     """The base's weights. What is neither a known linear nor an embedding (MoE experts, say) stays 16-bit."""
     parameters, wide = work.facts.parameters, BYTES[work.dtype]
     if not METHODS[work.method].adapter:
@@ -332,7 +332,7 @@ def family(facts: ModelFacts) -> Family:
     return FAMILIES.get(facts.architecture, FAMILIES["LlamaForCausalLM"])
 
 
-def _logits(work: Workload, *, stack: Stack) -> int:
+def _logits(work: Workload, *, stack: SoftwareStack) -> int:
     vocabulary = work.facts.vocab_size
     if stack.logits:
         return math.ceil(stack.logits * work.tokens * work.labelled * vocabulary)

@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import event as database_event
 
 from api import plan_process
-from api.bell import Bell
-from api.plan_cache import Outlook
+from api.bell import RingThread
+from api.plan_cache import PlanCache
 from shared.jobs import moves
 from shared.store.db import session_scope
 from shared.store.lifecycle import Lane
@@ -57,7 +57,7 @@ def test_a_queued_job_is_told_its_place_and_when_that_was_true(api: Api, queued:
 
 def test_many_polls_share_one_plan(api: Api, queued: str) -> None:
     plans: list[str] = []
-    outlook = Outlook(api.engine, pool_name="default")
+    outlook = PlanCache(api.engine, pool_name="default")
 
     def note(*call: object) -> None:
         if "jobs.bytes_per_device" in str(call[2]):
@@ -80,7 +80,7 @@ def test_many_polls_share_one_plan(api: Api, queued: str) -> None:
 
 
 def test_a_job_queued_after_the_plan_is_known_as_soon_as_planning_is_cheap(api: Api, queued: str) -> None:
-    outlook = Outlook(api.engine, pool_name="default")
+    outlook = PlanCache(api.engine, pool_name="default")
     assert outlook.of(queued).verdict is not None
     with session_scope(api.engine) as session:
         later = make_queued_job(session, api.caller).id
@@ -127,7 +127,7 @@ def test_a_burst_of_requests_rings_a_few_times_and_the_last_request_is_not_forgo
         rung.append((lane, asked))
         time.sleep(0.01)
 
-    bell = Bell(slow)
+    bell = RingThread(slow)
     for asked in range(1, 301):  # noqa: B007  # the ring notes how far it had come
         bell.ring("cpu")
     bell.close()

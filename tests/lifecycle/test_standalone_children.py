@@ -16,7 +16,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from standalone.children import Child, ChildFailed
-from standalone.processes import Stack, Stopped
+from standalone.processes import Stack, StopRequested
 from tests.lifecycle.stack import ROOT, until
 
 POLITE = (
@@ -158,7 +158,7 @@ def test_a_child_that_is_dead_is_not_ready_though_something_answers_in_its_place
 def test_a_signal_during_a_slow_start_ends_it_at_once(stack: Stack, tmp_path: Path) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(Stopped):
+    with pytest.raises(StopRequested):
         stack.start(shell(tmp_path, "slow", "sleep 600", ready_seconds=600))
 
 

@@ -25,7 +25,7 @@ from worker.program.launcher import Meeting, Trainer
 log = structlog.get_logger()
 
 
-class Place:
+class AttemptFolder:
     """Made with the claim; `prepare`, then `launch`."""
 
     def __init__(self, host: Host, claim: Claim) -> None:

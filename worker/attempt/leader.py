@@ -17,7 +17,7 @@ SILENT_BEATS: Final = 3  # a member reports every second or so; after this many 
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class GangFault:
     """Why a gang is not whole any more."""
 
     code: str
@@ -82,27 +82,27 @@ class Gang:
         return any(state.leaving for state in self._states.values())
 
     @property
-    def fault(self) -> Fault | None:
+    def fault(self) -> GangFault | None:
         """The first member that is not there any more although it is needed, and why; the plainest cause first."""
         faults = [fault for state in self._states.values() if (fault := self._fault(state)) is not None]
         return min(faults, key=_plainness, default=None)
 
-    def _fault(self, state: MemberState) -> Fault | None:
+    def _fault(self, state: MemberState) -> GangFault | None:
         where = f"Host {state.host}, a member of this job's gang,"
         if state.node in self._silent:
             what = "did not answer the call" if state.phase == "called" else "stopped answering"
-            return Fault("member_lost", f"{where} {what}.")
+            return GangFault("member_lost", f"{where} {what}.")
         if state.phase != "ended" or (state.error is None and state.exit_code in (EXIT_DONE, EXIT_STOPPED, None)):
             return None
         if state.error is not None:
             said = str(state.error["message"]).rstrip(".")
-            return Fault(state.error["code"], f"{where} had to stop: {said}.", state.exit_code, state.error)
+            return GangFault(state.error["code"], f"{where} had to stop: {said}.", state.exit_code, state.error)
         assert state.exit_code is not None
         code = "trainer_killed" if state.exit_code == -signal.SIGKILL else "trainer_crashed"
-        return Fault(code, f"{where} lost its trainer: it ended with {_how(state.exit_code)}.", state.exit_code)
+        return GangFault(code, f"{where} lost its trainer: it ended with {_how(state.exit_code)}.", state.exit_code)
 
 
-def _plainness(fault: Fault) -> tuple[bool, bool]:
+def _plainness(fault: GangFault) -> tuple[bool, bool]:
     """Words and signals name a cause; an exit code of 1 is what ranks end with when those of another host are gone."""
     return fault.error is None, fault.exit_code is not None and fault.exit_code > 0
 

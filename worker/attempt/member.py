@@ -21,7 +21,7 @@ from shared.fleet import members, workers
 from shared.fleet.members import Word
 from shared.lease.values import MeetingPlace, Membership
 from shared.store.lifecycle import MemberPhase
-from worker.attempt.attempt_folder import Place
+from worker.attempt.attempt_folder import AttemptFolder
 from worker.host.host import AWAY, Host, host_code, host_sentence
 from worker.program.launcher import Trainer
 from worker.program.processes import StillAlive
@@ -42,7 +42,7 @@ def take_part(host: Host, part: Membership) -> None:
     lease = part.claim.lease
     bound = log.bind(job_id=lease.job_id, attempt=lease.attempt, node=part.node)
     bound.info("member.called", devices=list(part.claim.device_ids))
-    with Reporter(host, part) as reporter:
+    with MemberReporter(host, part) as reporter:
         member = _Member(host, part, reporter)
         try:
             member.run()
@@ -70,7 +70,7 @@ def _told(code: str, message: str, *, param: str | None = None) -> dict[str, Any
     return {"code": code, "message": message, "param": param}
 
 
-class Reporter(threading.Thread):
+class MemberReporter(threading.Thread):
     """Says every `control_seconds` that this member is there, and hears whether it is needed; stops with a `with`."""
 
     def __init__(self, host: Host, part: Membership, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -83,7 +83,7 @@ class Reporter(threading.Thread):
         self._heard = clock()
         self.phase: MemberPhase = "staging"
 
-    def __enter__(self) -> Reporter:
+    def __enter__(self) -> MemberReporter:
         self.start()
         return self
 
@@ -123,9 +123,9 @@ class Reporter(threading.Thread):
 class _Member:
     """What a member holds while it takes part."""
 
-    def __init__(self, host: Host, part: Membership, reporter: Reporter) -> None:
+    def __init__(self, host: Host, part: Membership, reporter: MemberReporter) -> None:
         self.host, self.part, self.reporter = host, part, reporter
-        self.place = Place(host, part.claim)
+        self.place = AttemptFolder(host, part.claim)
         self.trainer: Trainer | None = None
 
     def run(self) -> None:

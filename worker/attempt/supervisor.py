@@ -39,9 +39,9 @@ from shared.settle.sizing import estimate, workload
 from shared.store import layout
 from shared.store.lifecycle import AttemptOutcome, AttemptPhase
 from worker.attempt import meeting
-from worker.attempt.attempt_folder import Place
+from worker.attempt.attempt_folder import AttemptFolder
 from worker.attempt.keeper import AT_ONCE, Interrupted, LeaseKeeper, Wish
-from worker.attempt.leader import Fault, Gang
+from worker.attempt.leader import Gang, GangFault
 from worker.host.host import AWAY, Host, full_sentence, host_code, host_sentence
 from worker.program import workdir
 from worker.program.launcher import Exit, Trainer
@@ -65,7 +65,7 @@ Ending = Wish | Literal["timeout", "stalled"]
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class TrainerEnd:
     """How the trainer came to its end: by itself (`why` is None), or because somebody wished so."""
 
     why: Ending | None
@@ -120,7 +120,7 @@ class _Attempt:
         self.lease = claim.lease
         self.spec = claim.spec
         self.clock = clock
-        self.place = Place(host, claim)
+        self.place = AttemptFolder(host, claim)
         self.gang = Gang(claim.members, host.settings, clock=clock)
         self.story = Story(clock)
         self.meter = Meter(clock=clock)
@@ -139,7 +139,7 @@ class _Attempt:
             self.dismiss()
         self.settle(ended)
 
-    def train(self) -> Ended:
+    def train(self) -> TrainerEnd:
         """Everything up to the end of the trainer."""
         self.place.make_folder()
         self.say_phase("staging")
@@ -178,7 +178,7 @@ class _Attempt:
         while not (self.gang.gone or self.keeper.lost or time.monotonic() > until):
             time.sleep(LOOK_SECONDS)
 
-    def watch(self, trainer: Trainer) -> Ended:
+    def watch(self, trainer: Trainer) -> TrainerEnd:
         """Stay beside the trainer until nothing of it lives; tell what it tells."""
         tail, settings = EventTail(self.place.folder.events), self.host.settings
         begun, why, stop_at = self.clock(), cast("Ending | None", None), float("inf")
@@ -189,7 +189,7 @@ class _Attempt:
             self.tell()
             wish = self.keeper.wish or ("timeout" if self.clock() - begun > runtime else None)
             if wish in AT_ONCE or self.clock() > stop_at:
-                return Ended(
+                return TrainerEnd(
                     wish or why,
                     self.bury(trainer, tail, grace=CANCEL_GRACE_SECONDS if wish in AT_ONCE else TERM_GRACE_SECONDS),
                 )
@@ -201,9 +201,9 @@ class _Attempt:
             if self.story.silence() > self.story.patience(
                 factor=settings.stall_factor, floor_seconds=settings.stall_floor_seconds
             ):
-                return Ended("stalled", trainer.abort())
+                return TrainerEnd("stalled", trainer.abort())
             self.rest(stopping=why is not None)
-        return Ended(why, self.bury(trainer, tail, grace=0))
+        return TrainerEnd(why, self.bury(trainer, tail, grace=0))
 
     def rest(self, *, stopping: bool) -> None:
         """A short sleep that an order cuts shorter; an order that is being obeyed no longer does."""
@@ -331,7 +331,7 @@ class _Attempt:
 
     # --- how it ends ------------------------------------------------------------------------------------------------
 
-    def settle(self, ended: Ended) -> None:
+    def settle(self, ended: TrainerEnd) -> None:
         """Write on the job how the trainer ended; one that was asked to stop and finished instead has finished."""
         code, why = ended.exit.code, ended.why
         if why in AT_ONCE:
@@ -359,7 +359,7 @@ class _Attempt:
         else:
             self.give_back("crashed", code=_crash_code(code), message=_crash_sentence(code), ended=ended)
 
-    def settle_for(self, fault: Fault, ended: Ended) -> None:
+    def settle_for(self, fault: GangFault, ended: TrainerEnd) -> None:
         """Write on the job that another host of it is at fault; its ranks said what ours would have said."""
         failed = None if fault.error is None else Failed.model_validate({"time": 0.0, **fault.error})
         if fault.exit_code == EXIT_OUT_OF_MEMORY:
@@ -395,7 +395,7 @@ class _Attempt:
             outcome, sentence = _GIVEN_BACK[why]
             self.give_back(outcome, code=outcome, message=sentence, exit_code=exit_code)
 
-    def shrink(self, ended: Ended, failed: Failed | None) -> None:
+    def shrink(self, ended: TrainerEnd, failed: Failed | None) -> None:
         """Out of memory: half the rows per pass, then recomputed activations, then the user hears the numbers."""
         code = failed.code if failed else "out_of_memory"
         if self.place.micro_batch_size > 1:
@@ -441,7 +441,7 @@ class _Attempt:
         *,
         code: str,
         message: str,
-        ended: Ended | None = None,
+        ended: TrainerEnd | None = None,
         exit_code: int | None = None,
         micro_batch_size: int | None = None,
         gradient_checkpointing: bool | None = None,

@@ -33,7 +33,7 @@ from worker.train.checkpoints import Learner, Progress
 from worker.train.data import Row, RowReader, RowSet
 from worker.train.evaluation_rows import EvaluationTooLarge
 from worker.train.guards import NoTrainableParameters
-from worker.train.loop import Run, save_checkpoint, train
+from worker.train.loop import TrainingRun, save_checkpoint, train
 from worker.train.memory import limit_memory, out_of_memory_code, peak_memory_bytes
 from worker.train.methods import METHODS, adapt, make_optimizer, trainable, with_float32_adapters
 from worker.train.objectives.objective import Objective
@@ -42,7 +42,7 @@ from worker.train.packing import StepPlan
 from worker.train.ranks import Ranks
 from worker.train.reporting import Reporter
 from worker.train.sharding import shard_frozen_layers
-from worker.train.stopping import Stopped, StopRequest
+from worker.train.stopping import StoppedOnRequest, StopRequest
 from worker.train.tokenizer import load_tokenizer
 from worker.train.validation import ROWS_AT_ONCE, Evaluator
 
@@ -61,7 +61,7 @@ def main(spec_file: Path, out: Path) -> int:
         told = reporter if ranks.first else Reporter(None, clock=time.time)
         run_attempt(spec, out=out, reporter=told, stop=stop, ranks=ranks)
         ranks.leave()
-    except Stopped:
+    except StoppedOnRequest:
         return EXIT_STOPPED
     except TunepoolError as error:
         reporter.write(Failed, code=error.code, message=error.message, param=error.param)
@@ -100,7 +100,7 @@ def run_attempt(spec: AttemptSpec, *, out: Path, reporter: Reporter, stop: StopR
         progress = checkpoints.read_progress(resume_from)
         checkpoints.restore(resume_from, learner, rank=ranks.rank)
 
-    run = Run(
+    run = TrainingRun(
         spec=spec,
         out=out,
         objective=objective,
@@ -180,7 +180,7 @@ def _make_learner(spec: AttemptSpec, *, objective: Objective, plan: StepPlan) ->
     return Learner(model=trainer.model, optimizer=trainer.optimizer, scheduler=scheduler)
 
 
-def _announce(run: Run, data: RowSet) -> None:
+def _announce(run: TrainingRun, data: RowSet) -> None:
     every = [parameter.numel() for parameter in run.learner.model.parameters()]
     learning = [parameter.numel() for parameter in trainable(run.learner.model).values()]
     run.reporter.write(
@@ -197,12 +197,12 @@ def _announce(run: Run, data: RowSet) -> None:
     )
 
 
-def _sequences_per_epoch(run: Run) -> int:
+def _sequences_per_epoch(run: TrainingRun) -> int:
     steps = range(run.plan.steps_per_epoch)
     return sum(run.objective.sequences([run.train_rows[row] for row in run.plan.row_indices(step)]) for step in steps)
 
 
-def _publish(run: Run, *, tokenizer: Any) -> None:
+def _publish(run: TrainingRun, *, tokenizer: Any) -> None:
     """Put the chosen checkpoint's weights into `OUT/adapter` and say which and why."""
     step, reason = choose_checkpoint(run)
     place = run.out / "checkpoints" / checkpoints.folder_name(step)
@@ -223,7 +223,7 @@ def _publish(run: Run, *, tokenizer: Any) -> None:
     )
 
 
-def choose_checkpoint(run: Run) -> tuple[int, str]:
+def choose_checkpoint(run: TrainingRun) -> tuple[int, str]:
     """The step whose weights are published, and why."""
     progress = run.progress
     if run.spec.job.training.publish == "last":

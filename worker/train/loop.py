@@ -26,7 +26,7 @@ from worker.train.objectives.objective import Objective
 from worker.train.packing import StepPlan
 from worker.train.ranks import Ranks
 from worker.train.reporting import Reporter
-from worker.train.stopping import Stopped, StopRequest
+from worker.train.stopping import StoppedOnRequest, StopRequest
 from worker.train.validation import Evaluator, Tally, passes
 
 
@@ -49,7 +49,7 @@ class Schedule:
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """Everything one attempt works on."""
 
     spec: AttemptSpec
@@ -83,7 +83,7 @@ class Run:
         return Schedule.of(self.spec, total_steps=self.plan.total_steps)
 
 
-def train(run: Run) -> None:
+def train(run: TrainingRun) -> None:
     """Run to the last step, or to an early stop.
 
     Raises:
@@ -102,7 +102,7 @@ def train(run: Run) -> None:
         _look_and_save(run)
 
 
-def _one_step(run: Run) -> None:
+def _one_step(run: TrainingRun) -> None:
     """One update of the weights from the rows that the plan gives this step."""
     began = run.clock()
     progress = run.progress
@@ -120,7 +120,7 @@ def _one_step(run: Run) -> None:
         check_divergence(tally.loss, progress=progress, worst=guess)
 
 
-def _accumulate(run: Run, rows: Sequence[Row]) -> Tally:
+def _accumulate(run: TrainingRun, rows: Sequence[Row]) -> Tally:
     """Gradients of the mean loss over all labelled tokens (or rows) of the step, however it is split."""
     tally = Tally()
     batches = passes(run.objective.acquainted(rows), run.objective, ranks=run.ranks)
@@ -134,7 +134,7 @@ def _accumulate(run: Run, rows: Sequence[Row]) -> Tally:
     return tally.over(run.ranks)
 
 
-def _update(run: Run, *, loss: float) -> float:
+def _update(run: TrainingRun, *, loss: float) -> float:
     """Clip, step, schedule. Returns the gradient norm before clipping."""
     parameters = run.learner.model.parameters()
     clipped: Any = run.trainer.accelerator.clip_grad_norm_(parameters, run.spec.job.training.max_grad_norm)
@@ -147,7 +147,7 @@ def _update(run: Run, *, loss: float) -> float:
     return grad_norm
 
 
-def _report_step(run: Run, tally: Tally, *, learning_rate: float, grad_norm: float, seconds: float) -> None:
+def _report_step(run: TrainingRun, tally: Tally, *, learning_rate: float, grad_norm: float, seconds: float) -> None:
     run.window = run.window.plus(tally)
     run.window_seconds += seconds
     run.window_steps += 1
@@ -170,7 +170,7 @@ def _report_step(run: Run, tally: Tally, *, learning_rate: float, grad_norm: flo
     run.window_seconds, run.window_steps = 0.0, 0
 
 
-def _look_and_save(run: Run) -> None:
+def _look_and_save(run: TrainingRun) -> None:
     """Validation and checkpoint, where they are due after this step."""
     step = run.progress.step
     ends_epoch = run.plan.ends_epoch(step)
@@ -184,14 +184,14 @@ def _look_and_save(run: Run) -> None:
         save_checkpoint(run)
 
 
-def _save_before_a_first_look(run: Run, *, full: bool) -> None:
+def _save_before_a_first_look(run: TrainingRun, *, full: bool) -> None:
     """Several ranks that run out of memory over validation rows go on from the last checkpoint: lose no step by it."""
     if run.ranks.world > 1 and full not in run.looked:
         save_checkpoint(run)
     run.looked.add(full)
 
 
-def _validate(run: Run, *, full: bool) -> bool:
+def _validate(run: TrainingRun, *, full: bool) -> bool:
     """Report the validation loss; True if it is the lowest so far.
 
     Best and early stopping always compare the same rows: the first `eval.max_rows`. The rest is read for the report.
@@ -215,7 +215,7 @@ def _validate(run: Run, *, full: bool) -> bool:
     return note_validation(run.progress, seen.loss, spec=run.spec)
 
 
-def _evaluate(run: Run, rows: Sequence[Row]) -> Tally | None:
+def _evaluate(run: TrainingRun, rows: Sequence[Row]) -> Tally | None:
     return run.evaluator.evaluate(run.learner.model, rows, should_stop=lambda: bool(run.stop))
 
 
@@ -232,7 +232,7 @@ def note_validation(progress: Progress, loss: float, *, spec: AttemptSpec) -> bo
     return lowest
 
 
-def save_checkpoint(run: Run) -> Path:
+def save_checkpoint(run: TrainingRun) -> Path:
     """Write the checkpoint of the steps done, tell, and remove those no longer needed."""
     folder = run.out / "checkpoints"
     place = checkpoints.save(
@@ -258,6 +258,6 @@ def save_checkpoint(run: Run) -> Path:
     return place
 
 
-def _stop(run: Run) -> None:
+def _stop(run: TrainingRun) -> None:
     place = save_checkpoint(run)
-    raise Stopped(place.name)
+    raise StoppedOnRequest(place.name)

@@ -22,7 +22,7 @@ from worker.train.initialisation import finish
 
 
 @dataclass(frozen=True)
-class Method:
+class Adaptation:
     """What distinguishes one way of adapting from another."""
 
     adapted: bool  # a LoRA adapter is trained; otherwise every weight
@@ -35,12 +35,12 @@ FLOATING = frozenset({"default", "gaussian", "pissa", "olora", "eva"})
 # PiSSA and OLoRA move part of the base into the adapter, which PEFT refuses on a quantised base; LoftQ needs one.
 FOUR_BIT = frozenset({"default", "gaussian", "loftq", "eva"})
 
-METHODS: dict[MethodName, Method] = {
-    "lora": Method(adapted=True, inits=FLOATING),
-    "qlora": Method(adapted=True, quantized=True, inits=FOUR_BIT),
-    "dora": Method(adapted=True, use_dora=True, inits=frozenset({"default", "gaussian"})),
-    "qdora": Method(adapted=True, quantized=True, use_dora=True, inits=frozenset({"default", "gaussian"})),
-    "full": Method(adapted=False, inits=frozenset({"default"})),
+METHODS: dict[MethodName, Adaptation] = {
+    "lora": Adaptation(adapted=True, inits=FLOATING),
+    "qlora": Adaptation(adapted=True, quantized=True, inits=FOUR_BIT),
+    "dora": Adaptation(adapted=True, use_dora=True, inits=frozenset({"default", "gaussian"})),
+    "qdora": Adaptation(adapted=True, quantized=True, use_dora=True, inits=frozenset({"default", "gaussian"})),
+    "full": Adaptation(adapted=False, inits=frozenset({"default"})),
 }
 
 # LoftQ is applied afterwards; the others keep their name.
@@ -80,7 +80,7 @@ def adapt(model: Any, *, spec: AttemptSpec, initial: Path | None, rows: Sequence
     return adapted
 
 
-def lora_config(adapter: Adapter, *, method: Method) -> LoraConfig:
+def lora_config(adapter: Adapter, *, method: Adaptation) -> LoraConfig:
     """The spec's adapter under PEFT's names."""
     init = adapter.init_lora_weights
     return LoraConfig(

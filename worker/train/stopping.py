@@ -28,5 +28,5 @@ class StopRequest:
         return self._ranks.any(self._signalled or self._file.exists())
 
 
-class Stopped(Exception):
+class StoppedOnRequest(Exception):
     """No error: the asked-for end of an attempt, raised after its checkpoint is complete."""
