@@ -108,8 +108,8 @@ class _Packed(Mapping[str, Verdict]):
         return verdict
 
 
-# ---- the process apart: `python -m api.plan_process`. It plans whenever it is asked, and ends with its standard input, so
-# none outlives a killed API.
+# ---- the process apart: `python -m api.plan_process`. It plans whenever it is asked. It ends with its standard input,
+# so it does not outlive a killed API.
 
 
 def _start(engine: Engine, pool_name: str) -> subprocess.Popen[bytes]:

@@ -1,7 +1,7 @@
 """The ONE table of methods and the ONE table of combinations that cannot work.
 
-Pure. `shared/settle/sizing.py` takes the memory terms from here, `shared/settle/resolve.py` the defaults, `shared/settle/refusals.py` the
-refusals and docs/methods.md its rows.
+Pure. `shared/settle/sizing.py` takes the memory terms from here, `shared/settle/resolve.py` the defaults,
+`shared/settle/refusals.py` the refusals and docs/methods.md its rows.
 """
 
 from __future__ import annotations

@@ -125,6 +125,37 @@ def test_no_file_has_a_name_that_says_nothing() -> None:
     assert [path for path in files(*SOURCE, "tests", "examples", "bench") if path.stem in BANNED_NAMES] == []
 
 
+# docs/architecture.md says what each is about. A new name at the top of these two is a decision, not a habit.
+TOP = {
+    "shared": {
+        *("errors", "failpoints", "ids", "log", "settings"),
+        *("chores", "contract", "fleet", "jobs", "lease", "operating", "plan", "products", "rows", "settle", "store"),
+        "tenants",
+    },
+    "worker": {
+        *("app", "base_models", "janitor", "pull", "pulse", "ring", "tasks"),
+        *("attempt", "chores", "host", "program", "train"),
+    },
+}
+
+
+@pytest.mark.parametrize("package", TOP)
+def test_the_top_of_a_package_is_a_closed_list_of_subjects(package: str) -> None:
+    tops = {path.relative_to(ROOT / package).parts[0].removesuffix(".py") for path in files(package)}
+
+    assert tops - {"__init__"} == TOP[package]
+
+
+def test_no_class_name_stands_in_two_modules_of_the_product() -> None:
+    places: dict[str, set[str]] = {}
+    for path in files(*PACKAGES, "cli"):
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, set()).add(str(path.relative_to(ROOT)))
+
+    assert {name: sorted(where) for name, where in places.items() if len(where) > 1} == {}
+
+
 def test_tests_are_no_package() -> None:
     # One tests/api/__init__.py would turn `tests/api` into `api` and hide the real one.
     assert list((ROOT / "tests").rglob("__init__.py")) == []
