@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from importlib.metadata import version
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -86,7 +87,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(
         title="Tunepool",
-        version="0.1.0",
+        version=version("tunepool-server"),
         description=DESCRIPTION,
         lifespan=lifespan,
         responses=ERRORS,

@@ -81,9 +81,7 @@ def make(engine: Engine, pool_name: str) -> PlanAnswer:
     with session_scope(engine) as session:
         view = snapshot.snapshot(session, pool_name=pool_name)
     made = snapshot.make_plan(view)
-    for job_id in made.verdicts:
-        made.verdicts[job_id]  # the first to be worded works out the forecast for all
-        break
+    next(iter(made.verdicts.values()), None)  # wording the first verdict works out the forecast for all
     starting = frozenset(assignment.job_id for assignment in made.assignments)
     return PlanAnswer(made.verdicts, starting, view.now, time.monotonic() - begun)
 

@@ -81,14 +81,6 @@ class JobError(View):
     param: str | None = None
 
 
-class ResolvedHyperparameters(View):
-    """Settled values once the files are checked, "auto" before."""
-
-    batch_size: int | Literal["auto"] = "auto"
-    learning_rate_multiplier: float | Literal["auto"] = "auto"
-    n_epochs: int | Literal["auto"] = "auto"
-
-
 class QueueState(View):
     """Why a queued job waits, and what would unblock it."""
 

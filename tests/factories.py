@@ -17,10 +17,12 @@ from shared.contract.spec import (
     Supervised,
     Training,
 )
+from shared.fleet import snapshot
 from shared.ids import new_id
 from shared.jobs import submission
 from shared.jobs.moves import claim_training, claim_validation, validated
 from shared.lease.values import Claim
+from shared.plan.verdicts import Verdict
 from shared.settle.catalogue import SMOLLM2
 from shared.store.tables import DeviceRow, FileRow, JobRow, OrganizationRow, ProjectRow, WorkerRow
 from shared.tenants import keys
@@ -139,3 +141,8 @@ def make_worker(session: Session, *, devices: int = 1, pool: str = "default", **
 def claim_on(session: Session, worker: WorkerRow) -> Claim | None:
     """What this worker's pull would lease now."""
     return claim_training(session, worker_id=worker.id, pool_name=worker.pool, lease_seconds=60)
+
+
+def verdict_of(session: Session, job_id: str, *, pool_name: str = "default") -> Verdict | None:
+    """Why a queued job waits; None when the next pull would start it, or when it does not wait."""
+    return snapshot.make_plan(snapshot.snapshot(session, pool_name=pool_name)).verdicts.get(job_id)

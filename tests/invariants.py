@@ -10,6 +10,8 @@ from typing import Final
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from tests import moves
+
 INVARIANTS: Final = {
     "I1 a finished job has finished, and no other": (
         "select id from jobs where (status in ('succeeded','failed','cancelled')) <> (finished_at is not null)"
@@ -44,6 +46,7 @@ INVARIANTS: Final = {
     "I7 at most one open attempt, and only of a running job": """
         select a.job_id from attempts a join jobs j on j.id = a.job_id
         where a.ended_at is null group by a.job_id, j.status having count(*) > 1 or j.status <> 'running'""",
+    "I10 a job moves only as docs/lifecycle.md lists": moves.unlisted(),
     "I9 a running job has a lease": "select id from jobs where status = 'running' and lease_until is null",
 }
 

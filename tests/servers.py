@@ -21,6 +21,7 @@ from sqlalchemy import Engine
 from shared.store.db import make_engine
 from standalone.postgres import EmbeddedPostgres
 from standalone.valkey import EmbeddedValkey
+from tests import moves
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = "migrated"
@@ -56,10 +57,17 @@ def open_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def migrated_template(postgres_server: EmbeddedPostgres) -> str:
-    with _admin(postgres_server) as admin:
-        admin.execute(f"create database {TEMPLATE}")
-    command.upgrade(alembic_config(postgres_server.url(TEMPLATE)), "head")
+    make_template(postgres_server)
     return TEMPLATE
+
+
+def make_template(server: EmbeddedPostgres) -> None:
+    """The schema by the real migrations, and the watch on jobs' moves that the invariants ask."""
+    with _admin(server) as admin:
+        admin.execute(f"create database {TEMPLATE}")
+    command.upgrade(alembic_config(server.url(TEMPLATE)), "head")
+    with psycopg.connect(f"host={server.socket_dir} user=postgres dbname={TEMPLATE}", autocommit=True) as template:
+        template.execute(moves.WATCH)
 
 
 @pytest.fixture(scope="module")

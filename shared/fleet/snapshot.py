@@ -6,18 +6,18 @@ Reads only, but for `charge` and `keep_first_etas`; shared/jobs writes what a pl
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from typing import Final
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from shared.fleet.workers import SILENCE
 from shared.plan.capacity import Device
 from shared.plan.fairshare import charge as entry_charge
 from shared.plan.preemption import RunningJob
 from shared.plan.scheduling import Plan, Policy, QueuedJob, Share, decayed, plan
-from shared.plan.verdicts import Verdict
 from shared.store.tables import ApiKeyRow, AttemptRow, DeviceRow, JobRow, PoolRow, ProjectRow, WorkerRow
 from shared.tenants import usage
 
@@ -25,8 +25,6 @@ DEFAULTS: Final = Policy()
 HALF_LIFE_SECONDS: Final = DEFAULTS.half_life.total_seconds()
 # First forecasts written by one pass: wording a verdict costs some, and the next pass takes the rest.
 FIRST_ETAS_PER_PASS: Final = 200
-# A worker reports itself every ten seconds; after this silence its devices are nobody's.
-WORKER_SILENCE = timedelta(seconds=60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,29 +81,31 @@ def make_plan(view: Snapshot) -> Plan:
     return plan(view.queue, view.running, view.devices, view.shares, policy=view.policy, now=view.now)
 
 
+# Field of QueuedJob -> the column it is read from. By name: two columns of one type cannot be swapped in silence.
+_QUEUED: Final = {
+    "id": JobRow.id,
+    "project": JobRow.project_id,
+    "key": JobRow.key_id,
+    "submitted_at": JobRow.created_at,
+    "tier": JobRow.tier,
+    "priority": JobRow.priority,
+    "gpus": JobRow.gpus,
+    "hosts": JobRow.nodes,
+    "bytes_per_device": JobRow.bytes_per_device,
+    "max_runtime_seconds": JobRow.max_runtime_seconds,
+    # A job that goes on from a checkpoint needs what was left of it, as its last attempt measured.
+    "expected_seconds": func.coalesce(JobRow.progress["seconds_left"].as_float(), JobRow.expected_seconds),
+    "not_before": JobRow.not_before,
+    "preemptible": JobRow.preemptible,
+    "held": JobRow.held,
+    "base_model": JobRow.base_model,
+}
+
+
 def _queue(session: Session) -> tuple[QueuedJob, ...]:
-    columns = (
-        JobRow.id,
-        JobRow.project_id,
-        JobRow.key_id,
-        JobRow.created_at,
-        JobRow.tier,
-        JobRow.priority,
-        JobRow.gpus,
-        JobRow.nodes,
-        JobRow.bytes_per_device,
-        JobRow.max_runtime_seconds,
-        # A job that goes on from a checkpoint needs what was left of it, as its last attempt measured.
-        func.coalesce(JobRow.progress["seconds_left"].as_float(), JobRow.expected_seconds),
-        JobRow.not_before,
-        JobRow.preemptible,
-        JobRow.held,
-        JobRow.base_model,
-    )
-    return tuple(
-        QueuedJob(*row)  # the columns stand in the fields' order
-        for row in session.execute(select(*columns).where(JobRow.status == "queued"))
-    )
+    columns = [_QUEUED[field.name] for field in fields(QueuedJob)]
+    rows = session.execute(select(*columns).where(JobRow.status == "queued"))
+    return tuple(QueuedJob(*row) for row in rows)  # by position is the fastest, and the line above orders them
 
 
 def _running(session: Session, now: datetime) -> tuple[RunningJob, ...]:
@@ -146,7 +146,7 @@ def _devices(session: Session, pool_name: str) -> tuple[Device, ...]:
     rows = session.execute(
         select(DeviceRow, WorkerRow.draining)
         .join(WorkerRow, WorkerRow.id == DeviceRow.worker_id)
-        .where(DeviceRow.pool == pool_name, WorkerRow.last_seen > func.now() - WORKER_SILENCE)
+        .where(DeviceRow.pool == pool_name, WorkerRow.last_seen > func.now() - SILENCE)
     )
     return tuple(
         Device(
@@ -208,11 +208,6 @@ def charge(session: Session, project_id: str, *, seconds: float) -> None:
         .where(ProjectRow.id == project_id)
         .values(usage=func.greatest(0.0, kept + seconds), usage_at=func.now())
     )
-
-
-def explain(session: Session, job_id: str, *, pool_name: str) -> Verdict | None:
-    """Why a queued job waits; None when the next pull would start it, or when it does not wait."""
-    return make_plan(snapshot(session, pool_name=pool_name)).verdicts.get(job_id)
 
 
 def keep_first_etas(session: Session, made: Plan) -> None:

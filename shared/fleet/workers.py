@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session
 from shared.fleet import members
 from shared.store.tables import DeviceRow, JobRow, WorkerRow
 
-# A silent worker's devices may be taken over by another worker of the same host after this.
+# A worker reports itself every ten seconds. After this silence its devices leave the plan, and another worker of the
+# same host may take them over.
 SILENCE = timedelta(seconds=60)
 FORGOTTEN = timedelta(days=1)
 GONE = "it no longer answers; see the kernel log of its host"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from sqlalchemy import BigInteger, Text, cast, func, select, true
@@ -144,9 +144,3 @@ def unfinished(session: Session) -> dict[str, int]:
         select(JobRow.status, func.count()).where(JobRow.status.in_(sorted(UNFINISHED))).group_by(JobRow.status)
     )
     return {row.status: row[1] for row in counted}
-
-
-def own_jobs(session: Session, job_ids: Iterable[str], *, project_id: str) -> frozenset[str]:
-    """Which of these jobs are this project's."""
-    found = session.scalars(select(JobRow.id).where(JobRow.id.in_(list(job_ids)), JobRow.project_id == project_id))
-    return frozenset(found)

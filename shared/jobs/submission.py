@@ -18,6 +18,7 @@ from shared.jobs import moves
 from shared.lease import journal
 from shared.lease.journal import NewEvent
 from shared.plan.preemption import RANK
+from shared.settle import refusals
 from shared.store.locks import one_at_a_time, turn
 from shared.store.tables import ApiKeyRow, FileRow, IdempotencyRow, JobRow, ProjectRow
 from shared.tenants import usage
@@ -48,16 +49,17 @@ def submit(
     `retried`: the client says this is a retry of a POST whose answer it never saw; the same body under the same key
     within ten minutes is then the same job. Raises Invalid, NotFound, Conflict, Forbidden, LimitReached.
     """
-    turn = f"submit:{caller.key_id}:{request_sha256}"
+    refusals.check_request(request, base)
+    own_turn = f"submit:{caller.key_id}:{request_sha256}"
     if retried or idempotency_key is not None:
-        one_at_a_time(session, turn)  # by now the earlier one is committed, or there is none
+        one_at_a_time(session, own_turn)  # by now the earlier one is committed, or there is none
         earlier = _earlier(session, caller, request_sha256, retried=retried, idempotency_key=idempotency_key)
         if earlier is not None:
             return Submission(earlier, replayed=True)
     refuse_out_of_bounds(request.tunepool.queue or Queue(), caller)
     named = {"training_file": request.training_file, "validation_file": request.validation_file}
     grounds = [
-        _ground(session, caller, file_id, turn=turn, param=param)
+        _ground(session, caller, file_id, own_turn=own_turn, param=param)
         for param, file_id in named.items()
         if file_id is not None
     ]
@@ -149,11 +151,10 @@ _GROUND: Final = (
 )
 
 
-def _ground(session: Session, caller: Caller, file_id: str, *, turn: str, param: str) -> Any:
+def _ground(session: Session, caller: Caller, file_id: str, *, own_turn: str, param: str) -> Any:
     """The file as a submission may use it, beside the limits of whoever submits. Raises Invalid."""
-    row = (
-        session.connection().execute(_GROUND, {"turn": turn, "key_id": caller.key_id, "file_id": file_id}).one_or_none()
-    )
+    values = {"turn": own_turn, "key_id": caller.key_id, "file_id": file_id}
+    row = session.connection().execute(_GROUND, values).one_or_none()
     if row is None or row.project_id != caller.project_id or row.deleted_at is not None:
         raise Invalid(
             f"{param} '{file_id[:100]}' does not exist in this project. Upload it with POST /v1/files.",

@@ -62,19 +62,6 @@ class DatasetReport:
     def ok(self) -> bool:
         return self.problem_count == 0
 
-    def summary(self) -> str:
-        """One sentence for a job's error message."""
-        if self.ok:
-            return f"{self.rows:,} {self.format} rows."
-        more = f" ({self.problem_count - 1:,} more problems)" if self.problem_count > 1 else ""
-        return f"{self.problems[0]}{more}"
-
-    def to_json(self) -> dict[str, Any]:
-        report = dataclasses.asdict(self)
-        for key in ("dropped_columns", "problems", "warnings"):
-            report[key] = list(report[key])
-        return report
-
 
 DEFAULT_LIMITS = Limits()
 

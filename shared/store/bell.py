@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from functools import lru_cache
 from threading import Lock
+from typing import Final
 
 import structlog
 from celery import Celery
@@ -124,21 +124,26 @@ class Bell:
         log.warning("bell.unheard", error=str(error)[:200])
 
 
-@lru_cache(maxsize=4)
-def _bell(redis_url: str, ring_seconds: float, pool: str) -> Bell:
-    return Bell(Settings(redis_url=redis_url, ring_seconds=ring_seconds, pool=pool))
+_BELLS: Final[dict[tuple[str, float, str], Bell]] = {}  # one per process and Redis: its breaker must be shared
+
+
+def _bell(settings: Settings) -> Bell:
+    key = (settings.redis_url, settings.ring_seconds, settings.pool)
+    if key not in _BELLS:
+        _BELLS[key] = Bell(settings)
+    return _BELLS[key]
 
 
 def ring(lane: Lane, settings: Settings, *, pool: str | None = None) -> bool:
     """Ring the process's bell. Call it after a commit, never inside a transaction."""
-    return _bell(settings.redis_url, settings.ring_seconds, settings.pool).ring(lane, pool)
+    return _bell(settings).ring(lane, pool)
 
 
 def call(worker_id: str, settings: Settings, *, pool: str | None = None) -> bool:
     """Ring for one worker, which is to take part in an attempt. After a commit, as `ring`."""
-    return _bell(settings.redis_url, settings.ring_seconds, settings.pool).ring("training", pool, worker_id)
+    return _bell(settings).ring("training", pool, worker_id)
 
 
 def answers(settings: Settings) -> bool:
     """Whether the bell's Redis is there. Nothing depends on it but the time until a worker looks."""
-    return _bell(settings.redis_url, settings.ring_seconds, settings.pool).answers()
+    return _bell(settings).answers()

@@ -1,10 +1,10 @@
-"""Engine, sessions, the declarative base, and what follows a commit."""
+"""Engine, sessions and the declarative base."""
 
 from __future__ import annotations
 
 import select
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
@@ -124,15 +124,6 @@ def reading_engine(engine: Engine) -> Engine:
 def reading_scope(engine: Engine) -> Session:
     """On a `reading_engine`: each statement is one round trip and sees what is committed then."""
     return Session(engine, expire_on_commit=False)
-
-
-def after_commit(session: Session, follow_up: Callable[[], Any]) -> None:
-    """Run `follow_up` once this session's transaction has committed; never when it rolls back."""
-
-    def run(_: Session) -> None:
-        follow_up()
-
-    event.listen(session, "after_commit", run, once=True)
 
 
 def database_age_seconds(session: Session) -> float:

@@ -12,7 +12,6 @@ import boto3
 import httpx2
 import psycopg
 import pytest
-from alembic import command
 from moto.server import ThreadedMotoServer
 
 from shared.store.db import session_scope
@@ -22,7 +21,7 @@ from standalone.valkey import EmbeddedValkey
 from tests.faults.proxy import Proxy
 from tests.lifecycle.conftest import servers, stack  # noqa: F401  # fixtures
 from tests.lifecycle.stack import Servers, Stack, make_stack, until
-from tests.servers import TEMPLATE, alembic_config
+from tests.servers import TEMPLATE, make_template
 
 
 @contextmanager
@@ -31,9 +30,7 @@ def own_servers(folder: Path) -> Iterator[Servers]:
     postgres, valkey = EmbeddedPostgres(folder / "postgres"), EmbeddedValkey(folder / "valkey")
     postgres.start()
     valkey.start()
-    with postgres_admin(postgres) as admin:
-        admin.execute(f"create database {TEMPLATE}")
-    command.upgrade(alembic_config(postgres.url(TEMPLATE)), "head")
+    make_template(postgres)
     yield Servers(postgres, valkey, TEMPLATE)
     valkey.stop()
     postgres.stop()

@@ -22,7 +22,7 @@ from shared.store.db import session_scope
 from shared.store.tables import AttemptRow, DeviceRow, JobRow, MemberRow, WorkerRow
 from shared.tenants import usage
 from shared.tenants.keys import Caller
-from tests.factories import claim_on, make_caller, make_queued_job, make_worker
+from tests.factories import claim_on, make_caller, make_queued_job, make_worker, verdict_of
 from tests.invariants import broken
 
 TWO_BY_TWO = Placement(strategy="ddp", gpus=2, nodes=2)
@@ -76,7 +76,7 @@ def test_nothing_is_leased_while_one_host_lacks_a_device(session: Session) -> No
     assert claim_on(session, leader) is None
 
     assert holders(session) == {(None, None)}
-    verdict = snapshot.explain(session, job.id, pool_name="default")
+    verdict = verdict_of(session, job.id)
     assert verdict is not None
     assert verdict.blocked_by == "NO_WORKER"
     assert "needs 2 hosts with 2 devices each" in verdict.detail
@@ -256,3 +256,11 @@ def test_two_workers_that_pull_at_once_make_one_gang(engine: Engine) -> None:
         assert {(row.leased_by, row.fence) for row in held} == {(job.id, claim.lease.fence)}
         assert len(held) == 4
         assert moves.fail(session, claim.lease, code="internal_error", message="The test is over.")
+
+
+def test_the_oracle_reports_a_move_that_the_page_of_states_does_not_list(session: Session) -> None:
+    job = make_queued_job(session, make_caller(session))
+
+    session.execute(update(JobRow).where(JobRow.id == job.id).values(status="validating_files"))
+
+    assert any(f"{job.id} queued -> validating_files" in line for line in broken(session))

@@ -15,7 +15,16 @@ from shared.jobs import moves
 from shared.lease.values import Claim
 from shared.store.db import session_scope
 from shared.store.tables import ApiKeyRow, AttemptRow, DeviceRow, EventRow, JobRow, ProjectRow, WorkerRow
-from tests.factories import claim_on, make_caller, make_file, make_job, make_key, make_queued_job, make_worker
+from tests.factories import (
+    claim_on,
+    make_caller,
+    make_file,
+    make_job,
+    make_key,
+    make_queued_job,
+    make_worker,
+    verdict_of,
+)
 from tests.integration.conftest import Api
 from tests.integration.test_bad_requests import refused
 
@@ -286,7 +295,7 @@ def test_a_key_over_its_cap_waits_and_one_with_a_full_queue_is_refused(api: Api,
         worker = make_worker(session, devices=2)
         assert claim_on(session, worker) is not None
         waiting = make_queued_job(session, caller)
-        verdict = snapshot.explain(session, waiting.id, pool_name="default")
+        verdict = verdict_of(session, waiting.id)
         body = {"model": "smollm2-135m-instruct", "training_file": make_file(session, caller).id}
 
     assert verdict is not None
@@ -319,7 +328,7 @@ def test_a_month_over_its_hard_budget_waits_and_over_its_soft_one_is_warned(api:
     with session_scope(api.engine) as session:
         session.execute(update(JobRow).where(JobRow.id == answer.json()["id"]).values(status="cancelled"))
         second = make_queued_job(session, caller)
-        verdict = snapshot.explain(session, second.id, pool_name="default")
+        verdict = verdict_of(session, second.id)
 
     assert "soft limit of 1.0" in answer.headers["tunepool-warning"]
     assert any(event["level"] == "warn" and "soft limit" in event["message"] for event in events)
@@ -406,7 +415,7 @@ def test_a_gang_never_waits_for_devices_of_two_workers_on_one_host_together(api:
         single = make_queued_job(session, api.caller)
         session.flush()
         claims = [claim for worker in workers if (claim := claim_on(session, worker)) is not None]
-        verdict = snapshot.explain(session, gang.id, pool_name="default")
+        verdict = verdict_of(session, gang.id)
 
     assert [claim.lease.job_id for claim in claims] == [single.id]
     assert verdict is not None

@@ -239,7 +239,7 @@ class Stack:
     # --- the oracle -------------------------------------------------------------------------------------------------
 
     def broken_invariants(self) -> list[str]:
-        """What does not hold now of I1-I9 (tests/invariants.py). Call it when nothing moves."""
+        """What does not hold now of I1-I10 (tests/invariants.py). Call it when nothing moves."""
         with Session(self.engine) as session:
             broken = invariants.broken(session)
             for job in session.scalars(select(JobRow).where(JobRow.status == "succeeded")):

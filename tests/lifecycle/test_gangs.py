@@ -12,11 +12,10 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from shared.fleet import snapshot
 from shared.jobs import moves
 from shared.store.db import session_scope
 from shared.store.tables import DeviceRow, MemberRow
-from tests.factories import claim_on, make_worker
+from tests.factories import claim_on, make_worker, verdict_of
 from tests.lifecycle.stack import Servers, Stack, chain_of, make_stack, until
 
 ON_TWO = {"strategy": "ddp", "gpus": 1, "nodes": 2}
@@ -154,7 +153,7 @@ def test_a_job_for_more_hosts_than_there_are_waits_and_says_so(pair: Stack) -> N
     job_id = pair.submit("steps=4", placement={**ON_TWO, "nodes": 3})
     pair.wait(job_id, "queued")
     with session_scope(pair.engine) as session:
-        verdict = snapshot.explain(session, job_id, pool_name=pair.settings.pool)
+        verdict = verdict_of(session, job_id, pool_name=pair.settings.pool)
     pair.cancel(job_id)
 
     assert verdict is not None
