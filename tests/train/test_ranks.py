@@ -136,13 +136,32 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     },
 }
 
+FUSED = ("lora, packed", "full", "qlora, recomputed")  # the supervised ones: preferences have no fused head
+
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_ranks_follow_the_curve_of_one_and_end_with_its_weights(
     model: Path, tmp_path: Path, start: Callable[..., Trainer], strategy: str
 ) -> None:
-    alone, two = tmp_path / "alone", tmp_path / "two"
     cases = {name: settings for name, (placed, settings) in CASES.items() if placed == strategy}
+    follow_the_curve_of_one(cases, strategy=strategy, model=model, folder=tmp_path, start=start)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_follow_the_curve_of_one_on_the_road_that_a_gpu_takes_too(
+    model: Path, tmp_path: Path, start: Callable[..., Trainer], strategy: str
+) -> None:
+    """The ranks' losses come from TRL's fused head, those of the single process do not."""
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "fused").touch()
+    cases = {name: CASES[name][1] for name in FUSED if CASES[name][0] == strategy}
+    follow_the_curve_of_one(cases, strategy=strategy, model=model, folder=tmp_path, start=start)
+
+
+def follow_the_curve_of_one(
+    cases: dict[str, dict[str, Any]], *, strategy: str, model: Path, folder: Path, start: Callable[..., Trainer]
+) -> None:
+    alone, two = folder / "alone", folder / "two"
     for name, settings in cases.items():
         code, events = run(make_spec(alone / name, model=model, **settings), alone / name / "out")
         assert code == EXIT_DONE, events[-1]

@@ -103,6 +103,9 @@ def trainer_arguments(spec: AttemptSpec, *, out: Path, total_steps: int) -> dict
         "fp16": training.dtype == "float16",
         "use_cpu": spec.device == "cpu",
         "gradient_checkpointing": False,
+        # Losses are divided by the whole step's weight and summed over the ranks by `Ranks`. Left on, TRL's fused head
+        # multiplies each loss by the number of ranks, as for gradients that DDP averages.
+        "average_tokens_across_devices": False,
         "seed": spec.job.seed,
         "report_to": "none",
         "disable_tqdm": True,
