@@ -32,6 +32,7 @@ from worker.train.base_model import load_model, recompute_activations
 from worker.train.checkpoints import Learner, Progress
 from worker.train.data import Row, RowReader, RowSet
 from worker.train.evaluation_rows import EvaluationTooLarge
+from worker.train.experts import without_router_loss
 from worker.train.guards import NoTrainableParameters
 from worker.train.loop import TrainingRun, save_checkpoint, train
 from worker.train.memory import limit_memory, out_of_memory_code, peak_memory_bytes
@@ -91,7 +92,9 @@ def run_attempt(spec: AttemptSpec, *, out: Path, reporter: Reporter, stop: StopR
     resume_from = checkpoints.newest_intact(out / "checkpoints", job_id=spec.job_id)
     _agree_on_start(resume_from, ranks)
 
-    objective = _build_objective(spec, out=out, tokenizer=tokenizer, plan=plan, rows=data.rows, ranks=ranks)
+    base = _load_base(spec)
+    without_router_loss(base, reporter=reporter)
+    objective = _build_objective(base, spec, out=out, tokenizer=tokenizer, plan=plan, rows=data.rows, ranks=ranks)
     learner = _make_learner(spec, objective=objective, plan=plan)
     ranks.agree_on(trainable(learner.model).values())
     progress = Progress()
@@ -148,13 +151,16 @@ def _plan(spec: AttemptSpec, *, rows: int) -> StepPlan:
     )
 
 
-def _build_objective(
-    spec: AttemptSpec, *, out: Path, tokenizer: Any, plan: StepPlan, rows: Sequence[Row], ranks: Ranks
-) -> Objective:
+def _load_base(spec: AttemptSpec) -> Any:
     method = METHODS[spec.job.adapter.method]
-    base = load_model(
+    return load_model(
         spec, weights=Path(spec.base_model_path), quantized=method.quantized, trains_in_full=not method.adapted
     )
+
+
+def _build_objective(
+    base: Any, spec: AttemptSpec, *, out: Path, tokenizer: Any, plan: StepPlan, rows: Sequence[Row], ranks: Ranks
+) -> Objective:
     model = adapt(base, spec=spec, initial=out / "initial" if ranks.first else None, rows=rows)
     if not trainable(model):
         raise NoTrainableParameters("No parameter is left to train.", param="adapter")

@@ -106,6 +106,8 @@ def trainer_arguments(spec: AttemptSpec, *, out: Path, total_steps: int) -> dict
         # Losses are divided by the whole step's weight and summed over the ranks by `Ranks`. Left on, TRL's fused head
         # multiplies each loss by the number of ranks, as for gradients that DDP averages.
         "average_tokens_across_devices": False,
+        # Experts: their balancing loss is off (experts.py says why).
+        "router_aux_loss_coef": 0.0,
         "seed": spec.job.seed,
         "report_to": "none",
         "disable_tqdm": True,
