@@ -175,6 +175,10 @@ class ModelFacts(Part):
     vocab_size: int = Field(ge=1)
     max_position_embeddings: int = Field(ge=1)
     tie_word_embeddings: bool = False
+    carries_state: str | None = Field(
+        default=None,
+        description="What carries state along the sequence, so that rows cannot be packed: a kind of layer.",
+    )
 
 
 class BaseModelRef(Part):
@@ -231,6 +235,7 @@ class AttemptSpec(Part):
     device: Literal["cuda", "cpu"] = "cpu"
     cpu_threads: int = Field(default=1, ge=1)
     memory_limit_bytes: int | None = Field(default=None, description="Refuse to grow past this; null: no limit.")
+    packing_asked: bool = Field(default=False, description="The user asked for packing, so it may not be switched off.")
     keep_dequantized: bool = Field(
         default=False, description="Keep frozen 4-bit weights in 16 bits as well: the same numbers, less work per pass."
     )

@@ -27,6 +27,7 @@ from typing import Any, Final
 from shared.contract.spec import BaseModelRef, ModelFacts
 from shared.errors import Invalid, NotFound
 from shared.settings import Settings
+from shared.settle.sequence_state import carried_state
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,7 @@ def facts_of(config: dict[str, Any], *, name: str) -> ModelFacts:
         vocab_size=vocab,
         max_position_embeddings=int(config.get("max_position_embeddings") or config.get("n_positions") or 2048),
         tie_word_embeddings=tied,
+        carries_state=carried_state(config),
     )
 
 

@@ -330,6 +330,14 @@ def _check_lengths(asked: _Asked) -> None:
         )
 
 
+def _check_packing(asked: _Asked) -> None:
+    carries = asked.facts.carries_state
+    if carries is not None and asked.get("training.packing") is True:
+        path, _value = hyperparameters(asked.request).get("packing", ("tunepool.training.packing", True))
+        why = f"packed rows would leak into each other through the {carries} layers of {asked.base_name}"
+        refuse(path, value=True, why=f"{why}; use packing false, or leave it out")
+
+
 def _check_placement(asked: _Asked) -> None:
     gpus, nodes = asked.get("placement.gpus"), asked.get("placement.nodes")
     strategy, world = asked.get("placement.strategy"), (gpus or 1) * (nodes or 1)
@@ -400,6 +408,7 @@ _CHECKS: Final[tuple[Callable[[_Asked], None], ...]] = (
     _check_modules_to_save,
     _check_layers,
     _check_lengths,
+    _check_packing,
     _check_placement,
     _check_batch,
     _check_validation,

@@ -347,6 +347,8 @@ def _longest(s: _Settling) -> tuple[int, int, str]:
 def _packing(s: _Settling) -> tuple[bool, str]:
     if s.objective.type != "supervised":
         return False, f"{s.objective.type} compares row by row"
+    if s.facts.carries_state is not None:
+        return False, f"packed rows would leak into each other through this base's {s.facts.carries_state} layers"
     longest, ceiling, _why = _longest(s)
     longest, limit = min(longest, ceiling), 1024 if s.device.kind == "cpu" else 4096
     if longest > limit and "training.max_length" not in s.wished:

@@ -15,6 +15,7 @@ from shared.contract.spec import AttemptSpec
 from shared.lease.journal import NewEvent
 from shared.lease.values import Claim, MeetingPlace
 from shared.settle.catalogue import load_catalogue
+from shared.settle.refusals import wishes
 from shared.settle.sizing import DeviceKind, keeps_copy
 from worker import base_models
 from worker.attempt import meeting
@@ -89,6 +90,7 @@ class AttemptFolder:
             device=self.kind,
             cpu_threads=self._threads,
             memory_limit_bytes=self.device.total_bytes if self.kind == "cpu" else None,
+            packing_asked="training.packing" in wishes(self.claim.request),
             keep_dequantized=keeps_copy(self.spec, device=self.kind, memory=self.device.total_bytes),
         )
 

@@ -42,6 +42,7 @@ from worker.train.objectives.table import OBJECTIVES
 from worker.train.packing import StepPlan
 from worker.train.ranks import Ranks
 from worker.train.reporting import Reporter
+from worker.train.sequence_state import packed_only_apart
 from worker.train.sharding import shard_frozen_layers
 from worker.train.stopping import StoppedOnRequest, StopRequest
 from worker.train.tokenizer import load_tokenizer
@@ -94,6 +95,7 @@ def run_attempt(spec: AttemptSpec, *, out: Path, reporter: Reporter, stop: StopR
 
     base = _load_base(spec)
     without_router_loss(base, reporter=reporter)
+    spec = packed_only_apart(spec, base, reporter=reporter)
     objective = _build_objective(base, spec, out=out, tokenizer=tokenizer, plan=plan, rows=data.rows, ranks=ranks)
     learner = _make_learner(spec, objective=objective, plan=plan)
     ranks.agree_on(trainable(learner.model).values())

@@ -1,0 +1,63 @@
+"""The last gate before rows are packed: whether the loaded model itself keeps them apart.
+
+Attention sees by its positions where a packed row begins. What carries state along the sequence (convolutions, state
+spaces, linear attention) runs on from the row before: transformers 5.23 tells it of no row's start without kernels of
+CUDA's, and the loss stays plausible. `shared/settle/sequence_state.py` settles the same from config.json before; this asks the
+model, so that a family which it does not know is safe too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+from torch import nn
+
+from shared.contract.spec import AttemptSpec
+from shared.errors import Invalid
+from worker.train.reporting import Reporter
+
+_APART: Final = frozenset({"full_attention", "sliding_attention", "chunked_attention", "moe", "mlp"})
+_CLASSES: Final = re.compile(
+    r"Mamba|SSM|StateSpace|R[Ww][Kk][Vv]|Recurrent|R[Gg][Ll][Rr][Uu]|LSTM|GRU|Delta(Net|Attention|Rule)|ShortConv"
+    r"|LinearAttention|LightningAttention|Retention|Hyena"
+)
+_OTHER_SENSES: Final = re.compile(r"vision|visual|image|audio|speech|whisper|encoder", re.IGNORECASE)
+
+
+def packed_only_apart(spec: AttemptSpec, model: Any, *, reporter: Reporter) -> AttemptSpec:
+    """`spec`, with packing off where `model` would let packed rows leak into each other; says so.
+
+    Raises:
+        Invalid: the user asked for packing by name.
+    """
+    if not spec.job.training.packing or spec.job.objective.type != "supervised":
+        return spec
+    carries = carries_state(model)
+    if carries is None:
+        return spec
+    leak = f"packed rows would leak into each other through the model's {carries} layers"
+    if spec.packing_asked:
+        param = "tunepool.training.packing"
+        raise Invalid(f"'{param}' is true, but {leak}; use packing false, or leave it out.", param=param)
+    reporter.say(f"Packing is off: {leak}.", level="warn")
+    training = spec.job.training.model_copy(update={"packing": False})
+    return spec.model_copy(update={"job": spec.job.model_copy(update={"training": training})})
+
+
+def carries_state(model: Any) -> str | None:
+    """The kind or class of the first layer that reads along the sequence by other means than attention; None: none.
+
+    Of layer kinds only those count as attention that are known to keep packed rows apart.
+    """
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    return next((kind for kind in kinds if kind not in _APART), None) or next(_classes(model), None)
+
+
+def _classes(model: nn.Module) -> Iterator[str]:
+    """Class names of the text model's modules that carry state; encoders of images and sounds are not packed."""
+    for path, module in model.named_modules():
+        name = type(module).__name__
+        if not _OTHER_SENSES.search(f"{path} {name}") and (isinstance(module, nn.Conv1d) or _CLASSES.search(name)):
+            yield name
