@@ -87,6 +87,13 @@ class CheckpointSaved(_Event):
     valid_mean_token_accuracy: float | None = None
 
 
+class Alive(_Event):
+    """A sign of life within a phase that has nothing to tell: the supervisor's patience begins anew."""
+
+    type: Literal["alive"] = "alive"
+    doing: Literal["loading", "step", "validation", "checkpoint"]
+
+
 class Finished(_Event):
     """`OUT/adapter` is complete."""
 
@@ -110,7 +117,7 @@ class Failed(_Event):
 
 
 TrainerEvent = Annotated[
-    Message | Started | Metrics | Validation | CheckpointSaved | Finished | Failed, Field(discriminator="type")
+    Message | Started | Metrics | Validation | CheckpointSaved | Alive | Finished | Failed, Field(discriminator="type")
 ]
 TRAINER_EVENT: TypeAdapter[TrainerEvent] = TypeAdapter(TrainerEvent)
 

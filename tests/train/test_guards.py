@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import math
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from shared.contract.events import EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT
 from shared.errors import Invalid
 from shared.settings import trainer_environment
 from tests.train.tiny import chat, chat_rows, losses, make_spec, read_events, run
+from worker.program.trainer_events import says_out_of_memory
 from worker.train.checkpoints import Progress
 from worker.train.guards import HIGH_STEPS, WATCHED_STEPS, NanLoss, check_divergence, check_numbers
 from worker.train.memory import out_of_memory_code
@@ -105,17 +107,69 @@ def test_memory_beyond_the_limit_ends_with_its_own_exit_code(model: Path, tmp_pa
     assert read_events(tmp_path / "out")[-1].code == "host_oom"
 
 
+def raised_from(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
         (torch.OutOfMemoryError("CUDA out of memory"), "gpu_oom"),
         (MemoryError(), "host_oom"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"), "host_oom"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "host_oom"),
+        (
+            torch.AcceleratorError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in the docs"),
+            "gpu_oom",
+        ),
+        (RuntimeError("CUDA driver error: out of memory"), "gpu_oom"),
+        (RuntimeError("HIP error: hipErrorOutOfMemory"), "gpu_oom"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "gpu_oom"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "gpu_oom"),
+        (RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate`"), "gpu_oom"),
+        (RuntimeError("CUDA error: insufficient resources: CUSPARSE_STATUS_INSUFFICIENT_RESOURCES"), "gpu_oom"),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), "gpu_oom"),
+        (torch.distributed.DistBackendError("NCCL error: Failed to CUDA calloc 6291456 bytes"), "gpu_oom"),
+        (torch.distributed.DistBackendError("Last error: Cuda failure 2 'out of memory'"), "gpu_oom"),
+        (raised_from(ValueError("the kernel failed"), RuntimeError("CUDA error: out of memory")), "gpu_oom"),
         (RuntimeError("shapes cannot be multiplied"), None),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), None),
+        (RuntimeError("out of resource: shared memory, Required: 147456, Hardware limit: 101376"), None),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), None),
+        (ValueError("the row says: out of memory"), None),
+        (FileNotFoundError(errno.ENOENT, "no such file"), None),
     ],
 )
 def test_every_way_of_running_out_of_memory_is_recognised(error: BaseException, code: str | None) -> None:
     assert out_of_memory_code(error) == code
+
+
+def test_memory_that_runs_out_in_any_form_ends_the_attempt_as_out_of_memory(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(self: SupervisedObjective, *_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported later")
+
+    monkeypatch.setattr(SupervisedObjective, "loss", short)
+    code, events = run(make_spec(tmp_path, model=model), tmp_path / "out")
+
+    assert code == EXIT_OUT_OF_MEMORY
+    assert (events[-1].code, events[-1].message) == ("gpu_oom", "CUDA error: out of memory")
+
+
+@pytest.mark.parametrize(
+    ("last_words", "memory"),
+    [
+        ("loading\nError out of memory at line 380 in file /src/csrc/pythonInterface.cpp\n", True),
+        ("Error an illegal memory access was encountered at line 90 in file /src/csrc/ops.cu\n", False),
+        ("ValueError: a row says Error out of memory at line 3 in file x\n", False),
+    ],
+)
+def test_a_process_that_bitsandbytes_ended_for_want_of_memory_is_known_by_its_last_words(
+    last_words: str, *, memory: bool
+) -> None:
+    assert says_out_of_memory(last_words) is memory
 
 
 def test_float16_on_a_cpu_is_refused_with_the_remedy(model: Path, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ from worker.host.host import AWAY, Host, full_sentence, host_code, host_sentence
 from worker.program import workdir
 from worker.program.launcher import Exit, Trainer
 from worker.program.processes import StillAlive
-from worker.program.trainer_events import EventTail, Meter, Story, metric_lines, told
+from worker.program.trainer_events import EventTail, Meter, Story, metric_lines, says_out_of_memory, told
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -354,6 +354,8 @@ class _Attempt:
         elif why is not None:
             self.wait_for_uploads()
             self.obey(why, exit_code=code)
+        elif code > 0 and says_out_of_memory(ended.exit.last_words):
+            self.shrink(ended, None)
         elif self.disk_is_full():
             self.give_back("crashed", code="disk_full", message=full_sentence(self.host), ended=ended)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 
 from shared.contract.events import (
     TRAINER_EVENT,
+    Alive,
     CheckpointSaved,
     Failed,
     Finished,
@@ -174,7 +176,7 @@ def told(event: TrainerEvent) -> NewEvent | None:
                 f" {event.total_steps} steps on {event.train_rows} rows in {event.sequences} sequences"
             )
             return NewEvent(text, data=_figures(event))
-        case CheckpointSaved() | Finished() | Failed():
+        case CheckpointSaved() | Alive() | Finished() | Failed():
             return None
 
 
@@ -185,6 +187,15 @@ def _figures(event: TrainerEvent) -> dict[str, Any]:
 def _clean(text: str) -> str:
     """Text that Postgres takes: no NUL, no half of a surrogate pair."""
     return text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")[:MESSAGE_CHARACTERS]
+
+
+# bitsandbytes' native code prints this and ends the process, so that no exception tells of it.
+_NATIVE_OOM: Final = re.compile(r"^Error out of memory at line \d+ in file ", re.MULTILINE)
+
+
+def says_out_of_memory(last_words: str) -> bool:
+    """Whether a trainer that ended without an event was ended by a library for want of device memory."""
+    return _NATIVE_OOM.search(last_words) is not None
 
 
 def metric_lines(file: Path) -> Iterator[dict[str, Any]]:

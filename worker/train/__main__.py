@@ -35,7 +35,7 @@ from worker.train.evaluation_rows import EvaluationTooLarge
 from worker.train.experts import without_router_loss
 from worker.train.guards import NoTrainableParameters
 from worker.train.loop import TrainingRun, save_checkpoint, train
-from worker.train.memory import limit_memory, out_of_memory_code, peak_memory_bytes
+from worker.train.memory import MAY_MEAN_MEMORY, limit_memory, out_of_memory_code, peak_memory_bytes
 from worker.train.methods import METHODS, adapt, make_optimizer, trainable, with_float32_adapters
 from worker.train.objectives.objective import Objective
 from worker.train.objectives.table import OBJECTIVES
@@ -71,7 +71,7 @@ def main(spec_file: Path, out: Path) -> int:
     except EvaluationTooLarge as too_large:
         evaluation_rows.write(out, too_large.fitting)
         return EXIT_OUT_OF_MEMORY
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+    except MAY_MEAN_MEMORY as error:
         code = out_of_memory_code(error)
         if code is None:
             raise
@@ -93,10 +93,13 @@ def run_attempt(spec: AttemptSpec, *, out: Path, reporter: Reporter, stop: StopR
     resume_from = checkpoints.newest_intact(out / "checkpoints", job_id=spec.job_id)
     _agree_on_start(resume_from, ranks)
 
+    reporter.alive("loading")
     base = _load_base(spec)
+    reporter.alive("loading")
     without_router_loss(base, reporter=reporter)
     spec = packed_only_apart(spec, base, reporter=reporter)
     objective = _build_objective(base, spec, out=out, tokenizer=tokenizer, plan=plan, rows=data.rows, ranks=ranks)
+    reporter.alive("loading")
     learner = _make_learner(spec, objective=objective, plan=plan)
     ranks.agree_on(trainable(learner.model).values())
     progress = Progress()

@@ -130,6 +130,7 @@ def _accumulate(run: TrainingRun, rows: Sequence[Row]) -> Tally:
         loss = run.objective.loss(run.trainer.model_wrapped, batch)
         run.trainer.accelerator.backward(loss.total / weight * (batch.weight > 0))
         tally.add(loss, batch=batch)
+        run.reporter.alive("step")
     run.ranks.sum_gradients(run.learner.model.parameters())
     return tally.over(run.ranks)
 
@@ -235,6 +236,7 @@ def note_validation(progress: Progress, loss: float, *, spec: AttemptSpec) -> bo
 def save_checkpoint(run: TrainingRun) -> Path:
     """Write the checkpoint of the steps done, tell, and remove those no longer needed."""
     folder = run.out / "checkpoints"
+    run.reporter.alive("checkpoint")
     place = checkpoints.save(
         folder,
         learner=run.learner,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 
 import psutil
@@ -50,13 +51,32 @@ _HOST_OOM_PHRASES = (
     *("can't allocate memory", "Cannot allocate memory", "not enough memory"),
     *("std::bad_alloc", "could not create a memory object"),
 )
+# What CUDA and HIP say of a device, and with them Triton and bitsandbytes; cuBLAS, cuDNN and cuSOLVER; cuSPARSE; NCCL.
+_DEVICE_OOM_PHRASES = (
+    *("out of memory", "cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY", "hipErrorOutOfMemory"),
+    *("_STATUS_ALLOC_FAILED", "_STATUS_INSUFFICIENT_RESOURCES"),
+    *("Failed to CUDA calloc", "Failed to CUDA malloc", "Failed to CUDA host alloc"),
+)
+
+# The classes that an exhausted memory comes as.
+MAY_MEAN_MEMORY = (torch.OutOfMemoryError, MemoryError, RuntimeError, OSError)
 
 
 def out_of_memory_code(error: BaseException) -> str | None:
-    """`gpu_oom` or `host_oom` if `error` says that memory ran out, else None."""
+    """`gpu_oom` or `host_oom` if `error`, or what it was raised from, says that memory ran out; else None."""
+    code = _code(error)
+    if code is not None or error.__cause__ is None:
+        return code
+    return out_of_memory_code(error.__cause__)
+
+
+def _code(error: BaseException) -> str | None:
     if isinstance(error, torch.OutOfMemoryError):
         return "gpu_oom"
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return "host_oom"
-    says_so = any(phrase in str(error) for phrase in _HOST_OOM_PHRASES)
-    return "host_oom" if isinstance(error, RuntimeError) and says_so else None
+    if not isinstance(error, RuntimeError):
+        return None
+    if any(phrase in str(error) for phrase in _HOST_OOM_PHRASES):
+        return "host_oom"
+    return "gpu_oom" if any(phrase in str(error) for phrase in _DEVICE_OOM_PHRASES) else None

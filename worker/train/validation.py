@@ -10,7 +10,7 @@ import torch
 
 from worker.train.data import Row
 from worker.train.evaluation_rows import EvaluationTooLarge
-from worker.train.memory import out_of_memory_code
+from worker.train.memory import MAY_MEAN_MEMORY, out_of_memory_code
 from worker.train.objectives.objective import Loss, MicroBatch, Objective
 from worker.train.packing import group
 from worker.train.ranks import Ranks
@@ -91,7 +91,7 @@ class Evaluator:
         while True:
             try:
                 return self._evaluate(model, rows, should_stop=should_stop)
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            except MAY_MEAN_MEMORY as error:
                 if out_of_memory_code(error) is None or self.rows_at_once == 1 or self.ranks.hosts > 1:
                     raise
             # Outside the handler: only now are the tensors of the failed pass let go.
@@ -120,4 +120,5 @@ class Evaluator:
         for places in group([row.tokens for row in rows], size=self.rows_at_once * self.ranks.world):
             if until():
                 return
+            self.reporter.alive("validation")
             yield from passes([rows[place] for place in places], self.objective, ranks=self.ranks)
