@@ -166,13 +166,20 @@ def create_key(
     scope: Annotated[list[str] | None, typer.Option(help="Repeat for several; none: all but admin.")] = None,
     home: HomeOption = None,
 ) -> None:
-    """Make an API key and print its secret, which nothing shows again."""
+    """Make an API key and print its secret, which nothing shows again.
+
+    The first one of a database comes with the default organization and project, and may do everything unless a scope
+    is named.
+    """
     unknown = set(scope or ()) - keys.SCOPES
     if unknown:
         _give_up(f"Unknown scope '{min(unknown)}'. Known: {', '.join(sorted(keys.SCOPES))}.")
     with _session(home) as session:
-        project_id = _project(session, project)
-        _, secret = keys.create(session, project_id=project_id, name=name, scopes=scope or ("*",))
+        first = None if project else keys.first_project(session)
+        scopes = scope or (keys.EVERYTHING if first else ("*",))
+        _, secret = keys.create(session, project_id=first or _project(session, project), name=name, scopes=scopes)
+    if first:
+        typer.echo(f"Made the project 'default' ({first}).", err=True)
     typer.echo(secret)
 
 

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from shared.errors import Forbidden, NotFound, Unauthenticated
 from shared.ids import new_id
+from shared.store.locks import one_at_a_time
 from shared.store.tables import ApiKeyRow, OrganizationRow, ProjectRow
 
 ALPHABET: Final = string.digits + string.ascii_letters
@@ -146,10 +147,25 @@ def ensure_default(session: Session) -> str | None:
     """On a first start: an organization, a project and a key, whose secret is returned. Later: None."""
     if session.scalar(select(func.count()).select_from(ApiKeyRow)):
         return None
+    return create(session, project_id=_default_project(session), name="default", scopes=EVERYTHING)[1]
+
+
+def first_project(session: Session) -> str | None:
+    """On a database without any project: make the default one and return its id. Else None.
+
+    Two callers at once make one between them: the later waits, and finds it.
+    """
+    one_at_a_time(session, "first project")
+    if session.scalar(select(ProjectRow.id).limit(1)) is not None:
+        return None
+    return _default_project(session)
+
+
+def _default_project(session: Session) -> str:
     organization = OrganizationRow(id=new_id("org_"), name="default")
     session.add(organization)
     session.flush()
     project = ProjectRow(id=new_id("proj_"), organization_id=organization.id, name="default")
     session.add(project)
     session.flush()
-    return create(session, project_id=project.id, name="default", scopes=EVERYTHING)[1]
+    return project.id
