@@ -118,6 +118,12 @@ class Settings(BaseSettings):
     )
     log_json: bool = Field(default=False, description="Logs as JSON lines.")
 
+    @field_validator("models_file", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        """Compose passes variables that nobody set as empty ones; `Path("")` would be the current folder."""
+        return None if value == "" else value
+
     @field_validator("gang_ports")
     @classmethod
     def _ports_are_a_range(cls, ports: str) -> str:

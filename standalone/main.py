@@ -211,9 +211,12 @@ def revoke_key(key_id: str, home: HomeOption = None) -> None:
 
 @model_commands.command("list")
 def list_models(home: HomeOption = None) -> None:
-    """Names that jobs may use."""
-    for name in load_catalogue(_settings(home)).names():
+    """Names that jobs may use; on standard error, entries that they may not, and why."""
+    catalogue = load_catalogue(_settings(home))
+    for name in catalogue.names():
         typer.echo(name)
+    for name, reason in catalogue.complaints().items():
+        typer.echo(f"{name}: {reason}", err=True)
 
 
 @model_commands.command("path")

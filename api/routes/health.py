@@ -6,7 +6,7 @@ from typing import Literal
 
 from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from api.deps import Door, DoorDep
 from shared.jobs import pages
@@ -27,6 +27,9 @@ class Ready(BaseModel):
     queued: int
     running: int
     devices: int
+    unusable_models: dict[str, str] = Field(
+        default={}, description="Entries of this API's models.toml that cannot be used, each with the reason."
+    )
 
 
 @router.get("/livez", response_model=Live)
@@ -46,7 +49,13 @@ def _look(door: Door) -> Ready:
     with door.session() as session:
         schema.must_serve(session)
         counts, devices = pages.unfinished(session), len(pages.devices(session, pool_name=door.settings.pool))
-    return Ready(redis=_redis(door), queued=counts.get("queued", 0), running=counts.get("running", 0), devices=devices)
+    return Ready(
+        redis=_redis(door),
+        queued=counts.get("queued", 0),
+        running=counts.get("running", 0),
+        devices=devices,
+        unusable_models=door.catalogue.complaints(),
+    )
 
 
 def _redis(door: Door) -> Literal["ok", "away", "none"]:

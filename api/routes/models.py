@@ -35,6 +35,7 @@ def retrieve_model(model: str, door: DoorDep, caller: ModelsReader) -> views.Mod
     known = next((one for one in _base_models(door) if one.id == model), None)
     if known is not None:
         return known
+    door.catalogue.must_be_usable(model)
     with door.session() as session:
         found = adapters.find_published(session, model, project_id=caller.project_id)
     return views.model(found, owner=caller.organization_name)

@@ -6,10 +6,21 @@
     source = "hub"                              # hub | path
     repository = "meta-llama/Llama-3.1-8B-Instruct"
     revision = "0e9e39f249a16976918f6564b8830bc894c89659"
+    [models.llama-3-8b.config]                  # what the repository's config.json says
+    architectures = ["LlamaForCausalLM"]
+    hidden_size = 4096
+    intermediate_size = 14336
+    num_hidden_layers = 32
+    num_attention_heads = 32
+    num_key_value_heads = 8
+    max_position_embeddings = 131072
+    vocab_size = 128256
 
     [models.house-model]
     source = "path"
     path = "/models/house-model"                # its config.json is read here
+
+An entry that cannot be used disables itself alone: `Catalogue.problems` says why, and all others go on.
 
     [aliases]
     "gpt-4o-mini-2024-07-18" = "llama-3-8b"     # an existing script runs with only its base URL changed
@@ -27,7 +38,7 @@ from typing import Any, Final
 from shared.contract.spec import BaseModelRef, ModelFacts
 from shared.errors import Invalid, NotFound
 from shared.settings import Settings
-from shared.settle.sequence_state import carried_state
+from shared.settle.model_facts import facts_of
 
 
 @dataclass(frozen=True)
@@ -71,87 +82,168 @@ SMOLLM2: Final = CatalogueEntry(
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Every base model this installation offers."""
+    """Every base model this installation offers.
+
+    Attributes:
+        problems: why an entry or an alias of `models.toml` cannot be used, by its name.
+        file_problem: why `models.toml` itself cannot be read; the built-in model is there all the same.
+    """
 
     entries: dict[str, CatalogueEntry]
     aliases: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    file_problem: str = ""
 
     def entry(self, name: str) -> CatalogueEntry:
-        """The entry called `name` or known by that alias. Raises NotFound naming what there is."""
+        """The entry called `name` or known by that alias.
+
+        Raises:
+            Invalid: it cannot be used; says why.
+            NotFound: there is none; names those there are.
+        """
+        self.must_be_usable(name)
         found = self.entries.get(self.aliases.get(name, name))
         if found is None:
-            known = ", ".join(sorted({*self.entries, *self.aliases}))
+            known = ", ".join(self.names())
             raise NotFound(
-                f"The model '{name[:100]}' is not in this installation's catalogue. Known base models: {known}.",
+                f"The model '{name[:100]}' is not in this installation's catalogue. Known base models: {known}."
+                f" {self.file_problem}".rstrip(),
                 param="model",
                 code="model_not_found",
             )
         return found
 
+    def must_be_usable(self, name: str) -> None:
+        """Raises Invalid, with the reason, when `name` is an entry or an alias that cannot be used."""
+        problem = self.problems.get(self.aliases.get(name, name))
+        if problem is not None:
+            raise Invalid(
+                f"The base model '{name[:100]}' cannot be used: {problem} Ask your administrator to correct this entry "
+                "of the catalogue (models.toml).",
+                param="model",
+                code="base_model_misconfigured",
+            )
+
     def find(self, name: str) -> BaseModelRef:
         return self.entry(name).ref
 
     def names(self) -> list[str]:
-        return sorted({*self.entries, *self.aliases})
+        """Names that a job may use."""
+        usable = (alias for alias, name in self.aliases.items() if name in self.entries)
+        return sorted({*self.entries, *usable})
 
     def listed(self) -> list[tuple[str, int, str]]:
         """(name, created, owned_by) of every name a job may use."""
         return [(name, self.entry(name).created, self.entry(name).owned_by) for name in self.names()]
 
+    def complaints(self) -> dict[str, str]:
+        """Everything in `models.toml` that cannot be used, with the reason; for people."""
+        return {**({"models.toml": self.file_problem} if self.file_problem else {}), **self.problems}
+
 
 def load_catalogue(settings: Settings) -> Catalogue:
-    """The built-in entry and those of `models.toml`, read again only when that file changes.
+    """The built-in entry and those of `models.toml`, read again when that file changes or an entry has a problem.
 
-    Raises Invalid when the file exists and cannot be understood.
+    Never raises for what the file holds: a file or an entry that cannot be understood is among the complaints.
     """
     file = settings.models_file or settings.home / "models.toml"
-    stamp = file.stat().st_mtime_ns if file.is_file() else None
-    if stamp is None and settings.models_file is not None:
-        raise Invalid(f"TUNEPOOL_MODELS_FILE names {file}, which is not a file.", param="models_file")
-    return _load(file, stamp)
+    try:
+        stamp = file.stat().st_mtime_ns
+    except FileNotFoundError:
+        return _with_file_problem(f"TUNEPOOL_MODELS_FILE names {file}, which does not exist.", settings)
+    except OSError as error:
+        return Catalogue(_built_in(), file_problem=f"{file} cannot be read: {error.strerror}.")
+    found = _load(file, stamp)
+    if found.complaints():
+        _load.cache_clear()  # what is amiss may be mended elsewhere: a folder that was not there yet
+    return found
+
+
+def _with_file_problem(problem: str, settings: Settings) -> Catalogue:
+    return Catalogue(_built_in(), file_problem=problem if settings.models_file is not None else "")
+
+
+def _built_in() -> dict[str, CatalogueEntry]:
+    return {SMOLLM2.ref.name: SMOLLM2}
 
 
 @lru_cache(maxsize=8)
-def _load(file: Path, stamp: int | None) -> Catalogue:
-    entries = {SMOLLM2.ref.name: SMOLLM2}
-    if stamp is None:
-        return Catalogue(entries)
+def _load(file: Path, stamp: int) -> Catalogue:
     try:
         document = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Invalid(f"{file} is not valid TOML: {error}", param="models_file") from error
-    for name, table in document.get("models", {}).items():
-        entries[name] = _entry(name, table, file=file)
-    aliases = dict(document.get("aliases", {}))
+        models, aliases = _table(document, "models"), _table(document, "aliases")
+    except OSError as error:
+        return Catalogue(_built_in(), file_problem=f"{file} cannot be read: {error.strerror}.")
+    except (ValueError, RecursionError) as error:
+        return Catalogue(_built_in(), file_problem=f"{file} is not understood: {error}.")
+    return _with_aliases(_with_models(models), aliases)
+
+
+def _table(document: dict[str, Any], name: str) -> dict[str, Any]:
+    found = document.get(name, {})
+    if not isinstance(found, dict):
+        raise ValueError(f"'{name}' is no table")  # said of the file, as TOML's own errors are
+    return found
+
+
+def _with_models(models: dict[str, Any]) -> Catalogue:
+    made = Catalogue(_built_in())
+    for name, table in models.items():
+        made.entries.pop(name, None)
+        try:
+            made.entries[name] = _entry(name, table)
+        except Invalid as error:
+            made.problems[name] = error.message
+        except OSError as error:
+            made.problems[name] = f"{error.filename} cannot be read: {error.strerror}."
+    return made
+
+
+def _with_aliases(made: Catalogue, aliases: dict[str, Any]) -> Catalogue:
     for alias, name in aliases.items():
-        if name not in entries:
-            raise Invalid(
-                f"{file}: the alias '{alias}' names '{name}', which is no model of this catalogue.", param="aliases"
-            )
-    return Catalogue(entries, aliases)
+        if not isinstance(name, str) or name not in {*made.entries, *made.problems}:
+            made.problems[alias] = f"The alias names '{name}', which is no model of this catalogue."
+        else:
+            made.aliases[alias] = name
+    return made
 
 
-def _entry(name: str, table: dict[str, Any], *, file: Path) -> CatalogueEntry:
-    source = table.get("source")
+def _entry(name: str, table: Any) -> CatalogueEntry:
+    source = table.get("source") if isinstance(table, dict) else None
     if source == "path":
-        directory = Path(str(table.get("path", "")))
-        config = directory / "config.json"
-        if not config.is_file():
-            raise Invalid(f"{file}: model '{name}': {config} does not exist.", param=f"models.{name}.path")
-        facts = facts_of(json.loads(config.read_text(encoding="utf-8")), name=name)
-        return _made(name, table, source="path", locator=str(directory), facts=facts)
+        return _from_path(name, table)
     if source == "hub":
-        revision = str(table.get("revision", ""))
-        if len(revision) != 40 or not all(c in "0123456789abcdef" for c in revision):
-            raise Invalid(
-                f"{file}: model '{name}': revision must be a full commit SHA of 40 hex digits: a branch can move.",
-                param=f"models.{name}.revision",
-            )
-        facts = facts_of(dict(table.get("config", {})), name=name)
-        return _made(name, table, source="hub", locator=str(table.get("repository", "")), facts=facts)
-    raise Invalid(
-        f"{file}: model '{name}': source must be 'hub' or 'path', not '{source}'.", param=f"models.{name}.source"
-    )
+        return _from_hub(name, table)
+    raise Invalid(f"Its source must be 'hub' or 'path', not '{source}'.", param=f"models.{name}.source")
+
+
+def _from_path(name: str, table: dict[str, Any]) -> CatalogueEntry:
+    directory = Path(str(table.get("path", "")))
+    config = directory / "config.json"
+    if not config.is_file():
+        raise Invalid(f"{config} does not exist.", param=f"models.{name}.path")
+    try:
+        said = json.loads(config.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise Invalid(f"{config} is not valid JSON: {error}.", param=f"models.{name}.path") from error
+    return _made(name, table, source="path", locator=str(directory), facts=facts_of(said, name=name))
+
+
+def _from_hub(name: str, table: dict[str, Any]) -> CatalogueEntry:
+    revision = str(table.get("revision", ""))
+    if len(revision) != 40 or not all(c in "0123456789abcdef" for c in revision):
+        raise Invalid(
+            "Its revision must be a full commit SHA of 40 hex digits: a branch can move.",
+            param=f"models.{name}.revision",
+        )
+    if "config" not in table:
+        raise Invalid(
+            f"Its facts are not known: give it a table [models.{name}.config] with what the repository's config.json "
+            "says, or fetch the repository into a folder and name that (source = 'path').",
+            param=f"models.{name}.config",
+        )
+    facts = facts_of(table["config"], name=name)
+    return _made(name, table, source="hub", locator=str(table.get("repository", "")), facts=facts)
 
 
 def _made(name: str, table: dict[str, Any], *, source: Any, locator: str, facts: ModelFacts) -> CatalogueEntry:
@@ -163,38 +255,6 @@ def _made(name: str, table: dict[str, Any], *, source: Any, locator: str, facts:
         facts=facts,
     )
     return CatalogueEntry(ref=ref, locator=locator, owned_by=str(table.get("owned_by", "organization")))
-
-
-def facts_of(config: dict[str, Any], *, name: str) -> ModelFacts:
-    """Facts from a transformers config.json. Raises Invalid naming the key that is missing."""
-    try:
-        hidden = int(config.get("hidden_size") or config["n_embd"])
-        heads = int(config.get("num_attention_heads") or config["n_head"])
-        layers = int(config.get("num_hidden_layers") or config["n_layer"])
-        vocab = int(config["vocab_size"])
-        architecture = str(config["architectures"][0])
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise Invalid(f"Model '{name}': config.json lacks {error}.", param=f"models.{name}") from error
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    head_dim = int(config.get("head_dim") or hidden // heads)
-    feed_forward = int(config.get("intermediate_size") or config.get("n_inner") or 4 * hidden)
-    tied = bool(config.get("tie_word_embeddings", False))
-    per_layer = 2 * hidden * heads * head_dim + 2 * hidden * kv_heads * head_dim + 3 * hidden * feed_forward
-    counted = layers * per_layer + vocab * hidden * (1 if tied else 2)
-    return ModelFacts(
-        architecture=architecture,
-        parameters=int(config.get("num_parameters") or counted),
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim,
-        intermediate_size=feed_forward,
-        vocab_size=vocab,
-        max_position_embeddings=int(config.get("max_position_embeddings") or config.get("n_positions") or 2048),
-        tie_word_embeddings=tied,
-        carries_state=carried_state(config),
-    )
 
 
 def local_folder(entry: CatalogueEntry, *, cache: Path) -> Path:

@@ -105,22 +105,37 @@ class Presence(threading.Thread):
         self._over = threading.Event()
         self._woken = threading.Event()
         self._watched = self._heard = time.monotonic()
+        self._failed = False
+        self._complaints: dict[str, str] = {}
         self._deputies: dict[Lane, subprocess.Popen[bytes]] = {}
 
     def run(self) -> None:
         while True:
-            pulse.beat(self._settings.home.resolve())
-            try:
-                self._report()
-                self._watch()
-            except (*AWAY, SchemaOutdated) as error:
-                log.warning("presence.unheard", error=str(error)[:200])
+            self._round()
             self._woken.wait(self._pause())
             self._woken.clear()
             if self._over.is_set():
                 break
         # Here and not in `stop`: deputies die with the thread that started them (PR_SET_PDEATHSIG knows threads).
         self._dismiss_deputies()
+
+    def _round(self) -> None:
+        """One report. Whatever goes wrong, the next one is made: a worker that falls silent loses all its jobs.
+
+        A failure that nobody foresaw is logged whole; while it lasts there is no pulse, and the health check tells it.
+        """
+        try:
+            if not self._failed:
+                pulse.beat(self._settings.home.resolve())
+            self._report()
+            self._watch()
+        except (*AWAY, SchemaOutdated) as error:
+            log.warning("presence.unheard", error=str(error)[:200])
+        except Exception:  # the one place that stands around the reports
+            self._failed = True
+            log.exception("presence.failed")
+            return
+        self._failed = False
 
     def wake(self) -> None:
         """Have the next report made now. Safe in a signal handler's thread: it takes no lock that is held for long."""
@@ -166,11 +181,20 @@ class Presence(threading.Thread):
 
     def _devices(self) -> list[DeviceReport]:
         own = {child.pid for child in psutil.Process().children(recursive=True)}
-        cached = cached_names(load_catalogue(self._settings), cache=self._settings.cache)
+        catalogue = load_catalogue(self._settings)
+        self._complain(catalogue.complaints())
+        cached = cached_names(catalogue, cache=self._settings.cache)
         found = discover(self._settings, own_pids=own, ailments=self._xids.look())
         if self._flags.leaving:  # a leader elsewhere must not count on devices that nobody will answer for
             found = tuple(replace(device, ailment=LEAVING) for device in found)
         return [describe(device, host=self._worker.host, cached=cached) for device in found]
+
+    def _complain(self, complaints: dict[str, str]) -> None:
+        """Say once what of `models.toml` cannot be used, and again when that changes."""
+        if complaints != self._complaints:
+            self._complaints = complaints
+            for name, reason in complaints.items():
+                log.warning("catalogue.unusable", entry=name, reason=reason)
 
     def _write(self, verb: Callable[[Session], T]) -> T:
         with session_scope(self._engine) as session:

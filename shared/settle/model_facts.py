@@ -1,0 +1,90 @@
+"""A base model's facts from its config.json: what sizing and placement must know before any weight is read."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from shared.contract.spec import ModelFacts
+from shared.errors import Invalid
+from shared.settle.sequence_state import carried_state
+
+# Where models with several parts keep the language model's numbers (transformers' own order of looking).
+_TEXT: Final = ("text_config", "llm_config", "language_config")
+_LARGEST: Final = 10_000_000  # no size of any model; arithmetic with more only does harm
+_EXPERTS: Final = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+def facts_of(config: Any, *, name: str) -> ModelFacts:
+    """Facts from a transformers config.json; of the language model where it is one part of several.
+
+    Raises:
+        Invalid: it is no object, or lacks a number; names the key.
+    """
+    try:
+        return _facts(_text_part(config), architecture=str(config["architectures"][0]))
+    except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise Invalid(f"Model '{name}': its config.json lacks or misstates {error}.", param=f"models.{name}") from error
+
+
+def _text_part(config: dict[str, Any]) -> dict[str, Any]:
+    part: dict[str, Any] = next((config[key] for key in _TEXT if isinstance(config.get(key), dict)), {})
+    return {**config, **{key: value for key, value in part.items() if value is not None}}
+
+
+def _facts(config: dict[str, Any], *, architecture: str) -> ModelFacts:
+    hidden = _number(config, "hidden_size", "n_embd")
+    heads = _number(config, "num_attention_heads", "n_head")
+    layers = _number(config, "num_hidden_layers", "n_layer")
+    feed_forward = int(config.get("intermediate_size") or config.get("n_inner") or 4 * hidden)
+    kv_heads, head_dim = int(config.get("num_key_value_heads") or heads), int(config.get("head_dim") or hidden // heads)
+    vocab, tied = _number(config, "vocab_size"), bool(config.get("tie_word_embeddings", _ties_unsaid(config)))
+    attention = 2 * hidden * heads * head_dim + 2 * hidden * kv_heads * head_dim
+    embeddings = vocab * hidden * (1 if tied else 2)
+    counted = embeddings + layers * attention + _feed_forward(config, hidden, feed_forward, layers)
+    return ModelFacts(
+        architecture=architecture,
+        parameters=int(config.get("num_parameters") or counted),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate_size=feed_forward,
+        vocab_size=vocab,
+        max_position_embeddings=int(config.get("max_position_embeddings") or config.get("n_positions") or 2048),
+        tie_word_embeddings=tied,
+        carries_state=carried_state(config),
+    )
+
+
+def _number(config: dict[str, Any], name: str, older: str = "") -> int:
+    found = config.get(name) or config.get(older)
+    if not found:
+        raise KeyError(name)
+    if not 0 < int(found) <= _LARGEST:
+        raise ValueError(f"'{name}', which is {str(found)[:40]}")
+    return int(found)
+
+
+def _ties_unsaid(config: dict[str, Any]) -> bool:
+    """Gemma's configs leave the key out where embedding and output layer are one."""
+    return str(config.get("model_type", "")).startswith("gemma")
+
+
+def _feed_forward(config: dict[str, Any], hidden: int, dense: int, layers: int) -> int:
+    """Weights of all layers' feed-forward parts: three matrices each, and with experts a router per layer."""
+    experts = next((int(config[key]) for key in _EXPERTS if config.get(key)), 0)
+    if experts <= 1:
+        return layers * 3 * hidden * dense
+    width = int(config.get("moe_intermediate_size") or dense)
+    shared = int(config.get("shared_expert_intermediate_size") or width * int(config.get("n_shared_experts") or 0))
+    plain = _dense_layers(config, layers)
+    each = 3 * hidden * (experts * width + shared) + hidden * experts
+    return plain * 3 * hidden * dense + (layers - plain) * each
+
+
+def _dense_layers(config: dict[str, Any], layers: int) -> int:
+    """How many layers have no experts: DeepSeek's first ones, Qwen's `mlp_only_layers` and `decoder_sparse_step`."""
+    first = int(config.get("first_k_dense_replace") or 0)
+    named, step = set(config.get("mlp_only_layers") or ()), int(config.get("decoder_sparse_step") or 1)
+    return sum(at < first or at in named or (at + 1) % step != 0 for at in range(layers))

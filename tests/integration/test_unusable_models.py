@@ -1,0 +1,69 @@
+"""One bad entry of models.toml stops nothing but the requests that name it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from shared.settings import Settings
+from tests.integration.conftest import Api
+from tests.live import live_api
+
+MODELS = """
+[models.llama]
+source = "hub"
+repository = "meta-llama/Llama-3.1-8B-Instruct"
+revision = "0e9e39f249a16976918f6564b8830bc894c89659"
+[models.lost]
+source = "path"
+path = "/nowhere"
+"""
+
+
+@pytest.fixture(scope="module")
+def client(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
+    home: Path = tmp_path_factory.mktemp("bad-base")
+    (home / "models.toml").write_text(MODELS)
+    settings: Settings = api.settings.model_copy(update={"models_file": home / "models.toml"})
+    headers = {"Authorization": f"Bearer {api.key}"}
+    with live_api(settings) as url, httpx2.Client(base_url=url, headers=headers, timeout=20) as client:
+        yield client
+
+
+def test_the_list_holds_the_models_that_can_be_used(client: httpx2.Client) -> None:
+    listed = client.get("/v1/models")
+
+    assert listed.status_code == 200
+    assert [model["id"] for model in listed.json()["data"] if ":" not in model["id"]] == ["smollm2-135m-instruct"]
+
+
+@pytest.mark.parametrize(("name", "says"), [("lost", "/nowhere/config.json"), ("llama", "[models.llama.config]")])
+def test_whoever_names_the_entry_reads_its_reason(client: httpx2.Client, name: str, says: str) -> None:
+    job = {"model": name, "training_file": "file-none"}
+    answers = [
+        client.get(f"/v1/models/{name}"),
+        client.post("/v1/fine_tuning/jobs", json=job),
+        client.post("/v1/tunepool/preflights", json=job),
+    ]
+
+    assert [answer.status_code for answer in answers] == [400, 400, 400]
+    for answer in answers:
+        error = answer.json()["error"]
+        assert (error["code"], error["param"]) == ("base_model_misconfigured", "model")
+        assert says in error["message"]
+
+
+def test_a_job_of_another_model_does_not_notice(client: httpx2.Client) -> None:
+    job = {"model": "smollm2-135m-instruct", "training_file": "file-none"}
+
+    assert "file-none" in client.post("/v1/fine_tuning/jobs", json=job).json()["error"]["message"]
+
+
+def test_the_api_is_ready_and_names_what_cannot_be_used(client: httpx2.Client) -> None:
+    ready = client.get("/readyz")
+
+    assert ready.status_code == 200
+    assert set(ready.json()["unusable_models"]) == {"llama", "lost"}

@@ -1,0 +1,214 @@
+"""The catalogue: an entry that cannot be used disables itself alone, and says why."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.errors import Invalid, NotFound
+from shared.settings import Settings
+from shared.settle.catalogue import SMOLLM2, Catalogue, load_catalogue
+from shared.settle.model_facts import facts_of
+
+GOOD: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "vocab_size": 100,
+}
+# As published: the language model's numbers lie one level down.
+GEMMA: dict[str, Any] = {
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "model_type": "gemma3",
+    "text_config": {
+        "model_type": "gemma3_text",
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 34,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "vocab_size": 262208,
+    },
+    "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 1152},
+}
+QWEN3_30B: dict[str, Any] = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "vocab_size": 151936,
+}
+GPT_OSS_20B: dict[str, Any] = {
+    "architectures": ["GptOssForCausalLM"],
+    "hidden_size": 2880,
+    "intermediate_size": 2880,
+    "num_local_experts": 32,
+    "num_experts_per_tok": 4,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "vocab_size": 201088,
+}
+# Three plain layers before those with experts, of which one is shared.
+DEEPSEEK_LIKE: dict[str, Any] = {
+    **GOOD,
+    "num_hidden_layers": 5,
+    "intermediate_size": 256,
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 3,
+}
+
+
+def catalogue(folder: Path, text: str, config: Any = GOOD) -> Catalogue:
+    (folder / "good").mkdir(exist_ok=True)
+    (folder / "good" / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    file = folder / "models.toml"
+    file.write_text(f'[models.good]\nsource = "path"\npath = "{folder / "good"}"\n{text}')
+    return load_catalogue(Settings(models_file=file))
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ("", "source must be"),
+        ('source = "cloud"', "not 'cloud'"),
+        ('source = "path"\npath = "/nowhere"', "does not exist"),
+        ('source = "hub"\nrepository = "a/b"\nrevision = "main"', "a branch can move"),
+        (f'source = "hub"\nrepository = "a/b"\nrevision = "{"0" * 40}"', "facts are not known"),
+        (f'source = "hub"\nrevision = "{"0" * 40}"\nconfig = 3', "config.json"),
+        (f'source = "hub"\nrevision = "{"0" * 40}"\nconfig = {{architectures = ["X"]}}', "hidden_size"),
+    ],
+)
+def test_a_bad_entry_disables_itself_alone_and_says_why(tmp_path: Path, entry: str, says: str) -> None:
+    found = catalogue(tmp_path, f"[models.bad]\n{entry}\n")
+
+    assert found.names() == ["good", SMOLLM2.ref.name]
+    assert says in found.complaints()["bad"]
+    with pytest.raises(Invalid, match="cannot be used") as refused:
+        found.entry("bad")
+    assert says in refused.value.message
+    assert (refused.value.param, refused.value.code) == ("model", "base_model_misconfigured")
+
+
+@pytest.mark.parametrize("config", ["", "[]", "{", "null", '{"architectures": 3}', "[" * 100_000, '{"a": 1e999}'])
+def test_a_config_of_any_content_disables_its_own_entry_alone(tmp_path: Path, config: str) -> None:
+    found = catalogue(tmp_path, "", config)
+
+    assert found.names() == [SMOLLM2.ref.name]
+    assert set(found.complaints()) == {"good"}
+
+
+@pytest.mark.parametrize("value", [-1, 0, "many", [], {}, 10**30, 1e308])
+@pytest.mark.parametrize("key", ["hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"])
+def test_a_size_that_is_none_is_refused_by_its_key(key: str, value: Any) -> None:
+    with pytest.raises(Invalid, match=r"config\.json"):
+        facts_of({**GOOD, key: value}, name="bad")
+
+
+@pytest.mark.parametrize("text", ["models = 3", "aliases = []", "not toml", "[models", "x = '\x00'"])
+def test_a_file_that_is_not_understood_leaves_the_built_in_model(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "models.toml"
+    file.write_text(text)
+
+    found = load_catalogue(Settings(models_file=file))
+
+    assert found.names() == [SMOLLM2.ref.name]
+    assert "is not understood" in found.complaints()["models.toml"]
+    with pytest.raises(NotFound, match="is not understood"):
+        found.entry("house-model")
+
+
+def test_a_file_that_is_named_and_is_not_there_is_told(tmp_path: Path) -> None:
+    found = load_catalogue(Settings(models_file=tmp_path / "none.toml"))
+
+    assert found.names() == [SMOLLM2.ref.name]
+    assert "does not exist" in found.complaints()["models.toml"]
+
+
+def test_a_folder_in_place_of_the_file_is_told(tmp_path: Path) -> None:
+    assert "cannot be read" in load_catalogue(Settings(models_file=tmp_path)).complaints()["models.toml"]
+
+
+def test_an_empty_name_of_the_file_is_like_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNEPOOL_MODELS_FILE", "")
+    monkeypatch.setenv("TUNEPOOL_HOME", str(tmp_path))
+
+    assert Settings().models_file is None
+    assert load_catalogue(Settings()).complaints() == {}
+
+
+def test_a_bad_alias_disables_itself_alone(tmp_path: Path) -> None:
+    found = catalogue(tmp_path, '[aliases]\nlost = "nowhere"\nodd = 3\nfine = "good"\n')
+
+    assert found.find("fine").name == "good"
+    assert set(found.complaints()) == {"lost", "odd"}
+    with pytest.raises(Invalid, match="no model of this catalogue"):
+        found.entry("lost")
+
+
+def test_an_alias_of_a_bad_entry_tells_the_entrys_reason(tmp_path: Path) -> None:
+    found = catalogue(tmp_path, '[models.bad]\nsource = "path"\npath = "/nowhere"\n[aliases]\nnice = "bad"\n')
+
+    assert "nice" not in found.names()
+    with pytest.raises(Invalid, match="does not exist"):
+        found.entry("nice")
+
+
+def test_an_entry_whose_folder_arrives_later_is_used_without_touching_the_file(tmp_path: Path) -> None:
+    found = catalogue(tmp_path, "", "{")
+    assert "good" in found.problems
+
+    (tmp_path / "good" / "config.json").write_text(json.dumps(GOOD))
+
+    assert load_catalogue(Settings(models_file=tmp_path / "models.toml")).find("good").facts.hidden_size == 64
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_that_may_not_be_read_is_told(tmp_path: Path) -> None:
+    catalogue(tmp_path, "")
+    (tmp_path / "models.toml").chmod(0)
+    os.utime(tmp_path / "models.toml", ns=(1, 1))
+
+    assert (
+        "cannot be read" in load_catalogue(Settings(models_file=tmp_path / "models.toml")).complaints()["models.toml"]
+    )
+
+
+def test_numbers_of_a_nested_language_model_are_found() -> None:
+    facts = facts_of(GEMMA, name="gemma")
+
+    assert (facts.hidden_size, facts.num_hidden_layers, facts.head_dim) == (2560, 34, 256)
+    assert facts.architecture == "Gemma3ForConditionalGeneration"
+    assert facts.tie_word_embeddings
+    assert facts.parameters == pytest.approx(3.88e9, rel=0.01)  # 4.3e9 with the vision tower
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters"),
+    [pytest.param(QWEN3_30B, 30.53e9, id="qwen3-30b-a3b"), pytest.param(GPT_OSS_20B, 20.91e9, id="gpt-oss-20b")],
+)
+def test_experts_are_counted(config: dict[str, Any], parameters: float) -> None:
+    assert facts_of(config, name="x").parameters == pytest.approx(parameters, rel=0.005)
+
+
+def test_plain_layers_and_shared_experts_are_counted_as_they_are() -> None:
+    attention = 5 * 4 * 64 * 64
+    plain = 3 * 3 * 64 * 256
+    experts = 2 * (3 * 64 * 32 * (8 + 1) + 64 * 8)
+
+    assert facts_of(DEEPSEEK_LIKE, name="x").parameters == attention + plain + experts + 2 * 100 * 64
