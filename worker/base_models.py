@@ -34,6 +34,8 @@ _HUB_PATTERNS: Final = (
     "merges.txt",
     "vocab.txt",
 )
+# The same weights once more, in other forms: gpt-oss, Llama and Mistral publish them so.
+_HUB_DUPLICATES: Final = ("original/*", "consolidated*", "metal/*")
 # `auto_map` names code to import; `_attn_implementation_internal` a repository of kernels (CVE-2026-4372).
 _CODE_KEYS: Final = frozenset({"auto_map", "_attn_implementation_internal", "_experts_implementation_internal"})
 # These choose an implementation by name; transformers takes a name with a slash for a repository of kernels.
@@ -49,9 +51,12 @@ _HUB_PROGRAM: Final = """
 import sys
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
-repository, revision, folder, *patterns = sys.argv[1:]
+repository, revision, folder, patterns, duplicates = sys.argv[1:]
 try:
-    snapshot_download(repository, revision=revision, local_dir=folder, allow_patterns=patterns)
+    snapshot_download(
+        repository, revision=revision, local_dir=folder,
+        allow_patterns=patterns.split(), ignore_patterns=duplicates.split(),
+    )
 except Exception as error:
     cause = error
     while cause is not None and not isinstance(cause, HfHubHTTPError):
@@ -278,7 +283,8 @@ def _extract(wheel: Path, member: str, scratch: Path) -> Path:
 def _from_hub(entry: CatalogueEntry, scratch: Path, interrupt: Interrupt) -> Path:
     """A commit of a repository, in a process of its own: a stuck download can be killed."""
     made = scratch / "model"
-    argv = [sys.executable, "-c", _HUB_PROGRAM, entry.locator, entry.ref.revision, str(made), *_HUB_PATTERNS]
+    patterns = [" ".join(_HUB_PATTERNS), " ".join(_HUB_DUPLICATES)]
+    argv = [sys.executable, "-c", _HUB_PROGRAM, entry.locator, entry.ref.revision, str(made), *patterns]
     ended = _run(argv, interrupt, what=f"download of {entry.locator}", answers=_NO_ACCESS | _NOT_THERE)
     if ended != 0:
         raise _refused_by_hub(entry, ended)

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from shared.settings import Settings
+from shared.settle.catalogue import load_catalogue
 from worker import pulse
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +74,25 @@ def test_nothing_starts_before_the_schema_is_current(compose: dict[str, Any]) ->
         waits = compose["services"][name]["depends_on"]
         assert waits["migrate"]["condition"] == "service_completed_successfully", name
     assert compose["services"]["migrate"]["depends_on"]["postgres"]["condition"] == "service_healthy"
+
+
+def test_api_and_worker_read_one_list_of_models_and_cannot_write_it() -> None:
+    named = dict.fromkeys(SECRETS, "secret") | {"TUNEPOOL_MODELS_FILE": "/srv/models.toml", "HF_TOKEN": "hf_x"}
+    services = json.loads(run("docker-compose", "config", "--format", "json", **named).stdout)["services"]
+
+    for name in ("api", "worker"):
+        file = services[name]["environment"]["TUNEPOOL_MODELS_FILE"]
+        (mounted,) = [volume for volume in services[name]["volumes"] if volume["target"] == file]
+        assert (mounted["source"], mounted["read_only"]) == ("/srv/models.toml", True)
+    assert [name for name in services if "HF_TOKEN" in services[name].get("environment", {})] == ["worker"]
+    assert services["worker"]["environment"]["HF_TOKEN"] == "hf_x"
+
+
+def test_without_a_list_of_models_an_empty_one_is_mounted(compose: dict[str, Any]) -> None:
+    (mounted,) = [one for one in compose["services"]["api"]["volumes"] if one["target"] == "/etc/tunepool/models.toml"]
+
+    assert mounted["source"] == "/dev/null"
+    assert load_catalogue(Settings(models_file=Path("/dev/null"))).complaints() == {}
 
 
 def test_the_worker_reserves_the_gpus(compose: dict[str, Any]) -> None:
