@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
 from shared.contract.spec import Part
 
@@ -18,6 +18,22 @@ EXIT_DONE = 0
 EXIT_USER_FAULT = 3
 EXIT_OUT_OF_MEMORY = 4
 EXIT_STOPPED = 5
+
+
+# Events come from a program that a stranger's data may have taken over: a name goes into paths and keys, a number into
+# columns, a text to a database that takes no NUL.
+TEXT_CHARACTERS: Final = 4000
+
+
+def _clean(text: str) -> str:
+    """Text that Postgres takes: no NUL, no half of a surrogate pair; not longer than anybody reads."""
+    return text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")[:TEXT_CHARACTERS]
+
+
+Text = Annotated[str, AfterValidator(_clean)]
+Code = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$")]
+Step = Annotated[int, Field(ge=0, lt=10**8)]
+Count = Annotated[int, Field(ge=0, lt=2**62)]
 
 
 class _Event(BaseModel):
@@ -32,36 +48,36 @@ class Message(_Event):
 
     type: Literal["message"] = "message"
     level: Level = "info"
-    message: str
+    message: Text
 
 
 class Started(_Event):
     """The first optimizer step is about to run."""
 
     type: Literal["started"] = "started"
-    total_steps: int
-    first_step: int = Field(default=0, description="Steps already done by earlier attempts.")
-    trainable_parameters: int
-    all_parameters: int
-    train_rows: int
-    sequences: int = Field(description="Rows after packing.")
-    truncated_rows: int = 0
-    train_tokens_per_epoch: int
-    labelled_tokens_per_epoch: int
+    total_steps: Step
+    first_step: Step = Field(default=0, description="Steps already done by earlier attempts.")
+    trainable_parameters: Count
+    all_parameters: Count
+    train_rows: Count
+    sequences: Count = Field(description="Rows after packing.")
+    truncated_rows: Count = 0
+    train_tokens_per_epoch: Count
+    labelled_tokens_per_epoch: Count
 
 
 class Metrics(_Event):
     """One optimizer step (or the mean over `logging_steps` of them)."""
 
     type: Literal["metrics"] = "metrics"
-    step: int
-    total_steps: int
+    step: Step
+    total_steps: Step
     epoch: float
     train_loss: float = Field(description="Mean cross-entropy per labelled token, nats.")
     train_mean_token_accuracy: float | None = None
     learning_rate: float
     grad_norm: float | None = Field(default=None, description="L2 norm before clipping.")
-    trained_tokens: int = Field(description="Input tokens seen so far by all attempts, padding not counted.")
+    trained_tokens: Count = Field(description="Input tokens seen so far by all attempts, padding not counted.")
     seconds_per_step: float
 
 
@@ -69,7 +85,7 @@ class Validation(_Event):
     """A pass over the validation rows."""
 
     type: Literal["validation"] = "validation"
-    step: int
+    step: Step
     valid_loss: float
     valid_mean_token_accuracy: float | None = None
     full: bool = Field(default=False, description="True at the end of an epoch or run: every validation row was read.")
@@ -79,8 +95,8 @@ class CheckpointSaved(_Event):
     """`OUT/checkpoints/{name}` is complete: renamed into place, with a manifest."""
 
     type: Literal["checkpoint"] = "checkpoint"
-    step: int
-    name: str
+    step: Step
+    name: str = Field(pattern=r"^step-[0-9]{8}$", description="Of a folder; never a path.")
     train_loss: float | None = None
     train_mean_token_accuracy: float | None = None
     valid_loss: float | None = None
@@ -98,11 +114,11 @@ class Finished(_Event):
     """`OUT/adapter` is complete."""
 
     type: Literal["finished"] = "finished"
-    steps: int
-    trained_tokens: int
-    published_step: int
-    published_reason: str = Field(description="Why this checkpoint: best validation loss, or the last one.")
-    peak_memory_bytes: int
+    steps: Step
+    trained_tokens: Count
+    published_step: Step
+    published_reason: Text = Field(description="Why this checkpoint: best validation loss, or the last one.")
+    peak_memory_bytes: Count
     train_seconds: float
 
 
@@ -110,10 +126,10 @@ class Failed(_Event):
     """Why the trainer gives up; written last, before exit 3 or 4."""
 
     type: Literal["failed"] = "failed"
-    code: str
-    message: str
-    param: str | None = None
-    peak_memory_bytes: int | None = Field(default=None, description="Most memory held, where memory was the reason.")
+    code: Code
+    message: Text
+    param: Text | None = None
+    peak_memory_bytes: Count | None = Field(default=None, description="Most memory held, where memory was the reason.")
 
 
 TrainerEvent = Annotated[

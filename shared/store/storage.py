@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import obstore
 from obstore.exceptions import BaseError
@@ -44,14 +44,23 @@ class Store:
 
     def put_file(self, key: str, path: Path) -> StoredObject:
         """Upload a file, in parts when it is large."""
-        digest, size = hashlib.sha256(), 0
         with path.open("rb") as source:
-            while chunk := source.read(CHUNK_BYTES):
-                digest.update(chunk)
-                size += len(chunk)
+            return self.put_open(key, source)
+
+    def put_open(self, key: str, source: BinaryIO, *, interrupt: Callable[[], None] = lambda: None) -> StoredObject:
+        """Upload an open file from its beginning. What is told are size and hash of the very bytes that were sent.
+
+        `interrupt` is called before each part; what it raises ends the upload as Unavailable.
+        """
+        source.seek(0)
+        first = source.read(CHUNK_BYTES)
+        if len(first) < CHUNK_BYTES:
+            return self.put_bytes(key, first)
+        sent = _Sent(source, interrupt)
+        source.seek(0)
         with _Translated(key):
-            obstore.put(self._backend, key, path)
-        return StoredObject(key=key, bytes=size, sha256=digest.hexdigest())
+            obstore.put(self._backend, key, sent, chunk_size=CHUNK_BYTES)
+        return StoredObject(key=key, bytes=sent.bytes, sha256=sent.digest.hexdigest())
 
     def put_bytes(self, key: str, content: bytes) -> StoredObject:
         with _Translated(key):
@@ -121,6 +130,21 @@ class Store:
                 await asyncio.wait_for(obstore.head_async(self._backend, "health"), CHECK_SECONDS)
         except NotFound:
             return  # an answer
+
+
+class _Sent:
+    """The parts of an open file, counted and hashed as they go."""
+
+    def __init__(self, source: BinaryIO, interrupt: Callable[[], None]) -> None:
+        self._source, self._interrupt = source, interrupt
+        self.bytes, self.digest = 0, hashlib.sha256()
+
+    def __iter__(self) -> Iterator[bytes]:
+        while chunk := self._source.read(CHUNK_BYTES):
+            self._interrupt()
+            self.bytes += len(chunk)
+            self.digest.update(chunk)
+            yield chunk
 
 
 class _Translated:

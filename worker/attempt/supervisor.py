@@ -224,6 +224,8 @@ class _Attempt:
     def hear(self, tail: EventTail) -> int:
         """Take in what the trainer has written since; returns how many events."""
         events = list(tail.read())
+        if tail.refused is not None:
+            raise tail.refused
         for event in events:
             self.story.hear(event)
             if isinstance(event, CheckpointSaved):
@@ -248,11 +250,9 @@ class _Attempt:
 
     def publish_checkpoint(self, event: CheckpointSaved) -> None:
         """Upload and record one checkpoint; runs in the upload thread, one after the other."""
-        folder = self.place.folder.out / "checkpoints" / event.name
+        out = self.place.folder.out
         try:
-            manifest = workdir.publish_checkpoint(
-                self.host.store, self.claim, folder, step=event.step, interrupt=self.unless_over
-            )
+            manifest = workdir.publish_checkpoint(self.host.store, self.claim, out, event, interrupt=self.unless_over)
         except (Unavailable, FileNotFoundError, Interrupted) as error:
             log.warning("checkpoint.unpublished", job_id=self.lease.job_id, step=event.step, error=str(error)[:200])
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from shared.store import layout
 from worker import base_models
 from worker.host import devices
 from worker.host.host import AWAY, Host
-from worker.program import launcher, processes, workdir
+from worker.program import hostile_folder, launcher, processes, workdir
 from worker.program.launcher import Exit, Trainer
 from worker.program.trainer_events import EventTail, Story
 from worker.program.workdir import Workdir
@@ -69,7 +68,7 @@ def make_next(host: Host) -> bool:
         code, message, param = error.code, error.message, error.param
         host.write(lambda s: merges.fail(s, claim.lease, code=code, message=message, param=param))
     finally:
-        shutil.rmtree(host.work / claim.lease.job_id, ignore_errors=True)
+        hostile_folder.remove(host.work / claim.lease.job_id)
     return True
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shutil
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +33,7 @@ from worker.chores import run_program as programs
 from worker.chores.checks import settle
 from worker.chores.run_program import Stopped, TooSlow, Watch
 from worker.host.host import Host
-from worker.program import workdir
+from worker.program import hostile_folder, workdir
 from worker.program.launcher import Exit
 from worker.program.workdir import Workdir
 
@@ -152,7 +151,7 @@ class _Examination:
             self.stage(spec, place)
             return self.result(place, self.run_program(lease, place))
         finally:
-            shutil.rmtree(self.host.work / self.claim.id, ignore_errors=True)
+            hostile_folder.remove(self.host.work / self.claim.id)
 
     def stage(self, spec: JobSpec, place: Workdir) -> None:
         entry = load_catalogue(self.host.settings).entry(spec.base_model.name)
@@ -198,10 +197,10 @@ class _Examination:
 
     def result(self, place: Workdir, ended: Exit) -> TokenReport:
         if ended.code == EXIT_DONE:
-            file = place.out / "preflight.json"
-            with contextlib.suppress(OSError, ValidationError):
-                if not file.is_symlink() and file.stat().st_size <= REPORT_BYTES:
-                    return TokenReport.model_validate_json(file.read_bytes())
+            with contextlib.suppress(OSError, hostile_folder.Refused, ValidationError):
+                return TokenReport.model_validate_json(
+                    hostile_folder.read(place.out, "preflight.json", most=REPORT_BYTES)
+                )
         fault = programs.users_fault(place, ended)
         if fault is not None:
             raise _Refused(fault.message, code=fault.code, param=fault.param)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -21,7 +19,7 @@ from shared.store import layout
 from worker.chores import run_program
 from worker.chores.run_program import TooSlow, Watch
 from worker.host.host import Host
-from worker.program import workdir
+from worker.program import hostile_folder, workdir
 from worker.program.launcher import Exit
 from worker.program.workdir import Workdir
 
@@ -50,7 +48,7 @@ def unpack(host: Host, found: FileCheck, *, limits: Limits) -> tuple[DatasetRepo
         report = check(_chunks(rows, watch), limits=limits)
         return report, _keep(host, found, rows) if report.ok else None
     finally:
-        shutil.rmtree(host.work / found.file_id, ignore_errors=True)
+        hostile_folder.remove(host.work / found.file_id)
 
 
 def _open(
@@ -73,8 +71,7 @@ def _open(
 
 
 def _problem(place: Workdir, ended: Exit, found: FileCheck) -> RowProblem | None:
-    rows = place.out / "rows.jsonl"
-    if ended.code == EXIT_DONE and rows.is_file() and not rows.is_symlink():
+    if ended.code == EXIT_DONE and hostile_folder.holds(place.out, "rows.jsonl"):
         return None
     fault = run_program.users_fault(place, ended)
     if fault is None:
@@ -94,13 +91,12 @@ def _as_problem(fault: Failed) -> RowProblem:
 
 def _keep(host: Host, found: FileCheck, rows: Path) -> MadeRows:
     key = layout.rows_key(found.key, found.number)
-    host.store.put_file(key, rows)
-    with rows.open("rb") as stream:
-        return MadeRows(key=key, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
+    with hostile_folder.opened(rows.parent, rows.name) as stream:
+        return MadeRows(key=key, sha256=host.store.put_open(key, stream).sha256)
 
 
 def _chunks(file: Path, watch: Watch, *, size: int = 1 << 16) -> Iterator[bytes]:
-    with file.open("rb") as stream:
+    with hostile_folder.opened(file.parent, file.name) as stream:
         while chunk := stream.read(size):
             watch.check()
             yield chunk

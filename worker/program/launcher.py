@@ -19,7 +19,7 @@ from typing import IO, Final
 from shared.contract.spec import Placement
 from shared.errors import Unavailable
 from shared.settings import trainer_environment
-from worker.program import processes, temporary
+from worker.program import hostile_folder, processes, temporary
 from worker.program.processes import Tag
 
 # How often a thread looks at a barrier before it sleeps. Spinning for long (libgomp's default, 300,000) keeps the one
@@ -143,7 +143,7 @@ class Trainer:
 
     def ask_to_stop(self) -> None:
         """Ask for checkpoint-and-stop. A file: every rank sees it, and a launcher in between passes nothing on."""
-        (self._out / "stop").touch()
+        hostile_folder.touch(self._out, "stop")
 
     def end(self, *, grace_seconds: float) -> Exit:
         """TERM to the group, KILL after `grace_seconds`; returns once nothing of it lives. Raises StillAlive."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -26,31 +25,31 @@ from shared.contract.events import (
     Validation,
 )
 from shared.lease.journal import NewEvent
+from worker.program import hostile_folder
 
 READ_BYTES: Final = 1024 * 1024  # at most this much a look, so that a flood cannot starve the rest of the loop
+EVENTS_BYTES: Final = 256 * 1024 * 1024  # of one attempt: a million steps; more is a flood
 LINE_BYTES: Final = 256 * 1024
 EVENTS_PER_SECOND: Final = 50
 BURST: Final = 500
-MESSAGE_CHARACTERS: Final = 4000
 
 
 class EventTail:
-    """Whole lines only: a torn last line waits until it is whole; a line that is no event is skipped and counted."""
+    """Whole lines only: a torn last line waits until it is whole; a line that is no event is skipped and counted.
+
+    Where no plain file of the program's own lies, or too large a one, there is nothing to read, and `refused` says why.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._offset = 0
         self._rest = b""
         self.unreadable = 0
+        self.refused: hostile_folder.Refused | None = None
 
     def read(self) -> Iterator[TrainerEvent]:
         """The events that have come since the last read."""
-        try:
-            with self._file.open("rb") as stream:
-                stream.seek(self._offset)
-                chunk = stream.read(READ_BYTES)
-        except FileNotFoundError:
-            return
+        chunk = self._chunk()
         self._offset += len(chunk)
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         if len(self._rest) > LINE_BYTES:
@@ -60,6 +59,21 @@ class EventTail:
             event = self._parse(line)
             if event is not None:
                 yield event
+
+    def _chunk(self) -> bytes:
+        try:
+            with hostile_folder.opened(self._file.parent, self._file.name) as stream:
+                stream.seek(self._offset)
+                chunk = stream.read(READ_BYTES)
+        except FileNotFoundError:
+            return b""
+        except hostile_folder.Refused as refused:
+            self.refused = refused
+            return b""
+        if self._offset + len(chunk) > EVENTS_BYTES:
+            self.refused = hostile_folder.Refused(f"The program has told more than {EVENTS_BYTES:,} bytes of events.")
+            return b""
+        return chunk
 
     def _parse(self, line: bytes) -> TrainerEvent | None:
         try:
@@ -162,7 +176,7 @@ def told(event: TrainerEvent) -> NewEvent | None:
     """A trainer's event as a client reads it; None for those that only the supervisor acts on."""
     match event:
         case Message():
-            return NewEvent(_clean(event.message), level=event.level)
+            return NewEvent(event.message, level=event.level)
         case Metrics():
             text = f"Step {event.step}/{event.total_steps}: training loss={event.train_loss:.4g}"
             return NewEvent(text, type="metrics", data=_figures(event))
@@ -184,11 +198,6 @@ def _figures(event: TrainerEvent) -> dict[str, Any]:
     return event.model_dump(mode="json", exclude={"type", "time"}, exclude_none=True)
 
 
-def _clean(text: str) -> str:
-    """Text that Postgres takes: no NUL, no half of a surrogate pair."""
-    return text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")[:MESSAGE_CHARACTERS]
-
-
 # bitsandbytes' native code prints this and ends the process, so that no exception tells of it.
 _NATIVE_OOM: Final = re.compile(r"^Error out of memory at line \d+ in file ", re.MULTILINE)
 
@@ -200,12 +209,16 @@ def says_out_of_memory(last_words: str) -> bool:
 
 def metric_lines(file: Path) -> Iterator[dict[str, Any]]:
     """Every metrics and validation event of a finished `events.jsonl`, as plain dicts."""
-    if not file.is_file():
+    try:
+        stream = hostile_folder.opened(file.parent, file.name)
+    except (FileNotFoundError, hostile_folder.Refused):
         return
-    with file.open("rb") as stream:
-        for line in stream:
+    with stream:
+        while line := stream.readline(LINE_BYTES):
             if b'"metrics"' in line or b'"validation"' in line:
                 try:
-                    yield json.loads(line)
-                except ValueError:
+                    event = TRAINER_EVENT.validate_json(line)
+                except ValidationError:
                     continue  # a torn line of an attempt that was killed within a write
+                if isinstance(event, Metrics | Validation):
+                    yield event.model_dump(mode="json")

@@ -13,18 +13,21 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import stamina
 
+from shared.contract.events import CheckpointSaved
 from shared.errors import NotFound, TunepoolError, Unavailable
 from shared.lease.values import Claim, FileRef, Lease
 from shared.products.adapters import StoredFile
 from shared.rows.convert import checked_lines
 from shared.store import layout
-from shared.store.storage import Store
+from shared.store.storage import Store, StoredObject
+from worker.program import hostile_folder
 
 Interrupt = Callable[[], None]
+Manifest = dict[str, Any]
 # Rough weather at a store lasts minutes; a device held idle for longer is better given back (attempt counted).
 PATIENCE_SECONDS: Final = 600.0
 
@@ -64,7 +67,7 @@ class Workdir:
 
 def make(work: Path, lease: Lease) -> Workdir:
     """A fresh folder for an attempt; whatever an earlier fence left of this job on this host goes away."""
-    shutil.rmtree(work / lease.job_id, ignore_errors=True)
+    hostile_folder.remove(work / lease.job_id)
     made = Workdir(work / lease.job_id / str(lease.fence))
     made.root.mkdir(parents=True, mode=0o700)
     for folder in (made.data, made.out, made.out / "checkpoints"):
@@ -74,17 +77,19 @@ def make(work: Path, lease: Lease) -> Workdir:
 
 def remove(work: Path, lease: Lease) -> None:
     """Remove an attempt's folder and no other: by now a later fence of the same job may train beside it."""
-    shutil.rmtree(work / lease.job_id / str(lease.fence), ignore_errors=True)
+    hostile_folder.remove(work / lease.job_id / str(lease.fence))
     with contextlib.suppress(OSError):  # a later fence is there, or the folder has gone already
         (work / lease.job_id).rmdir()
 
 
 def hand_over(workdir: Workdir, *, uid: int | None) -> None:
-    """Give the folder to the trainers' user, who may read it all and write `out`."""
+    """Let the trainers' user read the folder, and write `out` alone: nothing beside it can be put in its place."""
     if uid is None:
         return
     for path in (workdir.root, *workdir.root.rglob("*")):
-        os.chown(path, uid, uid)
+        written = path == workdir.out or workdir.out in path.parents
+        os.chown(path, uid if written else -1, uid, follow_symlinks=False)
+        path.chmod((0o700 if written else 0o750) if path.is_dir() else (0o600 if written else 0o640))
 
 
 def stage_rows(store: Store, file: FileRef, target: Path, *, interrupt: Interrupt) -> Path:
@@ -123,15 +128,16 @@ def _chunks(file: Path, interrupt: Interrupt) -> Iterator[bytes]:
 
 def stage_checkpoint(store: Store, manifest: dict[str, Any], checkpoints: Path, *, interrupt: Interrupt) -> bool:
     """Bring the newest checkpoint here, complete or not at all. False: its bytes are not what was published."""
-    unfinished = checkpoints / f"{manifest['name']}.staging"
+    name = hostile_folder.checked(manifest["name"])
+    unfinished = checkpoints / f"{name}.staging"
     for file in manifest["files"]:
-        target = unfinished / file["name"]
+        target = unfinished / hostile_folder.checked(file["name"])
         target.parent.mkdir(parents=True, exist_ok=True)
         _patiently(partial(_download, store, manifest, file, target, interrupt))
         if _sha256(target) != file["sha256"]:
             shutil.rmtree(unfinished)
             return False
-    unfinished.rename(checkpoints / manifest["name"])
+    unfinished.rename(checkpoints / name)
     return True
 
 
@@ -140,29 +146,38 @@ def _download(store: Store, manifest: dict[str, Any], file: dict[str, Any], targ
     store.get_file(f"{manifest['prefix']}/{file['name']}", target)
 
 
-def publish_checkpoint(store: Store, claim: Claim, folder: Path, *, step: int, interrupt: Interrupt) -> dict[str, Any]:
-    """Upload a complete checkpoint; returns its manifest. Raises Unavailable, FileNotFoundError (pruned meanwhile)."""
+def publish_checkpoint(
+    store: Store, claim: Claim, out: Path, saved: CheckpointSaved, *, interrupt: Interrupt
+) -> Manifest:
+    """Upload a complete checkpoint; returns its manifest.
+
+    Raises Unavailable, Refused, FileNotFoundError (pruned meanwhile).
+    """
     lease = claim.lease
-    prefix = layout.checkpoint_prefix(claim.project_id, lease.job_id, lease.fence, step)
-    return {"prefix": prefix, "step": step, "name": folder.name, "files": _upload(store, folder, prefix, interrupt)}
+    prefix = layout.checkpoint_prefix(claim.project_id, lease.job_id, lease.fence, saved.step)
+    files = _upload(store, out, f"checkpoints/{saved.name}", prefix, interrupt)
+    return {"prefix": prefix, "step": saved.step, "name": saved.name, "files": files}
 
 
-def publish_adapter(store: Store, claim: Claim, folder: Path, *, interrupt: Interrupt) -> dict[str, Any]:
+def publish_adapter(store: Store, claim: Claim, folder: Path, *, interrupt: Interrupt) -> Manifest:
     """Upload the adapter; returns its manifest. Nothing refers to it before the manifest is committed."""
     lease = claim.lease
     prefix = layout.adapter_prefix(claim.project_id, lease.job_id, lease.fence)
     return publish_folder(store, folder, prefix, interrupt=interrupt)
 
 
-def publish_folder(store: Store, folder: Path, prefix: str, *, interrupt: Interrupt) -> dict[str, Any]:
-    """Upload a folder below `prefix`; returns its manifest. Raises Unavailable."""
-    return {"prefix": prefix, "files": _upload(store, folder, prefix, interrupt)}
+def publish_folder(store: Store, folder: Path, prefix: str, *, interrupt: Interrupt) -> Manifest:
+    """Upload a folder of a program's `out` below `prefix`; returns its manifest. Raises Unavailable, Refused."""
+    try:
+        return {"prefix": prefix, "files": _upload(store, folder.parent, folder.name, prefix, interrupt)}
+    except FileNotFoundError as error:
+        raise hostile_folder.Refused(f"'{folder.name}' of a program's output is not there, or not whole.") from error
 
 
 def stage_files(store: Store, files: Iterable[StoredFile], folder: Path, *, interrupt: Interrupt) -> None:
     """Bring published files here. Raises DataChanged, Unavailable, NotFound."""
     for file in files:
-        target = folder / file.name
+        target = folder / hostile_folder.checked(file.name)
         target.parent.mkdir(parents=True, exist_ok=True)
         interrupt()
         _patiently(partial(store.get_file, file.key, target))
@@ -172,37 +187,58 @@ def stage_files(store: Store, files: Iterable[StoredFile], folder: Path, *, inte
 
 def publish_text(store: Store, key: str, text: str, *, scratch: Path, interrupt: Interrupt) -> tuple[int, str]:
     """Upload a small text; returns (bytes, sha256)."""
-    scratch.write_text(text, encoding="utf-8")
-    _patiently(lambda: _put(store, key, scratch, interrupt))
-    return scratch.stat().st_size, _sha256(scratch)
+    scratch.unlink(missing_ok=True)
+    with scratch.open("x", encoding="utf-8") as file:  # a new one: never through a link that lies there
+        file.write(text)
+    with scratch.open("rb") as source:
+        stored = _put(store, key, source, interrupt)
+    return stored.bytes, stored.sha256
 
 
-def _upload(store: Store, folder: Path, prefix: str, interrupt: Interrupt) -> list[dict[str, Any]]:
+def _upload(store: Store, out: Path, below: str, prefix: str, interrupt: Interrupt) -> list[dict[str, Any]]:
+    """Upload the folder `below` of `out`. What is described is what was sent, whatever lies there by now."""
     described = []
-    for file in sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()):
-        name = file.relative_to(folder).as_posix()
-        described.append({"name": name, "bytes": file.stat().st_size, "sha256": _sha256(file)})
-        _patiently(partial(_put, store, f"{prefix}/{name}", file, interrupt))
+    found = hostile_folder.files(out, below)
+    if not found:
+        raise hostile_folder.Refused(f"'{below}' of a program's output is empty.")
+    for file in found:
+        with hostile_folder.opened(out, f"{below}/{file.name}") as source:
+            stored = _put(store, f"{prefix}/{file.name}", source, interrupt)
+        described.append({"name": file.name, "bytes": stored.bytes, "sha256": stored.sha256})
     return described
 
 
-def _put(store: Store, key: str, file: Path, interrupt: Interrupt) -> None:
-    """Upload and look: nothing may be published that the store took and does not have."""
+def _put(store: Store, key: str, source: BinaryIO, interrupt: Interrupt) -> StoredObject:
+    """Upload and look, again while the store is away."""
+    for attempt in _patience():
+        with attempt:
+            return _put_once(store, key, source, interrupt)
+    raise AssertionError("a retry ends in a value or in its error")
+
+
+def _put_once(store: Store, key: str, source: BinaryIO, interrupt: Interrupt) -> StoredObject:
+    """Nothing may be published that the store took and does not have."""
     interrupt()
-    stored = store.put_file(key, file)
+    stored = store.put_open(key, source, interrupt=interrupt)
     try:
         found = store.size(key)
     except NotFound as error:
         raise Unavailable(f"The object store took '{key}' and does not have it.", code="object_store") from error
     if found != stored.bytes:
         raise Unavailable(f"The object store has {found} of {stored.bytes} bytes of '{key}'.", code="object_store")
+    return stored
+
+
+def _patience() -> Iterator[Any]:
+    """Attempts while the store is away, with growing pauses (0.2 s … 15 s, jittered)."""
+    return iter(
+        stamina.retry_context(on=Unavailable, attempts=None, timeout=PATIENCE_SECONDS, wait_initial=0.2, wait_max=15.0)
+    )
 
 
 def _patiently(act: Callable[[], object]) -> None:
-    """Again and again while the store is away, with growing pauses (0.2 s … 15 s, jittered)."""
-    for attempt in stamina.retry_context(
-        on=Unavailable, attempts=None, timeout=PATIENCE_SECONDS, wait_initial=0.2, wait_max=15.0
-    ):
+    """Again and again while the store is away."""
+    for attempt in _patience():
         with attempt:
             act()
 
