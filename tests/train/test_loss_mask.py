@@ -165,6 +165,9 @@ def test_a_preference_row_is_one_prompt_and_two_answers(tmp_path: Path) -> None:
     "body",
     [
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for a in range(999) %}{% for b in range(99999) %}{% for c in range(99) %}x" + "{% endfor %}" * 3,
+        "{{ 10 ** (10 ** 9) }}",
+        "{{ 10 ** (10 ** 6) > 0 }}" * 60,
         "{{ raise_exception('no') }}",
         "{{ messages.__class__.__mro__ }}",
         "{{ 'x' * 99999999 }}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ import pytest
 
 from shared.contract.events import EXIT_DONE, EXIT_USER_FAULT, TokenReport
 from shared.contract.spec import AttemptSpec, PreflightSpec
+from shared.errors import Invalid
 from shared.settings import trainer_environment
 from tests.train.test_loss_mask import WITH_MARKERS
 from tests.train.tiny import chat, chat_rows, kto_rows, make_spec, make_tokenizer, preference_rows, read_events
+from worker.train import chat as chat_module
 from worker.train.data import RowReader
 from worker.train.objectives.supervised import IGNORED, padded
 from worker.train.preflight import main, stretches
+from worker.train.tokenizer import load_tokenizer
 
 
 def preflight(
@@ -161,3 +165,40 @@ def test_stretches_cover_every_row_once_whatever_their_size(tmp_path: Path, size
     assert cut[-1].end == file.stat().st_size
     whole = file.read_bytes()
     assert all(one.first_row == whole[: one.start].count(b"\n") + 1 for one in cut)
+
+
+SLOW = {
+    "a constant that is computed while the template is compiled": "{{ 10 ** (10 ** 9) }}",
+    "loops in each other": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_a_template_that_takes_too_long_costs_a_few_rows_time_and_not_each_rows(
+    tmp_path: Path, model: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_module, "RENDER_SECONDS", 0.5)
+    began = time.monotonic()
+
+    found = examined(tmp_path, model, chat_rows(400), training={"chat_template": SLOW[kind]}).training
+
+    assert found.fault_count == 400  # 200 seconds, if each row were given its time
+    assert {fault.code for fault in found.faults} == {"chat_template_failed"}
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_the_trainers_reader_gives_up_such_a_template_at_its_first_row(
+    tmp_path: Path, model: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_module, "RENDER_SECONDS", 0.5)
+    file = make_spec(tmp_path, model=model, rows=chat_rows(20), training={"chat_template": SLOW[kind]})
+    spec = AttemptSpec.model_validate_json(file.read_bytes())
+    reader = RowReader(load_tokenizer(spec), facts=spec.job.data, training=spec.job.training)
+    began = time.monotonic()
+
+    with pytest.raises(Invalid) as refused:
+        reader.read(Path(spec.train_file))
+
+    assert refused.value.code == "chat_template_failed"
+    assert time.monotonic() - began < 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import resource
 import signal
@@ -27,6 +28,7 @@ from worker.program.processes import Tag
 # Measured on 2 cores, tokens/s of a QLoRA step alone and beside one busy process: sleeping 300 and 295, 1,000 spins 337
 # and 252, 10,000 spins 420 and 152, 50,000 spins 385 and 71.
 SPINS: Final = "10000"
+CORES: Final = os.cpu_count() or 1
 LOG_BYTES: Final = 16 * 1024 * 1024
 LOG_BYTES_PER_SECOND: Final = 1024 * 1024
 TAIL_BYTES: Final = 8 * 1024
@@ -179,9 +181,19 @@ class Trainer:
 
 
 def start(
-    argv: list[str], *, environment: dict[str, str], tag: Tag, out: Path, log_file: Path, uid: int | None = None
+    argv: list[str],
+    *,
+    environment: dict[str, str],
+    tag: Tag,
+    out: Path,
+    log_file: Path,
+    uid: int | None = None,
+    cpu_seconds: float | None = None,
 ) -> Trainer:
-    """Run `argv` as the leader of its own process group; the kernel kills it when this process dies."""
+    """Run `argv` as the leader of its own process group; the kernel kills it when this process dies.
+
+    `cpu_seconds`: the most that each process of it may compute, all its threads together; then the kernel kills it.
+    """
     parent = os.getpid()
     temporary_files = temporary.folder(out, tag)
     temporary.make(temporary_files, uid=uid)
@@ -190,6 +202,8 @@ def start(
         # After setuid: changing user clears the death signal (prctl(2)).
         processes.die_with_parent(parent)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if cpu_seconds is not None:
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(cpu_seconds), math.ceil(cpu_seconds)))
 
     process = subprocess.Popen(
         argv,
@@ -199,7 +213,7 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=prepare,  # two system calls and no lock; a wrapper program would cost a second interpreter
+        preexec_fn=prepare,  # a few system calls and no lock; a wrapper program would cost a second interpreter
         user=uid,
         group=uid,
         extra_groups=[] if uid is not None else None,

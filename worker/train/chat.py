@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -26,6 +26,7 @@ from worker.train.time_limit import TimeIsUp, time_limit
 from worker.train.token_spans import Span
 
 RENDER_SECONDS = 5.0
+SLOW_ROWS = 3  # so often it may be too slow; then it is not tried again, or every row of a file would take its time
 RENDER_CHARACTERS = 16 * 1024 * 1024
 
 JsonObject = dict[str, Any]
@@ -52,6 +53,7 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._special_tokens = tuple(tokenizer.all_special_tokens)
         self._header: str | None = None
+        self._too_slow = 0
 
     def render(self, messages: list[JsonObject], *, tools: list[JsonObject] | None, prompt_only: bool = False) -> str:
         """The text of `messages`; with `prompt_only`, up to and including the assistant's header.
@@ -86,10 +88,8 @@ class ChatTemplate:
 
     def _render(self, messages: list[JsonObject], *, tools: list[JsonObject] | None, **options: Any) -> str:
         try:
-            with time_limit(RENDER_SECONDS):
+            with self._in_time():
                 text: str = self._tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
-        except TimeIsUp as error:
-            raise _unusable(f"takes more than {RENDER_SECONDS:g} seconds for one conversation") from error
         except (MemoryError, OverflowError, RecursionError) as error:
             raise _unusable("asks for too much memory") from error
         except (TypeError, ValueError, KeyError, AttributeError, IndexError, ZeroDivisionError) as error:
@@ -97,6 +97,19 @@ class ChatTemplate:
         if len(text) > RENDER_CHARACTERS:
             raise _unusable(f"writes more than {RENDER_CHARACTERS} characters for one conversation")
         return text
+
+    @contextlib.contextmanager
+    def _in_time(self) -> Iterator[None]:
+        """Let the template be compiled and run for a while only. Raises Invalid."""
+        slow = _unusable(f"takes more than {RENDER_SECONDS:g} seconds for one conversation")
+        if self._too_slow >= SLOW_ROWS:
+            raise slow
+        try:
+            with time_limit(RENDER_SECONDS):
+                yield
+        except TimeIsUp as error:
+            self._too_slow += 1
+            raise slow from error
 
     def _spans_by_counting(self, messages: list[JsonObject], *, tools: list[JsonObject] | None) -> Rendered | None:
         """What `_spans_by_prefix` finds, by one rendering; None where that is not known."""
@@ -178,7 +191,7 @@ class ChatTemplate:
         if self._marked_template is None:
             return None
         text = self._render(messages, tools=tools, chat_template=self._marked_template)
-        with time_limit(RENDER_SECONDS):
+        with self._in_time():
             encoded = self._tokenizer.apply_chat_template(
                 messages, tools=tools, chat_template=self._marked_template, return_assistant_tokens_mask=True
             )
@@ -193,10 +206,10 @@ class ChatTemplate:
         # Few templates come here, and TRL brings datasets and pandas along: 100 MB that a preflight can do without.
         from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
-        if has_generation_markers(self._tokenizer.chat_template):
-            return str(self._tokenizer.chat_template)
         try:
             with time_limit(RENDER_SECONDS):
+                if has_generation_markers(self._tokenizer.chat_template):
+                    return str(self._tokenizer.chat_template)
                 return get_training_chat_template(self._tokenizer)
         except (TimeIsUp, ValueError, jinja2.TemplateError):  # TRL raises ValueError for a template it does not know
             return None

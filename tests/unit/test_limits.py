@@ -1,0 +1,55 @@
+"""Time that is up is heard, whoever catches what."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+
+import pytest
+
+from worker.train.time_limit import TimeIsUp, time_limit
+
+
+def busy(seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pass
+
+
+def deaf(*, to: type[BaseException], times: int) -> int:
+    """Work that goes on although it was interrupted, as jinja's optimizer does. Returns how often it was."""
+    for _ in range(times):
+        with contextlib.suppress(to):
+            busy(60)
+    return times
+
+
+def test_code_that_catches_every_exception_does_not_outlast_its_time() -> None:
+    began = time.monotonic()
+
+    with pytest.raises(TimeIsUp), time_limit(0.2):
+        deaf(to=Exception, times=10)
+
+    assert time.monotonic() - began < 10
+
+
+def test_code_that_swallows_it_is_interrupted_again_and_again() -> None:
+    began = time.monotonic()
+
+    with time_limit(0.2):
+        interrupted = deaf(to=TimeIsUp, times=3)
+
+    assert interrupted == 3
+    assert time.monotonic() - began < 20
+
+
+def test_nothing_rings_after_the_end_and_what_listened_before_listens_again() -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    with time_limit(0.3):
+        pass
+
+    busy(0.8)
+
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) == before
