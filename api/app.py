@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import resource
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -145,6 +146,8 @@ def app_from_settings() -> FastAPI:
     settings = Settings()
     log.configure(settings)
     sys.setswitchinterval(SWITCH_SECONDS)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # of 1,024, the usual soft limit, half requests hold all
     app = create_app(settings)
     # Half a million objects of code, schemas and statements live as long as the process. To look through them takes the
     # collector 0.1 s, in which nobody is answered.

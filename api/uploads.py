@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from fastapi import Request
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from shared.errors import Invalid, TooLarge
@@ -77,7 +77,7 @@ class FormStream:
         }
         try:
             return MultipartParser(boundary, callbacks)
-        except MultipartParseError as error:
+        except FormParserError as error:
             raise Invalid(f"The multipart boundary is not usable: {error}", code="invalid_multipart") from error
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -88,7 +88,7 @@ class FormStream:
                 continue
             try:
                 self._parser.write(data)
-            except MultipartParseError as error:
+            except FormParserError as error:
                 raise Invalid(f"The multipart body is malformed: {error}", code="invalid_multipart") from error
             while self._ready:
                 yield self._ready.popleft()

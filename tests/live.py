@@ -6,11 +6,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
 
 from api.app import create_app
+from api.bounded_head import BoundedHead
 from shared import log
 from shared.settings import Settings
 
@@ -24,9 +25,9 @@ def live_api(settings: Settings) -> Iterator[str]:
 
 
 @contextmanager
-def served(app: FastAPI) -> Iterator[str]:
+def served(app: Any, *, http: type[BoundedHead] = BoundedHead) -> Iterator[str]:
     """The same for an application that the test has made, to look into it."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="on")
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="auto", http=http)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="live-api")
     thread.start()

@@ -52,7 +52,9 @@ def _view(adapter: PublishedAdapter, door: Door, request: Request) -> views.Adap
 
 
 def _location(adapter: PublishedAdapter, door: Door) -> str:
-    first = adapter.files[0]
+    first = next(iter(adapter.files), None)
+    if first is None:  # of a version that published an empty folder
+        return ""
     return f"{door.settings.storage.rstrip('/')}/{first.key.removesuffix(first.name).rstrip('/')}"
 
 

@@ -87,6 +87,7 @@ def s3_environment(host: str, port: int) -> dict[str, str]:
 def api_process(place: Stack, **environment: str) -> Iterator[str]:
     """An API process of its own; yields its base URL."""
     words = ["-m", "uvicorn", "--factory", "api.app:app_from_settings", "--host", "127.0.0.1"]
+    words += ["--http", "api.bounded_head:BoundedHead"]
     with httpx2.Client() as probe:
         port = _free_port()
         process = place.start([*words, "--port", str(port)], name="api", **environment)

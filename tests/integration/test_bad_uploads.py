@@ -101,6 +101,13 @@ def test_a_bad_form_is_refused_by_field_and_leaves_neither_row_nor_object(
     assert traces(api) == before
 
 
+@pytest.mark.parametrize("boundary", ["b" * 257, "b" * 5000])
+def test_a_boundary_that_is_too_long_is_refused_by_name(http: httpx2.Client, boundary: str) -> None:
+    answer = http.post("/v1/files", content=b"x", headers={"Content-Type": f"multipart/form-data; boundary={boundary}"})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_multipart")
+
+
 def test_the_order_of_the_parts_does_not_matter(api: Api, http: httpx2.Client) -> None:
     for body in (form(FILE, PURPOSE), form(PURPOSE, FILE)):
         assert http.post("/v1/files", content=body, headers=TYPE).json()["status"] == "uploaded"

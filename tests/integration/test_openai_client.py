@@ -15,7 +15,7 @@ from shared.jobs import moves
 from shared.lease.journal import NewEvent
 from shared.store.db import session_scope
 from shared.store.storage import open_store
-from shared.store.tables import CheckpointRow, FileRow, JobRow, WorkerRow
+from shared.store.tables import AdapterRow, CheckpointRow, FileRow, JobRow, WorkerRow
 from tests.factories import GIB, claim_on, make_spec, make_worker
 from tests.integration.conftest import Api
 
@@ -212,6 +212,20 @@ def test_an_adapter_lists_its_files_with_links_that_work_without_a_key(api: Api)
     assert hashlib.sha256(fetched.content).hexdigest() == file["sha256"]
     assert fetched.headers["content-disposition"].startswith("attachment")
     assert (tampered.status_code, tampered.json()["error"]["code"]) == (403, "invalid_link")
+
+
+def test_an_adapter_without_files_is_shown_as_that(api: Api) -> None:
+    job_id = submit(api, suffix="empty")
+    run_to_success(api, job_id)
+    name = api.openai().fine_tuning.jobs.retrieve(job_id).fine_tuned_model
+    with session_scope(api.engine) as session:
+        empty = {"prefix": "made/adapter", "files": []}
+        session.execute(update(AdapterRow).where(AdapterRow.name == name).values(manifest=empty))
+
+    with api.http() as http:
+        answer = http.get(f"/v1/tunepool/adapters/{name}")
+
+    assert (answer.status_code, answer.json()["files"], answer.json()["location"]) == (200, [], "")
 
 
 def test_a_checkpoint_is_a_model_and_its_own_adapter_can_be_downloaded(api: Api) -> None:
