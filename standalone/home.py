@@ -16,7 +16,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,10 @@ class Home:
     def prepare(self) -> None:
         """Make it, if it is not there. Raises HomeUnusable."""
         try:
-            self.logs.mkdir(parents=True, exist_ok=True)
+            for private in (self.logs, self.path / "storage"):  # others' data and words; the home itself is entered
+                private.mkdir(parents=True, exist_ok=True)
+                with suppress(PermissionError):  # another user's: said below
+                    private.chmod(0o700)
         except OSError as error:
             raise HomeUnusable(f"No home can be made at {self.path}: {error}. Choose another with --home.") from error
         if not os.access(self.path, os.W_OK | os.X_OK):

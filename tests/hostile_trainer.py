@@ -101,8 +101,9 @@ def many_files(out: Path, _victim: Path) -> None:
 def sparse_file(out: Path, _victim: Path) -> None:
     (out / "adapter").mkdir()
     disk = os.statvfs(out)
-    with (out / "adapter" / "weights.safetensors").open("wb") as file:
-        file.truncate(disk.f_blocks * disk.f_frsize + 1)
+    for name in ("one.safetensors", "two.safetensors"):  # a single one of that size is refused by the kernel
+        with (out / "adapter" / name).open("wb") as file:
+            file.truncate(disk.f_blocks * disk.f_frsize // 2 + 1)
 
 
 def deep_folders(out: Path, _victim: Path) -> None:

@@ -60,6 +60,7 @@ class _Main:
 
 @signals.worker_init.connect
 def _arrive(**_: Any) -> None:
+    processes.hide_secrets()  # and those of the children that are forked from here
     try:
         _Main.lock = take_home(settings.home.resolve())
     except AnotherWorker as error:

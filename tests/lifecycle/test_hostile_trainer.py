@@ -24,12 +24,14 @@ def taken(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     victim.mkdir()
     (victim / "secret.json").write_text(SECRET)
     (victim / "events.jsonl").write_text("")
-    made.start_worker()
-    made.start_janitor()
-    made.wait_for_worker()
-    yield made
-    alive, published = made.trainers(), [path for path in (made.home / "store").rglob("*") if path.is_file()]
-    made.stop()
+    try:
+        made.start_worker()
+        made.start_janitor()
+        made.wait_for_worker()
+        yield made
+        alive, published = made.trainers(), [path for path in (made.home / "store").rglob("*") if path.is_file()]
+    finally:
+        made.stop()
     assert alive == []
     assert [path for path in published if SECRET.encode() in path.read_bytes()] == []
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from shared.settings import trainer_environment
 from worker.program import launcher, processes
@@ -37,3 +41,32 @@ def test_a_program_that_computes_for_longer_than_it_may_is_ended_by_the_kernel(t
     ended = run(tmp_path, "while True: pass", cpu_seconds=1)
 
     assert ended.code in {-9, -24}  # KILL at the hard limit, or SIGXCPU
+
+
+def test_a_program_cannot_gain_rights_by_starting_another(tmp_path: Path) -> None:
+    ended = run(tmp_path, "print(open('/proc/self/status').read())")
+
+    assert "NoNewPrivs:\t1" in ended.last_words
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts programs as another user")
+def test_the_trainers_user_has_a_bound_of_processes(tmp_path: Path) -> None:
+    code = "import resource; print(resource.getrlimit(resource.RLIMIT_NPROC))"
+    ended = run(tmp_path, code, uid=0)
+
+    assert ended.last_words.strip() == f"({launcher.PROCESSES}, {launcher.PROCESSES})"
+
+
+def test_a_program_cannot_make_a_file_that_is_larger_than_its_disk(tmp_path: Path) -> None:
+    code = "import os; disk = os.statvfs('.'); open('sparse', 'wb').truncate(disk.f_blocks * disk.f_frsize + 1)"
+
+    assert run(tmp_path, code).code != 0
+    assert (tmp_path / "out" / "sparse").stat().st_size == 0
+
+
+def test_a_process_that_hides_its_secrets_is_no_longer_dumpable() -> None:
+    code = "import ctypes; from worker import processes; processes.hide_secrets(); print(ctypes.CDLL(None).prctl(3))"
+
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # PR_GET_DUMPABLE
+
+    assert told.stdout == "0\n"

@@ -148,3 +148,12 @@ def test_a_note_that_names_a_folder_of_somebody_else_removes_nothing(tmp_path: P
     forget_socket_dir(note)
 
     assert precious.is_dir()
+
+
+def test_nobody_else_on_the_host_may_enter_the_logs_or_the_store_of_a_home(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    (home.path / "storage").mkdir(parents=True, mode=0o755)
+
+    home.prepare()
+
+    assert [(home.path / name).stat().st_mode & 0o777 for name in ("logs", "storage")] == [0o700, 0o700]

@@ -28,6 +28,8 @@ from worker.program.processes import Tag
 # Measured on 2 cores, tokens/s of a QLoRA step alone and beside one busy process: sleeping 300 and 295, 1,000 spins 337
 # and 252, 10,000 spins 420 and 152, 50,000 spins 385 and 71.
 SPINS: Final = "10000"
+# Processes and threads of the trainers' user: 8 ranks with 500 threads each, and as many again.
+PROCESSES: Final = 8192
 CORES: Final = os.cpu_count() or 1
 LOG_BYTES: Final = 16 * 1024 * 1024
 LOG_BYTES_PER_SECOND: Final = 1024 * 1024
@@ -198,10 +200,16 @@ def start(
     temporary_files = temporary.folder(out, tag)
     temporary.make(temporary_files, uid=uid)
 
+    file_bytes = _most_of_one_file(out)
+
     def prepare() -> None:
         # After setuid: changing user clears the death signal (prctl(2)).
         processes.die_with_parent(parent)
+        processes.gain_nothing()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+        if uid is not None:  # counted per user: our own may run much else
+            resource.setrlimit(resource.RLIMIT_NPROC, (PROCESSES, PROCESSES))
         if cpu_seconds is not None:
             resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(cpu_seconds), math.ceil(cpu_seconds)))
 
@@ -220,6 +228,14 @@ def start(
         umask=0o077,
     )
     return Trainer(process, tag=tag, out=out, log_file=log_file, temporary_files=temporary_files)
+
+
+def _most_of_one_file(out: Path) -> int:
+    """No file is larger than its file system, were it of nothing but holes; nor than what the limit here allows."""
+    disk = os.statvfs(out)
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = disk.f_blocks * disk.f_frsize
+    return size if most == resource.RLIM_INFINITY else min(size, most)
 
 
 class _Log(threading.Thread):

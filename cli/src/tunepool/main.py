@@ -19,6 +19,7 @@ from rich.table import Table
 
 from tunepool import adapters, orders, pool, preflights, projects, requests, watching
 from tunepool.connection import NoServerKnown, find_credentials
+from tunepool.printing import plain, printable
 
 Onto = Literal["base", "dequantized"]
 
@@ -78,7 +79,7 @@ def app() -> None:
 
 
 def _quit(message: str, code: int) -> None:
-    messages.print(message, markup=False, highlight=False, soft_wrap=True)
+    messages.print(printable(message), markup=False, highlight=False, soft_wrap=True)
     sys.exit(code)
 
 
@@ -288,7 +289,7 @@ def _print_made(context: typer.Context, record: dict[str, Any], *, wait: bool) -
         record = adapters.wait(context.obj.client, record["id"])
     print(json.dumps(record, ensure_ascii=False) if context.obj.as_json else record["id"])
     if record["status"] == "failed":
-        messages.print(record["error"]["message"], markup=False, highlight=False, soft_wrap=True)
+        messages.print(printable(record["error"]["message"]), markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(EXIT_JOB_NOT_DONE)
 
 
@@ -297,7 +298,7 @@ def _print_status(context: typer.Context, job: FineTuningJob) -> None:
 
 
 def _print_one(context: typer.Context, answer: BaseModel, text: str) -> None:
-    print(json.dumps(answer.model_dump(mode="json"), ensure_ascii=False) if context.obj.as_json else text)
+    print(json.dumps(answer.model_dump(mode="json"), ensure_ascii=False) if context.obj.as_json else printable(text))
 
 
 def _print_table(context: typer.Context, rows: Iterable[BaseModel], columns: tuple[str, ...]) -> None:
@@ -307,7 +308,7 @@ def _print_table(context: typer.Context, rows: Iterable[BaseModel], columns: tup
         return
     table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*(_cell(getattr(row, column, None)) for column in columns))
+        table.add_row(*(plain(_cell(getattr(row, column, None))) for column in columns))
     Console(soft_wrap=not sys.stdout.isatty()).print(table)
 
 

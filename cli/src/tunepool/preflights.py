@@ -11,6 +11,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tunepool.printing import plain
+
 PATH: Final = "/tunepool/preflights"
 BAR: Final = 32
 
@@ -125,7 +127,7 @@ def _run(report: dict[str, Any]) -> Iterator[RenderableType]:
     if report["devices"]:
         table = _table("device", "kind", "fits", "why")
         for one in report["devices"]:
-            table.add_row(one["name"], one["kind"], "yes" if one["fits"] else "no", one["reason"])
+            table.add_row(plain(one["name"]), one["kind"], "yes" if one["fits"] else "no", plain(one["reason"] or ""))
         yield table
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def show(context: typer.Context, answer: Any, text: str) -> None:
     """One answer: a line of JSON with --json, else `text`."""
-    print(json.dumps(answer, ensure_ascii=False) if context.obj.as_json else text)
+    print(json.dumps(answer, ensure_ascii=False) if context.obj.as_json else printable(text))
 
 
 def show_rows(context: typer.Context, rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> None:
@@ -26,8 +27,18 @@ def show_rows(context: typer.Context, rows: Iterable[dict[str, Any]], columns: S
         return
     table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*(_cell(column, _at(row, column)) for column in columns))
+        table.add_row(*(plain(_cell(column, _at(row, column))) for column in columns))
     Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+def printable(text: str) -> str:
+    """Without control characters and marks that turn the direction: what others wrote does not act on a terminal."""
+    return "".join(one if one.isprintable() or one == "\n" else "\ufffd" for one in text)
+
+
+def plain(text: str) -> Text:
+    """For rich, which would read markup in a string."""
+    return Text(printable(text))
 
 
 def _at(row: dict[str, Any], column: str) -> Any:

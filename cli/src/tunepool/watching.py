@@ -13,6 +13,8 @@ from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from tunepool.printing import printable
+
 TERMINAL: Final = frozenset({"succeeded", "failed", "cancelled"})
 PATIENCE_SECONDS: Final = 120.0  # a server that restarts is not the end of a watch
 EVENTS_PER_PAGE: Final = 100
@@ -103,7 +105,7 @@ class ProgressBar:
                 )
             else:
                 self._progress.console.print(
-                    event.message, style=_STYLES.get(event.level, ""), markup=False, highlight=False
+                    printable(event.message), style=_STYLES.get(event.level, ""), markup=False, highlight=False
                 )
         self._progress.update(self._task, description=update.job.status, left=_time_left(update.job))
 
