@@ -159,6 +159,14 @@ class Rows(Part):
     rows: list[int] = Field(description=f"The first {SHOWN}.")
 
 
+class UnwrittenRows(Part):
+    """Rows that say something outside of trained answers which their chat template leaves out."""
+
+    code: str
+    message: str = Field(description="Of the first such row.")
+    rows: Rows
+
+
 class Bin(Part):
     """Rows of more than the last bin's and at most `up_to` tokens."""
 
@@ -184,6 +192,7 @@ class FileTokens(Part):
     duplicates: Rows = Field(description="Equal to an earlier row, token by token.")
     fault_count: int
     faults: list[RowFault]
+    unwritten: list[UnwrittenRows] = Field(default=[], description="What the chat template leaves out of prompts.")
 
 
 class Leakage(Part):
@@ -225,6 +234,7 @@ class RowPreview(Part):
     truncated: bool
     sequences: list[ShownSequence]
     fault: str | None = None
+    unwritten: list[str] = Field(default=[], description="What the chat template leaves out of its prompt.")
 
 
 class TokenReport(Part):

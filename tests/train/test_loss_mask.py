@@ -82,12 +82,23 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_rather_than_masked_wr
 
 
 def test_generation_markers_decide_where_prefixes_cannot(tmp_path: Path) -> None:
+    row = dialogue(a1=0)
+    row["messages"][2]["content"] = "thought/a1"
+
+    found = read(tmp_path, [row], template=WITH_MARKERS)
+
+    assert taught(found.rows[0]) == "a2<|im_end|>"
+    assert "thought/a1" in found.unwritten[0].message
+
+
+def test_an_answer_that_loses_its_thought_on_the_way_is_not_trained_as_if_it_had_none(tmp_path: Path) -> None:
     row = dialogue()
     row["messages"][2]["content"] = "thought/a1"
 
-    (tokens,) = read(tmp_path, [row], template=WITH_MARKERS).rows
+    with pytest.raises(Invalid) as refused:
+        read(tmp_path, [row], template=WITH_MARKERS)
 
-    assert taught(tokens) == "a1<|im_end|>a2<|im_end|>"
+    assert refused.value.code == "not_rendered"
 
 
 def test_a_header_that_goes_on_for_inference_only_is_not_cut_into_the_answer(tmp_path: Path) -> None:
@@ -128,7 +139,8 @@ def test_characters_of_several_bytes_are_taught_whole(tmp_path: Path) -> None:
 def test_a_tool_call_is_taught_and_its_arguments_reach_the_template_as_an_object(tmp_path: Path) -> None:
     template = (
         "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}"
-        "{% for call in message.tool_calls or [] %}{{ call.function.arguments.city }}{% endfor %}{{ '<|im_end|>\\n' }}"
+        "{% for call in message.tool_calls or [] %}{{ call.function.name + ' city=' }}"
+        "{{ call.function.arguments.city }}{% endfor %}{{ '<|im_end|>\\n' }}"
         "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
     )
     call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
@@ -136,7 +148,7 @@ def test_a_tool_call_is_taught_and_its_arguments_reach_the_template_as_an_object
 
     (tokens,) = read(tmp_path, [row], template=template).rows
 
-    assert taught(tokens) == "Oslo<|im_end|>"
+    assert taught(tokens) == "weather city=Oslo<|im_end|>"
 
 
 def test_rows_cut_before_their_answer_are_left_out_and_counted(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from shared.contract.spec import DataFacts, Training
+from shared.errors import Invalid
 from tests.train.tiny import make_tokenizer
 from worker.train import word_cache
 from worker.train.data import RowReader, TokenRow
@@ -208,7 +209,9 @@ def test_rows_read_by_memory_are_those_that_the_tokenizer_reads(train_on: str, t
         assert reader._alignment._words is not None
         if not by_memory:
             reader._alignment._words = None
-        taken = [row for whole_and_kept in reader.take(made) for row in whole_and_kept]
+        written = [one for one in reader.take(made) if not isinstance(one, Invalid)]  # some answers are empty
+        assert len(written) > 20
+        taken = [row for one in written for row in (one.whole, one.kept)]
         return [(row.ids.tolist(), row.labelled.tolist()) for row in taken if isinstance(row, TokenRow)]
 
     assert rows(by_memory=True) == rows(by_memory=False)

@@ -142,7 +142,18 @@ def _read_data(spec: AttemptSpec, *, tokenizer: Any, reporter: Reporter) -> tupl
         reporter.say(f"{data.dropped} training rows have no token to learn from and are left out.", level="warn")
     if data.truncated:
         reporter.say(f"{data.truncated} training rows are cut at {spec.job.training.max_length} tokens.", level="warn")
-    return data, None if spec.validation_file is None else reader.read(Path(spec.validation_file))
+    _say_unwritten(data, "training", reporter)
+    if spec.validation_file is None:
+        return data, None
+    validation = reader.read(Path(spec.validation_file))
+    _say_unwritten(validation, "validation", reporter)
+    return data, validation
+
+
+def _say_unwritten(data: RowSet, name: str, reporter: Reporter) -> None:
+    for one in data.unwritten:
+        first, count = one.rows.rows[0], one.rows.count
+        reporter.say(f"{count} {name} rows, the first of them row {first}: {one.message}", level="warn")
 
 
 def _plan(spec: AttemptSpec, *, rows: int) -> StepPlan:

@@ -51,9 +51,16 @@ class ChatTemplate:
                 param="training.chat_template",
             )
         self._tokenizer = tokenizer
-        self._special_tokens = tuple(tokenizer.all_special_tokens)
+        added = tokenizer.added_tokens_decoder.values()
+        named = [*tokenizer.all_special_tokens, *(token.content for token in added if token.special)]
+        self._special_tokens = tuple(filter(None, dict.fromkeys(named)))
         self._header: str | None = None
         self._too_slow = 0
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """Control tokens that may stand behind an answer."""
+        return self._special_tokens
 
     def render(self, messages: list[JsonObject], *, tools: list[JsonObject] | None, prompt_only: bool = False) -> str:
         """The text of `messages`; with `prompt_only`, up to and including the assistant's header.
@@ -64,7 +71,7 @@ class ChatTemplate:
         try:
             return self._render(messages, tools=tools, add_generation_prompt=prompt_only)
         except jinja2.TemplateError as error:
-            raise _unusable(f"fails on a conversation: {error}") from error
+            raise _failed(error) from error
 
     def render_with_spans(self, messages: list[JsonObject], *, tools: list[JsonObject] | None) -> Rendered:
         """The text of `messages` and where each assistant message stands in it, its end-of-turn token included."""
@@ -255,6 +262,17 @@ def _runs(mask: list[int], offsets: list[Span]) -> list[Span]:
         elif one:
             spans.append((start, end))
     return spans
+
+
+def _failed(error: jinja2.TemplateError) -> Invalid:
+    said = str(error).rstrip(".!")
+    return Invalid(
+        f"The chat template fails on the conversation: {said}. Write the row as this template has it (a system text it"
+        " does not know can open the first question), choose another base model, or give a template in"
+        " training.chat_template.",
+        code="chat_template_failed",
+        param="training.chat_template",
+    )
 
 
 def _unusable(what: str) -> Invalid:

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from shared.contract.events import UnwrittenRows
 from shared.contract.spec import DataFacts, Training
 from shared.errors import Invalid
 from worker.train.chat import ChatTemplate, JsonObject, common_prefix_length, for_template, trained_messages
 from worker.train.token_spans import Alignment, Ids, Mask, Span
+from worker.train.unwritten import Refused, Unwritten
+from worker.train.written import Lost, lost, refuse_empty, refuse_lost
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,15 @@ class AnswersRow:
 
 
 Row = TokenRow | AnswersRow
-Taken = tuple[Row | None, Row | None]  # a row as it stands, and what of it is trained: itself, less of it, or None
+
+
+class Taken(NamedTuple):
+    """A row as it stands, what of it is trained (itself, less of it, or None), and what its template left out."""
+
+    whole: Row | None
+    kept: Row | None
+    lost: list[Lost]
+
 
 AT_ONCE: Final = 64  # rows
 
@@ -78,6 +89,7 @@ class _Text:
     text: str
     spans: list[Span] | None
     special_tokens: bool = False
+    lost: list[Lost] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -87,6 +99,7 @@ class _Answers:
     prompt: str
     wholes: list[str]
     label: bool
+    lost: list[Lost]
 
 
 @dataclass(frozen=True)
@@ -96,6 +109,7 @@ class RowSet:
     rows: list[Any]  # TokenRow, or AnswersRow for preference and kto files
     truncated: int
     dropped: int  # nothing left to learn after the cut, or nothing weighted to begin with
+    unwritten: list[UnwrittenRows] = field(default_factory=list)
 
 
 class RowReader:
@@ -123,18 +137,22 @@ class RowReader:
         """All rows of `file`.
 
         Raises:
-            Invalid: code `no_trainable_tokens` when no row has a token to learn; codes of the chat template.
+            Invalid: code `no_trainable_tokens` when no row has a token to learn; codes of the chat template, with the
+                number of the first row that it cannot write, and how many there are.
         """
         rows: list[Row] = []
         truncated = dropped = 0
-        for taken in self.take(_records(file)):
+        unwritten, refused = Unwritten(), Refused()
+        for number, taken in enumerate(self.take(_records(file)), start=1):
             if isinstance(taken, Invalid):
-                raise taken
-            whole, row = taken
-            truncated += row is not None and row is not whole
-            dropped += row is None
-            if row is not None:
-                rows.append(row)
+                refused.add(number, taken)
+                continue
+            unwritten.add(number, taken.lost)
+            truncated += taken.kept is not None and taken.kept is not taken.whole
+            dropped += taken.kept is None
+            if taken.kept is not None:
+                rows.append(taken.kept)
+        refused.tell()
         if not rows:
             raise Invalid(
                 f"No row of the file has a token to learn from: all {dropped} rows are masked or were cut before "
@@ -142,7 +160,7 @@ class RowReader:
                 code="no_trainable_tokens",
                 param="training_file",
             )
-        return RowSet(rows=rows, truncated=truncated, dropped=dropped)
+        return RowSet(rows=rows, truncated=truncated, dropped=dropped, unwritten=unwritten.told())
 
     def take(self, records: Iterable[JsonObject]) -> Iterator[Taken | Invalid]:
         """Each row, or why the chat template cannot write it."""
@@ -158,7 +176,8 @@ class RowReader:
 
     def _encode(self, rendered: _Text | _Answers) -> Taken:
         whole = self._labelled(rendered) if isinstance(rendered, _Text) else self._answers(rendered)
-        return whole, None if whole is None else _cut(whole, self._training.max_length)
+        kept = None if whole is None else _cut(whole, self._training.max_length)
+        return Taken(whole, kept, rendered.lost)
 
     # ---- to text
 
@@ -167,11 +186,19 @@ class RowReader:
         messages = [for_template(message) for message in record["messages"]]
         tools = record.get("tools")
         if self._training.train_on == "all":
-            return _Text(self._template.render(messages, tools=tools), spans=None)
+            text = self._template.render(messages, tools=tools)
+            found = lost(messages, tools=tools, text=text, spans=None)
+            refuse_lost(found, trained=lambda _: True)
+            return _Text(text, spans=None, lost=found)
         rendered = self._template.render_with_spans(messages, tools=tools)
-        trained = trained_messages(record["messages"], self._training)
-        spans = [span for span, carries_loss in zip(rendered.spans, trained, strict=True) if carries_loss]
-        return _Text(rendered.text, spans)
+        carries_loss = trained_messages(record["messages"], self._training)
+        places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+        trained = {place: span for place, span, one in zip(places, rendered.spans, carries_loss, strict=True) if one}
+        found = lost(messages, tools=tools, text=rendered.text, spans=rendered.spans)
+        refuse_lost(found, trained=trained.__contains__)
+        for place, (start, end) in trained.items():
+            refuse_empty(rendered.text[start:end], place, ends=self._template.ends)
+        return _Text(rendered.text, list(trained.values()), lost=found)
 
     def _prompt_completion(self, record: JsonObject) -> _Text:
         prompt, completion = record["prompt"], record["completion"]
@@ -191,8 +218,20 @@ class RowReader:
         messages = [for_template(message) for message in record["messages"]]
         tools = record.get("tools")
         prompt = self._template.render(messages, tools=tools, prompt_only=True)
-        wholes = [self._template.render([*messages, for_template(one)], tools=tools) for one in answers]
-        return _Answers(prompt, wholes, label)
+        found = lost(messages, tools=tools, text=prompt, spans=None)
+        wholes = [self._answered_once(prompt, messages, for_template(one), tools=tools) for one in answers]
+        return _Answers(prompt, wholes, label, lost=found)
+
+    def _answered_once(
+        self, prompt: str, messages: list[JsonObject], answer: JsonObject, *, tools: list[JsonObject] | None
+    ) -> str:
+        assert self._template is not None
+        whole = self._template.render([*messages, answer], tools=tools)
+        span = (common_prefix_length(prompt, whole), len(whole))
+        found = lost([answer], tools=None, text=whole, spans=[span])
+        refuse_lost([one._replace(message=len(messages)) for one in found], trained=lambda _: True)
+        refuse_empty(whole[slice(*span)], len(messages), ends=self._template.ends)
+        return whole
 
     # ---- to tokens
 

@@ -13,7 +13,7 @@ import multiprocessing
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -41,12 +41,14 @@ from shared.contract.events import (
     Span,
     Token,
     TokenReport,
+    UnwrittenRows,
 )
 from shared.contract.spec import PreflightSpec
 from shared.errors import Invalid, TunepoolError
 from worker.train.data import AnswersRow, Row, RowReader
 from worker.train.reporting import Reporter
 from worker.train.token_spans import Ids, Mask
+from worker.train.unwritten import Unwritten, told
 
 STRETCH_BYTES: Final = 1 << 20
 NO_PROMPT: Final = 0  # the digest of a row whose trained text has nothing before it
@@ -77,6 +79,7 @@ class Counted:
     prompts: Digests
     faults: list[RowFault]
     fault_count: int
+    unwritten: list[UnwrittenRows]
 
 
 def main(spec_file: Path, out: Path) -> int:
@@ -155,7 +158,15 @@ def count(file: Path, pool: Executor) -> Counted:
         prompts=_joined([part.prompts for part in parts], np.uint64),
         faults=[fault for part in parts for fault in part.faults][:SHOWN],
         fault_count=sum(part.fault_count for part in parts),
+        unwritten=_unwritten(part.unwritten for part in parts),
     )
+
+
+def _unwritten(parts: Iterable[list[UnwrittenRows]]) -> list[UnwrittenRows]:
+    whole = Unwritten()
+    for part in parts:
+        whole.extend(part)
+    return whole.told()
 
 
 def _joined(arrays: list[npt.NDArray[Any]], dtype: type) -> npt.NDArray[Any]:
@@ -185,9 +196,11 @@ def count_stretch(stretch: Stretch) -> Counted:
     numbers: list[tuple[int, int, int, int, int]] = []
     faults: list[RowFault] = []
     fault_count = 0
+    unwritten = Unwritten()
     for number, taken in enumerate(_Inherited.reader.take(records(stretch)), start=stretch.first_row):
         if not isinstance(taken, Invalid):
-            numbers.append(_numbers(*taken))
+            numbers.append(_numbers(taken.whole, taken.kept))
+            unwritten.add(number, taken.lost)
             continue
         fault_count += 1
         numbers.append(NOTHING)
@@ -196,7 +209,7 @@ def count_stretch(stretch: Stretch) -> Counted:
     columns = list(zip(*numbers, strict=True)) or [()] * 5
     tokens, kept, trained = (np.asarray(column, dtype=np.int64) for column in columns[:3])
     digests, prompts = (np.asarray(column, dtype=np.uint64) for column in columns[3:])
-    return Counted(tokens, kept, trained, digests, prompts, faults, fault_count)
+    return Counted(tokens, kept, trained, digests, prompts, faults, fault_count, unwritten.told())
 
 
 def _numbers(whole: Row | None, kept: Row | None) -> tuple[int, int, int, int, int]:
@@ -254,6 +267,7 @@ def describe(counted: Counted, *, max_length: int) -> FileTokens:
         duplicates=_rows(repeats(counted.digests) & (tokens > 0)),
         fault_count=counted.fault_count,
         faults=counted.faults,
+        unwritten=counted.unwritten,
     )
 
 
@@ -310,11 +324,11 @@ def preview(number: int, record: dict[str, Any]) -> RowPreview:
     (taken,) = _Inherited.reader.take([record])
     if isinstance(taken, Invalid):
         return RowPreview(row=number, truncated=False, sequences=[], fault=taken.message)
-    whole, row = taken
+    row, lost = taken.kept, [told(one) for one in taken.lost]
     if row is None:
-        return RowPreview(row=number, truncated=False, sequences=[], fault=fault)
+        return RowPreview(row=number, truncated=False, sequences=[], fault=fault, unwritten=lost)
     shown = [_sequence(name, ids, trained) for name, ids, trained in sequences(row, kto="label" in record)]
-    return RowPreview(row=number, truncated=row is not whole, sequences=shown)
+    return RowPreview(row=number, truncated=row is not taken.whole, sequences=shown, unwritten=lost)
 
 
 def sequences(row: Row, *, kto: bool) -> Iterator[tuple[Any, Ids, Mask]]:

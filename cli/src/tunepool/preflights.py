@@ -99,6 +99,9 @@ def _findings(report: dict[str, Any]) -> Iterator[RenderableType]:
     for name in ("training", "validation"):
         for fault in (tokens.get(name) or {}).get("faults", ()):
             yield Text(f"{name} row {fault['row']}: {fault['message']}", style="red")
+        for lost in (tokens.get(name) or {}).get("unwritten", ()):
+            rows = lost["rows"]
+            yield Text(f"{name} row {rows['rows'][0]}: {lost['message']} ({rows['count']} rows)", style="yellow")
     leaked = tokens.get("leakage")
     if leaked and leaked["prompts"]["count"] + leaked["rows"]["count"]:
         rows, prompts = leaked["rows"], leaked["prompts"]

@@ -1,0 +1,70 @@
+"""What is counted of a file's rows that their chat template does not write, or not whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from shared.contract.events import SHOWN, Rows, UnwrittenRows
+from shared.errors import Invalid
+from worker.train.written import Lost
+
+_TOO_MANY: Final = 20  # each may have taken the whole time that a template is given
+
+
+class Unwritten:
+    """What prompts lost: per kind how many rows, the first of them, and what was lost there."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, UnwrittenRows] = {}
+
+    def add(self, row: int, lost: Sequence[Lost]) -> None:
+        """Count what `row` lost; a row counts once per kind."""
+        for code, one in {one.code: one for one in reversed(lost)}.items():
+            self._add(UnwrittenRows(code=code, message=told(one), rows=Rows(count=1, rows=[row])))
+
+    def extend(self, later: Iterable[UnwrittenRows]) -> None:
+        """Take over what later rows of the same file lost."""
+        for one in later:
+            self._add(one)
+
+    def _add(self, new: UnwrittenRows) -> None:
+        known = self._kinds.get(new.code)
+        if known is None:
+            self._kinds[new.code] = new
+            return
+        rows = Rows(count=known.rows.count + new.rows.count, rows=(known.rows.rows + new.rows.rows)[:SHOWN])
+        self._kinds[new.code] = known.model_copy(update={"rows": rows})
+
+    def told(self) -> list[UnwrittenRows]:
+        return list(self._kinds.values())
+
+
+def told(lost: Lost) -> str:
+    """What a row lost, as a sentence."""
+    where = "the row's tools" if lost.message is None else f"messages[{lost.message}]"
+    return f"The chat template leaves out what {where} says: {lost.what}. The model will not see it."
+
+
+class Refused:
+    """The rows that a trainer refuses. It goes on after the first to tell how many there are."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, Invalid] | None = None
+        self._count = 0
+
+    def add(self, row: int, error: Invalid) -> None:
+        """Count `row`. Raises Invalid at once when there are too many to go on."""
+        self._first = self._first or (row, error)
+        self._count += 1
+        if self._count == _TOO_MANY:
+            self.tell()
+
+    def tell(self) -> None:
+        """Raise the first row's error with its number, if there is one."""
+        if self._first is None:
+            return
+        row, error = self._first
+        at_least = "at least " if self._count == _TOO_MANY else ""
+        more = f" ({at_least}{self._count} rows are refused.)" if self._count > 1 else ""
+        raise Invalid(f"Row {row}: {error.message}{more}", code=error.code, param=error.param)

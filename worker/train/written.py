@@ -1,0 +1,242 @@
+"""Rendered against written: is everything that a row says in the text that its chat template made of it?
+
+A template may leave out what it does not know: tool calls, a system message, reasoning. Nothing in the rendered text
+tells so, and a model would be trained on empty answers. So each message is looked for in the text, in order; an answer
+within its own span. What templates do to values without losing them counts as present: white space around them is cut,
+JSON is spaced and ordered anew, characters are escaped (`_forms`), reasoning is parted from the answer (`_pieces`).
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from shared.errors import Invalid
+from worker.train.token_spans import Span
+
+JsonObject = dict[str, Any]
+
+REASONING: Final = ("reasoning_content", "reasoning", "thinking")  # Qwen and DeepSeek, OpenRouter, gpt-oss
+_REASONING_TAGS: Final = re.compile(r"</?think(?:ing)?>|\[/?THINK\]")
+# tojson of plain jinja makes HTML safe so; that of transformers does not.
+_HTML_SAFE: Final = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "'": "\\u0027"})
+
+
+class Lost(NamedTuple):
+    """Something that a row says and its rendered text does not. `message` is its place in the row; None for tools."""
+
+    message: int | None
+    code: str
+    what: str
+
+
+class _Value(NamedTuple):
+    """A value of a call or of a tool, and where it stands."""
+
+    what: str
+    value: Any
+
+
+def lost(
+    messages: Sequence[JsonObject], *, tools: Sequence[JsonObject] | None, text: str, spans: Sequence[Span] | None
+) -> list[Lost]:
+    """What of `messages` and `tools` is not in `text`.
+
+    `spans` are the answers' places in the text, in order; None where they are not known: then all is looked for in
+    order alone. Messages are as the template got them: arguments are objects where they are JSON.
+    """
+    found = list(_lost_tools(tools, text)) if tools else []
+    cursor, answers = 0, list(spans or ())
+    for place, message in enumerate(messages):
+        if message["role"] == "assistant" and answers:
+            start, cursor = answers.pop(0)
+            found += _lost_answer(place, message, text, (start, cursor))
+            continue
+        # Some templates write the system message before the last question, others at the start.
+        start, end = (
+            (0, len(text)) if message["role"] == "system" else (cursor, answers[0][0] if answers else len(text))
+        )
+        missing = list(_lost_answer(place, message, text, (start, end)))
+        found += missing
+        if not missing and spans is None and message["role"] != "system":
+            cursor = max(cursor, _end(message["content"].strip(), text, (start, end)))
+    return found
+
+
+def refuse_lost(found: Sequence[Lost], *, trained: Callable[[int], bool]) -> None:
+    """Raise Invalid (code `not_rendered`) where a message that `trained` tells to carry loss has lost something."""
+    gone = next((one for one in found if one.message is not None and trained(one.message)), None)
+    if gone is not None:
+        raise Invalid(
+            f"The chat template leaves out what messages[{gone.message}] says: {gone.what}. A model would be trained on"
+            " an answer that nobody wrote. Choose a base model whose template writes it, give such a template in"
+            " training.chat_template, or set the message's weight to 0.",
+            code="not_rendered",
+            param="training.chat_template",
+        )
+
+
+def refuse_empty(answer: str, place: int, *, ends: tuple[str, ...]) -> None:
+    """Raise Invalid (code `empty_answer`) where a trained answer, as rendered, is nothing but tokens that end it."""
+    rest = answer.strip()
+    while rest.endswith(ends):
+        rest = next(rest.removesuffix(end) for end in ends if rest.endswith(end)).rstrip()
+    if not rest:
+        raise Invalid(
+            f"messages[{place}] is trained and empty: the model would learn to say nothing. Give it text or tool_calls,"
+            " or set its weight to 0.",
+            code="empty_answer",
+            param="training_file",
+        )
+
+
+def _end(content: str, text: str, within: Span) -> int:
+    return text.find(content, *within) + len(content) if content and content in text else 0
+
+
+def _lost_answer(place: int, message: JsonObject, text: str, within: Span) -> Iterator[Lost]:
+    """What of one message is not in `text[within]`."""
+    content = message["content"].strip()
+    if content and text.find(content, *within) < 0 and (gone := _lost_piece(content, text[slice(*within)])):
+        yield Lost(place, "content_not_rendered", _named(message, gone))
+    if len(message) == 2:  # role and content: most messages
+        return
+    for key in REASONING:
+        reasoning = message.get(key)
+        if isinstance(reasoning, str) and not _is_in(reasoning, text[slice(*within)]):
+            yield Lost(place, "reasoning_not_rendered", f"{key} {_shown(reasoning)}")
+    if message.get("tool_calls"):
+        gone_call = _first_lost(_values_of_calls(message["tool_calls"]), text[slice(*within)])
+        if gone_call is not None:
+            yield Lost(place, "tool_call_not_rendered", gone_call)
+
+
+def _named(message: JsonObject, piece: str) -> str:
+    kinds = {"system": "the system text", "tool": "the tool's result", "user": "the text"}
+    return f"{kinds.get(message['role'], 'the text')} {_shown(piece)}"
+
+
+def _lost_piece(content: str, part: str) -> str | None:
+    """The first piece of `content` that is not in `part`, in order; None when all of it is there in some form."""
+    cursor = 0
+    for piece in _pieces(content):
+        places = [(part.find(form, cursor), form) for form in _forms(piece)]
+        place, form = next((one for one in places if one[0] >= 0), (-1, ""))
+        if place < 0:
+            return None if _is_json_in(content, part) else piece
+        cursor = place + len(form)
+    return None
+
+
+def _pieces(content: str) -> list[str]:
+    """The text between reasoning's tags: templates that know them write the tags their own way."""
+    return [piece.strip() for piece in _REASONING_TAGS.split(content) if piece.strip()]
+
+
+def _is_json_in(content: str, part: str) -> bool:
+    """Whether `content` is JSON whose values are all in `part`: a template may write a tool's result anew."""
+    if not content.startswith(("{", "[")):
+        return False
+    try:
+        values = list(_leaves(json.loads(content), "the result"))
+    except ValueError:
+        return False
+    return bool(values) and _first_lost(values, part) is None
+
+
+def _values_of_calls(calls: Sequence[JsonObject]) -> Iterator[_Value]:
+    for place, call in enumerate(calls):
+        function = call.get("function") or {}
+        name = function.get("name", "")
+        yield _Value(f"tool_calls[{place}], the call of {_shown(name)}", name)
+        yield from _leaves(function.get("arguments"), f"tool_calls[{place}].arguments")
+
+
+def _leaves(value: Any, at: str) -> Iterator[_Value]:
+    """Each key and each plain value of nested objects and lists. Depth is bounded by the check of files."""
+    if isinstance(value, dict):
+        for key, below in value.items():
+            yield _Value(f"{at}, the key {_shown(key)}", str(key))
+            yield from _leaves(below, f"{at}.{key}")
+    elif isinstance(value, list):
+        for place, below in enumerate(value):
+            yield from _leaves(below, f"{at}[{place}]")
+    else:
+        yield _Value(f"{at} {_shown(value)}", value)
+
+
+def _first_lost(values: Iterator[_Value] | list[_Value], part: str) -> str | None:
+    """The first of `values` that stands in `part` less often than it was given: a second call may be left out."""
+    given: Counter[tuple[type, str]] = Counter()
+    for what, value in values:
+        kind = (type(value), str(value))
+        given[kind] += 1
+        if not _is_in(value, part, times=given[kind]):
+            return what
+    return None
+
+
+def _is_in(value: Any, part: str, *, times: int = 1) -> bool:
+    """Whether `part` holds `value` in any form, `times` over. Any order: keys are sorted by some templates."""
+    if not isinstance(value, str):
+        return any(_count_words(one, part) >= times for one in {json.dumps(value), str(value)})
+    plain = value.strip()
+    if part.count(plain) >= times if plain else True:
+        return True
+    return any(part.count(form) >= times for form in _forms(plain))
+
+
+def _count_words(word: str, part: str) -> int:
+    """How often a number, true, false or null stands alone."""
+    return len(re.findall(rf"(?<![\w.]){re.escape(word)}(?![\w])", part))
+
+
+def _forms(text: str) -> list[str]:
+    """How templates write a text: as it is, as JSON (plain, in ASCII, safe in HTML, twice), as HTML, as Python does."""
+    plain, ascii_only = (json.dumps(text, ensure_ascii=only)[1:-1] for only in (False, True))
+    twice = [json.dumps(one, ensure_ascii=False)[1:-1] for one in (plain, ascii_only)]
+    safe = [plain.translate(_HTML_SAFE), ascii_only.translate(_HTML_SAFE)]
+    as_html = html.escape(text)
+    as_jinja = as_html.replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
+    others = [as_html, as_jinja, repr(text)[1:-1]]
+    return list(dict.fromkeys([text, plain, ascii_only, *safe, *twice, *others]))
+
+
+def _lost_tools(tools: Sequence[JsonObject], text: str) -> Iterator[Lost]:
+    """The first thing missing of each tool: its name, what it does, its parameters and the values they may take."""
+    for place, tool in enumerate(tools):
+        function = tool.get("function", tool)
+        values = [_Value(f"tools[{place}].{key}", function.get(key)) for key in ("name", "description")]
+        values += _words_of_schema(function.get("parameters"), f"tools[{place}].parameters")
+        gone = next((what for what, value in values if isinstance(value, str) and not _is_in(value, text)), None)
+        if gone is not None:
+            yield Lost(None, "tools_not_rendered", f"{gone} of the tool {_shown(function.get('name'))}")
+
+
+def _words_of_schema(schema: Any, at: str) -> Iterator[_Value]:
+    """Names of parameters, descriptions and enumerated texts. Types are written in other words by some templates."""
+    if isinstance(schema, list):
+        for below in schema:
+            yield from _words_of_schema(below, at)
+    if not isinstance(schema, dict):
+        return
+    for key, value in schema.items():
+        if key == "properties" and isinstance(value, dict):
+            for name, below in value.items():
+                yield _Value(f"{at}, the parameter {_shown(name)}", name)
+                yield from _words_of_schema(below, f"{at}.{name}")
+        elif key in {"description", "const"}:
+            yield _Value(f"{at}, {key}", value)
+        elif key == "enum" and isinstance(value, list):
+            yield from (_Value(f"{at}, the value {_shown(one)}", one) for one in value)
+        else:
+            yield from _words_of_schema(value, at)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value[:60] if isinstance(value, str) else value, ensure_ascii=False)
+    return text if len(text) <= 50 else text[:49] + "…"
