@@ -3,7 +3,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import trl
 
 from shared.contract.spec import DataFacts, Training
 from shared.errors import Invalid
@@ -204,3 +206,63 @@ def test_a_base_model_without_a_chat_template_asks_for_one(tmp_path: Path) -> No
         read(tmp_path, chat_rows(1), template="")
 
     assert refused.value.code == "no_chat_template"
+
+
+def family(name: str) -> str:
+    return (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def parts_taught(row: TokenRow) -> list[str]:
+    """The text of each run of trained tokens."""
+    edges = np.flatnonzero(np.diff(row.labelled.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
+    return [make_tokenizer().decode(row.ids[start:end]) for start, end in edges.tolist()]
+
+
+def test_every_turn_of_qwen3_ends_with_one_end_token_and_nothing_behind_it(tmp_path: Path) -> None:
+    row = {"messages": [*chat("One?", "First.")["messages"], *chat("Two?", "Second 0.")["messages"]]}
+
+    (tokens,) = read(tmp_path, [row], template=family("qwen3")).rows
+
+    assert parts_taught(tokens) == [
+        "<think>\n\n</think>\n\nFirst.<|im_end|>",
+        "<think>\n\n</think>\n\nSecond 0.<|im_end|>",
+    ]
+    assert make_tokenizer().decode(tokens.ids).endswith("Second 0.<|im_end|>\n")
+
+
+MARKED = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}OPEN{{ '<|im_start|>assistant' }}BREAK{{ '\\n' }}INNER"
+    "{{ m.content if loop.last else m.content.split('/')[-1] }}INNER_END{{ '<|im_end|>' }}BREAK_END{{ '\\n' }}OPEN_END"
+    "{% else %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("begin", ["OPEN", "BREAK", "INNER"])
+@pytest.mark.parametrize("end", ["OPEN", "BREAK", "INNER"])
+def test_markers_that_hold_a_header_or_a_line_break_or_no_end_teach_the_answer_and_its_end(
+    tmp_path: Path, begin: str, end: str
+) -> None:
+    template = MARKED.replace(f"{end}_END", "{% endgeneration %}")
+    template = template.replace("OPEN_END", "").replace("BREAK_END", "").replace("INNER_END", "")
+    template = template.replace(begin, "{% generation %}").replace("OPEN", "").replace("BREAK", "").replace("INNER", "")
+    row = {"messages": [*chat("u", "t/a")["messages"], *chat("v", "b")["messages"], *chat("w", "c")["messages"]]}
+    row["messages"][1]["weight"] = 0
+
+    (tokens,) = read(tmp_path, [row], template=template).rows
+
+    assert parts_taught(tokens) == ["b<|im_end|>", "c<|im_end|>"]
+
+
+def test_an_end_of_the_whole_conversation_behind_the_end_of_turn_is_not_taught(tmp_path: Path) -> None:
+    template = CHATML.replace("{% if add", "{% if not add_generation_prompt %}{{ '<|end|>' }}{% endif %}{% if add")
+
+    (tokens,) = read(tmp_path, [chat("u", "a")], template=template).rows
+
+    assert parts_taught(tokens) == ["a<|im_end|>"]
+
+
+def test_an_end_of_turn_that_is_no_control_token_is_learnt_from_the_template(tmp_path: Path) -> None:
+    (tokens,) = read(tmp_path, [chat("u", "a"), dialogue()], template=CHATML.replace("<|im_end|>", "</turn>")).rows[1:]
+
+    assert parts_taught(tokens) == ["a1</turn>", "a2</turn>"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -24,6 +24,7 @@ from shared.errors import Invalid
 from worker.train.one_rendering import MARK, with_marks
 from worker.train.time_limit import TimeIsUp, time_limit
 from worker.train.token_spans import Span
+from worker.train.turns import Turn, common_prefix_length, learnt_turn
 
 RENDER_SECONDS = 5.0
 SLOW_ROWS = 3  # so often it may be too slow; then it is not tried again, or every row of a file would take its time
@@ -56,6 +57,7 @@ class ChatTemplate:
         self._special_tokens = tuple(filter(None, dict.fromkeys(named)))
         self._header: str | None = None
         self._too_slow = 0
+        self._turns: dict[str, Turn] = {}
 
     @property
     def ends(self) -> tuple[str, ...]:
@@ -190,20 +192,32 @@ class ChatTemplate:
         return (start, start + len(self._without_tail(until[start:])))
 
     def _without_tail(self, answer: str) -> str:
-        """Cut white space that follows the end-of-turn token: generation stops before it."""
-        trimmed = answer.rstrip()
-        return trimmed if trimmed.endswith(self._special_tokens) else answer
+        """`answer` up to its end of turn: generation stops there."""
+        return answer[: self._turn(self._tokenizer.chat_template).end_of(answer)]
+
+    def _turn(self, template: str | dict[str, str]) -> Turn:
+        """How `template` writes an answer's turn, learnt once."""
+        key = str(template)
+        if key not in self._turns:
+            options: dict[str, Any] = {} if template is self._tokenizer.chat_template else {"chat_template": template}
+            render = functools.partial(self._render, tools=None, **options)
+            self._turns[key] = learnt_turn(render, self._special_tokens)
+        return self._turns[key]
 
     def _spans_by_markers(self, messages: list[JsonObject], *, tools: list[JsonObject] | None) -> Rendered | None:
         if self._marked_template is None:
             return None
-        text = self._render(messages, tools=tools, chat_template=self._marked_template)
+        try:
+            text = self._render(messages, tools=tools, chat_template=self._marked_template)
+        except jinja2.TemplateError as error:
+            raise _failed(error) from error
         with self._in_time():
             encoded = self._tokenizer.apply_chat_template(
                 messages, tools=tools, chat_template=self._marked_template, return_assistant_tokens_mask=True
             )
         offsets = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        spans = _runs(encoded["assistant_masks"], offsets)
+        turn = self._turn(self._marked_template)
+        spans = [turn.within(text, span) for span in _runs(encoded["assistant_masks"], offsets)]
         answers = sum(message["role"] == "assistant" for message in messages)
         return Rendered(text=text, spans=spans) if len(spans) == answers else None
 
@@ -245,12 +259,6 @@ def _with_parsed_arguments(call: JsonObject) -> JsonObject:
     with contextlib.suppress(TypeError, ValueError):  # an object already, or no JSON: printed as it is
         function["arguments"] = json.loads(function.get("arguments", "{}"))
     return {**call, "function": function}
-
-
-def common_prefix_length(left: Sequence[object], right: Sequence[object]) -> int:
-    """How many items two sequences (of characters or of token ids) share at their start."""
-    pairs = enumerate(zip(left, right, strict=False))
-    return next((place for place, (one, other) in pairs if one != other), min(len(left), len(right)))
 
 
 def _runs(mask: list[int], offsets: list[Span]) -> list[Span]:

@@ -20,8 +20,9 @@ import numpy as np
 from shared.contract.events import UnwrittenRows
 from shared.contract.spec import DataFacts, Training
 from shared.errors import Invalid
-from worker.train.chat import ChatTemplate, JsonObject, common_prefix_length, for_template, trained_messages
+from worker.train.chat import ChatTemplate, JsonObject, for_template, trained_messages
 from worker.train.token_spans import Alignment, Ids, Mask, Span
+from worker.train.turns import common_prefix_length
 from worker.train.unwritten import Refused, Unwritten
 from worker.train.written import Lost, lost, refuse_empty, refuse_lost
 

@@ -1,0 +1,91 @@
+"""How a chat template opens and ends an answer's turn: learnt from what it writes around an answer that is known.
+
+The trained part of an answer is the answer with its end of turn: no header before it; no line break and no second end
+token behind it, whether prefixes or {% generation %} markers told where it stands.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import jinja2
+
+from worker.train.token_spans import Span
+
+_ANSWER: Final = "An0ther answer"  # no template writes it by itself
+_ASKED: Final = {"role": "user", "content": "A qu3stion"}
+_ANSWERED: Final = {"role": "assistant", "content": _ANSWER}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What stands before an answer and after it; empty where the template does not tell."""
+
+    header: str
+    end: str
+    special_tokens: tuple[str, ...]
+
+    def end_of(self, answer: str) -> int:
+        """How many characters of `answer` are the answer and its end of turn."""
+        last = len(answer.rstrip())
+        rest = last
+        while found := next((one for one in self.special_tokens if answer.endswith(one, 0, rest)), None):
+            rest = len(answer[: rest - len(found)].rstrip())
+        if self.end and answer.startswith(self.end, rest):
+            return rest + len(self.end)
+        if self.end and answer.endswith(self.end, 0, last):  # an end that is no control token
+            return last
+        return last if rest < last else len(answer)
+
+    def within(self, text: str, span: Span) -> Span:
+        """The part of a marked `span` that is trained; with the end of turn where the markers leave that out."""
+        start, end = span
+        start += self._header_within(text, start)
+        if self.end and text.startswith(self.end, end) and not text[start:end].rstrip().endswith(self.end.strip()):
+            end += len(self.end)
+        return start, start + self.end_of(text[start:end])
+
+    def _header_within(self, text: str, start: int) -> int:
+        """How much of the header a span from `start` holds: some markers open within the header or before it."""
+        size = len(self.header)
+        inside = (inner for inner in range(size, 0, -1) if start + inner >= size)
+        return next((inner for inner in inside if text.startswith(self.header, start + inner - size)), 0)
+
+
+def learnt_turn(render: Callable[..., str], special_tokens: tuple[str, ...]) -> Turn:
+    """The turn of a template by what it writes around a known answer, at the end and with a question behind it.
+
+    `render` takes messages and `add_generation_prompt`; where it raises TemplateError, nothing is learnt.
+    """
+    try:
+        asked = render([_ASKED], add_generation_prompt=False)
+        prompt = render([_ASKED], add_generation_prompt=True)
+        last = render([_ASKED, _ANSWERED], add_generation_prompt=False)
+        followed = render([_ASKED, _ANSWERED, _ASKED], add_generation_prompt=False)
+    except jinja2.TemplateError:
+        return Turn("", "", special_tokens)
+    header = ""
+    if prompt.startswith(asked) and last.startswith(asked):
+        shared = common_prefix_length(prompt, last)
+        header = last[len(asked) : shared]
+    tails = [whole.partition(_ANSWER)[2] for whole in (last, followed)]
+    return Turn(header, _end_of_turn(tails, special_tokens), special_tokens)
+
+
+def _end_of_turn(tails: Sequence[str], special_tokens: tuple[str, ...]) -> str:
+    """What both tails begin with, up to the last control token: a text may go on with the next header or a last end."""
+    last, followed = tails
+    common = last[: common_prefix_length(last, followed)]
+    found = [one.end() for one in re.finditer("|".join(map(re.escape, special_tokens)) or "(?!)", common)]
+    if found:
+        return common[: found[-1]]
+    return common.rstrip() if common == last else ""
+
+
+def common_prefix_length(left: Sequence[Any], right: Sequence[Any]) -> int:
+    """How many items two sequences (of characters or of token ids) share at their start."""
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((place for place, (one, other) in pairs if one != other), min(len(left), len(right)))
