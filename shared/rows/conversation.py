@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from shared.rows import formats, strict_json
 from shared.rows.formats import Row
+from shared.rows.loss_flags import NOT_OFFERED, TRUTHS, weight_of
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _TOOL_DEPTH = 32
@@ -256,14 +257,25 @@ class Conversation:
         if not isinstance(value, str):
             self.found.refuse(f"{at}.value", "wrong_type", f"{at}.value is {shown(value)}; use text.")
             return ""
+        self._check_flags(item, at)
         self.found.characters += len(value)
         if role == "function_call":
             return self._sharegpt_call(item, at)
         if role == "assistant":
-            self._assistant({"content": value, "weight": item.get("weight")}, len(value), at)
+            self._assistant({"content": value, "weight": weight_of(item)}, len(value), at)
         elif role == "tool":
             self._legacy_answer(item, at)
         return role
+
+    def _check_flags(self, item: Row, at: str) -> None:
+        for key in TRUTHS:
+            if not isinstance(item.get(key), bool | None):
+                text = f"{at}.{key} is {shown(item[key])}; use true or false."
+                self.found.refuse(f"{at}.{key}", "wrong_type", text)
+        for key in NOT_OFFERED:
+            if item.get(key) is not None:
+                text = f"{at}.{key} is not offered; use train (true or false) for the whole message."
+                self.found.refuse(f"{at}.{key}", "unknown_key", text)
 
     def _sharegpt_call(self, item: Row, at: str) -> str:
         call = parsed(item["value"])
@@ -277,7 +289,7 @@ class Conversation:
             return ""
         arguments = call["arguments"] if isinstance(call["arguments"], str) else json.dumps(call["arguments"])
         function = {"name": call["name"], "arguments": arguments}
-        self._assistant({"function_call": function, "weight": item.get("weight")}, 0, at)
+        self._assistant({"function_call": function, "weight": weight_of(item)}, 0, at)
         return "assistant"
 
     def _check_order(self, roles: list[str], at: str) -> None:

@@ -9,6 +9,8 @@ import json
 from collections.abc import Callable
 from typing import Any, Literal
 
+from shared.rows.loss_flags import weight_of
+
 Row = dict[str, Any]
 Message = dict[str, Any]
 
@@ -279,9 +281,8 @@ def _with_tools(row: Row, tools: Any) -> Row:
 
 def _from_sharegpt(item: Row) -> Message:
     role = SHAREGPT_ROLES[item["from"]]
-    weight = (
-        {"weight": item["weight"]} if item.get("weight") is not None and role in {"assistant", "function_call"} else {}
-    )
+    asked = weight_of(item)
+    weight = {"weight": asked} if asked is not None and role in {"assistant", "function_call"} else {}
     if role != "function_call":
         return {"role": role, "content": item["value"], **weight}
     call = json.loads(item["value"])

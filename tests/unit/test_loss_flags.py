@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import pytest
+
+from shared.rows import formats
+from shared.rows.rules import check_row
+
+
+def row(**flags: object) -> dict:
+    first = {"from": "gpt", "value": "DO NOT LEARN", **flags}
+    return {"conversations": [{"from": "human", "value": "u"}, first, {"from": "gpt", "value": "good", "train": True}]}
+
+
+@pytest.mark.parametrize("flags", [{"train": False}, {"loss": False}, {"weight": 0}, {"weight": 1, "train": False}])
+def test_an_item_that_is_not_to_be_trained_gets_weight_zero(flags: dict) -> None:
+    assert not check_row(row(**flags), "sharegpt").problems
+    assert [one.get("weight") for one in formats.normalise(row(**flags), "sharegpt")["messages"]] == [None, 0, 1]
+
+
+@pytest.mark.parametrize("flags", [{"mask": True}, {"train_detail": []}, {"loss_scale": 0.5}, {"train": "no"}])
+def test_a_flag_that_is_not_offered_is_refused_by_name(flags: dict) -> None:
+    (problem,) = check_row(row(**flags), "sharegpt").problems
+
+    assert problem.param == f"conversations[1].{next(iter(flags))}"
