@@ -106,7 +106,7 @@ def make_queued_job(session: Session, caller: Caller, *, placement: Placement | 
     spec = make_spec().model_copy(update={"placement": placement or Placement()})
     claim = claim_validation(session, worker_id="checker", lease_seconds=60)
     assert claim is not None
-    assert claim.lease.job_id == job.id
+    assert claim.lease.id == job.id
     assert validated(session, claim.lease, spec=spec, auto=[], bytes_per_device=GIB)
     session.refresh(job)
     return job

@@ -20,7 +20,7 @@ from shared.settings import Settings
 from shared.store.bell import make_celery, own_queue_name, queue_name
 from worker.host.devices import discover
 from worker.host.flags import LANES, SharedFlags
-from worker.host.host import Host, identify, open_host
+from worker.host.host import Host, children, identify, open_host
 from worker.host.presence import AnotherWorker, Presence, take_home
 from worker.program import processes
 
@@ -37,8 +37,7 @@ app.conf.update(
     ],
     worker_pool="prefork",
     worker_redirect_stdouts=False,
-    # A supervisor per device, and two more: short work finds a child though every device is busy.
-    worker_concurrency=len(discover(settings)) + 2,
+    worker_concurrency=children(len(discover(settings))),
     # Supervisors are small and the libraries under them leak little; a fresh one now and then costs nothing.
     worker_max_tasks_per_child=200,
 )
@@ -70,7 +69,7 @@ def _arrive(**_: Any) -> None:
 
 @signals.worker_ready.connect
 def _ready(**_: Any) -> None:
-    _Main.presence = Presence(settings, flags, on_deaf=_exit_deaf)
+    _Main.presence = Presence(settings, flags, children=app.conf.worker_concurrency, on_deaf=_exit_deaf)
     _Main.presence.start()
 
 
@@ -102,4 +101,5 @@ def _leave(**_: Any) -> None:
 @signals.worker_process_init.connect
 def _begin_child(**_: Any) -> None:
     processes.adopt_strays()
+    flags.begin(child=processes.child_number())
     this_host()

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from shared import failpoints
 from shared.chores import preflights
+from shared.chores import table as chores
 from shared.chores import waiting as lanes
 from shared.errors import Unavailable
 from shared.fleet import members, workers
@@ -109,11 +110,11 @@ class Janitor:
     # --- the passes -------------------------------------------------------------------------------------------------
 
     def reap(self) -> None:
-        """Take back the jobs of dead leases, and have somebody start them again."""
+        """Take back the jobs and chores of dead leases, and have somebody start them again."""
         taken = self._alone("reap", self._reap)
         self._rounds.looked(now=self._clock())
         if taken:
-            log.warning("leases.reaped", job_ids=taken)
+            log.warning("leases.reaped", ids=taken)
             for lane in LANES:
                 ring(lane, self._settings)
 
@@ -121,6 +122,7 @@ class Janitor:
         if not self._rounds.may_reap(now=self._clock(), database_age=database_age_seconds(session)):
             return []
         taken = moves.reap(session, settings=self._settings)
+        taken += chores.reap(session, grace_seconds=self._settings.grace_seconds)
         if taken:
             failpoints.reach("reap_before_commit", self._settings)
         return taken

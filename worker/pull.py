@@ -24,9 +24,7 @@ from shared.store.bell import call, ring
 from shared.store.lifecycle import Lane
 from worker.attempt.member import take_part
 from worker.attempt.supervisor import run_attempt
-from worker.chores import merging
-from worker.chores.checks import check_next_file, validate_next_job
-from worker.chores.preflight import examine_next
+from worker.chores.table import do_next
 from worker.host.flags import SharedFlags
 from worker.host.host import AWAY, Host, open_host
 from worker.program import processes
@@ -71,12 +69,10 @@ def _claim(host: Host, session: Session, *, passed_over: Collection[str]) -> Cla
 
 
 def cpu(host: Host) -> None:
-    """Settle jobs, check files, and when no such short work waits, merge adapters."""
+    """Do chores, the short ones first, until none waits that may begin."""
     while not host.flags.draining:
         host.flags.pulled("cpu", at=time.monotonic())
-        if validate_next_job(host):
-            ring("training", host.settings)
-        elif not (check_next_file(host) or examine_next(host) or merging.make_next(host)):
+        if not do_next(host):
             return
 
 
@@ -90,7 +86,7 @@ def pull(lane: Lane, host: Host) -> None:
     """
     if not host.flags.registered:
         return
-    with _draining_on_sigterm(host.flags):
+    with _draining_on_sigterm(host.flags), host.flags.at_work(lane, child=processes.child_number()):
         try:
             PULLS[lane](host)
         except AWAY as error:

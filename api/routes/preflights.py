@@ -44,6 +44,13 @@ def list_preflights(
     return preflight_views.PreflightPage(data=data, has_more=more)
 
 
+@router.delete("/{preflight_id}", response_model=preflight_views.Preflight)
+def cancel_preflight(preflight_id: str, door: DoorDep, caller: JobsWriter) -> preflight_views.Preflight:
+    """End a preflight that has no answer yet. A key with the scope admin may end those of every project."""
+    with door.session() as session:
+        return preflight_views.preflight(preflights.cancel(session, preflight_id, caller=caller))
+
+
 @router.get("/{preflight_id}", response_model=preflight_views.Preflight)
 def retrieve_preflight(preflight_id: str, door: DoorDep, caller: JobsReader) -> preflight_views.Preflight:
     """One preflight with its whole report."""

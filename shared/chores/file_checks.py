@@ -1,60 +1,78 @@
-"""Verbs of the file check: who reads which file, and what was found. A check is a lease, guarded by a number."""
+"""Verbs of the file check: who reads which file, and what was found. A check is a lease (shared/lease)."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import or_
 from sqlalchemy.orm import Session
 
-from shared.lease.values import ends_in
+from shared.lease import lease as leasing
+from shared.lease import turns
+from shared.lease.lease import MAX_FAILURES, Kind
+from shared.lease.turns import Turn, Work
+from shared.lease.values import Lease
+from shared.rows.convert import SUFFIXES
 from shared.store.tables import FileRow
 
-# A file whose check ended this many workers is not read again: it would end the next one too.
-MAX_CHECKS: Final = 3
+FILE_CHECK: Final = Kind(
+    name="file_check",
+    row=FileRow,
+    open=(FileRow.status == "uploaded") & FileRow.deleted_at.is_(None),
+    lost={
+        "status": "error",
+        "status_details": f"Reading this file ended {MAX_FAILURES} workers. Look for extreme lines or nesting.",
+    },
+)
+_IS_TABLE: Final = or_(*(FileRow.filename.iendswith(name) for name, source in SUFFIXES.items() if source != "jsonl"))
+# A table is opened by a program, which may take minutes. Lines of JSON are read at once.
+LINES: Final = Work(FILE_CHECK, which=~_IS_TABLE)
+TABLES: Final = Work(FILE_CHECK, which=_IS_TABLE, long=True)
 
 
 @dataclass(frozen=True, slots=True)
 class FileCheck:
-    """The right to say what a file is. `number` fences off a checker that was thought dead."""
+    """The right to say what a file is; `lease.id` is the file's id."""
 
-    file_id: str
+    lease: Lease
+    project_id: str
     filename: str
     key: str
     bytes: int
     sha256: str
-    number: int
 
 
-def claim_check(session: Session, *, lease_seconds: float) -> FileCheck | None:
-    """Lease the oldest complete upload that nobody is reading, or None."""
-    _give_up(session)
-    candidate = (
-        select(FileRow.id)
-        .where(
-            FileRow.status == "uploaded",
-            FileRow.deleted_at.is_(None),
-            FileRow.sha256 != "",  # still being uploaded
-            or_(FileRow.check_until.is_(None), FileRow.check_until < func.now()),
-        )
-        .order_by(FileRow.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
+def claim_check(
+    session: Session,
+    *,
+    worker_id: str,
+    lease_seconds: float,
+    work: Work = LINES,
+    turn: Turn | None = None,
+    passed_over: Collection[str] = (),
+) -> FileCheck | None:
+    """Lease the next complete upload of `work` (LINES or TABLES) that nobody is reading, or None."""
+    row = turns.take(
+        session,
+        FILE_CHECK,
+        worker_id=worker_id,
+        turn=turn,
+        where=() if work.which is None else (work.which,),
+        lease_seconds=lease_seconds,
+        passed_over=passed_over,
     )
-    taken = session.execute(
-        update(FileRow)
-        .where(FileRow.id == candidate)
-        .values(check_until=ends_in(lease_seconds), check_attempts=FileRow.check_attempts + 1)
-        .returning(FileRow.id, FileRow.filename, FileRow.key, FileRow.bytes, FileRow.sha256, FileRow.check_attempts)
-    ).one_or_none()
-    return None if taken is None else FileCheck(*taken)
-
-
-def keep_check(session: Session, check: FileCheck, *, lease_seconds: float) -> bool:
-    """Extend the lease of a long check. False: somebody else reads the file now."""
-    return _write(session, check, check_until=ends_in(lease_seconds))
+    if row is None:
+        return None
+    return FileCheck(
+        lease=FILE_CHECK.lease(row),
+        project_id=row.project_id,
+        filename=row.filename,
+        key=row.key,
+        bytes=row.bytes,
+        sha256=row.sha256,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,44 +92,13 @@ def finish_check(
     rows: MadeRows | None = None,
 ) -> bool:
     """uploaded -> processed, or -> error with a sentence for the user. False: fenced off, or deleted meanwhile."""
-    return _write(
+    return leasing.end(
         session,
-        check,
+        FILE_CHECK,
+        check.lease,
         status="error" if problem else "processed",
         status_details=problem,
         report=report,
         rows_key=rows.key if rows else None,
         rows_sha256=rows.sha256 if rows else None,
-        check_until=None,
-    )
-
-
-def release_check(session: Session, check: FileCheck) -> bool:
-    """Give the file back unread (the store was away); it counts as no attempt."""
-    return _write(session, check, check_until=None, check_attempts=FileRow.check_attempts - 1)
-
-
-def _write(session: Session, check: FileCheck, **values: Any) -> bool:
-    found = session.execute(
-        update(FileRow)
-        .where(FileRow.id == check.file_id, FileRow.status == "uploaded", FileRow.check_attempts == check.number)
-        .values(**values)
-        .returning(FileRow.id)
-    ).one_or_none()
-    return found is not None
-
-
-def _give_up(session: Session) -> None:
-    session.execute(
-        update(FileRow)
-        .where(
-            FileRow.status == "uploaded",
-            FileRow.check_attempts >= MAX_CHECKS,
-            FileRow.check_until < func.now(),
-        )
-        .values(
-            status="error",
-            status_details=f"Reading this file ended {MAX_CHECKS} workers. Look for extreme lines or nesting.",
-            check_until=None,
-        )
     )

@@ -1,26 +1,29 @@
-"""Verbs of merges and combinations: products made of adapters on the CPU lane. A lease, guarded by a fence."""
+"""Verbs of merges and combinations: products made of adapters on the CPU lane, under a lease (shared/lease)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, func, or_, select, update
+from pydantic import ValidationError
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from shared.contract.spec import CreateCombination, CreateMerge, JobSpec
 from shared.errors import Invalid, LimitReached, NotFound
 from shared.ids import new_id
-from shared.lease.values import Lease, ends_in
+from shared.lease import lease as leasing
+from shared.lease import turns
+from shared.lease.lease import MAX_FAILURES, Kind
+from shared.lease.turns import Turn, Work
+from shared.lease.values import Lease, NotUnderstood
 from shared.products import adapters
 from shared.products.adapters import Source, StoredFile
 from shared.store.locks import one_at_a_time
 from shared.store.tables import MergeRow
 
-# What failed this often is not tried again.
-MAX_ATTEMPTS: Final = 3
 # A project's unfinished merges: each may be as large as its base model.
 MAX_UNFINISHED: Final = 20
 RETRY_AFTER: Final = timedelta(seconds=30)
@@ -28,12 +31,28 @@ RETRY_AFTER: Final = timedelta(seconds=30)
 Request = CreateMerge | CreateCombination
 KINDS: Final[dict[type[Request], str]] = {CreateMerge: "merge", CreateCombination: "combination"}
 _BODIES: Final[dict[str, type[Request]]] = {kind: body for body, kind in KINDS.items()}
-_UNFINISHED: Final = (MergeRow.status.in_(["queued", "running"]), MergeRow.deleted_at.is_(None))
+MERGE: Final = Kind(
+    name="merge",
+    row=MergeRow,
+    open=MergeRow.status.in_(["queued", "running"]) & MergeRow.deleted_at.is_(None),
+    taken={"status": "running"},
+    waiting={"status": "queued"},
+    lost={
+        "status": "failed",
+        "error": {
+            "code": "worker_lost",
+            "message": f"Making this ended {MAX_FAILURES} workers, as a rule by taking more memory than there is.",
+            "param": None,
+        },
+        "finished_at": func.now(),
+    },
+)
+WORK: Final = Work(MERGE, long=True)
 
 
 @dataclass(frozen=True, slots=True)
 class MergeClaim:
-    """The right to make a product; `lease.job_id` is the merge's id."""
+    """The right to make a product; `lease.id` is the merge's id."""
 
     lease: Lease
     project_id: str
@@ -53,7 +72,7 @@ def submit(session: Session, request: Request, *, project_id: str) -> MergeRow:
     one_at_a_time(session, f"merges:{project_id}")
     sources = [adapters.find_source(session, name, project_id=project_id) for name in named(request)]
     check(request, sources)
-    waiting = session.scalar(select(func.count()).where(MergeRow.project_id == project_id, *_UNFINISHED))
+    waiting = session.scalar(select(func.count()).where(MergeRow.project_id == project_id, MERGE.open))
     if (waiting or 0) >= MAX_UNFINISHED:
         raise LimitReached(
             f"This project already has {waiting} unfinished merges and combinations, as many as it may. "
@@ -176,44 +195,31 @@ def delete(session: Session, merge_id: str, *, project_id: str) -> MergeRow:
 # --- what the holder of a lease writes -------------------------------------------------------------------------------
 
 
-def claim(session: Session, *, worker_id: str, lease_seconds: float) -> MergeClaim | None:
-    """Lease the oldest unfinished merge that nobody makes, or None. A worker makes one at a time."""
+def claim(
+    session: Session,
+    *,
+    worker_id: str,
+    lease_seconds: float,
+    turn: Turn | None = None,
+    passed_over: Collection[str] = (),
+) -> MergeClaim | None:
+    """Lease the next merge that nobody makes, or None. A worker makes one at a time. Raises NotUnderstood."""
     one_at_a_time(session, f"merges:{worker_id}")
-    _give_up(session)
-    busy = select(MergeRow.id).where(
-        MergeRow.lease_owner == worker_id, MergeRow.status == "running", MergeRow.lease_until > func.now(), *_UNFINISHED
-    )
-    if session.scalars(busy.limit(1)).one_or_none() is not None:
+    if session.scalars(WORK.projects_served(worker_id).limit(1)).one_or_none() is not None:
         return None
-    candidate = (
-        select(MergeRow.id)
-        .where(*_UNFINISHED, or_(MergeRow.lease_until.is_(None), MergeRow.lease_until < func.now()))
-        .order_by(MergeRow.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
+    row = turns.take(
+        session, MERGE, worker_id=worker_id, turn=turn, lease_seconds=lease_seconds, passed_over=passed_over
     )
-    row = session.execute(
-        update(MergeRow)
-        .where(MergeRow.id == candidate)
-        .values(
-            status="running",
-            fence=MergeRow.fence + 1,
-            failures=MergeRow.failures + 1,  # taken back by `release`
-            lease_owner=worker_id,
-            lease_until=ends_in(lease_seconds),
-        )
-        .returning(MergeRow)
-        .execution_options(populate_existing=True)
-    ).scalar_one_or_none()
-    if row is None:
-        return None
-    return MergeClaim(
-        lease=Lease(job_id=row.id, fence=row.fence, worker_id=worker_id, attempt=row.failures),
-        project_id=row.project_id,
-        request=_BODIES[row.kind].model_validate(row.request),
-        spec=JobSpec.model_validate(row.spec),
-    )
+    return None if row is None else _claim(row)
+
+
+def _claim(row: MergeRow) -> MergeClaim:
+    try:
+        request = _BODIES[row.kind].model_validate(row.request)
+        spec = JobSpec.model_validate(row.spec)
+    except (KeyError, ValidationError) as error:
+        raise NotUnderstood(row.id) from error
+    return MergeClaim(lease=MERGE.lease(row), project_id=row.project_id, request=request, spec=spec)
 
 
 def sources(session: Session, claim: MergeClaim) -> list[Source]:
@@ -221,74 +227,35 @@ def sources(session: Session, claim: MergeClaim) -> list[Source]:
     return [adapters.find_source(session, name, project_id=claim.project_id) for name in named(claim.request)]
 
 
-def keep(session: Session, lease: Lease, *, lease_seconds: float) -> bool:
-    """Extend the lease. False: somebody else makes it now, or it was deleted."""
-    return _write(session, lease, lease_until=ends_in(lease_seconds))
-
-
 def finish(session: Session, lease: Lease, *, manifest: dict[str, Any]) -> bool:
     """running -> succeeded: the commit that publishes. False: fenced off or deleted."""
-    return _write(session, lease, status="succeeded", manifest=manifest, error=None, **_ended())
+    return leasing.end(session, MERGE, lease, status="succeeded", manifest=manifest, error=None, finished_at=func.now())
 
 
 def fail(session: Session, lease: Lease, *, code: str, message: str, param: str | None = None) -> bool:
     """running -> failed: trying again would not help."""
-    return _write(session, lease, status="failed", error={"code": code, "message": message, "param": param}, **_ended())
+    return leasing.end(session, MERGE, lease, **_failed(code, message, param))
 
 
 def give_back(session: Session, lease: Lease, *, code: str, message: str) -> bool:
-    """running -> queued after something that may pass; failed with it after the last attempt."""
-    if lease.attempt >= MAX_ATTEMPTS:
-        return fail(session, lease, code=code, message=message)
-    return _write(session, lease, **_waits(code, message))
+    """running -> queued after something that may pass; failed with it after the last try."""
+    return leasing.postpone(
+        session,
+        MERGE,
+        lease,
+        seconds=RETRY_AFTER.total_seconds(),
+        counted=True,
+        last=_failed(code, message),
+        error=_failed(code, message)["error"],
+    )
 
 
 def postpone(session: Session, lease: Lease, *, code: str, message: str) -> bool:
-    """running -> queued for a while: this host has other work now. It counts as no attempt."""
-    return _write(session, lease, **_waits(code, message), failures=MergeRow.failures - 1)
+    """running -> queued for a while: this host has other work now. It counts as no try."""
+    error = _failed(code, message)["error"]
+    return leasing.postpone(session, MERGE, lease, seconds=RETRY_AFTER.total_seconds(), error=error)
 
 
-def release(session: Session, lease: Lease) -> bool:
-    """running -> queued, nobody's fault (the worker drains); it counts as no attempt."""
-    return _write(session, lease, status="queued", lease_owner=None, lease_until=None, failures=MergeRow.failures - 1)
-
-
-def _waits(code: str, message: str) -> dict[str, Any]:
-    why = {"code": code, "message": message, "param": None}
-    return {"status": "queued", "error": why, "lease_owner": None, "lease_until": func.now() + RETRY_AFTER}
-
-
-def _ended() -> dict[str, Any]:
-    return {"finished_at": func.now(), "lease_owner": None, "lease_until": None}
-
-
-def _held(lease: Lease) -> tuple[ColumnElement[bool], ...]:
-    return (
-        MergeRow.id == lease.job_id,
-        MergeRow.fence == lease.fence,
-        MergeRow.status == "running",
-        MergeRow.deleted_at.is_(None),
-    )
-
-
-def _write(session: Session, lease: Lease, **values: Any) -> bool:
-    found = session.execute(update(MergeRow).where(*_held(lease)).values(**values).returning(MergeRow.id)).one_or_none()
-    return found is not None
-
-
-def _give_up(session: Session) -> None:
-    error = {
-        "code": "worker_lost",
-        "message": f"Making this ended {MAX_ATTEMPTS} workers, as a rule by taking more memory than there is.",
-        "param": None,
-    }
-    session.execute(
-        update(MergeRow)
-        .where(
-            *_UNFINISHED,
-            MergeRow.status == "running",
-            MergeRow.failures >= MAX_ATTEMPTS,
-            MergeRow.lease_until < func.now(),
-        )
-        .values(status="failed", error=error, **_ended())
-    )
+def _failed(code: str, message: str, param: str | None = None) -> dict[str, Any]:
+    error = {"code": code, "message": message, "param": param}
+    return {"status": "failed", "error": error, "finished_at": func.now()}

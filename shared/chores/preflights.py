@@ -1,36 +1,63 @@
-"""Verbs of preflights: what a job would do, asked without submitting it. An examination is a lease with a number."""
+"""Verbs of preflights: what a job would do, asked without submitting it. An examination is a lease (shared/lease)."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, delete, func, or_, select, update
+from pydantic import ValidationError
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from shared.contract.spec import DEFAULT_PREVIEW_ROWS, BaseModelRef, CreateJob, CreatePreflight
-from shared.errors import Invalid, LimitReached, NotFound
+from shared.errors import Conflict, Invalid, LimitReached, NotFound
 from shared.ids import new_id
-from shared.lease.values import FileRef, ends_in
+from shared.lease import lease as leasing
+from shared.lease import turns
+from shared.lease.lease import MAX_FAILURES, Kind
+from shared.lease.turns import Turn, Work
+from shared.lease.values import FileRef, Lease, NotUnderstood
 from shared.store.tables import FileRow, PreflightRow
 from shared.tenants.keys import Caller
 
-# A preflight that ended this many workers is not begun again: it would end the next one too.
-MAX_CHECKS: Final = 3
 MAX_WAITING: Final = 100  # of one project
 KEPT: Final = timedelta(days=30)
 OPEN: Final = ("queued", "running")
 
+_UNCHECKED: Final = select(FileRow.id).where(
+    FileRow.id.in_([PreflightRow.training_file, PreflightRow.validation_file]),
+    FileRow.status == "uploaded",
+    FileRow.deleted_at.is_(None),
+)
+PREFLIGHT: Final = Kind(
+    name="preflight",
+    row=PreflightRow,
+    open=PreflightRow.status.in_(OPEN),
+    ready=~_UNCHECKED.correlate(PreflightRow).exists(),
+    taken={"status": "running"},
+    waiting={"status": "queued"},
+    lost={
+        "status": "failed",
+        "error": {
+            "code": "preflight_lost",
+            "message": f"Examining these files ended {MAX_FAILURES} workers. Look for extreme rows.",
+            "param": None,
+        },
+        "finished_at": func.now(),
+    },
+)
+WORK: Final = Work(PREFLIGHT, long=True)
+
 
 @dataclass(frozen=True, slots=True)
 class PreflightClaim:
-    """What an examination needs to know. `number` fences off an examiner that was thought dead."""
+    """What an examination needs to know; `lease.id` is the preflight's id."""
 
-    id: str
-    number: int
+    lease: Lease
+    project_id: str
     request: CreateJob
     preview_rows: tuple[int, ...]
     base_model: str
@@ -85,8 +112,12 @@ def find(session: Session, preflight_id: str, *, project_id: str) -> PreflightRo
     """A preflight of this project. Raises NotFound."""
     row = session.get(PreflightRow, preflight_id)
     if row is None or row.project_id != project_id:
-        raise NotFound(f"No such preflight: {preflight_id[:100]}", param="preflight_id")
+        raise _not_found(preflight_id)
     return row
+
+
+def _not_found(preflight_id: str) -> NotFound:
+    return NotFound(f"No such preflight: {preflight_id[:100]}", param="preflight_id")
 
 
 def page(
@@ -102,53 +133,59 @@ def page(
     return rows[:limit], len(rows) > limit
 
 
+def cancel(session: Session, preflight_id: str, *, caller: Caller) -> PreflightRow:
+    """End a preflight that has no answer yet; its program stops within a heartbeat. Raises NotFound, Conflict.
+
+    An administrator may end those of every project.
+    """
+    row = session.get(PreflightRow, preflight_id)
+    if row is None or not (row.project_id == caller.project_id or caller.operates):
+        raise _not_found(preflight_id)
+    error = {"code": "cancelled", "message": "The preflight was cancelled.", "param": None}
+    ended = session.execute(
+        update(PreflightRow)
+        .where(PreflightRow.id == preflight_id, PREFLIGHT.open)
+        .values(status="failed", error=error, finished_at=func.now(), lease_owner=None, lease_until=None)
+        .returning(PreflightRow)
+        .execution_options(populate_existing=True)
+    ).scalar_one_or_none()
+    if ended is None:
+        raise Conflict(
+            f"Preflight '{preflight_id}' has ended already; only a queued or running one can be cancelled.",
+            param="preflight_id",
+            code="preflight_already_finished",
+        )
+    return ended
+
+
 # --- the examiner's -------------------------------------------------------------------------------------------------
 
 
-def ready() -> ColumnElement[bool]:
-    """Those that nobody works on and whose files are checked."""
-    unchecked = select(FileRow.id).where(
-        FileRow.id.in_([PreflightRow.training_file, PreflightRow.validation_file]),
-        FileRow.status == "uploaded",
-        FileRow.deleted_at.is_(None),
+def claim(
+    session: Session,
+    *,
+    worker_id: str,
+    lease_seconds: float,
+    turn: Turn | None = None,
+    passed_over: Collection[str] = (),
+) -> PreflightClaim | None:
+    """Lease the next preflight whose files are checked, or None. Raises NotUnderstood."""
+    row = turns.take(
+        session, PREFLIGHT, worker_id=worker_id, turn=turn, lease_seconds=lease_seconds, passed_over=passed_over
     )
-    return (
-        PreflightRow.status.in_(OPEN)
-        & or_(PreflightRow.check_until.is_(None), PreflightRow.check_until < func.now())
-        & ~unchecked.correlate(PreflightRow).exists()
-    )
-
-
-def claim(session: Session, *, lease_seconds: float) -> PreflightClaim | None:
-    """Lease the oldest preflight that is ready, or None."""
-    _give_up(session)
-    candidate = (
-        select(PreflightRow.id)
-        .where(ready())
-        .order_by(PreflightRow.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
-    )
-    row = session.execute(
-        update(PreflightRow)
-        .where(PreflightRow.id == candidate)
-        .values(
-            status="running",
-            checker=PreflightRow.checker + 1,
-            check_until=ends_in(lease_seconds),
-        )
-        .returning(PreflightRow)
-    ).scalar_one_or_none()
     return None if row is None else _claim(session, row)
 
 
 def _claim(session: Session, row: PreflightRow) -> PreflightClaim:
-    wanted = CreatePreflight.model_validate(row.request)
+    try:
+        wanted = CreatePreflight.model_validate(row.request)
+        request = wanted.job()
+    except ValidationError as error:
+        raise NotUnderstood(row.id) from error
     return PreflightClaim(
-        id=row.id,
-        number=row.checker,
-        request=wanted.job(),
+        lease=PREFLIGHT.lease(row),
+        project_id=row.project_id,
+        request=request,
         preview_rows=DEFAULT_PREVIEW_ROWS if wanted.preview_rows is None else tuple(wanted.preview_rows),
         base_model=row.base_model,
         seed=row.seed,
@@ -161,53 +198,15 @@ def _file_ref(session: Session, file_id: str) -> FileRef:
     return FileRef.of(session.get_one(FileRow, file_id))
 
 
-def keep(session: Session, held: PreflightClaim, *, lease_seconds: float) -> bool:
-    """Extend the lease. False: somebody else has the preflight now."""
-    return _write(session, held, check_until=ends_in(lease_seconds))
-
-
 def finish(session: Session, held: PreflightClaim, report: dict[str, Any]) -> bool:
     """running -> succeeded: the questions are answered, whatever the answers are. False: fenced off."""
-    return _write(session, held, status="succeeded", report=report, check_until=None, finished_at=func.now())
+    return leasing.end(session, PREFLIGHT, held.lease, status="succeeded", report=report, finished_at=func.now())
 
 
 def fail(session: Session, held: PreflightClaim, *, code: str, message: str) -> bool:
     """running -> failed: there is no answer. False: fenced off."""
     error = {"code": code, "message": message, "param": None}
-    return _write(session, held, status="failed", error=error, check_until=None, finished_at=func.now())
-
-
-def release(session: Session, held: PreflightClaim) -> bool:
-    """Give the preflight back untouched (the store was away, the worker stops)."""
-    return _write(session, held, status="queued", check_until=None, checker=PreflightRow.checker - 1)
-
-
-def _write(session: Session, held: PreflightClaim, **values: Any) -> bool:
-    found = session.execute(
-        update(PreflightRow)
-        .where(PreflightRow.id == held.id, PreflightRow.status == "running", PreflightRow.checker == held.number)
-        .values(**values)
-        .returning(PreflightRow.id)
-    ).one_or_none()
-    return found is not None
-
-
-def _give_up(session: Session) -> None:
-    message = f"Examining these files ended {MAX_CHECKS} workers. Look for extreme rows."
-    session.execute(
-        update(PreflightRow)
-        .where(
-            PreflightRow.status == "running",
-            PreflightRow.checker >= MAX_CHECKS,
-            PreflightRow.check_until < func.now(),
-        )
-        .values(
-            status="failed",
-            error={"code": "preflight_lost", "message": message, "param": None},
-            check_until=None,
-            finished_at=func.now(),
-        )
-    )
+    return leasing.end(session, PREFLIGHT, held.lease, status="failed", error=error, finished_at=func.now())
 
 
 def forget(session: Session) -> None:

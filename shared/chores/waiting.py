@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
-from shared.chores import preflights
+from shared.chores.table import CHORES
 from shared.store.lifecycle import Lane
-from shared.store.tables import FileRow, JobRow, MergeRow, PreflightRow
+from shared.store.tables import JobRow
 
 
 def waiting(session: Session) -> set[Lane]:
     """Lanes that have work to wake a worker for: 'cpu', and 'training' when a queued job may start now."""
+    chores = (select(work.kind.row.id).where(work.may_begin()).exists() for work in CHORES.values())
     row = session.execute(
         select(
             select(JobRow.id)
             .where(JobRow.status == "queued", func.coalesce(JobRow.not_before, func.now()) <= func.now())
             .exists()
             .label("training"),
-            (
-                select(JobRow.id).where(JobRow.status == "validating_files", JobRow.lease_until.is_(None)).exists()
-                | select(FileRow.id).where(FileRow.status == "uploaded", FileRow.deleted_at.is_(None)).exists()
-                | select(PreflightRow.id).where(preflights.ready()).exists()
-                | select(MergeRow.id)
-                .where(
-                    MergeRow.status.in_(["queued", "running"]),
-                    MergeRow.deleted_at.is_(None),
-                    func.coalesce(MergeRow.lease_until, func.now()) <= func.now(),
-                )
-                .exists()
-            ).label("cpu"),
+            or_(*chores).label("cpu"),
         )
     ).one()
     wanted: dict[Lane, bool] = {"training": row.training, "cpu": row.cpu}

@@ -89,7 +89,7 @@ def call(session: Session, lease: Lease, members: Sequence[Member]) -> None:
     """Name the further hosts of an attempt, in the transaction that leases their devices."""
     session.add_all(
         MemberRow(
-            job_id=lease.job_id,
+            job_id=lease.id,
             number=lease.attempt,
             node=member.node,
             worker_id=member.worker_id,
@@ -105,7 +105,7 @@ def states(session: Session, lease: Lease) -> list[MemberState]:
     """The attempt's members in their order."""
     rows = session.scalars(
         select(MemberRow)
-        .where(MemberRow.job_id == lease.job_id, MemberRow.number == lease.attempt)
+        .where(MemberRow.job_id == lease.id, MemberRow.number == lease.attempt)
         .order_by(MemberRow.node)
         .execution_options(populate_existing=True)
     )
@@ -139,7 +139,7 @@ def _write_attempt(session: Session, lease: Lease, **values: Any) -> bool:
 
 
 def _open(lease: Lease) -> tuple[ColumnElement[bool], ...]:
-    return (AttemptRow.job_id == lease.job_id, AttemptRow.fence == lease.fence, AttemptRow.ended_at.is_(None))
+    return (AttemptRow.job_id == lease.id, AttemptRow.fence == lease.fence, AttemptRow.ended_at.is_(None))
 
 
 # --- the members -----------------------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def end(
 
 def _own(part: Membership) -> tuple[ColumnElement[bool], ...]:
     lease = part.claim.lease
-    return (MemberRow.job_id == lease.job_id, MemberRow.number == lease.attempt, MemberRow.node == part.node)
+    return (MemberRow.job_id == lease.id, MemberRow.number == lease.attempt, MemberRow.node == part.node)
 
 
 def forsake(session: Session, worker_id: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Final
 
 from pydantic import ValidationError
 from sqlalchemy import func, select, update
@@ -14,12 +15,33 @@ from shared.fleet import members as gangs
 from shared.fleet import snapshot
 from shared.jobs.rows import model_name
 from shared.lease import journal
+from shared.lease import lease as leasing
 from shared.lease.journal import NewEvent
+from shared.lease.lease import Kind
+from shared.lease.turns import Work
 from shared.lease.values import Claim, FileRef, Lease, Member, Membership, NotUnderstood, ends_in
 from shared.plan.scheduling import Assignment
 from shared.store.locks import one_at_a_time
 from shared.store.tables import AttemptRow, DeviceRow, FileRow, JobRow
 from shared.tenants import usage
+
+_UNCHECKED: Final = select(FileRow.id).where(
+    FileRow.id.in_([JobRow.training_file, JobRow.validation_file]),
+    FileRow.status == "uploaded",
+    FileRow.deleted_at.is_(None),
+)
+# Jobs whose files are checked and whose values nobody has settled yet. `endings` ends them: nothing is lost silently.
+SETTLING: Final = Work(
+    Kind(
+        name="job",
+        row=JobRow,
+        open=JobRow.status == "validating_files",
+        ready=~_UNCHECKED.correlate(JobRow).exists(),
+        taken={"version": JobRow.version + 1},
+        waiting={"version": JobRow.version + 1},
+        lost={},
+    )
+)
 
 
 def claim_training(
@@ -191,31 +213,9 @@ def claim_validation(
     session: Session, *, worker_id: str, lease_seconds: float, passed_over: Collection[str] = ()
 ) -> Claim | None:
     """Lease the oldest job whose files are checked and that nobody validates yet. Raises NotUnderstood."""
-    unchecked = select(FileRow.id).where(
-        FileRow.id.in_([JobRow.training_file, JobRow.validation_file]),
-        FileRow.status == "uploaded",
-        FileRow.deleted_at.is_(None),
+    taken = leasing.take(
+        session, SETTLING.kind, worker_id=worker_id, lease_seconds=lease_seconds, passed_over=passed_over
     )
-    candidate = (
-        select(JobRow.id)
-        .where(JobRow.status == "validating_files", JobRow.lease_until.is_(None), ~unchecked.correlate(JobRow).exists())
-        .where(JobRow.id.not_in(passed_over))
-        .order_by(JobRow.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
-    )
-    taken = session.execute(
-        update(JobRow)
-        .where(JobRow.id == candidate)
-        .values(
-            fence=JobRow.fence + 1,
-            lease_owner=worker_id,
-            lease_until=ends_in(lease_seconds),
-            version=JobRow.version + 1,
-        )
-        .returning(JobRow)
-    ).scalar_one_or_none()
     return None if taken is None else _claim(session, taken, worker_id=worker_id)
 
 
@@ -233,7 +233,7 @@ def _claim(
     except ValidationError as error:
         raise NotUnderstood(job.id) from error
     return Claim(
-        lease=Lease(job_id=job.id, fence=job.fence, worker_id=worker_id, attempt=job.attempts),
+        lease=Lease(kind="job", id=job.id, fence=job.fence, worker_id=worker_id, attempt=job.attempts),
         project_id=job.project_id,
         request=request,
         base_model=job.base_model,

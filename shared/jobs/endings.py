@@ -17,6 +17,7 @@ from shared.jobs import measurements
 from shared.jobs.rows import held, model_name, touch
 from shared.lease import journal
 from shared.lease.journal import NewEvent
+from shared.lease.lease import dead
 from shared.lease.values import Lease, NewFile
 from shared.settings import Settings
 from shared.store.lifecycle import COUNTED, AttemptOutcome, JobStatus, is_terminal
@@ -53,7 +54,7 @@ def validated(
         .returning(JobRow.id)
     ).one_or_none()
     if moved is not None:
-        journal.append(session, lease.job_id, [NewEvent("Files validated, moving job to queued state")])
+        journal.append(session, lease.id, [NewEvent("Files validated, moving job to queued state")])
     return moved is not None
 
 
@@ -280,7 +281,7 @@ def _settle(
         return None
     session.execute(
         update(DeviceRow)
-        .where(DeviceRow.leased_by == lease.job_id, DeviceRow.fence == lease.fence)
+        .where(DeviceRow.leased_by == lease.id, DeviceRow.fence == lease.fence)
         .values(leased_by=None, fence=None)
     )
     seconds = _close_attempt(session, lease, outcome=outcome, **(attempt_values or {}))
@@ -295,7 +296,7 @@ def _close_attempt(session: Session, lease: Lease, **values: Any) -> float | Non
     """The device-seconds it took, by its lease and not by wall time; None where there was none: a check of files."""
     ended = session.execute(
         update(AttemptRow)
-        .where(AttemptRow.job_id == lease.job_id, AttemptRow.fence == lease.fence, AttemptRow.ended_at.is_(None))
+        .where(AttemptRow.job_id == lease.id, AttemptRow.fence == lease.fence, AttemptRow.ended_at.is_(None))
         .values(ended_at=func.now(), **values)
         .returning(AttemptRow.started_at, AttemptRow.ended_at, AttemptRow.device_ids)
     ).one_or_none()
@@ -304,15 +305,15 @@ def _close_attempt(session: Session, lease: Lease, **values: Any) -> float | Non
 
 def reap(session: Session, *, settings: Settings, limit: int = 100) -> list[str]:
     """Take back the jobs of leases that ended `grace_seconds` ago. Returns their ids."""
-    dead = session.scalars(
+    rows = session.scalars(
         select(JobRow)
-        .where(JobRow.lease_until < func.now() - timedelta(seconds=settings.grace_seconds))
+        .where(*dead(JobRow, grace_seconds=settings.grace_seconds))
         .order_by(JobRow.lease_until)
         .limit(limit)
         .with_for_update(skip_locked=True)
     ).all()
-    for job in dead:
-        lease = Lease(job_id=job.id, fence=job.fence, worker_id=job.lease_owner or "", attempt=job.attempts)
+    for job in rows:
+        lease = Lease(kind="job", id=job.id, fence=job.fence, worker_id=job.lease_owner or "", attempt=job.attempts)
         if job.status == "running":
             give_back(
                 session,
@@ -333,4 +334,4 @@ def reap(session: Session, *, settings: Settings, limit: int = 100) -> list[str]
         else:
             again = {"fence": JobRow.fence + 1, "failures": JobRow.failures + 1}
             touch(session, job.id, lease_owner=None, lease_until=None, **again)
-    return [job.id for job in dead]
+    return [job.id for job in rows]

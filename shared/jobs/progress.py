@@ -59,7 +59,7 @@ def set_phase(session: Session, lease: Lease, phase: AttemptPhase, **values: Any
     """Note how far the attempt is; `values` are further columns of its row."""
     found = session.execute(
         update(AttemptRow)
-        .where(AttemptRow.job_id == lease.job_id, AttemptRow.fence == lease.fence, AttemptRow.ended_at.is_(None))
+        .where(AttemptRow.job_id == lease.id, AttemptRow.fence == lease.fence, AttemptRow.ended_at.is_(None))
         .values(phase=phase, **values)
         .returning(AttemptRow.number)
     ).one_or_none()
@@ -72,7 +72,7 @@ def record(
     """Append events of the attempt; False when the lease is lost."""
     if not advance(session, lease, progress=progress):
         return False
-    journal.append(session, lease.job_id, events)
+    journal.append(session, lease.id, events)
     return True
 
 
@@ -84,13 +84,13 @@ def record_checkpoint(
         return False
     # An attempt that resumed from an older checkpoint reaches the same step again: the first object stays.
     known = session.scalars(
-        select(CheckpointRow).where(CheckpointRow.job_id == lease.job_id, CheckpointRow.step == step)
+        select(CheckpointRow).where(CheckpointRow.job_id == lease.id, CheckpointRow.step == step)
     ).one_or_none()
     if known is None:
         session.add(
             CheckpointRow(
                 id=new_id("ftckpt_"),
-                job_id=lease.job_id,
+                job_id=lease.id,
                 fence=lease.fence,
                 step=step,
                 name=name,

@@ -19,7 +19,7 @@ def touch(session: Session, job_id: str, **values: Any) -> None:
 
 def held(lease: Lease) -> tuple[ColumnElement[bool], ...]:
     """Whether the lease is still its holder's: nobody may write more than this lets them."""
-    return (JobRow.id == lease.job_id, JobRow.fence == lease.fence, JobRow.lease_until.is_not(None))
+    return (JobRow.id == lease.id, JobRow.fence == lease.fence, JobRow.lease_until.is_not(None))
 
 
 def advance(session: Session, lease: Lease, *, progress: dict[str, Any] | None = None, **values: Any) -> bool:

@@ -21,19 +21,20 @@ def ends_in(seconds: float) -> ColumnElement[datetime]:
     return func.clock_timestamp() + timedelta(seconds=seconds)
 
 
-class NotUnderstood(Exception):  # a fact about a job, named as one
-    """The job carries what only a newer version writes; a worker of that version takes it."""
+class NotUnderstood(Exception):  # a fact about a row, named as one
+    """A row of work carries what only a newer version writes; a worker of that version takes it."""
 
-    def __init__(self, job_id: str) -> None:
-        super().__init__(job_id)
-        self.job_id = job_id
+    def __init__(self, row_id: str) -> None:
+        super().__init__(row_id)
+        self.row_id = row_id
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Proof of an attempt. Every write of the attempt carries it; the fence only grows."""
+    """Proof that `worker_id` works on the row `id` of a kind. Every write carries it; the fence only grows."""
 
-    job_id: str
+    kind: str
+    id: str
     fence: int
     worker_id: str
     attempt: int

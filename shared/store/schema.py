@@ -21,6 +21,7 @@ REVISIONS: Final = (
     "0005_without_metadata",
     "0006_members",
     "0007_unfinished_jobs",
+    "0008_leases",
 )
 
 

@@ -78,13 +78,22 @@ class ApiKeyRow(Base):
     last_used_at: Mapped[datetime | None] = mapped_column(Moment)
 
 
-class FileRow(Base):
+class Leased:
+    """What a row has on which workers work by a lease; its verbs are those of shared/lease."""
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    fence: Mapped[int] = mapped_column(BigInteger, default=0, server_default=text("0"))
+    failures: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
+    lease_owner: Mapped[str | None] = mapped_column(Text)
+    lease_until: Mapped[datetime | None] = mapped_column(Moment)
+
+
+class FileRow(Leased, Base):
     """An uploaded file, or one we made. `key` is set before the upload begins, `sha256` when it is complete."""
 
     __tablename__ = "files"
 
-    id: Mapped[str] = mapped_column(Text, primary_key=True)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     filename: Mapped[str] = mapped_column(Text)
     purpose: Mapped[str] = mapped_column(Text)
     bytes: Mapped[int] = mapped_column(BigInteger)
@@ -96,8 +105,9 @@ class FileRow(Base):
     status: Mapped[str] = mapped_column(Text)
     status_details: Mapped[str | None] = mapped_column(Text)
     report: Mapped[dict[str, Any] | None] = mapped_column(Json)
-    check_attempts: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
-    check_until: Mapped[datetime | None] = mapped_column(Moment)
+    # The columns keep the names that the version before this one writes: versions run side by side.
+    fence: Mapped[int] = mapped_column("check_attempts", Integer, default=0, server_default=text("0"))
+    lease_until: Mapped[datetime | None] = mapped_column("check_until", Moment)
     created_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
     expires_at: Mapped[datetime | None] = mapped_column(Moment)
     deleted_at: Mapped[datetime | None] = mapped_column(Moment)
@@ -109,13 +119,11 @@ class FileRow(Base):
     )
 
 
-class JobRow(Base):
+class JobRow(Leased, Base):
     """One user request. `status` is written by shared/jobs alone, always guarded by status and fence."""
 
     __tablename__ = "jobs"
 
-    id: Mapped[str] = mapped_column(Text, primary_key=True)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
     status: Mapped[str] = mapped_column(Text)
     model: Mapped[str] = mapped_column(Text)
@@ -145,12 +153,8 @@ class JobRow(Base):
     first_eta_high: Mapped[datetime | None] = mapped_column(Moment)
 
     attempts: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
-    failures: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
     micro_batch_size: Mapped[int | None] = mapped_column(Integer)
     gradient_checkpointing: Mapped[bool | None]
-    fence: Mapped[int] = mapped_column(BigInteger, default=0, server_default=text("0"))
-    lease_owner: Mapped[str | None] = mapped_column(Text)
-    lease_until: Mapped[datetime | None] = mapped_column(Moment)
     cancel_requested_at: Mapped[datetime | None] = mapped_column(Moment)
     pause_requested_at: Mapped[datetime | None] = mapped_column(Moment)
     preempt_requested_at: Mapped[datetime | None] = mapped_column(Moment)
@@ -309,22 +313,16 @@ class AdapterRow(Base):
     )
 
 
-class MergeRow(Base):
+class MergeRow(Leased, Base):
     """A product made of adapters without training: a merged model directory, or a weighted combination."""
 
     __tablename__ = "merges"
 
-    id: Mapped[str] = mapped_column(Text, primary_key=True)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     kind: Mapped[str] = mapped_column(Text)
     status: Mapped[str] = mapped_column(Text)
     request: Mapped[dict[str, Any]] = mapped_column(Json)
     base_model: Mapped[str] = mapped_column(Text)
     spec: Mapped[dict[str, Any]] = mapped_column(Json)
-    fence: Mapped[int] = mapped_column(BigInteger, default=0, server_default=text("0"))
-    failures: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
-    lease_owner: Mapped[str | None] = mapped_column(Text)
-    lease_until: Mapped[datetime | None] = mapped_column(Moment)
     manifest: Mapped[dict[str, Any] | None] = mapped_column(Json)
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
     created_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
@@ -416,13 +414,11 @@ class DeviceRow(Base):
     )
 
 
-class PreflightRow(Base):
-    """A question about a job that is not submitted. `checker` fences off a worker that was thought dead."""
+class PreflightRow(Leased, Base):
+    """A question about a job that is not submitted."""
 
     __tablename__ = "preflights"
 
-    id: Mapped[str] = mapped_column(Text, primary_key=True)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     status: Mapped[str] = mapped_column(Text)
     base_model: Mapped[str] = mapped_column(Text)
     seed: Mapped[int] = mapped_column(Integer)
@@ -431,8 +427,9 @@ class PreflightRow(Base):
     request: Mapped[dict[str, Any]] = mapped_column(Json)
     report: Mapped[dict[str, Any] | None] = mapped_column(Json)
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
-    checker: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
-    check_until: Mapped[datetime | None] = mapped_column(Moment)
+    # The columns keep the names that the version before this one writes: versions run side by side.
+    fence: Mapped[int] = mapped_column("checker", Integer, default=0, server_default=text("0"))
+    lease_until: Mapped[datetime | None] = mapped_column("check_until", Moment)
     created_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
     finished_at: Mapped[datetime | None] = mapped_column(Moment)
 

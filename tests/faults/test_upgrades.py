@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import httpx2
@@ -18,13 +19,19 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, pool, text, update
 from sqlalchemy.orm import Session
 
-from shared.settings import child_environment
+from shared.chores import table as chores
+from shared.jobs import moves
+from shared.lease import lease as leasing
+from shared.lease.values import Lease
+from shared.settings import Settings, child_environment
 from shared.store import schema
 from shared.store.db import session_scope
 from shared.store.tables import JobRow
 from standalone.migrate import migrate
 from standalone.postgres import EmbeddedPostgres
+from tests.factories import make_caller
 from tests.faults.conftest import api_process, make_secret, postgres_admin
+from tests.integration.test_leases import CASES
 from tests.lifecycle.stack import ROOT, Stack, until
 from tests.servers import alembic_config
 
@@ -223,3 +230,98 @@ def test_jobs_of_a_newer_version_are_shown_and_left_to_it_and_hold_up_nobody(sta
     assert [answer.status_code for answer in (listed, *shown)] == [200, 200, 200]
     assert len(listed.json()["data"]) == 3
     assert stack.broken_invariants() == []
+
+
+@dataclass(frozen=True)
+class Before:
+    """How the version before 0008_leases leases one kind of work and ends it, in its own statements."""
+
+    table: str
+    waits: str
+    taken: str
+    fence: str
+    until: str
+    ended: str
+
+    def take(self, session: Session, *, seconds: int = 60) -> tuple[str, int] | None:
+        free = f"{self.until} is null or {self.until} < now()"
+        row = session.execute(
+            text(
+                f"update {self.table} set {self.taken}, {self.fence} = {self.fence} + 1,"  # noqa: S608
+                f" {self.until} = clock_timestamp() + make_interval(secs => {seconds}) where id = (select id from"
+                f" {self.table} where {self.waits} and ({free}) order by id limit 1 for update skip locked)"
+                f" returning id, {self.fence}"
+            )
+        ).one_or_none()
+        return None if row is None else (row[0], row[1])
+
+    def end(self, session: Session, row_id: str, fence: int) -> bool:
+        done = session.execute(
+            text(
+                f"update {self.table} set {self.ended}, {self.until} = null"  # noqa: S608
+                f" where id = :id and {self.fence} = :fence and {self.waits} returning id"
+            ),
+            {"id": row_id, "fence": fence},
+        )
+        return done.one_or_none() is not None
+
+
+BEFORE = {
+    "file_check": Before(
+        "files",
+        "status = 'uploaded' and deleted_at is null",
+        "status = 'uploaded'",
+        "check_attempts",
+        "check_until",
+        "status = 'processed'",
+    ),
+    "preflight": Before(
+        "preflights",
+        "status in ('queued','running')",
+        "status = 'running'",
+        "checker",
+        "check_until",
+        "status = 'failed', finished_at = now()",
+    ),
+    "merge": Before(
+        "merges",
+        "status in ('queued','running') and deleted_at is null",
+        "status = 'running', failures = failures + 1, lease_owner = 'older'",
+        "fence",
+        "lease_until",
+        "status = 'failed', finished_at = now()",
+    ),
+    "job": Before(
+        "jobs",
+        "status = 'validating_files'",
+        "lease_owner = 'older'",
+        "fence",
+        "lease_until",
+        "status = 'queued'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_the_version_before_and_this_one_never_work_on_one_row_together(session: Session, name: str) -> None:
+    before, case = BEFORE[name], CASES[name]
+    session.execute(text(f"update {before.table} set {before.ended}, {before.until} = null where {before.waits}"))  # noqa: S608
+    row_id = case.make(session, make_caller(session))
+
+    def take(*, seconds: float = 60) -> Lease | None:
+        row = leasing.take(session, case.kind, worker_id="newer", lease_seconds=seconds)
+        return None if row is None else case.kind.lease(row)
+
+    older = before.take(session)
+    assert older == (row_id, 1)
+    assert take() is None, "the older version has it"
+    session.execute(text(f"update {before.table} set {before.until} = '1970-01-01' where id = '{row_id}'"))  # noqa: S608
+    chores.reap(session, grace_seconds=5)
+    moves.reap(session, settings=Settings(grace_seconds=5))
+    newer = take(seconds=-1)
+    assert newer is not None
+    assert not before.end(session, *older), "it was thought dead"
+    again = before.take(session) if name != "job" else None  # jobs wait for the reaper in both versions
+    if again is not None:
+        assert not leasing.end(session, case.kind, newer), "it was thought dead"
+        assert before.end(session, *again)

@@ -219,7 +219,7 @@ def test_the_pool_names_only_our_own_jobs(api: Api, stranger: str, http: httpx2.
     with api.http(stranger) as other:
         ours, theirs = (client.get("/v1/tunepool/pool").json() for client in (http, other))
 
-    assert [device["job_id"] for device in ours["devices"] if device["leased"]] == [claim.lease.job_id]
+    assert [device["job_id"] for device in ours["devices"] if device["leased"]] == [claim.lease.id]
     assert [device["job_id"] for device in theirs["devices"] if device["leased"]] == [None]
     assert ours["jobs"] == theirs["jobs"]
     assert ours["jobs"]["running"] == 1
@@ -237,7 +237,7 @@ def running(session: Session, api: Api) -> Claim:
     job = make_queued_job(session, api.caller)
     claim = claim_on(session, worker)
     assert claim is not None
-    assert claim.lease.job_id == job.id
+    assert claim.lease.id == job.id
     return claim
 
 

@@ -34,7 +34,7 @@ def test_a_dump_restores_with_every_row_and_its_running_job_is_taken_up_again(
         running, waiting = make_queued_job(session, caller).id, make_queued_job(session, caller).id
         claim = claim_on(session, worker)
         assert claim is not None
-        assert claim.lease.job_id == running
+        assert claim.lease.id == running
     dump = tmp_path / "tunepool.dump"
 
     subprocess.run(

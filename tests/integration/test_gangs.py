@@ -228,7 +228,7 @@ def test_a_worker_that_starts_anew_ends_its_parts_and_one_that_retires_leaves_th
     assert (restarted.phase, restarted.leaving) == ("ended", False)
     assert restarted.error == members.RESTARTED
     assert (retired.phase, retired.leaving, retired.error) == ("ended", True, None)
-    assert holders(session) == {(claim.lease.job_id, claim.lease.fence)}
+    assert holders(session) == {(claim.lease.id, claim.lease.fence)}
 
 
 def test_two_workers_that_pull_at_once_make_one_gang(engine: Engine) -> None:

@@ -41,7 +41,7 @@ def test_a_lease_is_whole_however_long_its_claim_waited_for_a_lock(session: Sess
     claim = claim_on(session, worker)
 
     assert claim is not None
-    assert session.get_one(JobRow, claim.lease.job_id).lease_until >= now + timedelta(seconds=60)
+    assert session.get_one(JobRow, claim.lease.id).lease_until >= now + timedelta(seconds=60)
 
 
 def test_a_submitted_job_waits_for_its_files_and_says_so(session: Session) -> None:

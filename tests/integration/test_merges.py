@@ -10,9 +10,13 @@ from sqlalchemy import func, update
 from sqlalchemy.orm import Session
 
 from shared.chores import merges, waiting
+from shared.chores import table as chores
+from shared.chores.merges import MERGE
 from shared.contract.spec import Adapter, CreateMerge, JobSpec
 from shared.errors import LimitReached
 from shared.ids import new_id
+from shared.lease import lease as leasing
+from shared.lease.lease import MAX_FAILURES
 from shared.store.db import session_scope
 from shared.store.tables import AdapterRow, CheckpointRow, JobRow, MergeRow
 from shared.tenants import keys
@@ -182,9 +186,11 @@ def submit(session: Session, caller: Caller) -> MergeRow:
 
 
 def expire(session: Session, row: MergeRow) -> None:
+    """The worker is lost, and the reaper has noticed."""
     session.refresh(row)
     row.lease_until = row.created_at.replace(year=2000)
     session.flush()
+    assert chores.reap(session, grace_seconds=5) == [row.id]
 
 
 def test_a_worker_makes_one_at_a_time_and_another_takes_the_next(alone: Session) -> None:
@@ -194,11 +200,11 @@ def test_a_worker_makes_one_at_a_time_and_another_takes_the_next(alone: Session)
     mine = merges.claim(alone, worker_id="one", lease_seconds=60)
 
     assert mine is not None
-    assert mine.lease.job_id == first.id
+    assert mine.lease.id == first.id
     assert merges.claim(alone, worker_id="one", lease_seconds=60) is None
     other = merges.claim(alone, worker_id="two", lease_seconds=60)
     assert other is not None
-    assert other.lease.job_id == second.id
+    assert other.lease.id == second.id
 
 
 def test_a_maker_that_was_thought_dead_publishes_nothing(alone: Session) -> None:
@@ -210,14 +216,14 @@ def test_a_maker_that_was_thought_dead_publishes_nothing(alone: Session) -> None
     assert now is not None
 
     assert merges.finish(alone, late.lease, manifest=MANIFEST) is False
-    assert merges.keep(alone, late.lease, lease_seconds=60) is False
+    assert leasing.keep(alone, MERGE, late.lease, lease_seconds=60) is False
     assert merges.finish(alone, now.lease, manifest=MANIFEST) is True
     assert merges.fail(alone, now.lease, code="worker_lost", message="") is False
 
 
 def test_what_ended_three_workers_is_given_up_by_name(alone: Session) -> None:
     row = submit(alone, make_caller(alone))
-    for _ in range(merges.MAX_ATTEMPTS):
+    for _ in range(MAX_FAILURES):
         assert claim(alone) is not None
         expire(alone, row)
 
@@ -230,10 +236,10 @@ def test_what_ended_three_workers_is_given_up_by_name(alone: Session) -> None:
 
 def test_a_drained_worker_costs_no_attempt_and_a_failure_waits_before_the_next(alone: Session) -> None:
     row = submit(alone, make_caller(alone))
-    for _ in range(2 * merges.MAX_ATTEMPTS):
+    for _ in range(2 * MAX_FAILURES):
         drained = claim(alone)
         assert drained is not None
-        assert merges.release(alone, drained.lease)
+        assert leasing.give_back(alone, MERGE, drained.lease, counted=False)
     failed = claim(alone)
     assert failed is not None
 
@@ -252,7 +258,7 @@ def test_a_deleted_merge_ends_its_maker(alone: Session) -> None:
 
     merges.delete(alone, row.id, project_id=caller.project_id)
 
-    assert merges.keep(alone, claimed.lease, lease_seconds=60) is False
+    assert leasing.keep(alone, MERGE, claimed.lease, lease_seconds=60) is False
     assert "cpu" not in waiting.waiting(alone)
 
 
@@ -276,7 +282,7 @@ def test_a_checkpoint_merges_too(alone: Session) -> None:
 
     made = claim(alone)
     assert made is not None
-    assert made.lease.job_id == row.id
+    assert made.lease.id == row.id
     assert [file.name for file in merges.sources(alone, made)[0].adapter.files] == [FILE["name"]]
 
 

@@ -44,7 +44,7 @@ def run_to_success(api: Api, job_id: str) -> None:
         worker = session.scalars(select(WorkerRow)).first() or make_worker(session)
         training = claim_on(session, worker)
         assert training is not None
-        assert training.lease.job_id == job_id
+        assert training.lease.id == job_id
         moves.record(
             session, training.lease, [NewEvent("Step 1/1", type="metrics", data={"step": 1, "train_loss": 0.5})]
         )
@@ -63,7 +63,7 @@ def run_to_success(api: Api, job_id: str) -> None:
 
 def validation_claim(session: Session, job_id: str):
     while (claim := moves.claim_validation(session, worker_id="checker", lease_seconds=60)) is not None:
-        if claim.lease.job_id == job_id:
+        if claim.lease.id == job_id:
             return claim
     raise AssertionError(f"{job_id} cannot be validated")
 

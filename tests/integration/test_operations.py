@@ -417,7 +417,7 @@ def test_a_gang_never_waits_for_devices_of_two_workers_on_one_host_together(api:
         claims = [claim for worker in workers if (claim := claim_on(session, worker)) is not None]
         verdict = verdict_of(session, gang.id)
 
-    assert [claim.lease.job_id for claim in claims] == [single.id]
+    assert [claim.lease.id for claim in claims] == [single.id]
     assert verdict is not None
     assert verdict.blocked_by == "NO_WORKER"
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,14 @@ import pytest
 from sqlalchemy import text
 
 from shared.chores import preflights
+from shared.chores import table as chores
+from shared.chores.preflights import PREFLIGHT
+from shared.lease import lease as leasing
+from shared.lease.lease import MAX_FAILURES
 from shared.settings import Settings, child_environment
 from shared.store.db import session_scope
 from shared.store.tables import PreflightRow
-from tests.factories import make_worker
+from tests.factories import make_key, make_worker
 from tests.integration.conftest import Api
 from tests.live import live_api
 from tests.train.tiny import chat, chat_rows, make_model_directory
@@ -209,11 +215,13 @@ def test_an_examiner_that_was_thought_dead_writes_nothing(host: Host, http: http
     while check_next_file(host):
         pass
     with session_scope(host.engine) as session:
-        slow = preflights.claim(session, lease_seconds=-1)
-        quick = preflights.claim(session, lease_seconds=60)
+        slow = preflights.claim(session, worker_id="slow", lease_seconds=-60)
+    with session_scope(host.engine) as session:
+        chores.reap(session, grace_seconds=5)
+        quick = preflights.claim(session, worker_id="quick", lease_seconds=60)
     assert slow is not None
     assert quick is not None
-    assert slow.id == quick.id == asked["id"]
+    assert slow.lease.id == quick.lease.id == asked["id"]
     with session_scope(host.engine) as session:
         assert not preflights.finish(session, slow, {"ok": False, "files": {}, "refusal": None})
         assert preflights.finish(session, quick, {"ok": True, "files": {}, "refusal": None})
@@ -224,10 +232,37 @@ def test_a_preflight_that_ends_three_examiners_is_given_up(host: Host, http: htt
     asked = ask(http, upload(http, chat_rows(3)))
     while check_next_file(host):
         pass
+    for _ in range(MAX_FAILURES):
+        with session_scope(host.engine) as session:
+            assert preflights.claim(session, worker_id="gone", lease_seconds=-60) is not None
+        with session_scope(host.engine) as session:
+            assert chores.reap(session, grace_seconds=5) == [asked["id"]]
     with session_scope(host.engine) as session:
-        claimed = [preflights.claim(session, lease_seconds=-1) for _ in range(preflights.MAX_CHECKS + 1)]
-        assert claimed[-1] is None
+        assert preflights.claim(session, worker_id="next", lease_seconds=60) is None
     assert http.get(f"/v1/tunepool/preflights/{asked['id']}").json()["error"]["code"] == "preflight_lost"
+
+
+def test_a_preflight_is_cancelled_by_its_owner_or_an_administrator_and_its_examiner_writes_nothing(
+    http: httpx2.Client, host: Host, stranger: str
+) -> None:
+    asked = [ask(http, upload(http, chat_rows(3))) for _ in range(2)]
+    while check_next_file(host):
+        pass
+    with session_scope(host.engine) as session:
+        held = preflights.claim(session, worker_id="examiner", lease_seconds=60)
+        _, administrator = make_key(session, scopes=("*", "admin"))
+    assert held is not None
+    own, other = (f"/v1/tunepool/preflights/{one['id']}" for one in asked)
+
+    assert http.delete(own, headers={"Authorization": f"Bearer {stranger}"}).status_code == 404
+    ended = http.delete(own).json()
+    assert (ended["status"], ended["error"]["code"], ended["report"]) == ("failed", "cancelled", None)
+    assert http.delete(own).status_code == 409
+    assert http.delete(other, headers={"Authorization": f"Bearer {administrator}"}).json()["status"] == "failed"
+    with session_scope(host.engine) as session:
+        assert not leasing.keep(session, PREFLIGHT, held.lease, lease_seconds=60), "its program is not stopped"
+        assert not preflights.finish(session, held, {"ok": True, "files": {}, "refusal": None})
+    assert http.get(own).json() == ended
 
 
 def test_a_drained_worker_gives_the_preflight_back(host: Host, http: httpx2.Client) -> None:
@@ -289,3 +324,26 @@ def test_a_pipeline_with_bad_rows_stops_with_exit_1_and_the_line(
 
     assert code == 1, out + err
     assert json.loads(out)["report"]["files"]["training"]["problems"][0]["line"] == 1
+
+
+def test_a_pipeline_that_is_interrupted_cancels_its_preflight(
+    http: httpx2.Client, host: Host, api: Api, tmp_path: Path
+) -> None:
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in chat_rows(20)), encoding="utf-8")
+    command = cli(http, api, "preflight", str(file), "--model", "tiny")
+
+    def waiting() -> list[Any]:
+        return http.get("/v1/tunepool/preflights", params={"status": "queued"}).json()["data"]
+
+    while not waiting():
+        assert command.poll() is None, command.communicate()
+        time.sleep(0.2)
+    (asked,) = waiting()
+    time.sleep(2)  # the answer of the POST is on its way to the command
+    command.send_signal(signal.SIGINT)
+    command.communicate(timeout=60)
+
+    assert command.returncode != 0
+    ended = http.get(f"/v1/tunepool/preflights/{asked['id']}").json()
+    assert (ended["status"], ended["error"]["code"]) == ("failed", "cancelled")

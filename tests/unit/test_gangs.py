@@ -118,7 +118,7 @@ def test_an_attempt_on_one_host_waits_for_nobody() -> None:
 
 
 def test_a_meeting_point_has_a_free_port_of_the_range_and_a_name_that_nobody_can_guess() -> None:
-    lease = Lease(job_id="ftjob-1", fence=7, worker_id="w", attempt=1)
+    lease = Lease(kind="job", id="ftjob-1", fence=7, worker_id="w", attempt=1)
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         settings = Settings(gang_ports=f"{port}-{port}", gang_address="10.0.0.1")
@@ -152,7 +152,7 @@ def test_a_host_is_reached_where_it_reaches_the_database_from(database_url: str,
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "localhost"])
 def test_a_leader_that_other_hosts_cannot_reach_says_which_setting_helps(address: str) -> None:
-    lease, settings = Lease(job_id="ftjob-1", fence=7, worker_id="w", attempt=1), Settings(gang_address=address)
+    lease, settings = Lease(kind="job", id="ftjob-1", fence=7, worker_id="w", attempt=1), Settings(gang_address=address)
 
     with pytest.raises(Unavailable, match="set TUNEPOOL_GANG_ADDRESS"):
         meeting.choose(settings, lease, apart=True)

@@ -32,9 +32,7 @@ class AttemptFolder:
     def __init__(self, host: Host, claim: Claim) -> None:
         assert claim.spec is not None, "a queued job is resolved"
         self.host, self.claim, self.spec = host, claim, claim.spec
-        self.tag = processes.own_tag(
-            home=host.settings.home.resolve(), job_id=claim.lease.job_id, fence=claim.lease.fence
-        )
+        self.tag = processes.own_tag(home=host.settings.home.resolve(), job_id=claim.lease.id, fence=claim.lease.fence)
         self.micro_batch_size = claim.micro_batch_size or self.spec.training.per_device_train_batch_size
         self.gradient_checkpointing = (
             self.spec.training.gradient_checkpointing
@@ -79,7 +77,7 @@ class AttemptFolder:
 
     def _attempt_spec(self, model: Path, rows: Path, validation: Path | None) -> AttemptSpec:
         return AttemptSpec(
-            job_id=self.claim.lease.job_id,
+            job_id=self.claim.lease.id,
             model_name=self.claim.model_name,
             job=self.spec,
             base_model_path=str(model),

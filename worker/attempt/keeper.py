@@ -105,6 +105,6 @@ class LeaseKeeper(threading.Thread):
             if self._gang.members:
                 self._gang.hear(self._host.write(lambda s: members.states(s, self._lease)))
         except AWAY as error:
-            log.warning("lease.unheard", job_id=self._lease.job_id, error=str(error)[:200])
+            log.warning("lease.unheard", job_id=self._lease.id, error=str(error)[:200])
             return
         self._heard = now

@@ -34,7 +34,7 @@ def choose(settings: Settings, lease: Lease, *, apart: bool) -> MeetingPlace:
             " network."
         )
     # Job and fence for people; the random part, so that no host of an older attempt that still knocks is let in.
-    name = f"{lease.job_id}-{lease.fence}-{secrets.token_hex(8)}"
+    name = f"{lease.id}-{lease.fence}-{secrets.token_hex(8)}"
     return MeetingPlace(name=name, address=address, port=free_port(settings.gang_ports))
 
 

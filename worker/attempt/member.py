@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-import stamina
 import structlog
 from sqlalchemy.orm import Session
 
@@ -40,7 +39,7 @@ class Dismissed(Exception):  # an order, not an error
 def take_part(host: Host, part: Membership) -> None:
     """Play a member's part to its end. What goes wrong here is told to the leader, and named there."""
     lease = part.claim.lease
-    bound = log.bind(job_id=lease.job_id, attempt=lease.attempt, node=part.node)
+    bound = log.bind(job_id=lease.id, attempt=lease.attempt, node=part.node)
     bound.info("member.called", devices=list(part.claim.device_ids))
     with MemberReporter(host, part) as reporter:
         member = _Member(host, part, reporter)
@@ -112,7 +111,7 @@ class MemberReporter(threading.Thread):
             try:
                 self._word = self._host.write(self._report)
             except AWAY as error:
-                log.warning("member.unheard", job_id=self._part.claim.lease.job_id, error=str(error)[:200])
+                log.warning("member.unheard", job_id=self._part.claim.lease.id, error=str(error)[:200])
                 continue
             self._heard = now
 
@@ -153,9 +152,9 @@ class _Member:
             self.reporter.check()
             time.sleep(LOOK_SECONDS)
         ended = trainer.end(grace_seconds=0)
-        log.info("member.ranks_ended", job_id=self.part.claim.lease.job_id, exit_code=ended.code)
+        log.info("member.ranks_ended", job_id=self.part.claim.lease.id, exit_code=ended.code)
         if ended.code:
-            log.warning("trainer.failed", job_id=self.part.claim.lease.job_id, last_words=ended.last_words[-2000:])
+            log.warning("trainer.failed", job_id=self.part.claim.lease.id, last_words=ended.last_words[-2000:])
         self.leave(exit_code=ended.code, error=self.last_words(ended.code))
 
     def last_words(self, code: int) -> dict[str, Any] | None:
@@ -179,10 +178,7 @@ class _Member:
 
     def insist(self, verb: Callable[[Session], object]) -> None:
         """Run a write, again while Postgres is away; after a lease the leader has long heard the silence."""
-        patience = self.host.settings.lease_seconds
-        for attempt in stamina.retry_context(on=AWAY, attempts=None, timeout=patience, wait_initial=0.1, wait_max=2.0):
-            with attempt:
-                self.host.write(verb)
+        self.host.write_in_the_end(verb)
 
     def clean_up(self) -> None:
         if self.trainer is not None and self.trainer.poll() is None:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Literal, TypeVar, cast
 
-import stamina
 import structlog
 from sqlalchemy.orm import Session
 
@@ -75,7 +74,7 @@ class TrainerEnd:
 def run_attempt(host: Host, claim: Claim, *, clock: Callable[[], float] = time.monotonic) -> None:
     """Carry a claimed job to the end of this attempt. Never raises: whatever goes wrong is written on the job."""
     attempt = _Attempt(host, claim, clock=clock)
-    bound = log.bind(job_id=claim.lease.job_id, attempt=claim.lease.attempt)
+    bound = log.bind(job_id=claim.lease.id, attempt=claim.lease.attempt)
     bound.info("attempt.claimed", devices=list(claim.device_ids))
     with LeaseKeeper(host, claim.lease, attempt.gang) as keeper:
         attempt.keeper = keeper
@@ -218,7 +217,7 @@ class _Attempt:
         while self.hear(tail):
             pass
         self.tell(now=True)
-        log.info("trainer.ended", job_id=self.lease.job_id, exit_code=done.code, events_unreadable=tail.unreadable)
+        log.info("trainer.ended", job_id=self.lease.id, exit_code=done.code, events_unreadable=tail.unreadable)
         return done
 
     def hear(self, tail: EventTail) -> int:
@@ -242,7 +241,7 @@ class _Attempt:
         try:
             self.host.write(lambda s: moves.record(s, self.lease, batch, progress=progress))
         except AWAY as error:
-            log.warning("events.waiting", job_id=self.lease.job_id, waiting=len(batch), error=str(error)[:200])
+            log.warning("events.waiting", job_id=self.lease.id, waiting=len(batch), error=str(error)[:200])
             return
         self.untold.clear()
 
@@ -254,7 +253,7 @@ class _Attempt:
         try:
             manifest = workdir.publish_checkpoint(self.host.store, self.claim, out, event, interrupt=self.unless_over)
         except (Unavailable, FileNotFoundError, Interrupted) as error:
-            log.warning("checkpoint.unpublished", job_id=self.lease.job_id, step=event.step, error=str(error)[:200])
+            log.warning("checkpoint.unpublished", job_id=self.lease.id, step=event.step, error=str(error)[:200])
             return
         self.reach("checkpoint_uploaded")
         metrics = event.model_dump(mode="json", exclude={"type", "time", "name"}, exclude_none=True)
@@ -314,9 +313,9 @@ class _Attempt:
         return published
 
     def publish_metrics(self) -> NewFile:
-        earlier = self.insist(lambda s: metrics_file.recorded_metrics(s, self.lease.job_id))
+        earlier = self.insist(lambda s: metrics_file.recorded_metrics(s, self.lease.id))
         text = metrics_file.metrics_csv([*earlier, *metric_lines(self.place.folder.events)])
-        key = layout.result_key(self.claim.project_id, self.lease.job_id, self.lease.fence)
+        key = layout.result_key(self.claim.project_id, self.lease.id, self.lease.fence)
         size, sha256 = workdir.publish_text(
             self.host.store, key, text, scratch=self.place.folder.root / "step_metrics.csv", interrupt=self.unless_over
         )
@@ -450,7 +449,7 @@ class _Attempt:
     ) -> None:
         if ended is not None:
             exit_code = ended.exit.code
-            log.warning("trainer.failed", job_id=self.lease.job_id, code=code, last_words=ended.exit.last_words[-2000:])
+            log.warning("trainer.failed", job_id=self.lease.id, code=code, last_words=ended.exit.last_words[-2000:])
         self.insist(
             lambda s: moves.give_back(
                 s,
@@ -487,12 +486,7 @@ class _Attempt:
 
     def insist(self, verb: Callable[[Session], T]) -> T:
         """Run a write, again while Postgres is away; a lost lease makes it do nothing. Raises one of `AWAY`."""
-        for attempt in stamina.retry_context(
-            on=AWAY, attempts=None, timeout=self.patience, wait_initial=0.1, wait_max=2.0
-        ):
-            with attempt:
-                return self.host.write(verb)
-        raise AssertionError("a retry ends in a value or in its error")
+        return self.host.write_in_the_end(verb, patience=self.patience)
 
     @property
     def patience(self) -> float:

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, Final, Literal
 
 import structlog
 
 from shared.chores import file_checks
-from shared.chores.file_checks import FileCheck, MadeRows
+from shared.chores.file_checks import FILE_CHECK, TABLES, FileCheck, MadeRows
 from shared.chores.preflights import PreflightClaim
 from shared.contract.spec import DataFacts
 from shared.errors import Invalid, TunepoolError, Unavailable
 from shared.fleet import workers
 from shared.jobs import measurements, moves
+from shared.jobs.claims import SETTLING
 from shared.lease.values import Claim, FileRef
 from shared.rows.check import DatasetReport, Limits, check
 from shared.rows.convert import source_of
 from shared.settle import durations
 from shared.settle.catalogue import load_catalogue
 from shared.settle.resolve import DeviceFacts, Resolution, resolve
-from worker.chores.run_program import Stopped
+from shared.store.bell import ring
+from worker.chores.run_program import Stopped, Watch, under_lease
 from worker.chores.unpacking import unpack
 from worker.host.host import Host
 
@@ -34,38 +35,54 @@ Param = Literal["training_file", "validation_file"]
 
 
 def check_next_file(host: Host) -> bool:
-    """Read one uploaded file, if any waits. False: none does."""
-    found = host.write(lambda s: file_checks.claim_check(s, lease_seconds=host.settings.lease_seconds))
+    """Read one uploaded file of lines, if any waits. False: none does, or the store is away."""
+    return _check(host, host.claim(partial(file_checks.claim_check, **_who(host))))
+
+
+def check_next_table(host: Host) -> bool:
+    """Open one uploaded table, if any waits and long work may begin. False: none does, or the store is away."""
+    turn = host.turn("table_check")
+    found = host.claim(partial(file_checks.claim_check, **_who(host), work=TABLES, turn=turn))
+    if found is not None:
+        host.served["table_check"] = found.project_id
+    return _check(host, found)
+
+
+def _who(host: Host) -> dict[str, Any]:
+    return {"worker_id": host.worker.id, "lease_seconds": host.settings.lease_seconds}
+
+
+def _check(host: Host, found: FileCheck | None) -> bool:
     if found is None:
         return False
+    return under_lease(host, FILE_CHECK, found.lease, partial(_report, host, found))
+
+
+def _report(host: Host, found: FileCheck, watch: Watch) -> None:
+    """Write what is in the file. Raises Stopped, too when the store is away: that is not the file's fault."""
     try:
-        report, rows = _read(host, found)
-    except (Unavailable, Stopped) as error:
-        log.warning("file.unreadable", file_id=found.file_id, error=str(error)[:200])
-        host.write(lambda s: file_checks.release_check(s, found))
-        return False  # not the file's fault; the sweep rings again
+        report, rows = _read(host, found, watch)
+    except Unavailable as error:
+        log.warning("file.unreadable", file_id=found.lease.id, error=str(error)[:200])
+        raise Stopped from error  # the sweep rings again
     problem, found_out = _sentence(report), dataclasses.asdict(report)
-    host.write(lambda s: file_checks.finish_check(s, found, report=found_out, problem=problem, rows=rows))
-    log.info("file.checked", file_id=found.file_id, rows=report.rows, problems=report.problem_count)
-    return True
+    host.write_in_the_end(lambda s: file_checks.finish_check(s, found, report=found_out, problem=problem, rows=rows))
+    log.info("file.checked", file_id=found.lease.id, rows=report.rows, problems=report.problem_count)
 
 
-def _read(host: Host, found: FileCheck) -> tuple[DatasetReport, MadeRows | None]:
+def _read(host: Host, found: FileCheck, watch: Watch) -> tuple[DatasetReport, MadeRows | None]:
     """What is in the file, and the rows made of it if it is not JSONL. Raises Unavailable, Stopped."""
     limits = Limits(file_bytes=host.settings.max_file_bytes)
     if source_of(found.filename) in {None, "jsonl"}:
-        return check(_kept_alive(host, found), limits=limits), None
-    return unpack(host, found, limits=limits)
+        return check(_kept_alive(host, found, watch), limits=limits), None
+    return unpack(host, found, watch, limits=limits)
 
 
-def _kept_alive(host: Host, found: FileCheck, *, clock: Callable[[], float] = time.monotonic) -> Iterator[bytes]:
-    """The file's bytes; the lease of the check is extended while they flow."""
-    extended = clock()
+def _kept_alive(host: Host, found: FileCheck, watch: Watch) -> Iterator[bytes]:
+    """The file's bytes; the lease of the check is extended while they flow. Raises Stopped."""
     for chunk in _small(host.store.chunks(found.key)):
         yield chunk
-        if clock() - extended > host.settings.heartbeat_seconds:
-            extended = clock()
-            host.write(lambda s: file_checks.keep_check(s, found, lease_seconds=host.settings.lease_seconds))
+        watch.check()
 
 
 def _small(chunks: Iterator[bytes], *, size: int = 64 * 1024) -> Iterator[bytes]:
@@ -86,19 +103,19 @@ def _sentence(report: DatasetReport) -> str | None:
 
 def validate_next_job(host: Host) -> bool:
     """Settle one job whose files are read: into the queue, or failed with its reasons. False: none waits."""
-    claim = host.claim(
-        partial(moves.claim_validation, worker_id=host.worker.id, lease_seconds=host.settings.lease_seconds)
-    )
-    if claim is None:
-        return False
+    claim = host.claim(partial(moves.claim_validation, **_who(host)))
+    return claim is not None and under_lease(host, SETTLING.kind, claim.lease, partial(_validate, host, claim))
+
+
+def _validate(host: Host, claim: Claim, _watch: Watch) -> None:
     try:
         settled = settle(host, claim)
     except TunepoolError as error:
         code, message, param = error.code, error.message, error.param
-        host.write(lambda s: moves.fail(s, claim.lease, code=code, message=message, param=param))
-        log.info("job.refused", job_id=claim.lease.job_id, code=code)
-        return True
-    host.write(
+        host.write_in_the_end(lambda s: moves.fail(s, claim.lease, code=code, message=message, param=param))
+        log.info("job.refused", job_id=claim.lease.id, code=code)
+        return
+    host.write_in_the_end(
         lambda s: moves.validated(
             s,
             claim.lease,
@@ -110,7 +127,7 @@ def validate_next_job(host: Host) -> bool:
             ),
         )
     )
-    return True
+    ring("training", host.settings)
 
 
 def settle(host: Host, claim: Claim | PreflightClaim) -> Resolution:

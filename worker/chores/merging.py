@@ -4,35 +4,30 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Final
 
 import structlog
 
 from shared.chores import merges
-from shared.chores.merges import MergeClaim
+from shared.chores.merges import MERGE, MergeClaim
 from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
-from shared.contract.spec import CreateMerge, MergeSpec, Placement
+from shared.contract.spec import CreateMerge, MergeSpec
 from shared.errors import Invalid, TunepoolError, Unavailable
 from shared.settle.catalogue import load_catalogue
 from shared.settle.sizing import estimate_combination, estimate_merge
 from shared.store import layout
 from worker import base_models
+from worker.chores import run_program as programs
+from worker.chores.run_program import Watch, under_lease
 from worker.host import devices
-from worker.host.host import AWAY, Host
-from worker.program import hostile_folder, launcher, processes, workdir
-from worker.program.launcher import Exit, Trainer
+from worker.host.host import Host
+from worker.program import workdir
+from worker.program.launcher import Exit
 from worker.program.trainer_events import EventTail, Story
 from worker.program.workdir import Workdir
 
 log = structlog.get_logger()
-
-LOOK_SECONDS: Final = 0.2
-
-
-class _Over(Exception):
-    """The work must end where it stands: its lease is lost, or the worker drains."""
 
 
 class HostTooSmall(TunepoolError):
@@ -48,72 +43,57 @@ class HostMemoryTaken(TunepoolError):
 
 
 def make_next(host: Host) -> bool:
-    """Make one merge or combination, if any waits. False: none does."""
-    claim = host.write(lambda s: merges.claim(s, worker_id=host.worker.id, lease_seconds=host.settings.lease_seconds))
+    """Make one merge or combination, if any waits and long work may begin. False: none does."""
+    claim = host.claim(
+        partial(
+            merges.claim,
+            worker_id=host.worker.id,
+            lease_seconds=host.settings.lease_seconds,
+            turn=host.turn("merge"),
+        )
+    )
     if claim is None:
         return False
-    log.info("merge.claimed", merge_id=claim.lease.job_id, attempt=claim.lease.attempt)
-    work = _Work(host, claim)
+    host.served["merge"] = claim.project_id
+    log.info("merge.claimed", merge_id=claim.lease.id, attempt=claim.lease.attempt)
+    return under_lease(host, MERGE, claim.lease, partial(_make, host, claim))
+
+
+def _make(host: Host, claim: MergeClaim, watch: Watch) -> None:
+    """Write the product, or why there is none. Raises Stopped."""
     try:
-        work.run()
-    except _Over:
-        host.write(lambda s: merges.release(s, claim.lease))  # nothing happens when the lease is lost
+        _Work(host, claim, watch).run()
     except HostMemoryTaken as error:
         code, message = error.code, error.message
-        host.write(lambda s: merges.postpone(s, claim.lease, code=code, message=message))
+        host.write_in_the_end(lambda s: merges.postpone(s, claim.lease, code=code, message=message))
     except (Unavailable, HostTooSmall) as error:
         code, message = error.code, error.message
-        host.write(lambda s: merges.give_back(s, claim.lease, code=code, message=message))
+        host.write_in_the_end(lambda s: merges.give_back(s, claim.lease, code=code, message=message))
     except TunepoolError as error:
         code, message, param = error.code, error.message, error.param
-        host.write(lambda s: merges.fail(s, claim.lease, code=code, message=message, param=param))
-    finally:
-        hostile_folder.remove(host.work / claim.lease.job_id)
-    return True
+        host.write_in_the_end(lambda s: merges.fail(s, claim.lease, code=code, message=message, param=param))
 
 
 class _Work:
     """One attempt at a product."""
 
-    def __init__(self, host: Host, claim: MergeClaim, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.host = host
-        self.claim = claim
+    def __init__(self, host: Host, claim: MergeClaim, watch: Watch) -> None:
+        self.host, self.claim, self.watch = host, claim, watch
         self.lease = claim.lease
-        self.clock = clock
-        self.kept_at = clock()
-        self.tag = processes.own_tag(
-            home=host.settings.home.resolve(), job_id=claim.lease.job_id, fence=claim.lease.fence
-        )
 
     def run(self) -> None:
         self.find_room()
         folder = workdir.make(self.host.work, self.lease)
         self.stage(folder)
         workdir.hand_over(folder, uid=self.host.trainer_uid)
-        ended = self.watch(self.launch(folder))
+        ended = self.run_program(folder)
         if ended.code != EXIT_DONE:
             self.refuse(folder, ended)
             return
-        prefix = layout.merge_attempt_prefix(self.claim.project_id, self.lease.job_id, self.lease.fence)
-        manifest = workdir.publish_folder(self.host.store, folder.out / "product", prefix, interrupt=self.check)
-        done = self.host.write(lambda s: merges.finish(s, self.lease, manifest=manifest))
-        log.info("merge.ended", merge_id=self.lease.job_id, published=done)
-
-    def check(self) -> None:
-        """Extend the lease when it is time. Raises _Over when the work must end."""
-        if self.host.flags.draining:
-            raise _Over
-        if self.clock() - self.kept_at < self.host.settings.heartbeat_seconds:
-            return
-        self.kept_at = self.clock()
-        try:
-            kept = self.host.write(lambda s: merges.keep(s, self.lease, lease_seconds=self.host.settings.lease_seconds))
-        except AWAY as error:
-            # Another worker may take it when the lease is over; the fence keeps the two products apart.
-            log.warning("merge.unheard", merge_id=self.lease.job_id, error=str(error)[:200])
-            return
-        if not kept:
-            raise _Over
+        prefix = layout.merge_attempt_prefix(self.claim.project_id, self.lease.id, self.lease.fence)
+        manifest = workdir.publish_folder(self.host.store, folder.out / "product", prefix, interrupt=self.watch.check)
+        done = self.host.write_in_the_end(lambda s: merges.finish(s, self.lease, manifest=manifest))
+        log.info("merge.ended", merge_id=self.lease.id, published=done)
 
     def find_room(self) -> None:
         """Nothing is fetched for what cannot be made. Raises HostTooSmall, HostMemoryTaken."""
@@ -125,7 +105,7 @@ class _Work:
             )
         _, available = devices.host_memory()
         if needed > available:
-            log.info("merge.postponed", merge_id=self.lease.job_id, needed=needed, available=available)
+            log.info("merge.postponed", merge_id=self.lease.id, needed=needed, available=available)
             raise HostMemoryTaken(
                 f"About {_gib(needed)} are needed, of this host's memory {_gib(available)} are free now. It is tried "
                 f"again after {merges.RETRY_AFTER.seconds} seconds, as often as it takes."
@@ -155,13 +135,13 @@ class _Work:
                 param="adapter",
                 code="base_model_changed",
             )
-        model = base_models.ensure(entry, cache=self.host.settings.cache, interrupt=self.check)
+        model = base_models.ensure(entry, cache=self.host.settings.cache, interrupt=self.watch.check)
         places = []
         for number, source in enumerate(sources):
             places.append(folder.data / f"adapter-{number}")
-            workdir.stage_files(self.host.store, source.adapter.files, places[-1], interrupt=self.check)
+            workdir.stage_files(self.host.store, source.adapter.files, places[-1], interrupt=self.watch.check)
         spec = MergeSpec(
-            name=self.lease.job_id,
+            name=self.lease.id,
             request=self.claim.request,
             job=self.claim.spec,
             base_model_path=str(model),
@@ -175,36 +155,17 @@ class _Work:
     def threads(self) -> int:
         return self.host.settings.cpu_threads or os.cpu_count() or 1
 
-    def launch(self, folder: Workdir) -> Trainer:
+    def run_program(self, folder: Workdir) -> Exit:
         settings = self.host.settings
         module = settings.merger if isinstance(self.claim.request, CreateMerge) else settings.combiner
-        return launcher.start(
-            launcher.command(module, placement=Placement(), spec_file=folder.spec, out=folder.out),
-            environment=launcher.environment(
-                tag=self.tag, device_ids=(), kind="cpu", threads=self.threads, scratch=folder.out
-            ),
-            tag=self.tag,
-            out=folder.out,
-            log_file=folder.log,
-            uid=self.host.trainer_uid,
-        )
-
-    def watch(self, program: Trainer) -> Exit:
-        """Stay beside the program until nothing of it lives."""
-        try:
-            while program.poll() is None:
-                time.sleep(LOOK_SECONDS)
-                self.check()
-        finally:
-            ended = program.end(grace_seconds=0)
-        return ended
+        return programs.run(self.host, module, lease=self.lease, place=folder, watch=self.watch, threads=self.threads)
 
     def refuse(self, folder: Workdir, ended: Exit) -> None:
         """The program made nothing: its own words, or what its end means."""
         failed = _failure(folder.events)
         if ended.code == EXIT_USER_FAULT and failed is not None:
             code, message, param = failed.code, failed.message, failed.param
-            self.host.write(lambda s: merges.fail(s, self.lease, code=code, message=message, param=param))
+            self.host.write_in_the_end(lambda s: merges.fail(s, self.lease, code=code, message=message, param=param))
             return
         if ended.code == EXIT_OUT_OF_MEMORY:
             code, message = "host_oom", self.out_of_room(failed)
@@ -213,8 +174,8 @@ class _Work:
             message = (
                 f"The program ended with code {ended.code}: {(ended.last_words.strip().splitlines() or ['-'])[-1]}"
             )
-        log.error("merge.crashed", merge_id=self.lease.job_id, exit_code=ended.code)
-        self.host.write(lambda s: merges.give_back(s, self.lease, code=code, message=message[:500]))
+        log.error("merge.crashed", merge_id=self.lease.id, exit_code=ended.code)
+        self.host.write_in_the_end(lambda s: merges.give_back(s, self.lease, code=code, message=message[:500]))
 
     def out_of_room(self, failed: Failed | None) -> str:
         """The estimate against what was seen."""

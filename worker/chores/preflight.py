@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,13 +16,13 @@ import structlog
 from pydantic import ValidationError
 
 from shared.chores import preflights
-from shared.chores.preflights import PreflightClaim
+from shared.chores.preflights import PREFLIGHT, PreflightClaim
 from shared.contract.events import EXIT_DONE, TokenReport
 from shared.contract.spec import JobSpec, PreflightSpec
 from shared.errors import TunepoolError, Unavailable
 from shared.fleet import workers
 from shared.jobs import measurements, pages
-from shared.lease.values import FileRef, Lease
+from shared.lease.values import FileRef
 from shared.settle import durations
 from shared.settle.catalogue import load_catalogue
 from shared.settle.device_fit import Candidate, fits
@@ -31,7 +32,7 @@ from shared.store.tables import DeviceRow
 from worker import base_models
 from worker.chores import run_program as programs
 from worker.chores.checks import settle
-from worker.chores.run_program import Stopped, TooSlow, Watch
+from worker.chores.run_program import TooSlow, Watch, under_lease
 from worker.host.host import Host
 from worker.program import hostile_folder, workdir
 from worker.program.launcher import Exit
@@ -49,25 +50,32 @@ class NoAnswer(TunepoolError):
 
 
 def examine_next(host: Host) -> bool:
-    """Answer one preflight, if any waits. False: none does, or none can be answered now."""
-    claim = host.write(lambda s: preflights.claim(s, lease_seconds=host.settings.lease_seconds))
+    """Answer one preflight, if any waits and long work may begin. False: none does, or none can be answered now."""
+    claim = host.claim(
+        partial(
+            preflights.claim,
+            worker_id=host.worker.id,
+            lease_seconds=host.settings.lease_seconds,
+            turn=host.turn("preflight"),
+        )
+    )
     if claim is None:
         return False
-    seconds = host.settings.lease_seconds
-    watch = Watch(host, lambda: host.write(lambda s: preflights.keep(s, claim, lease_seconds=seconds)))
+    host.served["preflight"] = claim.project_id
+    return under_lease(host, PREFLIGHT, claim.lease, partial(_examine, host, claim))
+
+
+def _examine(host: Host, claim: PreflightClaim, watch: Watch) -> None:
+    """Write the answer, or why there is none. Raises Stopped."""
     try:
         report = _Examination(host, claim, watch).answer()
-    except Stopped:
-        host.write(lambda s: preflights.release(s, claim))
-        return False
     except (Unavailable, NoAnswer) as error:
         code, message = error.code, error.message
-        log.warning("preflight.unanswered", preflight_id=claim.id, code=code, error=message[:200])
-        host.write(lambda s: preflights.fail(s, claim, code=code, message=message))
-        return True
-    host.write(lambda s: preflights.finish(s, claim, report))
-    log.info("preflight.answered", preflight_id=claim.id, ok=report["ok"])
-    return True
+        log.warning("preflight.unanswered", preflight_id=claim.lease.id, code=code, error=message[:200])
+        host.write_in_the_end(lambda s: preflights.fail(s, claim, code=code, message=message))
+        return
+    host.write_in_the_end(lambda s: preflights.finish(s, claim, report))
+    log.info("preflight.answered", preflight_id=claim.lease.id, ok=report["ok"])
 
 
 class _Examination:
@@ -145,13 +153,9 @@ class _Examination:
 
     def read_rows(self, spec: JobSpec) -> TokenReport:
         """Have the program read the rows. Raises Invalid and its kin for what would end the job, too."""
-        lease = Lease(job_id=self.claim.id, fence=self.claim.number, worker_id=self.host.worker.id, attempt=1)
-        place = workdir.make(self.host.work, lease)
-        try:
-            self.stage(spec, place)
-            return self.result(place, self.run_program(lease, place))
-        finally:
-            hostile_folder.remove(self.host.work / self.claim.id)
+        place = workdir.make(self.host.work, self.claim.lease)
+        self.stage(spec, place)
+        return self.result(place, self.run_program(place))
 
     def stage(self, spec: JobSpec, place: Workdir) -> None:
         entry = load_catalogue(self.host.settings).entry(spec.base_model.name)
@@ -177,13 +181,13 @@ class _Examination:
     def threads(self) -> int:
         return min(4, self.host.settings.cpu_threads or os.cpu_count() or 1)
 
-    def run_program(self, lease: Lease, place: Workdir) -> Exit:
+    def run_program(self, place: Workdir) -> Exit:
         settings = self.host.settings
         try:
             return programs.run(
                 self.host,
                 settings.preflight,
-                lease=lease,
+                lease=self.claim.lease,
                 place=place,
                 watch=self.watch,
                 seconds=settings.preflight_seconds,
@@ -204,7 +208,9 @@ class _Examination:
         fault = programs.users_fault(place, ended)
         if fault is not None:
             raise _Refused(fault.message, code=fault.code, param=fault.param)
-        log.warning("preflight.broke", preflight_id=self.claim.id, exit=ended.code, last_words=ended.last_words[-2000:])
+        log.warning(
+            "preflight.broke", preflight_id=self.claim.lease.id, exit=ended.code, last_words=ended.last_words[-2000:]
+        )
         raise NoAnswer(f"The program that reads the rows ended unexpectedly (exit code {ended.code}).")
 
 

@@ -6,15 +6,21 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+import structlog
+
 from shared.contract.events import EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
 from shared.contract.spec import Placement
 from shared.errors import TunepoolError
+from shared.lease import lease as leasing
+from shared.lease.lease import Kind
 from shared.lease.values import Lease
-from worker.host.host import Host
-from worker.program import launcher, processes
+from worker.host.host import AWAY, Host
+from worker.program import launcher, processes, workdir
 from worker.program.launcher import Exit
 from worker.program.trainer_events import EventTail
 from worker.program.workdir import Workdir
+
+log = structlog.get_logger()
 
 LOOK_SECONDS: Final = 0.1
 
@@ -30,24 +36,47 @@ class TooSlow(TunepoolError):
 
 
 class Watch:
-    """Keeps a lease while something long goes on, and ends that when there is no more use in it.
+    """Keeps a lease while something long goes on, and ends that when there is no more use in it."""
 
-    `keep` extends the lease and says whether it is still held.
-    """
-
-    def __init__(self, host: Host, keep: Callable[[], bool], *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._host, self._keep, self._clock = host, keep, clock
+    def __init__(self, host: Host, kind: Kind, lease: Lease, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._host, self._kind, self._lease, self._clock = host, kind, lease, clock
         self._kept = clock()
 
     def check(self) -> None:
-        """Raises Stopped."""
+        """Extend the lease when it is time. Raises Stopped when it is lost or the worker drains."""
         if self._host.flags.draining:
             raise Stopped
-        if self._clock() - self._kept < self._host.settings.heartbeat_seconds:
+        settings = self._host.settings
+        if self._clock() - self._kept < settings.heartbeat_seconds:
             return
         self._kept = self._clock()
-        if not self._keep():
+        try:
+            kept = self._host.write(
+                lambda s: leasing.keep(s, self._kind, self._lease, lease_seconds=settings.lease_seconds)
+            )
+        except AWAY as error:
+            # Another worker may take the row when the lease is over; the fence keeps what both write apart.
+            log.warning("lease.unheard", kind=self._kind.name, id=self._lease.id, error=str(error)[:200])
+            return
+        if not kept:
             raise Stopped
+
+
+def under_lease(host: Host, kind: Kind, lease: Lease, work: Callable[[Watch], None]) -> bool:
+    """Do `work` and write what came of it. False: it was stopped, and the row is free again at no cost.
+
+    The row is given back when the worker drains, when the lease is lost (nothing is written then), and when Postgres
+    is away for too long. The folder of this lease goes away, and no other: a later holder may work beside it.
+    """
+    try:
+        work(Watch(host, kind, lease))
+    except (Stopped, *AWAY) as error:
+        log.info("chore.stopped", kind=kind.name, id=lease.id, reason=type(error).__name__)
+        host.write_in_the_end(lambda s: leasing.give_back(s, kind, lease, counted=False))
+        return False
+    finally:
+        workdir.remove(host.work, lease)
+    return True
 
 
 def run(
@@ -57,25 +86,30 @@ def run(
     lease: Lease,
     place: Workdir,
     watch: Watch,
-    seconds: float,
+    seconds: float | None = None,
+    threads: int = 1,
     clock: Callable[[], float] = time.monotonic,
 ) -> Exit:
-    """Run `python -m module place.spec place.out` to its end. Raises Stopped, TooSlow; nothing of it lives then."""
-    tag = processes.own_tag(home=host.settings.home.resolve(), job_id=lease.job_id, fence=lease.fence)
+    """Run `python -m module place.spec place.out` to its end, for `seconds` at most. Nothing of it lives afterwards.
+
+    Raises Stopped, TooSlow.
+    """
+    tag = processes.own_tag(home=host.settings.home.resolve(), job_id=lease.id, fence=lease.fence)
     program = launcher.start(
         launcher.command(module, placement=Placement(), spec_file=place.spec, out=place.out),
-        environment=launcher.environment(tag=tag, device_ids=(), kind="cpu", threads=1, scratch=place.out),
+        environment=launcher.environment(tag=tag, device_ids=(), kind="cpu", threads=threads, scratch=place.out),
         tag=tag,
         out=place.out,
         log_file=place.log,
         uid=host.trainer_uid,
-        cpu_seconds=seconds * launcher.CORES,  # the last word, should nobody here look at the clock
+        # The last word, should nobody here look at the clock.
+        cpu_seconds=None if seconds is None else seconds * launcher.CORES,
     )
-    deadline = clock() + seconds
+    began = clock()
     try:
         while program.poll() is None:
             watch.check()
-            if clock() > deadline:
+            if seconds is not None and clock() - began > seconds:
                 raise TooSlow(f"The program took more than {seconds:g} seconds.")
             time.sleep(LOOK_SECONDS)
     finally:

@@ -8,10 +8,8 @@ from typing import Final
 
 import structlog
 
-from shared.chores import file_checks
 from shared.chores.file_checks import FileCheck, MadeRows
 from shared.contract.events import EXIT_DONE, Failed
-from shared.lease.values import Lease
 from shared.rows.check import DatasetReport, Limits, check, refused
 from shared.rows.convert import UnpackSpec, source_of
 from shared.rows.lines import RowProblem, at_start
@@ -31,29 +29,21 @@ UNPACK_SECONDS: Final = 600.0
 MEMORY_BYTES: Final = 2 * 1024**3
 
 
-def unpack(host: Host, found: FileCheck, *, limits: Limits) -> tuple[DatasetReport, MadeRows | None]:
+def unpack(host: Host, found: FileCheck, watch: Watch, *, limits: Limits) -> tuple[DatasetReport, MadeRows | None]:
     """Make JSONL of a CSV or Parquet upload and check that; lines of the report are the table's rows.
 
     Raises Stopped, Unavailable.
     """
-    seconds = host.settings.lease_seconds
-    watch = Watch(host, lambda: host.write(lambda s: file_checks.keep_check(s, found, lease_seconds=seconds)))
-    lease = Lease(job_id=found.file_id, fence=found.number, worker_id=host.worker.id, attempt=found.number)
-    place = workdir.make(host.work, lease)
-    try:
-        problem = _open(host, found, lease, place, watch=watch, limits=limits)
-        if problem is not None:
-            return refused(problem), None
-        rows = place.out / "rows.jsonl"
-        report = check(_chunks(rows, watch), limits=limits)
-        return report, _keep(host, found, rows) if report.ok else None
-    finally:
-        hostile_folder.remove(host.work / found.file_id)
+    place = workdir.make(host.work, found.lease)
+    problem = _open(host, found, place, watch=watch, limits=limits)
+    if problem is not None:
+        return refused(problem), None
+    rows = place.out / "rows.jsonl"
+    report = check(_chunks(rows, watch), limits=limits)
+    return report, _keep(host, found, rows) if report.ok else None
 
 
-def _open(
-    host: Host, found: FileCheck, lease: Lease, place: Workdir, *, watch: Watch, limits: Limits
-) -> RowProblem | None:
+def _open(host: Host, found: FileCheck, place: Workdir, *, watch: Watch, limits: Limits) -> RowProblem | None:
     """Run the program; what is wrong with the file, or None when its rows lie in `place.out`."""
     source = source_of(found.filename)
     assert source in {"csv", "parquet"}
@@ -64,7 +54,7 @@ def _open(
     place.spec.write_text(wanted.model_dump_json(), encoding="utf-8")
     workdir.hand_over(place, uid=host.trainer_uid)
     try:
-        ended = run_program.run(host, UNPACK, lease=lease, place=place, watch=watch, seconds=UNPACK_SECONDS)
+        ended = run_program.run(host, UNPACK, lease=found.lease, place=place, watch=watch, seconds=UNPACK_SECONDS)
     except TooSlow:
         return at_start("too_slow", f"Opening the file took more than {UNPACK_SECONDS:g} seconds; split it.")
     return _problem(place, ended, found)
@@ -75,7 +65,7 @@ def _problem(place: Workdir, ended: Exit, found: FileCheck) -> RowProblem | None
         return None
     fault = run_program.users_fault(place, ended)
     if fault is None:
-        log.warning("unpack.broke", file_id=found.file_id, exit=ended.code, last_words=ended.last_words[-2000:])
+        log.warning("unpack.broke", file_id=found.lease.id, exit=ended.code, last_words=ended.last_words[-2000:])
         return at_start(
             "unreadable_table",
             "The file ended the program that opens it: it is damaged, or asks for far too much memory."
@@ -90,7 +80,7 @@ def _as_problem(fault: Failed) -> RowProblem:
 
 
 def _keep(host: Host, found: FileCheck, rows: Path) -> MadeRows:
-    key = layout.rows_key(found.key, found.number)
+    key = layout.rows_key(found.key, found.lease.fence)
     with hostile_folder.opened(rows.parent, rows.name) as stream:
         return MadeRows(key=key, sha256=host.store.put_open(key, stream).sha256)
 

@@ -11,13 +11,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final, TypeVar
 
+import stamina
 import structlog
 from sqlalchemy import Engine
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.orm import Session
 
+from shared.chores import table as chores
 from shared.fleet.workers import NewWorker
+from shared.lease.turns import Turn
 from shared.lease.values import NotUnderstood
 from shared.settings import Settings
 from shared.store.db import make_engine, session_scope
@@ -33,6 +36,8 @@ T = TypeVar("T")
 
 # What SQLAlchemy raises when Postgres is away, restarting, or too busy to answer in time.
 AWAY: Final = (OperationalError, InterfaceError, PoolExhausted)
+# Work of minutes that a worker does at the same time, in children beside those of its devices.
+LONG_CHORES: Final = 2
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -47,25 +52,43 @@ class Host:
     flags: SharedFlags
     devices: tuple[FoundDevice, ...]
     trainer_uid: int | None  # None: ours
-    passed_over: set[str] = field(default_factory=set)  # jobs of a newer version
+    passed_over: set[str] = field(default_factory=set)  # rows of a newer version
+    served: dict[str, str] = field(default_factory=dict)  # the project that each long chore has served last
 
     def write(self, verb: Callable[[Session], T]) -> T:
         """Run `verb` in a short session of its own. Raises one of `AWAY` when Postgres does not answer."""
         with session_scope(self.engine) as session:
             return verb(session)
 
+    def write_in_the_end(self, verb: Callable[[Session], T], *, patience: float | None = None) -> T:
+        """`write`, again while Postgres is away, for `patience` seconds (else for a lease). Raises one of `AWAY`."""
+        seconds = self.settings.lease_seconds if patience is None else patience
+        for attempt in stamina.retry_context(on=AWAY, attempts=None, timeout=seconds, wait_initial=0.1, wait_max=2.0):
+            with attempt:
+                return self.write(verb)
+        raise AssertionError("a retry ends in a value or in its error")
+
     def claim(self, verb: Callable[..., T | None]) -> T | None:
-        """A claim (or a part in one) by `verb(session, passed_over=…)`, of a job that this version understands."""
+        """A claim (or a part in one) by `verb(session, passed_over=…)`, of a row that this version understands."""
         while True:
             try:
                 return self.write(lambda s: verb(s, passed_over=self.passed_over))
             except NotUnderstood as found:
-                self.passed_over.add(found.job_id)
-                log.warning("job.not_understood", job_id=found.job_id, remedy="a worker of a newer version takes it")
+                self.passed_over.add(found.row_id)
+                log.warning("job.not_understood", job_id=found.row_id, remedy="a worker of a newer version takes it")
+
+    def turn(self, chore: str) -> Turn:
+        """How this process takes long work of a chore now."""
+        return chores.turn(at_most=LONG_CHORES, after=self.served.get(chore, ""))
 
     @property
     def work(self) -> Path:
         return work_folder(self.settings)
+
+
+def children(devices: int) -> int:
+    """How many children a worker needs: one for each device, some for long chores, and one for short work."""
+    return devices + LONG_CHORES + 1
 
 
 def open_host(settings: Settings, *, flags: SharedFlags) -> Host:

@@ -93,10 +93,13 @@ def describe(found: FoundDevice, *, host: str, cached: list[str]) -> DeviceRepor
 class Presence(threading.Thread):
     """Registers, then reports every `heartbeat_seconds`. Started after the fork of the first children."""
 
-    def __init__(self, settings: Settings, flags: SharedFlags, *, on_deaf: Callable[[int], None]) -> None:
+    def __init__(
+        self, settings: Settings, flags: SharedFlags, *, children: int, on_deaf: Callable[[int], None]
+    ) -> None:
         super().__init__(name="presence", daemon=True)
         self._settings = settings
         self._flags = flags
+        self._children = children
         self._on_deaf = on_deaf
         self._engine: Engine = make_engine(settings.database_url, pool_size=1, max_overflow=1)
         self._worker: NewWorker = identify(settings)
@@ -216,11 +219,19 @@ class Presence(threading.Thread):
             silence = now - max(self._flags.last_pull(lane), self._heard)
             if silence > self._settings.sweep_seconds:
                 self._send_deputy(lane)
-            if silence > self._settings.deaf_seconds + 2 * self._settings.sweep_seconds and self._broker_answers():
+            if self._is_deaf(lane, silence) and self._broker_answers():
                 log.error("worker.deaf", lane=lane, silent_seconds=round(silence))
                 self._on_deaf(EXIT_DEAF)
-        if not waiting:
-            self._heard = now  # nothing to hear: the silence starts when work begins to wait
+        if not waiting or not self._flags.has_idle_child(self._children):
+            self._heard = now  # nobody could hear: the silence starts when work waits and a child is idle
+
+    def _is_deaf(self, lane: Lane, silence: float) -> bool:
+        """Whether to start afresh. Nobody's training ends for the CPU lane: a deputy serves that meanwhile."""
+        if silence <= self._settings.deaf_seconds + 2 * self._settings.sweep_seconds:
+            return False
+        if not self._flags.has_idle_child(self._children):
+            return False
+        return lane == "training" or not (self._flags.training or self._is_represented("training"))
 
     def _unserved(self, session: Session) -> frozenset[Lane]:
         waiting = lanes.waiting(session)
@@ -230,12 +241,16 @@ class Presence(threading.Thread):
 
     def _send_deputy(self, lane: Lane) -> None:
         """Serve the lane from a process of its own, as a bell would have."""
-        deputy = self._deputies.get(lane)
-        if deputy is not None and deputy.poll() is None:
+        if self._is_represented(lane):
             return
         log.warning("worker.unrung", lane=lane)
         argv = [sys.executable, "-m", "worker.pull", lane, str(os.getpid())]
         self._deputies[lane] = subprocess.Popen(argv, env=child_environment(), stdin=subprocess.DEVNULL)
+
+    def _is_represented(self, lane: Lane) -> bool:
+        """Whether a deputy serves the lane right now."""
+        deputy = self._deputies.get(lane)
+        return deputy is not None and deputy.poll() is None
 
     def _broker_answers(self) -> bool:
         try:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import billiard
 import psutil
 
 TAG: Final = "TUNEPOOL_ATTEMPT"
@@ -184,3 +185,8 @@ def owned(pid: int) -> Iterator[None]:
 def boot_id() -> str:
     """Changes with every start of the host (random(4))."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def child_number() -> int:
+    """Which of Celery's children this process is, from 0; a child that replaces another has its number."""
+    return getattr(billiard.current_process(), "index", None) or 0

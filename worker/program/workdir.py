@@ -66,9 +66,14 @@ class Workdir:
 
 
 def make(work: Path, lease: Lease) -> Workdir:
-    """A fresh folder for an attempt; whatever an earlier fence left of this job on this host goes away."""
-    hostile_folder.remove(work / lease.job_id)
-    made = Workdir(work / lease.job_id / str(lease.fence))
+    """A fresh folder for an attempt; whatever an earlier fence left of this job on this host goes away.
+
+    A later fence's folder stays: this holder may be the late one.
+    """
+    for left in (work / lease.id).glob("[0-9]*"):
+        if int(left.name) <= lease.fence:
+            hostile_folder.remove(left)
+    made = Workdir(work / lease.id / str(lease.fence))
     made.root.mkdir(parents=True, mode=0o700)
     for folder in (made.data, made.out, made.out / "checkpoints"):
         folder.mkdir()
@@ -77,9 +82,9 @@ def make(work: Path, lease: Lease) -> Workdir:
 
 def remove(work: Path, lease: Lease) -> None:
     """Remove an attempt's folder and no other: by now a later fence of the same job may train beside it."""
-    hostile_folder.remove(work / lease.job_id / str(lease.fence))
+    hostile_folder.remove(work / lease.id / str(lease.fence))
     with contextlib.suppress(OSError):  # a later fence is there, or the folder has gone already
-        (work / lease.job_id).rmdir()
+        (work / lease.id).rmdir()
 
 
 def hand_over(workdir: Workdir, *, uid: int | None) -> None:
@@ -154,7 +159,7 @@ def publish_checkpoint(
     Raises Unavailable, Refused, FileNotFoundError (pruned meanwhile).
     """
     lease = claim.lease
-    prefix = layout.checkpoint_prefix(claim.project_id, lease.job_id, lease.fence, saved.step)
+    prefix = layout.checkpoint_prefix(claim.project_id, lease.id, lease.fence, saved.step)
     files = _upload(store, out, f"checkpoints/{saved.name}", prefix, interrupt)
     return {"prefix": prefix, "step": saved.step, "name": saved.name, "files": files}
 
@@ -162,7 +167,7 @@ def publish_checkpoint(
 def publish_adapter(store: Store, claim: Claim, folder: Path, *, interrupt: Interrupt) -> Manifest:
     """Upload the adapter; returns its manifest. Nothing refers to it before the manifest is committed."""
     lease = claim.lease
-    prefix = layout.adapter_prefix(claim.project_id, lease.job_id, lease.fence)
+    prefix = layout.adapter_prefix(claim.project_id, lease.id, lease.fence)
     return publish_folder(store, folder, prefix, interrupt=interrupt)
 
 

@@ -2,8 +2,8 @@
 
 Attention sees by its positions where a packed row begins. What carries state along the sequence (convolutions, state
 spaces, linear attention) runs on from the row before: transformers 5.23 tells it of no row's start without kernels of
-CUDA's, and the loss stays plausible. `shared/settle/sequence_state.py` settles the same from config.json before; this asks the
-model, so that a family which it does not know is safe too.
+CUDA's, and the loss stays plausible. `shared/settle/sequence_state.py` settles the same from config.json before. This
+module asks the model itself, so that a family which config.json does not give away is safe too.
 """
 
 from __future__ import annotations

@@ -208,7 +208,7 @@ def preflight(  # noqa: PLR0917 -- typer makes options of them
     rows: Annotated[list[int] | None, typer.Option("--row", min=1, help="Show this row; may be repeated.")] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for a worker.")] = 900.0,
 ) -> None:
-    """Say what a job would do, and train nothing. Exit 0 when it would train, 1 when it would not."""
+    """Say what a job would do, and train nothing. Exit 0 when it would train, 1 when it would not. Ctrl-C cancels."""
     client: OpenAI = context.obj.client
     kind = "dpo" if dpo else "supervised"
     asked = requests.given(
@@ -219,7 +219,7 @@ def preflight(  # noqa: PLR0917 -- typer makes options of them
         tunepool=requests.nested(settings or []) or None,
         method={"type": kind, kind: {"hyperparameters": requests.given(n_epochs=epochs, batch_size=batch_size)}},
     )
-    answer = preflights.wait(client, preflights.ask(client, asked)["id"], patience_seconds=timeout)
+    answer = preflights.answer(client, asked, patience_seconds=timeout)
     if context.obj.as_json:
         print(json.dumps(answer, ensure_ascii=False))
     else:

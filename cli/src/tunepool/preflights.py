@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from openai import OpenAI
+from openai import APIStatusError, OpenAI
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -49,6 +50,17 @@ def wait(
                 f"Preflight {preflight_id} is {found['status']} after {patience_seconds:g} s; does a worker run?"
             )
         sleep(interval_seconds)
+
+
+def answer(client: OpenAI, body: dict[str, Any], *, patience_seconds: float) -> dict[str, Any]:
+    """`ask` and `wait`. Ctrl-C cancels the preflight: nobody would read its answer. Raises TookTooLong."""
+    preflight_id = ask(client, body)["id"]
+    try:
+        return wait(client, preflight_id, patience_seconds=patience_seconds)
+    except KeyboardInterrupt:
+        with contextlib.suppress(APIStatusError):  # it has ended meanwhile
+            client.delete(f"{PATH}/{preflight_id}", cast_to=object)
+        raise
 
 
 def is_ok(preflight: dict[str, Any]) -> bool:

@@ -1,0 +1,41 @@
+"""The CPU lane's work: one row for each chore. `worker.chores.table` says who does it.
+
+A new chore is a row here and a handler there. Its rows are then rung for, kept, reaped and given up like all others.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy.orm import Session
+
+from shared.chores import file_checks, merges, preflights
+from shared.jobs.claims import SETTLING
+from shared.lease import lease
+from shared.lease.lease import Kind
+from shared.lease.turns import Turn, Work
+
+# In the order in which a worker looks for them: what takes seconds comes before what takes minutes.
+CHORES: Final[dict[str, Work]] = {
+    "settle": SETTLING,
+    "file_check": file_checks.LINES,
+    "table_check": file_checks.TABLES,
+    "preflight": preflights.WORK,
+    "merge": merges.WORK,
+}
+
+
+def kinds() -> list[Kind]:
+    """The kinds of lease that the chores hold, without jobs: shared/jobs ends those itself."""
+    found = {work.kind.name: work.kind for work in CHORES.values() if work is not SETTLING}
+    return list(found.values())
+
+
+def turn(*, at_most: int, after: str) -> Turn:
+    """A turn among all long chores."""
+    return Turn(tuple(work for work in CHORES.values() if work.long), at_most=at_most, after=after)
+
+
+def reap(session: Session, *, grace_seconds: float) -> list[str]:
+    """Take back the rows of lost workers, of every kind. Returns their ids."""
+    return [row for kind in kinds() for row in lease.reap(session, kind, grace_seconds=grace_seconds)]

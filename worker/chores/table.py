@@ -1,0 +1,26 @@
+"""Who does the CPU lane's work: a handler for each row of `shared.chores.table`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from shared.chores.table import CHORES
+from worker.chores.checks import check_next_file, check_next_table, validate_next_job
+from worker.chores.merging import make_next
+from worker.chores.preflight import examine_next
+from worker.host.host import Host
+
+# Each does one piece of work if any may begin. False: there is none now.
+HANDLERS: Final[dict[str, Callable[[Host], bool]]] = {
+    "settle": validate_next_job,
+    "file_check": check_next_file,
+    "table_check": check_next_table,
+    "preflight": examine_next,
+    "merge": make_next,
+}
+
+
+def do_next(host: Host) -> bool:
+    """Do the first piece of work that waits, in the table's order. False: nothing waits that may begin now."""
+    return any(HANDLERS[name](host) for name in CHORES)
