@@ -10,10 +10,9 @@ from sqlalchemy import ColumnElement, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from shared.chores import table as chores
 from shared.fleet import members
 from shared.lease import lease
-from shared.store.tables import DeviceRow, JobRow, Leased, WorkerRow
+from shared.store.tables import DeviceRow, WorkerRow
 
 # A worker reports itself every ten seconds. After this silence its devices leave the plan, and another worker of the
 # same host may take them over.
@@ -72,9 +71,7 @@ def register(session: Session, worker: NewWorker, devices: Sequence[DeviceReport
             set_={**columns, "started_at": func.now(), "last_seen": func.now()},
         )
     )
-    rows: list[type[Leased]] = [JobRow, *(kind.row for kind in chores.kinds())]
-    for row in rows:
-        lease.give_up(session, row, worker.id)
+    lease.give_up(session, worker.id)
     members.forsake(session, worker.id)
     _put_devices(session, worker, devices)
     session.execute(delete(DeviceRow).where(_gone(worker.id, devices), DeviceRow.leased_by.is_(None)))

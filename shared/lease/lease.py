@@ -164,13 +164,14 @@ def write(session: Session, kind: Kind, lease: Lease, **values: Any) -> bool:
 # --- workers that are gone -------------------------------------------------------------------------------------------
 
 
-def give_up(session: Session, row: type[Leased], worker_id: str) -> None:
-    """End every lease of a worker that has started afresh: the reaper takes them back at its next pass."""
-    session.execute(
-        update(row)
-        .where(row.lease_owner == worker_id, row.lease_until.is_not(None))
-        .values(lease_until=func.to_timestamp(0))
-    )
+def give_up(session: Session, worker_id: str) -> None:
+    """End every lease, in every table, of a worker that has started afresh: the reaper's next pass takes them back."""
+    for row in Leased.__subclasses__():
+        session.execute(
+            update(row)
+            .where(row.lease_owner == worker_id, row.lease_until.is_not(None))
+            .values(lease_until=func.to_timestamp(0))
+        )
 
 
 def dead(row: type[Leased], *, grace_seconds: float) -> tuple[ColumnElement[bool], ...]:
