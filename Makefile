@@ -30,8 +30,8 @@ $(STAMP): pyproject.toml cli/pyproject.toml constraints.txt
 demo: setup ## the main job: a real model, real QLoRA, through the real API; base and tuned answers side by side
 	$(BIN)/python -m examples.demo
 
-test: setup ## every test, on a real Postgres and a real Valkey from wheels
-	$(BIN)/python -m pytest -n $(SIDE) --dist loadfile --no-loadscope-reorder
+test: setup ## every test, on a real Postgres and a real Valkey from wheels; FAST=1: the quick ones, for the loop of work
+	$(BIN)/python -m pytest $(if $(FAST),tests/unit tests/integration -m "not slow") -n $(SIDE) --dist loadfile --no-loadscope-reorder
 
 check: setup ## format, lint, types, import laws
 	$(BIN)/ruff format --check .

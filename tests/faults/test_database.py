@@ -14,6 +14,7 @@ from shared.store.locks import one_at_a_time
 from standalone.postgres import EmbeddedPostgres
 from tests.faults.conftest import postgres_admin
 from tests.lifecycle.stack import Stack, chain_of, until
+from tests.patience import pace, patience
 
 LONG = "steps=60 step_seconds=0.05 save=10"
 
@@ -33,7 +34,7 @@ def test_a_restart_of_postgres_requeues_nothing_and_training_goes_on(own_stack: 
     trainer = own_stack.trainers()[0]
 
     stop(own_stack.servers.postgres, how)
-    time.sleep(5)  # longer than the lease
+    time.sleep(pace(5))  # longer than the lease
     assert not trainer.is_running() or trainer == own_stack.trainers()[0]
     own_stack.servers.postgres.start()
     own_stack.engine.dispose()
@@ -169,7 +170,7 @@ def test_too_long_without_postgres_ends_in_a_checkpoint_and_not_in_a_lost_run(ow
     trainer = own_stack.trainers()[0]
 
     stop(own_stack.servers.postgres, signal.SIGINT)
-    trainer.wait(10)
+    trainer.wait(patience(10))
     own_stack.servers.postgres.start()
     own_stack.engine.dispose()
     own_stack.start_janitor()

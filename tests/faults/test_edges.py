@@ -15,7 +15,8 @@ from sqlalchemy.orm import Session
 from shared.failpoints import Edge
 from shared.store.tables import AdapterRow, CheckpointRow, FileRow, JobRow
 from tests.faults.conftest import api_process, make_secret
-from tests.lifecycle.stack import Servers, Stack, chain_of, make_stack, until
+from tests.lifecycle.stack import Servers, Stack, chain_of, open_stack, until
+from tests.patience import lease, patience
 
 SHORT = "steps=9 step_seconds=0.02 save=3"
 # The edges of an attempt, and how the attempt that died there is remembered.
@@ -41,18 +42,18 @@ def test_a_supervisor_that_dies_at_an_edge_costs_an_attempt_at_most_and_nothing_
     servers: Servers, tmp_path: Path
 ) -> None:
     with ThreadPoolExecutor(4) as crowd:  # most of it is waiting for leases to end
-        found = crowd.map(lambda edge: outcomes_after_death_at(edge, make_stack(tmp_path / edge, servers)), SUPERVISED)
+        found = crowd.map(lambda edge: outcomes_after_death_at(edge, tmp_path / edge, servers), SUPERVISED)
 
     assert dict(zip(SUPERVISED, found, strict=True)) == SUPERVISED
 
 
-def outcomes_after_death_at(edge: Edge, stack: Stack) -> list[str | None]:
+def outcomes_after_death_at(edge: Edge, home: Path, servers: Servers) -> list[str | None]:
     """Run a job whose supervisor dies there once; how its attempts ended."""
-    try:
+    with open_stack(home, servers) as stack:
         # Long enough for several stacks at once on a small machine: only the death may cost an attempt.
-        lease = {"TUNEPOOL_LEASE_SECONDS": "4"}
-        stack.start_worker(TUNEPOOL_FAILPOINT=f"{edge}:exit:once", **lease)
-        stack.start_janitor(**lease)
+        longer = {"TUNEPOOL_LEASE_SECONDS": lease(4)}
+        stack.start_worker(TUNEPOOL_FAILPOINT=f"{edge}:exit:once", **longer)
+        stack.start_janitor(**longer)
         job = stack.wait(stack.submit(SHORT), seconds=90)
         until((stack.settings.home / "failpoint").exists, seconds=5, what=f"the death at {edge}")
         assert job.status == "succeeded", (edge, job.error)
@@ -62,8 +63,6 @@ def outcomes_after_death_at(edge: Edge, stack: Stack) -> list[str | None]:
             assert sorted(session.scalars(select(CheckpointRow.step))) == [3, 6, 9]
         assert stack.broken_invariants() == []
         return [row.outcome for row in stack.attempts(job.id)]
-    finally:
-        stack.stop()
 
 
 def test_a_supervisor_frozen_before_its_commit_publishes_nothing_when_it_wakes(stack: Stack) -> None:
@@ -94,7 +93,7 @@ def test_a_janitor_that_dies_in_its_pass_leaves_the_whole_pass_to_the_next(stack
     stack.wait_for_step(job_id, 12)
     worker.kill()
     deadly = stack.start(["-m", "worker.janitor"], name="deadly", TUNEPOOL_FAILPOINT="reap_before_commit:exit:once")
-    assert deadly.wait(30) != 0
+    assert deadly.wait(patience(30)) != 0
     assert stack.job(job_id).status == "running"
 
     stack.start_janitor()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
 
 import pytest
 from sqlalchemy import make_url, select
@@ -14,7 +13,8 @@ from shared.store.tables import AdapterRow
 from tests.factories import make_queued_job
 from tests.faults.conftest import relay, s3_environment, s3_server
 from tests.faults.proxy import FAIR, Proxy, Weather
-from tests.lifecycle.stack import Servers, Stack, chain_of, make_stack, until
+from tests.lifecycle.stack import Servers, Stack, chain_of, open_stack, until
+from tests.patience import lease, pace, patience
 from worker.host.presence import EXIT_DEAF
 
 LONG = "steps=60 step_seconds=0.05 save=10"
@@ -51,13 +51,13 @@ def test_a_worker_on_a_half_open_line_publishes_nothing_and_goes_on_once_it_is_h
 
 def test_a_line_that_is_silent_for_less_than_a_lease_costs_no_attempt(stack: Stack) -> None:
     with relay(stack.servers.postgres.socket_dir / ".s.PGSQL.5432") as line:
-        stack.start_worker(**database_behind(line, stack), TUNEPOOL_LEASE_SECONDS="8")
+        stack.start_worker(**database_behind(line, stack), TUNEPOOL_LEASE_SECONDS=lease(8))
         stack.start_janitor()
         job_id = stack.submit(LONG)
         stack.wait_for_step(job_id, 12)
 
         line.set(Weather(silent=True))
-        time.sleep(4)
+        time.sleep(pace(4))
         line.set(FAIR)
 
         job = stack.wait(job_id, seconds=60)
@@ -78,9 +78,11 @@ WEATHERS = {
 def test_a_store_in_any_weather_delays_a_job_and_spoils_no_file(
     servers: Servers, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    with s3_server() as address, relay(address) as line, ExitStack() as end:
-        stack = make_stack(tmp_path_factory.mktemp("s3"), servers, **s3_environment(*address))
-        end.callback(stack.stop)
+    with (
+        s3_server() as address,
+        relay(address) as line,
+        open_stack(tmp_path_factory.mktemp("s3"), servers, **s3_environment(*address)) as stack,
+    ):
         stack.start_worker(**s3_environment("127.0.0.1", line.port))
         stack.start_janitor()
         stack.wait_for_worker()
@@ -128,7 +130,7 @@ def test_a_worker_that_hears_no_bell_though_redis_is_well_ends_to_be_started_aga
             job = make_queued_job(session, stack.caller)
             job.bytes_per_device = 2**50  # it waits for ever, while the worker's device idles
 
-        assert worker.wait(60) == EXIT_DEAF
+        assert worker.wait(patience(60)) == EXIT_DEAF
         assert "worker.deaf" in (stack.home / "worker-home.log").read_text()
         stack.start_worker()
         done = stack.submit("steps=2")

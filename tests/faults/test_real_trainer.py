@@ -23,7 +23,8 @@ from shared.store.bell import ring
 from shared.store.db import session_scope
 from shared.store.tables import AdapterRow, JobRow
 from tests.faults.conftest import own_servers
-from tests.lifecycle.stack import Stack, make_stack
+from tests.lifecycle.stack import Stack, open_stack
+from tests.patience import lease, patience
 from tests.train.tiny import chat_rows, make_model_directory
 
 STEPS = 240
@@ -36,18 +37,15 @@ TUNEPOOL = {
 @pytest.fixture
 def real(tmp_path: Path) -> Iterator[Stack]:
     """A stack with servers of its own, the real trainer and a real base model."""
-    with own_servers(tmp_path) as servers:
-        made = make_stack(
-            tmp_path / "stack",
-            servers,
-            TUNEPOOL_TRAINER="worker.train",
-            TUNEPOOL_LEASE_SECONDS="6",
-            TUNEPOOL_STOP_SECONDS="30",
-        )
+    known = {
+        "TUNEPOOL_TRAINER": "worker.train",
+        "TUNEPOOL_LEASE_SECONDS": lease(6),
+        "TUNEPOOL_STOP_SECONDS": lease(30),
+    }
+    with own_servers(tmp_path) as servers, open_stack(tmp_path / "stack", servers, **known) as made:
         shutil.rmtree(made.home / "tiny")
         make_model_directory(made.home / "tiny")
         yield made
-        made.stop()
     assert made.trainers() == [], "a trainer outlived its worker"
 
 
@@ -67,7 +65,7 @@ def test_a_job_whose_trainer_worker_and_database_died_ends_with_the_weights_of_o
     worker = real.start_worker()
     real.wait_for_step(job_id, 130, seconds=60)
     worker.terminate()
-    assert worker.wait(60) == 0
+    assert worker.wait(patience(60)) == 0
     worker = real.start_worker()
     real.wait_for_step(job_id, 180, seconds=60)
     crash_postgres(real)

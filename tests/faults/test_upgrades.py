@@ -33,6 +33,7 @@ from tests.factories import make_caller
 from tests.faults.conftest import api_process, make_secret, postgres_admin
 from tests.integration.test_leases import CASES
 from tests.lifecycle.stack import ROOT, Stack, until
+from tests.patience import patience
 from tests.servers import alembic_config
 
 COLUMNS = """
@@ -128,13 +129,13 @@ def test_a_migration_that_is_killed_or_cut_off_leaves_one_revision_or_the_next_a
                 "select pg_terminate_backend(pid) from pg_stat_activity"
                 " where datname = current_database() and pid <> pg_backend_pid()",
             )
-        assert migration.wait(30) != 0
+        assert migration.wait(patience(30)) != 0
         until(lambda: not busy(empty), what="the end of its last statement")
 
         columns, _ = whole[revision(empty)]
         assert ask(empty, COLUMNS) == columns
 
-    assert start_migration(empty).wait(60) == 0
+    assert start_migration(empty).wait(patience(60)) == 0
     assert revision(empty) == schema.REVISIONS[-1]
     assert (ask(empty, COLUMNS), ask(empty, INDEXES)) == whole[schema.REVISIONS[-1]]
 
@@ -145,7 +146,7 @@ def test_an_index_whose_making_was_interrupted_is_made_again(empty: str) -> None
     with engine.connect() as blocker:
         blocker.execute(text("lock table jobs in row exclusive mode"))  # a submission that takes longer than 4 s
         migration = start_migration(empty)
-        assert migration.wait(60) != 0
+        assert migration.wait(patience(60)) != 0
     assert [name for name, valid in ask(empty, INDEXES) if not valid] == ["ix_jobs_without_metadata"]
 
     migrate(empty)
@@ -160,8 +161,8 @@ def test_hosts_that_start_together_migrate_once_and_all_succeed_though_the_first
     time.sleep(0.3)
     first.kill()
 
-    assert [other.wait(60) for other in others] == [0, 0]
-    assert first.wait(10) != 0
+    assert [other.wait(patience(60)) for other in others] == [0, 0]
+    assert first.wait(patience(10)) != 0
     assert revision(empty) == schema.REVISIONS[-1]
 
 

@@ -31,7 +31,8 @@ from shared.store.tables import DeviceRow, JobRow
 from tests.faults.conftest import own_servers, postgres_admin, s3_environment, s3_server
 from tests.faults.proxy import FAIR, Proxy, Weather
 from tests.faults.schedules import Fault, PlannedJob, Schedule
-from tests.lifecycle.stack import Stack, TooSlow, chain_of, forget_everything, make_stack, until
+from tests.lifecycle.stack import Stack, TooSlow, chain_of, forget_everything, open_stack, until
+from tests.patience import lease
 
 SETTLED_SECONDS = 90.0
 FINAL = {"succeeded", "failed", "cancelled"}
@@ -314,10 +315,10 @@ def _runs(pid: int | None) -> bool:
 # No fault may use up a job's attempts: what ends badly here must end badly for a reason of its own.
 _PATIENT = {
     "TUNEPOOL_MAX_ATTEMPTS": "15",
-    "TUNEPOOL_LEASE_SECONDS": "2",
+    "TUNEPOOL_LEASE_SECONDS": lease(2),
     "TUNEPOOL_SWEEP_SECONDS": "0.5",
-    "TUNEPOOL_STOP_SECONDS": "2",
-    "TUNEPOOL_STALL_FLOOR_SECONDS": "4",
+    "TUNEPOOL_STOP_SECONDS": lease(2),
+    "TUNEPOOL_STALL_FLOOR_SECONDS": lease(4),
     "TUNEPOOL_BACKOFF_BASE_SECONDS": "0.1",
     "TUNEPOOL_BACKOFF_CAP_SECONDS": "0.3",
 }
@@ -326,8 +327,11 @@ _PATIENT = {
 @contextmanager
 def make_world(folder: Path) -> Iterator[World]:
     """Servers, proxies, a worker, two janitors."""
-    with own_servers(folder) as servers, s3_server() as address:
-        stack = make_stack(folder / "stack", servers, **_PATIENT, **s3_environment(*address))
+    with (
+        own_servers(folder) as servers,
+        s3_server() as address,
+        open_stack(folder / "stack", servers, **_PATIENT, **s3_environment(*address)) as stack,
+    ):
         postgres = Proxy(servers.postgres.socket_dir / ".s.PGSQL.5432")
         bell, store = Proxy(servers.valkey.socket), Proxy(address)
         database = make_url(stack.settings.database_url).database

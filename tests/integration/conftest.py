@@ -15,6 +15,7 @@ from shared.store.db import session_scope
 from shared.tenants.keys import Caller
 from tests.factories import make_key
 from tests.live import live_api
+from tests.patience import patience
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Api:
     def http(self, key: str | None = None, **headers: str) -> httpx2.Client:
         """A plain client, for requests that the official one would never send."""
         return httpx2.Client(
-            base_url=self.url, headers={"Authorization": f"Bearer {key or self.key}", **headers}, timeout=20
+            base_url=self.url, headers={"Authorization": f"Bearer {key or self.key}", **headers}, timeout=patience(20)
         )
 
     def openai(self) -> OpenAI:

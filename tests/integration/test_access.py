@@ -22,6 +22,7 @@ from shared.tenants import keys
 from tests.factories import claim_on, make_file, make_job, make_key, make_queued_job, make_worker
 from tests.integration.conftest import Api
 from tests.integration.test_bad_requests import refused
+from tests.patience import patience
 
 # Route -> the one scope that opens it. A route that is missing here fails the first test below.
 SCOPE = {
@@ -147,7 +148,7 @@ def test_a_long_body_is_not_read_for_a_key_that_has_ended(api: Api, framing: str
     address = httpx2.URL(api.url)
     head = ["POST /v1/fine_tuning/jobs HTTP/1.1", "Host: x", f"Authorization: Bearer {secret}", framing]
 
-    with socket.create_connection((address.host, address.port or 80), timeout=5) as line:
+    with socket.create_connection((address.host, address.port or 80), timeout=patience(5)) as line:
         line.sendall("\r\n".join([*head, "Content-Type: application/json", "", ""]).encode())  # and never a body
 
         assert line.recv(100).startswith(b"HTTP/1.1 401 ")

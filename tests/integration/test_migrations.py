@@ -13,6 +13,7 @@ from sqlalchemy import Engine, create_engine, inspect, pool
 
 from shared.store.db import Base
 from standalone.postgres import EmbeddedPostgres
+from tests.patience import patience
 from tests.servers import ROOT, alembic_config
 
 
@@ -64,7 +65,7 @@ def test_the_command_line_takes_its_url_by_x(empty_url: str) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(60),
         check=False,
     )
 

@@ -30,6 +30,7 @@ from tests.integration.conftest import Api
 from tests.integration.test_bad_requests import refused
 from tests.integration.test_bad_uploads import BOUNDARY, FILE, PURPOSE, TYPE, form, part, traces
 from tests.live import live_api
+from tests.patience import patience
 
 JOBS = "/v1/fine_tuning/jobs"
 # Nothing listens on port 1 of loopback: connecting fails at once.
@@ -186,7 +187,7 @@ def live_with_redis(api: Api, redis_url: str) -> Iterator[httpx2.Client]:
     key = {"Authorization": f"Bearer {api.key}"}
     with (
         live_api(api.settings.model_copy(update={"redis_url": redis_url})) as url,
-        httpx2.Client(base_url=url, headers=key, timeout=30) as http,
+        httpx2.Client(base_url=url, headers=key, timeout=patience(30)) as http,
     ):
         yield http
 
@@ -213,7 +214,7 @@ def test_a_client_that_leaves_in_the_middle_of_an_upload_leaves_nothing_and_is_n
     with structlog.testing.capture_logs() as logs:
         with socket.create_connection((host, int(port))) as client:
             client.sendall(head.encode() + part("file", b"x" * 3_000_000, "big.jsonl"))
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + patience(10)
         while not any(line["event"] == "client.gone" for line in logs) and time.monotonic() < deadline:
             time.sleep(0.02)
 

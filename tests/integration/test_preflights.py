@@ -27,6 +27,7 @@ from shared.store.tables import PreflightRow
 from tests.factories import make_key, make_worker
 from tests.integration.conftest import Api
 from tests.live import live_api
+from tests.patience import patience
 from tests.train.tiny import chat, chat_rows, make_model_directory
 from worker.chores.checks import check_next_file
 from worker.chores.preflight import examine_next
@@ -55,7 +56,7 @@ def settings(api: Api, folder: Path) -> Settings:
 def http(api: Api, settings: Settings) -> Iterator[httpx2.Client]:
     with (
         live_api(settings) as url,
-        httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {api.key}"}, timeout=30) as client,
+        httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {api.key}"}, timeout=patience(30)) as client,
     ):
         yield client
 
@@ -90,7 +91,7 @@ def pull(host: Host, **settings: str) -> None:
         "TUNEPOOL_MIN_TRAINING_ROWS": "2",
     }
     lane = [sys.executable, "-m", "worker.pull", "cpu", str(os.getpid())]
-    subprocess.run(lane, env=child_environment(**known, **settings), cwd=ROOT, check=True, timeout=120)
+    subprocess.run(lane, env=child_environment(**known, **settings), cwd=ROOT, check=True, timeout=patience(120))
 
 
 def answered(http: httpx2.Client, host: Host, asked: dict[str, Any], **settings: str) -> dict[str, Any]:
@@ -295,7 +296,7 @@ def finished(command: subprocess.Popen[str], host: Host) -> tuple[int, str, str]
     """The command's end; the lane is pulled until then."""
     while command.poll() is None:
         pull(host)
-    out, err = command.communicate(timeout=60)
+    out, err = command.communicate(timeout=patience(60))
     return command.returncode, out, err
 
 

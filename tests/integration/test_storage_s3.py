@@ -23,6 +23,7 @@ from tests.factories import claim_on, make_queued_job, make_worker
 from tests.integration.conftest import Api
 from tests.integration.test_bad_uploads import FILE, PURPOSE, TYPE, form, part
 from tests.live import live_api
+from tests.patience import patience
 
 BUCKET = "artifacts"
 
@@ -107,7 +108,7 @@ def test_a_broken_upload_leaves_neither_object_nor_open_parts(api: Api, url: str
     before = s3.list_objects_v2(Bucket=BUCKET)["KeyCount"]
     large = part("file", b"x" * (2 * CHUNK_BYTES + 5), "cut.jsonl")
 
-    with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {api.key}"}, timeout=30) as http:
+    with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {api.key}"}, timeout=patience(30)) as http:
         for body in (form(PURPOSE, large)[:-20], form(PURPOSE, large, large), form(FILE)):
             assert http.post("/v1/files", content=body, headers=TYPE).status_code == 400
 

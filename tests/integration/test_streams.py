@@ -27,6 +27,7 @@ from tests.factories import make_job
 from tests.integration.conftest import Api
 from tests.integration.test_bad_requests import refused
 from tests.live import live_api, served
+from tests.patience import patience
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def path(job_id: str) -> str:
 def stream(api: Api, job_id: str, *, url: str | None = None, **headers: str) -> Iterator[Iterator[Heard]]:
     with (
         httpx2.Client(base_url=url or api.url, headers={"Authorization": f"Bearer {api.key}", **headers}) as http,
-        http.stream("GET", path(job_id), timeout=20) as answer,
+        http.stream("GET", path(job_id), timeout=patience(20)) as answer,
     ):
         assert answer.status_code == 200, answer.read()
         assert answer.headers["content-type"].startswith("text/event-stream")
@@ -131,7 +132,7 @@ def test_many_clients_of_a_busy_job_each_get_every_event_once(api: Api) -> None:
         time.sleep(0.04)
     cancel(api, job_id)
     for thread in threads:
-        thread.join(20)
+        thread.join(patience(20))
 
     expected = [*(str(number) for number in range(1, 204)), None]
     assert all(one == expected for one in heard)
@@ -184,7 +185,7 @@ def test_streams_have_a_limit_and_one_that_closes_makes_room(api: Api) -> None:
             answer = httpx2.get(url + path(job_id), headers={"Authorization": f"Bearer {api.key}"})
             assert refused(api, answer, status=429)["code"] == "too_many_streams"
         cancel(api, job_id)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + patience(10)
         while (answer := httpx2.get(url + path(job_id), headers={"Authorization": f"Bearer {api.key}"})).is_error:
             assert time.monotonic() < deadline
 
@@ -228,7 +229,7 @@ def test_quiet_streams_share_one_query_and_hold_no_connection(api: Api) -> None:
         held, asked = engine.pool.checkedout(), len(statements)
         for one in opened:
             one.__exit__(None, None, None)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + patience(10)
         while app.state.door.streams.open and time.monotonic() < deadline:
             time.sleep(0.05)
 

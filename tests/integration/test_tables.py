@@ -20,6 +20,7 @@ from shared.store.db import session_scope
 from shared.store.storage import open_store
 from shared.store.tables import FileRow
 from tests.integration.conftest import Api
+from tests.patience import patience
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
@@ -45,7 +46,7 @@ def checked(api: Api, name: str, content: bytes) -> FileRow:
     made = api.client.files.create(file=(name, content), purpose="fine-tune")
     place = {"DATABASE_URL": api.settings.database_url, "REDIS_URL": "", "TUNEPOOL_HOME": str(api.settings.home)}
     lane = [sys.executable, "-m", "worker.pull", "cpu", str(os.getpid())]
-    subprocess.run(lane, env=child_environment(**place), cwd=ROOT, check=True, timeout=120)
+    subprocess.run(lane, env=child_environment(**place), cwd=ROOT, check=True, timeout=patience(120))
     with session_scope(api.engine) as session:
         return session.get_one(FileRow, made.id)
 
@@ -118,7 +119,12 @@ def unpacked(tmp_path: Path, name: str, content: bytes, *, max_bytes: int = 10_0
     (tmp_path / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
     argv = [sys.executable, "-m", "worker.program.unpack", str(tmp_path / "spec.json"), str(tmp_path / "out")]
     done = subprocess.run(
-        [sys.executable, "-c", MEASURED, *argv], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", MEASURED, *argv],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=patience(60),
+        check=True,
     )
     (tmp_path / "log").write_text(done.stderr)
     code, peak = done.stdout.split()

@@ -9,7 +9,7 @@ import pytest
 
 from standalone.postgres import EmbeddedPostgres
 from standalone.valkey import EmbeddedValkey
-from tests.lifecycle.stack import Servers, Stack, make_stack
+from tests.lifecycle.stack import Servers, Stack, open_stack
 
 
 @pytest.fixture(scope="session")
@@ -20,20 +20,18 @@ def servers(postgres_server: EmbeddedPostgres, migrated_template: str, valkey_se
 @pytest.fixture
 def stack(servers: Servers, tmp_path: Path) -> Iterator[Stack]:
     """Nothing runs yet: the test starts what it wants to break."""
-    made = make_stack(tmp_path, servers)
-    yield made
-    made.stop()
+    with open_stack(tmp_path, servers) as made:
+        yield made
     assert made.trainers() == [], "a trainer outlived its worker"
 
 
 @pytest.fixture(scope="module")
 def running(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A worker and a janitor at work, shared by the tests of a module."""
-    made = make_stack(tmp_path_factory.mktemp("stack"), servers)
-    made.start_worker()
-    made.start_janitor()
-    made.wait_for_worker()
-    yield made
-    broken = made.broken_invariants()
-    made.stop()
+    with open_stack(tmp_path_factory.mktemp("stack"), servers) as made:
+        made.start_worker()
+        made.start_janitor()
+        made.wait_for_worker()
+        yield made
+        broken = made.broken_invariants()
     assert broken == []

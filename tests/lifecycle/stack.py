@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from standalone.postgres import EmbeddedPostgres
 from standalone.valkey import EmbeddedValkey
 from tests import invariants
 from tests.factories import make_caller
+from tests.patience import lease, paced, patience
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,12 +45,12 @@ ROOT = Path(__file__).parents[2]
 QUICK = {
     "TUNEPOOL_HEARTBEAT_SECONDS": "0.5",
     "TUNEPOOL_CONTROL_SECONDS": "0.2",
-    "TUNEPOOL_LEASE_SECONDS": "3",
+    "TUNEPOOL_LEASE_SECONDS": lease(3),
     "TUNEPOOL_REAP_SECONDS": "0.3",
-    "TUNEPOOL_GRACE_SECONDS": "0.5",
+    "TUNEPOOL_GRACE_SECONDS": lease(0.5),
     "TUNEPOOL_SWEEP_SECONDS": "1",
-    "TUNEPOOL_STOP_SECONDS": "3",
-    "TUNEPOOL_STALL_FLOOR_SECONDS": "60",
+    "TUNEPOOL_STOP_SECONDS": lease(3),
+    "TUNEPOOL_STALL_FLOOR_SECONDS": lease(60),
     "TUNEPOOL_BACKOFF_BASE_SECONDS": "0.2",
     "TUNEPOOL_BACKOFF_CAP_SECONDS": "0.5",
     "TUNEPOOL_TRAINER": "tests.fake_trainer",
@@ -65,11 +66,11 @@ class TooSlow(AssertionError):
 
 
 def until(holds: Callable[[], Any], *, seconds: float = 30.0, what: str = "") -> Any:
-    """The first true answer of `holds`, asked again and again."""
-    deadline = time.monotonic() + seconds
+    """The first true answer of `holds`, asked again and again; `seconds` are those of a fast machine."""
+    deadline = time.monotonic() + patience(seconds)
     while not (found := holds()):
         if time.monotonic() > deadline:
-            raise TooSlow(f"not within {seconds} s: {what or holds}")
+            raise TooSlow(f"not within {patience(seconds):.0f} s: {what or holds}")
         time.sleep(0.03)
     return found
 
@@ -140,7 +141,7 @@ class Stack:
                 process.send_signal(signal.SIGCONT)
                 process.kill()
         for process in self.processes:
-            process.wait(20)
+            process.wait(patience(20))
         self.engine.dispose()
 
     def trainers(self) -> list[psutil.Process]:
@@ -176,9 +177,9 @@ class Stack:
         return file_id
 
     def submit(self, behaviour: str = "", *, rows: int = 12, **tunepool: Any) -> str:
-        """A job whose fake trainer behaves as told."""
+        """A job whose fake trainer behaves as told, at the pace of this machine."""
         lines = [
-            json.dumps({"text": f"fake: {behaviour}"}),
+            json.dumps({"text": f"fake: {paced(behaviour)}"}),
             *(json.dumps({"text": f"row {i}"}) for i in range(rows - 1)),
         ]
         return self.submit_file(self.upload("\n".join(lines).encode()), **tunepool)
@@ -223,7 +224,7 @@ class Stack:
         except TooSlow as slow:
             told = [event.message for event in self.events(job_id)][-5:]
             raise TooSlow(
-                f"{job_id} is {self.job(job_id).status}, not {wanted}, after {seconds} s; events: {told}"
+                f"{job_id} is {self.job(job_id).status}, not {wanted}, after {patience(seconds):.0f} s; events: {told}"
             ) from slow
 
     def wait_for_step(self, job_id: str, step: int, *, seconds: float = 30.0) -> None:
@@ -278,6 +279,16 @@ def make_stack(home: Path, servers: Servers, **environment: str) -> Stack:
     with session_scope(engine) as session:
         caller = make_caller(session, name="acme")
     return Stack(home, servers, values, settings, engine, open_store(settings), caller)
+
+
+@contextlib.contextmanager
+def open_stack(home: Path, servers: Servers, **environment: str) -> Iterator[Stack]:
+    """A stack whose processes and connections end with the block, however it ends."""
+    made = make_stack(home, servers, **environment)
+    try:
+        yield made
+    finally:
+        made.stop()
 
 
 def read_settings(values: dict[str, str]) -> Settings:

@@ -14,6 +14,7 @@ from shared.jobs import moves
 from shared.store.db import session_scope
 from shared.store.tables import CheckpointRow, DeviceRow, FileRow
 from tests.lifecycle.stack import Stack, chain_of, until
+from tests.patience import lease
 
 
 def messages(stack: Stack, job_id: str) -> list[str]:
@@ -235,7 +236,7 @@ def test_a_changed_training_file_is_noticed(running: Stack) -> None:
 
 
 def test_a_stuck_trainer_leaves_its_stack_and_is_tried_again(stack: Stack) -> None:
-    stack.start_worker(TUNEPOOL_STALL_FLOOR_SECONDS="1", TUNEPOOL_MAX_ATTEMPTS="1")
+    stack.start_worker(TUNEPOOL_STALL_FLOOR_SECONDS=lease(1), TUNEPOOL_MAX_ATTEMPTS="1")
     job = stack.wait(stack.submit("steps=9 hang=2"))
 
     assert job.status == "failed"

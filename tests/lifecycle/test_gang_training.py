@@ -13,7 +13,8 @@ from safetensors.torch import load
 
 from shared.contract.events import EXIT_DONE
 from shared.contract.spec import AttemptSpec, JobSpec, Placement
-from tests.lifecycle.stack import Servers, Stack, make_stack
+from tests.lifecycle.stack import Servers, Stack, open_stack
+from tests.patience import lease
 from tests.train.tiny import chat_rows, losses, make_model_directory, run, write_rows
 
 REAL = {
@@ -21,7 +22,7 @@ REAL = {
     "TUNEPOOL_GANG_LAUNCHER": "worker.train.gang",
     # Importing the training stack twice keeps a busy machine from everything else for a while.
     "TUNEPOOL_HEARTBEAT_SECONDS": "5",
-    "TUNEPOOL_LEASE_SECONDS": "30",
+    "TUNEPOOL_LEASE_SECONDS": lease(30),
 }
 SETTINGS = {
     "adapter": {"method": "lora", "r": 4},
@@ -47,15 +48,14 @@ def own_signals() -> Iterator[None]:
 
 @pytest.fixture
 def two(servers: Servers, tmp_path: Path) -> Iterator[Stack]:
-    made = make_stack(tmp_path / "stack", servers, **REAL)
-    shutil.rmtree(made.home / "tiny")
-    make_model_directory(made.home / "tiny")
-    for number in (0, 1):
-        made.start_worker(home=f"host-{number}", TUNEPOOL_CPU_SLOTS="2", TUNEPOOL_DEVICES=f"cpu-{number}")
-    made.wait_for_worker(devices=2)
-    yield made
-    broken = made.broken_invariants()
-    made.stop()
+    with open_stack(tmp_path / "stack", servers, **REAL) as made:
+        shutil.rmtree(made.home / "tiny")
+        make_model_directory(made.home / "tiny")
+        for number in (0, 1):
+            made.start_worker(home=f"host-{number}", TUNEPOOL_CPU_SLOTS="2", TUNEPOOL_DEVICES=f"cpu-{number}")
+        made.wait_for_worker(devices=2)
+        yield made
+        broken = made.broken_invariants()
     assert broken == []
 
 

@@ -16,7 +16,8 @@ from shared.jobs import moves
 from shared.store.db import session_scope
 from shared.store.tables import DeviceRow, MemberRow
 from tests.factories import claim_on, make_worker, verdict_of
-from tests.lifecycle.stack import Servers, Stack, chain_of, make_stack, until
+from tests.lifecycle.stack import Servers, Stack, chain_of, open_stack, until
+from tests.patience import patience
 
 ON_TWO = {"strategy": "ddp", "gpus": 1, "nodes": 2}
 
@@ -29,14 +30,13 @@ def start_host(stack: Stack, number: int, **environment: str) -> subprocess.Pope
 @pytest.fixture(scope="module")
 def pair(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Two hosts and a janitor at work, shared by the tests that leave them alive."""
-    made = make_stack(tmp_path_factory.mktemp("pair"), servers)
-    for number in (0, 1):
-        start_host(made, number)
-    made.start_janitor()
-    made.wait_for_worker(devices=2)
-    yield made
-    broken = made.broken_invariants()
-    made.stop()
+    with open_stack(tmp_path_factory.mktemp("pair"), servers) as made:
+        for number in (0, 1):
+            start_host(made, number)
+        made.start_janitor()
+        made.wait_for_worker(devices=2)
+        yield made
+        broken = made.broken_invariants()
     assert broken == []
 
 
@@ -201,7 +201,7 @@ def test_a_leader_that_dies_takes_all_ranks_with_it_and_the_reaper_returns_the_j
     first = ranks(pair)
 
     supervisor(first["0"]).kill()
-    _, alive = psutil.wait_procs(first.values(), timeout=15)
+    _, alive = psutil.wait_procs(first.values(), timeout=patience(15))
     job = pair.wait(job_id, seconds=60)
 
     assert alive == []
@@ -237,7 +237,7 @@ def test_a_host_that_shuts_down_has_the_whole_gang_checkpoint_and_is_not_called_
 
     pair.processes[leaving].send_signal(signal.SIGTERM)  # the fixture started the hosts first, in their order
     waiting = pair.wait(job_id, "queued")
-    assert pair.processes[leaving].wait(30) == 0
+    assert pair.processes[leaving].wait(patience(30)) == 0
     later = pair.job(job_id)
     pair.cancel(job_id)
 

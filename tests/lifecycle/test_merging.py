@@ -16,7 +16,7 @@ from shared.lease.lease import MAX_FAILURES
 from shared.store.bell import ring
 from shared.store.db import session_scope
 from shared.store.tables import MergeRow
-from tests.lifecycle.stack import Servers, Stack, chain_of, make_stack, until
+from tests.lifecycle.stack import Servers, Stack, chain_of, open_stack, until
 from worker.chores.merging import make_next
 from worker.host import devices
 from worker.host.flags import SharedFlags
@@ -27,12 +27,11 @@ PROGRAM = {"TUNEPOOL_MERGER": "tests.fake_merger"}
 
 @pytest.fixture
 def at_work(servers: Servers, tmp_path: Path) -> Iterator[Stack]:
-    made = make_stack(tmp_path, servers, **PROGRAM)
-    made.start_worker()
-    made.start_janitor()
-    made.wait_for_worker()
-    yield made
-    made.stop()
+    with open_stack(tmp_path, servers, **PROGRAM) as made:
+        made.start_worker()
+        made.start_janitor()
+        made.wait_for_worker()
+        yield made
     assert made.trainers() == [], "a program outlived its worker"
 
 
@@ -73,12 +72,9 @@ def test_a_merge_is_published_under_its_fence_with_a_hash_for_each_file(at_work:
 def test_a_merge_that_the_host_has_no_memory_for_is_never_begun_and_says_how_much_it_needs(
     servers: Servers, tmp_path: Path
 ) -> None:
-    stack = make_stack(tmp_path, servers, **PROGRAM, TUNEPOOL_MERGE_MEMORY_BYTES=str(2**29))
-    stack.start_worker()
-    try:
+    with open_stack(tmp_path, servers, **PROGRAM, TUNEPOOL_MERGE_MEMORY_BYTES=str(2**29)) as stack:
+        stack.start_worker()
         made = ended(stack, merge(stack, failures=MAX_FAILURES - 1))
-    finally:
-        stack.stop()
 
     assert (made.status, made.manifest) == ("failed", None)
     assert made.error["code"] == "host_oom"

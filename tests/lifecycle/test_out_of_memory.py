@@ -18,11 +18,12 @@ from shared.settle.catalogue import load_catalogue
 from shared.store.bell import ring
 from shared.store.db import session_scope
 from shared.store.tables import JobRow
-from tests.lifecycle.stack import Servers, Stack, make_stack
+from tests.lifecycle.stack import Servers, Stack, open_stack
+from tests.patience import patience
 from tests.train.tiny import losses, make_model_directory, make_spec, run
 from worker.train.packing import StepPlan
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(patience(600))
 
 SEED, ROWS, BATCH, LENGTH = 11, 24, 8, 1024
 # A wide MLP: about 260 MB of activations per long row, so eight of them need 2 GB above the process's own, four need 1.
@@ -55,11 +56,11 @@ TRAINING = {
 @pytest.fixture
 def small(servers: Servers, tmp_path: Path) -> Iterator[Stack]:
     """A stack whose device has `LIMIT` bytes, with a real base model."""
-    made = make_stack(tmp_path, servers, TUNEPOOL_TRAINER="worker.train", TUNEPOOL_CPU_MEMORY_BYTES=str(LIMIT))
-    shutil.rmtree(made.home / "tiny")
-    make_model_directory(made.home / "tiny", WIDE)
-    yield made
-    made.stop()
+    real = {"TUNEPOOL_TRAINER": "worker.train", "TUNEPOOL_CPU_MEMORY_BYTES": str(LIMIT)}
+    with open_stack(tmp_path, servers, **real) as made:
+        shutil.rmtree(made.home / "tiny")
+        make_model_directory(made.home / "tiny", WIDE)
+        yield made
 
 
 def rows() -> list[dict[str, str]]:

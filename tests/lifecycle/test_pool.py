@@ -12,6 +12,7 @@ from shared.store.db import session_scope
 from shared.store.tables import EventRow, PoolRow, WorkerRow
 from tests.factories import make_caller
 from tests.lifecycle.stack import Stack, chain_of
+from tests.patience import patience
 
 
 def outcomes(stack: Stack, job_id: str) -> list[str | None]:
@@ -96,4 +97,4 @@ def hasty_attempt(stack: Stack, *, speed: float) -> None:
     patient = {"TUNEPOOL_STOP_SECONDS": "300", "TUNEPOOL_STALL_FLOOR_SECONDS": "3600"}
     place = {"TUNEPOOL_MODELS_FILE": str(stack.home / "models.toml")}
     worker = stack.start(["-m", "tests.hasty_worker", str(speed)], name="hasty", **patient, **place)
-    assert worker.wait(60) == 0, (stack.home / "hasty.log").read_text()[-3000:]
+    assert worker.wait(patience(60)) == 0, (stack.home / "hasty.log").read_text()[-3000:]

@@ -24,6 +24,7 @@ from shared.settings import child_environment
 from standalone.postgres import EmbeddedPostgres
 from standalone.valkey import EmbeddedValkey
 from tests.lifecycle.stack import QUICK, ROOT, make_model, until
+from tests.patience import patience
 from tests.servers import open_folder
 from worker.program.trainer_user import UNPRIVILEGED_UID
 
@@ -53,7 +54,7 @@ class Run:
     def client(self) -> httpx2.Client:
         known = self.credentials
         headers = {"Authorization": f"Bearer {known['api_key']}"}
-        return httpx2.Client(base_url=known["base_url"] + "/", headers=headers, timeout=20)
+        return httpx2.Client(base_url=known["base_url"] + "/", headers=headers, timeout=patience(20))
 
     def serves(self) -> bool:
         try:
@@ -130,7 +131,7 @@ def up(
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(60)
+                process.wait(patience(60))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -138,7 +139,7 @@ def up(
 
 def command(*words: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [SERVER, *words], env=environment(**extra), capture_output=True, text=True, timeout=60, check=False
+        [SERVER, *words], env=environment(**extra), capture_output=True, text=True, timeout=patience(60), check=False
     )
 
 
@@ -188,7 +189,7 @@ def test_up_serves_with_the_key_it_wrote_and_ends_without_a_trace(place: Path, n
 
         run.process.send_signal(number)
 
-        assert run.process.wait(20) == 0, run.log()
+        assert run.process.wait(patience(20)) == 0, run.log()
         assert alive(family) == []
         assert "stopping" in run.log()
         assert not list((run.home).glob("*/socket-location")), "the sockets' folders stayed"
@@ -243,7 +244,7 @@ def test_a_signal_while_it_starts_ends_it_cleanly_and_the_next_start_is_whole(pl
         until((run.home / "postgres").exists, seconds=20)
         run.process.send_signal(signal.SIGINT)
 
-        assert run.process.wait(20) == 0, run.log()
+        assert run.process.wait(patience(20)) == 0, run.log()
     with up(place / "home", "--no-worker") as again:
         assert again.wait_until_ready().serves()
 
@@ -261,7 +262,7 @@ def test_a_reader_that_went_away_does_not_spoil_the_end(place: Path) -> None:
 
         process.send_signal(signal.SIGINT)
 
-        assert process.wait(20) == 0
+        assert process.wait(patience(20)) == 0
 
 
 # --- what dies comes back -------------------------------------------------------------------------------------------
@@ -378,7 +379,7 @@ def test_an_ordinary_user_needs_nothing_more(place: Path) -> None:
         family = run.family()
         assert {process.uids().real for process in family} == {NOBODY}
         run.process.send_signal(signal.SIGINT)
-        assert run.process.wait(20) == 0, run.log()
+        assert run.process.wait(patience(20)) == 0, run.log()
         assert alive(family) == []
 
 

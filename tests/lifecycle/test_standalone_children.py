@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 from standalone.children import Child, ChildFailed
 from standalone.processes import Stack, StopRequested
 from tests.lifecycle.stack import ROOT, until
+from tests.patience import patience
 
 POLITE = (
     "trap 'echo $0 ended >> order; exit 0' TERM; echo $$ > $0.pid; echo $0 began >> order; while :; do sleep 0.02; done"
@@ -118,14 +119,14 @@ def test_a_child_that_will_not_end_is_killed_with_all_it_started(stack: Stack, t
 
 
 def test_a_second_signal_shortens_the_wait_for_the_stubborn(stack: Stack, tmp_path: Path) -> None:
-    stack.start(shell(tmp_path, "deaf", DEAF, stop_seconds=60))
+    stack.start(shell(tmp_path, "deaf", DEAF, stop_seconds=patience(60)))
     for _ in range(2):
         os.kill(os.getpid(), signal.SIGINT)
 
     began = time.monotonic()
     stack.stop()
 
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < patience(10)
 
 
 def test_a_child_that_ends_before_it_is_ready_is_reported_with_its_log(stack: Stack, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from standalone.first_key import working_key
 from standalone.postgres import EmbeddedPostgres, PostgresFailed, running_url
 from standalone.valkey import APPEND_DIR, EmbeddedValkey
 from tests.lifecycle.stack import ROOT
+from tests.patience import patience
 from tests.servers import open_folder
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
@@ -198,7 +199,7 @@ def test_binaries_that_only_root_may_reach_are_copied_even_when_root_hides_all_i
         env={"PYTHONPATH": f"{closed}{os.pathsep}{ROOT}"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(60),
         check=False,
     )
 
@@ -329,7 +330,7 @@ def test_the_sockets_of_a_killed_parent_are_removed_by_the_next(tmp_path: Path) 
         env={"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=patience(30),
         check=False,
     )
     left = Path(killed.stdout.strip())

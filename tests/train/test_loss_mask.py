@@ -9,6 +9,7 @@ import trl
 
 from shared.contract.spec import DataFacts, Training
 from shared.errors import Invalid
+from tests.patience import patience
 from tests.train.tiny import CHATML, chat, chat_rows, make_tokenizer, preference_rows, write_rows
 from worker.train import chat as chat_module
 from worker.train.chat import ChatTemplate
@@ -198,7 +199,7 @@ def test_a_hostile_template_ends_in_a_named_error_in_bounded_time(body: str, mon
         template.render([{"role": "user", "content": "u"}], tools=None)
 
     assert refused.value.code == "chat_template_failed"
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < patience(10)
 
 
 def test_a_base_model_without_a_chat_template_asks_for_one(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from examples import serving
 from shared.contract.events import EXIT_OUT_OF_MEMORY
 from shared.contract.spec import AttemptSpec, CreateCombination, CreateMerge, MergeSpec
+from tests.patience import patience
 from tests.train.tiny import make_model_directory, make_spec, read_events
 from worker.train.base_model import keep_training_layout
 from worker.train.combine import combine
@@ -248,7 +249,7 @@ def test_the_programs_run_by_argv_alone(model: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
 
     argv = [sys.executable, "-m", "worker.train.merge", str(spec), str(tmp_path / "out")]
-    subprocess.run(argv, check=True, capture_output=True, timeout=120)
+    subprocess.run(argv, check=True, capture_output=True, timeout=patience(120))
 
     assert (tmp_path / "out" / "product" / "model.safetensors").is_file()
 
@@ -261,7 +262,7 @@ def test_a_merge_that_its_limit_does_not_allow_ends_as_out_of_memory_and_says_wh
     spec = make_merge_spec(tmp_path, base=base, adapters=[adapter], request=request, limit=550_000_000)
 
     argv = [sys.executable, "-m", "worker.train.merge", str(spec), str(tmp_path / "out")]
-    ended = subprocess.run(argv, check=False, capture_output=True, timeout=120)
+    ended = subprocess.run(argv, check=False, capture_output=True, timeout=patience(120))
 
     assert ended.returncode == EXIT_OUT_OF_MEMORY, ended.stderr
     failure = read_events(tmp_path / "out")[-1]

@@ -15,6 +15,7 @@ from shared.contract.events import EXIT_DONE, EXIT_USER_FAULT, TokenReport
 from shared.contract.spec import AttemptSpec, PreflightSpec
 from shared.errors import Invalid
 from shared.settings import trainer_environment
+from tests.patience import patience
 from tests.train.test_loss_mask import WITH_MARKERS
 from tests.train.tiny import chat, chat_rows, kto_rows, make_spec, make_tokenizer, preference_rows, read_events
 from worker.train import chat as chat_module
@@ -135,7 +136,9 @@ def test_the_program_reads_without_pytorch_what_it_reads_with_it(tmp_path: Path,
     here = examined(tmp_path, model, rows, shown=[1, 21], training={"chat_template": WITH_MARKERS})
     argv = [sys.executable, "-m", "worker.train.preflight", str(tmp_path / "preflight.json"), str(tmp_path / "again")]
 
-    ended = subprocess.run(argv, env=trainer_environment(), capture_output=True, text=True, timeout=120, check=True)
+    ended = subprocess.run(
+        argv, env=trainer_environment(), capture_output=True, text=True, timeout=patience(120), check=True
+    )
 
     assert "PyTorch was not found" in ended.stdout + ended.stderr
     assert TokenReport.model_validate_json((tmp_path / "again" / "preflight.json").read_bytes()) == here

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_STOPPED, EXIT_USER_FAULT
 from shared.contract.spec import AttemptSpec, Placement
 from shared.errors import Unavailable
+from tests.patience import patience
 from tests.train.tiny import chat, chat_rows, kto_rows, losses, make_spec, preference_rows, read_events, run
 from worker.program import launcher, processes
 from worker.program.launcher import Meeting, Trainer
@@ -58,7 +59,7 @@ def start(tmp_path: Path, system_temporary_folder: Path) -> Iterator[Callable[..
 
 
 def until(holds: Callable[[], Any], *, seconds: float = PATIENCE) -> Any:
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + patience(seconds)
     while not (found := holds()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -281,7 +282,7 @@ def test_ranks_die_with_their_launcher(model: Path, tmp_path: Path, start: Calla
 
     os.kill(trainer.pid, signal.SIGKILL)
 
-    _, alive = psutil.wait_procs(ranks, timeout=10)
+    _, alive = psutil.wait_procs(ranks, timeout=patience(10))
     assert alive == []
 
 

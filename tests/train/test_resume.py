@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from shared.contract.events import EXIT_DONE, EXIT_STOPPED, Metrics
+from tests.patience import patience
 from tests.train.tiny import chat, chat_rows, losses, make_spec, read_events, run
 from worker.train import __main__ as program
 from worker.train import checkpoints
@@ -186,14 +187,14 @@ def test_sigterm_ends_the_program_with_a_complete_checkpoint(model: Path, tmp_pa
     spec = make_spec(tmp_path, model=model, training={"num_train_epochs": 50})
     out = tmp_path / "out"
     trainer = subprocess.Popen([sys.executable, "-m", "worker.train", str(spec), str(out)], stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + patience(120)
     while not (out / "events.jsonl").exists() or b'"metrics"' not in (out / "events.jsonl").read_bytes():
         assert trainer.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
     trainer.send_signal(signal.SIGTERM)
-    _, errors = trainer.communicate(timeout=60)
+    _, errors = trainer.communicate(timeout=patience(60))
 
     assert trainer.returncode == EXIT_STOPPED, errors
     last = read_events(out)[-1]

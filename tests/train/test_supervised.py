@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shared.contract.spec import AttemptSpec
+from tests.patience import patience
 from tests.train.tiny import CHATML, chat, chat_rows, losses, make_spec, make_tokenizer, run
 from worker.train.data import RowReader
 from worker.train.objectives import supervised
@@ -49,7 +50,7 @@ def test_the_adapter_loads_with_plain_peft_and_the_model_answers_and_stops(model
         text=True,
         cwd=taught,
         check=False,
-        timeout=120,
+        timeout=patience(120),
     )
 
     assert done.stdout == "me<|im_end|>\n", done.stderr

@@ -15,6 +15,7 @@ import pytest
 
 from shared.store.lifecycle import JOB_STATUSES, TERMINAL
 from tests.moves import listed
+from tests.patience import patience
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("api", "worker", "shared", "standalone")
@@ -56,7 +57,7 @@ def test_every_import_contract_holds() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=patience(120),
         check=False,
     )
 
@@ -83,7 +84,7 @@ def test_the_trainer_knows_nothing_of_ours_but_specs_events_and_errors() -> None
 def test_a_process_that_serves_requests_never_loads_the_training_stack(module: str) -> None:
     program = f"import sys, {module}; print(*sorted(set(sys.modules) & set({TRAINING_STACK!r})))"
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=patience(60), check=False
     )
 
     assert done.returncode == 0, done.stderr

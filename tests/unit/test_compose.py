@@ -16,6 +16,7 @@ import pytest
 
 from shared.settings import Settings
 from shared.settle.catalogue import load_catalogue
+from tests.patience import patience
 from worker import pulse
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +33,7 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         env={"PATH": path, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(60),
         check=False,
     )
 

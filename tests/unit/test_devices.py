@@ -224,6 +224,29 @@ def test_without_a_gpu_the_processor_is_the_device(nvml: FakeNvml, settings: Set
     assert 0 < device.free_bytes <= device.total_bytes < psutil.virtual_memory().total
 
 
+@pytest.mark.parametrize(
+    ("flags", "newest", "bfloat16"),
+    [
+        ("flags\t: avx2 avx512_bf16", "", True),
+        ("flags\t: avx512f amx_bf16", "DEFAULT", True),
+        ("flags\t: avx512f amx_bf16", "AVX512_CORE_BF16", True),
+        ("Features\t: asimd bf16", "", True),
+        ("flags\t: avx2 fma", "", False),
+        ("flags\t: avx2 avx512_bf16", "AVX2", False),
+        ("flags\t: avx2 avx512_bf16", "avx512_core_vnni", False),
+    ],
+)
+def test_a_processor_computes_in_bfloat16_if_it_can_and_the_operator_lets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, newest: str, bfloat16: bool
+) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", newest)
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\n")
+
+    (device,) = cpu(Settings(home=tmp_path), cpuinfo=tmp_path / "cpuinfo")
+
+    assert device.bfloat16 == bfloat16
+
+
 def test_slots_of_the_processor_share_memory_and_cores(settings: Settings) -> None:
     shared = settings.model_copy(update={"cpu_slots": 2, "cpu_memory_bytes": GIB, "cpu_threads": 5})
 

@@ -18,6 +18,10 @@ from worker.host.found_device import FoundDevice
 
 CPU_SHARE: Final = 0.8
 _BFLOAT16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+# Levels of ONEDNN_MAX_CPU_ISA below the first with products of bfloat16 (oneDNN's guide, "CPU Dispatcher Control").
+_BEFORE_BFLOAT16: Final = frozenset(
+    {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
+)
 _CGROUP: Final = Path("/sys/fs/cgroup")
 
 
@@ -84,11 +88,16 @@ def cpu(
             total_bytes=offered,
             free_bytes=free,
             foreign_bytes=0,
-            bfloat16=not _BFLOAT16_FLAGS.isdisjoint(flags.split()),
+            bfloat16=_computes_bfloat16(flags.split(), newest=settings.cpu_instructions),
             cores=max(1, (settings.cpu_threads or os.cpu_count() or 1) // slots),
         )
         for slot in range(slots)
     )
+
+
+def _computes_bfloat16(flags: Collection[str], *, newest: str) -> bool:
+    """Whether the processor has products of bfloat16 and oneDNN may use them; otherwise it only emulates them."""
+    return newest.upper() not in _BEFORE_BFLOAT16 and not _BFLOAT16_FLAGS.isdisjoint(flags)
 
 
 def host_memory(cgroup: Path = _CGROUP) -> tuple[int, int]:

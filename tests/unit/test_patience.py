@@ -1,0 +1,143 @@
+"""Waits of tests grow with the slowness of the machine, and one failed test leaves nothing open for the next."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from shared.settings import child_environment
+from tests import patience as measured
+
+TESTS = Path(__file__).parents[1]
+# Programs that the product or a test starts with an environment of their own, and what measures.
+APART = {"patience.py", "fake_trainer.py", "fake_merger.py", "hasty_worker.py", "proxy.py", "sitecustomize.py"}
+# Settings that a test shortens though a slow machine needs them longer.
+SHORTENED = {f"TUNEPOOL_{name}_SECONDS" for name in ("LEASE", "GRACE", "STOP", "STALL_FLOOR")}
+LONG_ANYWHERE = 300.0
+
+
+@cache
+def trees() -> dict[Path, ast.Module]:
+    files = (path for path in sorted(TESTS.rglob("*.py")) if path.name not in APART)
+    return {path.relative_to(TESTS): ast.parse(path.read_text(encoding="utf-8")) for path in files}
+
+
+def fixed_waits(tree: ast.AST) -> list[int]:
+    """Lines with a wait of a second or more, or a shortened setting, that no slowness changes."""
+    found = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="wait" | "join" | "timeout"), args=[first]) if _number(first) >= 1:
+                found.append(node.lineno)
+            case ast.keyword(arg="timeout", value=value) if _number(value) >= 1:
+                found.append(value.lineno)
+            case ast.BinOp(left=left, right=right) if _is_clock(left) and _number(right) >= 1:
+                found.append(node.lineno)
+            case ast.keyword(arg=str(name), value=value) if name in SHORTENED and 0 < _text(value) < LONG_ANYWHERE:
+                found.append(value.lineno)
+            case ast.Dict(keys=keys, values=values):
+                found += [
+                    value.lineno
+                    for key, value in zip(keys, values, strict=True)
+                    if isinstance(key, ast.Constant) and key.value in SHORTENED and 0 < _text(value) < LONG_ANYWHERE
+                ]
+            case _:
+                pass
+    return found
+
+
+def _number(node: ast.expr) -> float:
+    is_number = isinstance(node, ast.Constant) and isinstance(node.value, int | float)
+    return float(node.value) if is_number else 0.0
+
+
+def _text(node: ast.expr) -> float:
+    return float(node.value) if isinstance(node, ast.Constant) and isinstance(node.value, str) else 0.0
+
+
+def _is_clock(node: ast.expr) -> bool:
+    return ast.unparse(node) == "time.monotonic()"
+
+
+def unguarded_yields(tree: ast.AST) -> list[int]:
+    """Lines of context managers that yield outside every `with` and `try`, and still have something to do after it."""
+    found = []
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef) and any(
+            "contextmanager" in ast.unparse(d) for d in function.decorator_list
+        ):
+            found += [
+                one.lineno
+                for one in function.body[:-1]
+                if isinstance(one, ast.Expr | ast.Assign) and isinstance(one.value, ast.Yield)
+            ]
+    return found
+
+
+def test_no_test_waits_a_fixed_time_or_shortens_a_lease_by_a_fixed_one() -> None:
+    assert [f"{path}:{line}" for path, tree in trees().items() for line in fixed_waits(tree)] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "process.wait(30)",
+        "get(url, timeout=20)",
+        "pytest.mark.timeout(900)",
+        "deadline = time.monotonic() + 10",
+        "start_worker(TUNEPOOL_LEASE_SECONDS='3')",
+        "QUICK = {'TUNEPOOL_STOP_SECONDS': '3'}",
+    ],
+)
+def test_the_scan_for_fixed_waits_sees_each_kind(line: str) -> None:
+    assert fixed_waits(ast.parse(line)) == [1]
+
+
+def test_what_a_block_opens_is_closed_also_when_the_test_fails() -> None:
+    assert [f"{path}:{line}" for path, tree in trees().items() for line in unguarded_yields(tree)] == []
+    # A stack that is made and then fails to start would keep its processes and connections.
+    makers = [
+        str(path)
+        for path, tree in trees().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "make_stack"
+    ]
+    assert makers == ["lifecycle/stack.py"]
+
+
+def test_the_scan_for_unguarded_blocks_sees_one() -> None:
+    careless = "@contextmanager\ndef opened():\n    it = open()\n    yield it\n    it.close()\n"
+    careful = "@contextmanager\ndef opened():\n    try:\n        yield 1\n    finally:\n        close()\n"
+
+    assert unguarded_yields(ast.parse(careless)) == [4]
+    assert unguarded_yields(ast.parse(careful)) == []
+
+
+def test_the_machine_is_measured_and_never_shortens_a_wait() -> None:
+    assert 1.0 <= measured.slowness() <= measured.SLOWEST
+
+
+@pytest.mark.parametrize("slowness", [1.0, 2.0, 5.0])
+def test_a_slow_machine_waits_longer_and_keeps_steps_and_leases_in_relation(slowness: float) -> None:
+    program = (
+        "from tests.patience import lease, paced, patience\n"
+        "print(patience(10), float(lease(3)), paced('steps=9 step_seconds=0.05 save=3'))"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", program],
+        env=child_environment(**{measured.MEASURED: str(slowness)}),
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    pace = min(slowness, measured.SLOWEST_PACE)
+
+    assert float(told[0]) == 10 * slowness * measured.COMPANY
+    assert float(told[1]) == 3 * pace
+    assert told[2:] == ["steps=9", f"step_seconds={0.05 * pace:.3f}", "save=3"]
