@@ -10,13 +10,12 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.plan_cache import Look
-from shared.contract.spec import CreateCombination, CreateMerge, JobSpec
+from shared.contract.spec import DEFAULT_OBJECTIVE, CreateCombination, CreateMerge, JobSpec, numbers
 from shared.plan.verdicts import Verdict
 from shared.products.adapters import PublishedAdapter
+from shared.store.lifecycle import JobStatus
 from shared.store.tables import AdapterRow, AttemptRow, CheckpointRow, EventRow, FileRow, JobRow, MemberRow, MergeRow
 from shared.tenants.keys import Caller
-
-JobStatusView = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 
 
 class View(BaseModel):
@@ -191,7 +190,7 @@ class FineTuningJob(View):
     organization_id: str
     result_files: list[str]
     seed: int
-    status: JobStatusView
+    status: JobStatus
     trained_tokens: int | None
     training_file: str
     validation_file: str | None
@@ -348,7 +347,7 @@ def job(
     request = row.request
     spec = None if row.spec is None else JobSpec.model_validate(row.spec, extra="ignore")  # a newer version's, maybe
     values = _hyperparameters(row, spec)
-    kind = (request.get("method") or {}).get("type", "supervised")
+    kind = (request.get("method") or {}).get("type", DEFAULT_OBJECTIVE)
     return FineTuningJob.model_validate(
         {
             "id": row.id,
@@ -356,7 +355,7 @@ def job(
             "error": row.error,
             "fine_tuned_model": row.fine_tuned_model,
             "finished_at": maybe_seconds(row.finished_at),
-            "hyperparameters": values if kind == "supervised" else {},
+            "hyperparameters": values if kind == DEFAULT_OBJECTIVE else {},
             "model": row.model,
             "organization_id": caller.organization_id,
             "result_files": [row.result_file] if row.result_file else [],
@@ -396,9 +395,7 @@ def _hyperparameters(row: JobRow, spec: JobSpec | None) -> dict[str, Any]:
         "learning_rate_multiplier": 1.0 if multiplier == "auto" else multiplier,
         "n_epochs": spec.training.num_train_epochs,
     }
-    if spec.objective.type == "dpo":
-        values["beta"] = spec.objective.beta
-    return values
+    return values | {name: getattr(spec.objective, name) for name in numbers(spec.objective)}
 
 
 def _asked_hyperparameters(request: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from shared.contract.methods import METHODS
 from shared.contract.spec import CreateCombination, CreateMerge, JobSpec
 from shared.errors import Invalid, LimitReached, NotFound
 from shared.ids import new_id
@@ -97,7 +98,7 @@ def submit(session: Session, request: Request, *, project_id: str) -> MergeRow:
 def check(request: Request, sources: Sequence[Source]) -> None:
     """Refuse what upstream cannot do. Pure. Raises Invalid naming the adapter at fault and the remedy."""
     for source in sources:
-        if source.spec.adapter.method == "full":
+        if not METHODS[source.spec.adapter.method].adapter:
             raise Invalid(
                 f"'{source.adapter.name}' is a full fine-tune: its files are a plain model already, there is nothing "
                 "to merge or combine. Download it as it is.",
@@ -116,7 +117,7 @@ def _param(request: Request) -> str:
 
 def _check_merge(request: CreateMerge, source: Source) -> None:
     method = source.spec.adapter.method
-    if request.onto == "dequantized" and method not in ("qlora", "qdora"):
+    if request.onto == "dequantized" and not METHODS[method].quantized:
         raise Invalid(
             f"'{source.adapter.name}' was trained by {method} on the unquantised base; merge it onto 'base'.",
             param="onto",
@@ -133,7 +134,7 @@ def _check_combination(request: CreateCombination, sources: Sequence[Source]) ->
                 f"'{name}' was trained on {base.name} ({base.revision[:12]}), the first one on {first.name} "
                 f"({first.revision[:12]}); only adapters of one base model can be combined."
             )
-        if adapter.method in ("dora", "qdora"):
+        if METHODS[adapter.method].magnitude:
             raise _impossible(f"'{name}' is a DoRA adapter, whose magnitudes do not add up; combine LoRA adapters.")
         if adapter.modules_to_save or adapter.bias != "none":
             raise _impossible(

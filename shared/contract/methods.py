@@ -1,25 +1,26 @@
-"""The ONE table of methods and the ONE table of combinations that cannot work.
+"""The table of methods, and the table of combinations that cannot work.
 
-Pure. `shared/settle/sizing.py` takes the memory terms from here, `shared/settle/resolve.py` the defaults,
-`shared/settle/refusals.py` the refusals and docs/methods.md its rows.
+Pure. Nobody else asks for a method by name: the estimate takes its memory terms from here, the settling of a job its
+defaults, the check of a request its refusals, the trainer what it builds, and docs/methods.md its rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
-from shared.contract.spec import MethodName
+from shared.contract.objectives import objectives
+from shared.contract.spec import MethodName, Optimizer
 from shared.errors import Invalid
-
-Optimizer = Literal["paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw_torch", "sgd"]
 
 
 @dataclass(frozen=True)
-class Method:
+class MethodFacts:
     """One way to adapt weights.
 
+    `adapter`: a LoRA adapter is trained, otherwise every weight. `quantized`: the frozen base is stored in 4 bits.
+    `magnitude`: direction and length of each output are trained apart (DoRA, arXiv 2402.09353).
     `learning_rate_factor` is relative to LoRA's rate: full fine-tuning wants about a tenth ("LoRA Without Regret",
     Thinking Machines, 2025-09).
     """
@@ -34,8 +35,8 @@ class Method:
     costs: str
 
 
-METHODS: dict[MethodName, Method] = {
-    "lora": Method(
+METHODS: Final[dict[MethodName, MethodFacts]] = {
+    "lora": MethodFacts(
         adapter=True,
         quantized=False,
         magnitude=False,
@@ -45,7 +46,7 @@ METHODS: dict[MethodName, Method] = {
         choose="the base fits in 16 bits: the fastest method",
         costs="2 bytes per base parameter",
     ),
-    "qlora": Method(
+    "qlora": MethodFacts(
         adapter=True,
         quantized=True,
         magnitude=False,
@@ -55,7 +56,7 @@ METHODS: dict[MethodName, Method] = {
         choose="the default: every base fits in a quarter of the memory",
         costs="about 0.52 bytes per parameter; steps take 1.05 to 1.5 times LoRA's",
     ),
-    "dora": Method(
+    "dora": MethodFacts(
         adapter=True,
         quantized=False,
         magnitude=True,
@@ -65,7 +66,7 @@ METHODS: dict[MethodName, Method] = {
         choose="small ranks, when a comparison on your data shows a gain",
         costs="LoRA plus about 26 % time and two more activations per target",
     ),
-    "qdora": Method(
+    "qdora": MethodFacts(
         adapter=True,
         quantized=True,
         magnitude=True,
@@ -75,7 +76,7 @@ METHODS: dict[MethodName, Method] = {
         choose="as dora, when 16 bits do not fit",
         costs="QLoRA plus a dequantised copy of each target's weights per pass",
     ),
-    "full": Method(
+    "full": MethodFacts(
         adapter=False,
         quantized=False,
         magnitude=False,
@@ -86,6 +87,19 @@ METHODS: dict[MethodName, Method] = {
         costs="16 bytes per parameter (6 with 8-bit AdamW), and a whole model per job",
     ),
 }
+
+
+def method_for(*, load_in_4bit: bool | None) -> MethodName:
+    """The method of a job that names none."""
+    return "lora" if load_in_4bit is False else "qlora"
+
+
+def with_other_weights(method: MethodName) -> MethodName | None:
+    """The method that does the same on a base of the other precision (lora and qlora); None: there is none."""
+    facts = METHODS[method]
+    alike = (facts.adapter, facts.magnitude, not facts.quantized)
+    return next((name for name, it in METHODS.items() if (it.adapter, it.magnitude, it.quantized) == alike), None)
+
 
 Dimension = Literal[
     "method", "objective", "strategy", "init", "optim", "dtype", "bias", "packing", "rslora", "patterns", "saved"
@@ -106,14 +120,16 @@ def _of(*values: str) -> frozenset[str]:
 
 
 _MUTATING = _of("pissa", "olora")  # initialisations that subtract B·A from the base weights
-_PREFERENCE = _of("dpo", "kto")
+_REFERRING = frozenset(objectives(needs_reference=True))
+_UNPACKED = frozenset(objectives(may_pack=False))
+_REFERRING_NAMES = " and ".join(objectives(needs_reference=True))
 
 # Read in peft 0.21.2, trl 1.16.0 and transformers 5.23.0; the places are named in docs/methods.md.
 UNSUPPORTED: tuple[Refusal, ...] = (
     Refusal(
-        {"method": _of("full"), "objective": _PREFERENCE},
+        {"method": _of("full"), "objective": _REFERRING},
         "tunepool.adapter.method",
-        "dpo and kto take their reference model by switching the adapter off, and full fine-tuning has none; "
+        f"{_REFERRING_NAMES} take their reference model by switching the adapter off, and full fine-tuning has none; "
         "use lora or qlora",
     ),
     Refusal(
@@ -159,13 +175,13 @@ UNSUPPORTED: tuple[Refusal, ...] = (
         "DoRA's magnitudes are set before EVA has looked at the data; use method lora or qlora, or default",
     ),
     Refusal(
-        {"init": _MUTATING, "objective": _PREFERENCE},
+        {"init": _MUTATING, "objective": _REFERRING},
         "tunepool.adapter.init_lora_weights",
         "PiSSA and OLoRA change the base, and the reference model is the base with the adapter off; "
         "use init_lora_weights default",
     ),
     Refusal(
-        {"init": _of("loftq"), "objective": _PREFERENCE},
+        {"init": _of("loftq"), "objective": _REFERRING},
         "tunepool.adapter.init_lora_weights",
         "with LoftQ the model differs from its reference before the first step; use init_lora_weights default",
     ),
@@ -185,21 +201,33 @@ UNSUPPORTED: tuple[Refusal, ...] = (
         "the conversion of PiSSA and OLoRA keeps the LoRA matrices only; use bias none, or init_lora_weights default",
     ),
     Refusal(
-        {"bias": _of("all", "lora_only"), "objective": _PREFERENCE},
+        {"bias": _of("all", "lora_only"), "objective": _REFERRING},
         "tunepool.adapter.bias",
         "switching the adapter off leaves trained biases on, so there would be no reference model; use bias none",
     ),
     Refusal(
-        {"packing": _of("true"), "objective": _PREFERENCE},
+        {"packing": _of("true"), "objective": _UNPACKED},
         "tunepool.training.packing",
         "preference rows are compared row by row and cannot share a sequence; use packing false",
     ),
 )
 
 
+def first_refusal(combination: Mapping[Dimension, str]) -> Refusal | None:
+    """The first row of UNSUPPORTED that the combination meets; absent dimensions meet no row."""
+    return next(
+        (
+            refusal
+            for refusal in UNSUPPORTED
+            if all(combination.get(dimension) in values for dimension, values in refusal.when.items())
+        ),
+        None,
+    )
+
+
 def refuse_unsupported(combination: Mapping[Dimension, str]) -> None:
-    """Raise Invalid for the first row of UNSUPPORTED that the combination meets; absent dimensions meet no row."""
-    for refusal in UNSUPPORTED:
-        if all(combination.get(dimension) in values for dimension, values in refusal.when.items()):
-            met = ", ".join(f"{dimension} {combination[dimension]}" for dimension in refusal.when)
-            raise Invalid(f"'{refusal.param}' cannot be used like this ({met}): {refusal.reason}.", param=refusal.param)
+    """Raise Invalid for a combination that meets a row of UNSUPPORTED."""
+    refusal = first_refusal(combination)
+    if refusal is not None:
+        met = ", ".join(f"{dimension} {combination[dimension]}" for dimension in refusal.when)
+        raise Invalid(f"'{refusal.param}' cannot be used like this ({met}): {refusal.reason}.", param=refusal.param)

@@ -15,9 +15,14 @@ AUTO: Auto = "auto"
 
 MethodName = Literal["lora", "qlora", "dora", "qdora", "full"]
 ObjectiveName = Literal["supervised", "dpo", "kto"]
+DEFAULT_OBJECTIVE: Final[ObjectiveName] = "supervised"
 Strategy = Literal["single", "ddp", "fsdp"]
 Tier = Literal["interactive", "normal", "best_effort"]
 Dtype = Literal["bfloat16", "float16", "float32"]
+Optimizer = Literal["paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw_torch", "sgd"]
+DeviceKind = Literal["cuda", "cpu"]  # as torch names them: AMD's GPUs are "cuda" too
+# Canonical rows: what a checked file holds (shared/rows/formats.py).
+Format = Literal["chat", "prompt_completion", "text", "preference", "kto"]
 Preset = Literal["prototype", "general", "complex", "large_dataset"]
 
 # A module name is matched as a suffix, never as a regular expression: a pattern from a stranger can take for ever.
@@ -93,7 +98,7 @@ class Training(Part):
         default=2048, ge=8, le=1_048_576, description="Tokens per row; longer rows are cut at the end."
     )
     packing: bool = Field(default=True, description="Fill sequences with several rows; no token sees another row's.")
-    optim: Literal["paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw_torch", "sgd"] = "paged_adamw_8bit"
+    optim: Optimizer = "paged_adamw_8bit"
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
     warmup_ratio: float = Field(default=0.03, ge=0.0, le=1.0)
     weight_decay: float = Field(default=0.0, ge=0.0, le=10.0)
@@ -158,7 +163,17 @@ class Kto(Part):
     beta: float = Field(default=0.1, gt=0.0, le=2.0)
 
 
+Preference = Annotated[Dpo | Kto, Field(discriminator="type")]
 Objective = Annotated[Supervised | Dpo | Kto, Field(discriminator="type")]
+OBJECTIVE_PARTS: Final[dict[ObjectiveName, type[Part]]] = {
+    part.model_fields["type"].default: part for part in (Supervised, Dpo, Kto)
+}
+
+
+def numbers(objective: type[Part] | Part) -> tuple[str, ...]:
+    """Names of the fields of an objective that are numbers. They may stand among a request's hyperparameters too."""
+    part = objective if isinstance(objective, type) else type(objective)
+    return tuple(name for name, field in part.model_fields.items() if field.annotation is float)
 
 
 class ModelFacts(Part):
@@ -194,7 +209,7 @@ class BaseModelRef(Part):
 class DataFacts(Part):
     """What the file check found; auto values rest on it."""
 
-    format: Literal["chat", "prompt_completion", "text", "preference", "kto"]
+    format: Format
     train_rows: int = Field(ge=1)
     validation_rows: int = Field(default=0, ge=0)
     mean_characters: float = Field(default=0.0, ge=0.0, description="Mean characters per row.")
@@ -232,7 +247,7 @@ class AttemptSpec(Part):
         ge=1, description="Rows per forward pass on this attempt; shrinks after out-of-memory."
     )
     gradient_checkpointing: bool = False
-    device: Literal["cuda", "cpu"] = "cpu"
+    device: DeviceKind = "cpu"
     cpu_threads: int = Field(default=1, ge=1)
     memory_limit_bytes: int | None = Field(default=None, description="Refuse to grow past this; null: no limit.")
     packing_asked: bool = Field(default=False, description="The user asked for packing, so it may not be switched off.")
@@ -276,8 +291,8 @@ class TunepoolRequest(Part):
     """Everything of ours in a request, under the one key `tunepool`."""
 
     preset: Preset | None = None
-    objective: Annotated[Dpo | Kto, Field(discriminator="type")] | None = Field(
-        default=None, description="Objectives, and losses of dpo, that OpenAI's `method` cannot name."
+    objective: Preference | None = Field(
+        default=None, description="An objective with all its options; `method` takes its numbers only."
     )
     adapter: OpenAdapter | None = None
     quantization: OpenQuantization | None = None
@@ -303,24 +318,33 @@ class Hyperparameters(Part):
     max_grad_norm: Annotated[float, Field(gt=0.0, le=1000.0)] | Auto = AUTO
 
 
-class DpoHyperparameters(Hyperparameters):
-    beta: Annotated[float, Field(gt=0.0, le=2.0)] | Auto = AUTO
+def _method_of(objective: type[Part]) -> type[Part]:
+    """What stands under `method.NAME`: the hyperparameters of all objectives, and the numbers of this one."""
+    own: dict[str, Any] = {
+        name: (Annotated[float, *objective.model_fields[name].metadata] | Auto, AUTO) for name in numbers(objective)
+    }
+    named = f"{objective.__name__}Hyperparameters"
+    part = create_model(named, __base__=Hyperparameters, **own) if own else Hyperparameters
+    options: dict[str, Any] = {"hyperparameters": (part, part())}
+    return create_model(f"{objective.__name__}Method", __base__=Part, **options)
 
 
-class SupervisedMethod(Part):
-    hyperparameters: Hyperparameters = Hyperparameters()
-
-
-class DpoMethod(Part):
-    hyperparameters: DpoHyperparameters = DpoHyperparameters()
-
-
-class RequestedMethod(Part):
+class NamedObjective(Part):
     """OpenAI's `method`. `reinforcement` is refused by name: no grader runs here."""
 
-    type: Literal["supervised", "dpo"]
-    supervised: SupervisedMethod | None = None
-    dpo: DpoMethod | None = None
+    type: ObjectiveName
+
+    def given(self) -> dict[ObjectiveName, Hyperparameters]:
+        """Objective → the hyperparameters that stand under its name."""
+        parts = {name: getattr(self, name) for name in OBJECTIVE_PARTS}
+        return {name: part.hyperparameters for name, part in parts.items() if part is not None}
+
+
+if TYPE_CHECKING:
+    RequestedMethod = NamedObjective
+else:  # a part for each objective, so that a new one is asked for as the others are
+    _PARTS = {name: (_method_of(part) | None, None) for name, part in OBJECTIVE_PARTS.items()}
+    RequestedMethod = create_model("Method", __base__=NamedObjective, __doc__=NamedObjective.__doc__, **_PARTS)
 
 
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]

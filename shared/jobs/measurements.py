@@ -6,14 +6,15 @@ The memory of the next ones rests on it (`sizing`) and their time (`durations`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, cast, get_args
+from typing import Final, cast
 
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from shared.contract.passes import device_kind
 from shared.contract.spec import JobSpec, MethodName
-from shared.settle.sizing import OURS, DeviceKind, Measurement, estimate, workload
+from shared.settle.sizing import OURS, Measurement, estimate, workload
 from shared.store.tables import DeviceRow, JobRow, MeasurementRow
 
 KEPT: Final = 200  # the newest of a kind that are looked at
@@ -31,9 +32,9 @@ def record(
 ) -> None:
     """Keep what a job took. A job is measured once; devices that are no longer known say nothing."""
     device = session.get(DeviceRow, device_ids[0]) if device_ids else None
-    if device is None or job.spec is None or peak_bytes <= 0 or device.kind not in get_args(DeviceKind):
+    if device is None or job.spec is None or peak_bytes <= 0:
         return
-    kind: DeviceKind = "cuda" if device.kind == "cuda" else "cpu"
+    kind = device_kind(device.kind)
     work = workload(as_run(job), device=kind, memory=device.total_bytes)
     # torch counts its own allocations on a GPU; driver context and cuBLAS lie beside them.
     beside = OURS["cuda"].process if kind == "cuda" else 0
@@ -115,5 +116,5 @@ def _measurement(row: MeasurementRow) -> Measurement:
         tokens=row.pass_tokens,
         predicted=row.predicted_bytes,
         measured=row.measured_bytes,
-        device="cuda" if row.device_kind == "cuda" else "cpu",
+        device=device_kind(row.device_kind),
     )

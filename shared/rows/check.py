@@ -11,9 +11,10 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from shared.contract.spec import Format
 from shared.rows import formats, strict_json
 from shared.rows.conversation import RowFinding, RowFindings, shown
-from shared.rows.formats import Format, Shape
+from shared.rows.formats import Shape
 from shared.rows.lines import BOM, FileRefused, Line, RowProblem, at_start, decode, lines
 from shared.rows.rules import check_row
 

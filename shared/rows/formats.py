@@ -9,13 +9,11 @@ import json
 from collections.abc import Callable
 from typing import Any, Literal
 
+from shared.contract.spec import Format
 from shared.rows.loss_flags import weight_of
 
 Row = dict[str, Any]
 Message = dict[str, Any]
-
-# What the trainer sees.
-Format = Literal["chat", "prompt_completion", "text", "preference", "kto"]
 
 # What users bring. "openai_preference" is the OpenAI wire's row, "chosen_rejected" ours and TRL's,
 # "conversational" TRL's prompt and completion as lists of messages.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shared.contract.spec import JobSpec
+from shared.contract.spec import DeviceKind, JobSpec
+from shared.plan.fairshare import PLAN_MARGIN
 from shared.settle.resolve import calibration, peak
-from shared.settle.sizing import PLAN_MARGIN, DeviceKind, Measurement, workload
+from shared.settle.sizing import Measurement, workload
 
 
 @dataclass(frozen=True, slots=True)

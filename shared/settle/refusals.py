@@ -7,20 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from shared.contract.methods import METHODS, Dimension, refuse_unsupported
+from shared.contract.methods import METHODS, Dimension, method_for, refuse_unsupported, with_other_weights
 from shared.contract.modules import FAMILIES, HEADS, Family, last
+from shared.contract.objectives import OBJECTIVES
 from shared.contract.spec import (
+    DEFAULT_OBJECTIVE,
+    OBJECTIVE_PARTS,
     BaseModelRef,
     CreateJob,
-    Dpo,
     Hyperparameters,
     MethodName,
     ModelFacts,
     Objective,
-    Supervised,
+    Part,
     chosen,
+    numbers,
 )
 from shared.errors import Invalid
 
@@ -48,10 +51,8 @@ def _hyperparameter_sources(request: CreateJob) -> Iterator[tuple[str, Hyperpara
     """(wire path, object) of each place that hyperparameters were given in, weakest first."""
     if request.hyperparameters is not None:
         yield "hyperparameters", request.hyperparameters
-    if request.method is not None and request.method.supervised is not None:
-        yield "method.supervised.hyperparameters", request.method.supervised.hyperparameters
-    if request.method is not None and request.method.dpo is not None:
-        yield "method.dpo.hyperparameters", request.method.dpo.hyperparameters
+    for name, given in ({} if request.method is None else request.method.given()).items():
+        yield f"method.{name}.hyperparameters", given
 
 
 def hyperparameters(request: CreateJob) -> dict[str, tuple[str, Any]]:
@@ -65,33 +66,29 @@ def hyperparameters(request: CreateJob) -> dict[str, tuple[str, Any]]:
 
 def wishes(request: CreateJob) -> dict[str, Any]:
     """Field (`training.learning_rate`) → value that the user settled; `tunepool` wins over `hyperparameters`."""
-    wished = {}
-    for key, (_path, value) in hyperparameters(request).items():
-        if key in _HYPERPARAMETER_FIELDS:
-            wished[_HYPERPARAMETER_FIELDS[key]] = value
-        elif key == "lora" and value is False:
-            wished["adapter.method"] = "full"
+    given = {key: value for key, (_path, value) in hyperparameters(request).items()}
+    wished = {_HYPERPARAMETER_FIELDS[key]: value for key, value in given.items() if key in _HYPERPARAMETER_FIELDS}
+    if not given.get("lora", True):
+        wished["adapter.method"] = "full"
     for part in _PARTS:
-        given = chosen(getattr(request.tunepool, part))
-        wished |= {f"{part}.{name}": value for name, value in given.items()}
+        named = chosen(getattr(request.tunepool, part))
+        wished |= {f"{part}.{name}": value for name, value in named.items()}
     return wished
 
 
 def wished_objective(request: CreateJob) -> Objective:
-    """Supervised, unless `method` or `tunepool.objective` says otherwise; dpo's beta may stand in either."""
-    asked = request.tunepool.objective
-    if asked is None and (request.method is None or request.method.type == "supervised"):
-        return Supervised()
-    _path, beta = hyperparameters(request).get("beta", ("", None))
-    objective = asked or Dpo()
-    return objective if beta is None else objective.model_copy(update={"beta": beta})
+    """Supervised, unless `method` or `tunepool.objective` says otherwise; its numbers may stand in either."""
+    named = DEFAULT_OBJECTIVE if request.method is None else request.method.type
+    objective = request.tunepool.objective or cast("Objective", OBJECTIVE_PARTS[named]())
+    given = hyperparameters(request)
+    return objective.model_copy(update={name: given[name][1] for name in numbers(objective) if name in given})
 
 
 def wished_method(wished: Mapping[str, Any]) -> MethodName:
     if "adapter.method" in wished:
         method: MethodName = wished["adapter.method"]
         return method
-    return "lora" if wished.get("quantization.load_in_4bit") is False else "qlora"
+    return method_for(load_in_4bit=wished.get("quantization.load_in_4bit"))
 
 
 # ---- At submit ----
@@ -172,12 +169,19 @@ def _check_objective(asked: _Asked) -> None:
     named: str | None = None if objective is None else objective.type
     if objective is not None and named != method.type:
         refuse("tunepool.objective.type", objective.type, f"method.type is {method.type}; give one of the two")
-    path, beta = hyperparameters(asked.request).get("beta", ("", None))
-    if objective is not None and beta is not None and "beta" in objective.model_fields_set and objective.beta != beta:
-        refuse("tunepool.objective.beta", objective.beta, f"'{path}' says {beta}; give it in one place")
-    other = "dpo" if method.type == "supervised" else "supervised"
-    if getattr(method, other) is not None:
+    if objective is not None:
+        _check_numbers(asked, objective)
+    for other in method.given().keys() - {method.type}:
         refuse("method.type", method.type, f"there is a method.{other} object; drop it, or set method.type to {other}")
+
+
+def _check_numbers(asked: _Asked, objective: Part) -> None:
+    """What `method` and `tunepool.objective` both say must be the same."""
+    elsewhere = hyperparameters(asked.request)
+    for name, value in chosen(objective).items():
+        path, other = elsewhere.get(name, ("", value))
+        if other != value:
+            refuse(f"tunepool.objective.{name}", value, f"'{path}' says {other}; give it in one place")
 
 
 def _check_one_source(asked: _Asked) -> None:
@@ -223,8 +227,7 @@ def _check_quantization(asked: _Asked) -> None:
     method, four_bit = asked.method, asked.get("quantization.load_in_4bit")
     quantized = METHODS[method].quantized
     if four_bit is not None and four_bit != quantized:
-        other = {"lora": "qlora", "dora": "qdora", "qlora": "lora", "qdora": "dora"}.get(method)
-        remedy = f"use method {other}" if other else "use method qlora"
+        remedy = f"use method {with_other_weights(method) or method_for(load_in_4bit=True)}"
         stores = "4 bits" if quantized else "16 bits"
         refuse("tunepool.quantization.load_in_4bit", four_bit, f"method {method} keeps its base in {stores}; {remedy}")
     for name, value in chosen(asked.request.tunepool.quantization).items():
@@ -358,15 +361,17 @@ def _check_placement(asked: _Asked) -> None:
 
 
 def _check_batch(asked: _Asked) -> None:
-    world, kto = wished_world(asked.wished), wished_objective(asked.request).type == "kto"
+    world, objective = wished_world(asked.wished), wished_objective(asked.request).type
     batch, micro = asked.get("training.batch_size"), asked.get("training.per_device_train_batch_size")
     if batch is not None and batch % world:
         refuse("tunepool.training.batch_size", batch, f"{world} devices share each step; use a multiple of {world}")
     if batch is not None and micro is not None and batch % (micro * world):
         why = f"each device's {batch // world} rows of a step do not divide by it; use a divisor of {batch // world}"
         refuse("tunepool.training.per_device_train_batch_size", micro, why)
-    if kto and batch == 1:
-        refuse("tunepool.training.batch_size", batch, "kto compares the rows of a step with each other; use 2 or more")
+    facts = OBJECTIVES[objective]
+    if batch is not None and batch < facts.least_batch:
+        why = f"{objective} {facts.batch_reason}; use {facts.least_batch} or more"
+        refuse("tunepool.training.batch_size", batch, why)
 
 
 def wished_world(wished: Mapping[str, Any]) -> int:
@@ -390,7 +395,7 @@ def _check_validation(asked: _Asked) -> None:
 
 def _check_train_on(asked: _Asked) -> None:
     objective, train_on = wished_objective(asked.request).type, asked.get("training.train_on")
-    if objective != "supervised" and train_on is not None:
+    if not OBJECTIVES[objective].may_pack and train_on is not None:
         refuse("tunepool.training.train_on", train_on, f"{objective} compares whole answers; drop it")
 
 

@@ -13,14 +13,16 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from shared.contract.methods import METHODS
+from shared.contract.methods import METHODS, method_for
 from shared.contract.modules import FAMILIES
+from shared.contract.objectives import OBJECTIVES, ObjectiveFacts
 from shared.contract.spec import (
     Adapter,
     AutoValue,
     BaseModelRef,
     CreateJob,
     DataFacts,
+    DeviceKind,
     Dtype,
     EarlyStopping,
     Evaluation,
@@ -40,7 +42,6 @@ from shared.settle.refusals import check_request, hyperparameters, refuse, wishe
 from shared.settle.sizing import (
     CHARACTERS_PER_TOKEN,
     Calibration,
-    DeviceKind,
     Estimate,
     Measurement,
     Workload,
@@ -142,6 +143,10 @@ class _Settling:
         return method
 
     @property
+    def facts_of_objective(self) -> ObjectiveFacts:
+        return OBJECTIVES[self.objective.type]
+
+    @property
     def world(self) -> int:
         gpus: int = self.settled["placement.gpus"]
         nodes: int = self.settled["placement.nodes"]
@@ -240,20 +245,12 @@ def _builder(settling: _Settling, *, base: BaseModelRef, queue: Queue, seed: int
     return build
 
 
-_FORMATS: Final = {
-    "supervised": ("chat", "prompt_completion", "text"),
-    "dpo": ("preference",),
-    "kto": ("kto",),
-}
-
-
 def _check_data(settling: _Settling) -> None:
     objective, found = settling.objective.type, settling.data.format
-    if found not in _FORMATS[objective]:
-        fitting = next(name for name, formats in _FORMATS.items() if found in formats)
-        remedy = {"dpo": "set method.type to dpo", "kto": "set tunepool.objective to {'type': 'kto'}"}.get(fitting)
-        reads = " or ".join(_FORMATS[objective])
-        why = f"objective {objective} reads {reads} rows; {remedy or 'use method.type supervised'}"
+    if found not in OBJECTIVES[objective].formats:
+        fitting = next(one for one in OBJECTIVES.values() if found in one.formats)
+        reads = " or ".join(OBJECTIVES[objective].formats)
+        why = f"objective {objective} reads {reads} rows; {fitting.remedy}"
         raise Invalid(f"'training_file' has {found} rows, but {why}.", param="training_file")
     if found == "text" and settling.wished.get("training.chat_template") is not None:
         raise Invalid(
@@ -279,9 +276,10 @@ def _constant(value: Any, reason: str) -> Callable[[_Settling], tuple[Any, str]]
 
 
 def _method(s: _Settling) -> tuple[MethodName, str]:
-    if s.wished.get("quantization.load_in_4bit") is False:
-        return "lora", "load_in_4bit is false, so the base stays in 16 bits"
-    return "qlora", "fits the most devices, and the result does not depend on which of them was free"
+    method = method_for(load_in_4bit=s.wished.get("quantization.load_in_4bit"))
+    if METHODS[method].quantized:
+        return method, "fits the most devices, and the result does not depend on which of them was free"
+    return method, "load_in_4bit is false, so the base stays in 16 bits"
 
 
 def _rank(s: _Settling) -> tuple[int, str]:
@@ -345,7 +343,7 @@ def _longest(s: _Settling) -> tuple[int, int, str]:
 
 
 def _packing(s: _Settling) -> tuple[bool, str]:
-    if s.objective.type != "supervised":
+    if not s.facts_of_objective.may_pack:
         return False, f"{s.objective.type} compares row by row"
     if s.facts.carries_state is not None:
         return False, f"packed rows would leak into each other through this base's {s.facts.carries_state} layers"
@@ -388,11 +386,7 @@ def _epochs(s: _Settling) -> tuple[int, str]:
     if s.scenario is not None:
         low, high = s.scenario.epochs
         return (high, f"preset {s.preset}, below 2,000 rows") if rows < 2000 else (low, f"preset {s.preset}")
-    if s.objective.type != "supervised":
-        return (2, "preferences, below 2,000 rows") if rows < 2000 else (1, "preferences overfit after one epoch")
-    if rows < 2000:
-        return 3, f"{rows} rows: below 2,000"
-    return (2, f"{rows} rows: 2,000 to 50,000") if rows <= 50_000 else (1, f"{rows} rows: above 50,000")
+    return s.facts_of_objective.epochs_for(rows)
 
 
 MIN_STEPS: Final = 100
@@ -409,7 +403,7 @@ def _batch(s: _Settling) -> tuple[int, str]:
 
 def _batch_for(s: _Settling, *, epochs: int | None) -> int:
     """Rows per step: a power of two times the micro-batch and the devices, so that it can be halved and shared."""
-    unit = max(wished_world(s.wished), 2 if s.objective.type == "kto" else 1)
+    unit = max(wished_world(s.wished), s.facts_of_objective.least_batch)
     micro: int | None = s.wished.get("training.per_device_train_batch_size")
     unit = unit if micro is None else math.lcm(unit, micro * wished_world(s.wished))
     wanted = min(32, max(8, round(0.002 * s.data.train_rows)))
@@ -428,10 +422,10 @@ def _learning_rate(s: _Settling) -> tuple[float, str]:
         if METHODS[s.method].adapter:
             rate *= min(1.5, max(0.5, math.sqrt(16 / s.settled["adapter.r"])))
             reasons.append(f"rank {s.settled['adapter.r']}")
-    factor = METHODS[s.method].learning_rate_factor
+    factor, objective = METHODS[s.method].learning_rate_factor, s.facts_of_objective
     for scale, reason in (
         (factor, f"method {s.method} takes {factor:g} of LoRA's"),
-        (0.05 if s.objective.type != "supervised" else 1.0, f"{s.objective.type} takes a twentieth"),
+        (objective.learning_rate_factor, f"{s.objective.type} {objective.learning_rate_reason}"),
         (s.multiplier, f"learning_rate_multiplier {s.multiplier:g}"),
     ):
         rate *= scale

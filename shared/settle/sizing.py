@@ -14,9 +14,10 @@ from typing import Final, Literal
 
 from shared.contract.methods import METHODS
 from shared.contract.modules import FAMILIES, Family, last
-from shared.contract.spec import Dtype, JobSpec, MethodName, ModelFacts
-
-DeviceKind = Literal["cuda", "cpu"]
+from shared.contract.objectives import OBJECTIVES
+from shared.contract.passes import KEPT_SHARE, PACKED_TOKENS, is_packed
+from shared.contract.spec import DeviceKind, Dtype, JobSpec, MethodName, ModelFacts
+from shared.plan.fairshare import PLAN_MARGIN
 
 GIB = 2**30
 MB = 10**6
@@ -64,14 +65,6 @@ OURS: dict[DeviceKind, SoftwareStack] = {
     "cpu": SoftwareStack(process=750 * MB, logits=12.0, gaps=0.9),
 }
 
-# The trainer lays packed rows end to end up to so many tokens (worker/train/objectives/supervised.py); a longer row has
-# a pass to itself.
-PACKED_TOKENS: dict[DeviceKind, int] = {"cpu": 1024, "cuda": 4096}
-
-# Of a CPU's memory, for frozen 4-bit weights in 16 bits too (worker/train/fused_lora.py): half of what the plan leaves
-# free.
-KEPT_SHARE = 0.05
-
 CHARACTERS_PER_TOKEN = 3.5  # mean over English chat rows; for sizes that may be a little wrong
 SAFE_CHARACTERS_PER_TOKEN = 2.5  # for the longest row: cutting rows is worse than reserving room
 TEMPLATE_TOKENS = 64  # roles, turn marks and a default system prompt around a row
@@ -90,7 +83,7 @@ class Workload:
         micro_batch: sequences in one forward pass.
         length: tokens per sequence, padding or packing included.
         labelled: share of tokens that carry loss.
-        rows: sequences compared per row: 2 for dpo (chosen and rejected), else 1.
+        rows: sequences of a row in one pass (`ObjectiveFacts.sequences`): 2 where chosen and rejected are compared.
         shards: devices that the weights are spread over (fsdp), else 1.
         replicas: devices that hold a copy each (ddp), else 1.
         keeps_copy: frozen 4-bit weights are held in 16 bits as well.
@@ -354,7 +347,13 @@ def _largest_linear(facts: ModelFacts) -> int:
 
 def keeps_copy(spec: JobSpec, *, device: DeviceKind, memory: int) -> bool:
     """Whether a device of `memory` bytes holds frozen 4-bit weights in 16 bits as well, for plain QLoRA's fast step."""
-    plain = spec.adapter.method == "qlora" and spec.adapter.lora_dropout == 0 and spec.training.dtype == "bfloat16"
+    method = METHODS[spec.adapter.method]
+    plain = (
+        method.quantized
+        and not method.magnitude
+        and spec.adapter.lora_dropout == 0
+        and spec.training.dtype == "bfloat16"
+    )
     little = BYTES["bfloat16"] * spec.base_model.facts.parameters < KEPT_SHARE * memory
     return device == "cpu" and plain and spec.placement.strategy != "fsdp" and little
 
@@ -363,7 +362,7 @@ def workload(spec: JobSpec, *, device: DeviceKind, memory: int) -> Workload:
     """What a resolved job asks of one device of `memory` bytes."""
     adapter, training, placement = spec.adapter, spec.training, spec.placement
     world = placement.gpus * placement.nodes
-    packed = training.packing and training.neftune_noise_alpha is None and spec.objective.type == "supervised"
+    packed = is_packed(spec)
     targets: Literal["all-linear"] | tuple[str, ...] = (
         "all-linear" if isinstance(adapter.target_modules, str) else tuple(adapter.target_modules)
     )
@@ -380,7 +379,7 @@ def workload(spec: JobSpec, *, device: DeviceKind, memory: int) -> Workload:
         optim=training.optim,
         micro_batch=1 if packed else training.per_device_train_batch_size,
         length=_packed_length(spec, device=device) if packed else _longest_row(spec),
-        rows=2 if spec.objective.type == "dpo" else 1,
+        rows=OBJECTIVES[spec.objective.type].sequences,
         gradient_checkpointing=training.gradient_checkpointing,
         shards=world if placement.strategy == "fsdp" else 1,
         replicas=world if placement.strategy == "ddp" else 1,
@@ -411,7 +410,6 @@ def _saved_parameters(facts: ModelFacts, *, modules: Sequence[str]) -> int:
 
 PRIOR_SPREAD = 0.10  # of log(measured/predicted) before anything was measured; the published points scatter so
 NOISE_FLOOR = 0.02  # two runs of the same job never agree better
-PLAN_MARGIN = 1.1  # shared/plan/fairshare.py, Policy.memory_safety: the plan gives a job so much more than it asks for
 UPPER = 1.2816  # standard deviations: nine of ten jobs stay below
 
 

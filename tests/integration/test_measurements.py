@@ -60,10 +60,12 @@ def test_a_success_leaves_its_peak_beside_what_was_predicted_of_the_attempt_as_i
     assert (row.base_model, row.method, row.device_kind) == (BASE, "qlora", "cpu")
 
 
-def test_a_gpus_measurement_counts_what_lies_beside_torchs_own_memory(session: Session) -> None:
-    job = finish(session, make_caller(session), kind="cuda", name="NVIDIA L4")
+@pytest.mark.parametrize(("kind", "name"), [("cuda", "NVIDIA L4"), ("rocm", "Instinct MI300X")])
+def test_a_gpus_measurement_counts_what_lies_beside_torchs_own_memory(session: Session, kind: str, name: str) -> None:
+    job = finish(session, make_caller(session), kind=kind, name=name)
 
     row = session.get_one(MeasurementRow, job.id)
+    assert row.device_kind == "cuda"
     assert (
         row.measured_bytes - int(1.2 * estimate(workload(make_spec(), device="cpu", memory=MEMORY)).total)
         == 900_000_000

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from shared.contract.events import EXIT_DONE, EXIT_USER_FAULT
 from shared.contract.modules import FAMILIES
-from tests.train.tiny import chat, losses, make_model_directory, make_spec, run
+from tests.train.tiny import chat, chat_rows, kto_rows, losses, make_model_directory, make_spec, preference_rows, run
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU"),
@@ -77,12 +77,21 @@ def test_a_product_whose_start_moved_the_base_fits_the_untouched_base(model: Pat
     assert losses(again)[1] == pytest.approx(seen, rel=1e-3)
 
 
-def test_a_combination_that_upstream_cannot_do_is_refused_with_what_it_can(model: Path, tmp_path: Path) -> None:
-    code, events = train(tmp_path, model, adapter={"method": "qlora", "init_lora_weights": "pissa"})
-
-    assert code == EXIT_USER_FAULT
-    assert (events[-1].code, events[-1].param) == ("unsupported_combination", "adapter.init_lora_weights")
-    assert "loftq" in events[-1].message
+@pytest.mark.parametrize(
+    ("adapter", "objective"),
+    [
+        ({"method": "qlora", "init_lora_weights": "pissa"}, {"type": "supervised"}),
+        ({"method": "full"}, {"type": "dpo"}),
+        ({"method": "full"}, {"type": "kto"}),
+    ],
+)
+def test_a_combination_that_is_refused_at_submit_never_trains(
+    model: Path, tmp_path: Path, adapter: dict[str, Any], objective: dict[str, Any]
+) -> None:
+    rows = {"dpo": preference_rows, "kto": kto_rows}.get(objective["type"], chat_rows)(4)
+    data_format = {"dpo": "preference", "kto": "kto"}.get(objective["type"], "chat")
+    with pytest.raises(AssertionError, match="refused at submit"):
+        train(tmp_path, model, adapter=adapter, objective=objective, rows=rows, data_format=data_format)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from transformers import GPT2Config
 
 from shared.contract.events import EXIT_DONE
-from shared.contract.methods import METHODS, UNSUPPORTED
 from shared.contract.spec import AttemptSpec
 from tests.train.tiny import losses, make_model_directory, make_spec, read_events, run
 from worker.train import methods
@@ -181,20 +180,3 @@ def test_plain_rows_are_learned(model: Path, tmp_path: Path, data_format: str, r
 
     assert code == EXIT_DONE, events[-1]
     assert losses(events)[6] < losses(events)[1]
-
-
-def test_what_is_refused_at_submit_and_what_the_trainer_can_do_are_one_statement() -> None:
-    """The trainer may not import the table of `shared`, so the two are held against each other here."""
-    refused = {
-        (method, init)
-        for refusal in UNSUPPORTED
-        if set(refusal.when) == {"method", "init"}
-        for method in refusal.when["method"]
-        for init in refusal.when["init"]
-    }
-    for name, method in methods.METHODS.items():
-        known = METHODS[name]
-        assert (method.adapted, method.quantized, method.use_dora) == (known.adapter, known.quantized, known.magnitude)
-        if method.adapted:
-            every = methods.FLOATING | methods.FOUR_BIT
-            assert {(name, init) for init in every - method.inits} == {one for one in refused if one[0] == name}

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from shared.contract.methods import METHODS
 from shared.contract.spec import AttemptSpec
 from tests.train.tiny import chat_rows, make_spec, make_tokenizer
 from worker.train.base_model import load_model
 from worker.train.data import RowReader
-from worker.train.methods import METHODS, adapt, trainable, with_float32_adapters
+from worker.train.methods import adapt, trainable, with_float32_adapters
 from worker.train.objectives import supervised
 from worker.train.objectives.supervised import SupervisedObjective
 
@@ -45,7 +46,7 @@ def test_activations_left_in_bfloat16_give_the_very_loss_and_gradients_of_upstre
 def build(spec: AttemptSpec, *, out: Path) -> SupervisedObjective:
     method = METHODS[spec.job.adapter.method]
     base = load_model(
-        spec, weights=Path(spec.base_model_path), quantized=method.quantized, trains_in_full=not method.adapted
+        spec, weights=Path(spec.base_model_path), quantized=method.quantized, trains_in_full=not method.adapter
     )
     adapted = adapt(base, spec=spec, initial=out / "initial", rows=[])
     objective: SupervisedObjective = with_float32_adapters(

@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from trl import KTOTrainer
 
-from shared.contract.events import EXIT_DONE, EXIT_USER_FAULT
+from shared.contract.events import EXIT_DONE
 from tests.train.tiny import kto_rows, losses, make_spec, make_tokenizer, preference_rows, run
 from worker.train.objectives.kto import KtoObjective
 from worker.train.objectives.objective import MicroBatch
@@ -106,13 +106,3 @@ def test_the_kl_term_is_the_policys_gain_on_neighbours_answers_over_the_whole_st
     ours, upstreams = zip(*told, strict=True)
     assert ours == pytest.approx(upstreams, abs=1e-5)
     assert max(ours) > 0.1
-
-
-@pytest.mark.parametrize("objective", ["dpo", "kto"])
-def test_full_fine_tuning_on_preferences_is_refused_for_want_of_a_reference(
-    model: Path, tmp_path: Path, objective: str
-) -> None:
-    code, events = train(tmp_path, model, {"type": objective}, adapter={"method": "full"})
-
-    assert code == EXIT_USER_FAULT
-    assert events[-1].code == "unsupported_combination"

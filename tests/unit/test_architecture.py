@@ -10,9 +10,14 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from shared.contract import spec
+from shared.contract.passes import device_kind
+from shared.contract.spec import MethodName, ObjectiveName
+from shared.plan import preemption
 from shared.store.lifecycle import JOB_STATUSES, TERMINAL
 from tests.moves import listed
 from tests.patience import patience
@@ -67,14 +72,15 @@ def test_every_import_contract_holds() -> None:
     assert int(kept[1]) >= 9
 
 
-def test_the_trainer_knows_nothing_of_ours_but_specs_events_and_errors() -> None:
-    allowed = {"shared.contract.spec", "shared.contract.events", "shared.errors"}
+def test_the_trainer_knows_nothing_of_ours_but_the_contract_and_errors() -> None:
     stray = [
         f"{at(path, node)}: {name}"
         for path in files("worker/train")
         for node in imports(tree(path))
         for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
-        if name.split(".")[0] in PACKAGES and not name.startswith("worker.train") and name not in allowed
+        if name.split(".")[0] in PACKAGES
+        and not name.startswith(("worker.train", "shared.contract."))
+        and name != "shared.errors"
     ]
 
     assert stray == []
@@ -118,6 +124,24 @@ def _imported(path: Path) -> set[str]:
         elif node.module is not None:
             named |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return named & known
+
+
+def test_one_function_says_what_torch_calls_a_device() -> None:
+    """Written a second time, one of them calls an AMD GPU a CPU."""
+    conversions = [
+        str(path.relative_to(ROOT))
+        for path in files(*PACKAGES)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.IfExp)
+        and {leaf.value for leaf in (node.body, node.orelse) if isinstance(leaf, ast.Constant)} == {"cuda", "cpu"}
+    ]
+
+    assert conversions == ["shared/contract/passes.py"]
+    assert [device_kind(kind) for kind in ("cuda", "rocm", "cpu")] == ["cuda", "cuda", "cpu"]
+
+
+def test_the_plan_stands_on_nothing_and_its_tiers_are_the_requests_all_the_same() -> None:
+    assert get_args(preemption.Tier) == get_args(spec.Tier)
 
 
 # ---- names and places
@@ -201,6 +225,67 @@ def _is_naive(node: ast.AST) -> bool:
         case ast.Call(func=function, args=[], keywords=[]):
             return ast.unparse(function) in {"datetime.now", "datetime.datetime.now"}
     return False
+
+
+# ---- who tells methods and objectives apart
+
+# Their names, tables and request; the trainer's table of losses; and the formats of rows, of which one is called kto.
+KNOWS_NAMES = {
+    "shared/contract/spec.py",
+    "shared/contract/methods.py",
+    "shared/contract/objectives.py",
+    "worker/train/objectives/table.py",
+    "shared/rows/formats.py",
+    "shared/rows/rules.py",
+    "worker/train/data.py",
+}
+NAMES = frozenset(get_args(MethodName)) | frozenset(get_args(ObjectiveName))
+
+
+def test_nobody_but_the_tables_branches_on_the_name_of_a_method_or_an_objective() -> None:
+    branches = [
+        f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', '?')}"
+        for path in files(*PACKAGES)
+        if str(path.relative_to(ROOT)) not in KNOWS_NAMES
+        for node in ast.walk(tree(path))
+        if _branches_on_a_name(node)
+    ]
+
+    assert branches == []
+
+
+def _branches_on_a_name(node: ast.AST) -> bool:
+    """Whether the node compares with a name, or looks one up: in a comparison, a pattern, a dict, or a `.get`."""
+    match node:
+        case ast.Compare(left=left, comparators=others):
+            return any(_names_one(leaf) for side in (left, *others) for leaf in ast.walk(side))
+        case ast.MatchValue(value=value):
+            return _names_one(value)
+        case ast.Dict(keys=keys) if keys:
+            return all(key is not None and _names_one(key) for key in keys)
+        case ast.Call(func=ast.Attribute(attr="startswith" | "endswith"), args=arguments):
+            return any(_names_one(leaf) for argument in arguments for leaf in ast.walk(argument))
+    return False
+
+
+def _names_one(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and node.value in NAMES
+
+
+@pytest.mark.parametrize(
+    ("line", "branches"),
+    [
+        ("rows = 2 if spec.objective.type == 'dpo' else 1", True),
+        ("if method not in ('qlora', 'qdora'): pass", True),
+        ("formats = {'dpo': 1, 'kto': 2}", True),
+        ("match name:\n    case 'kto': pass", True),
+        ("OBJECTIVES[spec.objective.type].sequences", False),
+        ("example = {'type': 'supervised', 'seed': 1}", False),
+        ("if status == 'failed': pass", False),
+    ],
+)
+def test_the_scan_for_branches_sees_what_it_must(line: str, branches: bool) -> None:
+    assert any(_branches_on_a_name(node) for node in ast.walk(ast.parse(line))) is branches
 
 
 # ---- who writes the status of a job

@@ -9,7 +9,9 @@ import pytest
 from shared.contract.spec import JobSpec
 from shared.settle.device_fit import Candidate, fits
 from shared.settle.durations import predict
+from shared.store.tables import DeviceRow
 from tests.factories import make_spec
+from worker.chores import preflight
 
 GB = 10**9
 GPU = Candidate(
@@ -53,6 +55,24 @@ def test_a_cpu_does_not_train_in_float16() -> None:
     (found,) = fits(make_spec(dtype="float16"), [replace(GPU, kind="cpu")], measurements=())
 
     assert "float16" in found.reason
+
+
+def test_a_preflight_takes_an_amd_gpu_for_a_gpu() -> None:
+    row = DeviceRow(
+        id="h:0",
+        name="Instinct MI300X",
+        kind="rocm",
+        total_bytes=192 * GB,
+        foreign_bytes=0,
+        bfloat16=True,
+        healthy=True,
+        quarantined=False,
+    )
+
+    device = preflight.candidate(row)
+
+    assert fits(make_spec(dtype="float16"), [device], measurements=())[0].fits
+    assert device.kind == "cuda"
 
 
 def seconds(spec: JobSpec, *, device: str = "NVIDIA A100", speeds: tuple[float, ...] = ()) -> float:

@@ -10,6 +10,7 @@ import pytest
 
 from shared.contract.methods import METHODS, UNSUPPORTED, refuse_unsupported
 from shared.contract.modules import FAMILIES
+from shared.contract.objectives import OBJECTIVES
 from shared.contract.spec import BaseModelRef, CreateJob, Dpo
 from shared.errors import Invalid
 from shared.settle.catalogue import SMOLLM2
@@ -217,6 +218,10 @@ def test_the_documentation_shows_every_method_and_every_refusal() -> None:
     page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
     for name, method in METHODS.items():
         assert f"| `{name}` | {method.summary} | {method.choose} | {method.costs} |" in page
+    for name, objective in OBJECTIVES.items():
+        assert re.search(
+            rf"^\| {name} \| {re.escape(objective.asked)} \| .* \| {re.escape(objective.choose)} \|$", page, re.M
+        )
     for refusal in UNSUPPORTED:
         assert f"| {refusal.reason} |" in page
 

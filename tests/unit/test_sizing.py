@@ -11,12 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.memory_estimates import LLAMA_2_7B, LLAMA_2_13B, LLAMA_2_70B, errors, points
-from shared.contract.spec import Adapter, CombinationType, ModelFacts
+from shared.contract.passes import KEPT_SHARE
+from shared.contract.spec import Adapter, CombinationType, DeviceKind, ModelFacts
 from shared.settle.catalogue import SMOLLM2
 from shared.settle.sizing import (
-    KEPT_SHARE,
     Calibration,
-    DeviceKind,
     Measurement,
     Workload,
     adapter_parameters,

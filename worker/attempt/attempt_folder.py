@@ -11,12 +11,13 @@ from pathlib import Path
 
 import structlog
 
-from shared.contract.spec import AttemptSpec
+from shared.contract.passes import device_kind
+from shared.contract.spec import AttemptSpec, DeviceKind
 from shared.lease.journal import NewEvent
 from shared.lease.values import Claim, MeetingPlace
 from shared.settle.catalogue import load_catalogue
 from shared.settle.refusals import wishes
-from shared.settle.sizing import DeviceKind, keeps_copy
+from shared.settle.sizing import keeps_copy
 from worker import base_models
 from worker.attempt import meeting
 from worker.host.host import Host
@@ -94,8 +95,7 @@ class AttemptFolder:
 
     @property
     def kind(self) -> DeviceKind:
-        """As torch calls it, AMD's GPUs too."""
-        return "cpu" if self.device.kind == "cpu" else "cuda"
+        return device_kind(self.device.kind)
 
     @property
     def _threads(self) -> int:

@@ -12,6 +12,7 @@ import structlog
 from shared.chores import file_checks
 from shared.chores.file_checks import FILE_CHECK, TABLES, FileCheck, MadeRows
 from shared.chores.preflights import PreflightClaim
+from shared.contract.passes import device_kind
 from shared.contract.spec import DataFacts
 from shared.errors import Invalid, TunepoolError, Unavailable
 from shared.fleet import workers
@@ -190,9 +191,8 @@ def _listed(report: dict[str, Any]) -> str:
 def _device(host: Host) -> DeviceFacts:
     """What the pool offers a job at best; strangers' memory is not on offer, other jobs' is, once they end."""
     best = host.write(lambda s: workers.roomiest_device(s, pool_name=host.settings.pool)) or host.devices[0]
-    kind: Literal["cuda", "cpu"] = "cpu" if best.kind == "cpu" else "cuda"
     return DeviceFacts(
-        kind=kind,
+        kind=device_kind(best.kind),
         total_bytes=best.total_bytes,
         free_bytes=best.total_bytes - best.foreign_bytes,
         bfloat16=best.bfloat16,

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from shared.chores import preflights
 from shared.chores.preflights import PREFLIGHT, PreflightClaim
 from shared.contract.events import EXIT_DONE, TokenReport
+from shared.contract.passes import device_kind
 from shared.contract.spec import JobSpec, PreflightSpec
 from shared.errors import TunepoolError, Unavailable
 from shared.fleet import workers
@@ -123,7 +124,7 @@ class _Examination:
                 "terms": resolution.estimate.terms,
             },
             "devices": [
-                dataclasses.asdict(one) for one in fits(spec, [_candidate(row) for row in devices], measurements=known)
+                dataclasses.asdict(one) for one in fits(spec, [candidate(row) for row in devices], measurements=known)
             ],
         }
 
@@ -228,15 +229,12 @@ def _file(file: FileRef) -> dict[str, Any]:
     return {"id": file.id, **(file.report or {})}
 
 
-def _kind(device: Any) -> Any:
-    return "cuda" if device.kind == "cuda" else "cpu"
-
-
-def _candidate(row: DeviceRow) -> Candidate:
+def candidate(row: DeviceRow) -> Candidate:
+    """A device of the pool, as the check of what fits reads it."""
     return Candidate(
         id=row.id,
         name=row.name,
-        kind=_kind(row),
+        kind=device_kind(row.kind),
         total_bytes=row.total_bytes,
         foreign_bytes=row.foreign_bytes,
         bfloat16=row.bfloat16,

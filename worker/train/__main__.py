@@ -25,6 +25,7 @@ from shared.contract.events import (
     Finished,
     Started,
 )
+from shared.contract.methods import METHODS
 from shared.contract.spec import AttemptSpec
 from shared.errors import TunepoolError
 from worker.train import checkpoints, evaluation_rows, export
@@ -36,7 +37,7 @@ from worker.train.experts import without_router_loss
 from worker.train.guards import NoTrainableParameters
 from worker.train.loop import TrainingRun, save_checkpoint, train
 from worker.train.memory import MAY_MEAN_MEMORY, limit_memory, out_of_memory_code, peak_memory_bytes
-from worker.train.methods import METHODS, adapt, make_optimizer, trainable, with_float32_adapters
+from worker.train.methods import adapt, make_optimizer, trainable, with_float32_adapters
 from worker.train.objectives.objective import Objective
 from worker.train.objectives.table import OBJECTIVES
 from worker.train.packing import StepPlan
@@ -170,7 +171,7 @@ def _plan(spec: AttemptSpec, *, rows: int) -> StepPlan:
 def _load_base(spec: AttemptSpec) -> Any:
     method = METHODS[spec.job.adapter.method]
     return load_model(
-        spec, weights=Path(spec.base_model_path), quantized=method.quantized, trains_in_full=not method.adapted
+        spec, weights=Path(spec.base_model_path), quantized=method.quantized, trains_in_full=not method.adapter
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from peft import PeftModel
 
+from shared.contract.methods import METHODS
 from shared.contract.spec import AttemptSpec, BaseModelRef
 from worker.train.checkpoints import describe, settle
 from worker.train.initialisation import MUTATING_INITS, fit_to_untouched_base
@@ -70,7 +71,7 @@ def run_manifest(spec: AttemptSpec, *, step: int, reason: str) -> dict[str, Any]
 def model_card(spec: AttemptSpec) -> str:
     """README.md with the metadata block that model hubs read."""
     job = spec.job
-    adapted = job.adapter.method != "full"
+    adapted = METHODS[job.adapter.method].adapter
     base = f'AutoModelForCausalLM.from_pretrained("{job.base_model.public_name if adapted else "PATH"}")'
     load = f'PeftModel.from_pretrained({base}, "PATH")' if adapted else base
     return f"""---

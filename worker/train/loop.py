@@ -17,6 +17,7 @@ from typing import Any
 from transformers import Trainer
 
 from shared.contract.events import CheckpointSaved, Metrics, Validation
+from shared.contract.objectives import OBJECTIVES
 from shared.contract.spec import AttemptSpec
 from worker.train import checkpoints
 from worker.train.checkpoints import Learner, Progress
@@ -116,7 +117,7 @@ def _one_step(run: TrainingRun) -> None:
     progress.train_seconds += seconds
     _report_step(run, tally, learning_rate=learning_rate, grad_norm=grad_norm, seconds=seconds)
     guess = math.log(run.trainer.model.config.vocab_size)
-    if run.spec.job.objective.type == "supervised":
+    if OBJECTIVES[run.spec.job.objective.type].guess_bounds_loss:
         check_divergence(tally.loss, progress=progress, worst=guess)
 
 

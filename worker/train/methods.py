@@ -1,10 +1,9 @@
-"""Act four: how the base model is adapted. One table; one entry per method."""
+"""Act four: how the base model is adapted. What tells the methods apart is in shared/contract/methods.py."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +13,12 @@ from peft import EvaConfig, LoraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from transformers import Trainer, set_seed
 
-from shared.contract.spec import Adapter, AttemptSpec, MethodName
+from shared.contract.methods import METHODS, Dimension, MethodFacts, first_refusal
+from shared.contract.spec import Adapter, AttemptSpec
 from shared.errors import Invalid
 from worker.train.data import Row
 from worker.train.fused_lora import FusedLinear4bit, KeptLinear4bit
 from worker.train.initialisation import finish
-
-
-@dataclass(frozen=True)
-class Adaptation:
-    """What distinguishes one way of adapting from another."""
-
-    adapted: bool  # a LoRA adapter is trained; otherwise every weight
-    quantized: bool = False  # the frozen base is stored in 4 bits
-    use_dora: bool = False  # magnitude and direction apart (arXiv 2402.09353)
-    inits: frozenset[str] = frozenset({"default", "gaussian", "eva"})  # initialisations that upstream can do with it
-
-
-FLOATING = frozenset({"default", "gaussian", "pissa", "olora", "eva"})
-# PiSSA and OLoRA move part of the base into the adapter, which PEFT refuses on a quantised base; LoftQ needs one.
-FOUR_BIT = frozenset({"default", "gaussian", "loftq", "eva"})
-
-METHODS: dict[MethodName, Adaptation] = {
-    "lora": Adaptation(adapted=True, inits=FLOATING),
-    "qlora": Adaptation(adapted=True, quantized=True, inits=FOUR_BIT),
-    "dora": Adaptation(adapted=True, use_dora=True, inits=frozenset({"default", "gaussian"})),
-    "qdora": Adaptation(adapted=True, quantized=True, use_dora=True, inits=frozenset({"default", "gaussian"})),
-    "full": Adaptation(adapted=False, inits=frozenset({"default"})),
-}
 
 # LoftQ is applied afterwards; the others keep their name.
 _UPSTREAM_INITS: dict[str, Any] = {"default": True, "loftq": True}
@@ -59,14 +36,14 @@ def adapt(model: Any, *, spec: AttemptSpec, initial: Path | None, rows: Sequence
         Invalid: `target_modules_not_found`, `modules_not_found`, `layers_not_found`, `unsupported_combination`.
     """
     adapter, method = spec.job.adapter, METHODS[spec.job.adapter.method]
-    if adapter.init_lora_weights not in method.inits:
-        raise Invalid(
-            f"{adapter.init_lora_weights} cannot start {adapter.method}; use one of {', '.join(sorted(method.inits))}.",
-            code="unsupported_combination",
-            param="adapter.init_lora_weights",
-        )
+    combination: dict[Dimension, str] = {
+        "method": adapter.method,
+        "objective": spec.job.objective.type,
+        "init": adapter.init_lora_weights,
+    }
+    assert first_refusal(combination) is None, f"refused at submit: {combination}"
     set_seed(spec.job.seed)
-    if not method.adapted:
+    if not method.adapter:
         return model.requires_grad_(requires_grad=True)
     check_modules(model, adapter)
     # EVA fills the adapter afterwards; until then PEFT wants it without memory.
@@ -80,7 +57,7 @@ def adapt(model: Any, *, spec: AttemptSpec, initial: Path | None, rows: Sequence
     return adapted
 
 
-def lora_config(adapter: Adapter, *, method: Adaptation) -> LoraConfig:
+def lora_config(adapter: Adapter, *, method: MethodFacts) -> LoraConfig:
     """The spec's adapter under PEFT's names."""
     init = adapter.init_lora_weights
     return LoraConfig(
@@ -91,7 +68,7 @@ def lora_config(adapter: Adapter, *, method: Adaptation) -> LoraConfig:
         target_modules=adapter.target_modules,
         bias=adapter.bias,
         use_rslora=adapter.use_rslora,
-        use_dora=method.use_dora,
+        use_dora=method.magnitude,
         init_lora_weights=_UPSTREAM_INITS.get(init, init),
         # rho 1: every module keeps the rank that was asked for, so the adapter's size is known beforehand.
         eva_config=EvaConfig(rho=1.0) if init == "eva" else None,

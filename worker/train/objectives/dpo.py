@@ -10,9 +10,7 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from shared.contract.spec import AttemptSpec, Dpo
-from shared.errors import Invalid
 from worker.train.data import AnswersRow
-from worker.train.methods import METHODS
 from worker.train.objectives.objective import Loss, MicroBatch, OwnFigures, Separable, trainer_arguments
 from worker.train.packing import group
 
@@ -64,20 +62,8 @@ def refer_to_base(model: Any) -> None:
         model.delete_adapter("ref")
 
 
-def refuse_without_reference(spec: AttemptSpec) -> None:
-    """Objectives with a reference model need an adapter to disable."""
-    if not METHODS[spec.job.adapter.method].adapted:
-        raise Invalid(
-            f"{spec.job.objective.type} needs the base model as its reference, which full fine-tuning overwrites; "
-            "use lora, qlora, dora or qdora.",
-            code="unsupported_combination",
-            param="adapter.method",
-        )
-
-
 def build(model: Any, tokenizer: Any, *, spec: AttemptSpec, out: Path, total_steps: int) -> DpoObjective:
     """The trainer sees one stand-in pair: the loop feeds it our own micro-batches."""
-    refuse_without_reference(spec)
     assert isinstance(spec.job.objective, Dpo)
     arguments = DPOConfig(
         **trainer_arguments(spec, out=out, total_steps=total_steps),

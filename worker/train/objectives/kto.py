@@ -21,7 +21,7 @@ from trl import KTOConfig, KTOTrainer
 
 from shared.contract.spec import AttemptSpec, Kto
 from worker.train.data import AnswersRow
-from worker.train.objectives.dpo import refer_to_base, refuse_without_reference
+from worker.train.objectives.dpo import refer_to_base
 from worker.train.objectives.objective import Loss, MicroBatch, OwnFigures, trainer_arguments
 from worker.train.packing import group
 
@@ -108,7 +108,6 @@ class KtoObjective:
 
 def build(model: Any, tokenizer: Any, *, spec: AttemptSpec, out: Path, total_steps: int) -> KtoObjective:
     """The trainer sees one stand-in answer: the loop feeds it our own micro-batches."""
-    refuse_without_reference(spec)
     assert isinstance(spec.job.objective, Kto)
     shared = trainer_arguments(spec, out=out, total_steps=total_steps)
     arguments = KTOConfig(

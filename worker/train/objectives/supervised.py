@@ -17,19 +17,15 @@ from datasets import Dataset
 from peft.helpers import disable_input_dtype_casting
 from trl import SFTConfig, SFTTrainer
 
+from shared.contract.methods import METHODS
+from shared.contract.passes import PACKED_TOKENS, is_packed
 from shared.contract.spec import AttemptSpec
 from worker.train import row_attention
 from worker.train.data import TokenRow
-from worker.train.methods import METHODS
 from worker.train.objectives.objective import Loss, MicroBatch, OwnFigures, Separable, trainer_arguments
 from worker.train.packing import group, pack
 
 IGNORED = -100
-
-# Each forward pass has a cost that does not depend on its tokens, and activations take memory for each of them. On a
-# CPU rows attend apart (row_attention.py), so what limits a pack is memory. Measured on 2 cores with a 135M model:
-# packs of 1,024 take 1 GiB more than packs of 512. On CUDA a dense mask costs memory only (4,096: 32 MB).
-PACKED_TOKENS = {"cpu": 1024, "cuda": 4096}
 
 
 class LabelledTokenTrainer(SFTTrainer, OwnFigures):
@@ -102,10 +98,9 @@ class SupervisedObjective(Separable):
         self._spec = spec
         self._pad_id = pad_id
         # DoRA does arithmetic of its own on what it is given, in that precision.
-        dora = METHODS[spec.job.adapter.method].use_dora
+        dora = METHODS[spec.job.adapter.method].magnitude
         self._narrow = spec.job.training.dtype != "float32" and not dora
-        # NEFTune scales its noise by the sequence length, so rows that share one would get too little of it.
-        self._packing = spec.job.training.packing and spec.job.training.neftune_noise_alpha is None
+        self._packing = is_packed(spec.job)
 
     def micro_batches(self, rows: Sequence[TokenRow]) -> list[MicroBatch]:
         lengths = [row.tokens for row in rows]
