@@ -14,7 +14,7 @@ Auto = Literal["auto"]
 AUTO: Auto = "auto"
 
 MethodName = Literal["lora", "qlora", "dora", "qdora", "full"]
-ObjectiveName = Literal["supervised", "dpo", "kto"]
+ObjectiveName = Literal["supervised", "dpo", "kto", "orpo", "simpo"]
 DEFAULT_OBJECTIVE: Final[ObjectiveName] = "supervised"
 Strategy = Literal["single", "ddp", "fsdp"]
 Tier = Literal["interactive", "normal", "best_effort"]
@@ -163,10 +163,25 @@ class Kto(Part):
     beta: float = Field(default=0.1, gt=0.0, le=2.0)
 
 
-Preference = Annotated[Dpo | Kto, Field(discriminator="type")]
-Objective = Annotated[Supervised | Dpo | Kto, Field(discriminator="type")]
+class Orpo(Part):
+    """Odds-ratio preference optimization: next-token loss and preference in one, no reference (arXiv 2403.07691)."""
+
+    type: Literal["orpo"] = "orpo"
+    beta: float = Field(default=0.1, gt=0.0, le=2.0, description="Weight of the odds ratio; lambda in the paper.")
+
+
+class Simpo(Part):
+    """Simple preference optimization: length-normalised rewards, no reference (arXiv 2405.14734)."""
+
+    type: Literal["simpo"] = "simpo"
+    beta: float = Field(default=2.0, gt=0.0, le=100.0, description="Scale of the reward; the paper uses 2 to 10.")
+    gamma: float = Field(default=1.0, ge=0.0, le=100.0, description="Margin that the chosen answer must win by.")
+
+
+Preference = Annotated[Dpo | Kto | Orpo | Simpo, Field(discriminator="type")]
+Objective = Annotated[Supervised | Dpo | Kto | Orpo | Simpo, Field(discriminator="type")]
 OBJECTIVE_PARTS: Final[dict[ObjectiveName, type[Part]]] = {
-    part.model_fields["type"].default: part for part in (Supervised, Dpo, Kto)
+    part.model_fields["type"].default: part for part in (Supervised, Dpo, Kto, Orpo, Simpo)
 }
 
 

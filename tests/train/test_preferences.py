@@ -44,8 +44,17 @@ def preference_for_good(model: Any) -> float:
     return log_probability("good<|im_end|>") - log_probability("bad one<|im_end|>")
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora"])
-@pytest.mark.parametrize("objective", ["dpo", "kto"])
+@pytest.mark.parametrize(
+    ("objective", "method"),
+    [
+        ("dpo", "lora"),
+        ("dpo", "qlora"),
+        ("kto", "lora"),
+        ("kto", "qlora"),
+        ("orpo", "qlora"),
+        ("simpo", "lora"),
+    ],
+)
 def test_the_model_comes_to_prefer_the_good_answer(model: Path, tmp_path: Path, objective: str, method: str) -> None:
     code, events = train(tmp_path, model, {"type": objective}, adapter={"method": method})
 
@@ -76,7 +85,7 @@ def test_every_dpo_loss_trains(model: Path, tmp_path: Path, loss_type: str) -> N
     assert all(math.isfinite(loss) for loss in losses(events).values())
 
 
-@pytest.mark.parametrize("objective", ["dpo", "kto"])
+@pytest.mark.parametrize("objective", ["dpo", "kto", "orpo", "simpo"])
 def test_a_smaller_micro_batch_leaves_the_curve_as_it_was(model: Path, tmp_path: Path, objective: str) -> None:
     curves = [
         losses(train(tmp_path / str(size), model, {"type": objective}, micro_batch_size=size)[1]) for size in (4, 1)

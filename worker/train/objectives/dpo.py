@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from transformers import Trainer
 from trl import DPOConfig, DPOTrainer
 
 from shared.contract.spec import AttemptSpec, Dpo
@@ -25,10 +26,10 @@ class PreparedPairsTrainer(DPOTrainer, OwnFigures):
         return dataset
 
 
-class DpoObjective(Separable):
+class PairsObjective(Separable):
     """Pairs under each other, chosen first; the loss is summed over pairs."""
 
-    def __init__(self, trainer: PreparedPairsTrainer, *, spec: AttemptSpec) -> None:
+    def __init__(self, trainer: Trainer, *, spec: AttemptSpec) -> None:
         self.trainer = trainer
         self._spec = spec
 
@@ -62,7 +63,7 @@ def refer_to_base(model: Any) -> None:
         model.delete_adapter("ref")
 
 
-def build(model: Any, tokenizer: Any, *, spec: AttemptSpec, out: Path, total_steps: int) -> DpoObjective:
+def build(model: Any, tokenizer: Any, *, spec: AttemptSpec, out: Path, total_steps: int) -> PairsObjective:
     """The trainer sees one stand-in pair: the loop feeds it our own micro-batches."""
     assert isinstance(spec.job.objective, Dpo)
     arguments = DPOConfig(
@@ -80,4 +81,4 @@ def build(model: Any, tokenizer: Any, *, spec: AttemptSpec, out: Path, total_ste
         processing_class=tokenizer,
     )
     refer_to_base(model)
-    return DpoObjective(trainer, spec=spec)
+    return PairsObjective(trainer, spec=spec)

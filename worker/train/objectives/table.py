@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from shared.contract.spec import AttemptSpec, ObjectiveName
-from worker.train.objectives import dpo, kto, supervised
+from worker.train.objectives import dpo, kto, reference_free, supervised
 from worker.train.objectives.objective import Objective
 
 
@@ -18,4 +18,6 @@ OBJECTIVES: dict[ObjectiveName, BuildObjective] = {
     "supervised": supervised.build,
     "dpo": dpo.build,
     "kto": kto.build,
+    "orpo": reference_free.build,
+    "simpo": reference_free.build,
 }
