@@ -1,4 +1,4 @@
-"""Answers written where their view is made: FastAPI would check every view once more, in a thread of its own."""
+"""JSON answers, written directly from their views. FastAPI would validate every view again, in another thread."""
 
 from __future__ import annotations
 

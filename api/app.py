@@ -108,7 +108,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def _describe(app: FastAPI) -> None:
-    """Bodies that we read ourselves, and the bearer key, are part of the contract too."""
+    """Add the bodies that we parse ourselves, and the bearer key, to the OpenAPI document."""
     plain = app.openapi
 
     def complete() -> dict[str, Any]:
@@ -133,7 +133,7 @@ def _describe(app: FastAPI) -> None:
 
 
 def _correct_streams(schema: dict[str, Any]) -> None:
-    """FastAPI describes the errors of a stream as streams; they come in place of it, as JSON."""
+    """Describe a stream's errors as JSON: they come instead of the stream. FastAPI describes them as streams."""
     for operation in (operation for path in schema["paths"].values() for operation in path.values()):
         for answer in operation["responses"].values():
             stream = answer.get("content", {}).get("text/event-stream", {})

@@ -1,4 +1,4 @@
-"""The bell as the API rings it: after the answer, and once for all who asked meanwhile."""
+"""Rings workers for the API: after the answer, and once for all requests that came meanwhile."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RingThread:
             self._changed.notify()
 
     def close(self) -> None:
-        """Ring what is still wanted and end, within a second."""
+        """Ring for the requests that are left, and end within a second."""
         self._closing.set()
         with self._changed:
             self._changed.notify()

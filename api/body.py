@@ -1,4 +1,4 @@
-"""JSON bodies, strictly: every bad form gets a sentence with field, value and remedy."""
+"""Reads JSON bodies strictly. Every fault gets a sentence with field, value and remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What handlers lean on: one `Door` per process, and the caller of each request."""
+"""What handlers depend on: one `Door` per process, and the caller of each request."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Door:
     outlook: PlanCache
 
     def session(self) -> AbstractContextManager[Session]:
-        """Commits when the block ends, so before the answer goes out."""
+        """A session that commits when the block ends, before the answer is sent."""
         return session_scope(self.engine)
 
     def reading(self) -> AbstractContextManager[Session]:
-        """For single looks: each statement stands for itself, which saves two round trips."""
+        """A session for single reads: each statement is its own transaction, which saves two round trips."""
         return reading_scope(self.reader)
 
     def caller(self, bearer: str, *, scope: str | None = None) -> Caller:

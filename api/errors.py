@@ -1,4 +1,4 @@
-"""Errors as OpenAI spells them. The only file that knows both our errors and HTTP's numbers."""
+"""Turns our errors into OpenAI's envelope. Only this file knows both our errors and HTTP's status codes."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _named(_: Request, error: Exception) -> JSONResponse:
 
 
 def _gone(request: Request, _: Exception) -> Response:
-    """Nobody reads this answer; the request left nothing behind."""
+    """Answer a client that has gone. The request left nothing behind."""
     log.info("client.gone", path=request.url.path)
     return Response(status_code=400)
 

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong, said to a user: the field, what it may be, what it was, and the nearest right name.
+"""Turns pydantic's errors into sentences for users: the field, its allowed values, the value given, the nearest name.
 
 The sentence comes from the schema, not from pydantic's messages: a union reports one fault per member, and none of
 them says what the field accepts as a whole.
@@ -48,7 +48,7 @@ def first_fault(found: Sequence[ErrorDetails], document: dict[str, Any], model: 
 
 
 def _most_telling(found: Sequence[ErrorDetails], document: Any) -> tuple[Path, ErrorDetails]:
-    """Of the faults that a union reports for one value, the deepest: that member came closest to fitting."""
+    """The deepest of the faults that a union reports for one value: that member came closest to fitting."""
     placed = [(_path(error, document), error) for error in found]
     start = placed[0][0]
     same = [(path, error) for path, error in placed if path[: len(start)] == start]

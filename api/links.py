@@ -1,4 +1,4 @@
-"""Download links for stores that cannot sign their own: one object, one method, a short life."""
+"""Signs download links for stores that cannot. A link is for one object, one method, and a short time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why queued jobs wait, for everybody who asks: one plan a second at most, made beside the requests and not in them."""
+"""The pool's plan, shared by all requests that ask why a job waits. A thread makes one a second at most."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class PlanCache:
         self._next: Future[_Latest] | None = None
 
     def of(self, job_id: str) -> Look:
-        """Never older than two seconds, or than twenty times what a plan costs where that is more.
+        """The plan's answer for a job. It is at most two seconds old, or twenty times the time that planning takes.
 
         Holds no database session of the caller's while it waits: call it between sessions.
         """

@@ -1,4 +1,4 @@
-"""Plans for those who ask why their jobs wait. A long one is made in a process of its own.
+"""Makes plans that show why jobs wait. A plan that takes long is made in a process of its own.
 
 Planning computes. In the process that answers requests it would hold the interpreter meanwhile, and polls would wait
 for it: 0.2 s for 10,000 waiting jobs.
@@ -32,7 +32,7 @@ PATIENCE_SECONDS: Final = 20.0  # longer than a statement may take: who says not
 
 @dataclass(frozen=True, slots=True)
 class PlanAnswer:
-    """What waiting jobs are told."""
+    """The verdicts of one plan, when it was made, and how long that took."""
 
     verdicts: Mapping[str, Verdict]
     starting: frozenset[str]  # jobs that a worker is about to start
@@ -50,7 +50,7 @@ class Planner:
         self._long = False
 
     def plan(self) -> PlanAnswer:
-        """The plan of this moment. Raises what a database that is away raises."""
+        """The plan of this moment. Raises SQLAlchemy's errors when the database is away."""
         made = self._plan_apart() if self._long else make(self._engine, self._pool_name)
         self._long = made.seconds > (LONG_SECONDS / 4 if self._long else LONG_SECONDS)
         if not self._long:
@@ -87,7 +87,7 @@ def make(engine: Engine, pool_name: str) -> PlanAnswer:
 
 
 class _Packed(Mapping[str, Verdict]):
-    """Verdicts as bytes, each opened when it is asked for: to open ten thousand would hold the interpreter again."""
+    """Verdicts as bytes. Each is unpickled when it is read: ten thousand at once would hold the interpreter."""
 
     def __init__(self, packed: dict[str, bytes]) -> None:
         self._packed = packed
@@ -133,7 +133,7 @@ def _send(pipe: Any, what: object) -> None:
 
 
 def main() -> None:
-    """Answer until nobody asks any more. An error ends it; who asked plans for himself then."""
+    """Answer requests for a plan until the pipe closes. An error ends the process; the parent then plans itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the API's to answer, which then ends this process
     url, pool_name = pickle.load(sys.stdin.buffer)  # noqa: S301  # from our own process, by a pipe
     engine = make_engine(url, pool_size=1, max_overflow=0)

@@ -89,7 +89,7 @@ _NEVER_NULL: Final = frozenset({"name", "weight", "guarantee", "scopes", "max_ti
 
 
 def changes(body: Part) -> dict[str, Any]:
-    """What a body sets, in the words of the row: device-seconds for hours, a moment for Unix seconds."""
+    """The values of a body under the row's names and units: device-seconds for hours, a datetime for Unix seconds."""
     given = body.model_dump(exclude_unset=True, exclude={"project_id"})
     return dict(_column(name, value) for name, value in given.items() if not (value is None and name in _NEVER_NULL))
 

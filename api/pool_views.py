@@ -1,4 +1,4 @@
-"""Shapes of what a pool's people see: the pool itself, projects, keys, the ledger, the audit."""
+"""Views of the pool, its projects, keys, usage and audit."""
 
 from __future__ import annotations
 

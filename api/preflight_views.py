@@ -1,4 +1,4 @@
-"""Shapes of preflights: what a job would do, answered without training anything."""
+"""Views of preflights: what a job would do, without training."""
 
 from __future__ import annotations
 

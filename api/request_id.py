@@ -1,4 +1,4 @@
-"""`x-request-id` on every response, and its id in every log line of the request."""
+"""Gives every response an `x-request-id`, and every log line of the request the same id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Addresses that no route can mean: refused before any reaches a handler or the database."""
+"""Refuses URLs that no route can serve, before they reach a handler or the database."""
 
 from __future__ import annotations
 

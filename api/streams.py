@@ -1,4 +1,4 @@
-"""Streams of events: one reader per process, however many clients follow however many jobs.
+"""Streams of job events. One reader per process serves all clients and all jobs that they follow.
 
 The events of a job are numbered without gaps, so a stream is right when `seq + 1` follows `seq` and nothing else does.
 No thread and no database session waits with a client: a stream sleeps until the reader has seen something new.
@@ -72,7 +72,7 @@ class Tail:
         waiting.set()
 
     def behind(self, seq: int) -> list[Told] | None:
-        """What follows `seq` here; None: the beginning of it is kept no longer."""
+        """The events after `seq`; None when the first of them is no longer kept here."""
         if seq >= self.seq:
             return []
         kept = [told for told in self.recent if told.seq > seq]
@@ -146,7 +146,7 @@ class Streams:
                 del self._tails[job_id]
 
     async def _next(self, job_id: str, tail: Tail, seq: int) -> Sequence[Told]:
-        """What follows `seq`: from the tail where it reaches back so far, else a page from the database."""
+        """The events after `seq`: from the tail if it reaches back that far, else a page from the database."""
         kept = tail.behind(seq)
         if kept is not None:
             return kept
@@ -164,7 +164,7 @@ class Streams:
     # --- the reader --------------------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
-        """Look after all tails in one query, again and again while there are any."""
+        """Read all tails in one query, repeatedly while there are any."""
         while self._tails:
             self._joined.clear()
             try:
@@ -185,7 +185,7 @@ class Streams:
             return {job_id: (news.status, [_told(row) for row in news.events]) for job_id, news in found.items()}
 
     def _close_all(self, reader: asyncio.Task[None]) -> None:
-        """A reader that fails takes its streams with it: their clients come again and go on where they were."""
+        """End all streams when the reader fails: their clients reconnect and continue where they were."""
         if not reader.cancelled() and (error := reader.exception()) is not None:
             log.error("streams.failed", exc_info=error)
         for tail in self._tails.values():

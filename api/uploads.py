@@ -1,4 +1,4 @@
-"""Multipart uploads as a stream: the file's bytes go to the store as they arrive, never whole in memory or on disk."""
+"""Reads multipart uploads as a stream. Bytes go to the store as they arrive: no whole file in memory or on disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_NAME_CHARACTERS: Final = 255
 
 @dataclass
 class Received:
-    """What a form held. `sha256` and `bytes` are of the file part."""
+    """The contents of a form. `sha256` and `bytes` describe the file part."""
 
     fields: dict[str, str] = field(default_factory=dict)
     filename: str | None = None

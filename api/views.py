@@ -1,4 +1,4 @@
-"""Shapes of answers, as OpenAI has them, and how rows become them. Ours lie under one key, `tunepool`."""
+"""Views in OpenAI's form, and the functions that make them of rows. Our own fields are under one key, `tunepool`."""
 
 from __future__ import annotations
 
@@ -435,7 +435,7 @@ def queue_state(look: Look, row: JobRow) -> QueueState:
 
 
 def _drift(verdict: Verdict, row: JobRow) -> int | None:
-    """Of the worst case where both forecasts have one, else of the best case."""
+    """The drift of the worst case where both forecasts have one, else of the best case."""
     for now, first in ((verdict.eta_high, row.first_eta_high), (verdict.eta_low, row.first_eta_low)):
         if now is not None and first is not None:
             return round((now - first).total_seconds())

@@ -1,4 +1,4 @@
-"""One child process: started so that it cannot outlive us, waited for, and ended."""
+"""Starts one child process so that it cannot outlive us, waits for it, and ends it."""
 
 from __future__ import annotations
 

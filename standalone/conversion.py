@@ -1,4 +1,4 @@
-"""`tunepool-server convert`: a file of any known shape and kind becomes the canonical JSONL that trainers read."""
+"""`tunepool-server convert`: turns a file of any known format into the canonical JSONL that trainers read."""
 
 from __future__ import annotations
 

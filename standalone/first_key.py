@@ -1,4 +1,4 @@
-"""The API key in `credentials.json`: made at the first start, and again only if it works no more."""
+"""The API key in `credentials.json`: made at the first start, and again only if it no longer works."""
 
 from __future__ import annotations
 

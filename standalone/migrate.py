@@ -1,4 +1,4 @@
-"""Bringing a database to this version's schema."""
+"""Migrates a database to this version's schema."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TURN_SECONDS = 0.2
 
 
 def migrate(url: str) -> None:
-    """Run what is missing, under a lock. Safe to run at every start; the schema of a newer version is left as it is."""
+    """Run the missing migrations, under a lock. Safe at every start; the schema of a newer version is left as it is."""
     config = Config()
     # Beside our packages, wherever those are; a `%` in the path is Alembic's sign for interpolation.
     folder = Path(shared.__file__).parent.parent / "migrations"

@@ -1,4 +1,4 @@
-"""Keeps children alive in their order, restarts what dies, and ends all of them: no child outlives this process."""
+"""Starts children in order, restarts those that die, and ends all of them: no child outlives this process."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Stack:
         self.check()
 
     def watch(self) -> None:
-        """Until a signal comes: start again what has died, ever more slowly while it keeps dying."""
+        """Until a signal comes, restart children that died, ever more slowly while they keep dying."""
         while not self._ending():
             for running in self._running:
                 self._look_after(running, time.monotonic())

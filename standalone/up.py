@@ -151,7 +151,7 @@ def say(line: str) -> None:
 
 
 def own_environment(home: Home, settings: Settings, **servers: str) -> dict[str, str]:
-    """What our processes get to know. Paths are absolute: their working directory is not the operator's."""
+    """The environment of our processes. Paths are absolute: their working directory is not the operator's."""
     paths = {"TUNEPOOL_MODELS_FILE": str(settings.models_file.resolve())} if settings.models_file else {}
     return child_environment(
         STORAGE_URL=settings.storage,

@@ -118,7 +118,7 @@ class EmbeddedValkey:
         return [part for name, value in settings.items() for part in (f"--{name}", value)]
 
     def _set_damage_aside(self) -> None:
-        """Begin empty when the last start stumbled over its own file: what rings here may be lost, silence may not."""
+        """Begin empty when the last start failed on its own file: rings may be lost, but Valkey must start."""
         damaged = self._folder / APPEND_DIR
         if not damaged.exists() or not could_not_read_its_file(log_tail(self._log)):
             return

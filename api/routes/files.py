@@ -1,4 +1,4 @@
-"""/v1/files: uploads and what jobs left behind."""
+"""/v1/files: uploads, and files that jobs made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""/v1/tunepool/jobs: orders that OpenAI's wire has no word for. Own jobs, or with the scope admin any."""
+"""/v1/tunepool/jobs: hold, release, priority, bulk cancel. For the project's own jobs; with the scope admin for any."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""/v1/fine_tuning/jobs: submit, follow, order."""
+"""/v1/fine_tuning/jobs: submit, follow, cancel, pause and resume jobs."""
 
 from __future__ import annotations
 

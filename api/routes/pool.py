@@ -1,4 +1,4 @@
-"""/v1/tunepool/pool, workers, devices: what there is to train on, who waits for it, and how it is operated."""
+"""/v1/tunepool/pool, workers, devices: the devices, the queue that waits for them, and their operation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attempts on several hosts: what the leader and the members tell each other, on rows. Moves no job, holds no lease.
+"""Rows by which the leader and the members of a gang talk to each other. Nothing here moves a job or holds a lease.
 
 Everything is guarded by the attempt being open under its fence: who finds it closed has nothing to say any more.
 """
@@ -22,7 +22,7 @@ RESTARTED: Final = {"code": "member_lost", "message": "its worker was started an
 
 @dataclass(frozen=True, slots=True)
 class MemberState:
-    """What a member has said last."""
+    """A member's last report."""
 
     node: int
     host: str
@@ -35,7 +35,7 @@ class MemberState:
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """What a member hears while it is needed; the place once all are ready."""
+    """The answer to a member that is needed; with the meeting point once all are ready."""
 
     place: MeetingPlace | None
 
@@ -124,12 +124,12 @@ def states(session: Session, lease: Lease) -> list[MemberState]:
 
 
 def meet(session: Session, lease: Lease, place: MeetingPlace) -> bool:
-    """Tell the members where; False when the lease is lost."""
+    """Write the meeting point for the members; False when the lease is lost."""
     return _write_attempt(session, lease, meeting=asdict(place))
 
 
 def dismiss(session: Session, lease: Lease) -> bool:
-    """Tell the members that they are needed no more; False when the lease is lost."""
+    """Dismiss the members; False when the lease is lost."""
     return _write_attempt(session, lease, dismissed_at=func.now())
 
 

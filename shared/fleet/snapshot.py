@@ -1,6 +1,6 @@
-"""The pool as rows show it: what waits, what runs, which devices there are, and what the plan says of each.
+"""Reads the pool for the plan: the queue, the running jobs, the devices and the shares.
 
-Reads only, but for `charge` and `keep_first_etas`; shared/jobs writes what a plan decides.
+Only `charge` and `keep_first_etas` write; shared/jobs writes the decisions of a plan.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _running_job(job: JobRow, device_ids: tuple[str, ...], started_at: datetime,
 
 
 def _seconds_left(job: JobRow, *, ran: float) -> float | None:
-    """As its trainer measures it; before the first step, and after a resumption, as far as anybody expected."""
+    """A running job's expected time, as its trainer measures it; before the first step, the forecast."""
     left = (job.progress or {}).get("seconds_left")
     if left is not None:
         return float(left)

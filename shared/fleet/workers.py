@@ -1,4 +1,4 @@
-"""Verbs of workers and their devices: who is there, what they have, who went away."""
+"""Registers workers and their devices, takes their heartbeats, and drops those that went away."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class DeviceReport:
 
 @dataclass(frozen=True, slots=True)
 class WorkerOrders:
-    """What a worker learns when it reports itself."""
+    """The answer to a worker's report."""
 
     draining: bool
     device_ids: tuple[str, ...]
@@ -133,7 +133,7 @@ def set_quarantined(session: Session, device_id: str, *, quarantined: bool) -> b
 
 
 def retire(session: Session, worker_id: str) -> None:
-    """A worker that has stopped takes its free devices along; leased ones wait for the reaper."""
+    """Remove a worker that has stopped, with its free devices; leased ones wait for the reaper."""
     session.execute(delete(DeviceRow).where(DeviceRow.worker_id == worker_id, DeviceRow.leased_by.is_(None)))
     session.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(last_seen=func.to_timestamp(0)))
     members.retire(session, worker_id)

@@ -1,4 +1,4 @@
-"""What finished jobs took: memory, beside what was predicted, training speed, and time on devices.
+"""Measurements of finished jobs: memory beside the prediction, training speed, time on devices.
 
 The memory of the next ones rests on it (`sizing`) and their time (`durations`).
 """
@@ -30,7 +30,7 @@ def record(
     trained_tokens: int,
     train_seconds: float,
 ) -> None:
-    """Keep what a job took. A job is measured once; devices that are no longer known say nothing."""
+    """Store the measurement of a job. A job is measured once; devices that are no longer known are left out."""
     device = session.get(DeviceRow, device_ids[0]) if device_ids else None
     if device is None or job.spec is None or peak_bytes <= 0:
         return

@@ -1,4 +1,4 @@
-"""Orders about queued and running jobs beyond those of OpenAI's wire: hold, priority, many at once. Each is audited.
+"""Orders about jobs beyond OpenAI's API: hold, release, priority, bulk cancel. Each is audited.
 
 A holder of `admin` orders across projects; any other caller only what is its own project's.
 """

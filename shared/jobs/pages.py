@@ -1,4 +1,4 @@
-"""What doors list. Pages go by keyset: any depth costs the same, and `after` may name what is gone."""
+"""Reads jobs and lists for the doors. Pages use a keyset: any depth costs the same; `after` may be a deleted row."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def job(session: Session, job_id: str, *, project_id: str) -> JobRow:
 
 
 def job_version(session: Session, job_id: str, *, project_id: str) -> tuple[int, str]:
-    """What a poll has to know: version and status. Raises NotFound like `job`."""
+    """Version and status of a job, for a poll. Raises NotFound like `job`."""
     known = session.execute(
         select(JobRow.version, JobRow.status).where(JobRow.id == job_id, JobRow.project_id == project_id)
     ).one_or_none()
@@ -81,14 +81,14 @@ def newest_event(session: Session, job_id: str) -> int:
 
 
 class News(NamedTuple):
-    """A job as one look finds it."""
+    """A job's status and its new events, as one query finds them."""
 
     status: str
     events: list[EventRow]  # oldest first
 
 
 def news(session: Session, watched: Mapping[str, int], *, limit: int) -> dict[str, News]:
-    """Of each job its status and its newest events (at most `limit`) behind the number known.
+    """Status and newest events (at most `limit`) of each job, after the event number that is known.
 
     One statement, so one snapshot: with a final status come all events of the job.
     """

@@ -1,4 +1,4 @@
-"""What the holder of a lease writes while its attempt runs."""
+"""Writes of the holder of a lease while its attempt runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What users order: cancel, pause, resume; what runs is asked, what waits is moved at once."""
+"""Cancel, pause and resume. A waiting job is moved at once; the supervisor of a running one is asked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shared.store.tables import JobRow
 
 
 def request_cancel(session: Session, job_id: str, *, project_id: str) -> JobRow:
-    """Cancel at once what waits; ask the supervisor of what runs. Asking twice is fine; a finished job is Invalid."""
+    """Cancel a waiting job at once, or ask the supervisor of a running one. Twice is fine; an ended job is Invalid."""
     job = _own_job(session, job_id, project_id)
     if job.status == "cancelled":
         return job

@@ -225,8 +225,8 @@ _UNSAID: Final = {
 
 
 def _store(session: Session, job: JobRow) -> None:
-    """Insert a new job. Of its row only one moment is the database's: to read all back costs twice the insert."""
-    # What is said, and not a null for each column that is not: psycopg keeps no statement of more than 50 values.
+    """Insert a new job. Only `created_at` is read back: reading the whole row costs twice the insert."""
+    # Only the columns that are set, without a null for each other: psycopg prepares no statement of over 50 values.
     said = {_COLUMNS[name].key: value for name, value in job.__dict__.items() if name in _COLUMNS}
     for name, value in _UNSAID.items():
         if name not in job.__dict__:

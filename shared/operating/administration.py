@@ -1,4 +1,4 @@
-"""What the people who run a pool order while it runs: its rules, workers, devices and keys. Every act is audited."""
+"""Acts of administrators while the pool runs: on its rules, workers, devices and keys. Each act is audited."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def revoke_key(session: Session, caller: Caller, key_id: str) -> ApiKeyRow:
 
 
 def limits_of(row: ApiKeyRow) -> dict[str, Any]:
-    """What an administrator may set of a key; no trace of its secret."""
+    """The settings of a key, for the audit; no trace of its secret."""
     names = ("name", "scopes", "max_running", "max_queued", "max_tier", "max_priority")
     expires = None if row.expires_at is None else row.expires_at.isoformat()
     return {name: getattr(row, name) for name in names} | {"expires_at": expires}

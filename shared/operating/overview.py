@@ -58,7 +58,7 @@ class Overview:
 
 
 def overview(session: Session, *, pool_name: str) -> Overview:
-    """Everything there is to see; who may see what is the door's business."""
+    """The whole pool. The door decides which part each caller may see."""
     view = snapshot.snapshot(session, pool_name=pool_name)
     made = snapshot.make_plan(view)
     queued = {job.id: job for job in view.queue}

@@ -1,4 +1,4 @@
-"""What the devices of a pool do at one moment: free, busy until when, out of order, or used by a stranger. Pure."""
+"""The devices of a pool at one moment: free, busy until when, out of order, or used by a stranger. Pure."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class QueuedJob:
 class Share:
     """A project's rights and what it has used.
 
-    `usage` is in GPU-seconds, decayed, and contains the `charge` of every job that runs: it is written when the job
+    `usage` is in device-seconds, decayed, and contains the `charge` of every job that runs: it is written when the job
     is leased and corrected when the lease ends.
     """
 
@@ -95,7 +95,7 @@ def longest_seconds(job: QueuedJob, *, policy: Policy) -> float:
 
 
 def charge(job: QueuedJob, *, policy: Policy) -> float:
-    """GPU-seconds that a project pays when the job is leased: its expected time on each of its devices."""
+    """Device-seconds that a project pays when the job is leased: its expected time on each of its devices."""
     return expected_seconds(job, policy=policy) * job.devices
 
 

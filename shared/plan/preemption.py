@@ -48,7 +48,7 @@ class Claimant(NamedTuple):
 
     project: str
     rank: int
-    share_after: float  # decayed GPU-seconds / weight, its own charge included
+    share_after: float  # decayed device-seconds / weight, its own charge included
     guaranteed: bool  # its devices are within its project's guarantee
     below_part: bool  # its project would hold no more than its part of the pool, or this job alone
     head: bool  # the first job in the effective order that has to wait

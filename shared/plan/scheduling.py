@@ -217,7 +217,7 @@ class _Pass:
         self.in_line += in_line
 
     def _aside(self, job: QueuedJob, lane: ProjectQueue, demand: Demand, cost: float) -> Reason | None:
-        """Why the job cannot start whatever is free, or None. Such a job reserves nothing and costs nothing."""
+        """Why the job cannot start even on free devices, or None. Such a job reserves nothing and costs nothing."""
         return self._stopped(job, lane) or self.occupancy.obstacle(demand) or self._over_limit(job, lane, cost)
 
     def _stopped(self, job: QueuedJob, lane: ProjectQueue) -> Reason | None:

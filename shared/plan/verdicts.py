@@ -1,4 +1,4 @@
-"""Why a queued job waits: position, reason and forecast, worked out only for the jobs that somebody asks about.
+"""Verdicts: position, reason and forecast of waiting jobs, worked out only for jobs that somebody asks about.
 
 Pure: no clock, no I/O. A queue of 100,000 jobs has 100,000 verdicts; a pass of the scheduler keeps a few words for
 each and words them on demand.
@@ -33,7 +33,7 @@ NO_FORECAST: Final = frozenset({"HELD", "BUDGET", "NO_FIT_MEMORY", "DEVICE_QUARA
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a queued job is told."""
+    """Why one queued job waits."""
 
     position: (
         int  # 1-based in the effective order; a job set aside (held, over quota, ...) gets the place it would have

@@ -1,4 +1,4 @@
-"""Adapters and checkpoints: found by id or by their `ft:` name."""
+"""Finds adapters and checkpoints by id or by their `ft:` name."""
 
 from __future__ import annotations
 

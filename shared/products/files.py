@@ -1,4 +1,4 @@
-"""Uploaded files, and those that jobs make: their rows. Their bytes go through shared/store/storage.py."""
+"""Rows of files: uploads, and files that jobs make. Their bytes go through shared/store/storage.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be deleted from the store: expired files, and what attempts left that published nothing."""
+"""Finds objects that may be deleted: of expired files, and of attempts that published nothing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def dead_prefixes(session: Session) -> list[tuple[str, frozenset[str]]]:
 
 
 def dead_merge_prefixes(session: Session) -> list[tuple[str, frozenset[str]]]:
-    """The same of merges: all of a deleted one, of a finished one what its manifest does not lie under."""
+    """The same for merges: all objects of a deleted one; of a finished one those outside its manifest's prefix."""
     deleted = MergeRow.deleted_at.between(func.now() - MAX_AGE, func.now() - SETTLED)
     ended = MergeRow.finished_at.between(func.now() - MAX_AGE, func.now() - MIN_AGE) & MergeRow.deleted_at.is_(None)
     rows = session.scalars(select(MergeRow).where(deleted | ended))

@@ -145,5 +145,5 @@ def call(worker_id: str, settings: Settings, *, pool: str | None = None) -> bool
 
 
 def answers(settings: Settings) -> bool:
-    """Whether the bell's Redis is there. Nothing depends on it but the time until a worker looks."""
+    """Whether the bell's Redis answers. Only the time until a worker looks depends on it."""
     return _bell(settings).answers()

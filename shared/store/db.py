@@ -103,7 +103,7 @@ def _refuse_dead(connection: psycopg.Connection[Any], record: ConnectionPoolEntr
 
 
 def _has_spoken(connection: psycopg.Connection[Any]) -> bool:
-    """Whether an idle connection has something to read: nobody asked, so it is a farewell."""
+    """Whether an idle connection has something to read. Nobody asked anything, so the server has closed it."""
     poller = select.poll()
     poller.register(connection.fileno(), select.POLLIN)
     return bool(poller.poll(0))
@@ -122,7 +122,7 @@ def reading_engine(engine: Engine) -> Engine:
 
 
 def reading_scope(engine: Engine) -> Session:
-    """On a `reading_engine`: each statement is one round trip and sees what is committed then."""
+    """A session on a `reading_engine`: each statement is one round trip, and sees all that is committed by then."""
     return Session(engine, expire_on_commit=False)
 
 

@@ -1,4 +1,4 @@
-"""Object keys: the only place that builds one. Keys hold ids alone, never a word of a user's."""
+"""Builds every object key. Keys hold only ids, never a user's text."""
 
 from __future__ import annotations
 

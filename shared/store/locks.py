@@ -1,4 +1,4 @@
-"""Advisory locks: transactions that take turns by a name, where no row stands for what they share."""
+"""Advisory locks: transactions take turns by a name, where no row represents the thing that they share."""
 
 from __future__ import annotations
 

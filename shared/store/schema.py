@@ -1,4 +1,4 @@
-"""Which schemas this version knows, and the refusal to work on one that lacks what it needs.
+"""The schema revisions that this version knows. It refuses to work on a database that lacks one of them.
 
 A newer schema is welcome: migrations only expand first, so the version before runs on it (docs/operations.md).
 """

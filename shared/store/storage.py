@@ -1,4 +1,4 @@
-"""One seam to object storage: S3 and its kin, Google Cloud, Azure, or a folder. Metadata lives in Postgres."""
+"""The object store: S3 and compatible servers, Google Cloud, Azure, or a folder. Metadata is in Postgres."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _RETRIES: Final[Any] = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """What was written: its size, and the SHA-256 of its bytes in hexadecimal."""
+    """The size of a written object, and the SHA-256 of its bytes in hexadecimal."""
 
     key: str
     bytes: int

@@ -79,7 +79,7 @@ class ApiKeyRow(Base):
 
 
 class Leased:
-    """What a row has on which workers work by a lease; its verbs are those of shared/lease."""
+    """The columns of a lease, for every row that workers work on. shared/lease has the verbs."""
 
     id: Mapped[str] = mapped_column(Text, primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
@@ -90,7 +90,7 @@ class Leased:
 
 
 class FileRow(Leased, Base):
-    """An uploaded file, or one we made. `key` is set before the upload begins, `sha256` when it is complete."""
+    """An uploaded file, or one that a job made. The row is made when the bytes are complete in the store."""
 
     __tablename__ = "files"
 

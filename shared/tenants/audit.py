@@ -1,4 +1,4 @@
-"""Who operated what, and how it stood before and after. Entries are only ever added, in the act's own transaction."""
+"""The audit: who did what to what, with the state before and after. Entries are only added, in the act's commit."""
 
 from __future__ import annotations
 

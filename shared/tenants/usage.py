@@ -1,4 +1,4 @@
-"""Accounting: device-seconds from leases. The attempts are the ledger: who held how many devices, from when to when."""
+"""Usage in device-seconds, from leases. Each attempt records who held how many devices, from when to when."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HELD_DEVICES: Final = func.jsonb_array_length(AttemptRow.device_ids)
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """What one group of leases held; a key that was not asked for is None, and so is a label that a job lacks."""
+    """The usage of one group of leases. A dimension that was not asked for is None; so is a label that a job lacks."""
 
     project: str | None
     key: str | None
@@ -127,7 +127,7 @@ def _inert(cell: str | None) -> str:
 
 
 def this_month(session: Session, project_ids: Iterable[str]) -> dict[str, float]:
-    """Device-seconds of each project in this calendar month (UTC); what runs counts at least what it was charged."""
+    """Device-seconds of each project in this calendar month (UTC); a running lease counts at least its charge."""
     held = func.extract(
         "epoch", func.coalesce(AttemptRow.ended_at, func.now()) - func.greatest(AttemptRow.started_at, MONTH_START)
     )

@@ -1,4 +1,4 @@
-"""The product of a job: which there are, and how one gets here."""
+"""Lists, downloads, merges and combines adapters."""
 
 from __future__ import annotations
 

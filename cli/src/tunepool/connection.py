@@ -1,4 +1,4 @@
-"""Which server, and with which key."""
+"""Finds the server and the key to use."""
 
 from __future__ import annotations
 

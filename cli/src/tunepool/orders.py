@@ -1,4 +1,4 @@
-"""`tunepool jobs hold|release|priority|cancel`: orders that OpenAI's wire has no word for."""
+"""`tunepool jobs hold|release|priority|cancel`: orders beyond OpenAI's API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How answers of the native routes are shown: JSON as the server sent it, or a table of the columns that matter."""
+"""Prints answers of the native routes: JSON as the server sent it, or a table of the important columns."""
 
 from __future__ import annotations
 

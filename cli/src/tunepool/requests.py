@@ -1,4 +1,4 @@
-"""From the words of a command line to the parts of a request."""
+"""Turns the words of a command line into the parts of a request."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def supervised(**hyperparameters: int | None) -> Method:
 
 
 def given(**options: Any) -> dict[str, Any]:
-    """Those that have a value: the client sends an explicit null for None, which means something else."""
+    """The entries that have a value. The client would send an explicit null for None, which means something else."""
     return {name: value for name, value in options.items() if value is not None}
 
 

@@ -1,4 +1,4 @@
-"""A job as it goes on: polled, so that it works against any server that speaks OpenAI's fine-tuning API."""
+"""Follows a job by polling, so that it works against any server with OpenAI's fine-tuning API."""
 
 from __future__ import annotations
 
