@@ -2,86 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
-from api.views import JobError, View, maybe_seconds, seconds
-from shared.contract.events import TokenReport
+from api.views import View, maybe_seconds, seconds
+from shared.contract.documents import JobError
+from shared.contract.preflight_report import Report
 from shared.store.tables import PreflightRow
 
 PreflightStatus = Literal["queued", "running", "succeeded", "failed"]
-
-
-class CheckedFile(View):
-    """What the check of a file has found; every figure is null until the file is read."""
-
-    id: str
-    format: str | None = None
-    shape: str | None = Field(default=None, description="As uploaded: chat, sharegpt, alpaca …")
-    rows: int | None = None
-    bytes: int | None = None
-    characters: int | None = None
-    duplicate_rows: int | None = None
-    dropped_columns: list[str] = Field(default_factory=list)
-    problem_count: int | None = None
-    problems: list[dict[str, Any]] = Field(
-        default_factory=list, description="The first 20: line, column, param, code, message."
-    )
-    warnings: list[dict[str, Any]] = Field(default_factory=list)
-
-
-class Memory(View):
-    """Bytes of one device at the peak."""
-
-    predicted_bytes: int
-    upper_bytes: int = Field(description="Nine of ten such jobs need no more.")
-    evaluation_bytes: int
-    sure: str
-    measurements: int = Field(description="Finished jobs behind the prediction; 0: the formula alone.")
-    terms: dict[str, int]
-
-
-class PreflightRun(View):
-    steps: int
-    steps_per_epoch: int
-    rows: int = Field(description="Rows that teach something.")
-    tokens: int = Field(description="Over the whole run.")
-
-
-class Time(View):
-    """Seconds of training, without waiting, loading and publishing."""
-
-    device: str
-    expected: float
-    low: float
-    high: float
-    basis: str
-
-
-class DeviceFit(View):
-    id: str
-    name: str
-    kind: str
-    fits: bool
-    needed_bytes: int
-    offered_bytes: int
-    reason: str
-
-
-class Report(View):
-    ok: bool = Field(description="A job with this body would begin to train.")
-    files: dict[str, CheckedFile]
-    refusal: JobError | None = Field(description="Why the job would fail before it trains.")
-    spec: dict[str, Any] | None = Field(default=None, description="The resolved JobSpec.")
-    auto: list[dict[str, Any]] = Field(default_factory=list)
-    tokens: TokenReport | None = None
-    run: PreflightRun | None = None
-    memory: Memory | None = None
-    time: Time | None = Field(
-        default=None, description="Null: no job of this kind has finished, and the device is not known."
-    )
-    devices: list[DeviceFit] = Field(default_factory=list)
 
 
 class Preflight(View):

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.plan_cache import Look
+from shared.contract.documents import JobError, Manifest
 from shared.contract.spec import DEFAULT_OBJECTIVE, CreateCombination, CreateMerge, JobSpec, numbers
 from shared.plan.verdicts import Verdict
 from shared.products.adapters import PublishedAdapter
@@ -72,12 +73,6 @@ class Deleted(View):
     id: str
     object: str
     deleted: bool = True
-
-
-class JobError(View):
-    code: str
-    message: str
-    param: str | None = None
 
 
 class QueueState(View):
@@ -482,8 +477,8 @@ def _member(row: MemberRow) -> MemberView:
 
 
 def _adapter_ref(row: AdapterRow) -> AdapterRef:
-    files = row.manifest["files"]
-    return AdapterRef(id=row.id, name=row.name, bytes=sum(entry["bytes"] for entry in files), files=len(files))
+    files = Manifest.read(row.manifest).files
+    return AdapterRef(id=row.id, name=row.name, bytes=sum(entry.bytes for entry in files), files=len(files))
 
 
 def event(row: EventRow) -> Event:

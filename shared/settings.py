@@ -46,7 +46,11 @@ class Settings(BaseSettings):
         default="default", pattern=r"^[a-z0-9_-]{1,40}$", description="The pool that this process serves."
     )
     heartbeat_seconds: float = Field(
-        default=10.0, gt=0, description="How often a worker extends its leases and reports its devices."
+        default=10.0,
+        gt=0,
+        le=30,
+        description="How often a worker extends its leases and reports its devices; after 60 s of silence the plan "
+        "does without them.",
     )
     control_seconds: float = Field(default=1.0, gt=0, description="How often a supervisor looks for cancel and pause.")
     lease_seconds: float = Field(default=60.0, gt=0, description="How long a lease lasts without a heartbeat.")

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from shared.lease import lease as leasing
 from shared.lease import turns
 from shared.lease.lease import MAX_FAILURES, Kind
-from shared.lease.turns import Turn, Work
+from shared.lease.turns import ChoreTurn, Work
 from shared.lease.values import Lease
 from shared.rows.convert import SUFFIXES
 from shared.store.tables import FileRow
@@ -50,7 +50,7 @@ def claim_check(
     worker_id: str,
     lease_seconds: float,
     work: Work = LINES,
-    turn: Turn | None = None,
+    turn: ChoreTurn | None = None,
     passed_over: Collection[str] = (),
 ) -> FileCheck | None:
     """Lease the next complete upload of `work` (LINES or TABLES) that nobody is reading, or None."""

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from shared.contract.documents import error_document
 from shared.contract.methods import METHODS
 from shared.contract.spec import CreateCombination, CreateMerge, JobSpec
 from shared.errors import Invalid, LimitReached, NotFound
@@ -18,7 +19,7 @@ from shared.ids import new_id
 from shared.lease import lease as leasing
 from shared.lease import turns
 from shared.lease.lease import MAX_FAILURES, Kind
-from shared.lease.turns import Turn, Work
+from shared.lease.turns import ChoreTurn, Work
 from shared.lease.values import Lease, NotUnderstood
 from shared.products import adapters
 from shared.products.adapters import Source, StoredFile
@@ -40,11 +41,9 @@ MERGE: Final = Kind(
     waiting={"status": "queued"},
     lost={
         "status": "failed",
-        "error": {
-            "code": "worker_lost",
-            "message": f"Making this ended {MAX_FAILURES} workers, as a rule by taking more memory than there is.",
-            "param": None,
-        },
+        "error": error_document(
+            "worker_lost", f"Making this ended {MAX_FAILURES} workers, as a rule by taking more memory than there is."
+        ),
         "finished_at": func.now(),
     },
 )
@@ -201,7 +200,7 @@ def claim(
     *,
     worker_id: str,
     lease_seconds: float,
-    turn: Turn | None = None,
+    turn: ChoreTurn | None = None,
     passed_over: Collection[str] = (),
 ) -> MergeClaim | None:
     """Lease the next merge that nobody makes, or None. A worker makes one at a time. Raises NotUnderstood."""
@@ -258,5 +257,5 @@ def postpone(session: Session, lease: Lease, *, code: str, message: str) -> bool
 
 
 def _failed(code: str, message: str, param: str | None = None) -> dict[str, Any]:
-    error = {"code": code, "message": message, "param": param}
+    error = error_document(code, message, param=param)
     return {"status": "failed", "error": error, "finished_at": func.now()}

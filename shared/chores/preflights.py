@@ -12,13 +12,14 @@ from pydantic import ValidationError
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
+from shared.contract.documents import error_document
 from shared.contract.spec import DEFAULT_PREVIEW_ROWS, BaseModelRef, CreateJob, CreatePreflight
 from shared.errors import Conflict, Invalid, LimitReached, NotFound
 from shared.ids import new_id
 from shared.lease import lease as leasing
 from shared.lease import turns
 from shared.lease.lease import MAX_FAILURES, Kind
-from shared.lease.turns import Turn, Work
+from shared.lease.turns import ChoreTurn, Work
 from shared.lease.values import FileRef, Lease, NotUnderstood
 from shared.store.tables import FileRow, PreflightRow
 from shared.tenants.keys import Caller
@@ -41,11 +42,9 @@ PREFLIGHT: Final = Kind(
     waiting={"status": "queued"},
     lost={
         "status": "failed",
-        "error": {
-            "code": "preflight_lost",
-            "message": f"Examining these files ended {MAX_FAILURES} workers. Look for extreme rows.",
-            "param": None,
-        },
+        "error": error_document(
+            "preflight_lost", f"Examining these files ended {MAX_FAILURES} workers. Look for extreme rows."
+        ),
         "finished_at": func.now(),
     },
 )
@@ -141,7 +140,7 @@ def cancel(session: Session, preflight_id: str, *, caller: Caller) -> PreflightR
     row = session.get(PreflightRow, preflight_id)
     if row is None or not (row.project_id == caller.project_id or caller.operates):
         raise _not_found(preflight_id)
-    error = {"code": "cancelled", "message": "The preflight was cancelled.", "param": None}
+    error = error_document("cancelled", "The preflight was cancelled.")
     ended = session.execute(
         update(PreflightRow)
         .where(PreflightRow.id == preflight_id, PREFLIGHT.open)
@@ -166,7 +165,7 @@ def claim(
     *,
     worker_id: str,
     lease_seconds: float,
-    turn: Turn | None = None,
+    turn: ChoreTurn | None = None,
     passed_over: Collection[str] = (),
 ) -> PreflightClaim | None:
     """Lease the next preflight whose files are checked, or None. Raises NotUnderstood."""
@@ -205,7 +204,7 @@ def finish(session: Session, held: PreflightClaim, report: dict[str, Any]) -> bo
 
 def fail(session: Session, held: PreflightClaim, *, code: str, message: str) -> bool:
     """running -> failed: there is no answer. False: fenced off."""
-    error = {"code": code, "message": message, "param": None}
+    error = error_document(code, message)
     return leasing.end(session, PREFLIGHT, held.lease, status="failed", error=error, finished_at=func.now())
 
 

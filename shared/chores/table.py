@@ -13,7 +13,7 @@ from shared.chores import file_checks, merges, preflights
 from shared.jobs.claims import SETTLING
 from shared.lease import lease
 from shared.lease.lease import Kind
-from shared.lease.turns import Turn, Work
+from shared.lease.turns import ChoreTurn, Work
 
 # In the order in which a worker looks for them: what takes seconds comes before what takes minutes.
 CHORES: Final[dict[str, Work]] = {
@@ -31,9 +31,9 @@ def kinds() -> list[Kind]:
     return list(found.values())
 
 
-def turn(*, at_most: int, after: str) -> Turn:
+def turn(*, at_most: int, after: str) -> ChoreTurn:
     """A turn among all long chores."""
-    return Turn(tuple(work for work in CHORES.values() if work.long), at_most=at_most, after=after)
+    return ChoreTurn(tuple(work for work in CHORES.values() if work.long), at_most=at_most, after=after)
 
 
 def reap(session: Session, *, grace_seconds: float) -> list[str]:

@@ -13,11 +13,12 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
+from shared.contract.documents import error_document
 from shared.lease.values import Lease, MeetingPlace, Member, Membership
 from shared.store.lifecycle import MemberPhase
 from shared.store.tables import AttemptRow, JobRow, MemberRow, WorkerRow
 
-RESTARTED: Final = {"code": "member_lost", "message": "its worker was started anew", "param": None}
+RESTARTED: Final = error_document("member_lost", "its worker was started anew")
 
 
 @dataclass(frozen=True, slots=True)

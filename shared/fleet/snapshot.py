@@ -13,6 +13,7 @@ from typing import Final
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from shared.contract.documents import JobProgress
 from shared.fleet.workers import SILENCE
 from shared.plan.capacity import Device
 from shared.plan.fairshare import charge as entry_charge
@@ -136,9 +137,9 @@ def _running_job(job: JobRow, device_ids: tuple[str, ...], started_at: datetime,
 
 def _seconds_left(job: JobRow, *, ran: float) -> float | None:
     """A running job's expected time, as its trainer measures it; before the first step, the forecast."""
-    left = (job.progress or {}).get("seconds_left")
+    left = JobProgress.left(job.progress)
     if left is not None:
-        return float(left)
+        return left
     return None if job.expected_seconds is None else max(0.0, job.expected_seconds - ran)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from typing import Final
 
 from sqlalchemy import ColumnElement, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -14,9 +15,9 @@ from shared.fleet import members
 from shared.lease import lease
 from shared.store.tables import DeviceRow, WorkerRow
 
-# A worker reports itself every ten seconds. After this silence its devices leave the plan, and another worker of the
-# same host may take them over.
-SILENCE = timedelta(seconds=60)
+# A worker reports itself every ten seconds, and two reports fit into this (`Settings.heartbeat_seconds`). After this
+# silence its devices leave the plan, and another worker of the same host may take them over.
+SILENCE: Final = timedelta(seconds=60)
 FORGOTTEN = timedelta(days=1)
 GONE = "it no longer answers; see the kernel log of its host"
 

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
+from shared.contract.documents import error_document
 from shared.contract.spec import AutoValue, JobSpec
 from shared.fleet import snapshot
 from shared.ids import new_id
@@ -139,7 +140,7 @@ def fail(
     peak_bytes: int | None = None,
 ) -> bool:
     """running or validating_files -> failed, for good. A cancel that was asked first wins."""
-    error = {"code": code, "message": message, "param": param}
+    error = error_document(code, message, param=param)
     job = _settle(
         session,
         lease,
@@ -234,7 +235,7 @@ def give_back(
         attempt_values={
             "exit_code": exit_code,
             "peak_bytes": peak_bytes,
-            "error": {"code": code, "message": message, "param": None},
+            "error": error_document(code, message),
         },
     )
     if settled is None:

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Row, select, update
 from sqlalchemy.orm import Session
 
+from shared.contract.documents import JobProgress
 from shared.ids import new_id
 from shared.jobs.rows import advance, held
 from shared.lease import journal
@@ -18,17 +19,12 @@ from shared.store.lifecycle import AttemptPhase
 from shared.store.tables import AttemptRow, CheckpointRow, JobRow
 
 
-def heartbeat(
-    session: Session, lease: Lease, *, lease_seconds: float, progress: dict[str, Any] | None = None
-) -> Orders | None:
+def heartbeat(session: Session, lease: Lease, *, lease_seconds: float) -> Orders | None:
     """Extend the lease and learn the orders. None: the lease is lost, and everything done under it is void."""
-    values: dict[str, Any] = {"lease_until": ends_in(lease_seconds)}
-    if progress is not None:
-        values |= {"progress": progress, "version": JobRow.version + 1}
     row = session.execute(
         update(JobRow)
         .where(*held(lease))
-        .values(**values)
+        .values(lease_until=ends_in(lease_seconds))
         .returning(JobRow.cancel_requested_at, JobRow.pause_requested_at, JobRow.preempt_requested_at)
     ).one_or_none()
     return _orders(row)
@@ -66,9 +62,7 @@ def set_phase(session: Session, lease: Lease, phase: AttemptPhase, **values: Any
     return found is not None
 
 
-def record(
-    session: Session, lease: Lease, events: Sequence[NewEvent], *, progress: dict[str, Any] | None = None
-) -> bool:
+def record(session: Session, lease: Lease, events: Sequence[NewEvent], *, progress: JobProgress | None = None) -> bool:
     """Append events of the attempt; False when the lease is lost."""
     if not advance(session, lease, progress=progress):
         return False

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
+from shared.contract.documents import JobProgress
 from shared.lease.values import Lease
 from shared.store.tables import JobRow, OrganizationRow, ProjectRow
 
@@ -22,11 +23,11 @@ def held(lease: Lease) -> tuple[ColumnElement[bool], ...]:
     return (JobRow.id == lease.id, JobRow.fence == lease.fence, JobRow.lease_until.is_not(None))
 
 
-def advance(session: Session, lease: Lease, *, progress: dict[str, Any] | None = None, **values: Any) -> bool:
+def advance(session: Session, lease: Lease, *, progress: JobProgress | None = None, **values: Any) -> bool:
     """Write the row of a job under its lease; False when that is lost."""
     if progress is not None:
-        values["progress"] = progress
-        values["estimated_finish"] = func.now() + timedelta(seconds=progress["seconds_left"])
+        values["progress"] = progress.document()
+        values["estimated_finish"] = func.now() + timedelta(seconds=progress.seconds_left)
     found = session.execute(
         update(JobRow).where(*held(lease)).values(version=JobRow.version + 1, **values).returning(JobRow.id)
     ).one_or_none()

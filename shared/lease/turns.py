@@ -39,7 +39,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class ChoreTurn:
     """How a worker takes long work: `at_most` rows of all `long` works together, one for each project at a time.
 
     The next project is the one that follows `after` in the order of ids, round and round.
@@ -55,7 +55,7 @@ def take(
     kind: Kind,
     *,
     worker_id: str,
-    turn: Turn | None,
+    turn: ChoreTurn | None,
     where: Sequence[ColumnElement[bool]] = (),
     **rest: Any,
 ) -> Any | None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from shared.contract.documents import Manifest
 from shared.contract.spec import JobSpec
 from shared.errors import NotFound
 from shared.store.tables import AdapterRow, CheckpointRow, JobRow, MergeRow
@@ -130,16 +131,14 @@ def published(row: AdapterRow) -> PublishedAdapter:
 
 
 def stored_files(manifest: dict[str, Any], *, below: str = "") -> tuple[StoredFile, ...]:
-    """The files that a manifest names, or those of one folder of it."""
+    """The files that a row's manifest names, or those of one folder of it; none before there is a manifest."""
+    if not manifest:
+        return ()
+    named = Manifest.read(manifest)
     return tuple(
-        StoredFile(
-            name=entry["name"].removeprefix(below),
-            bytes=entry["bytes"],
-            sha256=entry["sha256"],
-            key=f"{manifest['prefix']}/{entry['name']}",
-        )
-        for entry in manifest.get("files", ())
-        if entry["name"].startswith(below)
+        StoredFile(name=entry.name.removeprefix(below), bytes=entry.bytes, sha256=entry.sha256, key=named.key(entry))
+        for entry in named.files
+        if entry.name.startswith(below)
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from shared.contract.documents import Manifest
 from shared.store import layout
 from shared.store.tables import AttemptRow, CheckpointRow, FileRow, JobRow, MergeRow
 
@@ -76,4 +77,4 @@ def _named(session: Session, job_ids: set[str]) -> dict[str, frozenset[str]]:
 
 
 def _prefix(manifest: dict[str, Any]) -> str:
-    return f"{manifest['prefix']}/"
+    return f"{Manifest.read(manifest).prefix}/"

@@ -9,7 +9,9 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Final
+
+from pydantic import TypeAdapter
 
 from shared.contract.spec import Format
 from shared.rows import formats, strict_json
@@ -62,6 +64,21 @@ class DatasetReport:
     @property
     def ok(self) -> bool:
         return self.problem_count == 0
+
+    def document(self) -> dict[str, Any]:
+        """As the file's row keeps it."""
+        report = dataclasses.asdict(self)
+        for key in ("dropped_columns", "problems", "warnings"):
+            report[key] = list(report[key])
+        return report
+
+
+_REPORT: Final = TypeAdapter(DatasetReport)
+
+
+def read_report(stored: dict[str, Any]) -> DatasetReport:
+    """The report that a file's row keeps; keys of a newer version are passed over."""
+    return _REPORT.validate_python(stored)
 
 
 DEFAULT_LIMITS = Limits()

@@ -406,7 +406,7 @@ def test_every_error_code_is_explained() -> None:
 
 
 # Calls that name a code, and which of their arguments it is.
-CODE_ARGUMENT = {"refuse": 1, "warn": 1, "_Refused": 0, "BadJson": 0, "at_start": 0}
+CODE_ARGUMENT = {"error_document": 0, "refuse": 1, "warn": 1, "_Refused": 0, "BadJson": 0, "at_start": 0}
 
 
 def _error_codes(path: Path) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.rows.check import DatasetReport, Limits, RowProblem, check
+from shared.rows.check import DatasetReport, Limits, RowProblem, check, read_report
 from shared.rows.convert import canonical_lines, checked_lines
 
 USER = {"role": "user", "content": "Hi"}
@@ -468,6 +468,8 @@ def test_the_report_counts_what_estimates_need() -> None:
     assert (report.format, report.shape, report.rows) == ("chat", "chat", 3)
     assert (report.messages, report.characters, report.trained_characters) == (8, 28, 15)
     assert (report.longest_row, report.longest_row_characters, report.duplicate_rows) == (2, 14, 1)
+    stored = json.loads(json.dumps(report.document()))
+    assert read_report({**stored, "of_a_newer_version": 1}) == report
 
 
 WARNED = [

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import structlog
 
+from shared.contract.documents import Manifest
 from shared.contract.passes import device_kind
 from shared.contract.spec import AttemptSpec, DeviceKind
 from shared.lease.journal import NewEvent
@@ -68,12 +69,12 @@ class AttemptFolder:
         return told
 
     def _stage_checkpoint(self, interrupt: Callable[[], None]) -> list[NewEvent]:
-        manifest = self.claim.last_checkpoint
-        if manifest is None:
+        if self.claim.last_checkpoint is None:
             return []
+        manifest = Manifest.read(self.claim.last_checkpoint)
         checkpoints = self.folder.out / "checkpoints"
         if workdir.stage_checkpoint(self.host.store, manifest, checkpoints, interrupt=interrupt):
-            return [NewEvent(f"Resuming from the checkpoint of step {manifest['step']}")]
+            return [NewEvent(f"Resuming from the checkpoint of step {manifest.step}")]
         return [NewEvent("The last checkpoint is damaged; training starts from the beginning", level="warn")]
 
     def _attempt_spec(self, model: Path, rows: Path, validation: Path | None) -> AttemptSpec:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from shared.contract.documents import JobError
 from shared.contract.events import EXIT_DONE, EXIT_STOPPED
 from shared.fleet.members import MemberState
 from shared.lease.values import Member
@@ -95,8 +96,9 @@ class Gang:
         if state.phase != "ended" or (state.error is None and state.exit_code in (EXIT_DONE, EXIT_STOPPED, None)):
             return None
         if state.error is not None:
-            said = str(state.error["message"]).rstrip(".")
-            return GangFault(state.error["code"], f"{where} had to stop: {said}.", state.exit_code, state.error)
+            error = JobError.read(state.error)
+            sentence = f"{where} had to stop: {error.message.rstrip('.')}."
+            return GangFault(error.code, sentence, state.exit_code, state.error)
         assert state.exit_code is not None
         code = "trainer_killed" if state.exit_code == -signal.SIGKILL else "trainer_crashed"
         return GangFault(code, f"{where} lost its trainer: it ended with {_how(state.exit_code)}.", state.exit_code)

@@ -14,6 +14,7 @@ from typing import Any, Final
 import structlog
 from sqlalchemy.orm import Session
 
+from shared.contract.documents import error_document
 from shared.contract.events import EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
 from shared.errors import TunepoolError
 from shared.fleet import members, workers
@@ -51,22 +52,18 @@ def take_part(host: Host, part: Membership) -> None:
             bound.error("member.undead", error=str(error))
             member.quarantine(str(error))
         except TunepoolError as error:
-            member.leave(error=_told(error.code, error.message, param=error.param))
+            member.leave(error=error_document(error.code, error.message, param=error.param))
         except AWAY as error:
             bound.error("member.unsaid", error=str(error)[:200])  # the leader hears the silence
         except OSError as error:
             bound.exception("member.broke")
-            member.leave(error=_told(host_code(error), host_sentence(error, host)))
+            member.leave(error=error_document(host_code(error), host_sentence(error, host)))
         except Exception as error:  # noqa: BLE001  # the one place that stands around a member's part
             bound.exception("member.broke")
-            member.leave(error=_told("internal_error", f"an unexpected error ({type(error).__name__})"))
+            member.leave(error=error_document("internal_error", f"an unexpected error ({type(error).__name__})"))
         finally:
             member.clean_up()
     bound.info("member.left")
-
-
-def _told(code: str, message: str, *, param: str | None = None) -> dict[str, Any]:
-    return {"code": code, "message": message, "param": param}
 
 
 class MemberReporter(threading.Thread):
@@ -174,7 +171,7 @@ class _Member:
         for device_id in self.part.claim.device_ids:
             self.insist(partial(workers.set_quarantined, device_id=device_id, quarantined=True))
         self.reporter.stop()
-        self.insist(partial(members.end, part=self.part, error=_told("trainer_undead", message)))
+        self.insist(partial(members.end, part=self.part, error=error_document("trainer_undead", message)))
 
     def insist(self, verb: Callable[[Session], object]) -> None:
         """Run a write, again while Postgres is away; after a lease the leader has long heard the silence."""

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Literal, TypeVar, cast
+from typing import Final, Literal, TypeVar, cast
 
 import structlog
 from sqlalchemy.orm import Session
 
 from shared import failpoints
+from shared.contract.documents import Manifest
 from shared.contract.events import (
     EXIT_DONE,
     EXIT_OUT_OF_MEMORY,
@@ -264,7 +265,7 @@ class _Attempt:
                 step=event.step,
                 name=self.checkpoint_name(event.step),
                 metrics=metrics,
-                manifest=manifest,
+                manifest=manifest.document(),
             )
         )
 
@@ -298,11 +299,11 @@ class _Attempt:
         if not published:  # a cancel came first, or the lease is gone
             self.insist(lambda s: moves.confirm_cancelled(s, self.lease, exit_code=EXIT_DONE))
 
-    def commit(self, session: Session, *, manifest: dict[str, Any], result: NewFile, finished: Finished) -> bool:
+    def commit(self, session: Session, *, manifest: Manifest, result: NewFile, finished: Finished) -> bool:
         published = moves.succeed(
             session,
             self.lease,
-            manifest=manifest,
+            manifest=manifest.document(),
             result_file=result,
             trained_tokens=finished.trained_tokens,
             peak_bytes=finished.peak_memory_bytes,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, Final, Literal
@@ -19,7 +18,7 @@ from shared.fleet import workers
 from shared.jobs import measurements, moves
 from shared.jobs.claims import SETTLING
 from shared.lease.values import Claim, FileRef
-from shared.rows.check import DatasetReport, Limits, check
+from shared.rows.check import DatasetReport, Limits, check, read_report
 from shared.rows.convert import source_of
 from shared.settle import durations
 from shared.settle.catalogue import load_catalogue
@@ -66,8 +65,9 @@ def _report(host: Host, found: FileCheck, watch: Watch) -> None:
     except Unavailable as error:
         log.warning("file.unreadable", file_id=found.lease.id, error=str(error)[:200])
         raise Stopped from error  # the sweep rings again
-    problem, found_out = _sentence(report), dataclasses.asdict(report)
-    host.write_in_the_end(lambda s: file_checks.finish_check(s, found, report=found_out, problem=problem, rows=rows))
+    problem = listed(report) if report.problem_count else None
+    document = report.document()
+    host.write_in_the_end(lambda s: file_checks.finish_check(s, found, report=document, problem=problem, rows=rows))
     log.info("file.checked", file_id=found.lease.id, rows=report.rows, problems=report.problem_count)
 
 
@@ -93,10 +93,8 @@ def _small(chunks: Iterator[bytes], *, size: int = 64 * 1024) -> Iterator[bytes]
             yield chunk[start : start + size]
 
 
-def _sentence(report: DatasetReport) -> str | None:
-    """What is wrong with the file, every problem by line and column; None when nothing is."""
-    if not report.problem_count:
-        return None
+def listed(report: DatasetReport) -> str:
+    """What is wrong with the file: the first problems, each by line and column."""
     shown = [str(problem) for problem in report.problems[:PROBLEMS_SHOWN]]
     more = report.problem_count - len(shown)
     return "\n".join(shown) + (f"\n… and {more} more" if more > 0 else "")
@@ -135,20 +133,19 @@ def settle(host: Host, claim: Claim | PreflightClaim) -> Resolution:
     """Every value of the job, or the reason why it cannot run. Raises Invalid and its kin."""
     training = _facts(claim.training_file, param="training_file", fewest=host.settings.min_training_rows)
     validation = claim.validation_file and _facts(claim.validation_file, param="validation_file", fewest=1)
-    if validation and validation["format"] != training["format"]:
+    if validation and validation.format != training.format:
         raise Invalid(
-            f"validation_file has format '{validation['format']}', training_file '{training['format']}'; use one.",
+            f"validation_file has format '{validation.format}', training_file '{training.format}'; use one.",
             param="validation_file",
             code="invalid_file_format",
         )
+    assert training.format is not None, "rows without a problem have a format"
     data = DataFacts(
-        format=training["format"],
-        train_rows=training["rows"],
-        validation_rows=validation["rows"] if validation else 0,
-        mean_characters=training["characters"] / training["rows"],
-        max_characters=max(
-            training["longest_row_characters"], validation["longest_row_characters"] if validation else 0
-        ),
+        format=training.format,
+        train_rows=training.rows,
+        validation_rows=validation.rows if validation else 0,
+        mean_characters=training.characters / training.rows,
+        max_characters=max(training.longest_row_characters, validation.longest_row_characters if validation else 0),
     )
     base = load_catalogue(host.settings).find(claim.base_model)
     return resolve(
@@ -161,31 +158,21 @@ def settle(host: Host, claim: Claim | PreflightClaim) -> Resolution:
     )
 
 
-def _facts(file: FileRef, *, param: Param, fewest: int) -> dict[str, Any]:
+def _facts(file: FileRef, *, param: Param, fewest: int) -> DatasetReport:
     """The report of a file that passed its check. Raises Invalid."""
-    report = file.report
-    if report is None:
+    if file.report is None:
         raise Invalid(f"{param} '{file.id}' could not be read.", param=param, code="invalid_file")
-    if report["problem_count"]:
+    report = read_report(file.report)
+    if report.problem_count:
+        message = f"{param} '{file.id}' has problems:\n{listed(report)}"
+        raise Invalid(message, param=param, code=report.problems[0].code)
+    if report.rows < fewest:
         raise Invalid(
-            f"{param} '{file.id}' has problems:\n{_listed(report)}", param=param, code=report["problems"][0]["code"]
-        )
-    if report["rows"] < fewest:
-        raise Invalid(
-            f"{param} '{file.id}' has {report['rows']} rows; at least {fewest} are needed.",
+            f"{param} '{file.id}' has {report.rows} rows; at least {fewest} are needed.",
             param=param,
             code="too_few_rows",
         )
     return report
-
-
-def _listed(report: dict[str, Any]) -> str:
-    def place(problem: dict[str, Any]) -> str:
-        return f"line {problem['line']}" + ("" if problem["column"] is None else f", column {problem['column']}")
-
-    shown = [f"{place(problem)}: {problem['message']}" for problem in report["problems"][:PROBLEMS_SHOWN]]
-    more = report["problem_count"] - len(shown)
-    return "\n".join([*shown, *([f"… and {more} more"] if more > 0 else [])])
 
 
 def _device(host: Host) -> DeviceFacts:

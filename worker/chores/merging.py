@@ -92,7 +92,7 @@ class _Work:
             return
         prefix = layout.merge_attempt_prefix(self.claim.project_id, self.lease.id, self.lease.fence)
         manifest = workdir.publish_folder(self.host.store, folder.out / "product", prefix, interrupt=self.watch.check)
-        done = self.host.write_in_the_end(lambda s: merges.finish(s, self.lease, manifest=manifest))
+        done = self.host.write_in_the_end(lambda s: merges.finish(s, self.lease, manifest=manifest.document()))
         log.info("merge.ended", merge_id=self.lease.id, published=done)
 
     def find_room(self) -> None:

@@ -17,8 +17,10 @@ from pydantic import ValidationError
 
 from shared.chores import preflights
 from shared.chores.preflights import PREFLIGHT, PreflightClaim
+from shared.contract.documents import JobError
 from shared.contract.events import EXIT_DONE, TokenReport
 from shared.contract.passes import device_kind
+from shared.contract.preflight_report import CheckedFile, DeviceFit, Memory, Report, Run, Time
 from shared.contract.spec import JobSpec, PreflightSpec
 from shared.errors import TunepoolError, Unavailable
 from shared.fleet import workers
@@ -75,8 +77,8 @@ def _examine(host: Host, claim: PreflightClaim, watch: Watch) -> None:
         log.warning("preflight.unanswered", preflight_id=claim.lease.id, code=code, error=message[:200])
         host.write_in_the_end(lambda s: preflights.fail(s, claim, code=code, message=message))
         return
-    host.write_in_the_end(lambda s: preflights.finish(s, claim, report))
-    log.info("preflight.answered", preflight_id=claim.lease.id, ok=report["ok"])
+    host.write_in_the_end(lambda s: preflights.finish(s, claim, report.document()))
+    log.info("preflight.answered", preflight_id=claim.lease.id, ok=report.ok)
 
 
 class _Examination:
@@ -85,23 +87,24 @@ class _Examination:
     def __init__(self, host: Host, claim: PreflightClaim, watch: Watch) -> None:
         self.host, self.claim, self.watch = host, claim, watch
 
-    def answer(self) -> dict[str, Any]:
+    def answer(self) -> Report:
         """The whole report. What would make the job fail is an answer too. Raises Stopped, Unavailable, NoAnswer."""
-        report: dict[str, Any] = {"ok": False, "files": self.files(), "refusal": None}
+        report = Report(ok=False, files=self.files(), refusal=None)
         try:
             resolution = settle(self.host, self.claim)
-            report |= self.settled(resolution)
+            report = report.model_copy(update=self.settled(resolution))
             tokens = self.read_rows(resolution.spec)
         except (Unavailable, NoAnswer):
             raise
         except TunepoolError as error:
-            return report | {"refusal": {"code": error.code, "message": error.message, "param": error.param}}
-        report |= {"tokens": tokens.model_dump(mode="json"), **self.run(resolution, tokens)}
+            refusal = JobError(code=error.code, message=error.message, param=error.param)
+            return report.model_copy(update={"refusal": refusal})
         # An empty pool says nothing against the job: then what this worker has counts.
-        fits_somewhere = any(one["fits"] for one in report["devices"]) if report["devices"] else resolution.fits
-        return report | {"ok": _is_ok(tokens) and fits_somewhere}
+        fits_somewhere = any(device.fits for device in report.devices) if report.devices else resolution.fits
+        ok = _is_ok(tokens) and fits_somewhere
+        return report.model_copy(update={"tokens": tokens, **self.run(resolution, tokens), "ok": ok})
 
-    def files(self) -> dict[str, Any]:
+    def files(self) -> dict[str, CheckedFile]:
         """What the check of each file has found."""
         named = {"training": self.claim.training_file, "validation": self.claim.validation_file}
         return {name: _file(file) for name, file in named.items() if file is not None}
@@ -115,16 +118,17 @@ class _Examination:
         return {
             "spec": spec.model_dump(mode="json"),
             "auto": [one.model_dump(mode="json") for one in resolution.auto],
-            "memory": {
-                "predicted_bytes": found.expected(total),
-                "upper_bytes": found.upper(total),
-                "evaluation_bytes": found.expected(estimate_evaluation(resolution.work).total),
-                "sure": found.sure,
-                "measurements": found.count,
-                "terms": resolution.estimate.terms,
-            },
+            "memory": Memory(
+                predicted_bytes=found.expected(total),
+                upper_bytes=found.upper(total),
+                evaluation_bytes=found.expected(estimate_evaluation(resolution.work).total),
+                sure=found.sure,
+                measurements=found.count,
+                terms=resolution.estimate.terms,
+            ),
             "devices": [
-                dataclasses.asdict(one) for one in fits(spec, [candidate(row) for row in devices], measurements=known)
+                DeviceFit(**dataclasses.asdict(one))
+                for one in fits(spec, [candidate(row) for row in devices], measurements=known)
             ],
         }
 
@@ -146,8 +150,8 @@ class _Examination:
         )
         duration = durations.predict(spec, tokens=total, device_name=device.name, speeds=speeds)
         return {
-            "run": {"steps": steps, "steps_per_epoch": per_epoch, "rows": rows, "tokens": round(total)},
-            "time": None if duration is None else {"device": device.name, **dataclasses.asdict(duration)},
+            "run": Run(steps=steps, steps_per_epoch=per_epoch, rows=rows, tokens=round(total)),
+            "time": None if duration is None else Time(device=device.name, **dataclasses.asdict(duration)),
         }
 
     # --- the program ----------------------------------------------------------------------------------------------
@@ -225,8 +229,8 @@ def _is_ok(tokens: TokenReport) -> bool:
     return all(one.fault_count == 0 and one.kept_tokens > 0 for one in files)
 
 
-def _file(file: FileRef) -> dict[str, Any]:
-    return {"id": file.id, **(file.report or {})}
+def _file(file: FileRef) -> CheckedFile:
+    return CheckedFile(id=file.id, **(file.report or {}))
 
 
 def candidate(row: DeviceRow) -> Candidate:

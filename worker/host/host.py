@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from shared.chores import table as chores
 from shared.fleet.workers import NewWorker
-from shared.lease.turns import Turn
+from shared.lease.turns import ChoreTurn
 from shared.lease.values import NotUnderstood
 from shared.settings import Settings
 from shared.store.db import make_engine, session_scope
@@ -77,7 +77,7 @@ class Host:
                 self.passed_over.add(found.row_id)
                 log.warning("job.not_understood", job_id=found.row_id, remedy="a worker of a newer version takes it")
 
-    def turn(self, chore: str) -> Turn:
+    def turn(self, chore: str) -> ChoreTurn:
         """How this process takes long work of a chore now."""
         return chores.turn(at_most=LONG_CHORES, after=self.served.get(chore, ""))
 

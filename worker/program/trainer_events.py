@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from shared.contract.documents import JobProgress
 from shared.contract.events import (
     TRAINER_EVENT,
     Alive,
@@ -126,21 +127,21 @@ class Story:
             return 3 * floor_seconds
         return max(floor_seconds, factor * median(self.step_seconds))
 
-    def progress(self) -> dict[str, Any] | None:
+    def progress(self) -> JobProgress | None:
         """What a client sees of a running job, and what the scheduler reckons with; None before the first step."""
         if self.metrics is None:
             return None
         step_seconds = median(self.step_seconds)
-        return {
-            "step": self.metrics.step,
-            "total_steps": self.metrics.total_steps,
-            "epoch": self.metrics.epoch,
-            "train_loss": self.metrics.train_loss,
-            "valid_loss": None if self.validation is None else self.validation.valid_loss,
-            "trained_tokens": self.metrics.trained_tokens,
-            "seconds_per_step": step_seconds,
-            "seconds_left": round(step_seconds * (self.metrics.total_steps - self.metrics.step), 1),
-        }
+        return JobProgress(
+            step=self.metrics.step,
+            total_steps=self.metrics.total_steps,
+            epoch=self.metrics.epoch,
+            train_loss=self.metrics.train_loss,
+            valid_loss=None if self.validation is None else self.validation.valid_loss,
+            trained_tokens=self.metrics.trained_tokens,
+            seconds_per_step=step_seconds,
+            seconds_left=round(step_seconds * (self.metrics.total_steps - self.metrics.step), 1),
+        )
 
 
 class Meter:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Final
 
 import stamina
 
+from shared.contract.documents import Manifest, ManifestEntry
 from shared.contract.events import CheckpointSaved
 from shared.errors import NotFound, TunepoolError, Unavailable
 from shared.lease.values import Claim, FileRef, Lease
@@ -27,7 +28,6 @@ from shared.store.storage import Store, StoredObject
 from worker.program import hostile_folder
 
 Interrupt = Callable[[], None]
-Manifest = dict[str, Any]
 # Rough weather at a store lasts minutes; a device held idle for longer is better given back (attempt counted).
 PATIENCE_SECONDS: Final = 600.0
 
@@ -131,24 +131,25 @@ def _chunks(file: Path, interrupt: Interrupt) -> Iterator[bytes]:
             yield chunk
 
 
-def stage_checkpoint(store: Store, manifest: dict[str, Any], checkpoints: Path, *, interrupt: Interrupt) -> bool:
+def stage_checkpoint(store: Store, manifest: Manifest, checkpoints: Path, *, interrupt: Interrupt) -> bool:
     """Bring the newest checkpoint here, complete or not at all. False: its bytes are not what was published."""
-    name = hostile_folder.checked(manifest["name"])
+    assert manifest.name is not None, "a checkpoint's manifest names its folder"
+    name = hostile_folder.checked(manifest.name)
     unfinished = checkpoints / f"{name}.staging"
-    for file in manifest["files"]:
-        target = unfinished / hostile_folder.checked(file["name"])
+    for file in manifest.files:
+        target = unfinished / hostile_folder.checked(file.name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        _patiently(partial(_download, store, manifest, file, target, interrupt))
-        if _sha256(target) != file["sha256"]:
+        _patiently(partial(_download, store, manifest.key(file), target, interrupt))
+        if _sha256(target) != file.sha256:
             shutil.rmtree(unfinished)
             return False
     unfinished.rename(checkpoints / name)
     return True
 
 
-def _download(store: Store, manifest: dict[str, Any], file: dict[str, Any], target: Path, interrupt: Interrupt) -> None:
+def _download(store: Store, key: str, target: Path, interrupt: Interrupt) -> None:
     interrupt()
-    store.get_file(f"{manifest['prefix']}/{file['name']}", target)
+    store.get_file(key, target)
 
 
 def publish_checkpoint(
@@ -161,7 +162,7 @@ def publish_checkpoint(
     lease = claim.lease
     prefix = layout.checkpoint_prefix(claim.project_id, lease.id, lease.fence, saved.step)
     files = _upload(store, out, f"checkpoints/{saved.name}", prefix, interrupt)
-    return {"prefix": prefix, "step": saved.step, "name": saved.name, "files": files}
+    return Manifest(prefix=prefix, step=saved.step, name=saved.name, files=files)
 
 
 def publish_adapter(store: Store, claim: Claim, folder: Path, *, interrupt: Interrupt) -> Manifest:
@@ -174,7 +175,7 @@ def publish_adapter(store: Store, claim: Claim, folder: Path, *, interrupt: Inte
 def publish_folder(store: Store, folder: Path, prefix: str, *, interrupt: Interrupt) -> Manifest:
     """Upload a folder of a program's `out` below `prefix`; returns its manifest. Raises Unavailable, Refused."""
     try:
-        return {"prefix": prefix, "files": _upload(store, folder.parent, folder.name, prefix, interrupt)}
+        return Manifest(prefix=prefix, files=_upload(store, folder.parent, folder.name, prefix, interrupt))
     except FileNotFoundError as error:
         raise hostile_folder.Refused(f"'{folder.name}' of a program's output is not there, or not whole.") from error
 
@@ -200,7 +201,7 @@ def publish_text(store: Store, key: str, text: str, *, scratch: Path, interrupt:
     return stored.bytes, stored.sha256
 
 
-def _upload(store: Store, out: Path, below: str, prefix: str, interrupt: Interrupt) -> list[dict[str, Any]]:
+def _upload(store: Store, out: Path, below: str, prefix: str, interrupt: Interrupt) -> tuple[ManifestEntry, ...]:
     """Upload the folder `below` of `out`. What is described is what was sent, whatever lies there by now."""
     described = []
     found = hostile_folder.files(out, below)
@@ -209,8 +210,8 @@ def _upload(store: Store, out: Path, below: str, prefix: str, interrupt: Interru
     for file in found:
         with hostile_folder.opened(out, f"{below}/{file.name}") as source:
             stored = _put(store, f"{prefix}/{file.name}", source, interrupt)
-        described.append({"name": file.name, "bytes": stored.bytes, "sha256": stored.sha256})
-    return described
+        described.append(ManifestEntry(name=file.name, bytes=stored.bytes, sha256=stored.sha256))
+    return tuple(described)
 
 
 def _put(store: Store, key: str, source: BinaryIO, interrupt: Interrupt) -> StoredObject:

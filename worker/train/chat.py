@@ -24,7 +24,7 @@ from shared.errors import Invalid
 from worker.train.one_rendering import MARK, with_marks
 from worker.train.time_limit import TimeIsUp, time_limit
 from worker.train.token_spans import Span
-from worker.train.turns import Turn, common_prefix_length, learnt_turn
+from worker.train.turns import AnswerTurn, common_prefix_length, learnt_turn
 
 RENDER_SECONDS = 5.0
 SLOW_ROWS = 3  # so often it may be too slow; then it is not tried again, or every row of a file would take its time
@@ -57,7 +57,7 @@ class ChatTemplate:
         self._special_tokens = tuple(filter(None, dict.fromkeys(named)))
         self._header: str | None = None
         self._too_slow = 0
-        self._turns: dict[str, Turn] = {}
+        self._turns: dict[str, AnswerTurn] = {}
 
     @property
     def ends(self) -> tuple[str, ...]:
@@ -195,7 +195,7 @@ class ChatTemplate:
         """`answer` up to its end of turn: generation stops there."""
         return answer[: self._turn(self._tokenizer.chat_template).end_of(answer)]
 
-    def _turn(self, template: str | dict[str, str]) -> Turn:
+    def _turn(self, template: str | dict[str, str]) -> AnswerTurn:
         """How `template` writes an answer's turn, learnt once."""
         key = str(template)
         if key not in self._turns:

@@ -23,7 +23,7 @@ from shared.errors import Invalid
 from worker.train.chat import ChatTemplate, JsonObject, for_template, trained_messages
 from worker.train.token_spans import Alignment, Ids, Mask, Span
 from worker.train.turns import common_prefix_length
-from worker.train.unwritten import Refused, Unwritten
+from worker.train.unwritten import RefusedRows, Unwritten
 from worker.train.written import Lost, lost, refuse_empty, refuse_lost
 
 
@@ -143,7 +143,7 @@ class RowReader:
         """
         rows: list[Row] = []
         truncated = dropped = 0
-        unwritten, refused = Unwritten(), Refused()
+        unwritten, refused = Unwritten(), RefusedRows()
         for number, taken in enumerate(self.take(_records(file)), start=1):
             if isinstance(taken, Invalid):
                 refused.add(number, taken)

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from torch import nn
 
+from shared.contract.passes import is_packed
 from shared.contract.spec import AttemptSpec
 from shared.errors import Invalid
 from worker.train.reporting import Reporter
@@ -32,7 +33,7 @@ def packed_only_apart(spec: AttemptSpec, model: Any, *, reporter: Reporter) -> A
     Raises:
         Invalid: the user asked for packing by name.
     """
-    if not spec.job.training.packing or spec.job.objective.type != "supervised":
+    if not is_packed(spec.job):
         return spec
     carries = carries_state(model)
     if carries is None:

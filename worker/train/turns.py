@@ -21,7 +21,7 @@ _ANSWERED: Final = {"role": "assistant", "content": _ANSWER}
 
 
 @dataclass(frozen=True)
-class Turn:
+class AnswerTurn:
     """What stands before an answer and after it; empty where the template does not tell."""
 
     header: str
@@ -55,7 +55,7 @@ class Turn:
         return next((inner for inner in inside if text.startswith(self.header, start + inner - size)), 0)
 
 
-def learnt_turn(render: Callable[..., str], special_tokens: tuple[str, ...]) -> Turn:
+def learnt_turn(render: Callable[..., str], special_tokens: tuple[str, ...]) -> AnswerTurn:
     """The turn of a template by what it writes around a known answer, at the end and with a question behind it.
 
     `render` takes messages and `add_generation_prompt`; where it raises TemplateError, nothing is learnt.
@@ -66,13 +66,13 @@ def learnt_turn(render: Callable[..., str], special_tokens: tuple[str, ...]) -> 
         last = render([_ASKED, _ANSWERED], add_generation_prompt=False)
         followed = render([_ASKED, _ANSWERED, _ASKED], add_generation_prompt=False)
     except jinja2.TemplateError:
-        return Turn("", "", special_tokens)
+        return AnswerTurn("", "", special_tokens)
     header = ""
     if prompt.startswith(asked) and last.startswith(asked):
         shared = common_prefix_length(prompt, last)
         header = last[len(asked) : shared]
     tails = [whole.partition(_ANSWER)[2] for whole in (last, followed)]
-    return Turn(header, _end_of_turn(tails, special_tokens), special_tokens)
+    return AnswerTurn(header, _end_of_turn(tails, special_tokens), special_tokens)
 
 
 def _end_of_turn(tails: Sequence[str], special_tokens: tuple[str, ...]) -> str:

@@ -46,7 +46,7 @@ def told(lost: Lost) -> str:
     return f"The chat template leaves out what {where} says: {lost.what}. The model will not see it."
 
 
-class Refused:
+class RefusedRows:
     """The rows that a trainer refuses. It goes on after the first to tell how many there are."""
 
     def __init__(self) -> None:

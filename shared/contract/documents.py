@@ -1,0 +1,80 @@
+"""The JSON documents that rows keep: one class for each, by which it is written and read.
+
+A reader passes over keys that it does not know: a newer version may have written them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Self
+
+from pydantic import BaseModel, ConfigDict
+
+READ: Final = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class Document(BaseModel):
+    """A document of a row."""
+
+    model_config = READ
+
+    @classmethod
+    def read(cls, stored: dict[str, Any]) -> Self:
+        """From what the row keeps. Raises pydantic's ValidationError for what this version does not understand."""
+        return cls.model_validate(stored)
+
+    def document(self) -> dict[str, Any]:
+        """As the row keeps it; what was never given is left out."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class JobError(Document):
+    """Why a job, an attempt, a member or a chore ended."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+def error_document(code: str, message: str, *, param: str | None = None) -> dict[str, Any]:
+    """A JobError as rows keep it: `param` is there, null or not."""
+    return JobError(code=code, message=message, param=param).document()
+
+
+class ManifestEntry(Document):
+    """A file of a product or checkpoint; `name` is its path below the manifest's prefix."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class Manifest(Document):
+    """The files of a product or checkpoint in the store. `name` and `step` are a checkpoint's."""
+
+    prefix: str
+    files: tuple[ManifestEntry, ...] = ()
+    name: str | None = None
+    step: int | None = None
+
+    def key(self, entry: ManifestEntry) -> str:
+        """The key of a file in the store."""
+        return f"{self.prefix}/{entry.name}"
+
+
+class JobProgress(Document):
+    """How far a running job is: what clients see, and what the plan reckons with. Times in seconds."""
+
+    step: int
+    total_steps: int
+    epoch: float
+    train_loss: float
+    valid_loss: float | None
+    trained_tokens: int
+    seconds_per_step: float
+    seconds_left: float
+
+    @staticmethod
+    def left(stored: dict[str, Any] | None) -> float | None:
+        """Seconds left as the row keeps them. The plan reads every running job: it must not fail for one of them."""
+        left = (stored or {}).get("seconds_left")
+        return None if left is None else float(left)
