@@ -37,6 +37,16 @@ LONG_FILES = (
     "faults/test_upgrades.py",
     "lifecycle/test_attempts.py",
 )
+# Of the rings that `make test FAST=1` runs: files whose tests start programs and servers, or sleep.
+SLOW_FILES = {
+    "integration/test_backup.py",
+    "integration/test_polling.py",
+    "integration/test_preflights.py",
+    "integration/test_storage_s3.py",
+    "integration/test_streams.py",
+    "integration/test_tables.py",
+    "unit/test_scheduling_properties.py",
+}
 RINGS = ("faults", "lifecycle", "train", "e2e", "integration", "unit")
 
 
@@ -51,13 +61,21 @@ def pytest_report_header() -> str:
     return f"this machine: {SLOWNESS:.1f} times slower than a fast one (tests/patience.py)"
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_length)  # keeps the order within a file
+    for item in items:
+        if _file(item) in SLOW_FILES:
+            item.add_marker("slow")
+
+
+def _file(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parent).as_posix()
 
 
 def _length(item: pytest.Item) -> tuple[int, int, str]:
     """Where an item's file stands: the long ones first, then ring by ring."""
-    file = item.path.relative_to(Path(__file__).parent).as_posix()
+    file = _file(item)
     rank = LONG_FILES.index(file) if file in LONG_FILES else len(LONG_FILES)
     ring = file.partition("/")[0]
     return rank, RINGS.index(ring) if ring in RINGS else len(RINGS), file
