@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 
+from shared.chores import table as chores
 from shared.fleet import workers
 from shared.jobs import moves
 from shared.settings import Settings
@@ -23,7 +24,7 @@ def main(speed: float) -> None:
     processes.adopt_strays()
     host = open_host(Settings(), flags=SharedFlags())
     devices = [describe(found, host=host.worker.host, cached=[]) for found in host.devices]
-    host.write(lambda s: workers.register(s, host.worker, devices))
+    host.write(lambda s: workers.register(s, host.worker, devices, leased=chores.leased_rows()))
     while check_next_file(host) or validate_next_job(host):
         pass
     claim = host.write(

@@ -14,6 +14,7 @@ from shared.jobs.claims import SETTLING
 from shared.lease import lease
 from shared.lease.lease import Kind
 from shared.lease.turns import ChoreTurn, Work
+from shared.store.tables import JobRow, Leased
 
 # In the order in which a worker looks for them: what takes seconds comes before what takes minutes.
 CHORES: Final[dict[str, Work]] = {
@@ -29,6 +30,11 @@ def kinds() -> list[Kind]:
     """The kinds of lease that the chores hold, without jobs: shared/jobs ends those itself."""
     found = {work.kind.name: work.kind for work in CHORES.values() if work is not SETTLING}
     return list(found.values())
+
+
+def leased_rows() -> list[type[Leased]]:
+    """The tables whose rows a worker may hold: those of the chores, and jobs."""
+    return [JobRow, *(kind.row for kind in kinds())]
 
 
 def turn(*, at_most: int, after: str) -> ChoreTurn:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Final
@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from shared.fleet import members
 from shared.lease import lease
-from shared.store.tables import DeviceRow, WorkerRow
+from shared.store.tables import DeviceRow, Leased, WorkerRow
 
 # A worker reports itself every ten seconds, and two reports fit into this (`Settings.heartbeat_seconds`). After this
 # silence its devices leave the plan, and another worker of the same host may take them over.
@@ -57,8 +57,12 @@ class WorkerOrders:
     device_ids: tuple[str, ...]
 
 
-def register(session: Session, worker: NewWorker, devices: Sequence[DeviceReport]) -> None:
+def register(
+    session: Session, worker: NewWorker, devices: Sequence[DeviceReport], *, leased: Iterable[type[Leased]]
+) -> None:
     """Announce a worker that has just started and holds nothing: leases it had before are over.
+
+    `leased`: the tables whose rows it may hold.
 
     The caller must have proven that every process of the earlier worker with this id is dead.
     """
@@ -72,7 +76,7 @@ def register(session: Session, worker: NewWorker, devices: Sequence[DeviceReport
             set_={**columns, "started_at": func.now(), "last_seen": func.now()},
         )
     )
-    lease.give_up(session, worker.id)
+    lease.give_up(session, leased, worker.id)
     members.forsake(session, worker.id)
     _put_devices(session, worker, devices)
     session.execute(delete(DeviceRow).where(_gone(worker.id, devices), DeviceRow.leased_by.is_(None)))

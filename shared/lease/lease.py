@@ -9,7 +9,7 @@ A free row has no `lease_until`. A postponed one has a `lease_until` and no owne
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
@@ -164,9 +164,9 @@ def write(session: Session, kind: Kind, lease: Lease, **values: Any) -> bool:
 # --- workers that are gone -------------------------------------------------------------------------------------------
 
 
-def give_up(session: Session, worker_id: str) -> None:
-    """End every lease, in every table, of a worker that has started afresh: the reaper's next pass takes them back."""
-    for row in Leased.__subclasses__():
+def give_up(session: Session, rows: Iterable[type[Leased]], worker_id: str) -> None:
+    """End every lease of a worker that has started afresh: the reaper takes them back at its next pass."""
+    for row in rows:
         session.execute(
             update(row)
             .where(row.lease_owner == worker_id, row.lease_until.is_not(None))

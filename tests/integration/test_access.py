@@ -53,6 +53,7 @@ SCOPE = {
     "POST /v1/tunepool/preflights": "jobs:write",
     "GET /v1/tunepool/preflights": "jobs:read",
     "GET /v1/tunepool/preflights/{preflight_id}": "jobs:read",
+    "DELETE /v1/tunepool/preflights/{preflight_id}": "jobs:write",
     "GET /v1/tunepool/pool": "jobs:read",
     "PATCH /v1/tunepool/pool": "admin",
     "POST /v1/tunepool/pool/hold": "admin",

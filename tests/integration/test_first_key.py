@@ -14,6 +14,7 @@ from sqlalchemy import Engine, func, select
 from shared.store.db import session_scope
 from shared.store.tables import OrganizationRow, ProjectRow
 from shared.tenants import keys
+from tests.patience import patience
 
 SERVER = Path(sys.executable).parent / "tunepool-server"
 
@@ -24,7 +25,7 @@ def create(url: str, home: Path, *words: str) -> subprocess.CompletedProcess[str
         env={**os.environ, "DATABASE_URL": url},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(60),
         check=False,
     )
 

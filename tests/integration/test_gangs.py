@@ -11,6 +11,7 @@ from sqlalchemy import Engine, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from api import pool_views, views
+from shared.chores.table import leased_rows
 from shared.contract.spec import Placement
 from shared.fleet import members, snapshot, workers
 from shared.ids import new_id
@@ -219,7 +220,7 @@ def test_a_worker_that_starts_anew_ends_its_parts_and_one_that_retires_leaves_th
     _, claim, _, other = led(session)
     known = workers.NewWorker(id=other.id, host=other.host, pool="default", boot_id="boot", version="test")
 
-    workers.register(session, known, [])
+    workers.register(session, known, [], leased=leased_rows())
     (restarted,) = members.states(session, claim.lease)
     session.execute(update(MemberRow).values(phase="training", error=None))
     workers.retire(session, other.id)

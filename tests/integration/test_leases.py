@@ -206,7 +206,7 @@ def test_a_restarted_worker_gives_up_what_it_had(quiet: Session, case: Case) -> 
     must_take(quiet, case, "worker_restarted", seconds=3600)
     again = NewWorker(id="worker_restarted", host="h", pool="default", boot_id="b", version="1")
 
-    workers.register(quiet, again, [])
+    workers.register(quiet, again, [], leased=chores.leased_rows())
 
     assert reap(quiet) == [row_id]
     assert must_take(quiet, case, "two").fence > 1
@@ -217,7 +217,9 @@ def test_a_postponed_row_waits_its_time_and_no_restart_brings_it_back_sooner(qui
         pytest.skip("jobs wait by a column of their own")
     row_id = case.make(quiet, make_caller(quiet))
     assert leasing.postpone(quiet, case.kind, must_take(quiet, case), seconds=600)
-    workers.register(quiet, NewWorker(id="one", host="h", pool="default", boot_id="b", version="1"), [])
+    workers.register(
+        quiet, NewWorker(id="one", host="h", pool="default", boot_id="b", version="1"), [], leased=chores.leased_rows()
+    )
 
     assert reap(quiet) == []
     assert take(quiet, case) is None

@@ -343,7 +343,7 @@ def test_a_pipeline_that_is_interrupted_cancels_its_preflight(
     (asked,) = waiting()
     time.sleep(2)  # the answer of the POST is on its way to the command
     command.send_signal(signal.SIGINT)
-    command.communicate(timeout=60)
+    command.communicate(timeout=patience(60))
 
     assert command.returncode != 0
     ended = http.get(f"/v1/tunepool/preflights/{asked['id']}").json()

@@ -11,6 +11,7 @@ import pytest
 from shared.settings import Settings
 from tests.integration.conftest import Api
 from tests.live import live_api
+from tests.patience import patience
 
 MODELS = """
 [models.llama]
@@ -29,7 +30,7 @@ def client(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx
     (home / "models.toml").write_text(MODELS)
     settings: Settings = api.settings.model_copy(update={"models_file": home / "models.toml"})
     headers = {"Authorization": f"Bearer {api.key}"}
-    with live_api(settings) as url, httpx2.Client(base_url=url, headers=headers, timeout=20) as client:
+    with live_api(settings) as url, httpx2.Client(base_url=url, headers=headers, timeout=patience(20)) as client:
         yield client
 
 

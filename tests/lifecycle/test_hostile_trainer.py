@@ -11,7 +11,7 @@ from sqlalchemy import select
 from shared.jobs import moves
 from shared.store.db import session_scope
 from shared.store.tables import CheckpointRow
-from tests.lifecycle.stack import Servers, Stack, make_stack, until
+from tests.lifecycle.stack import Servers, Stack, open_stack, until
 
 SECRET = "not for a program on strangers' data"
 
@@ -19,19 +19,17 @@ SECRET = "not for a program on strangers' data"
 @pytest.fixture(scope="module")
 def taken(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack whose every trainer is hostile, and a folder `victim` beside it that nothing may be taken from."""
-    made = make_stack(tmp_path_factory.mktemp("taken"), servers, TUNEPOOL_TRAINER="tests.hostile_trainer")
-    victim = made.home / "victim"
-    victim.mkdir()
-    (victim / "secret.json").write_text(SECRET)
-    (victim / "events.jsonl").write_text("")
-    try:
+    home = tmp_path_factory.mktemp("taken")
+    with open_stack(home, servers, TUNEPOOL_TRAINER="tests.hostile_trainer") as made:
+        victim = made.home / "victim"
+        victim.mkdir()
+        (victim / "secret.json").write_text(SECRET)
+        (victim / "events.jsonl").write_text("")
         made.start_worker()
         made.start_janitor()
         made.wait_for_worker()
         yield made
         alive, published = made.trainers(), [path for path in (made.home / "store").rglob("*") if path.is_file()]
-    finally:
-        made.stop()
     assert alive == []
     assert [path for path in published if SECRET.encode() in path.read_bytes()] == []
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from shared.settings import trainer_environment
+from tests.patience import patience
 from worker.program import launcher, processes
 from worker.program.launcher import Exit
 
@@ -28,7 +29,7 @@ def run(tmp_path: Path, code: str, **options: Any) -> Exit:
         log_file=tmp_path / "log",
         **options,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patience(60)
     while program.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     ended_by_itself = program.poll() is not None
@@ -65,7 +66,7 @@ def test_a_program_cannot_make_a_file_that_is_larger_than_its_disk(tmp_path: Pat
 
 
 def test_a_process_that_hides_its_secrets_is_no_longer_dumpable() -> None:
-    code = "import ctypes; from worker import processes; processes.hide_secrets(); print(ctypes.CDLL(None).prctl(3))"
+    code = "import ctypes; from worker.program import processes; processes.hide_secrets(); print(ctypes.CDLL(None).prctl(3))"
 
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # PR_GET_DUMPABLE
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from shared.settings import Settings
+from tests.patience import patience
 from worker.host import presence as module
 from worker.host.flags import SharedFlags
 from worker.host.presence import Presence
@@ -18,7 +19,7 @@ def test_a_round_that_fails_is_followed_by_the_next_and_stops_the_pulse(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     settings = Settings(home=tmp_path, database_url="postgresql+psycopg://nobody@127.0.0.1:1/none")
-    presence = Presence(settings, SharedFlags(), on_deaf=lambda _: None)
+    presence = Presence(settings, SharedFlags(), children=1, on_deaf=lambda _: None)
     beats: list[Path] = []
     rounds, enough = [], threading.Event()
 
@@ -33,9 +34,9 @@ def test_a_round_that_fails_is_followed_by_the_next_and_stops_the_pulse(
     monkeypatch.setattr(presence, "_devices", fail)
     presence.start()
 
-    assert enough.wait(20)
+    assert enough.wait(patience(20))
     assert presence.is_alive()
     assert len(beats) == 1  # the first round's; then the health check must tell that something is wrong
     presence._over.set()
     presence.wake()
-    presence.join(20)
+    presence.join(patience(20))

@@ -20,6 +20,7 @@ import structlog
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from shared.chores import table as chores
 from shared.chores import waiting as lanes
 from shared.fleet import members, workers
 from shared.fleet.workers import DeviceReport, NewWorker
@@ -167,7 +168,7 @@ class Presence(threading.Thread):
         devices = self._devices()
         if not self._registered:
             self._write(schema.must_serve)  # until it does, we take no work
-            self._write(lambda s: workers.register(s, self._worker, devices))
+            self._write(lambda s: workers.register(s, self._worker, devices, leased=chores.leased_rows()))
             self._registered = True
             self._flags.register()
             log.info("worker.registered", worker_id=self._worker.id, devices=[device.id for device in devices])
