@@ -116,7 +116,7 @@ def _check_line(line: Line, tally: _Tally, limits: Limits) -> None:
     text = ""
     try:
         text = decode(line)
-        row = strict_json.parse(text)
+        row = strict_json.parse(text, long_integers=True)
     except strict_json.BadJson as bad:
         tally.refuse(_bad_line(line, bad))
         return

@@ -8,11 +8,13 @@ import json
 from typing import Any, NamedTuple
 
 from shared.rows import formats, strict_json
+from shared.rows.arguments import BadArguments, object_text
 from shared.rows.formats import Row
 from shared.rows.loss_flags import NOT_OFFERED, TRUTHS, weight_of
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _TOOL_DEPTH = 32
+ENCODED_TWICE = "Arguments are JSON of JSON; the object inside was read. Call json.dumps once."
 
 _PLAIN = frozenset({"role", "content", "name"})
 _KEYS_OF_ROLE: dict[str, frozenset[str]] = {
@@ -221,11 +223,20 @@ class Conversation:
                 "call_without_tools",
                 "A row calls a tool but lists no tools; the model will not see them.",
             )
-        if not isinstance(arguments, str) or not _is_json_object(arguments):
-            text = f"{at}.arguments is {shown(arguments)}; use the JSON text of an object (json.dumps)."
-            self.found.refuse(f"{at}.arguments", "invalid_arguments", text)
+        return len(name) + self._arguments(arguments, f"{at}.arguments")
+
+    def _arguments(self, value: Any, at: str) -> int:
+        """Characters of a call's arguments; those encoded twice count as the object that they hold."""
+        try:
+            if not isinstance(value, str):
+                raise BadArguments("use the JSON text of an object (json.dumps)")
+            text = object_text(value)
+        except BadArguments as bad:
+            self.found.refuse(at, "invalid_arguments", f"{at} is {shown(value)}; {bad}.")
             return 0
-        return len(name) + len(arguments)
+        if text != value:
+            self.found.warn(at, "arguments_encoded_twice", ENCODED_TWICE)
+        return len(text)
 
     def _answer(self, message: Row, role: str, at: str) -> None:
         if role == "function":
@@ -373,10 +384,6 @@ def _too_deep(value: Any) -> bool:
 
 def parsed(text: str) -> Any:
     try:
-        return strict_json.parse(text)
+        return strict_json.parse(text, long_integers=True)
     except strict_json.BadJson:
         return None
-
-
-def _is_json_object(text: str) -> bool:
-    return isinstance(parsed(text), dict)

@@ -69,7 +69,7 @@ def canonical_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
         if not line.whole:
             raise RowRefused("the line is too long", line=line.number, code="line_too_long")
         try:
-            row = strict_json.parse(decode(line))
+            row = strict_json.parse(decode(line), long_integers=True)
             shape = formats.detect(row if isinstance(row, dict) else {})
         except (strict_json.BadJson, formats.UnknownShape) as bad:
             raise RowRefused(str(bad), line=line.number, code=bad.code) from None
@@ -159,7 +159,7 @@ def _cell(name: str, cell: str) -> Any:
         return _BOOLEANS.get(cell.strip().lower(), cell)
     if name in _JSON_COLUMNS and cell.lstrip()[:1] in {"[", "{"}:
         try:
-            return strict_json.parse(cell)
+            return strict_json.parse(cell, long_integers=True)
         except strict_json.BadJson:
             return cell
     return cell or None

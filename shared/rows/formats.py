@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from shared.contract.spec import Format
+from shared.rows.arguments import is_encoded_again, plain
 from shared.rows.loss_flags import weight_of
 
 Row = dict[str, Any]
@@ -241,7 +242,16 @@ def _message(message: Message) -> Message:
         del kept["tool_calls"]
     if message.get("function_call"):
         kept["tool_calls"] = [{"id": "", "type": "function", "function": message["function_call"]}]
+    if "tool_calls" in kept:
+        kept["tool_calls"] = [_plain_call(call) for call in kept["tool_calls"]]
     return _ordered(kept)
+
+
+def _plain_call(call: Row) -> Row:
+    function = call["function"]
+    if not is_encoded_again(function["arguments"]):
+        return call
+    return {**call, "function": {**function, "arguments": plain(function["arguments"])}}
 
 
 def _content(message: Message) -> str:

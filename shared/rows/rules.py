@@ -40,7 +40,8 @@ def _chat(row: Row, found: RowFindings) -> None:
 
 
 def _prompt_completion(row: Row, found: RowFindings) -> None:
-    found.characters += _text(row, "prompt", found)
+    # OpenAI and Azure tell users to leave the prompt empty for open-ended text: the whole completion is trained.
+    found.characters += _text(row, "prompt", found, may_be_empty=True)
     trained = _text(row, "completion", found)
     found.characters += trained
     found.trained_characters += trained
@@ -120,7 +121,8 @@ def _alpaca(row: Row, found: RowFindings) -> None:
     for key in ("input", "system"):
         if not isinstance(row.get(key), str | None):
             found.refuse(key, "wrong_type", f"{key} is {shown(row[key])}; use text.")
-    found.characters += _text(row, "instruction", found)
+    asked = row.get("input")
+    found.characters += _text(row, "instruction", found, may_be_empty=isinstance(asked, str) and bool(asked.strip()))
     trained = _text(row, "output", found)
     found.characters += trained
     found.trained_characters += trained
@@ -186,13 +188,13 @@ def _refuse_equal(chosen: Any, rejected: Any, at: str, found: RowFindings) -> No
         )
 
 
-def _text(row: Row, key: str, found: RowFindings) -> int:
+def _text(row: Row, key: str, found: RowFindings, *, may_be_empty: bool = False) -> int:
     value = row.get(key)
     if not isinstance(value, str):
         found.refuse(key, "wrong_type", f"{key} is {shown(value) if key in row else 'missing'}; use text.")
         return 0
-    if not value.strip():
-        found.refuse(key, "empty_text", f"{key} is empty; write some text.")
+    if not value.strip() and not may_be_empty:
+        found.refuse(key, "empty_text", f"{key} is empty; write some text or remove the row.")
     return len(value)
 
 

@@ -261,7 +261,6 @@ ROWS = [
         '{"type"',
         "name and parameters",
     ),
-    ("empty prompt", row(prompt="", completion="a"), "prompt", "empty_text", '"prompt"', "write some text"),
     ("completion missing", row(prompt="a"), "completion", "wrong_type", "{", "use text"),
     ("prompt number", row(prompt=1, completion="a"), "prompt", "wrong_type", '"prompt"', "use text"),
     ("empty text", row(text=" "), "text", "empty_text", '"text"', "write some text"),
