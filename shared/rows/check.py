@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from pydantic import TypeAdapter
@@ -16,6 +17,7 @@ from pydantic import TypeAdapter
 from shared.contract.spec import Format
 from shared.rows import formats, strict_json
 from shared.rows.conversation import RowFinding, RowFindings, shown
+from shared.rows.foreign import SAYS, recast
 from shared.rows.formats import Shape
 from shared.rows.lines import BOM, FileRefused, Line, RowProblem, at_start, decode, lines
 from shared.rows.rules import check_row
@@ -128,8 +130,9 @@ def _check_line(line: Line, tally: _Tally, limits: Limits) -> None:
 
 
 def _check_object(line: Line, text: str, row: dict[str, Any], tally: _Tally) -> None:
+    read = recast(row)
     try:
-        shape = formats.detect(row)
+        shape = formats.detect(read.row)
     except formats.UnknownShape as unknown:
         tally.refuse(RowProblem(line=line.number, column=1, param="", code=unknown.code, message=str(unknown)))
         return
@@ -139,13 +142,19 @@ def _check_object(line: Line, text: str, row: dict[str, Any], tally: _Tally) -> 
         message = f"The row is {shape}, but line {tally.shape_line} is {tally.shape}; keep one format per file."
         tally.refuse(RowProblem(line=line.number, column=1, param="", code="mixed_formats", message=message))
         return
-    found = check_row(row, shape)
+    found = check_row(read.row, shape)
     tally.add(line, found)
-    if shape in formats.IMPORTED and not row.keys() <= formats.KEYS[shape]:
-        tally.drop_columns(line.number, row.keys() - formats.KEYS[shape])
+    for form in read.forms:
+        tally.warn(line.number, f"converted_{form}", SAYS[form])
     if found.problems:
-        tally.refuse_all(line.number, text, found.problems)
+        tally.refuse_all(line.number, text, [_as_in_file(fault, read.names) for fault in found.problems])
     _warn_of_content(line, tally)
+
+
+def _as_in_file(fault: RowFinding, names: Mapping[str, str]) -> RowFinding:
+    """A fault under the name that its column has in the file."""
+    name = names.get(fault.param)
+    return fault._replace(param=name, message=fault.message.replace(fault.param, name, 1)) if name else fault
 
 
 def _too_long(line: Line, limits: Limits) -> RowProblem:
@@ -217,7 +226,8 @@ class _Tally:
         self.problem_count = 0
         self.problems: list[RowProblem] = []
         self.warnings: dict[str, DatasetWarning] = {}
-        self.dropped: set[str] = set()
+        self.dropped: Counter[str] = Counter()
+        self.dropped_rows = self.dropped_line = 0
         self.duplicates = _Duplicates()
 
     def counted(self, chunks: Iterable[bytes], limits: Limits) -> Iterator[bytes]:
@@ -241,6 +251,10 @@ class _Tally:
         if found.characters > self.longest_row_characters:
             self.longest_row, self.longest_row_characters = line.number, found.characters
         self.duplicates.add(line.data)
+        if found.dropped:
+            self.dropped.update(found.dropped if len(self.dropped) < 50 else self.dropped.keys() & found.dropped)
+            self.dropped_rows += 1
+            self.dropped_line = self.dropped_line or line.number
         for code, message in {fault.code: fault.message for fault in found.warnings}.items():
             self.warn(line.number, code, message)
 
@@ -264,15 +278,17 @@ class _Tally:
         else:
             self.warnings[code] = dataclasses.replace(earlier, rows=earlier.rows + rows)
 
-    def drop_columns(self, number: int, keys: Iterable[str]) -> None:
-        if len(self.dropped) < 50:
-            self.dropped.update(key[:80] for key in keys)
-        self.warn(number, "dropped_columns", "Columns that this format does not use were dropped.")
+    def _warn_of_columns(self) -> None:
+        counts = ", ".join(f"{name} ({rows:,} rows)" for name, rows in self.dropped.most_common(12))
+        message = f"Columns that this format does not use were dropped: {counts}."
+        self.warn(self.dropped_line, "dropped_columns", message, rows=self.dropped_rows)
 
     def report(self) -> DatasetReport:
         duplicates = self.duplicates.estimate()
         if self.head == BOM:
             self.warn(1, "byte_order_mark", "The file starts with a byte order mark; it was ignored.")
+        if self.dropped:
+            self._warn_of_columns()
         if duplicates:
             message = f"{duplicates:,} of {self.rows:,} rows repeat an earlier row byte for byte."
             self.warn(1, "duplicate_rows", message, rows=duplicates)

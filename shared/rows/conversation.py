@@ -38,11 +38,12 @@ class RowFinding(NamedTuple):
 class RowFindings:
     """What one row showed: its faults, and the sizes that token estimates start from (characters)."""
 
-    __slots__ = ("characters", "messages", "problems", "trained_characters", "warnings")
+    __slots__ = ("characters", "dropped", "messages", "problems", "trained_characters", "warnings")
 
     def __init__(self) -> None:
         self.problems: list[RowFinding] = []
         self.warnings: list[RowFinding] = []
+        self.dropped: list[str] = []
         self.messages = 0
         self.characters = 0
         self.trained_characters = 0

@@ -13,6 +13,7 @@ from pydantic import Field
 from shared.contract.spec import Part
 from shared.rows import formats, strict_json
 from shared.rows.check import DEFAULT_LIMITS
+from shared.rows.foreign import recast
 from shared.rows.lines import BOM, decode, lines
 from shared.rows.rules import check_row
 
@@ -70,7 +71,8 @@ def canonical_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
             raise RowRefused("the line is too long", line=line.number, code="line_too_long")
         try:
             row = strict_json.parse(decode(line), long_integers=True)
-            shape = formats.detect(row if isinstance(row, dict) else {})
+            row = recast(row if isinstance(row, dict) else {}).row
+            shape = formats.detect(row)
         except (strict_json.BadJson, formats.UnknownShape) as bad:
             raise RowRefused(str(bad), line=line.number, code=bad.code) from None
         first = first or shape
@@ -88,7 +90,7 @@ def checked_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     for line in lines(chunks, limit=DEFAULT_LIMITS.line_bytes):
         if not line.data.strip():
             continue
-        row = msgspec.json.decode(line.data)
+        row = recast(msgspec.json.decode(line.data)).row
         shape = shape or formats.detect(row)
         yield msgspec.json.encode(formats.normalise(row, shape)) + b"\n"
 

@@ -43,19 +43,16 @@ FORMAT_OF: dict[Shape, Format] = {
 }
 
 KEYS: dict[Shape, frozenset[str]] = {
-    "chat": frozenset({"messages", "tools", "parallel_tool_calls", "functions"}),
+    "chat": frozenset({"messages", "tools", "parallel_tool_calls", "functions", "system"}),
     "prompt_completion": frozenset({"prompt", "completion"}),
     "text": frozenset({"text"}),
     "openai_preference": frozenset({"input", "preferred_completion", "non_preferred_completion"}),
-    "chosen_rejected": frozenset({"messages", "prompt", "conversations", "chosen", "rejected", "tools"}),
-    "kto": frozenset({"messages", "prompt", "completion", "label"}),
+    "chosen_rejected": frozenset({"messages", "prompt", "conversations", "chosen", "rejected", "tools", "system"}),
+    "kto": frozenset({"messages", "prompt", "completion", "label", "system"}),
     "conversational": frozenset({"prompt", "completion", "tools"}),
     "sharegpt": frozenset({"conversations", "system", "tools"}),
     "alpaca": frozenset({"instruction", "input", "output", "system", "history"}),
 }
-
-# Data sets of these shapes carry ids, scores and sources; those columns are dropped and reported, not refused.
-IMPORTED: frozenset[Shape] = frozenset({"chosen_rejected", "conversational", "sharegpt", "alpaca"})
 
 SHAREGPT_ROLES = {
     "human": "user",
@@ -90,6 +87,21 @@ _MARKS: tuple[tuple[str, Shape], ...] = (
 )
 
 
+# Forms that hold more than one row of ours would, or bury calls in text: how to convert them.
+_TOLD: tuple[tuple[frozenset[str], str], ...] = (
+    (
+        frozenset({"chat"}),
+        "The row holds a whole conversation as one text (chat), as glaive's sets do; split it at USER:, ASSISTANT: and"
+        " FUNCTION RESPONSE: into messages, each <functioncall> into tool_calls, the functions of system into tools.",
+    ),
+    (
+        frozenset({"instruction", "completions"}),
+        "The row holds several rated completions, as UltraFeedback's raw set does; write its best and its worst as"
+        " prompt, chosen and rejected, or take the binarized set.",
+    ),
+)
+
+
 class UnknownShape(ValueError):
     """The row's keys belong to no known format. The message names the keys and the formats."""
 
@@ -107,9 +119,16 @@ def detect(row: Row) -> Shape:
         return "kto"
     if shape == "prompt_completion" and any(isinstance(row.get(key), list) for key in ("prompt", "completion")):
         return "conversational"
-    if shape:
+    if shape and not (shape == "alpaca" and "completions" in row and "output" not in row):
         return shape
+    for marks, sentence in _TOLD:
+        if marks <= row.keys():
+            raise UnknownShape(sentence)
     keys = ", ".join(sorted(row)[:8]) or "none"
+    if any(key.strip().lower() == mark != key for key in row for mark, _ in _MARKS):
+        raise UnknownShape(
+            f"The row's keys ({keys[:200]}) differ from known ones in capitals or spaces; write them small."
+        )
     raise UnknownShape(
         f"The row's keys ({keys[:200]}) belong to no known format; use messages (chat), prompt and completion, text,"
         " input with preferred_completion and non_preferred_completion, or completion with label."
@@ -149,7 +168,16 @@ def preference_pair(row: Row) -> tuple[list[Message], list[Message], list[Messag
     if size and chosen[:size] == prompt == rejected[:size]:
         chosen, rejected = chosen[size:], rejected[size:]
     shared = chosen[:-1] if chosen[:-1] == rejected[:-1] else []
-    return prompt + shared, chosen[len(shared) :], rejected[len(shared) :]
+    return _asked(prompt, shared), chosen[len(shared) :], rejected[len(shared) :]
+
+
+def _asked(prompt: list[Message], shared: list[Message]) -> list[Message]:
+    """The prompt and the beginning that both sides share, without what stands in both."""
+    if shared[len(shared) - len(prompt) :] == prompt:
+        return shared
+    if shared and prompt[-len(shared) :] == shared:
+        return prompt
+    return prompt + shared
 
 
 def sharegpt_tools(value: Any) -> list[Any]:
@@ -160,7 +188,13 @@ def sharegpt_tools(value: Any) -> list[Any]:
 
 def _chat(row: Row) -> Row:
     functions = [{"type": "function", "function": function} for function in row.get("functions") or ()]
-    return _with_tools({"messages": normal_messages(row["messages"])}, row.get("tools") or functions)
+    return _with_tools({"messages": _with_system(row, normal_messages(row["messages"]))}, row.get("tools") or functions)
+
+
+def _with_system(row: Row, messages: list[Message]) -> list[Message]:
+    """The messages behind the text of the system column, unless they begin with that very text."""
+    system = {"role": "system", "content": row.get("system")}
+    return [system, *messages] if system["content"] and messages[:1] != [system] else messages
 
 
 def _conversational(row: Row) -> Row:
@@ -171,9 +205,7 @@ def _conversational(row: Row) -> Row:
 
 
 def _sharegpt(row: Row) -> Row:
-    messages = normal_messages(row["conversations"])
-    if row.get("system"):
-        messages.insert(0, {"role": "system", "content": row["system"]})
+    messages = _with_system(row, normal_messages(row["conversations"]))
     return _with_tools({"messages": messages}, sharegpt_tools(row.get("tools") or []))
 
 
@@ -199,13 +231,17 @@ def _openai_preference(row: Row) -> Row:
 def _chosen_rejected(row: Row) -> Row:
     asked, chosen, rejected = (_unweighted(messages) for messages in preference_pair(row))
     tools = sharegpt_tools(row.get("tools") or [])
-    return _with_tools({"messages": asked}, tools) | {"chosen": chosen[0], "rejected": rejected[0]}
+    return _with_tools({"messages": _with_system(row, asked)}, tools) | {"chosen": chosen[0], "rejected": rejected[0]}
 
 
 def _kto(row: Row) -> Row:
     asked = normal_messages(row["messages"] if row.get("messages") is not None else row["prompt"])
     completion = normal_messages(row["completion"], role="assistant")
-    return {"messages": _unweighted(asked), "completion": _unweighted(completion)[0], "label": row["label"]}
+    return {
+        "messages": _with_system(row, _unweighted(asked)),
+        "completion": _unweighted(completion)[0],
+        "label": row["label"],
+    }
 
 
 def _prompt_completion(row: Row) -> Row:

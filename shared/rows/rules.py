@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from shared.rows import formats
+from shared.rows import columns, formats
 from shared.rows.conversation import (
     Conversation,
     RowFindings,
@@ -24,8 +24,8 @@ from shared.rows.formats import Row, Shape
 def check_row(row: Row, shape: Shape) -> RowFindings:
     """Check one parsed row against the rules of its shape. Never raises; a row without problems can be normalised."""
     found = RowFindings()
-    if shape not in formats.IMPORTED and not row.keys() <= formats.KEYS[shape]:
-        refuse_unknown_keys(row, formats.KEYS[shape], "", found)
+    if not row.keys() <= formats.KEYS[shape]:
+        columns.judge(row, shape, found)
     _CHECKS[shape](row, found)
     return found
 
@@ -36,6 +36,7 @@ def _chat(row: Row, found: RowFindings) -> None:
         names = listed_functions(row["functions"], "functions", found)
     if "parallel_tool_calls" in row and not isinstance(row["parallel_tool_calls"], bool | None):
         found.refuse("parallel_tool_calls", "wrong_type", "parallel_tool_calls must be true or false.")
+    _system(row, found)
     Conversation(found, tool_names=names).check(row.get("messages"), "messages")
 
 
@@ -68,6 +69,7 @@ def _openai_preference(row: Row, found: RowFindings) -> None:
 
 def _chosen_rejected(row: Row, found: RowFindings) -> None:
     names = _sharegpt_tools(row, found)
+    _system(row, found)
     key = next((key for key in ("prompt", "messages", "conversations") if row.get(key) is not None), None)
     if key:
         _words(row[key], key, found, tool_names=names)
@@ -93,6 +95,7 @@ def _kto(row: Row, found: RowFindings) -> None:
     key = "messages" if row.get("messages") is not None else "prompt"
     if row.get("messages") is not None and row.get("prompt") is not None:
         found.refuse("prompt", "unknown_key", "prompt and messages stand side by side; keep one.")
+    _system(row, found)
     _words(row.get(key), key, found)
     completion = row.get("completion")
     if isinstance(completion, str):
@@ -111,10 +114,17 @@ def _conversational(row: Row, found: RowFindings) -> None:
 
 
 def _sharegpt(row: Row, found: RowFindings) -> None:
-    if not isinstance(row.get("system"), str | None):
-        found.refuse("system", "wrong_type", f"system is {shown(row['system'])}; use text.")
+    _system(row, found)
     names = _sharegpt_tools(row, found)
     Conversation(found, tool_names=names).check(row.get("conversations"), "conversations")
+
+
+def _system(row: Row, found: RowFindings) -> None:
+    system = row.get("system")
+    if isinstance(system, str):
+        found.characters += len(system)
+    elif system is not None:
+        found.refuse("system", "wrong_type", f"system is {shown(system)}; use text.")
 
 
 def _alpaca(row: Row, found: RowFindings) -> None:

@@ -128,3 +128,220 @@ def test_an_empty_answer_passes_where_it_is_not_trained_and_is_named_where_it_is
 
     assert refused({"prompt": "", "completion": ""})[:2] == ("completion", "empty_text")
     assert refused({"messages": [U, empty]})[1] == "no_trainable_tokens"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"prompt": "Who won?", "prompt_id": "7", "category": "Chat"},  # no_robots, ultrachat
+        {"source": "web"},  # smoltalk, tulu
+        {"id": 1460323737035677698, "score": 0.5, "meta": {"a": [1]}},
+    ],
+)
+def test_columns_of_no_account_beside_messages_are_dropped_and_counted_by_name(more: dict[str, Any]) -> None:
+    rows, report = read({"messages": [U, A], **more}, {"messages": [U, A]}, {"messages": [U, A], **more})
+
+    assert rows == [{"messages": [U, A]}] * 3
+    assert report.dropped_columns == tuple(sorted(more))
+    assert warned(report) == {"dropped_columns": 2}
+    assert all(f"{name} (2 rows)" in report.warnings[0].message for name in more)
+
+
+@pytest.mark.parametrize(
+    ("row", "slip", "meant"),
+    [
+        ({"messages": [U, A], "tool": [TOOL]}, "tool", "tools"),
+        ({"messages": [U, A], "parallel_tool_call": True}, "parallel_tool_call", "parallel_tool_calls"),
+        ({"messages": [U, A], "Tools": [TOOL]}, "Tools", "tools"),
+        ({"prompt": "a", "completion": "b", "completions": "c"}, "completions", "completion"),
+        ({"conversations": [{"from": "gpt", "value": "a"}], "sytem": "s"}, "sytem", "system"),
+        ({"instruction": "a", "output": "b", "inputs": "c"}, "inputs", "input"),
+    ],
+)
+def test_a_near_miss_of_a_known_key_stays_refused(row: dict[str, Any], slip: str, meant: str) -> None:
+    param, code, message = refused(row)
+
+    assert (param, code) == (slip, "unknown_key")
+    assert f"did you mean {meant}?" in message
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({"messages": [U, A], "kto_tag": "yes"}, "kto_tag"),
+        ({"messages": [U, A], "train_on_input": True}, "train_on_input"),
+        ({"prompt": "a", "completion": "b", "system": "s"}, "system"),
+        ({"text": "a", "label": 1}, "label"),
+        ({"instruction": "a", "output": "b", "weight": 0}, "weight"),
+        ({"conversations": [{"from": "gpt", "value": "a"}], "mask": [0]}, "mask"),
+    ],
+)
+def test_a_column_that_means_something_is_never_dropped(row: dict[str, Any], column: str) -> None:
+    assert refused(row)[:2] == (column, "unknown_key")
+
+
+SHARE = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A bus."}]
+
+
+@pytest.mark.parametrize("column", ["image", "images", "video", "audios", "Image"])
+@pytest.mark.parametrize("row", [{"conversations": SHARE}, {"messages": [U, A]}, {"instruction": "a", "output": "b"}])
+def test_a_column_of_pictures_or_sounds_is_refused_in_every_shape(row: dict[str, Any], column: str) -> None:
+    param, code, message = refused({**row, column: "000.jpg"})
+
+    assert (param, code) == (column, "unsupported_content")
+    assert "text-only" in message
+
+
+def test_a_placeholder_beside_an_empty_image_column_is_refused_and_an_empty_column_alone_is_not() -> None:
+    assert refused({"conversations": SHARE, "image": None})[:2] == ("image", "unsupported_content")
+    assert read({"messages": [U, A], "images": []})[0] == [{"messages": [U, A]}]
+
+
+@pytest.mark.parametrize("row", [{"messages": [U, A]}, {"conversations": [{"from": "human", "value": "Who won?"}]}])
+def test_a_system_column_becomes_the_first_message_once(row: dict[str, Any]) -> None:
+    if "conversations" in row:
+        row["conversations"].append({"from": "gpt", "value": "Nobody."})
+    system = {"role": "system", "content": "Be brief."}
+
+    for column in ("system", "system_prompt"):
+        assert read({**row, column: "Be brief."})[0] == [{"messages": [system, U, A]}]
+    assert read({"messages": [system, U, A], "system": "Be brief."})[0] == [{"messages": [system, U, A]}]
+    assert refused({**row, "system": 5})[:2] == ("system", "wrong_type")
+
+
+B = {"role": "assistant", "content": "We did."}
+PAIR = {"messages": [U], "chosen": A, "rejected": B}
+SYSTEM = {"role": "system", "content": "Be brief."}
+FOREIGN = [
+    # the form, the row as the data set writes it, the canonical row
+    (
+        "transcript",
+        {
+            "chosen": "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Who won?\n\nAssistant: Nobody.",
+            "rejected": "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Who won?\n\nAssistant: We did.",
+        },
+        {
+            "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, U],
+            "chosen": A,
+            "rejected": B,
+        },
+    ),
+    (
+        "transcript",
+        {"prompt": "\n\nHuman: Who won?\n\nAssistant:", "chosen": "Nobody.", "rejected": "We did."},
+        PAIR,
+    ),
+    (
+        "",
+        {
+            "prompt": "Who won?",
+            "prompt_id": "x",
+            "messages": [U, A],
+            "chosen": [U, A],
+            "rejected": [U, B],
+            "score_chosen": 9.0,
+        },
+        PAIR,
+    ),
+    (
+        "",
+        {"prompt": "Who won?", "chosen": [SYSTEM, U, A], "rejected": [SYSTEM, U, B]},
+        {**PAIR, "messages": [SYSTEM, U]},
+    ),
+    (
+        "",
+        {"prompt": "Who won?", "chosen": [U, A], "rejected": [U, B], "system": "Be brief."},
+        {**PAIR, "messages": [SYSTEM, U]},
+    ),
+    (
+        "question",
+        {"system": "Be brief.", "question": "Who won?", "chosen": "Nobody.", "rejected": "We did."},
+        {**PAIR, "messages": [SYSTEM, U]},
+    ),
+    ("question", {"question": "Who won?", "answer": "Nobody."}, {"messages": [U, A]}),
+    (
+        "question",
+        {"id": "niv.1", "system_prompt": "Be brief.", "question": "Who won?", "response": "Nobody."},
+        {"messages": [SYSTEM, U, A]},
+    ),
+    ("question", {"id": "1", "system_prompt": "", "question": "Who won?", "response": "Nobody."}, {"messages": [U, A]}),
+    (
+        "question",
+        {"query": "Who won?", "response": "Nobody.", "history": [["Hi", "Yes?"]]},
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, U, A]},
+    ),
+    (
+        "dolly",
+        {"instruction": "Who won?", "context": "Match 3.", "response": "Nobody.", "category": "qa"},
+        {"messages": [{"role": "user", "content": "Who won?\n\nMatch 3."}, A]},
+    ),
+    ("dolly", {"instruction": "Who won?", "context": "", "response": "Nobody."}, {"messages": [U, A]}),
+    ("instruction_pair", {"instruction": "Who won?", "input": "", "chosen": "Nobody.", "rejected": "We did."}, PAIR),
+    ("tagged", {"messages": [U, B], "label": False}, {"messages": [U], "completion": B, "label": False}),
+    (
+        "tagged",
+        {
+            "conversations": [{"from": "human", "value": "Who won?"}, {"from": "gpt", "value": "Nobody."}],
+            "kto_tag": True,
+        },
+        {"messages": [U], "completion": A, "label": True},
+    ),
+    (
+        "tagged",
+        {"instruction": "Who won?", "input": "", "output": "Nobody.", "kto_tag": True},
+        {"messages": [U], "completion": A, "label": True},
+    ),
+    (
+        "tagged",
+        {"prompt": "Who won?", "completion": "Nobody.", "kto_tag": True},
+        {"messages": [U], "completion": A, "label": True},
+    ),
+]
+
+
+@pytest.mark.parametrize(("form", "row", "wanted"), FOREIGN, ids=[f"{n} {f[0]}" for n, f in enumerate(FOREIGN)])
+def test_a_row_of_a_public_set_loads_as_it_is_and_is_counted(
+    form: str, row: dict[str, Any], wanted: dict[str, Any]
+) -> None:
+    rows, report = read(row, row)
+
+    assert rows == [wanted, wanted]
+    assert {code: rows for code, rows in warned(report).items() if code.startswith("converted_")} == (
+        {f"converted_{form}": 2} if form else {}
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"system": "SYSTEM: You help.", "chat": "USER: Hi\n\n\nASSISTANT: Yes? <|endoftext|>"}, "FUNCTION RESPONSE"),
+        ({"instruction": "Hi", "completions": [{"response": "a"}], "models": []}, "prompt, chosen and rejected"),
+        ({"Prompt": "a", "Completion": "b"}, "capitals"),
+    ],
+)
+def test_a_form_that_cannot_be_read_is_refused_with_the_way_to_convert_it(row: dict[str, Any], words: str) -> None:
+    _, code, message = refused(row)
+
+    assert code == "unknown_format"
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({"question": "Who won?", "answer": ""}, "answer"),
+        ({"instruction": "a", "context": 5, "response": "b"}, "context"),
+        ({"query": None, "response": "b"}, "query"),
+    ],
+)
+def test_a_fault_in_a_converted_row_is_told_under_the_name_that_the_file_has(row: dict[str, Any], column: str) -> None:
+    param, _, message = refused(row)
+
+    assert param == column
+    assert message.startswith(column)
+
+
+def test_a_transcript_in_a_prompt_of_text_alone_stays_text() -> None:
+    row = {"prompt": "Human: hi", "chosen": "a", "rejected": "b"}
+
+    assert read(row)[0][0]["messages"] == [{"role": "user", "content": "Human: hi"}]

@@ -66,7 +66,10 @@ def test_a_program_cannot_make_a_file_that_is_larger_than_its_disk(tmp_path: Pat
 
 
 def test_a_process_that_hides_its_secrets_is_no_longer_dumpable() -> None:
-    code = "import ctypes; from worker.program import processes; processes.hide_secrets(); print(ctypes.CDLL(None).prctl(3))"
+    code = (
+        "import ctypes; from worker.program import processes; "
+        "processes.hide_secrets(); print(ctypes.CDLL(None).prctl(3))"
+    )
 
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # PR_GET_DUMPABLE
 

@@ -1,0 +1,65 @@
+"""Columns beside those that a shape reads: refused where they mean something, else dropped and reported by name."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+from typing import Any, Final
+
+from shared.rows import formats
+from shared.rows.conversation import RowFindings, shown
+from shared.rows.formats import Row, Shape
+
+MEDIA: Final = frozenset(
+    {"image", "images", "img", "image_path", "image_url", "pixel_values", "video", "videos", "audio", "audios"}
+)
+_PLACEHOLDERS: Final = ("<image>", "<video>", "<audio>")
+# Each would change what is trained, if it were obeyed. A shape that obeys one has it among its keys.
+_MEANT: Final = frozenset(
+    {"system", "system_prompt", "tools", "functions", "history", "label", "kto_tag", "completion", "chosen", "rejected"}
+    | {"weight", "train", "loss", "mask", "loss_scale", "train_on_input", "train_on_inputs"}
+)
+
+
+def judge(row: Row, shape: Shape, found: RowFindings) -> None:
+    """Refuse media, columns with a meaning that the shape has no place for, and near misses; note the others."""
+    allowed = formats.KEYS[shape]
+    for key in sorted(row.keys() - allowed):
+        if key.casefold() in MEDIA:
+            _refuse_media(row, key, found)
+        elif row[key] is not None:
+            _judge(key, row[key], allowed, found)
+
+
+def _refuse_media(row: Row, key: str, found: RowFindings) -> None:
+    if not _is_empty(row[key]):
+        text = f"{key} is {shown(row[key])}; training is text-only, remove rows with images, video or audio."
+        found.refuse(key, "unsupported_content", text)
+    elif any(mark in json.dumps(row) for mark in _PLACEHOLDERS):
+        text = f"{key} is empty, but a message holds a placeholder such as <image>; training is text-only, remove it."
+        found.refuse(key, "unsupported_content", text)
+
+
+def _judge(key: str, value: Any, allowed: frozenset[str], found: RowFindings) -> None:
+    name, meant = key[:80], near_miss(key[:80], allowed)
+    listed = f"allowed: {', '.join(sorted(allowed))}"
+    if meant:
+        found.refuse(name, "unknown_key", f"{name} is not a known key; did you mean {meant}? {listed}.")
+    elif key in _MEANT and not _is_empty(value):
+        text = f"{name} is {shown(value)}, for which rows of this format have no place; remove it, {listed}."
+        found.refuse(name, "unknown_key", text)
+    else:
+        found.dropped.append(name)
+
+
+@functools.lru_cache(maxsize=1024)
+def near_miss(key: str, allowed: frozenset[str]) -> str | None:
+    """The allowed key that a key is a slip of: capitals, a letter too few or too many."""
+    plain = key.strip().casefold()
+    near = difflib.get_close_matches(plain, sorted(allowed), n=1, cutoff=0.85)
+    return near[0] if near and not plain.startswith(f"{near[0]}_") else None
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value in ("", [], {})

@@ -1,0 +1,163 @@
+"""Rows as public data sets and other tools write them, rewritten into the shapes of `shared.rows.formats`.
+
+Sources: the data set cards of hh-rlhf, UltraFeedback, dolly-15k, OpenOrca, orca_dpo_pairs, gsm8k, OpenHermes; the data
+pages of LLaMA-Factory (`kto_tag`) and ms-swift (`query`, `response`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from shared.rows.formats import Message, Row
+
+# A row with these keys alone needs no rewriting: most rows of most files.
+_NATIVE: Final = frozenset({"messages", "tools", "parallel_tool_calls", "functions", "conversations", "text", "system"})
+_ANSWERS: Final = ("answer", "response", "output")
+_QUESTIONS: Final = ("question", "query")
+_ASKED: Final = ("messages", "prompt", "conversations", "instruction", "text")
+_SPEAKER: Final = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+
+
+class Recast(NamedTuple):
+    """A row in a shape of ours, the forms it was read from, and for each renamed column the name it has in the file."""
+
+    row: Row
+    forms: tuple[str, ...] = ()
+    names: Mapping[str, str] = MappingProxyType({})
+
+
+def recast(row: Row) -> Recast:
+    """Rewrite a row of a known foreign form; every other row comes back as it is. Pure, never raises."""
+    if row.keys() <= _NATIVE:
+        return Recast(row)
+    forms: list[str] = []
+    names: dict[str, str] = {}
+    for form, read in _FORMS:
+        found = read(row)
+        if found is not None:
+            row = found.row
+            forms.append(form)
+            names.update(found.names)
+    return Recast(row, tuple(forms), names)
+
+
+def _transcripts(row: Row) -> Recast | None:
+    """hh-rlhf: chosen and rejected, or their prompt, as one text of "Human:" and "Assistant:" turns."""
+    sides = {key: row[key] for key in ("prompt", "chosen", "rejected") if isinstance(row.get(key), str)}
+    if not {"chosen", "rejected"} <= sides.keys() or _has(row, "messages", "conversations"):
+        return None
+    first = sides.get("prompt", sides["chosen"])
+    if not _is_transcript(first) or ("prompt" not in sides and not _is_transcript(sides["rejected"])):
+        return None
+    return Recast({**row, **{key: _turns(text) if _is_transcript(text) else text for key, text in sides.items()}})
+
+
+def _is_transcript(text: str) -> bool:
+    return text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
+
+
+def _turns(text: str) -> list[Message]:
+    parts = _SPEAKER.split(text)[1:]
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = [{"role": roles[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)]
+    return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns
+
+
+def _question(row: Row) -> Recast | None:
+    """orca, gsm8k, ms-swift: a question or query, with an answer or a response."""
+    asked = next((key for key in _QUESTIONS if key in row), None)
+    if asked is None or any(key in row for key in _ASKED):
+        return None
+    rest = {key: value for key, value in row.items() if key not in {asked, "system_prompt"}}
+    system = {} if row.get("system_prompt") is None else {"system": row["system_prompt"]}
+    if "chosen" in row and "rejected" in row:
+        return Recast({**rest, **system, "prompt": row[asked]}, names={"prompt": asked})
+    answer = next((key for key in _ANSWERS if key in row), None)
+    if answer is None:
+        return None
+    del rest[answer]
+    names = {"instruction": asked, "output": answer} | ({"system": "system_prompt"} if system else {})
+    return Recast({**rest, **system, "instruction": row[asked], "output": row[answer]}, names=names)
+
+
+def _dolly(row: Row) -> Recast | None:
+    """dolly: instruction, context, response."""
+    if "instruction" not in row or "response" not in row or _has(row, "output", "chosen", "messages", "conversations"):
+        return None
+    rest = {key: value for key, value in row.items() if key != "response"}
+    names = {"output": "response"}
+    if not rest.get("input") and "context" in rest:
+        rest["input"] = rest.pop("context")
+        names["input"] = "context"
+    return Recast({**rest, "output": row["response"]}, names=names)
+
+
+def _instruction_pair(row: Row) -> Recast | None:
+    """LLaMA-Factory's pairs: instruction and input, with chosen and rejected."""
+    if "instruction" not in row or "chosen" not in row or "rejected" not in row or _has(row, "prompt", "messages"):
+        return None
+    question = _joined(row)
+    if question is None or row.get("history"):
+        return None
+    rest = {key: value for key, value in row.items() if key not in {"instruction", "input"}}
+    return Recast({**rest, "prompt": question}, names={"prompt": "instruction"})
+
+
+def _joined(row: Row) -> str | None:
+    parts = (row.get("instruction"), row.get("input") or "")
+    return "\n\n".join(filter(None, parts)) if all(isinstance(part, str) for part in parts) else None
+
+
+def _tagged(row: Row) -> Recast | None:
+    """LLaMA-Factory's KTO: a whole conversation, or an Alpaca row, with `kto_tag` or `label`."""
+    tag = "kto_tag" if "kto_tag" in row else "label"
+    if not isinstance(row.get(tag), bool) or (tag == "label" and "completion" in row) or row.get("history"):
+        return None
+    rest = {key: value for key, value in row.items() if key != tag}
+    if "completion" in rest:
+        return Recast({**rest, "label": row[tag]}, names={"label": tag})
+    talk = next((key for key in ("messages", "conversations") if isinstance(rest.get(key), list)), None)
+    if talk is not None and len(rest[talk]) > 1:
+        *asked, answer = rest.pop(talk)
+        return Recast({**rest, "messages": asked, "completion": [answer], "label": row[tag]})
+    if talk is None and isinstance(rest.get("output"), str) and _joined(rest):
+        asked = [{"role": "user", "content": _joined(rest)}]
+        rest = {key: value for key, value in rest.items() if key not in {"instruction", "input", "output"}}
+        names = {"completion": "output"}
+        return Recast({**rest, "messages": asked, "completion": row["output"], "label": row[tag]}, names=names)
+    return None
+
+
+def _system_column(row: Row) -> Recast | None:
+    """OpenHermes, orca: the system text under the name system_prompt."""
+    if not row.get("system_prompt") or row.get("system"):
+        return None
+    rest = {name: value for name, value in row.items() if name != "system_prompt"}
+    return Recast({**rest, "system": row["system_prompt"]}, names={"system": "system_prompt"})
+
+
+def _has(row: Row, *keys: str) -> bool:
+    return any(row.get(key) is not None for key in keys)
+
+
+_FORMS: Final[tuple[tuple[str, Callable[[Row], Recast | None]], ...]] = (
+    ("transcript", _transcripts),
+    ("question", _question),
+    ("dolly", _dolly),
+    ("instruction_pair", _instruction_pair),
+    ("tagged", _tagged),
+    ("system_column", _system_column),
+)
+
+# What the report says of each form; the rows are counted beside it.
+SAYS: Final = {
+    "transcript": "Texts of Human: and Assistant: turns were read as messages.",
+    "question": "A question or query and its answer were read as a conversation.",
+    "dolly": "instruction, context and response were read as instruction, input and output.",
+    "instruction_pair": "instruction and input were read as the prompt of chosen and rejected.",
+    "tagged": "The last answer of a conversation was read as the completion of its label or kto_tag.",
+    "system_column": "system_prompt was read as the system message.",
+}
