@@ -37,6 +37,7 @@ from api.routes import (
 from api.streams import Streams
 from shared import log
 from shared.contract.spec import CreateJob, CreatePreflight
+from shared.secrecy import hide_secrets
 from shared.settings import Settings
 from shared.store.bell import ring
 from shared.store.db import make_engine, reading_engine, session_scope
@@ -143,6 +144,7 @@ def _correct_streams(schema: dict[str, Any]) -> None:
 
 def app_from_settings() -> FastAPI:
     """For `uvicorn --factory api.app:app_from_settings`."""
+    hide_secrets()
     settings = Settings()
     log.configure(settings)
     sys.setswitchinterval(SWITCH_SECONDS)

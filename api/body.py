@@ -9,13 +9,15 @@ from typing import Annotated, Any, Final, TypeVar
 from fastapi import Depends, Request
 from pydantic import BaseModel, ValidationError
 
-from api.faults import first_fault
+from api.faults import MAX_PARAM_CHARACTERS, first_fault
 from shared.errors import Invalid, TooLarge
+from shared.plain_text import acting, printable
 from shared.rows import strict_json
 
 JSON: Final = "application/json"
 SHORT_BYTES: Final = 65_536  # as much as the server takes from a socket anyhow, whoever sends it
 MAX_DEPTH: Final = 32
+TEMPLATE: Final = "chat_template"
 _LENGTH: Final = re.compile(r"[0-9]{1,9}")
 _CODED: Final = frozenset({"content-encoding", "transfer-encoding"})
 Model = TypeVar("Model", bound=BaseModel)
@@ -72,9 +74,26 @@ def parse(body: bytes, model: type[Model]) -> Model:
     """The body as `model`. Raises Invalid for the first field at fault, `param` in dotted form."""
     document = _document(body)
     try:
-        return model.model_validate(document)
+        wanted = model.model_validate(document)
     except ValidationError as error:
         raise first_fault(error.errors(include_url=False), document, model) from None
+    _refuse_acting_text(document)
+    return wanted
+
+
+def _refuse_acting_text(document: dict[str, Any]) -> None:
+    """Names, labels and reasons are shown to others. Only a template is a program, in which a tab is a tab.
+
+    Not a rule of the models: what was accepted before this rule is read by the same ones.
+    """
+    for path, character in acting(document):
+        if path.rpartition(".")[2] != TEMPLATE:
+            param = printable(path[:MAX_PARAM_CHARACTERS], kept="")
+            raise Invalid(
+                f"'{param}' holds the control character U+{ord(character):04X}; remove it.",
+                param=param,
+                code="control_character",
+            )
 
 
 def _document(body: bytes) -> dict[str, Any]:

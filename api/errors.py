@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from shared import errors
+from shared.plain_text import printable
 
 log = structlog.get_logger()
 
@@ -37,12 +38,7 @@ _PLAIN: Final = {404: "not_found", 405: "method_not_allowed"}
 
 def envelope(message: str, *, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
     """The body of every error; all four keys are always there. Nothing in it can break a JSON encoder."""
-    return {"error": {"message": _printable(message), "type": kind, "param": param and _printable(param), "code": code}}
-
-
-def _printable(text: str) -> str:
-    """Without control characters, lone surrogates and marks that turn the direction of what follows."""
-    return "".join(character if character.isprintable() or character == "\n" else "\ufffd" for character in text)
+    return {"error": {"message": printable(message), "type": kind, "param": param and printable(param), "code": code}}
 
 
 def answer(error: errors.TunepoolError) -> JSONResponse:

@@ -22,6 +22,7 @@ from sqlalchemy import Engine
 
 from shared.fleet import snapshot
 from shared.plan.verdicts import Verdict
+from shared.secrecy import hide_secrets
 from shared.store.db import make_engine, session_scope
 
 log = structlog.get_logger()
@@ -134,6 +135,7 @@ def _send(pipe: Any, what: object) -> None:
 
 def main() -> None:
     """Answer requests for a plan until the pipe closes. An error ends the process; the parent then plans itself."""
+    hide_secrets()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the API's to answer, which then ends this process
     url, pool_name = pickle.load(sys.stdin.buffer)  # noqa: S301  # from our own process, by a pipe
     engine = make_engine(url, pool_size=1, max_overflow=0)

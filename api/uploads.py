@@ -13,6 +13,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from shared.errors import Invalid, TooLarge
+from shared.plain_text import printable
 
 MAX_FIELD_BYTES: Final = 4096
 MAX_FIELDS: Final = 16
@@ -156,5 +157,4 @@ class FormStream:
 def _clean_name(raw: bytes) -> str:
     """The last part of the name the client gave; it is shown, and never used as a path."""
     text = raw.decode("utf-8", "replace").replace("\\", "/").rsplit("/", 1)[-1]
-    printable = "".join(character if character.isprintable() else "�" for character in text)
-    return printable[-MAX_NAME_CHARACTERS:] or "unnamed"
+    return printable(text, kept="")[-MAX_NAME_CHARACTERS:] or "unnamed"

@@ -78,7 +78,7 @@ def quantiles(what: str, seen: Seen, *, p99_ms: float) -> None:
 @contextmanager
 def costs(run: Run, what: str) -> Iterator[list[Seen]]:
     """Processor time of each side for one of the requests that the block puts into the list."""
-    servers = {"API": run.one.child("uvicorn"), "Postgres": run.one.child("postgres")}
+    servers = {"API": run.one.child("api.serve"), "Postgres": run.one.child("postgres")}
     before, seen = {name: _cpu(server) for name, server in servers.items()}, list[Seen]()
     yield seen
     number = sum(len(one.seconds) for one in seen)
@@ -218,7 +218,7 @@ def _md5(number: int) -> str:
 def streams(run: Run) -> None:
     """Five hundred clients of five hundred jobs; then one new event in each."""
     ids = make_jobs(run, 500, status="paused", prefix="4")[:500]
-    api = run.one.child("uvicorn")
+    api = run.one.child("api.serve")
     before = _memory(api)
     sockets = [_open_stream(run.one, job_id) for job_id in ids]
     _read_all(sockets, b"retry: ")
@@ -358,7 +358,7 @@ def idle(run: Run) -> None:
     """What an installation costs that has nothing to do."""
     with worker_process(run.one) as worker, run.one.database() as database:
         time.sleep(5)
-        parts = {"worker": worker, "API": run.one.child("uvicorn"), "janitor": run.one.child("worker.janitor")}
+        parts = {"worker": worker, "API": run.one.child("api.serve"), "janitor": run.one.child("worker.janitor")}
         cpu, asked = {name: _cpu(part) for name, part in parts.items()}, _transactions(database)
         time.sleep(20)
         for name, part in parts.items():

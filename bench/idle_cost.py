@@ -32,7 +32,7 @@ SETTLE_SECONDS: Final = 20.0
 KINDS: Final = {
     "celery": "worker",
     "worker.janitor": "janitor",
-    "uvicorn": "api",
+    "api.serve": "api",
     "postgres": "postgres",
     "valkey": "valkey",
     "tunepool-server": "supervisor",

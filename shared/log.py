@@ -8,6 +8,7 @@ from typing import TextIO, cast
 
 import structlog
 
+from shared.plain_text import printable
 from shared.settings import Settings
 
 
@@ -27,6 +28,14 @@ class _Forgiving:
             self._stream.flush()
 
 
+def _plain(_logger: object, _method: str, entry: structlog.types.EventDict) -> structlog.types.EventDict:
+    """Paths, labels and last words are strangers' text: a log line gives no orders to the terminal that shows it.
+
+    Whatever is no text is shown by its repr, which escapes them.
+    """
+    return {name: printable(value) if isinstance(value, str) else value for name, value in entry.items()}
+
+
 def configure(settings: Settings) -> None:
     """Set up structlog for this process: for people, or as JSON lines.
 
@@ -39,13 +48,13 @@ def configure(settings: Settings) -> None:
             colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
         )
     )
-    exceptions = [structlog.processors.format_exc_info] if settings.log_json else []
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *exceptions,
+            structlog.processors.format_exc_info,
+            _plain,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger("info"),

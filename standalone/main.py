@@ -17,6 +17,8 @@ from sqlalchemy.orm import Session
 
 from shared import log
 from shared.errors import Invalid, TunepoolError
+from shared.plain_text import acting, printable
+from shared.secrecy import hide_secrets
 from shared.settings import Settings
 from shared.settle.catalogue import load_catalogue, local_folder
 from shared.store.db import make_engine, session_scope
@@ -46,6 +48,7 @@ PortOption = Annotated[
 
 
 def _settings(home: Path | None) -> Settings:
+    hide_secrets()  # every command comes by here first
     settings = Settings() if home is None else Settings(home=home)
     log.configure(settings)
     return settings
@@ -174,6 +177,8 @@ def create_key(
     unknown = set(scope or ()) - keys.SCOPES
     if unknown:
         _give_up(f"Unknown scope '{min(unknown)}'. Known: {', '.join(sorted(keys.SCOPES))}.")
+    if next(acting(name), None) is not None:
+        _give_up("--name holds a control character or a mark of direction; leave it out.")
     with _session(home) as session:
         first = None if project else keys.first_project(session)
         scopes = scope or (keys.EVERYTHING if first else ("*",))
@@ -199,7 +204,9 @@ def list_keys(home: HomeOption = None) -> None:
     with _session(home) as session:
         for row in keys.listed(session):
             state = "revoked" if row.revoked_at else "live"
-            typer.echo(f"{row.id}  {row.project_id}  {row.prefix}…  {row.name}  {','.join(row.scopes)}  {state}")
+            typer.echo(
+                f"{row.id}  {row.project_id}  {row.prefix}…  {printable(row.name)}  {','.join(row.scopes)}  {state}"
+            )
 
 
 @key_commands.command("revoke")

@@ -183,7 +183,7 @@ def module(*words: str) -> list[str]:
 
 def api_command(host: str, port: int, *, processes: int) -> list[str]:
     return module(
-        *("uvicorn", "--factory", "api.app:app_from_settings", "--host", host, "--port", str(port)),
+        *("api.serve", "--factory", "api.app:app_from_settings", "--host", host, "--port", str(port)),
         *("--http", "api.bounded_head:BoundedHead"),
         *(("--workers", str(processes)) if processes > 1 else ()),
         *("--no-access-log", "--no-server-header", "--log-level", "warning", "--timeout-graceful-shutdown", "5"),

@@ -16,6 +16,7 @@ import structlog
 from celery import signals
 from kombu import Exchange, Queue
 
+from shared.secrecy import hide_secrets
 from shared.settings import Settings
 from shared.store.bell import make_celery, own_queue_name, queue_name
 from worker.host.devices import discover
@@ -59,7 +60,7 @@ class _Main:
 
 @signals.worker_init.connect
 def _arrive(**_: Any) -> None:
-    processes.hide_secrets()  # and those of the children that are forked from here
+    hide_secrets()  # and those of the children that are forked from here
     try:
         _Main.lock = take_home(settings.home.resolve())
     except AnotherWorker as error:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from shared.errors import Invalid, TunepoolError, Unavailable
+from shared.secrecy import hide_secrets
 from shared.settings import Settings, child_environment
 from shared.settle.catalogue import Catalogue, CatalogueEntry, load_catalogue, local_folder
 
@@ -368,6 +369,7 @@ def _sha256(file: Path) -> str:
 
 def main() -> None:
     """`python -m worker.base_models NAME`: have the model on this host now, not at the first job that needs it."""
+    hide_secrets()
     settings = Settings()
     try:
         print(ensure(load_catalogue(settings).entry(sys.argv[1]), cache=settings.cache, interrupt=lambda: None))  # noqa: T201

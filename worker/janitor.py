@@ -24,6 +24,7 @@ from shared.errors import Unavailable
 from shared.fleet import members, workers
 from shared.jobs import moves
 from shared.products import files, garbage
+from shared.secrecy import hide_secrets
 from shared.settings import Settings
 from shared.store import schema
 from shared.store.bell import call, ring
@@ -156,6 +157,7 @@ class Janitor:
 
 def main() -> None:
     """Run until SIGTERM or SIGINT."""
+    hide_secrets()
     janitor = Janitor(Settings())
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: janitor.stop())

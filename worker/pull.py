@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from shared import failpoints
 from shared.jobs import moves
 from shared.lease.values import Claim
+from shared.secrecy import hide_secrets
 from shared.settings import Settings
 from shared.store.bell import call, ring
 from shared.store.lifecycle import Lane
@@ -105,6 +106,7 @@ def _draining_on_sigterm(flags: SharedFlags) -> Iterator[None]:
 
 def main(lane: Lane) -> None:
     """Serve one lane without a bell; ends when there is nothing to do, or when its parent dies."""
+    hide_secrets()
     processes.die_with_parent(int(sys.argv[2]))
     processes.adopt_strays()
     flags = SharedFlags()

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from shared.secrecy import hide_secrets
 from shared.settings import Settings
 
 
@@ -32,6 +33,7 @@ def _file(home: Path) -> Path:
 
 def main(settings: Settings) -> int:
     """0: alive. 1: silent for a whole lease, when its jobs are being taken back."""
+    hide_secrets()
     quiet = silence(settings.home.resolve(), now=time.time())
     if quiet <= settings.lease_seconds:
         return 0

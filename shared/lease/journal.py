@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -12,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from shared.contract.events import Level
 from shared.ids import new_id
+from shared.store.json_text import held_text, written
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,6 @@ def _row(job_id: str, event: NewEvent) -> dict[str, str | None]:
         "id": new_id("ftevent-"),
         "level": event.level,
         "type": event.type,
-        "message": event.message,
-        "data": None if event.data is None else json.dumps(event.data),
+        "message": held_text(event.message),
+        "data": None if event.data is None else written(event.data),
     }

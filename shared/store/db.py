@@ -15,6 +15,8 @@ from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from shared.store.json_text import written
+
 T = TypeVar("T")
 
 # Every constraint is named by rule, so that migrations can name it too.
@@ -59,6 +61,7 @@ def make_engine(url: str, *, pool_size: int = 20, max_overflow: int = 10) -> Eng
         pool_size=pool_size,
         max_overflow=max_overflow,
         pool_timeout=5,
+        json_serializer=written,
         pool_use_lifo=True,  # what few connections can do stays with those that have their statements prepared
         pool_recycle=1800,
         connect_args={

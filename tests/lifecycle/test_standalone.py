@@ -268,7 +268,7 @@ def test_a_reader_that_went_away_does_not_spoil_the_end(place: Path) -> None:
 # --- what dies comes back -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sign", ["uvicorn", "worker.janitor", "valkey-server", "bin/postgres"])
+@pytest.mark.parametrize("sign", ["api.serve", "worker.janitor", "valkey-server", "bin/postgres"])
 def test_a_killed_child_comes_back_and_clients_are_served_again(served: Run, sign: str) -> None:
     dead = served.child(sign)
     assert dead is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,3 +31,17 @@ def test_a_tenants_text_neither_breaks_an_answer_nor_acts_on_the_terminal(
 
 def test_ordinary_text_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown(capsys, "größe 字 [1, 2]").count("größe 字 [1, 2]") == 3
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "a\x7fb", "\u2066b", "\U000e0001"])
+def test_json_for_programs_holds_the_same_text_and_nothing_that_acts_on_a_terminal(
+    capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    context: Any = SimpleNamespace(obj=SimpleNamespace(as_json=True))
+
+    printing.show(context, {"name": text, text: ["größe"]}, "")
+
+    line = capsys.readouterr().out
+    assert line.removesuffix("\n").isprintable()
+    assert json.loads(line) == {"name": text, text: ["größe"]}
+    assert "größe" in line

@@ -24,7 +24,6 @@ DEVICES_TAG: Final = "TUNEPOOL_DEVICES"
 
 # linux/prctl.h
 _PR_SET_PDEATHSIG: Final = 1
-_PR_SET_DUMPABLE: Final = 4
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
@@ -88,14 +87,6 @@ def die_with_parent(parent: int) -> None:
 def gain_nothing() -> None:
     """Have no program that this process starts, setuid ones too, gain any right."""
     _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-
-
-def hide_secrets() -> None:
-    """Keep other processes of our user from this one's memory and environment, where credentials lie.
-
-    `/proc/PID/environ` and `mem` belong to root then (prctl(2)). A program that is executed begins readable again.
-    """
-    _LIBC.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def adopt_strays() -> None:

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from tunepool import adapters, orders, pool, preflights, projects, requests, watching
 from tunepool.connection import NoServerKnown, find_credentials
-from tunepool.printing import plain, printable
+from tunepool.printing import json_line, plain, printable
 
 Onto = Literal["base", "dequantized"]
 
@@ -221,7 +221,7 @@ def preflight(  # noqa: PLR0917 -- typer makes options of them
     )
     answer = preflights.answer(client, asked, patience_seconds=timeout)
     if context.obj.as_json:
-        print(json.dumps(answer, ensure_ascii=False))
+        print(json_line(answer))
     else:
         preflights.show(answer, wide=not sys.stdout.isatty())
     if not preflights.is_ok(answer):
@@ -287,7 +287,7 @@ def combine_adapters(  # noqa: PLR0917 -- typer makes options of them
 def _print_made(context: typer.Context, record: dict[str, Any], *, wait: bool) -> None:
     if wait:
         record = adapters.wait(context.obj.client, record["id"])
-    print(json.dumps(record, ensure_ascii=False) if context.obj.as_json else record["id"])
+    print(json_line(record) if context.obj.as_json else record["id"])
     if record["status"] == "failed":
         messages.print(printable(record["error"]["message"]), markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(EXIT_JOB_NOT_DONE)
@@ -298,7 +298,7 @@ def _print_status(context: typer.Context, job: FineTuningJob) -> None:
 
 
 def _print_one(context: typer.Context, answer: BaseModel, text: str) -> None:
-    print(json.dumps(answer.model_dump(mode="json"), ensure_ascii=False) if context.obj.as_json else printable(text))
+    print(json_line(answer.model_dump(mode="json")) if context.obj.as_json else printable(text))
 
 
 def _print_table(context: typer.Context, rows: Iterable[BaseModel], columns: tuple[str, ...]) -> None:

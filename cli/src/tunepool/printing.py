@@ -16,7 +16,7 @@ from rich.text import Text
 
 def show(context: typer.Context, answer: Any, text: str) -> None:
     """One answer: a line of JSON with --json, else `text`."""
-    print(json.dumps(answer, ensure_ascii=False) if context.obj.as_json else printable(text))
+    print(json_line(answer) if context.obj.as_json else printable(text))
 
 
 def show_rows(context: typer.Context, rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> None:
@@ -29,6 +29,16 @@ def show_rows(context: typer.Context, rows: Iterable[dict[str, Any]], columns: S
     for row in rows:
         table.add_row(*(plain(_cell(column, _at(row, column))) for column in columns))
     Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+def json_line(answer: Any) -> str:
+    """One line. Whatever would act on a terminal is escaped, which changes nothing for a program that reads it."""
+    text = json.dumps(answer, ensure_ascii=False)
+    return "".join(one if one.isprintable() else _escaped(one) for one in text)
+
+
+def _escaped(one: str) -> str:
+    return json.dumps(one)[1:-1] if ord(one) > 0xFFFF else f"\\u{ord(one):04x}"
 
 
 def printable(text: str) -> str:

@@ -1,0 +1,20 @@
+"""The API's process, and the parent of its processes when there are several: `python -m api.serve OPTIONS`.
+
+The options are uvicorn's. Its own command would leave the parent's environment to be read, credentials and all.
+"""
+
+from __future__ import annotations
+
+from uvicorn.main import main as uvicorn
+
+from shared.secrecy import hide_secrets
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT."""
+    hide_secrets()
+    uvicorn(prog_name="api.serve")
+
+
+if __name__ == "__main__":
+    main()

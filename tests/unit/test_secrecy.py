@@ -1,0 +1,83 @@
+"""No process that holds a credential can be read by another of the same user."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shared.settings import child_environment
+from tests.patience import patience
+
+ROOT = Path(__file__).parents[2]
+# Programs on strangers' data: they are started without any credential, and their supervisor reads their tags.
+WITHOUT_SECRETS = {"worker/program/unpack.py"}
+TOLD = "; import ctypes; print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"  # PR_GET_DUMPABLE
+
+
+def entries() -> list[Path]:
+    """Modules of the house that are run by name."""
+    found = [
+        path
+        for package in ("api", "shared", "standalone", "worker")
+        for path in (ROOT / package).rglob("*.py")
+        if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+    ]
+    own = [path for path in found if not path.is_relative_to(ROOT / "worker" / "train")]
+    return sorted(path for path in own if str(path.relative_to(ROOT)) not in WITHOUT_SECRETS)
+
+
+@pytest.mark.parametrize("path", [*entries(), ROOT / "worker/app.py", ROOT / "api/app.py"], ids=lambda path: path.name)
+def test_every_entry_that_may_hold_a_credential_hides_it(path: Path) -> None:
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+
+    assert any(isinstance(call.func, ast.Name) and call.func.id == "hide_secrets" for call in calls)
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        "from shared.secrecy import hide_secrets; hide_secrets()",
+        "from api.app import app_from_settings; app_from_settings()",
+        "from standalone.main import _settings; _settings(None)",
+    ],
+)
+def test_a_process_that_has_begun_is_closed_to_its_neighbours(begun: str, tmp_path: Path) -> None:
+    environment = child_environment(
+        TUNEPOOL_HOME=str(tmp_path), DATABASE_URL="postgresql+psycopg://nobody@127.0.0.1:1/x"
+    )
+
+    told = subprocess.run(
+        [sys.executable, "-c", begun + TOLD],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env=environment,
+        timeout=patience(60),
+    )
+
+    assert told.stdout == "0\n"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become two users")
+def test_a_neighbour_of_the_same_user_cannot_read_the_environment_of_a_process_that_hides_it() -> None:
+    code = (
+        "import ctypes, os, sys; libc = ctypes.CDLL(None)\n"
+        "os.setgroups([]); os.setgid(65000); os.setuid(65000)\n"
+        "libc.prctl(4, int(sys.argv[1]), 0, 0, 0)\n"
+        "child = os.fork()\n"
+        "if child:\n    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "libc.prctl(4, 1, 0, 0, 0)\n"
+        "open(f'/proc/{os.getppid()}/environ', 'rb').read()\n"
+    )
+    readable = [
+        subprocess.run([sys.executable, "-c", code, flag], capture_output=True, check=False).returncode == 0
+        for flag in ("1", "0")
+    ]
+
+    assert readable == [True, False]
