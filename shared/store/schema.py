@@ -22,6 +22,7 @@ REVISIONS: Final = (
     "0006_members",
     "0007_unfinished_jobs",
     "0008_leases",
+    "0009_base_models",
 )
 
 

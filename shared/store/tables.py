@@ -440,6 +440,25 @@ class PreflightRow(Leased, Base):
     )
 
 
+class BaseModelRow(Leased, Base):
+    """A hub's repository at a revision, and what a worker found there. A row that is ready never changes."""
+
+    __tablename__ = "base_models"
+
+    project_id: Mapped[str] = mapped_column(Text, default="", server_default=text("''"))  # the installation's
+    name: Mapped[str] = mapped_column(Text)  # the catalogue's entry that asked first
+    source: Mapped[str] = mapped_column(Text)
+    locator: Mapped[str] = mapped_column(Text)
+    revision: Mapped[str] = mapped_column(Text)  # as asked: a branch, a tag or a commit
+    commit: Mapped[str | None] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(Text)
+    error: Mapped[str | None] = mapped_column(Text)
+    config: Mapped[str | None] = mapped_column(Text)  # config.json as published; facts are reckoned when it is read
+    updated_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
+
+    __table_args__ = (CheckConstraint("state in ('resolving','ready','error')", name="state"),)
+
+
 class MeasurementRow(Base):
     """What a finished attempt really took, beside what was predicted: it calibrates the next estimates."""
 
