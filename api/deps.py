@@ -14,9 +14,10 @@ from api.bell import RingThread
 from api.links import Links
 from api.plan_cache import PlanCache
 from api.streams import Streams
+from shared.chores import base_models
 from shared.errors import Unauthenticated
 from shared.settings import Settings
-from shared.settle.catalogue import Catalogue, load_catalogue
+from shared.settle.catalogue import Catalogue
 from shared.store.db import reading_scope, session_scope
 from shared.store.lifecycle import Lane
 from shared.store.storage import Store
@@ -55,7 +56,9 @@ class Door:
 
     @property
     def catalogue(self) -> Catalogue:
-        return load_catalogue(self.settings)
+        """Every base model, as it stands now."""
+        with self.session() as session:
+            return base_models.offered(session, self.settings)
 
     def ring(self, lane: Lane) -> None:
         self.bell.ring(lane)

@@ -73,7 +73,7 @@ def install(app: FastAPI) -> None:
 
 def _named(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, errors.TunepoolError)
-    if isinstance(error, errors.Unavailable):
+    if isinstance(error, errors.Unavailable) and not isinstance(error, errors.NotYet):
         # Its words name addresses and buckets: they are for the operator.
         log.error("part.away", code=error.code, error=error.message[:500])
         error = errors.Unavailable(

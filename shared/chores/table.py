@@ -9,7 +9,7 @@ from typing import Final
 
 from sqlalchemy.orm import Session
 
-from shared.chores import file_checks, merges, preflights
+from shared.chores import base_models, file_checks, merges, preflights
 from shared.jobs.claims import SETTLING
 from shared.lease import lease
 from shared.lease.lease import Kind
@@ -21,6 +21,7 @@ CHORES: Final[dict[str, Work]] = {
     "settle": SETTLING,
     "file_check": file_checks.LINES,
     "table_check": file_checks.TABLES,
+    "base_model": base_models.WORK,
     "preflight": preflights.WORK,
     "merge": merges.WORK,
 }

@@ -5,38 +5,34 @@
     [models.llama-3-8b]
     source = "hub"                              # hub | path
     repository = "meta-llama/Llama-3.1-8B-Instruct"
-    revision = "0e9e39f249a16976918f6564b8830bc894c89659"
-    [models.llama-3-8b.config]                  # what the repository's config.json says
-    architectures = ["LlamaForCausalLM"]
-    hidden_size = 4096
-    intermediate_size = 14336
-    num_hidden_layers = 32
-    num_attention_heads = 32
-    num_key_value_heads = 8
-    max_position_embeddings = 131072
-    vocab_size = 128256
+    revision = "main"                           # a branch, a tag or a commit; "main" where it is left out
 
     [models.house-model]
     source = "path"
     path = "/models/house-model"                # its config.json is read here
 
-An entry that cannot be used disables itself alone: `Catalogue.problems` says why, and all others go on.
-
     [aliases]
     "gpt-4o-mini-2024-07-18" = "llama-3-8b"     # an existing script runs with only its base URL changed
+
+A hub's entry is `pending` until a worker has found its commit and its config.json (shared/chores/base_models.py). With
+a table `[models.NAME.config]`, which says what config.json says, and a commit as its revision, nothing is looked up.
+An entry that cannot be used disables itself alone: `Catalogue.problems` says why, and all others go on.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import tomllib
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 from shared.contract.spec import BaseModelRef, ModelFacts
-from shared.errors import Invalid, NotFound
+from shared.errors import Invalid, NotFound, NotYet
 from shared.settings import Settings
 from shared.settle.model_facts import facts_of
 
@@ -80,18 +76,53 @@ SMOLLM2: Final = CatalogueEntry(
 )
 
 
+# What a hub takes for a repository, and git for a branch, a tag or a commit.
+_REPOSITORY: Final = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+_REVISION: Final = re.compile(r"\w[\w./-]{0,199}", re.ASCII)
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class PendingEntry:
+    """A hub's entry whose commit and facts are looked up; `note` says why that takes long."""
+
+    name: str
+    repository: str
+    revision: str  # a branch, a tag or a commit
+    owned_by: str
+    public_name: str
+    note: str = ""
+
+    @property
+    def key(self) -> str:
+        """The id of what is looked up; two entries may share it. It is the name of a folder, too."""
+        return f"base_{hashlib.sha256(f'hub:{self.repository}@{self.revision}'.encode()).hexdigest()[:32]}"
+
+
+@dataclass(frozen=True, slots=True)
+class HubAnswer:
+    """What a worker has found of a repository at a revision: the commit and config.json, or why it has not."""
+
+    commit: str | None = None
+    config: str | None = None
+    refused: str = ""  # only people can mend it
+    note: str = ""  # not yet
+
+
 @dataclass(frozen=True)
 class Catalogue:
     """Every base model this installation offers.
 
     Attributes:
         problems: why an entry or an alias of `models.toml` cannot be used, by its name.
+        pending: entries of a hub whose facts are still to be looked up, by name.
         file_problem: why `models.toml` itself cannot be read; the built-in model is there all the same.
     """
 
     entries: dict[str, CatalogueEntry]
     aliases: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
+    pending: dict[str, PendingEntry] = field(default_factory=dict)
     file_problem: str = ""
 
     def entry(self, name: str) -> CatalogueEntry:
@@ -99,6 +130,7 @@ class Catalogue:
 
         Raises:
             Invalid: it cannot be used; says why.
+            NotYet: its facts are being looked up.
             NotFound: there is none; names those there are.
         """
         self.must_be_usable(name)
@@ -114,7 +146,20 @@ class Catalogue:
         return found
 
     def must_be_usable(self, name: str) -> None:
-        """Raises Invalid, with the reason, when `name` is an entry or an alias that cannot be used."""
+        """Does nothing for an entry, or an alias of one, that can be used, and for a name that is none.
+
+        Raises:
+            Invalid: it cannot be used; says why.
+            NotYet: whether it can is being looked up.
+        """
+        pending = self.pending.get(self.aliases.get(name, name))
+        if pending is not None:
+            raise NotYet(
+                f"The base model '{name[:100]}' is not ready yet: a worker reads the config.json of "
+                f"{pending.repository} at revision {pending.revision}. Try again in a few seconds. {pending.note}",
+                param="model",
+                code="base_model_resolving",
+            )
         problem = self.problems.get(self.aliases.get(name, name))
         if problem is not None:
             raise Invalid(
@@ -135,6 +180,22 @@ class Catalogue:
     def listed(self) -> list[tuple[str, int, str]]:
         """(name, created, owned_by) of every name a job may use."""
         return [(name, self.entry(name).created, self.entry(name).owned_by) for name in self.names()]
+
+    def with_answers(self, answers: Mapping[str, HubAnswer]) -> Catalogue:
+        """This catalogue with what is known of its pending entries, by their keys. It stays as it is itself."""
+        made = replace(self, entries={**self.entries}, problems={**self.problems}, pending={})
+        for name, pending in self.pending.items():
+            answer = answers.get(pending.key, HubAnswer())
+            try:
+                entry = _answered(pending, answer)
+            except Invalid as error:
+                made.problems[name] = error.message
+                continue
+            if entry is None:
+                made.pending[name] = replace(pending, note=answer.note)
+            else:
+                made.entries[name] = entry
+        return made
 
     def complaints(self) -> dict[str, str]:
         """Everything in `models.toml` that cannot be used, with the reason; for people."""
@@ -191,24 +252,29 @@ def _with_models(models: dict[str, Any]) -> Catalogue:
     for name, table in models.items():
         made.entries.pop(name, None)
         try:
-            made.entries[name] = _entry(name, table)
+            made_entry = _entry(name, table)
         except Invalid as error:
             made.problems[name] = error.message
         except OSError as error:
             made.problems[name] = f"{error.filename} cannot be read: {error.strerror}."
+        else:
+            if isinstance(made_entry, PendingEntry):
+                made.pending[name] = made_entry
+            else:
+                made.entries[name] = made_entry
     return made
 
 
 def _with_aliases(made: Catalogue, aliases: dict[str, Any]) -> Catalogue:
     for alias, name in aliases.items():
-        if not isinstance(name, str) or name not in {*made.entries, *made.problems}:
+        if not isinstance(name, str) or name not in {*made.entries, *made.pending, *made.problems}:
             made.problems[alias] = f"The alias names '{name}', which is no model of this catalogue."
         else:
             made.aliases[alias] = name
     return made
 
 
-def _entry(name: str, table: Any) -> CatalogueEntry:
+def _entry(name: str, table: Any) -> CatalogueEntry | PendingEntry:
     source = table.get("source") if isinstance(table, dict) else None
     if source == "path":
         return _from_path(name, table)
@@ -229,21 +295,40 @@ def _from_path(name: str, table: dict[str, Any]) -> CatalogueEntry:
     return _made(name, table, source="path", locator=str(directory), facts=facts_of(said, name=name))
 
 
-def _from_hub(name: str, table: dict[str, Any]) -> CatalogueEntry:
-    revision = str(table.get("revision", ""))
-    if len(revision) != 40 or not all(c in "0123456789abcdef" for c in revision):
+def _from_hub(name: str, table: dict[str, Any]) -> CatalogueEntry | PendingEntry:
+    repository, revision = str(table.get("repository", "")), str(table.get("revision", "main"))
+    if _REPOSITORY.fullmatch(repository) is None:
+        raise Invalid(f"Its repository must be 'owner/name', not '{repository}'.", param=f"models.{name}.repository")
+    if _REVISION.fullmatch(revision) is None:
         raise Invalid(
-            "Its revision must be a full commit SHA of 40 hex digits: a branch can move.",
-            param=f"models.{name}.revision",
+            f"Its revision must be a branch, a tag or a commit, not '{revision}'.", param=f"models.{name}.revision"
         )
     if "config" not in table:
+        owner, public_name = str(table.get("owned_by", "organization")), str(table.get("public_name") or repository)
+        return PendingEntry(name, repository, revision, owned_by=owner, public_name=public_name)
+    if _COMMIT.fullmatch(revision) is None:
         raise Invalid(
-            f"Its facts are not known: give it a table [models.{name}.config] with what the repository's config.json "
-            "says, or fetch the repository into a folder and name that (source = 'path').",
-            param=f"models.{name}.config",
+            f"Its revision must be a full commit SHA of 40 hex digits: a branch can move. Or leave out the table "
+            f"[models.{name}.config]: then the commit is looked up.",
+            param=f"models.{name}.revision",
         )
     facts = facts_of(table["config"], name=name)
-    return _made(name, table, source="hub", locator=str(table.get("repository", "")), facts=facts)
+    return _made(name, {**table, "revision": revision}, source="hub", locator=repository, facts=facts)
+
+
+def _answered(pending: PendingEntry, answer: HubAnswer) -> CatalogueEntry | None:
+    """The entry, or None while nothing is known. Raises Invalid when it cannot be used."""
+    if answer.refused:
+        raise Invalid(answer.refused)
+    if answer.commit is None or answer.config is None:
+        return None
+    try:
+        said = json.loads(answer.config)
+    except (ValueError, RecursionError) as error:
+        raise Invalid(f"The config.json of {pending.repository} is not valid JSON: {error}.") from error
+    table = {"revision": answer.commit, "owned_by": pending.owned_by, "public_name": pending.public_name}
+    facts = facts_of(said, name=pending.name)
+    return _made(pending.name, table, source="hub", locator=pending.repository, facts=facts)
 
 
 def _made(name: str, table: dict[str, Any], *, source: Any, locator: str, facts: ModelFacts) -> CatalogueEntry:

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, Text, func, text, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from shared.chores import file_checks, merges, preflights, waiting
+from shared.chores import base_models, file_checks, merges, preflights, waiting
 from shared.chores import table as chores
 from shared.fleet import workers
 from shared.fleet.workers import NewWorker
@@ -24,8 +24,9 @@ from shared.lease.lease import MAX_FAILURES, Kind
 from shared.lease.turns import Work
 from shared.lease.values import Lease, NotUnderstood
 from shared.settings import Settings
+from shared.settle.catalogue import PendingEntry
 from shared.store.db import session_scope
-from shared.store.tables import FileRow, JobRow, Leased, MergeRow, PreflightRow
+from shared.store.tables import BaseModelRow, FileRow, JobRow, Leased, MergeRow, PreflightRow
 from shared.tenants.keys import Caller
 from tests.factories import make_caller, make_file, make_job, make_spec
 from worker.chores import table as handlers
@@ -87,6 +88,13 @@ def make_merge(session: Session, caller: Caller) -> str:
     return row.id
 
 
+def make_look_up(session: Session, _caller: Caller) -> str:
+    name = new_id("example/")
+    entry = PendingEntry(name, name, "main", owned_by="organization", public_name=name)
+    base_models.ask(session, [entry])
+    return entry.key
+
+
 def make_echo(session: Session, caller: Caller) -> str:
     echo = new_id("echo_")
     values = {"id": echo, "project_id": caller.project_id}
@@ -105,6 +113,7 @@ CASES = {
     "file_check": Case(file_checks.FILE_CHECK, make_checked),
     "preflight": Case(preflights.PREFLIGHT, make_preflight),
     "merge": Case(merges.MERGE, make_merge),
+    "base_model": Case(base_models.LOOK_UP, make_look_up),
     "echo": Case(ECHO, make_echo),
 }
 
@@ -116,6 +125,7 @@ def quiet(session: Session, monkeypatch: pytest.MonkeyPatch) -> Session:
     session.execute(update(FileRow).values(deleted_at=func.now()))
     session.execute(update(PreflightRow).values(status="failed", finished_at=func.now()))
     session.execute(update(MergeRow).values(deleted_at=func.now()))
+    session.execute(update(BaseModelRow).values(state="error"))
     session.execute(update(JobRow).where(JobRow.status == "validating_files").values(status="queued", lease_until=None))
     monkeypatch.setitem(chores.CHORES, "echo", Work(ECHO))
     return session

@@ -17,7 +17,9 @@ MODELS = """
 [models.llama]
 source = "hub"
 repository = "meta-llama/Llama-3.1-8B-Instruct"
-revision = "0e9e39f249a16976918f6564b8830bc894c89659"
+revision = "main"
+[models.llama.config]
+architectures = ["LlamaForCausalLM"]
 [models.lost]
 source = "path"
 path = "/nowhere"
@@ -41,7 +43,7 @@ def test_the_list_holds_the_models_that_can_be_used(client: httpx2.Client) -> No
     assert [model["id"] for model in listed.json()["data"] if ":" not in model["id"]] == ["smollm2-135m-instruct"]
 
 
-@pytest.mark.parametrize(("name", "says"), [("lost", "/nowhere/config.json"), ("llama", "[models.llama.config]")])
+@pytest.mark.parametrize(("name", "says"), [("lost", "/nowhere/config.json"), ("llama", "a branch can move")])
 def test_whoever_names_the_entry_reads_its_reason(client: httpx2.Client, name: str, says: str) -> None:
     job = {"model": name, "training_file": "file-none"}
     answers = [

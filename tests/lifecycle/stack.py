@@ -22,11 +22,11 @@ import redis
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
+from shared.chores import base_models
 from shared.contract.spec import CreateJob
 from shared.ids import new_id
 from shared.jobs import moves, submission
 from shared.settings import Settings, child_environment
-from shared.settle.catalogue import load_catalogue
 from shared.store import layout
 from shared.store.bell import ring
 from shared.store.db import make_engine, session_scope
@@ -193,7 +193,7 @@ class Stack:
                 session,
                 request,
                 caller=self.caller,
-                base=load_catalogue(self.settings).find(model),
+                base=base_models.offered(session, self.settings).find(model),
                 request_sha256=hashlib.sha256(json.dumps(body).encode()).hexdigest(),
             ).job.id
         ring("cpu", self.settings)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from shared.errors import Invalid, NotFound
+from shared.errors import Invalid, NotFound, NotYet
 from shared.settings import Settings
-from shared.settle.catalogue import SMOLLM2, Catalogue, load_catalogue
+from shared.settle.catalogue import SMOLLM2, Catalogue, HubAnswer, load_catalogue
 from shared.settle.model_facts import facts_of
 
 GOOD: dict[str, Any] = {
@@ -88,10 +88,12 @@ def catalogue(folder: Path, text: str, config: Any = GOOD) -> Catalogue:
         ("", "source must be"),
         ('source = "cloud"', "not 'cloud'"),
         ('source = "path"\npath = "/nowhere"', "does not exist"),
-        ('source = "hub"\nrepository = "a/b"\nrevision = "main"', "a branch can move"),
-        (f'source = "hub"\nrepository = "a/b"\nrevision = "{"0" * 40}"', "facts are not known"),
-        (f'source = "hub"\nrevision = "{"0" * 40}"\nconfig = 3', "config.json"),
-        (f'source = "hub"\nrevision = "{"0" * 40}"\nconfig = {{architectures = ["X"]}}', "hidden_size"),
+        ('source = "hub"\nrepository = "a/b"\nrevision = "main"\nconfig = {}', "a branch can move"),
+        ('source = "hub"', "'owner/name'"),
+        ('source = "hub"\nrepository = "../../b"', "'owner/name'"),
+        ('source = "hub"\nrepository = "a/b"\nrevision = "-x"', "a branch, a tag or a commit"),
+        (f'source = "hub"\nrepository = "a/b"\nrevision = "{"0" * 40}"\nconfig = 3', "config.json"),
+        (f'source = "hub"\nrepository = "a/b"\nrevision = "{"0" * 40}"\nconfig = {{architectures = ["X"]}}', "hidden"),
     ],
 )
 def test_a_bad_entry_disables_itself_alone_and_says_why(tmp_path: Path, entry: str, says: str) -> None:
@@ -212,3 +214,49 @@ def test_plain_layers_and_shared_experts_are_counted_as_they_are() -> None:
     experts = 2 * (3 * 64 * 32 * (8 + 1) + 64 * 8)
 
     assert facts_of(DEEPSEEK_LIKE, name="x").parameters == attention + plain + experts + 2 * 100 * 64
+
+
+PENDING = '[models.far]\nsource = "hub"\nrepository = "a/b"\n[aliases]\n"gpt" = "far"\n'
+
+
+def far(folder: Path) -> Catalogue:
+    return catalogue(folder, PENDING)
+
+
+@pytest.mark.parametrize("name", ["far", "gpt"])
+def test_a_hubs_entry_without_facts_is_not_ready_yet_and_disturbs_no_other(tmp_path: Path, name: str) -> None:
+    found = far(tmp_path)
+
+    assert found.names() == ["good", SMOLLM2.ref.name]
+    assert found.complaints() == {}
+    with pytest.raises(NotYet, match="a/b at revision main") as refused:
+        found.find(name)
+    assert refused.value.code == "base_model_resolving"
+
+
+def test_what_was_found_at_the_hub_makes_the_entry_one_of_the_commit(tmp_path: Path) -> None:
+    found = far(tmp_path)
+    answer = HubAnswer(commit="1" * 40, config=json.dumps(GOOD))
+
+    base = found.with_answers({found.pending["far"].key: answer}).find("gpt")
+
+    assert (base.name, base.public_name, base.source, base.revision) == ("far", "a/b", "hub", "1" * 40)
+    assert base.facts == facts_of(GOOD, name="far")
+    assert "far" in found.pending, "the file's own catalogue is shared, and stays as it is"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        HubAnswer(refused="It is gated."),
+        *(HubAnswer(commit="1" * 40, config=text) for text in ("", "[]", "{}", "[" * 9999)),
+    ],
+)
+def test_an_answer_that_is_no_model_disables_its_entry_alone(tmp_path: Path, answer: HubAnswer) -> None:
+    found = far(tmp_path)
+    completed = found.with_answers({found.pending["far"].key: answer})
+
+    assert completed.names() == ["good", SMOLLM2.ref.name]
+    assert set(completed.complaints()) == {"far"}
+    with pytest.raises(Invalid, match="cannot be used"):
+        completed.find("gpt")

@@ -16,7 +16,6 @@ from shared.contract.passes import device_kind
 from shared.contract.spec import AttemptSpec, DeviceKind
 from shared.lease.journal import NewEvent
 from shared.lease.values import Claim, MeetingPlace
-from shared.settle.catalogue import load_catalogue
 from shared.settle.refusals import wishes
 from shared.settle.sizing import keeps_copy
 from worker import base_models
@@ -54,7 +53,7 @@ class AttemptFolder:
     def prepare(self, interrupt: Callable[[], None]) -> list[NewEvent]:
         """Bring everything the trainer reads to this host; returns what there is to tell."""
         store, settings = self.host.store, self.host.settings
-        entry = load_catalogue(settings).entry(self.spec.base_model.name)
+        entry = self.host.catalogue().entry(self.spec.base_model.name)
         model = base_models.ensure(entry, cache=settings.cache, interrupt=interrupt)
         rows = workdir.stage_rows(
             store, self.claim.training_file, self.folder.data / "train.jsonl", interrupt=interrupt

@@ -21,7 +21,6 @@ from shared.lease.values import Claim, FileRef
 from shared.rows.check import DatasetReport, Limits, check, read_report
 from shared.rows.convert import source_of
 from shared.settle import durations
-from shared.settle.catalogue import load_catalogue
 from shared.settle.resolve import DeviceFacts, Resolution, resolve
 from shared.store.bell import ring
 from worker.chores.run_program import Stopped, Watch, under_lease
@@ -147,7 +146,7 @@ def settle(host: Host, claim: Claim | PreflightClaim) -> Resolution:
         mean_characters=training.characters / training.rows,
         max_characters=max(training.longest_row_characters, validation.longest_row_characters if validation else 0),
     )
-    base = load_catalogue(host.settings).find(claim.base_model)
+    base = host.catalogue().find(claim.base_model)
     return resolve(
         claim.request,
         base=base,

@@ -14,7 +14,6 @@ from shared.chores.merges import MERGE, MergeClaim
 from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
 from shared.contract.spec import CreateMerge, MergeSpec
 from shared.errors import Invalid, TunepoolError, Unavailable
-from shared.settle.catalogue import load_catalogue
 from shared.settle.sizing import estimate_combination, estimate_merge
 from shared.store import layout
 from worker import base_models
@@ -127,7 +126,7 @@ class _Work:
     def stage(self, folder: Workdir) -> None:
         """Bring base and adapters here and write the program's spec. Raises NotFound, Unavailable, Invalid."""
         sources = self.host.write(lambda s: merges.sources(s, self.claim))
-        entry = load_catalogue(self.host.settings).entry(self.claim.spec.base_model.name)
+        entry = self.host.catalogue().entry(self.claim.spec.base_model.name)
         if entry.ref.revision != self.claim.spec.base_model.revision:
             raise Invalid(
                 f"The catalogue now has revision {entry.ref.revision} of {entry.ref.name}; this adapter was trained on "

@@ -27,7 +27,6 @@ from shared.fleet import workers
 from shared.jobs import measurements, pages
 from shared.lease.values import FileRef
 from shared.settle import durations
-from shared.settle.catalogue import load_catalogue
 from shared.settle.device_fit import Candidate, fits
 from shared.settle.resolve import Resolution
 from shared.settle.sizing import estimate_evaluation
@@ -163,7 +162,7 @@ class _Examination:
         return self.result(place, self.run_program(place))
 
     def stage(self, spec: JobSpec, place: Workdir) -> None:
-        entry = load_catalogue(self.host.settings).entry(spec.base_model.name)
+        entry = self.host.catalogue().entry(spec.base_model.name)
         model = base_models.ensure(entry, cache=self.host.settings.cache, interrupt=self.watch.check)
         wanted = PreflightSpec(
             job=spec,

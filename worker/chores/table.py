@@ -7,6 +7,7 @@ from typing import Final
 
 from shared.chores.table import CHORES
 from worker.chores.checks import check_next_file, check_next_table, validate_next_job
+from worker.chores.looking_up import look_up_next
 from worker.chores.merging import make_next
 from worker.chores.preflight import examine_next
 from worker.host.host import Host
@@ -16,6 +17,7 @@ HANDLERS: Final[dict[str, Callable[[Host], bool]]] = {
     "settle": validate_next_job,
     "file_check": check_next_file,
     "table_check": check_next_table,
+    "base_model": look_up_next,
     "preflight": examine_next,
     "merge": make_next,
 }

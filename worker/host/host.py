@@ -18,11 +18,13 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.orm import Session
 
+from shared.chores import base_models
 from shared.chores import table as chores
 from shared.fleet.workers import NewWorker
 from shared.lease.turns import ChoreTurn
 from shared.lease.values import NotUnderstood
 from shared.settings import Settings
+from shared.settle.catalogue import Catalogue
 from shared.store.db import make_engine, session_scope
 from shared.store.storage import Store, open_store
 from worker.host.devices import discover
@@ -76,6 +78,10 @@ class Host:
             except NotUnderstood as found:
                 self.passed_over.add(found.row_id)
                 log.warning("job.not_understood", job_id=found.row_id, remedy="a worker of a newer version takes it")
+
+    def catalogue(self) -> Catalogue:
+        """Every base model, as it stands now. Raises one of `AWAY` when Postgres is needed and stays away."""
+        return self.write_in_the_end(lambda s: base_models.offered(s, self.settings))
 
     def turn(self, chore: str) -> ChoreTurn:
         """How this process takes long work of a chore now."""

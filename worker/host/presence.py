@@ -20,12 +20,13 @@ import structlog
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from shared.chores import base_models
 from shared.chores import table as chores
 from shared.chores import waiting as lanes
 from shared.fleet import members, workers
 from shared.fleet.workers import DeviceReport, NewWorker
 from shared.settings import Settings, child_environment
-from shared.settle.catalogue import load_catalogue
+from shared.settle.catalogue import Catalogue, load_catalogue
 from shared.store import schema
 from shared.store.bell import ring
 from shared.store.db import make_engine, session_scope
@@ -185,13 +186,19 @@ class Presence(threading.Thread):
 
     def _devices(self) -> list[DeviceReport]:
         own = {child.pid for child in psutil.Process().children(recursive=True)}
-        catalogue = load_catalogue(self._settings)
+        catalogue = self._catalogue()
         self._complain(catalogue.complaints())
         cached = cached_names(catalogue, cache=self._settings.cache)
         found = discover(self._settings, own_pids=own, ailments=self._xids.look())
         if self._flags.leaving:  # a leader elsewhere must not count on devices that nobody will answer for
             found = tuple(replace(device, ailment=LEAVING) for device in found)
         return [describe(device, host=self._worker.host, cached=cached) for device in found]
+
+    def _catalogue(self) -> Catalogue:
+        """The catalogue, completed by what Postgres knows once its schema is known to serve this version."""
+        if not self._registered:
+            return load_catalogue(self._settings)
+        return self._write(lambda s: base_models.offered(s, self._settings))
 
     def _complain(self, complaints: dict[str, str]) -> None:
         """Say once what of `models.toml` cannot be used, and again when that changes."""
