@@ -95,6 +95,11 @@ class ChatTemplate:
             param="training.chat_template",
         )
 
+    def answer_behind(self, prompt: str, whole: str) -> Span:
+        """Where the answer behind `prompt` stands in `whole`, its end of turn included."""
+        start = common_prefix_length(prompt, whole)
+        return start, start + len(self._without_tail(whole[start:]))
+
     def _render(self, messages: list[JsonObject], *, tools: list[JsonObject] | None, **options: Any) -> str:
         try:
             with self._in_time():

@@ -228,11 +228,11 @@ class RowReader:
     ) -> str:
         assert self._template is not None
         whole = self._template.render([*messages, answer], tools=tools)
-        span = (common_prefix_length(prompt, whole), len(whole))
+        span = self._template.answer_behind(prompt, whole)
         found = lost([answer], tools=None, text=whole, spans=[span])
         refuse_lost([one._replace(message=len(messages)) for one in found], trained=lambda _: True)
         refuse_empty(whole[slice(*span)], len(messages), ends=self._template.ends)
-        return whole
+        return whole[: span[1]]
 
     # ---- to tokens
 
@@ -244,28 +244,26 @@ class RowReader:
         """
         spans = [(0, len(row.text))] if row.spans is None else row.spans
         ids, labelled = self._alignment.overlapping(row.text, spans, special_tokens=row.special_tokens)
-        if spans and spans[-1][1] == len(row.text) and not self._ends_turn(ids):
+        if spans and spans[-1][1] == len(row.text) and not self._ends_turn(ids.tolist()):
             ids = np.append(ids, np.int32(self._tokenizer.eos_token_id))
             labelled = np.append(labelled, True)
         labelled[:1] = False
         return TokenRow(ids=ids, labelled=labelled)
 
-    def _ends_turn(self, ids: Ids) -> bool:
-        return self._tokenizer.eos_token_id is None or bool(len(ids) and int(ids[-1]) in self._specials)
+    def _ends_turn(self, ids: list[int]) -> bool:
+        return self._tokenizer.eos_token_id is None or bool(ids and ids[-1] in self._specials)
 
     def _answers(self, row: _Answers) -> AnswersRow | None:
         prompt = self._alignment.encode(row.prompt)
-        wholes = [self._alignment.encode(whole) for whole in row.wholes]
+        wholes = [self._ended(self._alignment.encode(whole)) for whole in row.wholes]
         # The answer starts where prompt and whole part ways, which a merge across the boundary can put before its end.
         shared = min(common_prefix_length(prompt, whole) for whole in wholes)
-        answers = [self._without_tail(whole[shared:]) for whole in wholes]
+        answers = [whole[shared:] for whole in wholes]
         return AnswersRow(prompt_ids=prompt[:shared], answers=answers, label=row.label) if all(answers) else None
 
-    def _without_tail(self, answer: list[int]) -> list[int]:
-        """Cut what a template writes after the end-of-turn token (a line break), as generation stops before it."""
-        tail = next((back for back, token in enumerate(reversed(answer)) if token in self._specials), 0)
-        white = not self._tokenizer.decode(answer[len(answer) - tail :]).strip()
-        return answer[: len(answer) - tail] if tail and white else answer
+    def _ended(self, ids: list[int]) -> list[int]:
+        """`ids` with an end token where they have none: as for supervised rows."""
+        return ids if self._ends_turn(ids) else [*ids, int(self._tokenizer.eos_token_id)]
 
 
 def _records(file: Path) -> Iterator[JsonObject]:

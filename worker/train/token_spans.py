@@ -28,34 +28,48 @@ class Alignment:
         self._bytes = token_bytes(backend)
         self._words = None if self._bytes is None else words_of(backend, self._bytes)
         self._sizes = np.asarray([len(one) for one in self._bytes or ()], dtype=np.int64)
-        self._adds_tokens = backend.num_special_tokens_to_add(is_pair=False) > 0
+        self._before, self._behind = _added_around(backend)
 
-    def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
+    def encode(self, text: str) -> list[int]:
         """The ids of `text`."""
-        known = None if special_tokens and self._adds_tokens else self._known(text)
-        return self._found(text, special_tokens=special_tokens) if known is None else known.tolist()
+        known = self._known(text)
+        return self._found(text) if known is None else known.tolist()
 
     def _known(self, text: str) -> Ids | None:
         return None if self._words is None else self._words.ids(text)
 
-    def _found(self, text: str, *, special_tokens: bool) -> list[int]:
-        (encoded,) = self._backend.encode_batch_fast([text], add_special_tokens=special_tokens)
+    def _found(self, text: str) -> list[int]:
+        (encoded,) = self._backend.encode_batch_fast([text], add_special_tokens=False)
         ids: list[int] = encoded.ids
         return ids
 
     def overlapping(self, text: str, spans: Sequence[Span], *, special_tokens: bool) -> tuple[Ids, Mask]:
-        """The ids of `text` (T,), and which of them overlap a span (T,)."""
-        if self._bytes is not None and not (special_tokens and self._adds_tokens):
+        """The ids of `text` (T,), and which of them overlap a span (T,).
+
+        With `special_tokens`, also those that the tokenizer adds by itself, unless the text has them already. What it
+        adds behind (an end token) belongs to a span that reaches the end of the text.
+        """
+        ids, mask = self._plain(text, spans)
+        if not special_tokens:
+            return ids, mask
+        before = self._before[: 0 if _begins(ids, self._before) else None]
+        behind = self._behind[: 0 if _begins(ids[::-1], self._behind[::-1]) else None]
+        at_end = bool(spans) and spans[-1][1] == len(text)
+        masks = (np.zeros(len(before), dtype=np.bool_), mask, np.full(len(behind), at_end))
+        return np.concatenate((before, ids, behind)), np.concatenate(masks)
+
+    def _plain(self, text: str, spans: Sequence[Span]) -> tuple[Ids, Mask]:
+        if self._bytes is not None:
             found = self._known(text)
             if found is None:
                 found = self._checked(text, self._bytes)
             if found is not None:
                 return found, self._by_size(found, spans if text.isascii() else _in_bytes(text, spans))
-        return self._by_offsets(text, spans, special_tokens=special_tokens)
+        return self._by_offsets(text, spans)
 
     def _checked(self, text: str, known: Sequence[bytes]) -> Ids | None:
         """The ids of `text`, if they give it back byte for byte."""
-        ids = self._found(text, special_tokens=False)
+        ids = self._found(text)
         return np.asarray(ids, dtype=np.int32) if b"".join(map(known.__getitem__, ids)) == text.encode() else None
 
     def _by_size(self, ids: Ids, spans: Sequence[Span]) -> Mask:
@@ -68,14 +82,25 @@ class Alignment:
             mask[start:end] = True
         return mask
 
-    def _by_offsets(self, text: str, spans: Sequence[Span], *, special_tokens: bool) -> tuple[Ids, Mask]:
-        encoded = self._backend.encode(text, add_special_tokens=special_tokens)
+    def _by_offsets(self, text: str, spans: Sequence[Span]) -> tuple[Ids, Mask]:
+        encoded = self._backend.encode(text, add_special_tokens=False)
         starts, ends = np.asarray(encoded.offsets, dtype=np.int64).reshape(-1, 2).T
         mask = np.zeros(len(starts), dtype=np.bool_)
         for start, end in spans:
             # Of tokens that are white space alone, many tokenizers name the end only (trim_offsets).
             mask |= (ends > start) & np.where(ends > starts, starts < end, ends <= end)
         return np.asarray(encoded.ids, dtype=np.int32), mask
+
+
+def _added_around(backend: Any) -> tuple[Ids, Ids]:
+    """What a tokenizer adds by itself before a text and behind it: BOS, EOS or nothing."""
+    plain, whole = (backend.encode("a", add_special_tokens=added).ids for added in (False, True))
+    before = next((at for at in range(len(whole)) if whole[at : at + len(plain)] == plain), 0)
+    return np.asarray(whole[:before], dtype=np.int32), np.asarray(whole[before + len(plain) :], dtype=np.int32)
+
+
+def _begins(ids: Ids, added: Ids) -> bool:
+    return np.array_equal(ids[: len(added)], added)
 
 
 def _in_bytes(text: str, spans: Sequence[Span]) -> list[Span]:

@@ -1,0 +1,87 @@
+"""Where a row begins and ends: one begin token, and the trained part ends with one end of turn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers.processors import TemplateProcessing
+
+from shared.contract.spec import DataFacts, Training
+from tests.train.tiny import CHATML, kto_rows, make_tokenizer, preference_rows, write_rows
+from worker.train.data import RowReader
+
+# A last end token stands behind the whole conversation, as in the templates of several families.
+ENDED_TWICE = CHATML + "{% if not add_generation_prompt %}{{ '<|end|>' }}{% endif %}"
+WITHOUT_END = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+BEGIN, END = 0, 1
+
+
+def read(folder: Path, rows: list[dict], *, data_format: str, tokenizer: Any) -> list[Any]:
+    facts = DataFacts(format=data_format, train_rows=len(rows))
+    reader = RowReader(tokenizer, facts=facts, training=Training())
+    return reader.read(write_rows(folder / "rows.jsonl", rows)).rows
+
+
+def adding(before: str, behind: str = "") -> Any:
+    """A tokenizer that writes tokens around each text by itself."""
+    tokenizer = make_tokenizer()
+    tokens = [(one, tokenizer.convert_tokens_to_ids(one)) for one in (before, behind) if one]
+    single = " ".join(filter(None, (before, "$A", behind)))
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=tokens)
+    return tokenizer
+
+
+def ids_of(text: str) -> list[int]:
+    return make_tokenizer().backend_tokenizer.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("template", [CHATML, ENDED_TWICE])
+def test_each_answer_of_a_preference_row_ends_with_its_end_of_turn(tmp_path: Path, template: str) -> None:
+    rows = read(tmp_path, preference_rows(1), data_format="preference", tokenizer=make_tokenizer(template))
+
+    assert rows[0].answers == [[*ids_of("good"), END], [*ids_of("bad one"), END]]
+
+
+@pytest.mark.parametrize("template", [CHATML, ENDED_TWICE])
+def test_a_kto_answer_ends_with_its_end_of_turn(tmp_path: Path, template: str) -> None:
+    rows = read(tmp_path, kto_rows(2)[1:], data_format="kto", tokenizer=make_tokenizer(template))
+
+    assert rows[0].answers == [[*ids_of("good"), END]]
+
+
+def test_an_answer_without_an_end_in_its_template_gets_the_end_token(tmp_path: Path) -> None:
+    rows = read(tmp_path, preference_rows(1), data_format="preference", tokenizer=make_tokenizer(WITHOUT_END))
+
+    assert rows[0].answers == [[*ids_of("good"), END], [*ids_of("bad one"), END]]
+
+
+@pytest.mark.parametrize("text", ["hi", "<|im_start|>hi"])
+def test_a_text_has_one_begin_token(tmp_path: Path, text: str) -> None:
+    (row,) = read(tmp_path, [{"text": text}], data_format="text", tokenizer=adding("<|im_start|>"))
+
+    assert row.ids.tolist() == [BEGIN, *ids_of("hi"), END]
+    assert row.labelled.tolist() == [False, True, True, True]
+
+
+@pytest.mark.parametrize("prompt", ["q", "<|im_start|>q"])
+def test_a_prompt_has_one_begin_token(tmp_path: Path, prompt: str) -> None:
+    rows = [{"prompt": prompt, "completion": "hi"}]
+    (row,) = read(tmp_path, rows, data_format="prompt_completion", tokenizer=adding("<|im_start|>"))
+
+    assert row.ids.tolist() == [BEGIN, *ids_of("qhi"), END]
+    assert row.labelled.tolist() == [False, False, True, True, True]
+
+
+@pytest.mark.parametrize("ending", ["", "<|im_end|>"])
+def test_an_end_token_that_the_tokenizer_adds_is_trained_and_stands_once(tmp_path: Path, ending: str) -> None:
+    rows = [{"prompt": "q", "completion": "hi" + ending}]
+    tokenizer = adding("<|im_start|>", "<|im_end|>")
+    (row,) = read(tmp_path, rows, data_format="prompt_completion", tokenizer=tokenizer)
+
+    assert row.ids.tolist() == [BEGIN, *ids_of("qhi"), END]
+    assert row.labelled.tolist() == [False, False, True, True, True]
