@@ -15,6 +15,7 @@ from shared.store.db import session_scope
 from tests.factories import make_file
 from tests.integration.conftest import Api
 from tests.live import live_api
+from tests.patience import patience
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -31,7 +32,7 @@ def client(api: Api, tmp_path: Path) -> Iterator[httpx2.Client]:
     (tmp_path / "models.toml").write_text(f'[models.far]\nsource = "hub"\nrepository = "{repository}"\n')
     settings: Settings = api.settings.model_copy(update={"models_file": tmp_path / "models.toml"})
     headers = {"Authorization": f"Bearer {api.key}"}
-    with live_api(settings) as url, httpx2.Client(base_url=url, headers=headers, timeout=20) as client:
+    with live_api(settings) as url, httpx2.Client(base_url=url, headers=headers, timeout=patience(20)) as client:
         yield client
 
 

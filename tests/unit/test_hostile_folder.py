@@ -185,7 +185,7 @@ def test_what_is_swapped_between_look_and_upload_is_not_uploaded(out: Path, tmp_
     manifest = workdir.publish_folder(store, out / "adapter", "p", interrupt=lambda: None)
 
     assert b"".join(store.chunks("p/config.json")) == b"{}"
-    assert manifest["files"][0]["bytes"] == 2
+    assert manifest.files[0].bytes == 2
 
 
 def test_a_file_swapped_for_a_link_after_the_folder_was_listed_is_refused(
@@ -214,7 +214,7 @@ def test_a_manifest_describes_the_bytes_that_were_sent_even_when_a_file_grows_me
 
     manifest = workdir.publish_folder(store, out / "adapter", "p", interrupt=grow)
 
-    described = {file["name"]: file["bytes"] for file in manifest["files"]}
+    described = {file.name: file.bytes for file in manifest.files}
     assert len(calls) > 3
     assert described["weights"] == store.size("p/weights") == CHUNK_BYTES + 10
 
