@@ -28,9 +28,11 @@ from api.routes import (
     jobs,
     merges,
     models,
+    objects,
     pool,
     preflights,
     projects,
+    reference,
     streams,
     usage,
 )
@@ -93,6 +95,8 @@ def create_app(settings: Settings) -> FastAPI:
         description=DESCRIPTION,
         lifespan=lifespan,
         responses=ERRORS,
+        docs_url=None,  # both of FastAPI's load scripts from another host
+        redoc_url=None,
         redirect_slashes=False,  # a redirect would leave the envelope, for whatever host the client named
     )
     app.state.door = door
@@ -100,8 +104,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestId)  # added last, so outermost
     errors.install(app)
     for part in (
-        *(files, jobs, preflights, models, adapters, merges, streams),
-        *(pool, job_operations, projects, usage, health),
+        *(files, jobs, preflights, models, adapters, objects, merges, streams),
+        *(pool, job_operations, projects, usage, health, reference),
     ):
         app.include_router(part.router)
     _describe(app)

@@ -32,7 +32,7 @@ STATUS: Final[dict[type[errors.TunepoolError], tuple[int, str]]] = {
     errors.Unavailable: (503, "server_error"),
 }
 # Codes whose number differs from their class's.
-STATUS_OF_CODE: Final = {"idempotency_key_reused": 422, "unsupported_media_type": 415}
+STATUS_OF_CODE: Final = {"idempotency_key_reused": 422, "unsupported_media_type": 415, "range_not_satisfiable": 416}
 _PLAIN: Final = {404: "not_found", 405: "method_not_allowed"}
 
 

@@ -24,7 +24,7 @@ from shared.settings import Settings
 from shared.settle.catalogue import Catalogue, load_catalogue, local_folder
 from shared.store.db import make_engine, session_scope
 from shared.store.tables import ProjectRow
-from shared.tenants import keys
+from shared.tenants import audit, keys
 from standalone.children import ChildFailed
 from standalone.conversion import convert_file
 from standalone.home import Home, HomeInUse, HomeUnusable
@@ -183,7 +183,8 @@ def create_key(
     with _session(home) as session:
         first = None if project else keys.first_project(session)
         scopes = scope or (keys.EVERYTHING if first else ("*",))
-        _, secret = keys.create(session, project_id=first or _project(session, project), name=name, scopes=scopes)
+        row, secret = keys.create(session, project_id=first or _project(session, project), name=name, scopes=scopes)
+        audit.record_of_host(session, row.id, "key.create", after={"name": name, "scopes": list(scopes)})
     if first:
         typer.echo(f"Made the project 'default' ({first}).", err=True)
     typer.echo(secret)
@@ -215,6 +216,7 @@ def revoke_key(key_id: str, home: HomeOption = None) -> None:
     """End a key at once."""
     with _session(home) as session:
         keys.revoke(session, key_id)
+        audit.record_of_host(session, key_id, "key.revoke", after={"revoked": True})
 
 
 def _catalogue(home: Path | None) -> Catalogue:

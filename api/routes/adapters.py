@@ -6,11 +6,9 @@ from collections.abc import Iterable
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import StreamingResponse
 
 from api import views
 from api.deps import Door, DoorDep, ModelsReader
-from api.routes.files import attachment
 from shared.products import adapters
 from shared.products.adapters import PublishedAdapter, StoredFile
 
@@ -74,12 +72,3 @@ def _link(key: str, name: str, door: Door, request: Request) -> str:
         return signed
     base = door.settings.public_url.rstrip("/") or str(request.base_url).rstrip("/")
     return f"{base}/v1/tunepool/objects/{door.links.make(key, name=name)}"
-
-
-@router.get("/objects/{token}", response_class=StreamingResponse, responses=views.BYTES)
-async def download_object(token: str, door: DoorDep) -> StreamingResponse:
-    """A file by its signed link; the link is the permission."""
-    key, name = door.links.open(token)
-    return StreamingResponse(
-        await door.store.stream(key), media_type="application/octet-stream", headers=attachment(name.rsplit("/", 1)[-1])
-    )

@@ -21,6 +21,7 @@ from shared.products import files
 from shared.products.files import Upload
 from shared.rows.convert import source_of
 from shared.store import layout
+from shared.tenants import audit
 from shared.tenants.keys import Caller
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
@@ -193,9 +194,10 @@ def attachment(filename: str, *, size: int | None = None) -> dict[str, str]:
 def delete_file(file_id: str, door: DoorDep, caller: FilesWriter) -> views.Deleted:
     """Delete a file that no unfinished job needs."""
     with door.session() as session:
-        key = files.delete(session, file_id, project_id=caller.project_id).key
+        row = files.delete(session, file_id, project_id=caller.project_id)
+        audit.record(session, caller, "file.delete", file_id, before={"bytes": row.bytes, "purpose": row.purpose})
     # The file is gone for everybody; a store that is away just now must not tell the client otherwise. The janitor
     # deletes the bytes of deleted files again.
     with suppress(Unavailable):
-        door.store.delete([key])
+        door.store.delete([row.key])
     return views.Deleted(id=file_id, object="file")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 
-from api.deps import Door, DoorDep
+from api.deps import Door, DoorDep, bearer_of
+from api.readiness import SharedLook
 from shared.jobs import pages
 from shared.store import bell, schema
 
@@ -24,9 +26,9 @@ class Ready(BaseModel):
 
     status: Literal["ok"] = "ok"
     redis: Literal["ok", "away", "none"]
-    queued: int
-    running: int
-    devices: int
+    queued: int | None = Field(default=None, description="With an API key only; so are the other two counts.")
+    running: int | None = None
+    devices: int | None = None
     unusable_models: dict[str, str] = Field(
         default={}, description="Entries of this API's models.toml that cannot be used, each with the reason."
     )
@@ -42,8 +44,27 @@ def live() -> Live:
 
 
 @router.get("/readyz", response_model=Ready)
-async def ready(door: DoorDep) -> Ready:
-    """Ready to accept files and jobs; 503 while database or store are away, or a migration is missing."""
+async def ready(request: Request, door: DoorDep) -> Ready:
+    """Ready to accept files and jobs; 503 while database or store are away, or a migration is missing.
+
+    Looked up once a second at most, for all who ask. Counts are told to those who send an API key.
+    """
+    seen = await _shared(request, door).take()
+    if "authorization" not in request.headers:
+        return seen.model_copy(update={"queued": None, "running": None, "devices": None})
+    await run_in_threadpool(door.caller, bearer_of(request))
+    return seen
+
+
+def _shared(request: Request, door: Door) -> SharedLook[Ready]:
+    state = request.app.state
+    if not hasattr(state, "ready"):
+        state.ready = SharedLook(partial(_check, door))
+    shared: SharedLook[Ready] = state.ready
+    return shared
+
+
+async def _check(door: Door) -> Ready:
     await door.store.check()
     return await run_in_threadpool(_look, door)
 

@@ -20,6 +20,7 @@ from shared.errors import Invalid
 from shared.fleet import members as gangs
 from shared.jobs import moves, pages, submission
 from shared.products import adapters
+from shared.tenants import audit
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
@@ -192,6 +193,7 @@ def cancel_job(job_id: str, door: DoorDep, caller: JobsWriter) -> views.FineTuni
     """Cancel at once what waits; what runs is stopped within seconds. Cancelling twice is fine."""
     with door.session() as session:
         view = views.job(moves.request_cancel(session, job_id, project_id=caller.project_id), caller=caller)
+        audit.record(session, caller, "job.cancel", job_id, after={"status": view.status})
     door.ring("training")
     return view
 
@@ -201,6 +203,7 @@ def pause_job(job_id: str, door: DoorDep, caller: JobsWriter) -> views.FineTunin
     """Hold a waiting job; a running one saves a checkpoint and gives its devices back."""
     with door.session() as session:
         view = views.job(moves.request_pause(session, job_id, project_id=caller.project_id), caller=caller)
+        audit.record(session, caller, "job.pause", job_id, after={"status": view.status})
     door.ring("training")
     return view
 
@@ -210,6 +213,7 @@ def resume_job(job_id: str, door: DoorDep, caller: JobsWriter) -> views.FineTuni
     """Queue a paused job again; it goes on from its last checkpoint."""
     with door.session() as session:
         view = views.job(moves.resume(session, job_id, project_id=caller.project_id), caller=caller)
+        audit.record(session, caller, "job.resume", job_id, after={"status": view.status})
     door.ring("training")
     return view
 

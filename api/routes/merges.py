@@ -12,6 +12,8 @@ from api.deps import Door, DoorDep, ModelsReader, ModelsWriter
 from api.routes.adapters import linked
 from shared.chores import merges
 from shared.contract.spec import CreateCombination, CreateMerge
+from shared.tenants import audit
+from shared.tenants.keys import Caller
 
 router = APIRouter(prefix="/v1/tunepool", tags=["tunepool"])
 
@@ -37,18 +39,19 @@ COMBINATION_BODY = _body(
 @router.post("/merges", response_model=views.Merge, openapi_extra=MERGE_BODY)
 def create_merge(caller: ModelsWriter, body: RawBody, door: DoorDep, request: Request) -> views.Merge:
     """Have an adapter merged into its base model: a plain model directory."""
-    return _create(parse(body, CreateMerge), caller.project_id, door, request)
+    return _create(parse(body, CreateMerge), caller, door, request)
 
 
 @router.post("/combinations", response_model=views.Merge, openapi_extra=COMBINATION_BODY)
 def create_combination(caller: ModelsWriter, body: RawBody, door: DoorDep, request: Request) -> views.Merge:
     """Have several adapters of one base model combined, each with a weight: a plain PEFT directory."""
-    return _create(parse(body, CreateCombination), caller.project_id, door, request)
+    return _create(parse(body, CreateCombination), caller, door, request)
 
 
-def _create(wanted: merges.Request, project_id: str, door: Door, request: Request) -> views.Merge:
+def _create(wanted: merges.Request, caller: Caller, door: Door, request: Request) -> views.Merge:
     with door.session() as session:
-        row = merges.submit(session, wanted, project_id=project_id)
+        row = merges.submit(session, wanted, project_id=caller.project_id)
+        audit.record(session, caller, f"{row.kind}.create", row.id)
     door.ring("cpu")
     return views.merge(row, files=linked(merges.product(row), door, request))
 
@@ -80,5 +83,6 @@ def retrieve_merge(merge_id: str, request: Request, door: DoorDep, caller: Model
 def delete_merge(merge_id: str, door: DoorDep, caller: ModelsWriter) -> views.Deleted:
     """Withdraw a merge or combination and its files; one that is being made ends."""
     with door.session() as session:
-        merges.delete(session, merge_id, project_id=caller.project_id)
+        row = merges.delete(session, merge_id, project_id=caller.project_id)
+        audit.record(session, caller, f"{row.kind}.delete", merge_id, before={"status": row.status})
     return views.Deleted(id=merge_id, object="tunepool.merge")

@@ -8,6 +8,7 @@ from api import views
 from api.deps import Door, DoorDep, ModelsReader, ModelsWriter
 from shared.errors import Invalid
 from shared.products import adapters
+from shared.tenants import audit
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -49,5 +50,6 @@ def delete_model(model: str, door: DoorDep, caller: ModelsWriter) -> views.Delet
             f"'{model}' is a base model of this installation; only adapters (ft:…) can be deleted.", param="model"
         )
     with door.session() as session:
-        adapters.delete(session, model, project_id=caller.project_id)
+        row = adapters.delete(session, model, project_id=caller.project_id)
+        audit.record(session, caller, "model.delete", row.id, before={"name": row.name, "job_id": row.job_id})
     return views.Deleted(id=model, object="model")

@@ -13,6 +13,7 @@ from api.preflight_views import PreflightStatus
 from shared.chores import preflights
 from shared.contract.spec import CreatePreflight
 from shared.settle import refusals
+from shared.tenants import audit
 
 router = APIRouter(prefix="/v1/tunepool/preflights", tags=["preflights"])
 
@@ -48,7 +49,9 @@ def list_preflights(
 def cancel_preflight(preflight_id: str, door: DoorDep, caller: JobsWriter) -> preflight_views.Preflight:
     """End a preflight that has no answer yet. A key with the scope admin may end those of every project."""
     with door.session() as session:
-        return preflight_views.preflight(preflights.cancel(session, preflight_id, caller=caller))
+        row = preflights.cancel(session, preflight_id, caller=caller)
+        audit.record(session, caller, "preflight.cancel", preflight_id, before={"project_id": row.project_id})
+        return preflight_views.preflight(row)
 
 
 @router.get("/{preflight_id}", response_model=preflight_views.Preflight)

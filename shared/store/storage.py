@@ -36,6 +36,14 @@ class StoredObject:
     sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class ObjectFacts:
+    """The size of an object, and a mark that changes with its bytes where the store has one (RFC 9110, 8.8.3)."""
+
+    bytes: int
+    etag: str | None
+
+
 class Store:
     """Named bytes. Every method raises Unavailable when the store does not answer, NotFound for a missing object."""
 
@@ -82,12 +90,19 @@ class Store:
         """The same for async callers. The object is opened before the first part is asked for."""
         with _Translated(key):
             found = await obstore.get_async(self._backend, key)
+        return _parts(found)
 
-        async def parts() -> AsyncIterator[bytes]:
-            async for chunk in found.stream(min_chunk_size=STREAM_BYTES):
-                yield bytes(chunk)
+    async def facts(self, key: str) -> ObjectFacts:
+        """The size and version of an object, without its bytes."""
+        with _Translated(key):
+            found = await obstore.head_async(self._backend, key)
+        return ObjectFacts(bytes=int(found["size"]), etag=found["e_tag"])
 
-        return parts()
+    async def stream_part(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
+        """Bytes `start` to `end` (half open, not empty, within the object), like `stream`."""
+        with _Translated(key):
+            found = await obstore.get_async(self._backend, key, options={"range": (start, end)})
+        return _parts(found)
 
     def get_file(self, key: str, path: Path) -> str:
         """Download to `path`. Returns the SHA-256 of what came."""
@@ -130,6 +145,11 @@ class Store:
                 await asyncio.wait_for(obstore.head_async(self._backend, "health"), CHECK_SECONDS)
         except NotFound:
             return  # an answer
+
+
+async def _parts(found: Any) -> AsyncIterator[bytes]:
+    async for chunk in found.stream(min_chunk_size=STREAM_BYTES):
+        yield bytes(chunk)
 
 
 class _Sent:

@@ -31,6 +31,13 @@ def record(
     session.flush()
 
 
+def record_of_host(session: Session, key_id: str, action: str, *, after: Facts) -> None:
+    """Note what was done to a key by a command on the host, which acts without one: the entry names the key itself."""
+    entry = AuditRow(id=new_id("audit_"), key_id=key_id, action=action, target=key_id, after={**after, "by": "host"})
+    session.add(entry)
+    session.flush()
+
+
 def page(
     session: Session, *, after: str | None, limit: int, target: str | None = None
 ) -> tuple[Sequence[AuditRow], bool]:
