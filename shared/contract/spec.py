@@ -207,7 +207,7 @@ class ModelFacts(Part):
     tie_word_embeddings: bool = False
     carries_state: str | None = Field(
         default=None,
-        description="What carries state along the sequence, so that rows cannot be packed: a kind of layer.",
+        description="What lets packed rows leak into each other, so that none are packed: a layer kind or family.",
     )
 
 

@@ -1,7 +1,8 @@
-"""Which base models carry state along the sequence, read from config.json.
+"""Which base models would let packed rows leak into each other, read from config.json.
 
 Attention sees where a packed row begins, by its positions. A convolution, a state space or a linear attention runs on
-from the row before: packed rows would leak into each other, and the loss would look plausible.
+from the row before: packed rows would leak into each other, and the loss would look plausible. So it does in families
+whose attention does not look at positions.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
+
+from shared.contract.families import BLIND_TO_POSITIONS
 
 # Kinds of layers that keep packed rows apart, under their names of today and of older configs. Only these: of a kind
 # that is new to us nothing is known.
@@ -28,7 +31,7 @@ _FAMILIES: Final = re.compile(
 
 
 def carried_state(config: Mapping[str, Any]) -> str | None:
-    """The kind of layer, family or key by which packed rows would see each other; None if all layers only attend.
+    """The kind of layer, family or key by which packed rows would see each other; None if they are kept apart.
 
     Args:
         config: a transformers config.json; of a model with several parts, the text part counts.
@@ -36,6 +39,8 @@ def carried_state(config: Mapping[str, Any]) -> str | None:
     text = config.get("text_config")
     if isinstance(text, Mapping):
         return carried_state({"architectures": config.get("architectures"), **text})
+    if config.get("model_type") in BLIND_TO_POSITIONS:
+        return str(config["model_type"])
     kinds = [str(kind) for name in _KINDS for kind in _listed(config.get(name))]
     if kinds:
         return next((kind for kind in kinds if kind not in _APART), None)

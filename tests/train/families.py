@@ -7,13 +7,27 @@ from pathlib import Path
 from typing import Any, Final
 
 from transformers import (
+    Cohere2Config,
+    Gemma2Config,
+    Gemma3TextConfig,
+    Glm4Config,
+    GPT2Config,
     GptOssConfig,
+    GraniteConfig,
     GraniteMoeHybridConfig,
     Lfm2Config,
+    LlamaConfig,
+    MistralConfig,
     MixtralConfig,
+    Olmo2Config,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
     Qwen3MoeConfig,
     Qwen3NextConfig,
     RecurrentGemmaConfig,
+    SmolLM3Config,
+    Starcoder2Config,
 )
 
 from tests.train.tiny import make_model_directory, make_tokenizer
@@ -68,6 +82,20 @@ FAMILIES: Final[dict[str, tuple[Callable[..., Any], dict[str, Any]]]] = {
     ),
     "mixtral": (MixtralConfig, dict(_EXPERTS)),
     "gpt_oss": (GptOssConfig, {"head_dim": 16, "sliding_window": 64, **_EXPERTS}),
+    "llama": (LlamaConfig, {}),
+    "qwen2": (Qwen2Config, {}),
+    "qwen3": (Qwen3Config, {"head_dim": 16}),
+    "mistral": (MistralConfig, {"sliding_window": 64}),
+    "gemma2": (Gemma2Config, {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64}),
+    "gemma3_text": (Gemma3TextConfig, {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64}),
+    "phi3": (Phi3Config, {}),
+    "granite": (GraniteConfig, {}),
+    "olmo2": (Olmo2Config, {}),
+    "glm4": (Glm4Config, {"head_dim": 16}),
+    "gpt2": (GPT2Config, {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512, "n_inner": 128}),
+    "starcoder2": (Starcoder2Config, {}),
+    "cohere2": (Cohere2Config, {"sliding_window": 64}),
+    "smollm3": (SmolLM3Config, {}),
 }
 
 

@@ -29,6 +29,13 @@ CARRYING: dict[str, dict[str, Any]] = {
     },
     "recurrent gemma": {"model_type": "recurrent_gemma", "block_types": ["recurrent", "recurrent", "attention"]},
     "zamba 2": {"model_type": "zamba2", "layers_block_type": ["mamba", "hybrid"]},
+    "gpt-oss": {"model_type": "gpt_oss", "layer_types": ["sliding_attention", "full_attention"]},
+    "granite 4 without mamba": {
+        "model_type": "granitemoehybrid",
+        "layer_types": ["attention", "attention"],
+        "mamba_d_state": 128,
+    },
+    "falcon, blind to positions": {"model_type": "falcon", "architectures": ["FalconForCausalLM"]},
     "a family of tomorrow": {"model_type": "tomorrow", "layer_types": ["full_attention", "resonance"]},
     "a family of tomorrow, by its sizes": {"model_type": "tomorrow", "mamba_d_state": 64},
 }
@@ -39,13 +46,7 @@ ATTENDING: dict[str, dict[str, Any]] = {
         "text_config": {"model_type": "gemma3_text", "layer_types": ["sliding_attention", "full_attention"]},
         "vision_config": {"model_type": "siglip_vision_model"},
     },
-    "gpt-oss": {"model_type": "gpt_oss", "layer_types": ["sliding_attention", "full_attention"]},
     "llama 4": {"model_type": "llama4_text", "layer_types": ["chunked_attention", "full_attention"]},
-    "granite 4 without mamba": {
-        "model_type": "granitemoehybrid",
-        "layer_types": ["attention", "attention"],
-        "mamba_d_state": 128,
-    },
     "qwen3-moe": {"model_type": "qwen3_moe", "num_experts": 128, "mlp_only_layers": [], "sliding_window": None},
 }
 SIZES = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 260}

@@ -7,11 +7,11 @@ from typing import Any
 
 import bitsandbytes
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from shared.contract.spec import AttemptSpec, Dtype, Quantization, Strategy
 from shared.errors import Invalid
-from worker.train import row_attention
+from worker.train.attention import attention_for
 
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {
     "bfloat16": torch.bfloat16,
@@ -34,6 +34,7 @@ def load_model(spec: AttemptSpec, *, weights: Path, quantized: bool, trains_in_f
     if spec.device == "cpu" and spec.job.training.dtype == "float16":
         raise Invalid("float16 does not train on a CPU; use bfloat16 or float32.", param="training.dtype")
     dtype = torch.float32 if trains_in_full else TORCH_DTYPES[spec.job.training.dtype]
+    config = AutoConfig.from_pretrained(weights, trust_remote_code=False, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(
         weights,
         dtype=dtype,
@@ -41,7 +42,7 @@ def load_model(spec: AttemptSpec, *, weights: Path, quantized: bool, trains_in_f
         if quantized
         else None,
         device_map={"": first_place(spec)},
-        attn_implementation=_attention(spec, weights),
+        attn_implementation=attention_for(config, device=spec.device),
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
@@ -49,15 +50,6 @@ def load_model(spec: AttemptSpec, *, weights: Path, quantized: bool, trains_in_f
     model.config.use_cache = False
     keep_training_layout(model)
     return model
-
-
-def _attention(spec: AttemptSpec, weights: Path) -> str:
-    """On a CPU rows attend apart, in every family that lets attention be chosen by name."""
-    if spec.device != "cpu":
-        return "sdpa"
-    config = AutoConfig.from_pretrained(weights, trust_remote_code=False, local_files_only=True)
-    family = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    return row_attention.register() if family is not None and family.is_backend_compatible() else "sdpa"
 
 
 def first_place(spec: AttemptSpec) -> str | int:

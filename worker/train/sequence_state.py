@@ -3,7 +3,8 @@
 Attention sees by its positions where a packed row begins. What carries state along the sequence (convolutions, state
 spaces, linear attention) runs on from the row before: transformers 5.23 tells it of no row's start without kernels of
 CUDA's, and the loss stays plausible. `shared/settle/sequence_state.py` settles the same from config.json before. This
-module asks the model itself, so that a family which config.json does not give away is safe too.
+module asks the model itself, so that a family which config.json does not give away is safe too. Attention that does not
+look at positions leaks as well: `worker/train/row_leak.py` tries it.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from typing import Any, Final
 
 from torch import nn
 
+from shared.contract.families import BLIND_TO_POSITIONS
 from shared.contract.passes import is_packed
 from shared.contract.spec import AttemptSpec
 from shared.errors import Invalid
 from worker.train.reporting import Reporter
+from worker.train.row_leak import rows_leak
 
 _APART: Final = frozenset({"full_attention", "sliding_attention", "chunked_attention", "moe", "mlp"})
 _CLASSES: Final = re.compile(
@@ -35,16 +38,29 @@ def packed_only_apart(spec: AttemptSpec, model: Any, *, reporter: Reporter) -> A
     """
     if not is_packed(spec.job):
         return spec
-    carries = carries_state(model)
-    if carries is None:
+    leak = _leak(spec, model)
+    if leak is None:
         return spec
-    leak = f"packed rows would leak into each other through the model's {carries} layers"
     if spec.packing_asked:
         param = "tunepool.training.packing"
         raise Invalid(f"'{param}' is true, but {leak}; use packing false, or leave it out.", param=param)
     reporter.say(f"Packing is off: {leak}.", level="warn")
     training = spec.job.training.model_copy(update={"packing": False})
     return spec.model_copy(update={"job": spec.job.model_copy(update={"training": training})})
+
+
+def _leak(spec: AttemptSpec, model: Any) -> str | None:
+    """How packed rows would leak, by the layers that are there and then by a try; None: they do not."""
+    carries = carries_state(model)
+    if carries is not None:
+        return f"packed rows would leak into each other through the model's {carries} layers"
+    family = model.config.get_text_config().model_type
+    if family in BLIND_TO_POSITIONS:
+        return f"packed rows would leak into each other: the attention of {family} does not look at positions"
+    whole = spec.job.placement.strategy != "fsdp"  # otherwise it lies in the host's memory, too slow to be tried
+    if whole and rows_leak(model):
+        return f"packed rows leak into each other in {type(model).__name__}, as a try with two rows shows"
+    return None
 
 
 def carries_state(model: Any) -> str | None:

@@ -1,0 +1,104 @@
+"""A base computes the attention that its class asks for, and packed rows do not see each other in it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, Gemma2Config, LlamaConfig
+
+from shared.contract.events import EXIT_DONE, EXIT_USER_FAULT
+from shared.contract.families import BLIND_TO_POSITIONS
+from shared.contract.spec import AttemptSpec
+from tests.train.families import make_family
+from tests.train.tiny import chat_rows, losses, make_spec, run
+from worker.train import row_leak
+from worker.train.attention import attention_for
+from worker.train.base_model import load_model
+from worker.train.sequence_state import carries_state, packed_only_apart
+
+pytestmark = pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match:RuntimeWarning")
+
+
+def test_attention_is_chosen_by_what_the_class_computes() -> None:
+    assert attention_for(LlamaConfig(), device="cuda") == "sdpa"
+    assert attention_for(LlamaConfig(), device="cpu") == "row_wise_sdpa"
+    assert attention_for(Gemma2Config(), device="cuda") == "flex_attention"
+    assert attention_for(Gemma2Config(), device="cpu") == "eager"
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt_oss"])
+def test_capped_scores_and_sinks_are_not_left_out(family: str, tmp_path: Path) -> None:
+    base = make_family(tmp_path, family, initializer_range=1.0)
+    spec = AttemptSpec.model_validate_json(make_spec(tmp_path, model=base).read_bytes())
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
+
+    loaded = load_model(spec, weights=base, quantized=False, trains_in_full=False)
+
+    ids = torch.arange(30)[None] + 4
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, plain(ids).logits)
+
+
+def test_gemma_2_learns_the_same_from_packed_rows_as_from_rows_apart(tmp_path: Path) -> None:
+    base = make_family(tmp_path, "gemma2")
+    settings = {"model": base, "rows": chat_rows(8)}
+
+    apart = run(make_spec(tmp_path / "apart", **settings, training={"packing": False}), tmp_path / "apart" / "out")
+    packed = run(make_spec(tmp_path / "packed", **settings, packing_asked=True), tmp_path / "packed" / "out")
+
+    assert (apart[0], packed[0]) == (EXIT_DONE, EXIT_DONE)
+    assert next(event.sequences for event in packed[1] if event.type == "started") < 8
+    assert losses(packed[1]) == pytest.approx(losses(apart[1]), rel=1e-3)
+
+
+def test_rows_of_gpt_oss_are_trained_apart_and_the_user_is_told(tmp_path: Path) -> None:
+    base = make_family(tmp_path, "gpt_oss")
+    code, events = run(make_spec(tmp_path / "auto", model=base, rows=chat_rows(4)), tmp_path / "auto" / "out")
+    refused, why = run(make_spec(tmp_path / "asked", model=base, packing_asked=True), tmp_path / "asked" / "out")
+
+    assert code == EXIT_DONE
+    assert next(event.sequences for event in events if event.type == "started") == 4
+    told = [event.message for event in events if event.type == "message" and event.level == "warn"]
+    assert told == [
+        "Packing is off: packed rows would leak into each other: the attention of gpt_oss does not look at positions."
+    ]
+    assert (refused, why[-1].param) == (EXIT_USER_FAULT, "tunepool.training.packing")
+
+
+def test_a_family_that_nobody_listed_is_found_leaking_by_a_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.train.sequence_state.BLIND_TO_POSITIONS", frozenset())
+    base = make_family(tmp_path, "gpt_oss")
+    spec = AttemptSpec.model_validate_json(make_spec(tmp_path, model=base, packing_asked=True).read_bytes())
+    model = load_model(spec, weights=base, quantized=False, trains_in_full=False)
+
+    assert carries_state(model) is None
+    with pytest.raises(Exception, match="leak into each other in GptOssForCausalLM, as a try with two rows shows"):
+        packed_only_apart(spec, model, reporter=None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "gemma3_text", "mistral"])
+def test_families_whose_packed_rows_stay_apart_pass_the_try(family: str, tmp_path: Path) -> None:
+    base = make_family(tmp_path, family)
+    implementation = attention_for(AutoConfig.from_pretrained(base), device="cpu")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation=implementation)
+
+    assert row_leak.leak_between_rows(model) < 1e-5
+
+
+def test_every_family_that_masks_without_positions_is_listed() -> None:
+    blind = set()
+    for config in MODEL_FOR_CAUSAL_LM_MAPPING:
+        family = MODEL_FOR_CAUSAL_LM_MAPPING[config]
+        source = inspect.getsource(sys.modules[family.__module__])
+        masks = re.findall(r"mask_kwargs = \{(.*?)\}", source, re.DOTALL)
+        masks += [one for one in re.findall(r"create_causal_mask\(([^)]+)\)", source) if "**" not in one]
+        if any("position_ids" not in one for one in masks):
+            blind.add(config.model_type)
+
+    assert {"gpt_oss", "falcon", "opt"} <= blind
+    assert blind <= BLIND_TO_POSITIONS
