@@ -74,9 +74,13 @@ def _give_up(error: Exception | str) -> NoReturn:
     raise typer.Exit(2)
 
 
+def _running_database(settings: Settings) -> str | None:
+    return settings.database_url or running_url(_home(settings).postgres)
+
+
 def _database_url(settings: Settings) -> str:
     """Of the server that the environment names, else of the one that `up` runs in this home."""
-    url = settings.database_url or running_url(_home(settings).postgres)
+    url = _running_database(settings)
     if not url:
         _give_up(
             f"No database: DATABASE_URL is not set, and no 'tunepool-server up' runs in {settings.home.resolve()}. "
@@ -220,10 +224,10 @@ def revoke_key(key_id: str, home: HomeOption = None) -> None:
 
 
 def _catalogue(home: Path | None) -> Catalogue:
-    """Every base model, as it stands now. The database is asked only if an entry needs it."""
+    """Every base model, as it stands now. The database is asked only if an entry needs it and there is one."""
     settings = _settings(home)
     found = load_catalogue(settings)
-    if not found.pending:
+    if not (found.pending and _running_database(settings)):
         return found
     with _session(home) as session:
         return base_models.offered(session, settings)
@@ -259,7 +263,7 @@ def fetch_model(name: str, home: HomeOption = None) -> None:
     """Download and verify a base model now, not at the first job that needs it."""
     settings = _settings(home)
     place = _prepared(settings)
-    environment = own_environment(place, settings)
+    environment = own_environment(place, settings, DATABASE_URL=_running_database(settings) or "")
     done = subprocess.run(module("worker.base_models", name), env=environment, cwd=place.path, check=False)
     raise typer.Exit(done.returncode)
 

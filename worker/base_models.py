@@ -23,7 +23,7 @@ from shared.chores import base_models
 from shared.errors import Invalid, TunepoolError, Unavailable
 from shared.secrecy import hide_secrets
 from shared.settings import Settings, child_environment
-from shared.settle.catalogue import Catalogue, CatalogueEntry, local_folder
+from shared.settle.catalogue import Catalogue, CatalogueEntry, load_catalogue, local_folder
 from shared.store.db import make_engine, session_scope
 
 # Formats that run code when they are read, and code itself.
@@ -371,14 +371,25 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _named(name: str, settings: Settings) -> CatalogueEntry:
+    """The entry `name`. A host without a database reads the catalogue's file only. Raises Invalid, NotFound, NotYet."""
+    found = load_catalogue(settings)
+    if found.pending and settings.database_url:
+        engine = make_engine(settings.database_url)
+        try:
+            with session_scope(engine) as session:
+                found = base_models.offered(session, settings)
+        finally:
+            engine.dispose()
+    return found.entry(name)
+
+
 def main() -> None:
     """`python -m worker.base_models NAME`: have the model on this host now, not at the first job that needs it."""
     hide_secrets()
     settings = Settings()
     try:
-        with session_scope(make_engine(settings.database_url)) as session:  # dialled only if an entry needs it
-            entry = base_models.offered(session, settings).entry(sys.argv[1])
-        print(ensure(entry, cache=settings.cache, interrupt=lambda: None))  # noqa: T201
+        print(ensure(_named(sys.argv[1], settings), cache=settings.cache, interrupt=lambda: None))  # noqa: T201
     except TunepoolError as error:
         sys.exit(error.message)
 

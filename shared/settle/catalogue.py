@@ -154,9 +154,10 @@ class Catalogue:
         """
         pending = self.pending.get(self.aliases.get(name, name))
         if pending is not None:
+            note = f" {pending.note}" if pending.note else ""
             raise NotYet(
                 f"The base model '{name[:100]}' is not ready yet: a worker reads the config.json of "
-                f"{pending.repository} at revision {pending.revision}. Try again in a few seconds. {pending.note}",
+                f"{pending.repository} at revision {pending.revision}. Try again in a few seconds.{note}",
                 param="model",
                 code="base_model_resolving",
             )

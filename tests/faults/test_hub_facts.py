@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select
@@ -17,6 +19,7 @@ from shared.settle.catalogue import Catalogue
 from shared.store.db import session_scope
 from shared.store.tables import BaseModelRow
 from tests.lifecycle.stack import Stack, until
+from worker.base_models import main as fetch_by_hand
 from worker.chores.looking_up import look_up_next
 from worker.host.flags import SharedFlags
 from worker.host.host import Host, open_host
@@ -132,6 +135,27 @@ def test_only_the_config_is_fetched_to_know_a_model(stack: Stack, hub: Hub, host
     assert offered(stack).find("far").revision == COMMIT
     assert "/api/models/example/far/revision/v1.0" in hub.asked
     assert {path.rsplit("/", 1)[1] for path in hub.asked if "/resolve/" in path} == {"config.json"}
+
+
+def test_the_fetcher_by_hand_knows_what_a_worker_has_looked_up(
+    stack: Stack, hub: Hub, host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.repositories["example/far"] = tiny(stack)
+    add(stack, "far")
+    offered(stack)
+    assert look_up_next(host)
+    monkeypatch.setattr(sys, "argv", ["base_models", "far"])
+    monkeypatch.setenv("TUNEPOOL_HOME", str(stack.settings.home))
+    monkeypatch.setenv("TUNEPOOL_MODELS_FILE", str(stack.home / "models.toml"))
+    monkeypatch.setenv("DATABASE_URL", "")
+    with pytest.raises(SystemExit, match="not ready yet"):  # a host without a database
+        fetch_by_hand()
+
+    monkeypatch.setenv("DATABASE_URL", stack.settings.database_url)
+    fetch_by_hand()
+
+    printed = capsys.readouterr().out.splitlines()[-1]  # above it is what the look-up has logged
+    assert (Path(printed) / "model.safetensors").is_file()
 
 
 def without_config(files: dict[str, bytes]) -> dict[str, bytes]:
