@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
@@ -21,6 +20,7 @@ import jinja2
 
 from shared.contract.spec import Training
 from shared.errors import Invalid
+from worker.train.arguments import for_template, wants_arguments_as_text
 from worker.train.one_rendering import MARK, with_marks
 from worker.train.time_limit import TimeIsUp, time_limit
 from worker.train.token_spans import Span
@@ -63,6 +63,14 @@ class ChatTemplate:
     def ends(self) -> tuple[str, ...]:
         """Control tokens that may stand behind an answer."""
         return self._special_tokens
+
+    def prepared(self, message: JsonObject) -> JsonObject:
+        """A message in the form that this template expects."""
+        return for_template(message, arguments_as_text="tool_calls" in message and self._arguments_as_text)
+
+    @functools.cached_property
+    def _arguments_as_text(self) -> bool:
+        return wants_arguments_as_text(functools.partial(self._render, tools=None))
 
     def render(self, messages: list[JsonObject], *, tools: list[JsonObject] | None, prompt_only: bool = False) -> str:
         """The text of `messages`; with `prompt_only`, up to and including the assistant's header.
@@ -241,29 +249,12 @@ class ChatTemplate:
             return None
 
 
-def for_template(message: JsonObject) -> JsonObject:
-    """A message in the form templates expect: no `weight`, text content, tool arguments as objects."""
-    clean = {key: value for key, value in message.items() if key != "weight" and value is not None}
-    clean.setdefault("content", "")
-    if "tool_calls" in clean:
-        clean["tool_calls"] = [_with_parsed_arguments(call) for call in clean["tool_calls"]]
-    return clean
-
-
 def trained_messages(messages: list[JsonObject], training: Training) -> list[bool]:
     """For each assistant message, in order: does it carry loss?"""
     answers = [message.get("weight", 1) != 0 for message in messages if message["role"] == "assistant"]
     if training.train_on == "last_assistant":
         return [False] * (len(answers) - 1) + answers[-1:]
     return answers
-
-
-def _with_parsed_arguments(call: JsonObject) -> JsonObject:
-    # OpenAI sends arguments as a JSON string; chat templates serialise an object and would quote a string twice.
-    function = dict(call.get("function", {}))
-    with contextlib.suppress(TypeError, ValueError):  # an object already, or no JSON: printed as it is
-        function["arguments"] = json.loads(function.get("arguments", "{}"))
-    return {**call, "function": function}
 
 
 def _runs(mask: list[int], offsets: list[Span]) -> list[Span]:

@@ -20,7 +20,7 @@ import numpy as np
 from shared.contract.events import UnwrittenRows
 from shared.contract.spec import DataFacts, Training
 from shared.errors import Invalid
-from worker.train.chat import ChatTemplate, JsonObject, for_template, trained_messages
+from worker.train.chat import ChatTemplate, JsonObject, trained_messages
 from worker.train.token_spans import Alignment, Ids, Mask, Span
 from worker.train.turns import common_prefix_length
 from worker.train.unwritten import RefusedRows, Unwritten
@@ -184,7 +184,7 @@ class RowReader:
 
     def _chat(self, record: JsonObject) -> _Text:
         assert self._template is not None
-        messages = [for_template(message) for message in record["messages"]]
+        messages = [self._template.prepared(message) for message in record["messages"]]
         tools = record.get("tools")
         if self._training.train_on == "all":
             text = self._template.render(messages, tools=tools)
@@ -216,11 +216,11 @@ class RowReader:
 
     def _answered(self, record: JsonObject, answers: list[JsonObject], *, label: bool = True) -> _Answers:
         assert self._template is not None
-        messages = [for_template(message) for message in record["messages"]]
+        messages = [self._template.prepared(message) for message in record["messages"]]
         tools = record.get("tools")
         prompt = self._template.render(messages, tools=tools, prompt_only=True)
         found = lost(messages, tools=tools, text=prompt, spans=None)
-        wholes = [self._answered_once(prompt, messages, for_template(one), tools=tools) for one in answers]
+        wholes = [self._answered_once(prompt, messages, self._template.prepared(one), tools=tools) for one in answers]
         return _Answers(prompt, wholes, label, lost=found)
 
     def _answered_once(
