@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from shared.rows import formats, strict_json
 from shared.rows.arguments import BadArguments, object_text
 from shared.rows.formats import Row
-from shared.rows.loss_flags import NOT_OFFERED, TRUTHS, weight_of
+from shared.rows.loss_flags import NOT_OFFERED, TRUTHS, asks_to_train, weight_of
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _TOOL_DEPTH = 32
@@ -270,6 +270,9 @@ class Conversation:
             self.found.refuse(f"{at}.value", "wrong_type", f"{at}.value is {shown(value)}; use text.")
             return ""
         self._check_flags(item, at)
+        if role not in {"assistant", "function_call"} and (flag := asks_to_train(item)):
+            text = f"{at}.{flag} asks to train a {role} message; only the assistant's are trained, remove it."
+            self.found.refuse(f"{at}.{flag}", "invalid_weight", text)
         self.found.characters += len(value)
         if role == "function_call":
             return self._sharegpt_call(item, at)

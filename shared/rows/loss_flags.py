@@ -16,3 +16,8 @@ def weight_of(item: dict[str, Any]) -> Any:
         given += [] if weight is None else [weight]
         return min(given, default=None)
     return weight
+
+
+def asks_to_train(item: dict[str, Any]) -> str | None:
+    """The first flag of an item that asks for loss on it; None where there is none."""
+    return next((key for key in (*TRUTHS, "weight") if item.get(key) not in (None, False, 0)), None)

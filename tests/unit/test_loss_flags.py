@@ -22,3 +22,18 @@ def test_a_flag_that_is_not_offered_is_refused_by_name(flags: dict) -> None:
     (problem,) = check_row(row(**flags), "sharegpt").problems
 
     assert problem.param == f"conversations[1].{next(iter(flags))}"
+
+
+@pytest.mark.parametrize("flag", [{"train": True}, {"loss": True}, {"weight": 1}])
+def test_a_flag_that_asks_to_train_a_question_is_refused_by_name(flag: dict) -> None:
+    items = [{"from": "human", "value": "u", **flag}, {"from": "gpt", "value": "a"}]
+    (problem,) = check_row({"conversations": items}, "sharegpt").problems
+
+    assert (problem.param, problem.code) == (f"conversations[0].{next(iter(flag))}", "invalid_weight")
+
+
+@pytest.mark.parametrize("flag", [{"train": False}, {"weight": 0}, {"loss": None}])
+def test_a_question_may_say_that_it_is_not_trained(flag: dict) -> None:
+    items = [{"from": "human", "value": "u", **flag}, {"from": "gpt", "value": "a"}]
+
+    assert not check_row({"conversations": items}, "sharegpt").problems
