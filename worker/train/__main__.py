@@ -45,6 +45,7 @@ from worker.train.ranks import Ranks
 from worker.train.reporting import Reporter
 from worker.train.sequence_state import packed_only_apart
 from worker.train.sharding import shard_frozen_layers
+from worker.train.stack_faults import refused_for_good
 from worker.train.stopping import StoppedOnRequest, StopRequest
 from worker.train.tokenizer import load_tokenizer
 from worker.train.validation import ROWS_AT_ONCE, Evaluator
@@ -95,13 +96,15 @@ def run_attempt(spec: AttemptSpec, *, out: Path, reporter: Reporter, stop: StopR
     _agree_on_start(resume_from, ranks)
 
     reporter.alive("loading")
-    base = _load_base(spec)
+    with refused_for_good("loading the base model"):
+        base = _load_base(spec)
     reporter.alive("loading")
     without_router_loss(base, reporter=reporter)
-    spec = packed_only_apart(spec, base, reporter=reporter)
-    objective = _build_objective(base, spec, out=out, tokenizer=tokenizer, plan=plan, rows=data.rows, ranks=ranks)
-    reporter.alive("loading")
-    learner = _make_learner(spec, objective=objective, plan=plan)
+    with refused_for_good("adapting the base model"):
+        spec = packed_only_apart(spec, base, reporter=reporter)
+        objective = _build_objective(base, spec, out=out, tokenizer=tokenizer, plan=plan, rows=data.rows, ranks=ranks)
+        reporter.alive("loading")
+        learner = _make_learner(spec, objective=objective, plan=plan)
     ranks.agree_on(trainable(learner.model).values())
     progress = Progress()
     set_seed(spec.job.seed + ranks.rank)  # what building consumed must not shift the run

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from worker.train.objectives.objective import Objective
 from worker.train.packing import StepPlan
 from worker.train.ranks import Ranks
 from worker.train.reporting import Reporter
+from worker.train.stack_faults import refused_for_good
 from worker.train.stopping import StoppedOnRequest, StopRequest
 from worker.train.validation import Evaluator, Tally, passes
 
@@ -97,7 +99,8 @@ def train(run: TrainingRun) -> None:
     while run.progress.step < run.plan.total_steps and not run.progress.early_stopped:
         if run.stop:
             _stop(run)
-        _one_step(run)
+        with refused_for_good("taking the first step") if run.progress.step == 0 else nullcontext():
+            _one_step(run)
         if run.stop:
             _stop(run)
         _look_and_save(run)
