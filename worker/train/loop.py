@@ -119,7 +119,7 @@ def _one_step(run: TrainingRun) -> None:
     seconds = run.clock() - began
     progress.train_seconds += seconds
     _report_step(run, tally, learning_rate=learning_rate, grad_norm=grad_norm, seconds=seconds)
-    guess = math.log(run.trainer.model.config.vocab_size)
+    guess = math.log(run.trainer.model.config.get_text_config().vocab_size)
     if OBJECTIVES[run.spec.job.objective.type].guess_bounds_loss:
         check_divergence(tally.loss, progress=progress, worst=guess)
 

@@ -96,7 +96,7 @@ def check_modules(model: torch.nn.Module, adapter: Adapter) -> None:
     _require(adapter.modules_to_save or [], among=named, param="adapter.modules_to_save", code="modules_not_found")
     for field in ("rank_pattern", "alpha_pattern"):
         _require(getattr(adapter, field), among=adaptable, param=f"adapter.{field}", code="modules_not_found")
-    layers = model.config.num_hidden_layers
+    layers = model.config.get_text_config().num_hidden_layers
     beyond = [layer for layer in adapter.layers_to_transform or [] if layer >= layers]
     if beyond:
         message = f"The base model has layers 0 to {layers - 1}; there is no layer {beyond[0]}."
