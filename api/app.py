@@ -39,7 +39,7 @@ from api.routes import (
 from api.streams import Streams
 from shared import log
 from shared.contract.spec import CreateJob, CreatePreflight
-from shared.secrecy import hide_secrets
+from shared.operating.secrecy import hide_secrets
 from shared.settings import Settings
 from shared.store.bell import ring
 from shared.store.db import make_engine, reading_engine, session_scope

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from api.faults import MAX_PARAM_CHARACTERS, first_fault
 from shared.errors import Invalid, TooLarge
-from shared.plain_text import acting, printable
 from shared.rows import strict_json
+from shared.tenants.plain_text import acting, printable
 
 JSON: Final = "application/json"
 SHORT_BYTES: Final = 65_536  # as much as the server takes from a socket anyhow, whoever sends it

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from shared import errors
-from shared.plain_text import printable
+from shared.tenants.plain_text import printable
 
 log = structlog.get_logger()
 

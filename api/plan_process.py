@@ -21,8 +21,8 @@ import structlog
 from sqlalchemy import Engine
 
 from shared.fleet import snapshot
+from shared.operating.secrecy import hide_secrets
 from shared.plan.verdicts import Verdict
-from shared.secrecy import hide_secrets
 from shared.store.db import make_engine, session_scope
 
 log = structlog.get_logger()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from uvicorn.main import main as uvicorn
 
-from shared.secrecy import hide_secrets
+from shared.operating.secrecy import hide_secrets
 
 
 def main() -> None:

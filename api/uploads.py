@@ -13,7 +13,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from shared.errors import Invalid, TooLarge
-from shared.plain_text import printable
+from shared.tenants.plain_text import printable
 
 MAX_FIELD_BYTES: Final = 4096
 MAX_FIELDS: Final = 16

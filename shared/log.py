@@ -8,8 +8,8 @@ from typing import TextIO, cast
 
 import structlog
 
-from shared.plain_text import printable
 from shared.settings import Settings
+from shared.tenants.plain_text import printable
 
 
 class _Forgiving:

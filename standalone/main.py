@@ -18,13 +18,13 @@ from sqlalchemy.orm import Session
 from shared import log
 from shared.chores import base_models
 from shared.errors import Invalid, TunepoolError
-from shared.plain_text import acting, printable
-from shared.secrecy import hide_secrets
+from shared.operating.secrecy import hide_secrets
 from shared.settings import Settings
 from shared.settle.catalogue import Catalogue, load_catalogue, local_folder
 from shared.store.db import make_engine, session_scope
 from shared.store.tables import ProjectRow
 from shared.tenants import audit, keys
+from shared.tenants.plain_text import acting, printable
 from standalone.children import ChildFailed
 from standalone.conversion import convert_file
 from standalone.home import Home, HomeInUse, HomeUnusable

@@ -16,7 +16,7 @@ import structlog
 from celery import signals
 from kombu import Exchange, Queue
 
-from shared.secrecy import hide_secrets
+from shared.operating.secrecy import hide_secrets
 from shared.settings import Settings
 from shared.store.bell import make_celery, own_queue_name, queue_name
 from worker.host.devices import discover

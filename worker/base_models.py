@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from shared.chores import base_models
 from shared.errors import Invalid, TunepoolError, Unavailable
-from shared.secrecy import hide_secrets
+from shared.operating.secrecy import hide_secrets
 from shared.settings import Settings, child_environment
 from shared.settle.catalogue import Catalogue, CatalogueEntry, load_catalogue, local_folder
 from shared.store.db import make_engine, session_scope

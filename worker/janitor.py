@@ -23,8 +23,8 @@ from shared.chores import waiting as lanes
 from shared.errors import Unavailable
 from shared.fleet import members, workers
 from shared.jobs import moves
+from shared.operating.secrecy import hide_secrets
 from shared.products import files, garbage
-from shared.secrecy import hide_secrets
 from shared.settings import Settings
 from shared.store import schema
 from shared.store.bell import call, ring

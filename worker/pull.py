@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from shared import failpoints
 from shared.jobs import moves
 from shared.lease.values import Claim
-from shared.secrecy import hide_secrets
+from shared.operating.secrecy import hide_secrets
 from shared.settings import Settings
 from shared.store.bell import call, ring
 from shared.store.lifecycle import Lane

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from shared.secrecy import hide_secrets
+from shared.operating.secrecy import hide_secrets
 from shared.settings import Settings
 
 

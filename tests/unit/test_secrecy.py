@@ -41,7 +41,7 @@ def test_every_entry_that_may_hold_a_credential_hides_it(path: Path) -> None:
 @pytest.mark.parametrize(
     "begun",
     [
-        "from shared.secrecy import hide_secrets; hide_secrets()",
+        "from shared.operating.secrecy import hide_secrets; hide_secrets()",
         "from api.app import app_from_settings; app_from_settings()",
         "from standalone.main import _settings; _settings(None)",
     ],
