@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """A test may take so many times longer as this machine is slower (tests/patience.py)."""
     if config.getoption("timeout") is None:
         config.option.timeout = float(config.getini("timeout")) * SLOWNESS
+
+
+def pytest_sessionstart() -> None:
+    """Hear SIGINT: a suite that a script starts in the background ignores it, and so would the tests' programs."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
