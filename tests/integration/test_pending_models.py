@@ -14,6 +14,7 @@ from shared.settings import Settings
 from shared.store.db import session_scope
 from tests.factories import make_file
 from tests.integration.conftest import Api
+from tests.lifecycle.stack import until
 from tests.live import live_api
 from tests.patience import patience
 
@@ -74,7 +75,9 @@ def test_a_job_waits_for_the_look_up_and_is_accepted_after_it(api: Api, client: 
     assert submit(api, client).status_code == 200
     assert client.get("/v1/models/far").status_code == 200
     assert names(client) == {"far", "smollm2-135m-instruct"}
-    assert client.get("/readyz").json()["resolving_models"] == {}
+    until(  # one look at readiness serves all for a second
+        lambda: client.get("/readyz").json()["resolving_models"] == {}, seconds=20, what="nothing is looked up"
+    )
 
 
 def test_what_the_hub_refused_is_told_with_its_remedy(api: Api, client: httpx2.Client) -> None:
