@@ -55,9 +55,10 @@ class Home:
     def prepare(self) -> None:
         """Make it, if it is not there. Raises HomeUnusable."""
         try:
-            for private in (self.logs, self.path / "storage"):  # others' data and words; the home itself is entered
-                private.mkdir(parents=True, exist_ok=True)
-                with suppress(PermissionError):  # another user's: said below
+            self.logs.mkdir(parents=True, exist_ok=True)
+            # Others' data and words; the home itself is entered. Where the store is elsewhere there is no `storage`.
+            for private in (self.logs, self.path / "storage"):
+                with suppress(PermissionError, FileNotFoundError):  # another user's: said below
                     private.chmod(0o700)
         except OSError as error:
             raise HomeUnusable(f"No home can be made at {self.path}: {error}. Choose another with --home.") from error

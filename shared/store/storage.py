@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -188,6 +189,8 @@ def open_store(settings: Settings) -> Store:
     url = settings.storage
     scheme, _, rest = url.partition("://")
     if scheme == "file":
+        with contextlib.suppress(OSError):  # said by the store, in the line below
+            Path(rest).mkdir(mode=0o700, parents=True, exist_ok=True)  # a new one is its owner's alone
         return Store(LocalStore(prefix=rest, mkdir=True))
     bucket, _, prefix = rest.partition("/")
     if scheme == "s3":

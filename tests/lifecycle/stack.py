@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -292,14 +293,18 @@ def open_stack(home: Path, servers: Servers, **environment: str) -> Iterator[Sta
         made.stop()
 
 
+_ENVIRONMENT = threading.Lock()  # the environment is the process's, and some tests make several stacks at once
+
+
 def read_settings(values: dict[str, str]) -> Settings:
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        return Settings()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    with _ENVIRONMENT:
+        before = dict(os.environ)
+        os.environ.update(values)
+        try:
+            return Settings()
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
 
 
 def make_model(folder: Path) -> None:
