@@ -236,7 +236,8 @@ def test_a_changed_training_file_is_noticed(running: Stack) -> None:
 
 
 def test_a_stuck_trainer_leaves_its_stack_and_is_tried_again(stack: Stack) -> None:
-    stack.start_worker(TUNEPOOL_STALL_FLOOR_SECONDS=lease(1), TUNEPOOL_MAX_ATTEMPTS="1")
+    # Long enough for a busy machine to start the interpreter: a trainer stuck in its imports has no stack to show.
+    stack.start_worker(TUNEPOOL_STALL_FLOOR_SECONDS=lease(5), TUNEPOOL_MAX_ATTEMPTS="1")
     job = stack.wait(stack.submit("steps=9 hang=2"))
 
     assert job.status == "failed"
