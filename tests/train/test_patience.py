@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +15,13 @@ from torch import nn
 
 from shared.contract.events import EXIT_DONE, Alive, Metrics, Started
 from shared.settings import Settings
+from tests.lifecycle.stack import until
 from tests.train.tiny import chat_rows, make_spec, run
 from worker.program.trainer_events import EventTail, Story, told
 from worker.train import reporting
 from worker.train.objectives.objective import Loss, MicroBatch, Separable
 from worker.train.ranks import Ranks
-from worker.train.reporting import Reporter
+from worker.train.reporting import Effort, Reporter
 from worker.train.validation import ROWS_AT_ONCE, Evaluator
 
 FLOOR = Settings.model_fields["stall_floor_seconds"].default
@@ -120,6 +123,7 @@ def test_signs_of_life_come_from_steps_and_from_each_group_of_validation_rows(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reporting, "SIGN_SECONDS", -1.0)
+    monkeypatch.setattr(reporting, "WATCH_SECONDS", 0.001)
     settings: dict[str, Any] = {"rows": chat_rows(4), "validation": chat_rows(2 * ROWS_AT_ONCE + 1)}
 
     code, events = run(make_spec(tmp_path, model=model, **settings), tmp_path / "out")
@@ -143,3 +147,44 @@ def test_signs_of_life_are_rare_and_no_client_reads_them(tmp_path: Path) -> None
 
     assert len(signs) == 10
     assert [told(sign) for sign in signs if isinstance(sign, Alive)] == [None] * 10
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_upstreams_long_work_gives_signs_and_its_waiting_gives_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, works: bool
+) -> None:
+    monkeypatch.setattr(reporting, "SIGN_SECONDS", 0.0)
+    monkeypatch.setattr(reporting, "WATCH_SECONDS", 0.02)
+    events, looks = tmp_path / "events.jsonl", 0
+    reporter = Reporter(events, clock=time.time)
+
+    def now() -> Effort:
+        nonlocal looks
+        looks += 1
+        return Effort(cpu_seconds=looks if works else 0.0, transfers=0)
+
+    monkeypatch.setattr(reporting.Effort, "now", now)
+
+    with reporter.working("loading"):
+        until(lambda: looks >= 5)
+
+    assert ("loading" in [event.doing for event in EventTail(events).read()]) == works
+
+
+def test_work_that_is_busy_for_ever_stops_giving_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporting, "WATCH_SECONDS", 0.001)
+    monkeypatch.setattr(reporting, "PHASE_SECONDS", 0.0)
+    reporter = Reporter(tmp_path / "events.jsonl", clock=time.time)
+
+    with reporter.working("loading"):
+        until(lambda: not any(thread.name == "signs-of-life" for thread in threading.enumerate()))
+
+
+def test_reading_writing_and_computing_are_work_and_waiting_is_none(tmp_path: Path) -> None:
+    before = Effort.now()
+    torch.linalg.svd(torch.ones(600, 600))
+    computed = Effort.now()
+
+    assert computed.works_since(before, seconds=0.1)
+    assert not computed.works_since(computed, seconds=0.1)
+    assert Effort(cpu_seconds=1.0, transfers=2).works_since(Effort(cpu_seconds=1.0, transfers=1), seconds=100.0)

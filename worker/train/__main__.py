@@ -90,27 +90,26 @@ def run_attempt(spec: AttemptSpec, *, out: Path, reporter: Reporter, stop: StopR
     set_seed(spec.job.seed)
 
     tokenizer = load_tokenizer(spec)
-    data, validation = _read_data(spec, tokenizer=tokenizer, reporter=reporter)
+    with reporter.working("loading"):
+        data, validation = _read_data(spec, tokenizer=tokenizer, reporter=reporter)
     plan = _plan(spec, rows=len(data.rows))
     resume_from = checkpoints.newest_intact(out / "checkpoints", job_id=spec.job_id)
     _agree_on_start(resume_from, ranks)
 
-    reporter.alive("loading")
-    with refused_for_good("loading the base model"):
+    with reporter.working("loading"), refused_for_good("loading the base model"):
         base = _load_base(spec)
-    reporter.alive("loading")
     without_router_loss(base, reporter=reporter)
-    with refused_for_good("adapting the base model"):
+    with reporter.working("loading"), refused_for_good("adapting the base model"):
         spec = packed_only_apart(spec, base, reporter=reporter)
         objective = _build_objective(base, spec, out=out, tokenizer=tokenizer, plan=plan, rows=data.rows, ranks=ranks)
-        reporter.alive("loading")
         learner = _make_learner(spec, objective=objective, plan=plan)
     ranks.agree_on(trainable(learner.model).values())
     progress = Progress()
     set_seed(spec.job.seed + ranks.rank)  # what building consumed must not shift the run
     if resume_from is not None:
         progress = checkpoints.read_progress(resume_from)
-        checkpoints.restore(resume_from, learner, rank=ranks.rank)
+        with reporter.working("loading"):
+            checkpoints.restore(resume_from, learner, rank=ranks.rank)
 
     run = TrainingRun(
         spec=spec,
@@ -237,7 +236,8 @@ def _publish(run: TrainingRun, *, tokenizer: Any) -> None:
     peak = run.ranks.most(peak_memory_bytes(run.spec))
     if not run.ranks.first:
         return
-    export.publish(place, out=run.out, spec=run.spec, tokenizer=tokenizer, reason=reason)
+    with run.reporter.working("checkpoint"):
+        export.publish(place, out=run.out, spec=run.spec, tokenizer=tokenizer, reason=reason)
     run.reporter.write(
         Finished,
         steps=run.progress.step,

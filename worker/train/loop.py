@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,7 +98,10 @@ def train(run: TrainingRun) -> None:
     while run.progress.step < run.plan.total_steps and not run.progress.early_stopped:
         if run.stop:
             _stop(run)
-        with refused_for_good("taking the first step") if run.progress.step == 0 else nullcontext():
+        if run.progress.step == 0:  # kernels may be compiled: minutes without a word
+            with run.reporter.working("step"), refused_for_good("taking the first step"):
+                _one_step(run)
+        else:
             _one_step(run)
         if run.stop:
             _stop(run)
@@ -240,15 +242,15 @@ def note_validation(progress: Progress, loss: float, *, spec: AttemptSpec) -> bo
 def save_checkpoint(run: TrainingRun) -> Path:
     """Write the checkpoint of the steps done, tell, and remove those no longer needed."""
     folder = run.out / "checkpoints"
-    run.reporter.alive("checkpoint")
-    place = checkpoints.save(
-        folder,
-        learner=run.learner,
-        progress=run.progress,
-        job_id=run.spec.job_id,
-        write_adapter=run.write_adapter,
-        ranks=run.ranks,
-    )
+    with run.reporter.working("checkpoint"):
+        place = checkpoints.save(
+            folder,
+            learner=run.learner,
+            progress=run.progress,
+            job_id=run.spec.job_id,
+            write_adapter=run.write_adapter,
+            ranks=run.ranks,
+        )
     looked = run.last_validation[1] if run.last_validation and run.last_validation[0] == run.progress.step else None
     run.reporter.write(
         CheckpointSaved,

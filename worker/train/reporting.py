@@ -3,14 +3,40 @@
 from __future__ import annotations
 
 import os
+import resource
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from shared.contract.events import Alive, Level, Message, TrainerEvent
 
 SIGN_SECONDS: Final = 10.0  # signs of life that come faster than this are left out
+WATCH_SECONDS: Final = 2.0  # between two looks at whether this process works
+PHASE_SECONDS: Final = 3600.0  # a phase that is longer gives no more signs: busy for ever is stuck, too
+BUSY_SHARE: Final = 0.02  # of a core; a process that waits for nothing that comes uses less
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What this process has used since it began."""
+
+    cpu_seconds: float
+    transfers: int  # blocks read and written, and pages fetched from a disk
+
+    @classmethod
+    def now(cls) -> Effort:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        transfers = usage.ru_inblock + usage.ru_oublock + usage.ru_majflt
+        return cls(cpu_seconds=usage.ru_utime + usage.ru_stime, transfers=transfers)
+
+    def works_since(self, earlier: Effort, *, seconds: float) -> bool:
+        """Whether something was computed, read or written in the `seconds` between."""
+        computed = self.cpu_seconds - earlier.cpu_seconds > BUSY_SHARE * seconds
+        return computed or self.transfers > earlier.transfers
 
 
 class Reporter:
@@ -38,6 +64,30 @@ class Reporter:
         """Tell that work goes on, once nothing has been told for a while."""
         if self._ticks() - self._told_at >= SIGN_SECONDS:
             self.write(Alive, doing=doing)
+
+    @contextmanager
+    def working(self, doing: str) -> Iterator[None]:
+        """Tell that work goes on while upstream's code runs, which gives no sign itself.
+
+        A thread looks whether this process computes, reads or writes. One that waits for ever gives no sign and is
+        taken for stuck, as before; one that is busy for more than `PHASE_SECONDS` is, too.
+        """
+        over = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(doing, over), name="signs-of-life", daemon=True)
+        watch.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watch.join()
+
+    def _watch(self, doing: str, over: threading.Event) -> None:
+        began, before = self._ticks(), Effort.now()
+        while not over.wait(WATCH_SECONDS) and self._ticks() - began < PHASE_SECONDS:
+            now = Effort.now()
+            if now.works_since(before, seconds=WATCH_SECONDS):
+                self.alive(doing)
+            before = now
 
     @staticmethod
     def _end_torn_line(file: int) -> None:
