@@ -23,6 +23,7 @@ from api.request_url import RequestUrl
 from api.routes import (
     adapters,
     files,
+    graders,
     health,
     job_operations,
     jobs,
@@ -38,6 +39,7 @@ from api.routes import (
 )
 from api.streams import Streams
 from shared import log
+from shared.contract.graders import RunGrader, ValidateGrader
 from shared.contract.spec import CreateJob, CreatePreflight
 from shared.operating.secrecy import hide_secrets
 from shared.settings import Settings
@@ -104,7 +106,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestId)  # added last, so outermost
     errors.install(app)
     for part in (
-        *(files, jobs, preflights, models, adapters, objects, merges, streams),
+        *(files, jobs, preflights, graders, models, adapters, objects, merges, streams),
         *(pool, job_operations, projects, usage, health, reference),
     ):
         app.include_router(part.router)
@@ -120,7 +122,7 @@ def _describe(app: FastAPI) -> None:
         if app.openapi_schema is None:
             schema = plain()
             components = schema["components"]
-            for body in (CreateJob, CreatePreflight, *pool_bodies.BODIES):
+            for body in (CreateJob, CreatePreflight, ValidateGrader, RunGrader, *pool_bodies.BODIES):
                 reference = body.model_json_schema(ref_template="#/components/schemas/{model}")
                 components["schemas"] |= {**reference.pop("$defs", {}), body.__name__: reference}
             # FastAPI drops every null of an example, and these nulls are fields that are always there.

@@ -70,14 +70,18 @@ def body_of(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def parse(body: bytes, model: type[Model]) -> Model:
-    """The body as `model`. Raises Invalid for the first field at fault, `param` in dotted form."""
+def parse(body: bytes, model: type[Model], *, data: Sequence[str] = ()) -> Model:
+    """The body as `model`. Raises Invalid for the first field at fault, `param` in dotted form.
+
+    Args:
+        data: top fields whose texts are no names, labels or reasons: they may hold any character.
+    """
     document = _document(body)
     try:
         wanted = model.model_validate(document)
     except ValidationError as error:
         raise first_fault(error.errors(include_url=False), document, model) from None
-    _refuse_acting_text(document)
+    _refuse_acting_text({name: value for name, value in document.items() if name not in data})
     return wanted
 
 

@@ -27,7 +27,12 @@ _TAG_FAULTS: Final = ("union_tag_invalid", "union_tag_not_found")
 
 # Values that other services take and this one never will: the reason is worth more than the list of others.
 _REASONS: Final = {
-    ("method.type", "reinforcement"): " Reinforcement fine-tuning is not offered: no grader runs here.",
+    ("method.type", "reinforcement"): " Reinforcement fine-tuning is not offered.",
+    ("type", "python"): " Graders that run code are not offered.",
+    ("type", "score_model"): " Graders that ask another model are not offered.",
+    ("type", "label_model"): " Graders that ask another model are not offered.",
+    ("evaluation_metric", "cosine"): " It needs an embedding model, which is not offered.",
+    ("evaluation_metric", "meteor"): " It needs the WordNet corpus, which is not carried.",
 }
 
 
@@ -43,8 +48,14 @@ def first_fault(found: Sequence[ErrorDetails], document: dict[str, Any], model: 
         return Invalid(f"Invalid key '{param}': {_wanted_key(path, model)}.", param=param, code="invalid_value")
     value = _value(document, path)
     wanted = _wanted(path, model) or error["msg"].replace("Input should be ", "")
-    reason = _REASONS.get((param, value), "") if isinstance(value, str) else ""
+    reason = _reason(param, value)
     return Invalid(f"Invalid value for '{param}': must be {wanted}, not {_shown(value)}.{reason}", param=param)
+
+
+def _reason(param: str, value: Any) -> str:
+    if not isinstance(value, str):
+        return ""
+    return _REASONS.get((param, value)) or _REASONS.get((param.rpartition(".")[2], value), "")
 
 
 def _most_telling(found: Sequence[ErrorDetails], document: Any) -> tuple[Path, ErrorDetails]:

@@ -345,7 +345,7 @@ def _method_of(objective: type[Part]) -> type[Part]:
 
 
 class NamedObjective(Part):
-    """OpenAI's `method`. `reinforcement` is refused by name: no grader runs here."""
+    """OpenAI's `method`. `reinforcement` is refused by name."""
 
     type: ObjectiveName
 

@@ -40,6 +40,8 @@ SCOPE = {
     "GET /v1/fine_tuning/jobs/{job_id}/events": "jobs:read",
     "GET /v1/fine_tuning/jobs/{job_id}/checkpoints": "jobs:read",
     "GET /v1/tunepool/jobs/{job_id}/events/stream": "jobs:read",
+    "POST /v1/fine_tuning/alpha/graders/validate": "jobs:write",
+    "POST /v1/fine_tuning/alpha/graders/run": "jobs:write",
     "GET /v1/models": "models:read",
     "GET /v1/models/{model}": "models:read",
     "DELETE /v1/models/{model}": "models:write",

@@ -167,7 +167,7 @@ def test_no_field_takes_what_is_no_json_value(
         ("tunepool.adapter.lora_dropout", 1.0, 'must be a number at least 0 and below 1, or "auto", not 1.0.'),
         ("tunepool.training.eval", 5, 'must be an object, or "auto", not 5.'),
         ("metadata", {"k" * 65: "v"}, "each key must be a string of 1 to 64 characters."),
-        ("method.type", "reinforcement", "Reinforcement fine-tuning is not offered: no grader runs here."),
+        ("method.type", "reinforcement", "Reinforcement fine-tuning is not offered."),
     ],
 )
 def test_a_refusal_says_all_that_the_field_accepts(
