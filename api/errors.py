@@ -12,7 +12,9 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import compile_path
 
+from api.not_offered import instead_of
 from shared import errors
 from shared.tenants.plain_text import printable
 
@@ -90,13 +92,40 @@ def _gone(request: Request, _: Exception) -> Response:
 
 def _plain(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    message = str(error.detail)
+    message, headers = str(error.detail), dict(error.headers or {})
     if error.status_code == 404:
-        message = f"Unknown request URL: {request.method} {request.url.path[:200]}. API routes begin with /v1."
+        instead = instead_of(request.url.path)
+        if instead is not None:
+            return _unsupported(request, instead)
+        message = f"Unknown request URL: {request.method} {request.url.path[:200]}. {_where_routes_are(request)}"
     if error.status_code == 405:
-        message = f"Not allowed to {request.method} on {request.url.path[:200]}."
+        allowed = _allowed(request)
+        message = f"Not allowed to {request.method} on {request.url.path[:200]}; allowed: {allowed}."
+        headers["Allow"] = allowed
     body = envelope(message, kind="invalid_request_error", param=None, code=_PLAIN.get(error.status_code))
-    return JSONResponse(body, status_code=error.status_code, headers=dict(error.headers or {}))
+    return JSONResponse(body, status_code=error.status_code, headers=headers)
+
+
+def _unsupported(request: Request, instead: str) -> JSONResponse:
+    message = f"{request.method} {request.url.path[:200]} is not offered here. {instead}"
+    body = envelope(message, kind="invalid_request_error", param=None, code="unsupported")
+    # The openai client retries every 5xx unless told not to.
+    return JSONResponse(body, status_code=501, headers={"x-should-retry": "false"})
+
+
+def _where_routes_are(request: Request) -> str:
+    if not request.url.path.startswith("/v1/"):
+        return "API routes begin with /v1."
+    return "GET /openapi.json lists every route."
+
+
+def _allowed(request: Request) -> str:
+    """Every method of the path (RFC 9110, 15.5.6); the router's own header names those of one route only."""
+    methods: set[str] = set()
+    for path, operations in request.app.openapi()["paths"].items():
+        if compile_path(path)[0].match(request.url.path):
+            methods |= {name.upper() for name in operations if name != "parameters"}
+    return ", ".join(sorted(methods))
 
 
 def _unvalidated(_: Request, error: Exception) -> JSONResponse:

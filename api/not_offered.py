@@ -1,0 +1,41 @@
+"""OpenAI's routes that Tunepool has none of, each with what to use instead.
+
+A script that was written for OpenAI meets them. "Unknown request URL" would make its owner look for a typing error.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+_SERVE: Final = "Serve the adapter with an inference server such as vLLM: docs/adapters.md."
+# The longest prefix that fits a path decides. A route that the application has is never looked up here.
+NOT_OFFERED: Final = {
+    "/v1/chat/completions": _SERVE,
+    "/v1/completions": _SERVE,
+    "/v1/responses": _SERVE,
+    "/v1/conversations": _SERVE,
+    "/v1/assistants": _SERVE,
+    "/v1/threads": _SERVE,
+    "/v1/realtime": _SERVE,
+    "/v1/embeddings": "Use an embedding server.",
+    "/v1/moderations": "Use a moderation service; rows are not moderated here.",
+    "/v1/images": "Language models only are trained here.",
+    "/v1/audio": "Language models only are trained here.",
+    "/v1/videos": "Language models only are trained here.",
+    "/v1/batches": "Send single requests to the server of your adapter.",
+    "/v1/evals": "Grade answers by POST /v1/fine_tuning/alpha/graders/run, or give the job a validation_file.",
+    "/v1/vector_stores": "Training files need no index: upload them by POST /v1/files.",
+    "/v1/containers": "No code of others is run here.",
+    "/v1/uploads": "Upload the whole file by POST /v1/files; an operator may raise TUNEPOOL_MAX_FILE_BYTES.",
+    "/v1/webhook_endpoints": "Poll the job, or follow GET /v1/tunepool/jobs/{id}/events/stream.",
+    "/v1/webhook_event_types": "Poll the job, or follow GET /v1/tunepool/jobs/{id}/events/stream.",
+    "/v1/fine_tuning/checkpoints": "Checkpoints are not shared between projects: use a key of their project.",
+    "/v1/fine-tunes": "It ended with OpenAI's first fine-tuning API: use /v1/fine_tuning/jobs.",
+    "/v1/organization": "Projects and keys are under /v1/tunepool/projects and /v1/tunepool/keys.",
+}
+
+
+def instead_of(path: str) -> str | None:
+    """What to use instead of the OpenAI route at `path`; None where OpenAI has no such route."""
+    fitting = [prefix for prefix in NOT_OFFERED if path == prefix or path.startswith(f"{prefix}/")]
+    return NOT_OFFERED[max(fitting, key=len)] if fitting else None

@@ -1,0 +1,67 @@
+"""OpenAI's routes that are not offered, unknown ones, and methods that a path does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx2
+import openai
+import pytest
+
+from api.app import create_app
+from api.not_offered import NOT_OFFERED, instead_of
+from tests.integration.conftest import Api
+from tests.integration.test_bad_requests import refused
+
+
+@pytest.fixture(scope="module")
+def http(api: Api) -> Iterator[httpx2.Client]:
+    with api.http() as client:
+        yield client
+
+
+def test_a_route_of_openai_that_is_not_offered_says_so_and_what_to_use(api: Api, http: httpx2.Client) -> None:
+    offered = create_app(api.settings).openapi()["paths"]
+    for path in NOT_OFFERED.keys() - offered.keys():
+        answer = http.post(f"{path}/x", json={})
+
+        error = refused(api, answer, status=501)
+        assert error["code"] == "unsupported"
+        assert error["message"] == f"POST {path}/x is not offered here. {NOT_OFFERED[path]}"
+        assert answer.headers["x-should-retry"] == "false"
+
+
+def test_the_openai_client_is_told_at_once(api: Api) -> None:
+    with pytest.raises(openai.InternalServerError) as told:
+        api.openai().embeddings.create(model="text-embedding-3-small", input="hello")
+
+    assert told.value.status_code == 501
+    assert "embedding server" in told.value.message
+
+
+@pytest.mark.parametrize("path", ["/v1/chat", "/v1/embeddingsx", "/v1/fine_tuning/jobs/x/y", "/chat/completions", "/"])
+def test_a_route_that_nobody_has_is_a_404(api: Api, http: httpx2.Client, path: str) -> None:
+    error = refused(api, http.post(path, json={}), status=404)
+
+    assert instead_of(path) is None
+    assert error["code"] == "not_found"
+    assert ("openapi.json" in error["message"]) == path.startswith("/v1/")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/v1/files", "GET, POST"),
+        ("PATCH", "/v1/files/file-a", "DELETE, GET"),
+        ("DELETE", "/v1/fine_tuning/jobs", "GET, POST"),
+        ("GET", "/v1/fine_tuning/jobs/ftjob-a/cancel", "POST"),
+    ],
+)
+def test_a_method_that_a_path_does_not_have_names_all_that_it_has(
+    api: Api, http: httpx2.Client, method: str, path: str, allowed: str
+) -> None:
+    answer = http.request(method, path)
+
+    error = refused(api, answer, status=405)
+    assert answer.headers["allow"] == allowed
+    assert allowed in error["message"]
