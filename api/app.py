@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 
-from api import errors, pool_bodies, views
+from api import errors, pool_bodies
 from api.bell import RingThread
 from api.deps import Door
 from api.links import make_links
@@ -38,6 +38,7 @@ from api.routes import (
     usage,
 )
 from api.streams import Streams
+from api.views import error_views, job_views
 from shared import log
 from shared.contract.graders import RunGrader, ValidateGrader
 from shared.contract.spec import CreateJob, CreatePreflight
@@ -56,17 +57,17 @@ the one key `tunepool`, in requests (`extra_body={"tunepool": {…}}`) and in an
 SWITCH_SECONDS: Final = 0.0005
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": views.ErrorEnvelope, "description": "A field is wrong; `param` names it."},
-    401: {"model": views.ErrorEnvelope, "description": "No API key, or not a live one."},
-    403: {"model": views.ErrorEnvelope, "description": "The key lacks a scope."},
-    404: {"model": views.ErrorEnvelope, "description": "No such thing in this project."},
-    409: {"model": views.ErrorEnvelope, "description": "Its state forbids this. Not worth retrying."},
-    413: {"model": views.ErrorEnvelope, "description": "Too many bytes."},
-    415: {"model": views.ErrorEnvelope, "description": "Wrong content type."},
-    422: {"model": views.ErrorEnvelope, "description": "The Idempotency-Key was used with another body."},
-    429: {"model": views.ErrorEnvelope, "description": "A limit is reached."},
-    500: {"model": views.ErrorEnvelope, "description": "A fault of ours; report it with the x-request-id."},
-    503: {"model": views.ErrorEnvelope, "description": "A part of the service is away; retry."},
+    400: {"model": error_views.ErrorEnvelope, "description": "A field is wrong; `param` names it."},
+    401: {"model": error_views.ErrorEnvelope, "description": "No API key, or not a live one."},
+    403: {"model": error_views.ErrorEnvelope, "description": "The key lacks a scope."},
+    404: {"model": error_views.ErrorEnvelope, "description": "No such thing in this project."},
+    409: {"model": error_views.ErrorEnvelope, "description": "Its state forbids this. Not worth retrying."},
+    413: {"model": error_views.ErrorEnvelope, "description": "Too many bytes."},
+    415: {"model": error_views.ErrorEnvelope, "description": "Wrong content type."},
+    422: {"model": error_views.ErrorEnvelope, "description": "The Idempotency-Key was used with another body."},
+    429: {"model": error_views.ErrorEnvelope, "description": "A limit is reached."},
+    500: {"model": error_views.ErrorEnvelope, "description": "A fault of ours; report it with the x-request-id."},
+    503: {"model": error_views.ErrorEnvelope, "description": "A part of the service is away; retry."},
 }
 
 
@@ -126,7 +127,7 @@ def _describe(app: FastAPI) -> None:
                 reference = body.model_json_schema(ref_template="#/components/schemas/{model}")
                 components["schemas"] |= {**reference.pop("$defs", {}), body.__name__: reference}
             # FastAPI drops every null of an example, and these nulls are fields that are always there.
-            components["schemas"]["FineTuningJob"]["examples"] = [views.JOB_EXAMPLE]
+            components["schemas"]["FineTuningJob"]["examples"] = [job_views.JOB_EXAMPLE]
             components["securitySchemes"] = {"ApiKey": {"type": "http", "scheme": "bearer"}}
             schema["security"] = [{"ApiKey": []}]
             for path in ("/livez", "/readyz", "/v1/tunepool/objects/{token}"):

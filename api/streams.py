@@ -21,7 +21,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from api import views
+from api.views import history_views
 from shared.errors import LimitReached
 from shared.jobs import pages
 from shared.store.lifecycle import TERMINAL
@@ -40,7 +40,7 @@ class Told(NamedTuple):
     """An event as a stream sends it."""
 
     seq: int
-    body: str  # views.Event as JSON
+    body: str  # history_views.Event as JSON
 
 
 class StreamEnd(NamedTuple):
@@ -193,4 +193,4 @@ class Streams:
 
 
 def _told(row: EventRow) -> Told:
-    return Told(row.seq, views.event(row).model_dump_json())
+    return Told(row.seq, history_views.event(row).model_dump_json())

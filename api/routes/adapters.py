@@ -7,43 +7,45 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
-from api import views
 from api.deps import Door, DoorDep, ModelsReader
+from api.views import product_views, view
 from shared.products import adapters
 from shared.products.adapters import PublishedAdapter, StoredFile
 
 router = APIRouter(prefix="/v1/tunepool", tags=["tunepool"])
 
 
-@router.get("/adapters", response_model=views.AdapterPage)
+@router.get("/adapters", response_model=product_views.AdapterPage)
 def list_adapters(
     request: Request,
     door: DoorDep,
     caller: ModelsReader,
     after: Annotated[str | None, Query(max_length=100)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-) -> views.AdapterPage:
+) -> product_views.AdapterPage:
     """The project's adapters, newest first."""
     with door.session() as session:
         rows, more = adapters.page(session, project_id=caller.project_id, after=after, limit=limit)
-    return views.AdapterPage(data=[_view(adapters.published(row), door, request) for row in rows], has_more=more)
+    return product_views.AdapterPage(
+        data=[_view(adapters.published(row), door, request) for row in rows], has_more=more
+    )
 
 
-@router.get("/adapters/{name:path}", response_model=views.AdapterView)
-def retrieve_adapter(name: str, request: Request, door: DoorDep, caller: ModelsReader) -> views.AdapterView:
+@router.get("/adapters/{name:path}", response_model=product_views.AdapterView)
+def retrieve_adapter(name: str, request: Request, door: DoorDep, caller: ModelsReader) -> product_views.AdapterView:
     """The adapter of a job or a checkpoint, by id or `ft:` name, with a link for each file of its PEFT directory."""
     with door.session() as session:
         found = adapters.find_published(session, name, project_id=caller.project_id)
     return _view(found, door, request)
 
 
-def _view(adapter: PublishedAdapter, door: Door, request: Request) -> views.AdapterView:
-    return views.AdapterView(
+def _view(adapter: PublishedAdapter, door: Door, request: Request) -> product_views.AdapterView:
+    return product_views.AdapterView(
         id=adapter.id,
         name=adapter.name,
         job_id=adapter.job_id,
         base_model=adapter.base_model,
-        created_at=views.seconds(adapter.created_at),
+        created_at=view.seconds(adapter.created_at),
         location=_location(adapter, door),
         files=linked(adapter.files, door, request),
     )
@@ -56,10 +58,10 @@ def _location(adapter: PublishedAdapter, door: Door) -> str:
     return f"{door.settings.storage.rstrip('/')}/{first.key.removesuffix(first.name).rstrip('/')}"
 
 
-def linked(files: Iterable[StoredFile], door: Door, request: Request) -> list[views.AdapterFile]:
+def linked(files: Iterable[StoredFile], door: Door, request: Request) -> list[product_views.AdapterFile]:
     """Files as their downloaders see them."""
     return [
-        views.AdapterFile(
+        product_views.AdapterFile(
             name=file.name, bytes=file.bytes, sha256=file.sha256, url=_link(file.key, file.name, door, request)
         )
         for file in files

@@ -12,9 +12,9 @@ from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from api import views
 from api.deps import Door, DoorDep, FilesReader, FilesWriter
 from api.uploads import FormStream, Received
+from api.views import file_views, view
 from shared.errors import Invalid, TunepoolError, Unavailable
 from shared.ids import new_id
 from shared.products import files
@@ -48,8 +48,8 @@ FORM_SCHEMA: dict[str, Any] = {
 }
 
 
-@router.post("", response_model=views.File, openapi_extra=FORM_SCHEMA)
-async def upload_file(request: Request, door: DoorDep, caller: FilesWriter) -> views.File:
+@router.post("", response_model=file_views.File, openapi_extra=FORM_SCHEMA)
+async def upload_file(request: Request, door: DoorDep, caller: FilesWriter) -> file_views.File:
     """Stream a file into the store. A fine-tuning file is then checked line by line (`status`)."""
     file_id = new_id("file-")
     key = layout.file_key(caller.project_id, file_id)
@@ -132,14 +132,14 @@ def _expiry(anchor: str | None, text: str | None) -> timedelta | None:
     return timedelta(seconds=int(text))
 
 
-def _keep(door: Door, caller: Caller, upload: Upload) -> views.File:
+def _keep(door: Door, caller: Caller, upload: Upload) -> file_views.File:
     with door.session() as session:
         row = files.add(session, upload, project_id=caller.project_id)
     door.ring("cpu")
-    return views.file(row)
+    return file_views.file(row)
 
 
-@router.get("", response_model=views.FilePage)
+@router.get("", response_model=file_views.FilePage)
 def list_files(
     door: DoorDep,
     caller: FilesReader,
@@ -147,26 +147,26 @@ def list_files(
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     order: Literal["asc", "desc"] = "desc",
     purpose: Annotated[str | None, Query(max_length=100)] = None,
-) -> views.FilePage:
+) -> file_views.FilePage:
     """Files of the project."""
     with door.session() as session:
         rows, more = files.page(
             session, project_id=caller.project_id, after=after, limit=limit, order=order, purpose=purpose
         )
-    data = [views.file(row) for row in rows]
-    return views.FilePage(
+    data = [file_views.file(row) for row in rows]
+    return file_views.FilePage(
         data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=more
     )
 
 
-@router.get("/{file_id}", response_model=views.File)
-def retrieve_file(file_id: str, door: DoorDep, caller: FilesReader) -> views.File:
+@router.get("/{file_id}", response_model=file_views.File)
+def retrieve_file(file_id: str, door: DoorDep, caller: FilesReader) -> file_views.File:
     """One file's facts."""
     with door.session() as session:
-        return views.file(files.find(session, file_id, project_id=caller.project_id))
+        return file_views.file(files.find(session, file_id, project_id=caller.project_id))
 
 
-@router.get("/{file_id}/content", response_class=StreamingResponse, responses=views.BYTES)
+@router.get("/{file_id}/content", response_class=StreamingResponse, responses=view.BYTES)
 async def file_content(file_id: str, door: DoorDep, caller: FilesReader) -> StreamingResponse:
     """The bytes, as they were uploaded."""
 
@@ -190,8 +190,8 @@ def attachment(filename: str, *, size: int | None = None) -> dict[str, str]:
     return headers if size is None else {**headers, "Content-Length": str(size)}
 
 
-@router.delete("/{file_id}", response_model=views.Deleted)
-def delete_file(file_id: str, door: DoorDep, caller: FilesWriter) -> views.Deleted:
+@router.delete("/{file_id}", response_model=view.Deleted)
+def delete_file(file_id: str, door: DoorDep, caller: FilesWriter) -> view.Deleted:
     """Delete a file that no unfinished job needs."""
     with door.session() as session:
         row = files.delete(session, file_id, project_id=caller.project_id)
@@ -200,4 +200,4 @@ def delete_file(file_id: str, door: DoorDep, caller: FilesWriter) -> views.Delet
     # deletes the bytes of deleted files again.
     with suppress(Unavailable):
         door.store.delete([row.key])
-    return views.Deleted(id=file_id, object="file")
+    return view.Deleted(id=file_id, object="file")

@@ -10,10 +10,10 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 
-from api import views
 from api.answers import written
 from api.body import is_short, parse, raw_body
 from api.deps import Door, DoorDep, JobsReader, JobsWriter, bearer_of, door_of
+from api.views import history_views, job_views, queue_views
 from shared import failpoints
 from shared.contract.spec import CreateJob
 from shared.errors import Invalid
@@ -70,7 +70,7 @@ POLL: dict[str, Any] = {
 # dependencies cost more processor time than the poll itself, most of it in the one thread that serves every request.
 
 
-@router.post("", response_model=views.FineTuningJob, openapi_extra=JOB_BODY)
+@router.post("", response_model=job_views.FineTuningJob, openapi_extra=JOB_BODY)
 async def create_job(request: Request) -> Response:
     """Accept a job. It waits in the queue; nothing trains before its files are found good."""
     door, bearer = door_of(request), bearer_of(request)
@@ -94,7 +94,7 @@ def _create_job(door: Door, bearer: str, body: bytes, headers: Headers) -> Respo
             retried=_is_retry(headers.get("x-stainless-retry-count")),
             idempotency_key=_checked_key(headers.get("idempotency-key")),
         )
-        view = views.job(made.job, caller=caller)
+        view = job_views.job(made.job, caller=caller)
         failpoints.reach("submit_before_commit", door.settings)
     failpoints.reach("submit_after_commit", door.settings)
     told = {}
@@ -117,7 +117,7 @@ def _checked_key(key: str | None) -> str | None:
     return key
 
 
-@router.get("", response_model=views.JobPage)
+@router.get("", response_model=job_views.JobPage)
 def list_jobs(
     request: Request,
     door: DoorDep,
@@ -145,12 +145,12 @@ def list_jobs(
             metadata=wanted or None,
             without_metadata=metadata == "null",
         )
-    return written(views.JobPage(data=[views.job(row, caller=caller) for row in rows], has_more=more))
+    return written(job_views.JobPage(data=[job_views.job(row, caller=caller) for row in rows], has_more=more))
 
 
 @router.get(
     "/{job_id}",
-    response_model=views.FineTuningJob,
+    response_model=job_views.FineTuningJob,
     responses={304: {"description": "Unchanged since the ETag."}},
     openapi_extra=POLL,
 )
@@ -167,7 +167,7 @@ def _retrieve_job(door: Door, bearer: str, job_id: str, if_none_match: str | Non
         with door.reading() as session:
             version, status = pages.job_version(session, job_id, project_id=caller.project_id)
         look = door.outlook.of(job_id) if status == "queued" else None
-        etag = views.etag(version, look)
+        etag = queue_views.etag(version, look)
         if _is_known(etag, if_none_match):
             return Response(status_code=304, headers={"ETag": etag})
     with door.reading() as session:
@@ -177,9 +177,9 @@ def _retrieve_job(door: Door, bearer: str, job_id: str, if_none_match: str | Non
         adapter = adapters.of_job(session, job_id) if row.attempts else None
         members = gangs.of_job(session, job_id) if row.nodes > 1 else None
     look = (look or door.outlook.of(job_id)) if row.status == "queued" else None  # it may have moved since
-    queue = None if look is None else views.queue_state(look, row)
-    view = views.job(row, caller=caller, attempts=attempts, members=members, adapter=adapter, queue=queue)
-    return written(view, etag=views.etag(row.version, look))
+    queue = None if look is None else queue_views.queue_state(look, row)
+    view = job_views.job(row, caller=caller, attempts=attempts, members=members, adapter=adapter, queue=queue)
+    return written(view, etag=queue_views.etag(row.version, look))
 
 
 def _is_known(etag: str, if_none_match: str | None) -> bool:
@@ -188,64 +188,64 @@ def _is_known(etag: str, if_none_match: str | None) -> bool:
     return etag in tags or tags == ["*"]
 
 
-@router.post("/{job_id}/cancel", response_model=views.FineTuningJob)
-def cancel_job(job_id: str, door: DoorDep, caller: JobsWriter) -> views.FineTuningJob:
+@router.post("/{job_id}/cancel", response_model=job_views.FineTuningJob)
+def cancel_job(job_id: str, door: DoorDep, caller: JobsWriter) -> job_views.FineTuningJob:
     """Cancel at once what waits; what runs is stopped within seconds. Cancelling twice is fine."""
     with door.session() as session:
-        view = views.job(moves.request_cancel(session, job_id, project_id=caller.project_id), caller=caller)
+        view = job_views.job(moves.request_cancel(session, job_id, project_id=caller.project_id), caller=caller)
         audit.record(session, caller, "job.cancel", job_id, after={"status": view.status})
     door.ring("training")
     return view
 
 
-@router.post("/{job_id}/pause", response_model=views.FineTuningJob)
-def pause_job(job_id: str, door: DoorDep, caller: JobsWriter) -> views.FineTuningJob:
+@router.post("/{job_id}/pause", response_model=job_views.FineTuningJob)
+def pause_job(job_id: str, door: DoorDep, caller: JobsWriter) -> job_views.FineTuningJob:
     """Hold a waiting job; a running one saves a checkpoint and gives its devices back."""
     with door.session() as session:
-        view = views.job(moves.request_pause(session, job_id, project_id=caller.project_id), caller=caller)
+        view = job_views.job(moves.request_pause(session, job_id, project_id=caller.project_id), caller=caller)
         audit.record(session, caller, "job.pause", job_id, after={"status": view.status})
     door.ring("training")
     return view
 
 
-@router.post("/{job_id}/resume", response_model=views.FineTuningJob)
-def resume_job(job_id: str, door: DoorDep, caller: JobsWriter) -> views.FineTuningJob:
+@router.post("/{job_id}/resume", response_model=job_views.FineTuningJob)
+def resume_job(job_id: str, door: DoorDep, caller: JobsWriter) -> job_views.FineTuningJob:
     """Queue a paused job again; it goes on from its last checkpoint."""
     with door.session() as session:
-        view = views.job(moves.resume(session, job_id, project_id=caller.project_id), caller=caller)
+        view = job_views.job(moves.resume(session, job_id, project_id=caller.project_id), caller=caller)
         audit.record(session, caller, "job.resume", job_id, after={"status": view.status})
     door.ring("training")
     return view
 
 
-@router.get("/{job_id}/events", response_model=views.EventPage)
+@router.get("/{job_id}/events", response_model=history_views.EventPage)
 def list_events(
     job_id: str,
     door: DoorDep,
     caller: JobsReader,
     after: Annotated[str | None, Query(max_length=100)] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 20,
-) -> views.EventPage:
+) -> history_views.EventPage:
     """What happened, newest first."""
     with door.session() as session:
         pages.job(session, job_id, project_id=caller.project_id)
         rows, more = pages.events(session, job_id, after=after, limit=limit)
-    return views.EventPage(data=[views.event(row) for row in rows], has_more=more)
+    return history_views.EventPage(data=[history_views.event(row) for row in rows], has_more=more)
 
 
-@router.get("/{job_id}/checkpoints", response_model=views.CheckpointPage)
+@router.get("/{job_id}/checkpoints", response_model=history_views.CheckpointPage)
 def list_checkpoints(
     job_id: str,
     door: DoorDep,
     caller: JobsReader,
     after: Annotated[str | None, Query(max_length=100)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 10,
-) -> views.CheckpointPage:
+) -> history_views.CheckpointPage:
     """Published checkpoints, newest first."""
     with door.session() as session:
         pages.job(session, job_id, project_id=caller.project_id)
         rows, more = pages.checkpoints(session, job_id, after=after, limit=limit)
-    data = [views.checkpoint(row) for row in rows]
-    return views.CheckpointPage(
+    data = [history_views.checkpoint(row) for row in rows]
+    return history_views.CheckpointPage(
         data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=more
     )

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
-from api import views
 from api.body import RawBody, parse
 from api.deps import Door, DoorDep, ModelsReader, ModelsWriter
 from api.routes.adapters import linked
+from api.views import product_views, view
 from shared.chores import merges
 from shared.contract.spec import CreateCombination, CreateMerge
 from shared.tenants import audit
@@ -36,53 +36,53 @@ COMBINATION_BODY = _body(
 )
 
 
-@router.post("/merges", response_model=views.Merge, openapi_extra=MERGE_BODY)
-def create_merge(caller: ModelsWriter, body: RawBody, door: DoorDep, request: Request) -> views.Merge:
+@router.post("/merges", response_model=product_views.Merge, openapi_extra=MERGE_BODY)
+def create_merge(caller: ModelsWriter, body: RawBody, door: DoorDep, request: Request) -> product_views.Merge:
     """Have an adapter merged into its base model: a plain model directory."""
     return _create(parse(body, CreateMerge), caller, door, request)
 
 
-@router.post("/combinations", response_model=views.Merge, openapi_extra=COMBINATION_BODY)
-def create_combination(caller: ModelsWriter, body: RawBody, door: DoorDep, request: Request) -> views.Merge:
+@router.post("/combinations", response_model=product_views.Merge, openapi_extra=COMBINATION_BODY)
+def create_combination(caller: ModelsWriter, body: RawBody, door: DoorDep, request: Request) -> product_views.Merge:
     """Have several adapters of one base model combined, each with a weight: a plain PEFT directory."""
     return _create(parse(body, CreateCombination), caller, door, request)
 
 
-def _create(wanted: merges.Request, caller: Caller, door: Door, request: Request) -> views.Merge:
+def _create(wanted: merges.Request, caller: Caller, door: Door, request: Request) -> product_views.Merge:
     with door.session() as session:
         row = merges.submit(session, wanted, project_id=caller.project_id)
         audit.record(session, caller, f"{row.kind}.create", row.id)
     door.ring("cpu")
-    return views.merge(row, files=linked(merges.product(row), door, request))
+    return product_views.merge(row, files=linked(merges.product(row), door, request))
 
 
-@router.get("/merges", response_model=views.MergePage)
+@router.get("/merges", response_model=product_views.MergePage)
 def list_merges(
     request: Request,
     door: DoorDep,
     caller: ModelsReader,
     after: Annotated[str | None, Query(max_length=100)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-) -> views.MergePage:
+) -> product_views.MergePage:
     """The project's merges and combinations, newest first."""
     with door.session() as session:
         rows, more = merges.page(session, project_id=caller.project_id, after=after, limit=limit)
-    data = [views.merge(row, files=linked(merges.product(row), door, request)) for row in rows]
-    return views.MergePage(data=data, has_more=more)
+    data = [product_views.merge(row, files=linked(merges.product(row), door, request)) for row in rows]
+    return product_views.MergePage(data=data, has_more=more)
 
 
-@router.get("/merges/{merge_id}", response_model=views.Merge)
-def retrieve_merge(merge_id: str, request: Request, door: DoorDep, caller: ModelsReader) -> views.Merge:
+@router.get("/merges/{merge_id}", response_model=product_views.Merge)
+def retrieve_merge(merge_id: str, request: Request, door: DoorDep, caller: ModelsReader) -> product_views.Merge:
     """A merge or combination; once it has succeeded, with a link for each file."""
     with door.session() as session:
         row = merges.find(session, merge_id, project_id=caller.project_id)
-    return views.merge(row, files=linked(merges.product(row), door, request))
+    return product_views.merge(row, files=linked(merges.product(row), door, request))
 
 
-@router.delete("/merges/{merge_id}", response_model=views.Deleted)
-def delete_merge(merge_id: str, door: DoorDep, caller: ModelsWriter) -> views.Deleted:
+@router.delete("/merges/{merge_id}", response_model=view.Deleted)
+def delete_merge(merge_id: str, door: DoorDep, caller: ModelsWriter) -> view.Deleted:
     """Withdraw a merge or combination and its files; one that is being made ends."""
     with door.session() as session:
         row = merges.delete(session, merge_id, project_id=caller.project_id)
         audit.record(session, caller, f"{row.kind}.delete", merge_id, before={"status": row.status})
-    return views.Deleted(id=merge_id, object="tunepool.merge")
+    return view.Deleted(id=merge_id, object="tunepool.merge")

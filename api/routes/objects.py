@@ -7,19 +7,20 @@ from typing import Final
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
-from api import byte_ranges, errors, views
+from api import byte_ranges, errors
 from api.byte_ranges import ByteRange, OutOfRange
 from api.deps import DoorDep
 from api.routes.files import attachment
+from api.views import error_views, view
 from shared.errors import Invalid
 from shared.store.storage import ObjectFacts
 
 router = APIRouter(prefix="/v1/tunepool", tags=["tunepool"])
 
 PARTS: Final = {
-    **views.BYTES,
-    206: {**views.BYTES[200], "description": "The bytes of the one range that `Range` asks for."},
-    416: {"model": views.ErrorEnvelope, "description": "The range begins behind the end."},
+    **view.BYTES,
+    206: {**view.BYTES[200], "description": "The bytes of the one range that `Range` asks for."},
+    416: {"model": error_views.ErrorEnvelope, "description": "The range begins behind the end."},
 }
 
 

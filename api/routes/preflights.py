@@ -6,10 +6,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from api import preflight_views
 from api.body import RawBody, body_of, parse
 from api.deps import DoorDep, JobsReader, JobsWriter
-from api.preflight_views import PreflightStatus
+from api.views import preflight_views
+from api.views.preflight_views import PreflightStatus
 from shared.chores import preflights
 from shared.contract.spec import CreatePreflight
 from shared.settle import refusals

@@ -6,10 +6,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from api import pool_views
 from api.body import RawBody, body_of, parse
 from api.deps import Administrator, Door, DoorDep
 from api.pool_bodies import CreateKey, CreateProject, EditKey, EditProject, changes
+from api.views import pool_views
 from shared.operating import administration
 from shared.operating.overview import overview, standing
 from shared.tenants import keys, projects

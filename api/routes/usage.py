@@ -7,8 +7,8 @@ from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query, Response
 
-from api import pool_views
 from api.deps import DoorDep, JobsReader
+from api.views import pool_views
 from shared.tenants import keys, usage
 
 router = APIRouter(prefix="/v1/tunepool", tags=["pool"])

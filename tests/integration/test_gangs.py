@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine, delete, func, select, update
 from sqlalchemy.orm import Session
 
-from api import pool_views, views
+from api.views import job_views, pool_views
 from shared.chores.table import leased_rows
 from shared.contract.spec import Placement
 from shared.fleet import members, snapshot, workers
@@ -197,7 +197,7 @@ def test_the_pool_and_the_job_show_every_host_and_only_to_whom_it_concerns(sessi
     mine, theirs = (
         pool_views.pool(found, caller=caller).gangs for caller in (owner, make_caller(session, scopes=("jobs:read",)))
     )
-    attempt = views.attempt(session.scalars(select(AttemptRow)).one(), members.of_job(session, job.id)[1])
+    attempt = job_views.attempt(session.scalars(select(AttemptRow)).one(), members.of_job(session, job.id)[1])
 
     assert [(seat.job_id, seat.node, seat.phase) for seat in mine] == [(job.id, 0, "leased"), (job.id, 1, "staging")]
     assert [seat.devices for seat in mine] == [list(claim.device_ids), list(part.claim.device_ids)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.orm import Session
 
-from api import views
+from api.views import product_views
 from shared.chores import merges
 from shared.contract.spec import CreateMerge
 from shared.lease.lease import MAX_FAILURES
@@ -93,7 +93,7 @@ def test_a_merge_waits_by_name_while_others_hold_the_memory_and_is_made_when_the
         crowded.setattr(devices, "host_memory", lambda: (64 * 2**30, 2**28))
         assert make_next(host)
         assert not make_next(host), "it was tried again at once"
-    waits = views.merge(row(at_work, merge_id), files=[])
+    waits = product_views.merge(row(at_work, merge_id), files=[])
     with session_scope(at_work.engine) as session:
         session.get_one(MergeRow, merge_id).lease_until -= merges.RETRY_AFTER
     host.engine.dispose()
@@ -127,7 +127,7 @@ def test_a_killed_program_is_started_again_and_a_deleted_merge_is_stopped(at_wor
 
     waiting = until(lambda: (found := row(at_work, merge_id)).status == "queued" and found, what="another attempt")
     assert waiting.lease_until is not None, "it waits a while"
-    assert views.merge(waiting, files=[]).blocked_by == "trainer_crashed"
+    assert product_views.merge(waiting, files=[]).blocked_by == "trainer_crashed"
 
     second = merge(at_work)
     until(at_work.trainers, what="the second program")

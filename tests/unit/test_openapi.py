@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from api import views
 from api.app import create_app
+from api.views import error_views, job_views
 from shared.contract.spec import CreateJob
 from shared.settings import Settings
 
@@ -115,7 +115,7 @@ def test_the_examples_are_true() -> None:
     components = schema()["components"]["schemas"]
 
     CreateJob.model_validate(body["example"])
-    for model in (views.ErrorEnvelope, views.FineTuningJob):
+    for model in (error_views.ErrorEnvelope, job_views.FineTuningJob):
         for example in components[model.__name__]["examples"]:
             assert model.model_validate(example).model_dump(exclude_unset=True) == example
 

@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from pydantic import Field
 
-from api.views import View, maybe_seconds, seconds
+from api.views.view import View, maybe_seconds, seconds
 from shared.contract.documents import JobError
 from shared.contract.preflight_report import Report
 from shared.store.tables import PreflightRow

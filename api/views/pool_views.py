@@ -6,7 +6,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from api.views import View, maybe_seconds, seconds
+from api.views.view import View, maybe_seconds, seconds
 from shared.fleet import members as gangs
 from shared.operating.overview import Overview, ProjectStanding, Waiting
 from shared.plan.preemption import RunningJob

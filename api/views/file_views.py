@@ -1,0 +1,45 @@
+"""Views of files in OpenAI's form."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from api.views.view import View, maybe_seconds, seconds
+from shared.store.tables import FileRow
+
+
+class File(View):
+    id: str = Field(examples=["file-0193a1b2c3d4e5f60718293a4b5c6d7e"])
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: str
+    status: Literal["uploaded", "processed", "error"]
+    status_details: str | None = None
+    expires_at: int | None = None
+
+
+class FilePage(View):
+    object: Literal["list"] = "list"
+    data: list[File]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+def file(row: FileRow) -> File:
+    return File.model_validate(
+        {
+            "id": row.id,
+            "bytes": row.bytes,
+            "created_at": seconds(row.created_at),
+            "filename": row.filename,
+            "purpose": row.purpose,
+            "status": row.status,
+            "status_details": row.status_details,
+            "expires_at": maybe_seconds(row.expires_at),
+        }
+    )

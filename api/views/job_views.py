@@ -1,0 +1,233 @@
+"""Views of jobs and their attempts in OpenAI's form. Our own fields are under one key, `tunepool`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
+
+from pydantic import Field
+
+from api.views.queue_views import QueueState
+from api.views.view import View, maybe_seconds, seconds
+from shared.contract.documents import JobError, Manifest
+from shared.contract.spec import DEFAULT_OBJECTIVE, JobSpec, numbers
+from shared.store.lifecycle import JobStatus
+from shared.store.tables import AdapterRow, AttemptRow, JobRow, MemberRow
+from shared.tenants.keys import Caller
+
+
+class MemberView(View):
+    """A further host of an attempt of a job on several; the attempt itself tells of the first."""
+
+    node: int
+    worker_id: str
+    host: str
+    devices: list[str]
+    phase: str = Field(examples=["training"])
+    exit_code: int | None = Field(description="Of ranks that ended by themselves.")
+    error: dict[str, Any] | None
+
+
+class Attempt(View):
+    number: int
+    phase: str
+    outcome: str | None
+    started_at: int
+    ended_at: int | None
+    devices: list[str]
+    micro_batch_size: int | None
+    exit_code: int | None
+    peak_memory_bytes: int | None
+    error: dict[str, Any] | None
+    members: list[MemberView] = Field(default_factory=list, description="The further hosts of a job on several.")
+
+
+class AdapterRef(View):
+    id: str
+    name: str
+    bytes: int
+    files: int
+
+
+class JobExtension(View):
+    """Ours: everything OpenAI's wire has no word for."""
+
+    spec: dict[str, Any] | None = Field(default=None, description="The resolved JobSpec.")
+    auto: list[dict[str, Any]] = Field(
+        default_factory=list, description="Values that were chosen, each with its reason."
+    )
+    queue: QueueState | None = None
+    progress: dict[str, Any] | None = None
+    attempts: list[Attempt] = Field(default_factory=list)
+    adapter: AdapterRef | None = None
+    usage: dict[str, float] = Field(default_factory=dict)
+
+
+_JOB_ID = "0193a1b2c3d4e5f60718293a4b5c6d7e"
+
+
+_VALUES = {"batch_size": 8, "learning_rate_multiplier": 1.0, "n_epochs": 2}
+
+
+JOB_EXAMPLE: Final[dict[str, Any]] = {
+    "id": f"ftjob-{_JOB_ID}",
+    "object": "fine_tuning.job",
+    "created_at": 1763900000,
+    "error": None,
+    "fine_tuned_model": f"ft:smollm2-135m-instruct:default:tickets:{_JOB_ID}",
+    "finished_at": 1763900120,
+    "hyperparameters": _VALUES,
+    "model": "smollm2-135m-instruct",
+    "organization_id": "org_0193a1b2c3d4e5f60718293a4b5c6d70",
+    "result_files": ["file-0193a1b2c3d4e5f60718293a4b5c6d7f"],
+    "seed": 42,
+    "status": "succeeded",
+    "trained_tokens": 51200,
+    "training_file": "file-0193a1b2c3d4e5f60718293a4b5c6d71",
+    "validation_file": None,
+    "estimated_finish": None,
+    "integrations": None,
+    "metadata": {"git_sha": "deadbeef"},
+    "method": {"type": "supervised", "supervised": {"hyperparameters": _VALUES}},
+    "tunepool": {
+        "spec": None,
+        "auto": [{"field": "training.learning_rate", "value": 0.0002, "reason": "usual for LoRA of this rank"}],
+        "queue": None,
+        "progress": {"step": 100, "total_steps": 100, "train_loss": 0.12},
+        "attempts": [],
+        "adapter": None,
+        "usage": {"device_seconds": 98.4},
+    },
+}
+
+
+class FineTuningJob(View):
+    id: str = Field(examples=["ftjob-0193a1b2c3d4e5f60718293a4b5c6d7e"])
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    created_at: int
+    error: JobError | None
+    fine_tuned_model: str | None
+    finished_at: int | None
+    hyperparameters: dict[str, Any]
+    model: str
+    organization_id: str
+    result_files: list[str]
+    seed: int
+    status: JobStatus
+    trained_tokens: int | None
+    training_file: str
+    validation_file: str | None
+    estimated_finish: int | None = None
+    integrations: list[dict[str, Any]] | None = None
+    metadata: dict[str, str] | None = None
+    method: dict[str, Any] | None = None
+    tunepool: JobExtension
+
+
+class JobPage(View):
+    object: Literal["list"] = "list"
+    data: list[FineTuningJob]
+    has_more: bool
+
+
+def job(
+    row: JobRow,
+    *,
+    caller: Caller,
+    attempts: Sequence[AttemptRow] = (),
+    members: Mapping[int, Sequence[MemberRow]] | None = None,
+    adapter: AdapterRow | None = None,
+    queue: QueueState | None = None,
+) -> FineTuningJob:
+    """A job with what surrounds it. Lists leave attempts out."""
+    request = row.request
+    spec = None if row.spec is None else JobSpec.model_validate(row.spec, extra="ignore")  # a newer version's, maybe
+    values = _hyperparameters(row, spec)
+    kind = (request.get("method") or {}).get("type", DEFAULT_OBJECTIVE)
+    return FineTuningJob.model_validate(
+        {
+            "id": row.id,
+            "created_at": seconds(row.created_at),
+            "error": row.error,
+            "fine_tuned_model": row.fine_tuned_model,
+            "finished_at": maybe_seconds(row.finished_at),
+            "hyperparameters": values if kind == DEFAULT_OBJECTIVE else {},
+            "model": row.model,
+            "organization_id": caller.organization_id,
+            "result_files": [row.result_file] if row.result_file else [],
+            "seed": row.seed,
+            "status": row.status,
+            "trained_tokens": row.trained_tokens,
+            "training_file": row.training_file,
+            "validation_file": row.validation_file,
+            "estimated_finish": maybe_seconds(row.estimated_finish),
+            "integrations": request.get("integrations"),
+            "metadata": row.job_metadata,
+            "method": {"type": kind, kind: {"hyperparameters": values}},
+            "tunepool": JobExtension(
+                spec=row.spec,
+                auto=row.auto,
+                queue=queue,
+                progress=row.progress,
+                attempts=[attempt(one, (members or {}).get(one.number, ())) for one in attempts],
+                adapter=None if adapter is None else _adapter_ref(adapter),
+                usage={"device_seconds": round(row.device_seconds, 3)},
+            ),
+        }
+    )
+
+
+def _hyperparameters(row: JobRow, spec: JobSpec | None) -> dict[str, Any]:
+    asked = _asked_hyperparameters(row.request)
+    multiplier = asked.get("learning_rate_multiplier", "auto")
+    if spec is None:
+        return {
+            "batch_size": asked.get("batch_size", "auto"),
+            "learning_rate_multiplier": multiplier,
+            "n_epochs": asked.get("n_epochs", "auto"),
+        }
+    values: dict[str, Any] = {
+        "batch_size": spec.training.batch_size,
+        "learning_rate_multiplier": 1.0 if multiplier == "auto" else multiplier,
+        "n_epochs": spec.training.num_train_epochs,
+    }
+    return values | {name: getattr(spec.objective, name) for name in numbers(spec.objective)}
+
+
+def _asked_hyperparameters(request: dict[str, Any]) -> dict[str, Any]:
+    method = request.get("method") or {}
+    part = method.get(method.get("type", ""), None) or {}
+    return {**(request.get("hyperparameters") or {}), **part.get("hyperparameters", {})}
+
+
+def attempt(row: AttemptRow, members: Sequence[MemberRow] = ()) -> Attempt:
+    return Attempt(
+        number=row.number,
+        phase=row.phase,
+        outcome=row.outcome,
+        started_at=seconds(row.started_at),
+        ended_at=maybe_seconds(row.ended_at),
+        devices=row.device_ids,
+        micro_batch_size=row.micro_batch_size,
+        exit_code=row.exit_code,
+        peak_memory_bytes=row.peak_bytes,
+        error=row.error,
+        members=[_member(one) for one in members],
+    )
+
+
+def _member(row: MemberRow) -> MemberView:
+    return MemberView(
+        node=row.node,
+        worker_id=row.worker_id,
+        host=row.host,
+        devices=row.device_ids,
+        phase=row.phase,
+        exit_code=row.exit_code,
+        error=row.error,
+    )
+
+
+def _adapter_ref(row: AdapterRow) -> AdapterRef:
+    files = Manifest.read(row.manifest).files
+    return AdapterRef(id=row.id, name=row.name, bytes=sum(entry.bytes for entry in files), files=len(files))

@@ -1,0 +1,97 @@
+"""Views of models, adapters, merges and combinations."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from api.views.view import View, seconds
+from shared.contract.documents import JobError
+from shared.contract.spec import CreateCombination, CreateMerge
+from shared.products.adapters import PublishedAdapter
+from shared.store.tables import MergeRow
+
+
+class Model(View):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+
+
+class ModelPage(View):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class AdapterFile(View):
+    name: str
+    bytes: int
+    sha256: str
+    url: str = Field(description="Downloads this file, for a while: presigned on S3, signed by us on a local store.")
+
+
+class AdapterView(View):
+    id: str
+    object: Literal["tunepool.adapter"] = "tunepool.adapter"
+    name: str
+    job_id: str | None = Field(description="null: combined of other adapters.")
+    base_model: str
+    created_at: int
+    location: str = Field(
+        description="The PEFT directory in the object store.", examples=["s3://bucket/proj_…/adapter"]
+    )
+    files: list[AdapterFile]
+
+
+class AdapterPage(View):
+    object: Literal["list"] = "list"
+    data: list[AdapterView]
+    has_more: bool
+
+
+class Merge(View):
+    """A product made of adapters without training."""
+
+    id: str = Field(examples=["merge_0193a1b2c3d4e5f60718293a4b5c6d7e"])
+    object: Literal["tunepool.merge", "tunepool.combination"]
+    status: Literal["queued", "running", "succeeded", "failed"]
+    request: CreateMerge | CreateCombination
+    base_model: str
+    created_at: int
+    finished_at: int | None
+    error: JobError | None
+    blocked_by: str | None = Field(examples=["host_memory_taken"], description="Why it waits to be tried again.")
+    detail: str | None
+    files: list[AdapterFile] = Field(description="Empty until it has succeeded.")
+
+
+class MergePage(View):
+    object: Literal["list"] = "list"
+    data: list[Merge]
+    has_more: bool
+
+
+def model(adapter: PublishedAdapter, *, owner: str) -> Model:
+    return Model(id=adapter.name, created=seconds(adapter.created_at), owned_by=owner)
+
+
+def merge(row: MergeRow, *, files: list[AdapterFile]) -> Merge:
+    merges = row.kind == "merge"
+    # What is said of a queued one did not end it.
+    error = None if row.error is None else JobError.model_validate(row.error)
+    waits_for = error if row.status == "queued" else None
+    return Merge(
+        id=row.id,
+        object="tunepool.merge" if merges else "tunepool.combination",
+        status=row.status,
+        request=(CreateMerge if merges else CreateCombination).model_validate(row.request, extra="ignore"),
+        base_model=row.base_model,
+        created_at=seconds(row.created_at),
+        finished_at=None if row.finished_at is None else seconds(row.finished_at),
+        error=error if row.status == "failed" else None,
+        blocked_by=None if waits_for is None else waits_for.code,
+        detail=None if waits_for is None else waits_for.message,
+        files=files,
+    )
