@@ -1,97 +1,31 @@
-"""What a request asks for, whichever door it came through, and the contradictions that are refused at submit.
+"""The contradictions of a request that are refused at submit, before anything is stored.
 
 Pure: no data, no device, no storage. What survives `check_request` is settled by `shared/settle/resolve.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from shared.contract.methods import METHODS, Dimension, method_for, refuse_unsupported, with_other_weights
 from shared.contract.modules import FAMILIES, HEADS, Family, last
 from shared.contract.objectives import OBJECTIVES
-from shared.contract.spec import (
-    DEFAULT_OBJECTIVE,
-    OBJECTIVE_PARTS,
-    BaseModelRef,
-    CreateJob,
-    Hyperparameters,
-    MethodName,
-    ModelFacts,
-    Objective,
-    Part,
-    chosen,
-    numbers,
-)
+from shared.contract.spec import BaseModelRef, CreateJob, MethodName, ModelFacts, Part, chosen
 from shared.errors import Invalid
+from shared.settle.wishes import (
+    HYPERPARAMETER_FIELDS,
+    PARTS,
+    hyperparameter_sources,
+    hyperparameters,
+    wished_method,
+    wished_objective,
+    wished_world,
+    wishes,
+)
 
 MAX_DEVICES: Final = 256  # every device needs a row of each step, and a step has at most 256
-
-# ---- What was asked for, whichever door it came through ----
-
-# Key in `hyperparameters` → our field. The first two are OpenAI's, the others those of services with the same wire.
-_HYPERPARAMETER_FIELDS: Final = {
-    "n_epochs": "training.num_train_epochs",
-    "batch_size": "training.batch_size",
-    "learning_rate": "training.learning_rate",
-    "lora_r": "adapter.r",
-    "lora_alpha": "adapter.lora_alpha",
-    "lora_dropout": "adapter.lora_dropout",
-    "packing": "training.packing",
-    "warmup_ratio": "training.warmup_ratio",
-    "weight_decay": "training.weight_decay",
-    "max_grad_norm": "training.max_grad_norm",
-}
-_PARTS: Final = ("adapter", "quantization", "training", "placement")
-
-
-def _hyperparameter_sources(request: CreateJob) -> Iterator[tuple[str, Hyperparameters]]:
-    """(wire path, object) of each place that hyperparameters were given in, weakest first."""
-    if request.hyperparameters is not None:
-        yield "hyperparameters", request.hyperparameters
-    for name, given in ({} if request.method is None else request.method.given()).items():
-        yield f"method.{name}.hyperparameters", given
-
-
-def hyperparameters(request: CreateJob) -> dict[str, tuple[str, Any]]:
-    """Key → (wire path, value) of every hyperparameter that was settled."""
-    return {
-        key: (f"{path}.{key}", value)
-        for path, source in _hyperparameter_sources(request)
-        for key, value in chosen(source).items()
-    }
-
-
-def wishes(request: CreateJob) -> dict[str, Any]:
-    """Field (`training.learning_rate`) → value that the user settled; `tunepool` wins over `hyperparameters`."""
-    given = {key: value for key, (_path, value) in hyperparameters(request).items()}
-    wished = {_HYPERPARAMETER_FIELDS[key]: value for key, value in given.items() if key in _HYPERPARAMETER_FIELDS}
-    if not given.get("lora", True):
-        wished["adapter.method"] = "full"
-    for part in _PARTS:
-        named = chosen(getattr(request.tunepool, part))
-        wished |= {f"{part}.{name}": value for name, value in named.items()}
-    return wished
-
-
-def wished_objective(request: CreateJob) -> Objective:
-    """Supervised, unless `method` or `tunepool.objective` says otherwise; its numbers may stand in either."""
-    named = DEFAULT_OBJECTIVE if request.method is None else request.method.type
-    objective = request.tunepool.objective or cast("Objective", OBJECTIVE_PARTS[named]())
-    given = hyperparameters(request)
-    return objective.model_copy(update={name: given[name][1] for name in numbers(objective) if name in given})
-
-
-def wished_method(wished: Mapping[str, Any]) -> MethodName:
-    if "adapter.method" in wished:
-        method: MethodName = wished["adapter.method"]
-        return method
-    return method_for(load_in_4bit=wished.get("quantization.load_in_4bit"))
-
-
-# ---- At submit ----
 
 
 @dataclass(frozen=True)
@@ -187,10 +121,10 @@ def _check_numbers(asked: _Asked, objective: Part) -> None:
 def _check_one_source(asked: _Asked) -> None:
     """The deprecated top-level `hyperparameters` and `method`'s may not disagree, nor either with `tunepool`."""
     seen: dict[str, tuple[str, Any]] = {}
-    for path, source in _hyperparameter_sources(asked.request):
+    for path, source in hyperparameter_sources(asked.request):
         for key, value in chosen(source).items():
-            _refuse_second_value(seen, field=_HYPERPARAMETER_FIELDS.get(key, key), path=f"{path}.{key}", value=value)
-    for part in _PARTS:
+            _refuse_second_value(seen, field=HYPERPARAMETER_FIELDS.get(key, key), path=f"{path}.{key}", value=value)
+    for part in PARTS:
         for name, value in chosen(getattr(asked.request.tunepool, part)).items():
             _refuse_second_value(seen, field=f"{part}.{name}", path=f"tunepool.{part}.{name}", value=value)
 
@@ -372,14 +306,6 @@ def _check_batch(asked: _Asked) -> None:
     if batch is not None and batch < facts.least_batch:
         why = f"{objective} {facts.batch_reason}; use {facts.least_batch} or more"
         refuse("tunepool.training.batch_size", batch, why)
-
-
-def wished_world(wished: Mapping[str, Any]) -> int:
-    """Devices asked for; ddp or fsdp without a number means two."""
-    several = wished.get("placement.strategy") in ("ddp", "fsdp") and "placement.nodes" not in wished
-    gpus: int = wished.get("placement.gpus", 2 if several else 1)
-    nodes: int = wished.get("placement.nodes", 1)
-    return gpus * nodes
 
 
 def _check_validation(asked: _Asked) -> None:

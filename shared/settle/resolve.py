@@ -38,7 +38,7 @@ from shared.contract.spec import (
     Training,
 )
 from shared.errors import Invalid
-from shared.settle.refusals import check_request, hyperparameters, refuse, wished_objective, wished_world, wishes
+from shared.settle.refusals import check_request, refuse
 from shared.settle.sizing import (
     CHARACTERS_PER_TOKEN,
     Calibration,
@@ -51,6 +51,7 @@ from shared.settle.sizing import (
     row_tokens,
     workload,
 )
+from shared.settle.wishes import hyperparameters, wished_objective, wished_world, wishes
 
 __all__ = ["PRESETS", "DeviceFacts", "Resolution", "check_request", "expected_steps", "resolve"]
 

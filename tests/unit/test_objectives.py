@@ -11,9 +11,9 @@ from shared.contract.objectives import OBJECTIVES
 from shared.contract.spec import OBJECTIVE_PARTS, CreateJob, DataFacts, Objective, ObjectiveName, Orpo, Simpo
 from shared.errors import Invalid
 from shared.settle.catalogue import SMOLLM2
-from shared.settle.refusals import wished_objective
 from shared.settle.resolve import DeviceFacts, Resolution, check_request, resolve
 from shared.settle.sizing import estimate
+from shared.settle.wishes import wished_objective
 
 GPU = DeviceFacts(kind="cuda", total_bytes=24 * 10**9, free_bytes=24 * 10**9, bfloat16=True)
 

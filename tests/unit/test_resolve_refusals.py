@@ -14,8 +14,8 @@ from shared.contract.objectives import OBJECTIVES
 from shared.contract.spec import BaseModelRef, CreateJob, Dpo
 from shared.errors import Invalid
 from shared.settle.catalogue import SMOLLM2
-from shared.settle.refusals import wished_objective
 from shared.settle.resolve import check_request
+from shared.settle.wishes import wished_objective
 
 
 def request(**fields: Any) -> CreateJob:

@@ -1,0 +1,92 @@
+"""What a request asks for, whichever door it came through: one field, one value.
+
+Pure: no data, no device, no storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, cast
+
+from shared.contract.methods import method_for
+from shared.contract.spec import (
+    DEFAULT_OBJECTIVE,
+    OBJECTIVE_PARTS,
+    CreateJob,
+    Hyperparameters,
+    MethodName,
+    Objective,
+    chosen,
+    numbers,
+)
+
+# ---- What was asked for, whichever door it came through ----
+
+# Key in `hyperparameters` → our field. The first two are OpenAI's, the others those of services with the same wire.
+HYPERPARAMETER_FIELDS: Final = {
+    "n_epochs": "training.num_train_epochs",
+    "batch_size": "training.batch_size",
+    "learning_rate": "training.learning_rate",
+    "lora_r": "adapter.r",
+    "lora_alpha": "adapter.lora_alpha",
+    "lora_dropout": "adapter.lora_dropout",
+    "packing": "training.packing",
+    "warmup_ratio": "training.warmup_ratio",
+    "weight_decay": "training.weight_decay",
+    "max_grad_norm": "training.max_grad_norm",
+}
+
+
+PARTS: Final = ("adapter", "quantization", "training", "placement")
+
+
+def hyperparameter_sources(request: CreateJob) -> Iterator[tuple[str, Hyperparameters]]:
+    """(wire path, object) of each place that hyperparameters were given in, weakest first."""
+    if request.hyperparameters is not None:
+        yield "hyperparameters", request.hyperparameters
+    for name, given in ({} if request.method is None else request.method.given()).items():
+        yield f"method.{name}.hyperparameters", given
+
+
+def hyperparameters(request: CreateJob) -> dict[str, tuple[str, Any]]:
+    """Key → (wire path, value) of every hyperparameter that was settled."""
+    return {
+        key: (f"{path}.{key}", value)
+        for path, source in hyperparameter_sources(request)
+        for key, value in chosen(source).items()
+    }
+
+
+def wishes(request: CreateJob) -> dict[str, Any]:
+    """Field (`training.learning_rate`) → value that the user settled; `tunepool` wins over `hyperparameters`."""
+    given = {key: value for key, (_path, value) in hyperparameters(request).items()}
+    wished = {HYPERPARAMETER_FIELDS[key]: value for key, value in given.items() if key in HYPERPARAMETER_FIELDS}
+    if not given.get("lora", True):
+        wished["adapter.method"] = "full"
+    for part in PARTS:
+        named = chosen(getattr(request.tunepool, part))
+        wished |= {f"{part}.{name}": value for name, value in named.items()}
+    return wished
+
+
+def wished_objective(request: CreateJob) -> Objective:
+    """Supervised, unless `method` or `tunepool.objective` says otherwise; its numbers may stand in either."""
+    named = DEFAULT_OBJECTIVE if request.method is None else request.method.type
+    objective = request.tunepool.objective or cast("Objective", OBJECTIVE_PARTS[named]())
+    given = hyperparameters(request)
+    return objective.model_copy(update={name: given[name][1] for name in numbers(objective) if name in given})
+
+
+def wished_method(wished: Mapping[str, Any]) -> MethodName:
+    if "adapter.method" in wished:
+        method: MethodName = wished["adapter.method"]
+        return method
+    return method_for(load_in_4bit=wished.get("quantization.load_in_4bit"))
+
+
+def wished_world(wished: Mapping[str, Any]) -> int:
+    """Devices asked for; ddp or fsdp without a number means two."""
+    several = wished.get("placement.strategy") in ("ddp", "fsdp") and "placement.nodes" not in wished
+    gpus: int = wished.get("placement.gpus", 2 if several else 1)
+    nodes: int = wished.get("placement.nodes", 1)
+    return gpus * nodes
