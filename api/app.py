@@ -41,7 +41,7 @@ from api.streams import Streams
 from api.views import error_views, job_views
 from shared import log
 from shared.contract.graders import RunGrader, ValidateGrader
-from shared.contract.spec import CreateJob, CreatePreflight
+from shared.contract.job_request import CreateJob, CreatePreflight
 from shared.operating.secrecy import hide_secrets
 from shared.settings import Settings
 from shared.store.bell import ring

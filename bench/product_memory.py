@@ -19,13 +19,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from shared.contract.merge_request import CreateCombination, MergeSpec
 from shared.contract.spec import (
     Adapter,
     BaseModelRef,
-    CreateCombination,
     DataFacts,
     JobSpec,
-    MergeSpec,
     ModelFacts,
     Placement,
     Quantization,

@@ -6,17 +6,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from shared.contract.spec import (
-    Adapter,
-    CreateJob,
-    DataFacts,
-    JobSpec,
-    Placement,
-    Quantization,
-    Queue,
-    Supervised,
-    Training,
-)
+from shared.contract.job_request import CreateJob
+from shared.contract.spec import Adapter, DataFacts, JobSpec, Placement, Quantization, Queue, Supervised, Training
 from shared.fleet import snapshot
 from shared.ids import new_id
 from shared.jobs import submission

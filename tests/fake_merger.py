@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from shared.contract.spec import MergeSpec
+from shared.contract.merge_request import MergeSpec
 
 
 def main(spec_file: Path, out: Path) -> int:

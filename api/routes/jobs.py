@@ -15,7 +15,7 @@ from api.body import is_short, parse, raw_body
 from api.deps import Door, DoorDep, JobsReader, JobsWriter, bearer_of, door_of
 from api.views import history_views, job_views, queue_views
 from shared import failpoints
-from shared.contract.spec import CreateJob
+from shared.contract.job_request import CreateJob
 from shared.errors import Invalid
 from shared.fleet import members as gangs
 from shared.jobs import moves, pages, submission

@@ -11,7 +11,7 @@ from api.deps import Door, DoorDep, ModelsReader, ModelsWriter
 from api.routes.adapters import linked
 from api.views import product_views, view
 from shared.chores import merges
-from shared.contract.spec import CreateCombination, CreateMerge
+from shared.contract.merge_request import CreateCombination, CreateMerge
 from shared.tenants import audit
 from shared.tenants.keys import Caller
 

@@ -11,7 +11,7 @@ from api.deps import DoorDep, JobsReader, JobsWriter
 from api.views import preflight_views
 from api.views.preflight_views import PreflightStatus
 from shared.chores import preflights
-from shared.contract.spec import CreatePreflight
+from shared.contract.job_request import CreatePreflight
 from shared.settle import refusals
 from shared.tenants import audit
 

@@ -67,8 +67,6 @@ _JOB_ID = "0193a1b2c3d4e5f60718293a4b5c6d7e"
 
 
 _VALUES = {"batch_size": 8, "learning_rate_multiplier": 1.0, "n_epochs": 2}
-
-
 JOB_EXAMPLE: Final[dict[str, Any]] = {
     "id": f"ftjob-{_JOB_ID}",
     "object": "fine_tuning.job",

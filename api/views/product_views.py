@@ -8,7 +8,7 @@ from pydantic import Field
 
 from api.views.view import View, seconds
 from shared.contract.documents import JobError
-from shared.contract.spec import CreateCombination, CreateMerge
+from shared.contract.merge_request import CreateCombination, CreateMerge
 from shared.products.adapters import PublishedAdapter
 from shared.store.tables import MergeRow
 

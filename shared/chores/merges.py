@@ -12,8 +12,9 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from shared.contract.documents import error_document
+from shared.contract.merge_request import CreateCombination, CreateMerge
 from shared.contract.methods import METHODS
-from shared.contract.spec import CreateCombination, CreateMerge, JobSpec
+from shared.contract.spec import JobSpec
 from shared.errors import Invalid, LimitReached, NotFound
 from shared.ids import new_id
 from shared.lease import lease as leasing

@@ -13,7 +13,8 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from shared.contract.documents import error_document
-from shared.contract.spec import DEFAULT_PREVIEW_ROWS, BaseModelRef, CreateJob, CreatePreflight
+from shared.contract.job_request import DEFAULT_PREVIEW_ROWS, CreateJob, CreatePreflight
+from shared.contract.spec import BaseModelRef
 from shared.errors import Conflict, Invalid, LimitReached, NotFound
 from shared.ids import new_id
 from shared.lease import lease as leasing

@@ -1,4 +1,4 @@
-"""What a user asks for and what a trainer is told: one set of classes from the wire to the GPU.
+"""What a trainer is told: a job with every value settled, and the parts that its request shares with it.
 
 The request nests the *open* form of a part (every field may be "auto"); the resolved `JobSpec` nests the part itself.
 Pure: pydantic only, no I/O, no clock.
@@ -6,9 +6,9 @@ Pure: pydantic only, no I/O, no clock.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 Auto = Literal["auto"]
 AUTO: Auto = "auto"
@@ -271,146 +271,6 @@ class AttemptSpec(Part):
     )
 
 
-def open_fields(part: type[Part]) -> type[Part]:
-    """The request form of a part: the same fields and bounds, each also accepting "auto" (its default)."""
-    fields: dict[str, Any] = {
-        name: (
-            Annotated[field.annotation, Field(), *field.metadata] | Auto,
-            Field(default=AUTO, description=field.description),
-        )
-        for name, field in part.model_fields.items()
-    }
-    return create_model(f"Open{part.__name__}", __base__=Part, __doc__=part.__doc__, **fields)
-
-
-if TYPE_CHECKING:  # at run time these are built from the parts, so that no field is written twice
-    OpenAdapter = Adapter
-    OpenQuantization = Quantization
-    OpenTraining = Training
-    OpenPlacement = Placement
-else:
-    OpenAdapter = open_fields(Adapter)
-    OpenQuantization = open_fields(Quantization)
-    OpenTraining = open_fields(Training)
-    OpenPlacement = open_fields(Placement)
-
-
-def chosen(part: Part | None) -> dict[str, Any]:
-    """The fields that the user settled: those given and not "auto"."""
-    if part is None:
-        return {}
-    return {name: getattr(part, name) for name in part.model_fields_set if getattr(part, name) != AUTO}
-
-
-class TunepoolRequest(Part):
-    """Everything of ours in a request, under the one key `tunepool`."""
-
-    preset: Preset | None = None
-    objective: Preference | None = Field(
-        default=None, description="An objective with all its options; `method` takes its numbers only."
-    )
-    adapter: OpenAdapter | None = None
-    quantization: OpenQuantization | None = None
-    training: OpenTraining | None = None
-    placement: OpenPlacement | None = None
-    queue: Queue | None = None
-
-
-class Hyperparameters(Part):
-    """OpenAI's three, and the keys that other services' clients put beside them."""
-
-    n_epochs: Annotated[int, Field(ge=1, le=50)] | Auto = AUTO
-    batch_size: Annotated[int, Field(ge=1, le=256)] | Auto = AUTO
-    learning_rate_multiplier: Annotated[float, Field(gt=0.0, le=1000.0)] | Auto = AUTO
-    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] | Auto = AUTO
-    lora: bool | Auto = AUTO
-    lora_r: Annotated[int, Field(ge=1, le=1024)] | Auto = AUTO
-    lora_alpha: Annotated[int, Field(ge=1, le=65536)] | Auto = AUTO
-    lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | Auto = AUTO
-    packing: bool | Auto = AUTO
-    warmup_ratio: Annotated[float, Field(ge=0.0, le=1.0)] | Auto = AUTO
-    weight_decay: Annotated[float, Field(ge=0.0, le=10.0)] | Auto = AUTO
-    max_grad_norm: Annotated[float, Field(gt=0.0, le=1000.0)] | Auto = AUTO
-
-
-def _method_of(objective: type[Part]) -> type[Part]:
-    """What stands under `method.NAME`: the hyperparameters of all objectives, and the numbers of this one."""
-    own: dict[str, Any] = {
-        name: (Annotated[float, *objective.model_fields[name].metadata] | Auto, AUTO) for name in numbers(objective)
-    }
-    named = f"{objective.__name__}Hyperparameters"
-    part = create_model(named, __base__=Hyperparameters, **own) if own else Hyperparameters
-    options: dict[str, Any] = {"hyperparameters": (part, part())}
-    return create_model(f"{objective.__name__}Method", __base__=Part, **options)
-
-
-class NamedObjective(Part):
-    """OpenAI's `method`. `reinforcement` is refused by name."""
-
-    type: ObjectiveName
-
-    def given(self) -> dict[ObjectiveName, Hyperparameters]:
-        """Objective → the hyperparameters that stand under its name."""
-        parts = {name: getattr(self, name) for name in OBJECTIVE_PARTS}
-        return {name: part.hyperparameters for name, part in parts.items() if part is not None}
-
-
-if TYPE_CHECKING:
-    RequestedMethod = NamedObjective
-else:  # a part for each objective, so that a new one is asked for as the others are
-    _PARTS = {name: (_method_of(part) | None, None) for name, part in OBJECTIVE_PARTS.items()}
-    RequestedMethod = create_model("Method", __base__=NamedObjective, __doc__=NamedObjective.__doc__, **_PARTS)
-
-
-MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-MetadataValue = Annotated[str, StringConstraints(max_length=512)]
-
-
-class Wandb(Part):
-    project: str
-    name: str | None = None
-    entity: str | None = None
-    tags: list[str] | None = None
-
-
-class Integration(Part):
-    type: Literal["wandb"]
-    wandb: Wandb
-
-
-class CreateJob(Part):
-    """Body of `POST /v1/fine_tuning/jobs`: OpenAI's fields, and ours under `tunepool`."""
-
-    model: Annotated[str, StringConstraints(min_length=1, max_length=300)]
-    training_file: Annotated[str, StringConstraints(min_length=1, max_length=100)]
-    validation_file: Annotated[str, StringConstraints(min_length=1, max_length=100)] | None = None
-    suffix: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] | None = None
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
-    method: RequestedMethod | None = None
-    hyperparameters: Hyperparameters | None = Field(
-        default=None, description="Deprecated by OpenAI; same as method.supervised's."
-    )
-    integrations: Annotated[list[Integration], Field(max_length=5)] | None = None
-    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
-    tunepool: TunepoolRequest = TunepoolRequest()
-
-
-DEFAULT_PREVIEW_ROWS: Final = (1, 2, 3)
-RowNumber = Annotated[int, Field(ge=1, le=100_000_000)]
-
-
-class CreatePreflight(CreateJob):
-    """Body of `POST /v1/tunepool/preflights`: a job's body, and the rows whose tokens are to be shown."""
-
-    preview_rows: Annotated[list[RowNumber], Field(max_length=20)] | None = Field(
-        default=None, description="Rows of the training file, counted from 1; the first three if left out."
-    )
-
-    def job(self) -> CreateJob:
-        """The job that this preflight is about."""
-        return CreateJob.model_validate(self.model_dump(exclude={"preview_rows"}, exclude_unset=True))
-
-
 class PreflightSpec(Part):
     """The file a preflight's program is started with."""
 
@@ -429,62 +289,3 @@ class AutoValue(Part):
     field: str
     value: Any
     reason: str
-
-
-AdapterName = Annotated[str, StringConstraints(min_length=1, max_length=300)]
-
-CombinationType = Literal[
-    "linear",
-    "cat",
-    "svd",
-    "ties",
-    "ties_svd",
-    "dare_linear",
-    "dare_linear_svd",
-    "dare_ties",
-    "dare_ties_svd",
-    "magnitude_prune",
-    "magnitude_prune_svd",
-]
-
-
-class CreateMerge(Part):
-    """Body of `POST /v1/tunepool/merges`: an adapter becomes part of its base model's weights."""
-
-    adapter: AdapterName = Field(description="An adapter, checkpoint or combination, by id or `ft:` name.")
-    onto: Literal["base", "dequantized"] = Field(
-        description="base: the weights as published. dequantized: those that a QLoRA adapter was trained on, 4 bits "
-        "expanded again; closer to adapter plus 4-bit base. There is no default: the two models differ."
-    )
-
-
-class WeightedAdapter(Part):
-    adapter: AdapterName
-    weight: float = Field(default=1.0, ge=-100.0, le=100.0)
-
-
-class CreateCombination(Part):
-    """Body of `POST /v1/tunepool/combinations`; names and meanings are PEFT's `add_weighted_adapter`."""
-
-    adapters: list[WeightedAdapter] = Field(min_length=2, max_length=16)
-    combination_type: CombinationType = Field(
-        description="cat and svd are exact (svd up to svd_rank); linear needs equal ranks and is an approximation."
-    )
-    density: float | None = Field(
-        default=None, gt=0.0, lt=1.0, description="Share of values kept by ties, dare and magnitude_prune."
-    )
-    majority_sign_method: Literal["total", "frequency"] = "total"
-    svd_rank: int | None = Field(default=None, ge=1, le=1024, description="Rank of the result; null: the largest.")
-    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="dare drops values at random.")
-
-
-class MergeSpec(Part):
-    """The file that `worker.train.merge` and `worker.train.combine` are started with."""
-
-    name: str = Field(description="Under which the product will be known.")
-    request: CreateMerge | CreateCombination
-    job: JobSpec = Field(description="Of the job that made the (first) adapter.")
-    base_model_path: str
-    adapter_paths: list[str] = Field(description="PEFT directories, in the order of the request.")
-    cpu_threads: int = Field(default=1, ge=1)
-    memory_limit_bytes: int | None = Field(default=None, description="Refuse to grow past this; null: no limit.")

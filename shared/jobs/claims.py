@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from shared.contract.spec import CreateJob, JobSpec
+from shared.contract.job_request import CreateJob
+from shared.contract.spec import JobSpec
 from shared.fleet import members as gangs
 from shared.fleet import snapshot
 from shared.jobs.rows import model_name

@@ -11,7 +11,8 @@ from sqlalchemy import ColumnElement, bindparam, func, insert, inspect, select
 from sqlalchemy.orm import Session, make_transient_to_detached
 from sqlalchemy.orm.attributes import set_committed_value
 
-from shared.contract.spec import BaseModelRef, CreateJob, Queue
+from shared.contract.job_request import CreateJob
+from shared.contract.spec import BaseModelRef, Queue
 from shared.errors import Conflict, Forbidden, Invalid, LimitReached
 from shared.ids import new_id
 from shared.jobs import moves

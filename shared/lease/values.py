@@ -8,7 +8,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, func
 
-from shared.contract.spec import CreateJob, JobSpec
+from shared.contract.job_request import CreateJob
+from shared.contract.spec import JobSpec
 from shared.store.tables import FileRow
 
 

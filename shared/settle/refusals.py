@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from shared.contract.job_request import CreateJob, chosen
 from shared.contract.methods import METHODS, Dimension, method_for, refuse_unsupported, with_other_weights
 from shared.contract.modules import FAMILIES, HEADS, Family, last
 from shared.contract.objectives import OBJECTIVES
-from shared.contract.spec import BaseModelRef, CreateJob, MethodName, ModelFacts, Part, chosen
+from shared.contract.spec import BaseModelRef, MethodName, ModelFacts, Part
 from shared.errors import Invalid
 from shared.settle.wishes import (
     HYPERPARAMETER_FIELDS,

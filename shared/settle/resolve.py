@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
+from shared.contract.job_request import CreateJob
 from shared.contract.methods import METHODS, method_for
 from shared.contract.modules import FAMILIES
 from shared.contract.objectives import OBJECTIVES, ObjectiveFacts
@@ -20,7 +21,6 @@ from shared.contract.spec import (
     Adapter,
     AutoValue,
     BaseModelRef,
-    CreateJob,
     DataFacts,
     DeviceKind,
     Dtype,

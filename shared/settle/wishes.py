@@ -8,19 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, cast
 
+from shared.contract.job_request import CreateJob, Hyperparameters, chosen
 from shared.contract.methods import method_for
-from shared.contract.spec import (
-    DEFAULT_OBJECTIVE,
-    OBJECTIVE_PARTS,
-    CreateJob,
-    Hyperparameters,
-    MethodName,
-    Objective,
-    chosen,
-    numbers,
-)
-
-# ---- What was asked for, whichever door it came through ----
+from shared.contract.spec import DEFAULT_OBJECTIVE, OBJECTIVE_PARTS, MethodName, Objective, numbers
 
 # Key in `hyperparameters` → our field. The first two are OpenAI's, the others those of services with the same wire.
 HYPERPARAMETER_FIELDS: Final = {
@@ -35,8 +25,6 @@ HYPERPARAMETER_FIELDS: Final = {
     "weight_decay": "training.weight_decay",
     "max_grad_norm": "training.max_grad_norm",
 }
-
-
 PARTS: Final = ("adapter", "quantization", "training", "placement")
 
 

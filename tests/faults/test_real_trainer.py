@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from shared.contract.spec import CreateJob
+from shared.contract.job_request import CreateJob
 from shared.jobs import submission
 from shared.settle.catalogue import load_catalogue
 from shared.store.bell import ring

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import httpx2
 import pytest
 
-from shared.contract.spec import CreateJob
+from shared.contract.job_request import CreateJob
 from shared.store.db import session_scope
 from tests.factories import make_file
 from tests.integration.conftest import Api

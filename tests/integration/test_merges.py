@@ -12,7 +12,8 @@ from sqlalchemy.orm import Session
 from shared.chores import merges, waiting
 from shared.chores import table as chores
 from shared.chores.merges import MERGE
-from shared.contract.spec import Adapter, CreateMerge, JobSpec
+from shared.contract.merge_request import CreateMerge
+from shared.contract.spec import Adapter, JobSpec
 from shared.errors import LimitReached
 from shared.ids import new_id
 from shared.lease import lease as leasing

@@ -24,7 +24,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from shared.chores import base_models
-from shared.contract.spec import CreateJob
+from shared.contract.job_request import CreateJob
 from shared.ids import new_id
 from shared.jobs import moves, submission
 from shared.settings import Settings, child_environment

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from api.views import product_views
 from shared.chores import merges
-from shared.contract.spec import CreateMerge
+from shared.contract.merge_request import CreateMerge
 from shared.lease.lease import MAX_FAILURES
 from shared.store.bell import ring
 from shared.store.db import session_scope

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from examples import serving
 from shared.contract.events import EXIT_OUT_OF_MEMORY
-from shared.contract.spec import AttemptSpec, CreateCombination, CreateMerge, MergeSpec
+from shared.contract.merge_request import CreateCombination, CreateMerge, MergeSpec
+from shared.contract.spec import AttemptSpec
 from tests.patience import patience
 from tests.train.tiny import make_model_directory, make_spec, read_events
 from worker.train.base_model import keep_training_layout

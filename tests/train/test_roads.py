@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from shared.contract.events import EXIT_DONE
-from shared.contract.spec import BaseModelRef, CreateJob, DataFacts
+from shared.contract.job_request import CreateJob
+from shared.contract.spec import BaseModelRef, DataFacts
 from shared.settings import Settings, trainer_environment
 from shared.settle.resolve import DeviceFacts, resolve
 from tests.patience import patience

@@ -7,8 +7,9 @@ from typing import Any, get_args
 
 import pytest
 
+from shared.contract.job_request import CreateJob
 from shared.contract.objectives import OBJECTIVES
-from shared.contract.spec import OBJECTIVE_PARTS, CreateJob, DataFacts, Objective, ObjectiveName, Orpo, Simpo
+from shared.contract.spec import OBJECTIVE_PARTS, DataFacts, Objective, ObjectiveName, Orpo, Simpo
 from shared.errors import Invalid
 from shared.settle.catalogue import SMOLLM2
 from shared.settle.resolve import DeviceFacts, Resolution, check_request, resolve

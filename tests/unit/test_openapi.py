@@ -17,7 +17,7 @@ import pytest
 
 from api.app import create_app
 from api.views import error_views, job_views
-from shared.contract.spec import CreateJob
+from shared.contract.job_request import CreateJob
 from shared.settings import Settings
 
 SNAPSHOT = Path(__file__).with_name("openapi.json")

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from shared.contract.job_request import CreateJob
 from shared.contract.methods import METHODS, UNSUPPORTED, refuse_unsupported
 from shared.contract.modules import FAMILIES
 from shared.contract.objectives import OBJECTIVES
-from shared.contract.spec import BaseModelRef, CreateJob, Dpo
+from shared.contract.spec import BaseModelRef, Dpo
 from shared.errors import Invalid
 from shared.settle.catalogue import SMOLLM2
 from shared.settle.resolve import check_request

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.memory_estimates import LLAMA_2_7B, LLAMA_2_13B, LLAMA_2_70B, errors, points
+from shared.contract.merge_request import CombinationType
 from shared.contract.passes import KEPT_SHARE
-from shared.contract.spec import Adapter, CombinationType, DeviceKind, ModelFacts
+from shared.contract.spec import Adapter, DeviceKind, ModelFacts
 from shared.settle.catalogue import SMOLLM2
 from shared.settle.sizing import (
     Calibration,

@@ -12,7 +12,7 @@ import structlog
 from shared.chores import merges
 from shared.chores.merges import MERGE, MergeClaim
 from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
-from shared.contract.spec import CreateMerge, MergeSpec
+from shared.contract.merge_request import CreateMerge, MergeSpec
 from shared.errors import Invalid, TunepoolError, Unavailable
 from shared.settle.sizing import estimate_combination, estimate_merge
 from shared.store import layout

@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, set_seed
 
-from shared.contract.spec import CreateCombination, MergeSpec
+from shared.contract.merge_request import CreateCombination, MergeSpec
 from shared.errors import Invalid
 from worker.train.export import forget_this_host, library_versions, name_the_base
 from worker.train.product import make_product

@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from shared.contract.spec import CreateMerge, MergeSpec
+from shared.contract.merge_request import CreateMerge, MergeSpec
 from shared.errors import Invalid
 from worker.train.base_model import four_bit
 from worker.train.export import forget_this_host, library_versions

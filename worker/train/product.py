@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
-from shared.contract.spec import MergeSpec
+from shared.contract.merge_request import MergeSpec
 from shared.errors import TunepoolError
 from worker.train.memory import limit_host_memory, out_of_memory_code, peak_host_memory_bytes
 from worker.train.reporting import Reporter

@@ -6,7 +6,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from shared.contract.spec import AttemptSpec, MergeSpec, PreflightSpec
+from shared.contract.merge_request import MergeSpec
+from shared.contract.spec import AttemptSpec, PreflightSpec
 
 
 def load_tokenizer(spec: AttemptSpec | MergeSpec | PreflightSpec) -> Any:

@@ -1,0 +1,67 @@
+"""Merges and combinations: the bodies of their requests, and the file that their programs are started with."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from shared.contract.spec import JobSpec, Part
+
+AdapterName = Annotated[str, StringConstraints(min_length=1, max_length=300)]
+
+CombinationType = Literal[
+    "linear",
+    "cat",
+    "svd",
+    "ties",
+    "ties_svd",
+    "dare_linear",
+    "dare_linear_svd",
+    "dare_ties",
+    "dare_ties_svd",
+    "magnitude_prune",
+    "magnitude_prune_svd",
+]
+
+
+class CreateMerge(Part):
+    """Body of `POST /v1/tunepool/merges`: an adapter becomes part of its base model's weights."""
+
+    adapter: AdapterName = Field(description="An adapter, checkpoint or combination, by id or `ft:` name.")
+    onto: Literal["base", "dequantized"] = Field(
+        description="base: the weights as published. dequantized: those that a QLoRA adapter was trained on, 4 bits "
+        "expanded again; closer to adapter plus 4-bit base. There is no default: the two models differ."
+    )
+
+
+class WeightedAdapter(Part):
+    adapter: AdapterName
+    weight: float = Field(default=1.0, ge=-100.0, le=100.0)
+
+
+class CreateCombination(Part):
+    """Body of `POST /v1/tunepool/combinations`; names and meanings are PEFT's `add_weighted_adapter`."""
+
+    adapters: list[WeightedAdapter] = Field(min_length=2, max_length=16)
+    combination_type: CombinationType = Field(
+        description="cat and svd are exact (svd up to svd_rank); linear needs equal ranks and is an approximation."
+    )
+    density: float | None = Field(
+        default=None, gt=0.0, lt=1.0, description="Share of values kept by ties, dare and magnitude_prune."
+    )
+    majority_sign_method: Literal["total", "frequency"] = "total"
+    svd_rank: int | None = Field(default=None, ge=1, le=1024, description="Rank of the result; null: the largest.")
+    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="dare drops values at random.")
+
+
+class MergeSpec(Part):
+    """The file that `worker.train.merge` and `worker.train.combine` are started with."""
+
+    name: str = Field(description="Under which the product will be known.")
+    request: CreateMerge | CreateCombination
+    job: JobSpec = Field(description="Of the job that made the (first) adapter.")
+    base_model_path: str
+    adapter_paths: list[str] = Field(description="PEFT directories, in the order of the request.")
+    cpu_threads: int = Field(default=1, ge=1)
+    memory_limit_bytes: int | None = Field(default=None, description="Refuse to grow past this; null: no limit.")
