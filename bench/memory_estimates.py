@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from shared.contract.spec import MethodName, ModelFacts
-from shared.settle.sizing import GIB, PLAIN_LOGITS, SoftwareStack, Workload, estimate
+from shared.settle.sizing import GIB, PLAIN_LOGITS, SoftwareStack, estimate
+from shared.settle.workload import Workload
 
 GB = 10**9
 

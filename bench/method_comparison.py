@@ -39,7 +39,7 @@ from shared.contract.spec import (
 )
 from shared.rows.convert import canonical_lines
 from shared.settle.catalogue import SMOLLM2
-from shared.settle.sizing import keeps_copy
+from shared.settle.workload import keeps_copy
 
 RATES: Final[dict[MethodName, float]] = {"full": 1e-4, "lora": 1e-3, "qlora": 1e-3, "dora": 1e-3, "qdora": 1e-3}
 HEAD: Final = (

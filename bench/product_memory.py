@@ -33,7 +33,7 @@ from shared.contract.spec import (
     Training,
 )
 from shared.settings import trainer_environment
-from shared.settle.sizing import estimate_combination
+from shared.settle.product_memory import estimate_combination
 from tests.train.tiny import make_tokenizer
 
 KINDS = ("linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_linear_svd", "dare_ties")

@@ -14,7 +14,9 @@ from sqlalchemy.orm import Session
 
 from shared.contract.passes import device_kind
 from shared.contract.spec import JobSpec, MethodName
-from shared.settle.sizing import OURS, Measurement, estimate, workload
+from shared.settle.calibration import Measurement
+from shared.settle.sizing import OURS, estimate
+from shared.settle.workload import workload
 from shared.store.tables import DeviceRow, JobRow, MeasurementRow
 
 KEPT: Final = 200  # the newest of a kind that are looked at

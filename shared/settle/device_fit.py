@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from shared.contract.spec import DeviceKind, JobSpec
 from shared.plan.fairshare import PLAN_MARGIN
+from shared.settle.calibration import Measurement
 from shared.settle.resolve import calibration, peak
-from shared.settle.sizing import Measurement, workload
+from shared.settle.workload import workload
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,20 +38,11 @@ from shared.contract.spec import (
     Training,
 )
 from shared.errors import Invalid
+from shared.settle.calibration import Calibration, Measurement, calibrate
 from shared.settle.refusals import check_request, refuse
-from shared.settle.sizing import (
-    CHARACTERS_PER_TOKEN,
-    Calibration,
-    Estimate,
-    Measurement,
-    Workload,
-    calibrate,
-    estimate,
-    estimate_evaluation,
-    row_tokens,
-    workload,
-)
+from shared.settle.sizing import Estimate, estimate, estimate_evaluation
 from shared.settle.wishes import hyperparameters, wished_objective, wished_world, wishes
+from shared.settle.workload import CHARACTERS_PER_TOKEN, Workload, row_tokens, workload
 
 __all__ = ["PRESETS", "DeviceFacts", "Resolution", "check_request", "expected_steps", "resolve"]
 

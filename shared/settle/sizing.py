@@ -7,17 +7,12 @@ in docs/memory.md and bench/memory_estimates.py. All sizes are bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import pstdev
-from typing import Final, Literal
 
 from shared.contract.methods import METHODS
-from shared.contract.modules import FAMILIES, Family, last
-from shared.contract.objectives import OBJECTIVES
-from shared.contract.passes import KEPT_SHARE, PACKED_TOKENS, is_packed
-from shared.contract.spec import DeviceKind, Dtype, JobSpec, MethodName, ModelFacts
-from shared.plan.fairshare import PLAN_MARGIN
+from shared.contract.modules import last
+from shared.contract.spec import DeviceKind, ModelFacts
+from shared.settle.workload import BYTES, Workload, family
 
 GIB = 2**30
 MB = 10**6
@@ -25,7 +20,8 @@ MB = 10**6
 # bitsandbytes: 4 bits a value and a float32 scale per 64; double quantization stores the scales in 8 bits.
 FOUR_BIT = 0.5 + 4 / 64
 FOUR_BIT_DOUBLE = 0.5 + (1 + 4 / 256) / 64
-BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
 # AdamW's two moments per trained value; 8-bit ones carry a float32 scale per 256 values each.
 OPTIMIZER_BYTES = {
     "adamw_torch": 8.0,
@@ -64,55 +60,6 @@ OURS: dict[DeviceKind, SoftwareStack] = {
     "cuda": SoftwareStack(process=900 * MB),
     "cpu": SoftwareStack(process=750 * MB, logits=12.0, gaps=0.9),
 }
-
-CHARACTERS_PER_TOKEN = 3.5  # mean over English chat rows; for sizes that may be a little wrong
-SAFE_CHARACTERS_PER_TOKEN = 2.5  # for the longest row: cutting rows is worse than reserving room
-TEMPLATE_TOKENS = 64  # roles, turn marks and a default system prompt around a row
-
-
-def row_tokens(characters: float, *, per_token: float = SAFE_CHARACTERS_PER_TOKEN) -> int:
-    """About how many tokens a row of so many characters has, template included."""
-    return math.ceil(characters / per_token) + TEMPLATE_TOKENS
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What runs on one device.
-
-    Attributes:
-        micro_batch: sequences in one forward pass.
-        length: tokens per sequence, padding or packing included.
-        labelled: share of tokens that carry loss.
-        rows: sequences of a row in one pass (`ObjectiveFacts.sequences`): 2 where chosen and rejected are compared.
-        shards: devices that the weights are spread over (fsdp), else 1.
-        replicas: devices that hold a copy each (ddp), else 1.
-        keeps_copy: frozen 4-bit weights are held in 16 bits as well.
-    """
-
-    facts: ModelFacts
-    method: MethodName = "qlora"
-    r: int = 16
-    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    layers: int | None = None
-    lora_dropout: float = 0.0
-    trained_whole: int = 0
-    double_quant: bool = True
-    dtype: Dtype = "bfloat16"
-    optim: str = "paged_adamw_8bit"
-    micro_batch: int = 1
-    length: int = 1024
-    labelled: float = 1.0
-    rows: int = 1
-    gradient_checkpointing: bool = False
-    shards: int = 1
-    replicas: int = 1
-    keeps_copy: bool = False
-    device: DeviceKind = "cuda"
-
-    @property
-    def tokens(self) -> int:
-        """Tokens in one forward pass."""
-        return self.micro_batch * self.length * self.rows
 
 
 @dataclass(frozen=True)
@@ -192,51 +139,6 @@ def estimate_evaluation(work: Workload, *, stack: SoftwareStack | None = None) -
     return Estimate({**terms, **moving, "fragmentation": math.ceil(stack.gaps * sum(moving.values()))})
 
 
-def estimate_merge(spec: JobSpec, *, dequantized: bool) -> Estimate:
-    """Peak bytes of the host while an adapter is merged into its base.
-
-    Weights are held as they are published, 16-bit as a rule; one linear module at a time is worked on in float32.
-    Measured on a 135M model, private and resident: merged 0.68 and 1.09 GB, onto expanded 4-bit weights 0.76 and 1.18.
-    """
-    facts = spec.base_model.facts
-    return Estimate(
-        {
-            "process": OURS["cpu"].process,
-            "weights": BYTES["bfloat16"] * facts.parameters,
-            "4-bit weights": math.ceil(FOUR_BIT_DOUBLE * quantizable_parameters(facts)) if dequantized else 0,
-            "adapters": 4 * _trained_parameters(workload(spec, device="cpu", memory=0)),
-            "one weight": 4 * 4 * _largest_linear(facts),
-        }
-    )
-
-
-# What PEFT holds while it combines one module: copies of the whole weight for each adapter, and beside them. The other
-# combination types work on the adapters' own narrow matrices.
-_COMBINED_AT: Final[dict[str, tuple[float, float]]] = {
-    "svd": (3, 1),
-    "dare_linear_svd": (3, 1),
-    "magnitude_prune_svd": (3, 4.5),
-    "dare_ties_svd": (5.25, 3),
-    "ties_svd": (5.75, 2.5),
-}
-_COMBINER: Final = 450_000_000  # bytes of the program with its libraries
-
-
-def estimate_combination(spec: JobSpec, *, adapters: int, combination_type: str) -> Estimate:
-    """Peak bytes of the host while several `adapters` become one. `bench/product_memory.py` measures what is held."""
-    facts = spec.base_model.facts
-    each, beside = _COMBINED_AT.get(combination_type, (0, 0))
-    trained = _trained_parameters(workload(spec, device="cpu", memory=0))
-    return Estimate(
-        {
-            "process": _COMBINER,
-            "weights": BYTES["bfloat16"] * facts.parameters,
-            "adapters": 4 * 2 * adapters * trained,  # and the combined one, of all their ranks at most
-            "one weight": math.ceil(4 * (each * adapters + beside) * _largest_linear(facts)),
-        }
-    )
-
-
 _TRAINING_ONLY = ("gradients", "buckets", "activations", "logits", "logits or one layer", "fragmentation")
 
 
@@ -244,7 +146,7 @@ def _standing(work: Workload, *, stack: SoftwareStack) -> dict[str, int]:
     """Bytes that stay from the first step to the last."""
     if stack.full and not METHODS[work.method].adapter:
         return {"weights": math.ceil(stack.full * work.facts.parameters / work.shards)}
-    trained = _trained_parameters(work)
+    trained = trained_parameters(work)
     spread = {
         "weights": _weights(work, stack=stack),
         "trained weights": 4 * trained if METHODS[work.method].adapter else 0,
@@ -266,7 +168,7 @@ def _moving(work: Workload, *, stack: SoftwareStack) -> dict[str, int]:
     return {"activations": inputs, "logits or one layer": max(layer, logits), "dequantised weight": _dequantised(work)}
 
 
-def _trained_parameters(work: Workload) -> int:
+def trained_parameters(work: Workload) -> int:
     if not METHODS[work.method].adapter:
         return work.facts.parameters
     return adapter_parameters(work) + work.trained_whole
@@ -320,11 +222,6 @@ def _layer_bytes(work: Workload) -> int:
     return math.ceil(BYTES[work.dtype] * values)
 
 
-def family(facts: ModelFacts) -> Family:
-    """The module table of the base's architecture; Llama's where it is not known."""
-    return FAMILIES.get(facts.architecture, FAMILIES["LlamaForCausalLM"])
-
-
 def _logits(work: Workload, *, stack: SoftwareStack) -> int:
     vocabulary = work.facts.vocab_size
     if stack.logits:
@@ -338,144 +235,8 @@ def _dequantised(work: Workload) -> int:
     if not METHODS[work.method].quantized:
         return 0
     copies = 2 if METHODS[work.method].magnitude else 1
-    return copies * BYTES[work.dtype] * _largest_linear(work.facts)
+    return copies * BYTES[work.dtype] * largest_linear(work.facts)
 
 
-def _largest_linear(facts: ModelFacts) -> int:
+def largest_linear(facts: ModelFacts) -> int:
     return max(one.inputs * one.outputs for one in linears(facts))
-
-
-def keeps_copy(spec: JobSpec, *, device: DeviceKind, memory: int) -> bool:
-    """Whether a device of `memory` bytes holds frozen 4-bit weights in 16 bits as well, for plain QLoRA's fast step."""
-    method = METHODS[spec.adapter.method]
-    plain = (
-        method.quantized
-        and not method.magnitude
-        and spec.adapter.lora_dropout == 0
-        and spec.training.dtype == "bfloat16"
-    )
-    little = BYTES["bfloat16"] * spec.base_model.facts.parameters < KEPT_SHARE * memory
-    return device == "cpu" and plain and spec.placement.strategy != "fsdp" and little
-
-
-def workload(spec: JobSpec, *, device: DeviceKind, memory: int) -> Workload:
-    """What a resolved job asks of one device of `memory` bytes."""
-    adapter, training, placement = spec.adapter, spec.training, spec.placement
-    world = placement.gpus * placement.nodes
-    packed = is_packed(spec)
-    targets: Literal["all-linear"] | tuple[str, ...] = (
-        "all-linear" if isinstance(adapter.target_modules, str) else tuple(adapter.target_modules)
-    )
-    return Workload(
-        facts=spec.base_model.facts,
-        method=adapter.method,
-        r=max([adapter.r, *adapter.rank_pattern.values()]),
-        target_modules=targets,
-        layers=None if adapter.layers_to_transform is None else len(set(adapter.layers_to_transform)),
-        lora_dropout=adapter.lora_dropout,
-        trained_whole=_saved_parameters(spec.base_model.facts, modules=adapter.modules_to_save or ()),
-        double_quant=spec.quantization.bnb_4bit_use_double_quant,
-        dtype=training.dtype,
-        optim=training.optim,
-        micro_batch=1 if packed else training.per_device_train_batch_size,
-        length=_packed_length(spec, device=device) if packed else _longest_row(spec),
-        rows=OBJECTIVES[spec.objective.type].sequences,
-        gradient_checkpointing=training.gradient_checkpointing,
-        shards=world if placement.strategy == "fsdp" else 1,
-        replicas=world if placement.strategy == "ddp" else 1,
-        keeps_copy=keeps_copy(spec, device=device, memory=memory),
-        device=device,
-    )
-
-
-def _longest_row(spec: JobSpec) -> int:
-    limit = spec.training.max_length
-    return min(limit, row_tokens(spec.data.max_characters)) if spec.data.max_characters else limit
-
-
-def _packed_length(spec: JobSpec, *, device: DeviceKind) -> int:
-    """Tokens of the largest packed pass: what fits in, or the longest row."""
-    asked = spec.training.per_device_train_batch_size * spec.training.max_length
-    return max(_longest_row(spec), min(asked, PACKED_TOKENS[device]))
-
-
-def _saved_parameters(facts: ModelFacts, *, modules: Sequence[str]) -> int:
-    """Values in modules that train whole; a module that is not known counts as an embedding."""
-    norms = sum(last(name) in family(facts).norms for name in modules)
-    wide = len(modules) - norms
-    return wide * facts.vocab_size * facts.hidden_size + norms * facts.hidden_size * (facts.num_hidden_layers + 1)
-
-
-# ---- Calibration: what finished jobs teach ----
-
-PRIOR_SPREAD = 0.10  # of log(measured/predicted) before anything was measured; the published points scatter so
-NOISE_FLOOR = 0.02  # two runs of the same job never agree better
-UPPER = 1.2816  # standard deviations: nine of ten jobs stay below
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Predicted and measured peak bytes of one finished attempt; `tokens` per forward pass."""
-
-    base: str
-    method: MethodName
-    tokens: int
-    predicted: int
-    measured: int
-    device: DeviceKind = "cuda"
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How far the formula is off for one kind of job, and how sure that is.
-
-    Attributes:
-        factor: multiply a prediction by this.
-        spread: standard deviation of the relative error that remains.
-        count: measurements behind it.
-    """
-
-    factor: float = 1.0
-    spread: float = PRIOR_SPREAD
-    count: int = 0
-
-    def expected(self, predicted: int) -> int:
-        return math.ceil(predicted * self.factor)
-
-    def upper(self, predicted: int) -> int:
-        """Bytes to admit with: nine of ten such jobs need no more."""
-        return math.ceil(predicted * self.factor * math.exp(UPPER * self.spread))
-
-    def admitted(self, predicted: int) -> int:
-        """`upper`, less the margin that the plan adds to every job."""
-        return math.ceil(self.upper(predicted) / PLAN_MARGIN)
-
-    @property
-    def sure(self) -> str:
-        """How sure the estimate is, in words."""
-        basis = f"{self.count} finished jobs of this kind" if self.count else "the formula alone"
-        return f"±{math.expm1(UPPER * self.spread):.0%} nine times of ten, from {basis}"
-
-
-def bucket(tokens: int) -> int:
-    """Length bucket of a forward pass: its token count rounded up to a power of two."""
-    return 1 << max(0, tokens - 1).bit_length()
-
-
-def calibrate(
-    measurements: Sequence[Measurement], *, base: str, method: MethodName, tokens: int, device: DeviceKind = "cuda"
-) -> Calibration:
-    """What measurements of the same base, method and kind of device say, of the same length bucket if there are any."""
-    alike = [one for one in measurements if (one.base, one.method, one.device) == (base, method, device)]
-    near = [one for one in alike if bucket(one.tokens) == bucket(tokens)]
-    return _posterior([math.log(one.measured / one.predicted) for one in near or alike], remote=not near)
-
-
-def _posterior(ratios: Sequence[float], *, remote: bool) -> Calibration:
-    """Normal prior around 1, normal noise: few measurements move the factor little (conjugate update)."""
-    if not ratios:
-        return Calibration()
-    noise = max(NOISE_FLOOR, pstdev(ratios)) + (PRIOR_SPREAD / 2 if remote else 0.0)
-    precision = 1 / PRIOR_SPREAD**2 + len(ratios) / noise**2
-    center = sum(ratios) / noise**2 / precision
-    return Calibration(factor=math.exp(center), spread=math.sqrt(1 / precision + noise**2), count=len(ratios))

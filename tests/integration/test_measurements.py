@@ -12,7 +12,8 @@ from shared.contract.spec import DataFacts
 from shared.jobs import measurements, moves
 from shared.settle.catalogue import SMOLLM2
 from shared.settle.resolve import DeviceFacts, Resolution, resolve
-from shared.settle.sizing import estimate, workload
+from shared.settle.sizing import estimate
+from shared.settle.workload import workload
 from shared.store.tables import DeviceRow, JobRow, MeasurementRow
 from shared.tenants.keys import Caller
 from tests.factories import claim_on, make_caller, make_queued_job, make_request, make_spec, make_worker

@@ -13,7 +13,8 @@ from shared.contract.spec import DataFacts, JobSpec, ModelFacts
 from shared.errors import Invalid
 from shared.settle.catalogue import SMOLLM2
 from shared.settle.resolve import PRESETS, DeviceFacts, Resolution, resolve
-from shared.settle.sizing import estimate, workload
+from shared.settle.sizing import estimate
+from shared.settle.workload import workload
 
 GB = 10**9
 CPU = DeviceFacts(kind="cpu", total_bytes=16 * GB, free_bytes=14 * GB, bfloat16=False)

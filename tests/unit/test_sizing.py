@@ -14,21 +14,11 @@ from bench.memory_estimates import LLAMA_2_7B, LLAMA_2_13B, LLAMA_2_70B, errors,
 from shared.contract.merge_request import CombinationType
 from shared.contract.passes import KEPT_SHARE
 from shared.contract.spec import Adapter, DeviceKind, ModelFacts
+from shared.settle.calibration import Calibration, Measurement, bucket, calibrate
 from shared.settle.catalogue import SMOLLM2
-from shared.settle.sizing import (
-    Calibration,
-    Measurement,
-    Workload,
-    adapter_parameters,
-    bucket,
-    calibrate,
-    estimate,
-    estimate_combination,
-    estimate_evaluation,
-    estimate_merge,
-    quantizable_parameters,
-    workload,
-)
+from shared.settle.product_memory import estimate_combination, estimate_merge
+from shared.settle.sizing import adapter_parameters, estimate, estimate_evaluation, quantizable_parameters
+from shared.settle.workload import Workload, workload
 from tests.factories import make_spec
 
 GB = 10**9

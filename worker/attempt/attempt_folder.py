@@ -16,8 +16,8 @@ from shared.contract.passes import device_kind
 from shared.contract.spec import AttemptSpec, DeviceKind
 from shared.lease.journal import NewEvent
 from shared.lease.values import Claim, MeetingPlace
-from shared.settle.sizing import keeps_copy
 from shared.settle.wishes import wishes
+from shared.settle.workload import keeps_copy
 from worker import base_models
 from worker.attempt import meeting
 from worker.host.host import Host

@@ -35,7 +35,8 @@ from shared.ids import new_id
 from shared.jobs import metrics_file, moves
 from shared.lease.journal import NewEvent
 from shared.lease.values import Claim, MeetingPlace, NewFile
-from shared.settle.sizing import estimate, workload
+from shared.settle.sizing import estimate
+from shared.settle.workload import workload
 from shared.store import layout
 from shared.store.lifecycle import AttemptOutcome, AttemptPhase
 from worker.attempt import meeting

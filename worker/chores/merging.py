@@ -14,7 +14,7 @@ from shared.chores.merges import MERGE, MergeClaim
 from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
 from shared.contract.merge_request import CreateMerge, MergeSpec
 from shared.errors import Invalid, TunepoolError, Unavailable
-from shared.settle.sizing import estimate_combination, estimate_merge
+from shared.settle.product_memory import estimate_combination, estimate_merge
 from shared.store import layout
 from worker import base_models
 from worker.chores import run_program as programs
