@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from shared.contract.spec import DeviceKind, JobSpec
 from shared.plan.fairshare import PLAN_MARGIN
 from shared.settle.calibration import Measurement
-from shared.settle.resolve import calibration, peak
+from shared.settle.memory_fit import calibration, peak
 from shared.settle.workload import workload
 
 

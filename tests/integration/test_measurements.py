@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 from shared.contract.spec import DataFacts
 from shared.jobs import measurements, moves
 from shared.settle.catalogue import SMOLLM2
-from shared.settle.resolve import DeviceFacts, Resolution, resolve
+from shared.settle.resolve import Resolution, resolve
+from shared.settle.settling import DeviceFacts
 from shared.settle.sizing import estimate
 from shared.settle.workload import workload
 from shared.store.tables import DeviceRow, JobRow, MeasurementRow

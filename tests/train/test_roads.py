@@ -15,7 +15,8 @@ from shared.contract.events import EXIT_DONE
 from shared.contract.job_request import CreateJob
 from shared.contract.spec import BaseModelRef, DataFacts
 from shared.settings import Settings, trainer_environment
-from shared.settle.resolve import DeviceFacts, resolve
+from shared.settle.resolve import resolve
+from shared.settle.settling import DeviceFacts
 from tests.patience import patience
 from tests.train.tiny import FACTS, chat_rows, make_spec, read_events
 from worker.host.devices import cpu

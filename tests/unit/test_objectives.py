@@ -12,7 +12,9 @@ from shared.contract.objectives import OBJECTIVES
 from shared.contract.spec import OBJECTIVE_PARTS, DataFacts, Objective, ObjectiveName, Orpo, Simpo
 from shared.errors import Invalid
 from shared.settle.catalogue import SMOLLM2
-from shared.settle.resolve import DeviceFacts, Resolution, check_request, resolve
+from shared.settle.refusals import check_request
+from shared.settle.resolve import Resolution, resolve
+from shared.settle.settling import DeviceFacts
 from shared.settle.sizing import estimate
 from shared.settle.wishes import wished_objective
 

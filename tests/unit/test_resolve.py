@@ -12,7 +12,8 @@ from shared.contract.job_request import CreateJob
 from shared.contract.spec import DataFacts, JobSpec, ModelFacts
 from shared.errors import Invalid
 from shared.settle.catalogue import SMOLLM2
-from shared.settle.resolve import PRESETS, DeviceFacts, Resolution, resolve
+from shared.settle.resolve import Resolution, resolve
+from shared.settle.settling import PRESETS, DeviceFacts
 from shared.settle.sizing import estimate
 from shared.settle.workload import workload
 

@@ -15,7 +15,7 @@ from shared.contract.objectives import OBJECTIVES
 from shared.contract.spec import BaseModelRef, Dpo
 from shared.errors import Invalid
 from shared.settle.catalogue import SMOLLM2
-from shared.settle.resolve import check_request
+from shared.settle.refusals import check_request
 from shared.settle.wishes import wished_objective
 
 

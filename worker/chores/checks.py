@@ -21,7 +21,8 @@ from shared.lease.values import Claim, FileRef
 from shared.rows.check import DatasetReport, Limits, check, read_report
 from shared.rows.convert import source_of
 from shared.settle import durations
-from shared.settle.resolve import DeviceFacts, Resolution, resolve
+from shared.settle.resolve import Resolution, resolve
+from shared.settle.settling import DeviceFacts
 from shared.store.bell import ring
 from worker.chores.run_program import Stopped, Watch, under_lease
 from worker.chores.unpacking import unpack

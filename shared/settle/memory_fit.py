@@ -1,0 +1,103 @@
+"""Micro-batch, checkpointing and at last length: the fastest choice whose estimated memory fits the device. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from shared.contract.spec import JobSpec
+from shared.settle.automatic_values import constant, up_to_64
+from shared.settle.calibration import Calibration, Measurement, calibrate
+from shared.settle.settling import Settling
+from shared.settle.sizing import Estimate, estimate, estimate_evaluation
+from shared.settle.workload import CHARACTERS_PER_TOKEN, Workload, row_tokens, workload
+
+
+def peak(work: Workload) -> Estimate:
+    """The larger of the peaks of training and of validating, which reads the same passes without gradients."""
+    return max(estimate(work), estimate_evaluation(work), key=lambda one: one.total)
+
+
+def calibration(work: Workload, *, spec: JobSpec, measurements: Sequence[Measurement]) -> Calibration:
+    """What finished jobs say of the estimate for `work`."""
+    return calibrate(
+        measurements, base=spec.base_model.name, method=work.method, tokens=work.tokens, device=work.device
+    )
+
+
+# Tokens in one forward pass beyond which larger passes bring nothing; on a CPU they fall out of its caches.
+_FULL_PASS_TOKENS: Final = {"cuda": 16_384, "cpu": 1024}
+
+
+def fit(settling: Settling, build: Callable[[], JobSpec]) -> None:
+    """Settle micro-batch and checkpointing as the fastest that fits; shorten rows only if nothing else does."""
+    micro, checkpointing = "training.per_device_train_batch_size", "training.gradient_checkpointing"
+    settling.settle(micro, constant(1, ""))
+    settling.settle(checkpointing, constant(value=False, reason=""))
+    while not _fits_somehow(settling, build) and _shorten(settling):
+        pass
+    size = "within" if _bytes(settling, build) <= settling.device.budget else "more than"
+    room = (
+        f"{_bytes(settling, build) / 1e9:.1f} GB, {size} the {settling.device.budget / 1e9:.1f} GB to use"
+        f" ({_sure(settling, build)})"
+    )
+    if micro in settling.reasons:
+        settling.change(micro, settling.settled[micro], f"{_micro_reason(settling)}: {room}")
+    if checkpointing in settling.reasons:
+        needed = (
+            "needed: it would not fit otherwise"
+            if settling.settled[checkpointing]
+            else "not needed, and it costs a third"
+        )
+        settling.change(checkpointing, settling.settled[checkpointing], f"{needed}: {room}")
+
+
+def _micro_reason(settling: Settling) -> str:
+    if settling.settled["training.packing"]:
+        return "one packed sequence per pass, as attention masks grow with its square"
+    return "the largest useful pass that fits"
+
+
+def _fits_somehow(settling: Settling, build: Callable[[], JobSpec]) -> bool:
+    """Try without checkpointing first, larger micro-batches first; leave the last one tried in place."""
+    micro, checkpointing = "training.per_device_train_batch_size", "training.gradient_checkpointing"
+    for recompute in (False, True) if checkpointing in settling.reasons else (settling.settled[checkpointing],):
+        for rows in _micro_batches(settling) if micro in settling.reasons else (settling.settled[micro],):
+            settling.settled |= {micro: rows, checkpointing: recompute}
+            if _bytes(settling, build) <= settling.device.budget:
+                return True
+    return False
+
+
+def _bytes(settling: Settling, build: Callable[[], JobSpec]) -> int:
+    spec = build()
+    work = workload(spec, device=settling.device.kind, memory=settling.device.total_bytes)
+    return calibration(work, spec=spec, measurements=settling.measurements).admitted(peak(work).total)
+
+
+def _sure(settling: Settling, build: Callable[[], JobSpec]) -> str:
+    spec = build()
+    work = workload(spec, device=settling.device.kind, memory=settling.device.total_bytes)
+    return calibration(work, spec=spec, measurements=settling.measurements).sure
+
+
+def _micro_batches(settling: Settling) -> list[int]:
+    """Divisors of a device's share of a step, largest first, that do not exceed a full pass."""
+    share = max(1, settling.settled["training.batch_size"] // settling.world)
+    if settling.settled["training.packing"]:
+        return [1]
+    mean = row_tokens(settling.data.mean_characters, per_token=CHARACTERS_PER_TOKEN)
+    typical = min(mean, settling.settled["training.max_length"])
+    most = max(1, _FULL_PASS_TOKENS[settling.device.kind] // typical)
+    return [rows for rows in range(share, 0, -1) if share % rows == 0 and rows <= most]
+
+
+def _shorten(settling: Settling) -> bool:
+    """Halve an automatic max_length, down to 512; False when that is no longer ours to do."""
+    name = "training.max_length"
+    length = settling.settled[name]
+    if name not in settling.reasons or length <= 512:
+        return False
+    shorter = up_to_64(length // 2, most=settling.facts.max_position_embeddings)
+    settling.change(name, max(512, shorter), "shortened to fit the device's memory; longer rows are cut")
+    return True
