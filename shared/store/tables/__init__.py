@@ -1,0 +1,42 @@
+"""All rows. Only verbs in `shared` touch them; doors never do.
+
+The one door to the tables: a foreign key names its table by a word, so whoever has one table needs all of them.
+"""
+
+from shared.store.tables.columns import Json, Leased
+from shared.store.tables.job_tables import (
+    AttemptRow,
+    CheckpointRow,
+    EventRow,
+    IdempotencyRow,
+    JobRow,
+    MeasurementRow,
+    MemberRow,
+)
+from shared.store.tables.pool_tables import DeviceRow, PoolRow, WorkerRow
+from shared.store.tables.product_tables import AdapterRow, BaseModelRow, FileRow, MergeRow, PreflightRow
+from shared.store.tables.tenant_tables import ApiKeyRow, AuditRow, OrganizationRow, ProjectRow
+
+__all__ = [
+    "AdapterRow",
+    "ApiKeyRow",
+    "AttemptRow",
+    "AuditRow",
+    "BaseModelRow",
+    "CheckpointRow",
+    "DeviceRow",
+    "EventRow",
+    "FileRow",
+    "IdempotencyRow",
+    "JobRow",
+    "Json",
+    "Leased",
+    "MeasurementRow",
+    "MemberRow",
+    "MergeRow",
+    "OrganizationRow",
+    "PoolRow",
+    "PreflightRow",
+    "ProjectRow",
+    "WorkerRow",
+]

@@ -1,0 +1,136 @@
+"""Files, adapters, merges, preflights and base models: what the CPU lane works on, and what users keep."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, Integer, Text, func, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from shared.store.db import Base
+from shared.store.tables.columns import Json, Leased, Moment
+
+
+class FileRow(Leased, Base):
+    """An uploaded file, or one that a job made. The row is made when the bytes are complete in the store."""
+
+    __tablename__ = "files"
+
+    filename: Mapped[str] = mapped_column(Text)
+    purpose: Mapped[str] = mapped_column(Text)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(Text)
+    key: Mapped[str] = mapped_column(Text)
+    # Parquet and CSV: the JSONL rows that the check made of them, which is what jobs read.
+    rows_key: Mapped[str | None] = mapped_column(Text)
+    rows_sha256: Mapped[str | None] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(Text)
+    status_details: Mapped[str | None] = mapped_column(Text)
+    report: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    # The columns keep the names that the version before this one writes: versions run side by side.
+    fence: Mapped[int] = mapped_column("check_attempts", Integer, default=0, server_default=text("0"))
+    lease_until: Mapped[datetime | None] = mapped_column("check_until", Moment)
+    created_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
+    expires_at: Mapped[datetime | None] = mapped_column(Moment)
+    deleted_at: Mapped[datetime | None] = mapped_column(Moment)
+
+    __table_args__ = (
+        CheckConstraint("status in ('uploaded','processed','error')", name="status"),
+        Index("ix_files_project_id_id", "project_id", "id", postgresql_where=text("deleted_at is null")),
+        Index("ix_files_unchecked", "id", postgresql_where=text("status = 'uploaded' and deleted_at is null")),
+    )
+
+
+class AdapterRow(Base):
+    """The product of a job, known by its `ft:` name."""
+
+    __tablename__ = "adapters"
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), unique=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str] = mapped_column(Text, unique=True)
+    base_model: Mapped[str] = mapped_column(Text)
+    manifest: Mapped[dict[str, Any]] = mapped_column(Json)
+    created_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
+    deleted_at: Mapped[datetime | None] = mapped_column(Moment)
+
+    __table_args__ = (
+        Index("ix_adapters_project_id_id", "project_id", "id", postgresql_where=text("deleted_at is null")),
+    )
+
+
+class MergeRow(Leased, Base):
+    """A product made of adapters without training: a merged model directory, or a weighted combination."""
+
+    __tablename__ = "merges"
+
+    kind: Mapped[str] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(Text)
+    request: Mapped[dict[str, Any]] = mapped_column(Json)
+    base_model: Mapped[str] = mapped_column(Text)
+    spec: Mapped[dict[str, Any]] = mapped_column(Json)
+    manifest: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    error: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    created_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
+    finished_at: Mapped[datetime | None] = mapped_column(Moment)
+    deleted_at: Mapped[datetime | None] = mapped_column(Moment)
+
+    __table_args__ = (
+        CheckConstraint("kind in ('merge','combination')", name="kind"),
+        CheckConstraint("status in ('queued','running','succeeded','failed')", name="status"),
+        CheckConstraint("(status = 'succeeded') = (manifest is not null)", name="success_has_manifest"),
+        CheckConstraint("(status in ('succeeded','failed')) = (finished_at is not null)", name="end_has_moment"),
+        Index("ix_merges_project_id_id", "project_id", "id", postgresql_where=text("deleted_at is null")),
+        Index(
+            "ix_merges_unfinished",
+            "id",
+            postgresql_where=text("status in ('queued','running') and deleted_at is null"),
+        ),
+    )
+
+
+class PreflightRow(Leased, Base):
+    """A question about a job that is not submitted."""
+
+    __tablename__ = "preflights"
+
+    status: Mapped[str] = mapped_column(Text)
+    base_model: Mapped[str] = mapped_column(Text)
+    seed: Mapped[int] = mapped_column(Integer)
+    training_file: Mapped[str] = mapped_column(ForeignKey("files.id"))
+    validation_file: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    request: Mapped[dict[str, Any]] = mapped_column(Json)
+    report: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    error: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    # The columns keep the names that the version before this one writes: versions run side by side.
+    fence: Mapped[int] = mapped_column("checker", Integer, default=0, server_default=text("0"))
+    lease_until: Mapped[datetime | None] = mapped_column("check_until", Moment)
+    created_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
+    finished_at: Mapped[datetime | None] = mapped_column(Moment)
+
+    __table_args__ = (
+        CheckConstraint("status in ('queued','running','succeeded','failed')", name="status"),
+        Index("ix_preflights_project_id_id", "project_id", "id"),
+        Index("ix_preflights_waiting", "id", postgresql_where=text("status in ('queued','running')")),
+    )
+
+
+class BaseModelRow(Leased, Base):
+    """A hub's repository at a revision, and what a worker found there. A row that is ready never changes."""
+
+    __tablename__ = "base_models"
+
+    project_id: Mapped[str] = mapped_column(Text, default="", server_default=text("''"))  # the installation's
+    name: Mapped[str] = mapped_column(Text)  # the catalogue's entry that asked first
+    source: Mapped[str] = mapped_column(Text)
+    locator: Mapped[str] = mapped_column(Text)
+    revision: Mapped[str] = mapped_column(Text)  # as asked: a branch, a tag or a commit
+    commit: Mapped[str | None] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(Text)
+    error: Mapped[str | None] = mapped_column(Text)
+    config: Mapped[str | None] = mapped_column(Text)  # config.json as published; facts are reckoned when it is read
+    updated_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
+
+    __table_args__ = (CheckConstraint("state in ('resolving','ready','error')", name="state"),)
