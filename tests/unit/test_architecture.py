@@ -374,6 +374,13 @@ def test_functions_are_short() -> None:
     assert sum(length > 60 for length in lengths) / len(lengths) < 0.03
 
 
+def test_no_file_of_the_product_has_more_than_400_lines() -> None:
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in files(*PACKAGES, "cli")}
+
+    assert len(lengths) > 200
+    assert {str(path.relative_to(ROOT)): length for path, length in lengths.items() if length > 400} == {}
+
+
 def test_imports_stand_at_the_top() -> None:
     every = [at(path, node) for path in files(*SOURCE) for node in imports(tree(path))]
     inner = {at(path, node) for path in files(*SOURCE) for function in functions(path) for node in imports(function)}

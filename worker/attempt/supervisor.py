@@ -10,16 +10,12 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Literal, TypeVar, cast
+from typing import Final, Literal, cast
 
 import structlog
-from sqlalchemy.orm import Session
 
-from shared import failpoints
-from shared.contract.documents import Manifest
 from shared.contract.events import (
     EXIT_DONE,
     EXIT_OUT_OF_MEMORY,
@@ -27,30 +23,25 @@ from shared.contract.events import (
     EXIT_USER_FAULT,
     CheckpointSaved,
     Failed,
-    Finished,
 )
 from shared.errors import TunepoolError, Unavailable
 from shared.fleet import members, workers
-from shared.ids import new_id
-from shared.jobs import metrics_file, moves
+from shared.jobs import moves
 from shared.lease.journal import NewEvent
-from shared.lease.values import Claim, MeetingPlace, NewFile
+from shared.lease.values import Claim, MeetingPlace
 from shared.settle.sizing import estimate
 from shared.settle.workload import workload
-from shared.store import layout
-from shared.store.lifecycle import AttemptOutcome, AttemptPhase
+from shared.store.lifecycle import AttemptOutcome
 from worker.attempt import meeting
-from worker.attempt.attempt_folder import AttemptFolder
 from worker.attempt.keeper import AT_ONCE, Interrupted, LeaseKeeper, Wish
-from worker.attempt.leader import Gang, GangFault
+from worker.attempt.leader import GangFault
+from worker.attempt.publishing import PublishingAttempt
 from worker.host.host import AWAY, Host, full_sentence, host_code, host_sentence
-from worker.program import workdir
 from worker.program.launcher import Exit, Trainer
 from worker.program.processes import StillAlive
-from worker.program.trainer_events import EventTail, Meter, Story, metric_lines, says_out_of_memory, told
+from worker.program.trainer_events import EventTail, says_out_of_memory, told
 
 log = structlog.get_logger()
-T = TypeVar("T")
 
 LOOK_SECONDS: Final = 0.1
 TELL_SECONDS: Final = 1.0
@@ -109,27 +100,8 @@ def run_attempt(host: Host, claim: Claim, *, clock: Callable[[], float] = time.m
     bound.info("attempt.ended")
 
 
-class _Attempt:
-    """What an attempt holds while it lasts."""
-
-    keeper: LeaseKeeper
-
-    def __init__(self, host: Host, claim: Claim, *, clock: Callable[[], float] = time.monotonic) -> None:
-        assert claim.spec is not None, "a queued job is resolved"
-        self.host = host
-        self.claim = claim
-        self.lease = claim.lease
-        self.spec = claim.spec
-        self.clock = clock
-        self.place = AttemptFolder(host, claim)
-        self.gang = Gang(claim.members, host.settings, clock=clock)
-        self.story = Story(clock)
-        self.meter = Meter(clock=clock)
-        self.untold: list[NewEvent] = []
-        self.told_at = clock()
-        self.uploader = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-upload")
-        self.uploads: list[Future[None]] = []
-        self.trainer: Trainer | None = None
+class _Attempt(PublishingAttempt):
+    """The course of an attempt and its end."""
 
     # --- the acts ---------------------------------------------------------------------------------------------------
 
@@ -246,89 +218,6 @@ class _Attempt:
             log.warning("events.waiting", job_id=self.lease.id, waiting=len(batch), error=str(error)[:200])
             return
         self.untold.clear()
-
-    # --- publishing -------------------------------------------------------------------------------------------------
-
-    def publish_checkpoint(self, event: CheckpointSaved) -> None:
-        """Upload and record one checkpoint; runs in the upload thread, one after the other."""
-        out = self.place.folder.out
-        try:
-            manifest = workdir.publish_checkpoint(self.host.store, self.claim, out, event, interrupt=self.unless_over)
-        except (Unavailable, FileNotFoundError, Interrupted) as error:
-            log.warning("checkpoint.unpublished", job_id=self.lease.id, step=event.step, error=str(error)[:200])
-            return
-        self.reach("checkpoint_uploaded")
-        metrics = event.model_dump(mode="json", exclude={"type", "time", "name"}, exclude_none=True)
-        self.insist(
-            lambda s: moves.record_checkpoint(
-                s,
-                self.lease,
-                step=event.step,
-                name=self.checkpoint_name(event.step),
-                metrics=metrics,
-                manifest=manifest.document(),
-            )
-        )
-
-    def checkpoint_name(self, step: int) -> str:
-        return f"{self.claim.model_name}:ckpt-step-{step}"
-
-    def unless_over(self) -> None:
-        """Raise Interrupted if nothing of this attempt can be published any more."""
-        wish = self.keeper.wish
-        if wish in AT_ONCE:
-            raise Interrupted(wish)
-
-    def wait_for_uploads(self) -> None:
-        for upload in self.uploads:
-            upload.result()
-
-    def publish(self) -> None:
-        """Upload the adapter and the metrics, then the one commit that makes them known."""
-        finished = self.story.finished
-        assert finished is not None
-        self.say_phase("publishing")
-        self.wait_for_uploads()
-        manifest = workdir.publish_adapter(
-            self.host.store, self.claim, self.place.folder.out / "adapter", interrupt=self.unless_over
-        )
-        result = self.publish_metrics()
-        self.unless_over()
-        self.reach("adapter_uploaded")
-        published = self.insist(partial(self.commit, manifest=manifest, result=result, finished=finished))
-        self.reach("after_publish")
-        if not published:  # a cancel came first, or the lease is gone
-            self.insist(lambda s: moves.confirm_cancelled(s, self.lease, exit_code=EXIT_DONE))
-
-    def commit(self, session: Session, *, manifest: Manifest, result: NewFile, finished: Finished) -> bool:
-        published = moves.succeed(
-            session,
-            self.lease,
-            manifest=manifest.document(),
-            result_file=result,
-            trained_tokens=finished.trained_tokens,
-            peak_bytes=finished.peak_memory_bytes,
-            train_seconds=finished.train_seconds,
-            reason=finished.published_reason,
-        )
-        self.reach("publish_before_commit")
-        return published
-
-    def publish_metrics(self) -> NewFile:
-        earlier = self.insist(lambda s: metrics_file.recorded_metrics(s, self.lease.id))
-        text = metrics_file.metrics_csv([*earlier, *metric_lines(self.place.folder.events)])
-        key = layout.result_key(self.claim.project_id, self.lease.id, self.lease.fence)
-        size, sha256 = workdir.publish_text(
-            self.host.store, key, text, scratch=self.place.folder.root / "step_metrics.csv", interrupt=self.unless_over
-        )
-        return NewFile(
-            id=new_id("file-"),
-            filename="step_metrics.csv",
-            purpose="fine-tune-results",
-            bytes=size,
-            sha256=sha256,
-            key=key,
-        )
 
     # --- how it ends ------------------------------------------------------------------------------------------------
 
@@ -477,23 +366,6 @@ class _Attempt:
             self.trainer.end(grace_seconds=0)
         self.uploader.shutdown(wait=False, cancel_futures=True)
         self.place.remove_folder()
-
-    def reach(self, edge: failpoints.Edge) -> None:
-        failpoints.reach(edge, self.host.settings)
-
-    # --- words to the database --------------------------------------------------------------------------------------
-
-    def say_phase(self, phase: AttemptPhase) -> None:
-        self.insist(lambda s: moves.set_phase(s, self.lease, phase))
-
-    def insist(self, verb: Callable[[Session], T]) -> T:
-        """Run a write, again while Postgres is away; a lost lease makes it do nothing. Raises one of `AWAY`."""
-        return self.host.write_in_the_end(verb, patience=self.patience)
-
-    @property
-    def patience(self) -> float:
-        """Seconds without Postgres after which nothing more is to be said under this lease."""
-        return self.host.settings.blind_seconds + self.host.settings.lease_seconds
 
 
 _GIVEN_BACK: Final[dict[str, tuple[AttemptOutcome, str]]] = {

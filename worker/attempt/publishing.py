@@ -1,0 +1,152 @@
+"""What an attempt holds while it lasts, and how its checkpoints, its adapter and its metrics are published."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+import structlog
+from sqlalchemy.orm import Session
+
+from shared import failpoints
+from shared.contract.documents import Manifest
+from shared.contract.events import EXIT_DONE, CheckpointSaved, Finished
+from shared.errors import Unavailable
+from shared.ids import new_id
+from shared.jobs import metrics_file, moves
+from shared.lease.journal import NewEvent
+from shared.lease.values import Claim, NewFile
+from shared.store import layout
+from shared.store.lifecycle import AttemptPhase
+from worker.attempt.attempt_folder import AttemptFolder
+from worker.attempt.keeper import AT_ONCE, Interrupted, LeaseKeeper
+from worker.attempt.leader import Gang
+from worker.host.host import Host
+from worker.program import workdir
+from worker.program.launcher import Trainer
+from worker.program.trainer_events import Meter, Story, metric_lines
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+
+class PublishingAttempt:
+    """What an attempt holds while it lasts, its writes to the database, and how its products are published."""
+
+    keeper: LeaseKeeper
+
+    def __init__(self, host: Host, claim: Claim, *, clock: Callable[[], float] = time.monotonic) -> None:
+        assert claim.spec is not None, "a queued job is resolved"
+        self.host = host
+        self.claim = claim
+        self.lease = claim.lease
+        self.spec = claim.spec
+        self.clock = clock
+        self.place = AttemptFolder(host, claim)
+        self.gang = Gang(claim.members, host.settings, clock=clock)
+        self.story = Story(clock)
+        self.meter = Meter(clock=clock)
+        self.untold: list[NewEvent] = []
+        self.told_at = clock()
+        self.uploader = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-upload")
+        self.uploads: list[Future[None]] = []
+        self.trainer: Trainer | None = None
+
+    def publish_checkpoint(self, event: CheckpointSaved) -> None:
+        """Upload and record one checkpoint; runs in the upload thread, one after the other."""
+        out = self.place.folder.out
+        try:
+            manifest = workdir.publish_checkpoint(self.host.store, self.claim, out, event, interrupt=self.unless_over)
+        except (Unavailable, FileNotFoundError, Interrupted) as error:
+            log.warning("checkpoint.unpublished", job_id=self.lease.id, step=event.step, error=str(error)[:200])
+            return
+        self.reach("checkpoint_uploaded")
+        metrics = event.model_dump(mode="json", exclude={"type", "time", "name"}, exclude_none=True)
+        self.insist(
+            lambda s: moves.record_checkpoint(
+                s,
+                self.lease,
+                step=event.step,
+                name=self.checkpoint_name(event.step),
+                metrics=metrics,
+                manifest=manifest.document(),
+            )
+        )
+
+    def checkpoint_name(self, step: int) -> str:
+        return f"{self.claim.model_name}:ckpt-step-{step}"
+
+    def unless_over(self) -> None:
+        """Raise Interrupted if nothing of this attempt can be published any more."""
+        wish = self.keeper.wish
+        if wish in AT_ONCE:
+            raise Interrupted(wish)
+
+    def wait_for_uploads(self) -> None:
+        for upload in self.uploads:
+            upload.result()
+
+    def publish(self) -> None:
+        """Upload the adapter and the metrics, then the one commit that makes them known."""
+        finished = self.story.finished
+        assert finished is not None
+        self.say_phase("publishing")
+        self.wait_for_uploads()
+        manifest = workdir.publish_adapter(
+            self.host.store, self.claim, self.place.folder.out / "adapter", interrupt=self.unless_over
+        )
+        result = self.publish_metrics()
+        self.unless_over()
+        self.reach("adapter_uploaded")
+        published = self.insist(partial(self.commit, manifest=manifest, result=result, finished=finished))
+        self.reach("after_publish")
+        if not published:  # a cancel came first, or the lease is gone
+            self.insist(lambda s: moves.confirm_cancelled(s, self.lease, exit_code=EXIT_DONE))
+
+    def commit(self, session: Session, *, manifest: Manifest, result: NewFile, finished: Finished) -> bool:
+        published = moves.succeed(
+            session,
+            self.lease,
+            manifest=manifest.document(),
+            result_file=result,
+            trained_tokens=finished.trained_tokens,
+            peak_bytes=finished.peak_memory_bytes,
+            train_seconds=finished.train_seconds,
+            reason=finished.published_reason,
+        )
+        self.reach("publish_before_commit")
+        return published
+
+    def publish_metrics(self) -> NewFile:
+        earlier = self.insist(lambda s: metrics_file.recorded_metrics(s, self.lease.id))
+        text = metrics_file.metrics_csv([*earlier, *metric_lines(self.place.folder.events)])
+        key = layout.result_key(self.claim.project_id, self.lease.id, self.lease.fence)
+        size, sha256 = workdir.publish_text(
+            self.host.store, key, text, scratch=self.place.folder.root / "step_metrics.csv", interrupt=self.unless_over
+        )
+        return NewFile(
+            id=new_id("file-"),
+            filename="step_metrics.csv",
+            purpose="fine-tune-results",
+            bytes=size,
+            sha256=sha256,
+            key=key,
+        )
+
+    def reach(self, edge: failpoints.Edge) -> None:
+        failpoints.reach(edge, self.host.settings)
+
+    def say_phase(self, phase: AttemptPhase) -> None:
+        self.insist(lambda s: moves.set_phase(s, self.lease, phase))
+
+    def insist(self, verb: Callable[[Session], T]) -> T:
+        """Run a write, again while Postgres is away; a lost lease makes it do nothing. Raises one of `AWAY`."""
+        return self.host.write_in_the_end(verb, patience=self.patience)
+
+    @property
+    def patience(self) -> float:
+        """Seconds without Postgres after which nothing more is to be said under this lease."""
+        return self.host.settings.blind_seconds + self.host.settings.lease_seconds
