@@ -141,12 +141,17 @@ def _describe(app: FastAPI) -> None:
 
 
 def _correct_streams(schema: dict[str, Any]) -> None:
-    """Describe a stream's errors as JSON: they come instead of the stream. FastAPI describes them as streams."""
+    """Describe a stream's errors as JSON: they come instead of the stream. FastAPI describes them as streams.
+
+    `itemSchema` is OpenAPI 3.2's; the document is 3.1, whose readers know `schema` only.
+    """
     for operation in (operation for path in schema["paths"].values() for operation in path.values()):
         for answer in operation["responses"].values():
             stream = answer.get("content", {}).get("text/event-stream", {})
             if "schema" in stream:
                 answer["content"] = {"application/json": stream}
+            elif "itemSchema" in stream:
+                stream["schema"] = stream.pop("itemSchema")
 
 
 def app_from_settings() -> FastAPI:

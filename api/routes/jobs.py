@@ -20,6 +20,7 @@ from shared.errors import Invalid
 from shared.fleet import members as gangs
 from shared.jobs import moves, pages, submission
 from shared.products import adapters
+from shared.store.lifecycle import JobStatus
 from shared.tenants import audit
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
@@ -125,14 +126,15 @@ def list_jobs(
     after: Annotated[str | None, Query(max_length=100)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     metadata: Annotated[
-        str | None, Query(description="`null`: jobs without metadata. Or `metadata[key]=value`.")
+        str | None, Query(description="`null` or empty: jobs without metadata. Or `metadata[key]=value`.")
     ] = None,
+    status: Annotated[JobStatus | None, Query(description="Jobs in this state only.")] = None,
 ) -> Response:
     """Jobs of the project, newest first."""
     wanted = {
         found[1]: value for name, value in request.query_params.multi_items() if (found := _METADATA.fullmatch(name))
     }
-    if metadata not in (None, "null") or (metadata and wanted):
+    if metadata not in (None, "null", "") or (metadata is not None and wanted):
         raise Invalid(
             "Filter with metadata[key]=value, or metadata=null for jobs without any; not both.", param="metadata"
         )
@@ -143,7 +145,8 @@ def list_jobs(
             after=after,
             limit=limit,
             metadata=wanted or None,
-            without_metadata=metadata == "null",
+            without_metadata=metadata in ("null", ""),  # the Node client writes null as nothing
+            status=status,
         )
     return written(job_views.JobPage(data=[job_views.job(row, caller=caller) for row in rows], has_more=more))
 

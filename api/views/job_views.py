@@ -61,6 +61,9 @@ class JobExtension(View):
     attempts: list[Attempt] = Field(default_factory=list)
     adapter: AdapterRef | None = None
     usage: dict[str, float] = Field(default_factory=dict)
+    suffix: str | None = Field(default=None, description="As it stands in the tuned model's name.")
+    cancel_requested_at: int | None = Field(default=None, description="Since when a running job is being stopped.")
+    pause_requested_at: int | None = None
 
 
 _JOB_ID = "0193a1b2c3d4e5f60718293a4b5c6d7e"
@@ -95,6 +98,9 @@ JOB_EXAMPLE: Final[dict[str, Any]] = {
         "attempts": [],
         "adapter": None,
         "usage": {"device_seconds": 98.4},
+        "suffix": "tickets",
+        "cancel_requested_at": None,
+        "pause_requested_at": None,
     },
 }
 
@@ -170,6 +176,9 @@ def job(
                 attempts=[attempt(one, (members or {}).get(one.number, ())) for one in attempts],
                 adapter=None if adapter is None else _adapter_ref(adapter),
                 usage={"device_seconds": round(row.device_seconds, 3)},
+                suffix=row.suffix,
+                cancel_requested_at=maybe_seconds(row.cancel_requested_at),
+                pause_requested_at=maybe_seconds(row.pause_requested_at),
             ),
         }
     )

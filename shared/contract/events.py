@@ -101,6 +101,8 @@ class CheckpointSaved(_Event):
     train_mean_token_accuracy: float | None = None
     valid_loss: float | None = None
     valid_mean_token_accuracy: float | None = None
+    full_valid_loss: float | None = Field(default=None, description="Where every validation row was read.")
+    full_valid_mean_token_accuracy: float | None = None
 
 
 class Alive(_Event):

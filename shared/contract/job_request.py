@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import Field, StringConstraints, create_model
 
+from shared.contract.model_suffix import Suffix
 from shared.contract.spec import (
     AUTO,
     OBJECTIVE_PARTS,
@@ -139,7 +140,9 @@ class CreateJob(Part):
     model: Annotated[str, StringConstraints(min_length=1, max_length=300)]
     training_file: Annotated[str, StringConstraints(min_length=1, max_length=100)]
     validation_file: Annotated[str, StringConstraints(min_length=1, max_length=100)] | None = None
-    suffix: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] | None = None
+    suffix: Suffix | None = Field(
+        default=None, description="Part of the tuned model's name; other characters than A-Za-z0-9_.- become a hyphen."
+    )
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     method: RequestedMethod | None = None
     hyperparameters: Hyperparameters | None = Field(

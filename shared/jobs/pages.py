@@ -44,6 +44,7 @@ def jobs(
     limit: int,
     metadata: dict[str, str] | None,
     without_metadata: bool,
+    status: str | None = None,
 ) -> tuple[Sequence[JobRow], bool]:
     """Newest first, and whether more follow."""
     query = select(JobRow).where(JobRow.project_id == project_id)
@@ -51,6 +52,8 @@ def jobs(
         query = query.where(JobRow.id < after)
     if metadata:
         query = query.where(JobRow.job_metadata.contains(metadata))
+    if status is not None:
+        query = query.where(JobRow.status == status)
     if without_metadata:
         query = query.where(JobRow.job_metadata.is_(None))
     rows = session.scalars(query.order_by(JobRow.id.desc()).limit(limit + 1)).all()

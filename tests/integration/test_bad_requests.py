@@ -78,7 +78,7 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("validation_file", "../../etc/passwd"),
     ("suffix", ""),
     ("suffix", "x" * 65),
-    ("suffix", "../evil"),
+    ("suffix", "--- ..."),
     ("suffix", 5),
     ("seed", -1),
     ("seed", 2**31),

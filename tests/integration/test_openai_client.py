@@ -11,8 +11,10 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from shared.contract.events import EXIT_STOPPED
 from shared.jobs import moves
 from shared.lease.journal import NewEvent
+from shared.lease.values import Claim
 from shared.store.db import session_scope
 from shared.store.storage import open_store
 from shared.store.tables import AdapterRow, CheckpointRow, FileRow, JobRow, WorkerRow
@@ -32,8 +34,8 @@ def submit(api: Api, **values: object) -> str:
     return api.openai().fine_tuning.jobs.create(**arguments).id  # type: ignore[arg-type]
 
 
-def run_to_success(api: Api, job_id: str) -> None:
-    """What workers would do, by the same verbs."""
+def start(api: Api, job_id: str) -> Claim:
+    """What a worker would do up to the start of the trainer, by the same verbs."""
     with session_scope(api.engine) as session:
         file = session.get_one(JobRow, job_id).training_file
         session.execute(update(FileRow).where(FileRow.id == file).values(status="processed"))
@@ -45,6 +47,12 @@ def run_to_success(api: Api, job_id: str) -> None:
         training = claim_on(session, worker)
         assert training is not None
         assert training.lease.id == job_id
+        return training
+
+
+def run_to_success(api: Api, job_id: str) -> None:
+    training = start(api, job_id)
+    with session_scope(api.engine) as session:
         moves.record(
             session, training.lease, [NewEvent("Step 1/1", type="metrics", data={"step": 1, "train_loss": 0.5})]
         )
@@ -121,6 +129,51 @@ def test_a_job_is_accepted_with_openais_fields_and_ours_under_one_key(api: Api) 
     assert job.model_extra is not None
     assert set(job.model_extra["tunepool"]) >= {"spec", "auto", "queue", "progress", "attempts", "adapter", "usage"}
     assert client.fine_tuning.jobs.retrieve(job.id).id == job.id
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kept"),
+    [
+        ("my model", "my-model"),
+        ("Größe: 7", "Grosse-7"),
+        ("v1.2_a-B", "v1.2_a-B"),
+        ("../evil", "evil"),
+        ("a" * 64, "a" * 64),
+    ],
+)
+def test_a_suffix_of_any_text_becomes_part_of_a_name_and_is_told(api: Api, suffix: str, kept: str) -> None:
+    job = api.openai().fine_tuning.jobs.retrieve(submit(api, suffix=suffix))
+
+    assert job.model_extra is not None
+    assert job.model_extra["tunepool"]["suffix"] == kept
+
+
+def test_jobs_are_listed_by_status_and_without_metadata_as_both_sdks_ask(api: Api) -> None:
+    plain, cancelled, labelled = submit(api), submit(api), submit(api, metadata={"a": "b"})
+    api.openai().fine_tuning.jobs.cancel(cancelled)
+
+    def listed(query: str) -> set[str]:
+        with api.http() as http:
+            page = http.get(f"/v1/fine_tuning/jobs?limit=100&{query}").json()
+        return {job["id"] for job in page["data"]} & {plain, cancelled, labelled}
+
+    assert listed("status=cancelled") == {cancelled}
+    assert listed("status=validating_files") == {plain, labelled}
+    assert listed("metadata=") == listed("metadata=null") == {plain, cancelled}  # the Node client's null, and Python's
+
+
+def test_a_running_job_says_that_it_is_being_cancelled(api: Api) -> None:
+    job_id = submit(api)
+    training = start(api, job_id)
+    api.openai().fine_tuning.jobs.cancel(job_id)
+
+    job = api.openai().fine_tuning.jobs.retrieve(job_id)
+    with session_scope(api.engine) as session:
+        moves.confirm_cancelled(session, training.lease, exit_code=EXIT_STOPPED)
+
+    assert job.model_extra is not None
+    assert job.model_extra["tunepool"]["cancel_requested_at"] >= job.created_at
+    assert job.model_extra["tunepool"]["pause_requested_at"] is None
 
 
 def test_a_job_lives_and_its_adapter_can_be_listed_and_withdrawn(api: Api) -> None:

@@ -86,7 +86,11 @@ def test_events_tell_the_whole_run_in_order(model: Path, tmp_path: Path) -> None
     assert kinds[0] == "started"
     assert kinds[-1] == "finished"
     assert [event.step for event in events if event.type == "metrics"] == [1, 2, 3]
-    assert [event.full for event in events if event.type == "validation"] == [True, True, True]
+    looks = {event.step: event for event in events if event.type == "validation"}
+    assert [look.full for look in looks.values()] == [True, True, True]
+    saved = [event for event in events if event.type == "checkpoint"]
+    assert [event.full_valid_loss for event in saved] == [looks[event.step].valid_loss for event in saved]
+    assert all(event.full_valid_mean_token_accuracy is not None for event in saved)
     assert events[0].total_steps == 3
     assert events[0].labelled_tokens_per_epoch < events[0].train_tokens_per_epoch
     assert events[-1].trained_tokens == events[0].train_tokens_per_epoch

@@ -50,6 +50,15 @@ class Schedule:
         )
 
 
+@dataclass(frozen=True)
+class LastLook:
+    """The last pass over the validation rows: after which step, what came of it, and whether all rows were read."""
+
+    step: int
+    tally: Tally
+    full: bool
+
+
 @dataclass
 class TrainingRun:
     """Everything one attempt works on."""
@@ -73,7 +82,7 @@ class TrainingRun:
     window_seconds: float = 0.0
     window_steps: int = 0
     last_train: Tally = field(default_factory=Tally)
-    last_validation: tuple[int, Tally] | None = None
+    last_validation: LastLook | None = None
     looked: set[bool] = field(default_factory=set)  # whether all validation rows, or only the first ones, fit in memory
 
     @property
@@ -217,7 +226,7 @@ def _validate(run: TrainingRun, *, full: bool) -> bool:
         valid_mean_token_accuracy=reported.accuracy,
         full=full,
     )
-    run.last_validation = (run.progress.step, reported)
+    run.last_validation = LastLook(run.progress.step, reported, full)
     run.progress.looked_step = run.progress.step
     return note_validation(run.progress, seen.loss, spec=run.spec)
 
@@ -251,7 +260,9 @@ def save_checkpoint(run: TrainingRun) -> Path:
             write_adapter=run.write_adapter,
             ranks=run.ranks,
         )
-    looked = run.last_validation[1] if run.last_validation and run.last_validation[0] == run.progress.step else None
+    look = run.last_validation
+    looked = look.tally if look is not None and look.step == run.progress.step else None
+    whole = looked if look is not None and look.full else None
     run.reporter.write(
         CheckpointSaved,
         step=run.progress.step,
@@ -260,6 +271,8 @@ def save_checkpoint(run: TrainingRun) -> Path:
         train_mean_token_accuracy=run.last_train.accuracy if run.last_train.weight else None,
         valid_loss=looked.loss if looked else None,
         valid_mean_token_accuracy=looked.accuracy if looked else None,
+        full_valid_loss=whole.loss if whole else None,
+        full_valid_mean_token_accuracy=whole.accuracy if whole else None,
     )
     if run.ranks.first:
         checkpoints.prune(folder, keep_steps={run.progress.best_step})
