@@ -33,6 +33,7 @@ class JobRow(Leased, Base):
     model: Mapped[str] = mapped_column(Text)
     base_model: Mapped[str] = mapped_column(Text)
     suffix: Mapped[str | None] = mapped_column(Text)
+    superseded_by: Mapped[str | None] = mapped_column(Text)  # a newer job of its group
     seed: Mapped[int] = mapped_column(Integer)
     training_file: Mapped[str] = mapped_column(ForeignKey("files.id"))
     validation_file: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
