@@ -147,11 +147,18 @@ def list_files(
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     order: Literal["asc", "desc"] = "desc",
     purpose: Annotated[str | None, Query(max_length=100)] = None,
+    sha256: Annotated[str | None, Query(pattern="^[0-9a-f]{64}$", description="Files of these bytes only.")] = None,
 ) -> file_views.FilePage:
     """Files of the project."""
     with door.session() as session:
         rows, more = files.page(
-            session, project_id=caller.project_id, after=after, limit=limit, order=order, purpose=purpose
+            session,
+            project_id=caller.project_id,
+            after=after,
+            limit=limit,
+            order=order,
+            purpose=purpose,
+            sha256=sha256,
         )
     data = [file_views.file(row) for row in rows]
     return file_views.FilePage(

@@ -10,6 +10,12 @@ from api.views.view import View, maybe_seconds, seconds
 from shared.store.tables import FileRow
 
 
+class FileExtension(View):
+    """Ours: what OpenAI's wire has no word for."""
+
+    sha256: str = Field(description="Of the bytes as they were uploaded, in hexadecimal.")
+
+
 class File(View):
     id: str = Field(examples=["file-0193a1b2c3d4e5f60718293a4b5c6d7e"])
     object: Literal["file"] = "file"
@@ -20,6 +26,7 @@ class File(View):
     status: Literal["uploaded", "processed", "error"]
     status_details: str | None = None
     expires_at: int | None = None
+    tunepool: FileExtension
 
 
 class FilePage(View):
@@ -41,5 +48,6 @@ def file(row: FileRow) -> File:
             "status": row.status,
             "status_details": row.status_details,
             "expires_at": maybe_seconds(row.expires_at),
+            "tunepool": {"sha256": row.sha256},
         }
     )

@@ -64,6 +64,7 @@ class JobExtension(View):
     suffix: str | None = Field(default=None, description="As it stands in the tuned model's name.")
     cancel_requested_at: int | None = Field(default=None, description="Since when a running job is being stopped.")
     pause_requested_at: int | None = None
+    superseded_by: str | None = Field(default=None, description="The newer job of its group that cancelled this one.")
 
 
 _JOB_ID = "0193a1b2c3d4e5f60718293a4b5c6d7e"
@@ -101,6 +102,7 @@ JOB_EXAMPLE: Final[dict[str, Any]] = {
         "suffix": "tickets",
         "cancel_requested_at": None,
         "pause_requested_at": None,
+        "superseded_by": None,
     },
 }
 
@@ -179,6 +181,7 @@ def job(
                 suffix=row.suffix,
                 cancel_requested_at=maybe_seconds(row.cancel_requested_at),
                 pause_requested_at=maybe_seconds(row.pause_requested_at),
+                superseded_by=row.superseded_by,
             ),
         }
     )

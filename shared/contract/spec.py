@@ -139,7 +139,9 @@ class Queue(Part):
     preemptible: bool = True
     max_runtime_seconds: int | None = Field(default=None, ge=60, le=30 * 86400)
     group: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:/@-]{1,128}$")] | None = None
-    supersede: bool = Field(default=False, description="Cancel older queued jobs of the same group.")
+    supersede: bool | Literal["running"] = Field(
+        default=False, description='Cancel older jobs of the same group that wait; "running": those that run, too.'
+    )
 
 
 class Supervised(Part):

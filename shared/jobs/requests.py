@@ -78,7 +78,9 @@ def cancel_waiting(session: Session, job_id: str, *, reason: str) -> None:
     cancel_all_waiting(session, [job_id], reason=reason)
 
 
-def cancel_all_waiting(session: Session, job_ids: Collection[str], *, reason: str) -> list[str]:
+def cancel_all_waiting(
+    session: Session, job_ids: Collection[str], *, reason: str, superseded_by: str | None = None
+) -> list[str]:
     """`cancel_waiting` for many at once: two statements and their events. Returns the jobs that are cancelled now."""
     # A file check in progress holds a lease too: the higher fence makes its result worthless.
     gone = session.scalars(
@@ -90,6 +92,7 @@ def cancel_all_waiting(session: Session, job_ids: Collection[str], *, reason: st
             lease_owner=None,
             lease_until=None,
             finished_at=func.now(),
+            superseded_by=superseded_by,
             version=JobRow.version + 1,
         )
         .returning(JobRow.id)
@@ -99,14 +102,20 @@ def cancel_all_waiting(session: Session, job_ids: Collection[str], *, reason: st
     return list(gone)
 
 
-def request_cancel_of_running(session: Session, job_ids: Collection[str]) -> list[str]:
+def request_cancel_of_running(
+    session: Session,
+    job_ids: Collection[str],
+    *,
+    reason: str = "Cancellation requested",
+    superseded_by: str | None = None,
+) -> list[str]:
     """Ask the supervisors of many jobs at once to stop. Returns the jobs that were not asked before."""
     asked = session.scalars(
         update(JobRow)
         .where(JobRow.id.in_(job_ids), JobRow.status == "running", JobRow.cancel_requested_at.is_(None))
-        .values(cancel_requested_at=func.now(), version=JobRow.version + 1)
+        .values(cancel_requested_at=func.now(), superseded_by=superseded_by, version=JobRow.version + 1)
         .returning(JobRow.id)
         .execution_options(synchronize_session=False)
     ).all()
-    journal.append_to_each(session, asked, NewEvent("Cancellation requested; stopping the trainer"))
+    journal.append_to_each(session, asked, NewEvent(f"{reason}; stopping the trainer"))
     return list(asked)

@@ -245,7 +245,10 @@ def _supersede(session: Session, job: JobRow, queue: Queue | None) -> None:
             JobRow.project_id == job.project_id,
             JobRow.group_name == queue.group,
             JobRow.id < job.id,
-            JobRow.status.in_(["validating_files", "queued", "paused"]),
+            JobRow.status.in_(["validating_files", "queued", "paused", "running"]),
         )
     ).all()
-    moves.cancel_all_waiting(session, older, reason=f"Superseded by {job.id} of group '{queue.group}'")
+    reason = f"Superseded by {job.id} of group '{queue.group}'"
+    moves.cancel_all_waiting(session, older, reason=reason, superseded_by=job.id)
+    if queue.supersede == "running":
+        moves.request_cancel_of_running(session, older, reason=reason, superseded_by=job.id)

@@ -64,11 +64,14 @@ def page(
     limit: int,
     order: Literal["asc", "desc"],
     purpose: str | None,
+    sha256: str | None = None,
 ) -> tuple[Sequence[FileRow], bool]:
     """Files of a project and whether more follow. `after` may name a file that is deleted by now: ids sort by time."""
     query = select(FileRow).where(FileRow.project_id == project_id, FileRow.deleted_at.is_(None))
     if purpose is not None:
         query = query.where(FileRow.purpose == purpose)
+    if sha256 is not None:
+        query = query.where(FileRow.sha256 == sha256)
     if after is not None:
         query = query.where(FileRow.id < after if order == "desc" else FileRow.id > after)
     query = query.order_by(FileRow.id.desc() if order == "desc" else FileRow.id).limit(limit + 1)

@@ -159,6 +159,45 @@ def test_the_pool_is_operated_from_the_command_line_and_every_act_is_audited(hom
     assert succeeds(home, "usage", "--csv").splitlines()[0] == "project,device_seconds,attempts,jobs"
 
 
+def test_a_pipeline_meets_whole_ids_plain_lines_and_exit_codes_of_their_own(home: Path, tmp_path: Path) -> None:
+    data, group = str(rows(tmp_path, "steps=2000 step_seconds=0.05 ")), "queue.group=branch"
+    older = succeeds(home, "submit", data, "--model", MODEL, "--set", group)
+    reaches(home, older, "running")
+    late = tunepool(home, "watch", older, "--timeout", "1", COLUMNS="40")
+    newer = tunepool(
+        home, "submit", data, "--model", MODEL, "--set", group, "--set", "queue.supersede=running", "--wait",
+        "--timeout", "1", COLUMNS="40",
+    )  # fmt: skip
+    newer_id = newer.stdout.strip()
+    reaches(home, older, "cancelled")
+    superseded = tunepool(home, "watch", older)
+    listed = succeeds(home, "jobs", "list", "--status", "cancelled", "--all").splitlines()
+    succeeds(home, "jobs", "cancel", newer_id)
+
+    assert (late.returncode, newer.returncode, superseded.returncode) == (5, 5, 6)
+    assert f"it goes on: tunepool watch {older}" in late.stderr
+    assert f"superseded by {newer_id}" in superseded.stdout
+    assert older in [line.split()[0] for line in listed]
+    names = [json.loads(line)["filename"] for line in succeeds(home, "--json", "files", "list").splitlines()]
+    assert names.count(Path(data).name) == 1  # the second submit took the file of the first
+
+
+def test_what_is_wrong_is_told_before_an_upload_and_as_json_where_asked(home: Path, tmp_path: Path) -> None:
+    data = tmp_path / "never-uploaded.jsonl"
+    data.write_text("".join(json.dumps({"text": f"row {number}"}) + "\n" for number in range(12)))
+
+    refused = tunepool(home, "--json", "submit", str(data), "--model", "gpt-nothing")
+    unlike = tunepool(home, "submit", str(data), "--model", MODEL, "--method", "dpo", "--wait")
+
+    assert refused.returncode == 4
+    assert json.loads(refused.stdout)["error"]["code"] == "model_not_found"
+    assert unlike.returncode == 1  # the rows are no preferences: the server knew the method
+    assert "dpo" in unlike.stdout + unlike.stderr
+    assert succeeds(home, "--version").startswith("tunepool ")
+    uploaded = [json.loads(line)["filename"] for line in succeeds(home, "--json", "files", "list").splitlines()]
+    assert uploaded.count(data.name) == 1
+
+
 def test_projects_and_keys_are_managed_from_the_command_line(home: Path) -> None:
     project_id = succeeds(home, "projects", "create", "vision", "weight=2")
     assert succeeds(home, "projects", "set", project_id, "budget_gpu_hours=5") == "budget_gpu_hours=5.0"

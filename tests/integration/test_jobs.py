@@ -203,6 +203,23 @@ def test_a_newer_job_of_a_group_supersedes_the_waiting_one(session: Session) -> 
     session.refresh(older)
 
     assert (older.status, newer.status) == ("cancelled", "validating_files")
+    assert (older.superseded_by, newer.superseded_by) == (newer.id, None)
+
+
+@pytest.mark.parametrize(("supersede", "asked"), [(True, False), ("running", True)])
+def test_a_running_job_of_a_group_is_superseded_only_where_that_is_asked(
+    session: Session, *, supersede: bool | str, asked: bool
+) -> None:
+    caller = make_caller(session)
+    older = make_queued_job(session, caller, tunepool={"queue": {"group": "main"}})
+    assert claim_on(session, make_worker(session)) is not None
+
+    newer = make_job(session, caller, tunepool={"queue": {"group": "main", "supersede": supersede}})
+    session.refresh(older)
+
+    assert older.status == "running"
+    assert (older.cancel_requested_at is not None) == asked
+    assert older.superseded_by == (newer.id if asked else None)
 
 
 def test_a_claim_leases_job_and_device_together_and_only_once(session: Session) -> None:

@@ -31,7 +31,7 @@ def test_a_setting_below_a_value_is_refused() -> None:
 
 
 def test_what_was_not_given_is_not_sent() -> None:
-    assert requests.supervised(n_epochs=None, batch_size=4) == {
+    assert requests.method("supervised", n_epochs=None, batch_size=4) == {
         "type": "supervised",
         "supervised": {"hyperparameters": {"batch_size": 4}},
     }

@@ -6,6 +6,8 @@ import json
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -15,11 +17,10 @@ from openai import APIConnectionError, APIStatusError, InternalServerError, Open
 from openai.types.fine_tuning import FineTuningJob
 from pydantic import BaseModel
 from rich.console import Console
-from rich.table import Table
 
 from tunepool import adapters, orders, pool, preflights, projects, requests, watching
 from tunepool.connection import NoServerKnown, find_credentials
-from tunepool.printing import json_line, plain, printable
+from tunepool.printing import json_line, printable, show, show_rows
 
 Onto = Literal["base", "dequantized"]
 
@@ -27,7 +28,18 @@ EXIT_JOB_NOT_DONE: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_UNREACHABLE: Final = 3
 EXIT_REFUSED: Final = 4
+EXIT_TIMEOUT: Final = 5
+EXIT_SUPERSEDED: Final = 6
 EXIT_INTERRUPTED: Final = 130
+NOT_OFFERED: Final = 501
+JOBS_PER_PAGE: Final = 100
+
+Method = Literal["supervised", "dpo", "kto", "orpo", "simpo"]
+# Options that submit and watch share.
+Timeout = Annotated[
+    float | None, typer.Option(min=1, help="Seconds to wait for the job; then exit 5. The job goes on.")
+]
+OnInterrupt = Annotated[Literal["leave", "cancel"], typer.Option(help="What becomes of the job on SIGINT or SIGTERM.")]
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 files_cli = typer.Typer(no_args_is_help=True, help="Training and validation files.")
@@ -65,21 +77,30 @@ def app() -> None:
     except (NoServerKnown, requests.BadSetting) as error:
         _quit(str(error), EXIT_USAGE)
     except InternalServerError as error:
-        _quit(f"The server is ill (HTTP {error.status_code}): {error.message}", EXIT_UNREACHABLE)
+        reason = f"The server is ill (HTTP {error.status_code}): {error.message}"
+        _quit(_reason(error) if error.status_code == NOT_OFFERED else reason, EXIT_UNREACHABLE, error)
     except APIConnectionError as error:
         _quit(f"No server answers at {error.request.url.host}:{error.request.url.port}.", EXIT_UNREACHABLE)
     except APIStatusError as error:
-        _quit(_reason(error), EXIT_REFUSED)
+        _quit(_reason(error), EXIT_REFUSED, error)
     except (httpx2.HTTPError, adapters.Damaged) as error:
         _quit(f"The download failed: {error}", EXIT_UNREACHABLE)
     except preflights.TookTooLong as error:
         _quit(str(error), EXIT_UNREACHABLE)
+    except watching.Interrupted as interrupted:
+        _quit(str(interrupted), 128 + interrupted.signal)
+    except watching.NotInTime as late:
+        _quit(str(late), EXIT_TIMEOUT)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
 
 
-def _quit(message: str, code: int) -> None:
+def _quit(message: str, code: int, error: APIStatusError | None = None) -> None:
+    """A sentence on stderr; with --json the server's envelope on stdout, too."""
     messages.print(printable(message), markup=False, highlight=False, soft_wrap=True)
+    if "--json" in sys.argv:
+        body = error.body if error is not None and isinstance(error.body, dict) else {"message": message}
+        print(json_line({"error": body}))
     sys.exit(code)
 
 
@@ -87,6 +108,12 @@ def _reason(error: APIStatusError) -> str:
     body = error.body if isinstance(error.body, dict) else {}
     named = ", ".join(f"{key}: {body[key]}" for key in ("code", "param") if body.get(key))
     return f"{body.get('message') or error.message} ({named or error.status_code})"
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"tunepool {version('tunepool')}")
+        raise typer.Exit
 
 
 @cli.callback()
@@ -98,6 +125,9 @@ def connect(
         ".tunepool"
     ),
     as_json: Annotated[bool, typer.Option("--json", help="Print the server's answers as JSON, one per line.")] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Command line of a Tunepool server."""
     if not {"--help", "-h"} & set(sys.argv):
@@ -126,10 +156,22 @@ def delete_file(context: typer.Context, file_id: str) -> None:
 
 
 @jobs_cli.command("list")
-def list_jobs(context: typer.Context, limit: Annotated[int, typer.Option(min=1, max=100)] = 20) -> None:
-    """List the newest jobs."""
-    page = context.obj.client.fine_tuning.jobs.list(limit=limit)
-    _print_table(context, page.data, ("id", "status", "model", "fine_tuned_model", "trained_tokens"))
+def list_jobs(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option(min=1, help="So many of the newest.")] = 20,
+    all_jobs: Annotated[bool, typer.Option("--all", help="Every job of the project.")] = False,
+    status: Annotated[str | None, typer.Option(help="queued, running, succeeded, …")] = None,
+    metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only jobs with it.")] = None,
+) -> None:
+    """List jobs, newest first."""
+    client: OpenAI = context.obj.client
+    page = client.fine_tuning.jobs.list(
+        limit=JOBS_PER_PAGE if all_jobs else min(limit, JOBS_PER_PAGE),
+        extra_query=requests.given(status=status),
+        **requests.given(metadata=requests.pairs(metadata or []) or None),
+    )
+    jobs = iter(page) if all_jobs else islice(page, limit)
+    _print_table(context, jobs, ("id", "status", "model", "fine_tuned_model", "trained_tokens"))
 
 
 @jobs_cli.command("show")
@@ -174,22 +216,26 @@ def submit(  # noqa: PLR0917 -- typer makes options of them
         typer.Option("--set", metavar="PART.FIELD=VALUE", help="For instance adapter.r=8; may be repeated."),
     ] = None,
     metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be repeated.")] = None,
+    method: Annotated[Method, typer.Option(help="How the rows are learnt.")] = "supervised",
     wait: Annotated[bool, typer.Option(help="Watch the job; exit 1 unless it succeeds.")] = False,
+    timeout: Timeout = None,
+    on_interrupt: OnInterrupt = "leave",
 ) -> None:
     """Upload what is not there yet, create a job and print its id."""
     extension, labels = requests.nested(settings or []), requests.pairs(metadata or [])
     client: OpenAI = context.obj.client
+    requests.check_model(client, model)  # a wrong name costs no upload
     job = client.fine_tuning.jobs.create(
         model=model,
         training_file=requests.file_id(client, training),
         validation_file=requests.file_id(client, validation) if validation else None,
-        method=requests.supervised(n_epochs=epochs, batch_size=batch_size),
+        method=requests.method(method, n_epochs=epochs, batch_size=batch_size),
         extra_body={"tunepool": extension} if extension else None,
         **requests.given(suffix=suffix, seed=seed, metadata=labels or None),
     )
     _print_one(context, job, job.id)
     if wait:
-        _wait(context, job.id)
+        _wait(context, job.id, timeout=timeout, on_interrupt=on_interrupt)
 
 
 @cli.command()
@@ -200,7 +246,8 @@ def preflight(  # noqa: PLR0917 -- typer makes options of them
     validation: Annotated[str | None, typer.Option(help="A data file, or the id of an uploaded one.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, max=50)] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, max=256)] = None,
-    dpo: Annotated[bool, typer.Option("--dpo", help="Preference rows.")] = False,
+    method: Annotated[Method, typer.Option(help="How the rows would be learnt.")] = "supervised",
+    dpo: Annotated[bool, typer.Option("--dpo", hidden=True, help="The same as --method dpo.")] = False,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="PART.FIELD=VALUE", help="For instance adapter.r=8; may be repeated."),
@@ -210,14 +257,14 @@ def preflight(  # noqa: PLR0917 -- typer makes options of them
 ) -> None:
     """Say what a job would do, and train nothing. Exit 0 when it would train, 1 when it would not. Ctrl-C cancels."""
     client: OpenAI = context.obj.client
-    kind = "dpo" if dpo else "supervised"
+    requests.check_model(client, model)  # a wrong name costs no upload
     asked = requests.given(
         model=model,
         training_file=requests.file_id(client, training),
         validation_file=requests.file_id(client, validation) if validation else None,
         preview_rows=rows or None,
         tunepool=requests.nested(settings or []) or None,
-        method={"type": kind, kind: {"hyperparameters": requests.given(n_epochs=epochs, batch_size=batch_size)}},
+        method=requests.method("dpo" if dpo else method, n_epochs=epochs, batch_size=batch_size),
     )
     answer = preflights.answer(client, asked, patience_seconds=timeout)
     if context.obj.as_json:
@@ -229,19 +276,22 @@ def preflight(  # noqa: PLR0917 -- typer makes options of them
 
 
 @cli.command()
-def watch(context: typer.Context, job_id: str) -> None:
-    """Follow a job to its end. Exit 0 when it succeeds, 1 when it does not. Ctrl-C leaves the job running."""
-    _wait(context, job_id)
+def watch(context: typer.Context, job_id: str, timeout: Timeout = None, on_interrupt: OnInterrupt = "leave") -> None:
+    """Follow a job to its end. Exit 0 when it succeeds, 1 when it does not, 6 when a newer job took its place."""
+    _wait(context, job_id, timeout=timeout, on_interrupt=on_interrupt)
 
 
-def _wait(context: typer.Context, job_id: str) -> None:
-    with watching.ProgressBar(messages) as bar:
-        for update in watching.follow(context.obj.client, job_id):
-            bar.show(update)
+def _wait(context: typer.Context, job_id: str, *, timeout: float | None, on_interrupt: str) -> None:
+    client: OpenAI = context.obj.client
+    with watching.interruptible(client, job_id, cancel=on_interrupt == "cancel"), watching.display(messages) as shown:
+        for update in watching.follow(client, job_id, timeout_seconds=timeout, tell=shown.tell):
+            shown.show(update)
     job = update.job
-    _print_one(context, job, job.fine_tuned_model or (job.error.message if job.error else job.status))
+    newer = watching.ours(job).get("superseded_by")
+    ended = f"{job.status}: superseded by {newer}" if newer else job.status
+    _print_one(context, job, job.fine_tuned_model or (job.error.message if job.error else ended))
     if job.status != "succeeded":
-        raise typer.Exit(EXIT_JOB_NOT_DONE)
+        raise typer.Exit(EXIT_SUPERSEDED if newer else EXIT_JOB_NOT_DONE)
 
 
 @adapters_cli.command("list")
@@ -298,22 +348,11 @@ def _print_status(context: typer.Context, job: FineTuningJob) -> None:
 
 
 def _print_one(context: typer.Context, answer: BaseModel, text: str) -> None:
-    print(json_line(answer.model_dump(mode="json")) if context.obj.as_json else printable(text))
+    show(context, answer.model_dump(mode="json"), text)
 
 
 def _print_table(context: typer.Context, rows: Iterable[BaseModel], columns: tuple[str, ...]) -> None:
-    if context.obj.as_json:
-        for row in rows:
-            _print_one(context, row, "")
-        return
-    table = Table(*columns, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*(plain(_cell(getattr(row, column, None))) for column in columns))
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
-
-
-def _cell(value: Any) -> str:
-    return "-" if value is None else str(value)
+    show_rows(context, (row.model_dump(mode="json") for row in rows), columns)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+PROGRAM_WIDTH: Final = 10_000  # columns; rich cuts cells that do not fit
 
 
 def show(context: typer.Context, answer: Any, text: str) -> None:
@@ -25,10 +27,19 @@ def show_rows(context: typer.Context, rows: Iterable[dict[str, Any]], columns: S
         for row in rows:
             show(context, row, "")
         return
-    table = Table(*columns, box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for column in columns:  # an id that is cut is of no use
+        table.add_column(column, no_wrap=not sys.stdout.isatty() or _is_id(column), overflow="ignore")
     for row in rows:
         table.add_row(*(plain(_cell(column, _at(row, column))) for column in columns))
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    if sys.stdout.isatty():
+        Console().print(table)
+    else:  # a program reads it: whole cells, however wide
+        Console(width=PROGRAM_WIDTH, soft_wrap=True).print(table)
+
+
+def _is_id(column: str) -> bool:
+    return column == "id" or column.endswith((".id", "_id"))
 
 
 def json_line(answer: Any) -> str:

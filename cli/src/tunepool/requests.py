@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from openai import OpenAI
+from openai import OpenAI, PermissionDeniedError
 from openai.types.fine_tuning.job_create_params import Method
 
 
@@ -33,9 +35,9 @@ def pairs(settings: Iterable[str]) -> dict[str, str]:
     return dict(_split(settings))
 
 
-def supervised(**hyperparameters: int | None) -> Method:
+def method(name: str, **hyperparameters: int | None) -> Method:
     """OpenAI's `method` with the hyperparameters that were given; the server settles the others."""
-    return {"type": "supervised", "supervised": {"hyperparameters": given(**hyperparameters)}}  # type: ignore[typeddict-item]  # the keys are the callers'
+    return {"type": name, name: {"hyperparameters": given(**hyperparameters)}}  # type: ignore[misc]  # more names than OpenAI's
 
 
 def given(**options: Any) -> dict[str, Any]:
@@ -43,13 +45,33 @@ def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def check_model(client: OpenAI, name: str) -> None:
+    """Raises openai.NotFoundError for a model that is not there; a key that may not look is let pass."""
+    with suppress(PermissionDeniedError):
+        client.models.retrieve(name)
+
+
 def file_id(client: OpenAI, source: str) -> str:
-    """The id of an uploaded file; a path is uploaded first."""
+    """The id of an uploaded file. A path is uploaded first, unless the project has a file of the same bytes."""
     if source.startswith("file-") and not Path(source).exists():
         return source
     if not Path(source).is_file():
         raise BadSetting(f"'{source}' is neither a file nor the id of one.")
-    return client.files.create(file=Path(source), purpose="fine-tune").id
+    return _uploaded(client, Path(source)) or client.files.create(file=Path(source), purpose="fine-tune").id
+
+
+def _uploaded(client: OpenAI, path: Path) -> str | None:
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        page = client.files.list(purpose="fine-tune", limit=20, order="desc", extra_query={"sha256": digest})
+    except PermissionDeniedError:  # a key that may only write
+        return None
+    for file in page.data:  # another service would not know the filter, and answer any file
+        extension = (file.model_extra or {}).get("tunepool") or {}
+        if extension.get("sha256") == digest and file.filename == path.name and file.status != "error":
+            return file.id
+    return None
 
 
 def _split(settings: Iterable[str]) -> list[tuple[str, str]]:

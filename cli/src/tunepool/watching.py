@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import takewhile
+from types import FrameType
 from typing import Any, Final
 
 from openai import APIConnectionError, InternalServerError, OpenAI
@@ -18,6 +22,7 @@ from tunepool.printing import printable
 TERMINAL: Final = frozenset({"succeeded", "failed", "cancelled"})
 PATIENCE_SECONDS: Final = 120.0  # a server that restarts is not the end of a watch
 EVENTS_PER_PAGE: Final = 100
+STEP_SECONDS: Final = 30.0  # between two lines that tell of steps
 
 
 @dataclass(frozen=True)
@@ -39,15 +44,24 @@ def follow(
     job_id: str,
     *,
     interval_seconds: float = 0.5,
+    timeout_seconds: float | None = None,
+    tell: Callable[[str], None] = lambda _: None,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Update]:
     """Updates until the job has ended.
 
-    Raises openai.APIConnectionError or openai.InternalServerError when the server stays away for `PATIENCE_SECONDS`.
+    Args:
+        timeout_seconds: how long the job may take from now; None is without a limit.
+        tell: is given a sentence when the server stops answering.
+
+    Raises:
+        openai.APIConnectionError, openai.InternalServerError: the server stays away for `PATIENCE_SECONDS`.
+        NotInTime: the job has not ended after `timeout_seconds`.
     """
     last_event: str | None = None
-    heard = clock()
+    began = heard = clock()
+    silent = False
     while True:
         try:
             job = client.fine_tuning.jobs.retrieve(job_id)
@@ -55,13 +69,20 @@ def follow(
         except (APIConnectionError, InternalServerError):
             if clock() - heard > PATIENCE_SECONDS:
                 raise
+            if not silent:
+                silent = True
+                tell(f"The server does not answer; trying for {PATIENCE_SECONDS:.0f} s.")
             sleep(interval_seconds)
             continue
-        heard = clock()
+        heard, silent = clock(), False
         last_event = events[-1].id if events else last_event
         yield Update(job, events)
         if job.status in TERMINAL:
             return
+        if timeout_seconds is not None and clock() - began >= timeout_seconds:
+            raise NotInTime(
+                f"Job {job_id} is {job.status} after {timeout_seconds:.0f} s; it goes on: tunepool watch {job_id}"
+            )
         sleep(interval_seconds)
 
 
@@ -69,6 +90,106 @@ def _events_after(client: OpenAI, job_id: str, last_event: str | None) -> tuple[
     # The wire lists the newest first, so reading stops at the one that is known; pages are fetched as needed.
     newest_first = client.fine_tuning.jobs.list_events(job_id, limit=EVENTS_PER_PAGE)
     return tuple(takewhile(lambda event: event.id != last_event, newest_first))[::-1]
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM ended the watch; the message says what becomes of the job."""
+
+    def __init__(self, signal: int, message: str) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
+class NotInTime(Exception):
+    """The job has not ended within the time given; it goes on."""
+
+
+@contextmanager
+def interruptible(client: OpenAI, job_id: str, *, cancel: bool) -> Iterator[None]:
+    """SIGINT, and SIGTERM which CI systems send, end the watch with a word on the job.
+
+    Raises Interrupted.
+    """
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise _Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except _Stopped as stopped:
+        for number in before:  # no second signal cuts the cancelling short
+            signal.signal(number, signal.SIG_IGN)
+        if cancel:
+            client.fine_tuning.jobs.cancel(job_id)
+            raise Interrupted(stopped.signal, f"Job {job_id} is being cancelled.") from None
+        raise Interrupted(stopped.signal, f"Job {job_id} goes on: tunepool watch {job_id}") from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Stopped(BaseException):
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal
+
+
+def display(console: Console) -> ProgressBar | Lines:
+    """A bar on a terminal, plain lines for a log."""
+    return ProgressBar(console) if console.is_terminal else Lines(console)
+
+
+class Lines:
+    """For logs: a line for each event and each change of the place in the queue, and steps now and then."""
+
+    def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._clock = console, clock
+        self._step_at: float | None = None
+        self._place: object = None
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self, update: Update) -> None:
+        place = ours(update.job).get("queue") or {}
+        if update.job.status == "queued" and self._place != (told := _place(place)) and told:
+            self._place = told
+            self.tell(told)
+        for event in update.events:
+            data = event.data if isinstance(event.data, dict) else {}
+            if event.type != "metrics" or "train_loss" not in data:
+                self.tell(event.message)
+            elif self._is_due(data):
+                self.tell(f"{event.message}, {_time_left(update.job)} left")
+
+    def tell(self, message: str) -> None:
+        line = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {printable(message)}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _is_due(self, data: dict[str, Any]) -> bool:
+        last = data.get("step") == data.get("total_steps")
+        due = self._step_at is None or self._clock() - self._step_at >= STEP_SECONDS or last
+        if due:
+            self._step_at = self._clock()
+        return due
+
+
+def _place(queue: dict[str, Any]) -> str:
+    """Why the job waits, in one line; empty before the first plan."""
+    if queue.get("position") is None:
+        return ""
+    words = [f"queued: place {queue['position']}"]
+    if queue.get("blocked_by"):
+        words.append(str(queue["blocked_by"]))
+    low, high = queue.get("eta_low"), queue.get("eta_high")
+    if low is not None:
+        starts = f"starts {datetime.fromtimestamp(low, tz=UTC):%H:%M}"
+        words.append(starts if high is None else f"{starts} to {datetime.fromtimestamp(high, tz=UTC):%H:%M}Z")
+    return ", ".join(words)
 
 
 class ProgressBar:
@@ -93,6 +214,9 @@ class ProgressBar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
+    def tell(self, message: str) -> None:
+        self._progress.console.print(printable(message), markup=False, highlight=False)
+
     def show(self, update: Update) -> None:
         for event in update.events:
             data = event.data if isinstance(event.data, dict) else {}
@@ -107,7 +231,8 @@ class ProgressBar:
                 self._progress.console.print(
                     printable(event.message), style=_STYLES.get(event.level, ""), markup=False, highlight=False
                 )
-        self._progress.update(self._task, description=update.job.status, left=_time_left(update.job))
+        place = _place(ours(update.job).get("queue") or {}) if update.job.status == "queued" else ""
+        self._progress.update(self._task, description=place or update.job.status, left=_time_left(update.job))
 
 
 _STYLES: Final = {"warn": "yellow", "error": "red"}
