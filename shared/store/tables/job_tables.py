@@ -49,6 +49,9 @@ class JobRow(Leased, Base):
     gpus: Mapped[int] = mapped_column(Integer, default=1, server_default=text("1"))
     nodes: Mapped[int] = mapped_column(Integer, default=1, server_default=text("1"))
     bytes_per_device: Mapped[int] = mapped_column(BigInteger, default=0, server_default=text("0"))
+    needs_gpu: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
+    needs_bfloat16: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
+    needs_capability: Mapped[int | None] = mapped_column()  # NVIDIA's compute capability at least: 80 is 8.0
     max_runtime_seconds: Mapped[int | None] = mapped_column(Integer)
     expected_seconds: Mapped[float | None]
     group_name: Mapped[str | None] = mapped_column(Text)
