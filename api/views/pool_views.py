@@ -30,6 +30,9 @@ class DeviceView(View):
     healthy: bool
     ailment: str | None = Field(description="Why it is not healthy.")
     quarantined: bool
+    bfloat16: bool = Field(description="It has arithmetic of bfloat16; otherwise that is emulated or refused.")
+    capability: str | None = Field(description="NVIDIA's compute capability.", examples=["8.0"])
+    probed: str | None = Field(description="What the trainer's own program found there before the first job.")
     cached_models: list[str]
     leased: bool
     job_id: str | None = Field(description="The job that runs there, where the caller may know it.")
@@ -252,6 +255,9 @@ def _device(row: DeviceRow, job: RunningJob | None, caller: Caller) -> DeviceVie
         healthy=row.healthy,
         ailment=row.ailment,
         quarantined=row.quarantined,
+        bfloat16=row.bfloat16,
+        capability=None if row.capability is None else f"{row.capability // 10}.{row.capability % 10}",
+        probed=row.probed,
         cached_models=row.cached_models,
         leased=row.leased_by is not None,
         job_id=job.id if job is not None and seen else None,

@@ -47,6 +47,8 @@ class DeviceReport:
     bfloat16: bool
     cached_models: list[str]
     ailment: str | None = None  # why it is not healthy
+    capability: int | None = None  # NVIDIA's compute capability: 80 is 8.0
+    probed: str | None = None  # what the trainer's own program found there
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,11 +171,14 @@ def has_idle_device(session: Session, worker_id: str) -> bool:
 
 
 def roomiest_device(session: Session, *, pool_name: str) -> DeviceReport | None:
-    """The device of the pool with the most memory: a job that does not fit there fits nowhere. None: an empty pool."""
+    """The device to settle jobs for: the GPU with the most memory, and a CPU only where there is no GPU.
+
+    None: no worker has a device that may be used.
+    """
     row = session.scalars(
         select(DeviceRow)
         .where(DeviceRow.pool == pool_name, DeviceRow.healthy, DeviceRow.quarantined.is_(False))
-        .order_by(DeviceRow.total_bytes.desc(), DeviceRow.id)
+        .order_by((DeviceRow.kind == "cpu").asc(), DeviceRow.total_bytes.desc(), DeviceRow.id)
         .limit(1)
     ).one_or_none()
     if row is None:
@@ -189,4 +194,6 @@ def roomiest_device(session: Session, *, pool_name: str) -> DeviceReport | None:
         bfloat16=row.bfloat16,
         cached_models=row.cached_models,
         ailment=row.ailment,
+        capability=row.capability,
+        probed=row.probed,
     )

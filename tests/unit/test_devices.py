@@ -12,8 +12,10 @@ import pynvml
 import pytest
 
 from shared.settings import Settings
+from worker.host import nvml as nvidia
 from worker.host import rocm
-from worker.host.devices import NoSuchDevice, cpu, discover
+from worker.host.devices import NoSuchDevice, cpu, discover, without_driver
+from worker.host.examine import unused
 from worker.host.nvml import XidWatch
 from worker.program import launcher
 from worker.program.processes import Tag
@@ -32,6 +34,8 @@ class Gpu:
     remap_failed: bool = False
     slices: tuple[Gpu, ...] = ()
     lost: bool = False
+    unified: bool = False  # its memory is the host's: GB10, Jetson
+    silent: int = 0  # the error that questions about health and processes end in
     total: int = 80 * GIB
 
 
@@ -71,10 +75,20 @@ class FakeNvml:
     def nvmlDeviceGetCudaComputeCapability(self, gpu: Gpu) -> list[int]:  # noqa: N802
         return list(gpu.capability)
 
+    def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
+        return "550.54.15"
+
+    def nvmlSystemGetCudaDriverVersion_v2(self) -> int:  # noqa: N802
+        return 12040
+
     def nvmlDeviceGetMemoryInfo(self, gpu: Gpu) -> SimpleNamespace:  # noqa: N802
+        if gpu.unified:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
         return SimpleNamespace(total=gpu.total, free=gpu.total - gpu.used, used=gpu.used)
 
     def nvmlDeviceGetComputeRunningProcesses(self, gpu: Gpu) -> list[SimpleNamespace]:  # noqa: N802
+        if gpu.silent:
+            raise pynvml.NVMLError(gpu.silent)
         return [SimpleNamespace(pid=pid, usedGpuMemory=held) for pid, held in gpu.processes.items()]
 
     def nvmlDeviceGetMigMode(self, gpu: Gpu) -> tuple[int, int]:  # noqa: N802
@@ -95,6 +109,8 @@ class FakeNvml:
         return gpu.ecc
 
     def nvmlDeviceGetRetiredPagesPendingStatus(self, gpu: Gpu) -> int:  # noqa: N802
+        if gpu.silent:
+            raise pynvml.NVMLError(gpu.silent)
         return gpu.pending
 
     def nvmlDeviceGetRemappedRows(self, gpu: Gpu) -> tuple[int, int, int, int]:  # noqa: N802
@@ -124,7 +140,7 @@ def none() -> None:
 
 
 def found(nvml: FakeNvml, settings: Settings, **more: Any) -> Any:
-    devices = discover(settings, nvml=nvml, load_amdsmi=none, **more)
+    devices = discover(settings, nvml=nvml, load_amdsmi=none, **{"driver_signs": [], **more})
     assert nvml.opened == 0, "the library is closed again"
     return devices
 
@@ -214,6 +230,51 @@ def test_a_flood_of_xids_does_not_hold_up_the_report() -> None:
     watch.look()
 
     assert len(nvml.events) == 900
+
+
+@pytest.mark.parametrize("nvml", [FakeNvml(driver=False), FakeNvml(), FakeNvml(Gpu("GPU-a", lost=True))])
+def test_a_host_whose_driver_shows_no_gpu_that_works_never_becomes_a_cpu_host(
+    nvml: FakeNvml, settings: Settings, tmp_path: Path
+) -> None:
+    (device,) = found(nvml, settings, driver_signs=[tmp_path])
+
+    assert (device.kind, device.healthy, device.total_bytes) == ("cuda", False, 0)
+    assert "TUNEPOOL_DEVICES=cpu" in device.ailment
+
+
+@pytest.mark.parametrize("error", [pynvml.NVML_ERROR_UNKNOWN, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND])
+def test_only_a_lost_gpu_is_dropped_not_one_that_cannot_answer(settings: Settings, error: int) -> None:
+    gone = Gpu("GPU-b", silent=pynvml.NVML_ERROR_GPU_IS_LOST)
+
+    assert [one.uuid for one in found(FakeNvml(Gpu("GPU-a", silent=error), gone), settings)] == ["GPU-a"]
+
+
+def test_a_gpu_that_shares_the_hosts_memory_offers_that(settings: Settings) -> None:
+    (device,) = found(FakeNvml(Gpu("GPU-a", unified=True, capability=(12, 1))), settings)
+
+    assert device.total_bytes == psutil.virtual_memory().total
+    assert (device.kind, device.capability, device.healthy) == ("cuda", 121, True)
+
+
+def test_the_drivers_version_is_known_where_there_is_one() -> None:
+    known = nvidia.driver(FakeNvml(Gpu("GPU-a")))
+
+    assert known is not None
+    assert (known.branch, known.cuda) == (550, (12, 4))
+    assert nvidia.driver(FakeNvml(driver=False)) is None
+
+
+def test_a_gpu_in_a_slot_without_a_driver_is_seen_and_told(tmp_path: Path, settings: Settings) -> None:
+    for number, (vendor, kind) in enumerate([("0x10de", "0x030000"), ("0x10de", "0x040300"), ("0x8086", "0x030000")]):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "vendor").write_text(f"{vendor}\n")
+        (tmp_path / str(number) / "class").write_text(f"{kind}\n")
+
+    cards = without_driver(tmp_path)
+
+    assert cards == 1
+    assert "no driver serves them" in unused(cpu(settings), cards=cards)[0]
+    assert unused(found(FakeNvml(Gpu("GPU-a")), settings), cards=cards) == []
 
 
 @pytest.mark.parametrize("nvml", [FakeNvml(driver=False), FakeNvml()])

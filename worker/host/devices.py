@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,12 +36,14 @@ def discover(
     ailments: Mapping[str, str] | None = None,
     nvml: Any = pynvml,
     load_amdsmi: Callable[[], Any] = rocm.load_amdsmi,
+    driver_signs: Sequence[Path] = nvidia.SIGNS,
 ) -> tuple[FoundDevice, ...]:
     """The devices of this worker: the host's GPUs, or its CPU where there is none; `settings.devices` narrows.
 
     Args:
         own_pids: processes whose use of memory is ours, not a stranger's.
         ailments: GPU uuid -> why it must not be used (`nvml.XidWatch`).
+        driver_signs: files that show that NVIDIA's driver is loaded, whether or not NVML works.
 
     Raises:
         NoSuchDevice: nothing of what the setting names is there.
@@ -49,7 +51,7 @@ def discover(
     if settings.devices == "cpu":
         return cpu(settings, own_pids=own_pids)
     found = (
-        nvidia.gpus(own_pids=own_pids, ailments=ailments or {}, nvml=nvml)
+        nvidia.gpus(own_pids=own_pids, ailments=ailments or {}, nvml=nvml, signs=driver_signs)
         or rocm.gpus(own_pids=own_pids, load=load_amdsmi)
         or cpu(settings, own_pids=own_pids)
     )
@@ -64,6 +66,17 @@ def _narrowed(found: tuple[FoundDevice, ...], wanted: str) -> tuple[FoundDevice,
     if not kept:
         raise NoSuchDevice(f"TUNEPOOL_DEVICES={wanted}: this host has {', '.join(device.uuid for device in found)}.")
     return kept
+
+
+def without_driver(pci: Path = Path("/sys/bus/pci/devices")) -> int:
+    """How many NVIDIA GPUs this host has in its slots, whether or not a driver serves them (PCI classes 03xx)."""
+    return sum(
+        _first(card / "vendor") == "0x10de" and _first(card / "class").startswith("0x03") for card in pci.glob("*")
+    )
+
+
+def _first(file: Path) -> str:
+    return next(iter(_lines(file)), "")
 
 
 def cpu(

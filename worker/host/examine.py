@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from shared import log
 from shared.operating.secrecy import hide_secrets
 from shared.settings import Settings
-from worker.host.devices import NoSuchDevice, discover
+from worker.host import nvml
+from worker.host.devices import NoSuchDevice, discover, without_driver
 from worker.host.found_device import FoundDevice
+from worker.host.probing import Outcome, try_device
 from worker.program.trainer_user import trainer_user
+
+# A context, cuBLAS and a few small tensors.
+PROBE_BYTES: Final = 2 << 30
 
 
 def report(settings: Settings) -> dict[str, Any]:
@@ -24,27 +30,45 @@ def report(settings: Settings) -> dict[str, Any]:
     except NoSuchDevice as error:
         devices = ()
         notes.append(str(error))
+    uid = trainer_user(settings)
     return {
-        "devices": [_device(device, found=device.kind) for device in devices],
-        "notes": notes,
-        "isolation": isolation(settings),
+        "devices": [_device(device, settings, uid=uid) for device in devices],
+        "notes": [*notes, *unused(devices, cards=without_driver())],
+        "isolation": isolation(settings, uid=uid),
     }
 
 
-def _device(device: FoundDevice, *, found: str) -> dict[str, Any]:
+def unused(devices: Sequence[FoundDevice], *, cards: int) -> list[str]:
+    """A remark where this host has NVIDIA GPUs and none of its devices is one. `cards`: how many are in its slots."""
+    if not cards or any(device.kind == "cuda" for device in devices):
+        return []
+    return [f"{cards} NVIDIA GPUs are in this host and no driver serves them, so it trains on its CPU."]
+
+
+def _device(device: FoundDevice, settings: Settings, *, uid: int | None) -> dict[str, Any]:
+    outcome = _tried(device, settings, uid=uid)
     return {
         "uuid": device.uuid,
         "kind": device.kind,
         "name": device.name,
         "total_bytes": device.total_bytes,
-        "ailment": device.ailment,
-        "found": found,
+        "ailment": device.ailment or outcome.ailment,
+        "found": outcome.found,
     }
 
 
-def isolation(settings: Settings) -> dict[str, Any]:
-    """Whom trainers run as, and whether the kernel runs what they write below the home."""
-    uid = trainer_user(settings)
+def _tried(device: FoundDevice, settings: Settings, *, uid: int | None) -> Outcome:
+    """What a probe finds; none on a device that is ailing already, or so full that a probe might end a job there."""
+    if not device.healthy:
+        return Outcome(None, "")
+    if device.kind != "cpu" and device.free_bytes < PROBE_BYTES:
+        return Outcome(None, "in use, so it was not tried; its worker did before its first job")
+    driver = nvml.driver() if device.kind == "cuda" else None
+    return try_device(device, settings=settings, uid=uid, driver=driver)
+
+
+def isolation(settings: Settings, *, uid: int | None) -> dict[str, Any]:
+    """Whom trainers run as (None: us), and whether the kernel runs what they write below the home."""
     return {
         "uid": os.geteuid() if uid is None else uid,
         "trainers_are_root": os.geteuid() == 0 and uid is None,

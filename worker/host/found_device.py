@@ -21,6 +21,8 @@ class FoundDevice:
     bfloat16: bool
     ailment: str | None = None  # why it must not be used
     cores: int | None = None  # of a CPU slot
+    capability: int | None = None  # NVIDIA's compute capability: 80 is 8.0
+    probed: str | None = None  # what the trainer's own program found there (worker/host/probing.py)
 
     @property
     def healthy(self) -> bool:

@@ -5,13 +5,16 @@ NVML sees strangers' processes that no table of ours knows (clearml #71: a pool 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
+import psutil
 import pynvml
 import structlog
 
 from worker.host.found_device import FoundDevice
+from worker.host.remedies import Driver
 
 log = structlog.get_logger()
 
@@ -21,23 +24,75 @@ _BFLOAT16_CAPABILITY: Final = (8, 0)
 APPLICATION_XIDS: Final = frozenset({13, 31, 43, 45, 68, 109})
 # What one look takes in at most: a GPU that spits errors must not hold up the report.
 XIDS_PER_LOOK: Final = 100
+# Each is there only while NVIDIA's driver is: its files in a container that may use it, its state in the kernel.
+SIGNS: Final = (Path("/dev/nvidiactl"), Path("/proc/driver/nvidia/version"))
 
 
-def gpus(*, own_pids: Collection[int], ailments: Mapping[str, str], nvml: Any = pynvml) -> tuple[FoundDevice, ...]:
+def gpus(
+    *,
+    own_pids: Collection[int],
+    ailments: Mapping[str, str],
+    nvml: Any = pynvml,
+    signs: Sequence[Path] = SIGNS,
+) -> tuple[FoundDevice, ...]:
     """Every GPU or MIG slice; none where there is no driver.
+
+    Where there is a driver and it shows no GPU, one ailing device stands for all of them: a host with GPUs must not
+    become a host that trains on its CPU.
 
     Args:
         own_pids: processes whose memory is ours, not a stranger's.
         ailments: GPU uuid -> what `XidWatch` has heard.
         nvml: the library, or something that answers like it.
+        signs: files that are there only while a driver is.
     """
     try:
         nvml.nvmlInit()
-    except nvml.NVMLError:
-        return ()
+    except nvml.NVMLError as error:
+        return _mute(str(error)) if any(sign.exists() for sign in signs) else ()
     try:
         count = nvml.nvmlDeviceGetCount()
-        return tuple(device for index in range(count) for device in _gpu(nvml, index, own_pids, ailments))
+        found = tuple(device for index in range(count) for device in _gpu(nvml, index, own_pids, ailments))
+    except nvml.NVMLError as error:
+        return _mute(str(error))
+    finally:
+        nvml.nvmlShutdown()
+    if not found and (count or any(sign.exists() for sign in signs)):
+        return _mute(f"{count} GPUs, and none can be read")
+    return found
+
+
+def _mute(why: str) -> tuple[FoundDevice, ...]:
+    """What stands for the GPUs of a driver that shows none."""
+    ailment = (
+        f"an NVIDIA driver is loaded and shows no GPU that works ({why[:200]}): see `nvidia-smi` and the kernel log; "
+        "after an upgrade of the driver, reboot; to train on the CPU all the same, set TUNEPOOL_DEVICES=cpu"
+    )
+    return (
+        FoundDevice(
+            uuid="nvidia-driver",
+            kind="cuda",
+            name="NVIDIA GPUs",
+            total_bytes=0,
+            free_bytes=0,
+            foreign_bytes=0,
+            bfloat16=False,
+            ailment=ailment,
+        ),
+    )
+
+
+def driver(nvml: Any = pynvml) -> Driver | None:
+    """The driver's version, or None where it does not tell."""
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return None
+    try:
+        cuda = int(nvml.nvmlSystemGetCudaDriverVersion_v2())  # 12040 is 12.4
+        return Driver(_text(nvml.nvmlSystemGetDriverVersion()), (cuda // 1000, cuda % 1000 // 10))
+    except nvml.NVMLError:
+        return None
     finally:
         nvml.nvmlShutdown()
 
@@ -50,14 +105,14 @@ def _gpu(nvml: Any, index: int, own_pids: Collection[int], ailments: Mapping[str
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         ailment = ailments.get(_text(nvml.nvmlDeviceGetUUID(handle))) or _memory_ailment(nvml, handle)
-        bfloat16 = tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)) >= _BFLOAT16_CAPABILITY
+        capability = tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle))
         return [
             _device(
                 nvml,
                 one,
                 name=_text(nvml.nvmlDeviceGetName(handle)),
                 ailment=ailment,
-                bfloat16=bfloat16,
+                capability=capability,
                 own_pids=own_pids,
             )
             for one in _mig_slices(nvml, handle) or [handle]
@@ -68,9 +123,15 @@ def _gpu(nvml: Any, index: int, own_pids: Collection[int], ailments: Mapping[str
 
 
 def _device(
-    nvml: Any, handle: Any, *, name: str, ailment: str | None, bfloat16: bool, own_pids: Collection[int]
+    nvml: Any,
+    handle: Any,
+    *,
+    name: str,
+    ailment: str | None,
+    capability: tuple[int, ...],
+    own_pids: Collection[int],
 ) -> FoundDevice:
-    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    total, free = _memory(nvml, handle)
     # In a container other pid spaces show no memory (None): then a stranger is seen only by what is not free.
     held = {
         process.pid: process.usedGpuMemory or 0
@@ -81,13 +142,23 @@ def _device(
         uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
         kind="cuda",
         name=name,
-        total_bytes=int(memory.total),
+        total_bytes=total,
         # What our own trainer holds is free once it has ended; the row is read when it has, before the next look.
-        free_bytes=min(int(memory.total), int(memory.free) + ours),
+        free_bytes=min(total, free + ours),
         foreign_bytes=sum(held.values()) - ours,
         ailment=ailment,
-        bfloat16=bfloat16,
+        bfloat16=capability >= _BFLOAT16_CAPABILITY,
+        capability=capability[0] * 10 + capability[1],
     )
+
+
+def _memory(nvml: Any, handle: Any) -> tuple[int, int]:
+    """(total, free) bytes. A GPU that shares the host's memory (GB10, Jetson) has none of its own and NVML says so."""
+    memory = _ask(nvml, nvml.nvmlDeviceGetMemoryInfo, handle, default=None)
+    if memory is None:
+        host = psutil.virtual_memory()
+        return int(host.total), int(host.available)
+    return int(memory.total), int(memory.free)
 
 
 def _mig_slices(nvml: Any, handle: Any) -> list[Any]:
@@ -124,15 +195,15 @@ def _memory_ailment(nvml: Any, handle: Any) -> str | None:
 
 
 def _ask(nvml: Any, question: Any, *arguments: Any, default: Any) -> Any:
-    """NVML's answer, or `default` where this GPU cannot answer; a GPU that is gone answers nothing and raises."""
+    """NVML's answer, or `default` where this GPU has none; a GPU that is gone answers nothing and raises.
+
+    Under WSL, on vGPUs and on Jetson many questions end in Unknown or FunctionNotFound, on a GPU that works.
+    """
     try:
         return question(*arguments)
-    except (
-        nvml.NVMLError_NotSupported,
-        nvml.NVMLError_NotFound,
-        nvml.NVMLError_InvalidArgument,
-        nvml.NVMLError_NoPermission,
-    ):
+    except nvml.NVMLError_GpuIsLost:
+        raise
+    except nvml.NVMLError:
         return default
 
 

@@ -39,6 +39,7 @@ from worker.host.flags import LANES, SharedFlags
 from worker.host.found_device import FoundDevice
 from worker.host.host import AWAY, identify
 from worker.host.nvml import XidWatch
+from worker.host.probing import Probes
 from worker.program import processes, temporary
 
 log = structlog.get_logger()
@@ -89,6 +90,8 @@ def describe(found: FoundDevice, *, host: str, cached: list[str]) -> DeviceRepor
         ailment=found.ailment,
         bfloat16=found.bfloat16,
         cached_models=cached,
+        capability=found.capability,
+        probed=found.probed,
     )
 
 
@@ -107,10 +110,12 @@ class Presence(threading.Thread):
         self._worker: NewWorker = identify(settings)
         self._registered = False
         self._xids = XidWatch()
+        self._probes = Probes(settings, done=self._tried)
         self._over = threading.Event()
         self._woken = threading.Event()
         self._watched = self._heard = time.monotonic()
         self._failed = False
+        self._ring_after_report = False
         self._complaints: dict[str, str] = {}
         self._deputies: dict[Lane, subprocess.Popen[bytes]] = {}
 
@@ -176,7 +181,10 @@ class Presence(threading.Thread):
             for lane in LANES:
                 ring(lane, self._settings)
             return
+        rings, self._ring_after_report = self._ring_after_report, False
         standing = self._write(lambda s: workers.report(s, self._worker, devices))
+        if rings:
+            ring("training", self._settings)
         if standing is None:
             self._registered = False  # forgotten while away; the next round registers again
         elif self._flags.follow(drained=standing.draining):
@@ -189,10 +197,15 @@ class Presence(threading.Thread):
         catalogue = self._catalogue()
         self._complain(catalogue.complaints())
         cached = cached_names(catalogue, cache=self._settings.cache)
-        found = discover(self._settings, own_pids=own, ailments=self._xids.look())
+        found = self._probes.judged(discover(self._settings, own_pids=own, ailments=self._xids.look()))
         if self._flags.leaving:  # a leader elsewhere must not count on devices that nobody will answer for
             found = tuple(replace(device, ailment=LEAVING) for device in found)
         return [describe(device, host=self._worker.host, cached=cached) for device in found]
+
+    def _tried(self) -> None:
+        """A device has been tried: the next report says so, and jobs that wait for it hear a bell after that."""
+        self._ring_after_report = True
+        self.wake()
 
     def _catalogue(self) -> Catalogue:
         """The catalogue, completed by what Postgres knows once its schema is known to serve this version."""

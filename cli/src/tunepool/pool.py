@@ -78,6 +78,22 @@ def list_workers(context: typer.Context) -> None:
     )
 
 
+@workers_cli.command("show")
+def show_worker(context: typer.Context, worker_id: str) -> None:
+    """A worker with its devices: what each can compute, what its probe found, and what is wrong with it."""
+    known = {one["id"]: one for one in native.get(context, "workers")["data"]}
+    if worker_id not in known:
+        raise BadSetting(f"No worker '{worker_id}'. See them with: tunepool workers list")
+    devices = [one for one in native.get(context, "pool")["devices"] if one["worker_id"] == worker_id]
+    if context.obj.as_json:
+        show(context, {**known[worker_id], "devices": devices}, "")
+        return
+    show_rows(context, [known[worker_id]], ("id", "host", "pool", "draining", "last_seen", "version"))
+    print()
+    shown = [{**device, "state": _state(device)} for device in devices]
+    show_rows(context, shown, ("id", "name", "total_bytes", "free_bytes", "probed", "state"))
+
+
 @workers_cli.command("drain")
 def drain_worker(context: typer.Context, worker_id: str) -> None:
     """Its jobs save a checkpoint and wait again; it takes nothing more until it is undrained."""
