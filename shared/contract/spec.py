@@ -129,6 +129,9 @@ class Placement(Part):
     strategy: Strategy = "single"
     gpus: int = Field(default=1, ge=1, le=64, description="Devices per host.")
     nodes: int = Field(default=1, ge=1, le=128, description="Hosts.")
+    allow_cpu: bool = Field(
+        default=False, description="A job settled for a GPU may also start on a CPU, where it takes many times as long."
+    )
 
 
 class Queue(Part):

@@ -100,6 +100,9 @@ _QUEUED: Final = {
     "preemptible": JobRow.preemptible,
     "held": JobRow.held,
     "base_model": JobRow.base_model,
+    "needs_gpu": JobRow.needs_gpu,
+    "needs_bfloat16": JobRow.needs_bfloat16,
+    "needs_capability": JobRow.needs_capability,
 }
 
 
@@ -163,6 +166,8 @@ def _devices(session: Session, pool_name: str) -> tuple[Device, ...]:
             draining=draining,
             foreign_bytes=row.foreign_bytes,
             cached_models=frozenset(row.cached_models),
+            bfloat16=row.bfloat16,
+            capability=row.capability,
         )
         for row, draining in rows
     )

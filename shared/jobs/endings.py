@@ -20,6 +20,7 @@ from shared.lease import journal
 from shared.lease.journal import NewEvent
 from shared.lease.lease import dead
 from shared.lease.values import Lease, NewFile
+from shared.plan.capacity import ANY, Needs
 from shared.settings import Settings
 from shared.store.lifecycle import COUNTED, AttemptOutcome, JobStatus, is_terminal
 from shared.store.tables import AdapterRow, AttemptRow, DeviceRow, FileRow, JobRow
@@ -32,9 +33,10 @@ def validated(
     spec: JobSpec,
     auto: Sequence[AutoValue],
     bytes_per_device: int,
+    needs: Needs = ANY,
     expected_seconds: float | None = None,
 ) -> bool:
-    """validating_files -> queued, with every value settled."""
+    """validating_files -> queued, with every value settled. `needs`: what it asks of devices besides memory."""
     moved = session.execute(
         update(JobRow)
         .where(*held(lease), JobRow.status == "validating_files")
@@ -45,6 +47,9 @@ def validated(
             gpus=spec.placement.gpus,
             nodes=spec.placement.nodes,
             bytes_per_device=bytes_per_device,
+            needs_gpu=needs.gpu,
+            needs_bfloat16=needs.bfloat16,
+            needs_capability=needs.capability or None,
             expected_seconds=expected_seconds,
             queued_at=func.now(),
             lease_owner=None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +22,46 @@ class Device:
     draining: bool = False
     foreign_bytes: int = 0  # held by processes that are not ours
     cached_models: frozenset[str] = field(default_factory=frozenset)
+    bfloat16: bool = True
+    capability: int | None = None  # NVIDIA's compute capability: 80 is 8.0
 
     @property
     def usable(self) -> bool:
         return self.healthy and not self.draining
+
+    @property
+    def is_slice(self) -> bool:
+        """A part of a GPU: NCCL refuses it, and a process sees one of them only."""
+        return self.id.partition(":")[2].startswith("MIG-")
+
+
+class Needs(NamedTuple):
+    """What a job asks of each of its devices besides memory."""
+
+    gpu: bool = False  # not a CPU
+    bfloat16: bool = False
+    capability: int = 0  # at least, of an NVIDIA GPU: 80 is 8.0
+    whole: bool = False  # no slice of a GPU
+
+    def met_by(self, device: Device) -> bool:
+        return not (
+            (self.gpu and device.kind == "cpu")
+            or (self.bfloat16 and not device.bfloat16)
+            or (device.capability is not None and device.capability < self.capability)
+            or (self.whole and device.is_slice)
+        )
+
+    def __str__(self) -> str:
+        words = (
+            (self.gpu, "a GPU"),
+            (self.bfloat16, "bfloat16"),
+            (self.capability > 0, f"compute capability {self.capability // 10}.{self.capability % 10}"),
+            (self.whole, "no MIG slice"),
+        )
+        return ", ".join(word for holds, word in words if holds)
+
+
+ANY: Final = Needs()
 
 
 class Demand(NamedTuple):
@@ -37,10 +73,15 @@ class Demand(NamedTuple):
     gpus: int
     hosts: int
     bytes_needed: int
+    needs: Needs = ANY
 
 
 class HostMap:
-    """A set of devices grouped by host, each with the room (bytes) that it offers."""
+    """A set of devices grouped by host, each with the room (bytes) that it offers.
+
+    Whoever asks with a demand is answered for the devices that meet its needs: those are a map of their own, made when
+    it is first asked for and kept up to date.
+    """
 
     def __init__(self, offers: Iterable[tuple[Device, int]] = ()) -> None:
         self._rooms: dict[str, dict[str, tuple[Device, int]]] = {}
@@ -48,6 +89,7 @@ class HostMap:
         self._kinds: dict[str, str] = {}  # host -> the kind of its devices; a worker has devices of one kind
         self._bounds: dict[tuple[int, int], int] = {}  # (gpus, hosts) -> largest need that may still fit
         self._exact = set[tuple[int, int]]()  # the bounds that no device has left since
+        self._parts: dict[Needs, HostMap] = {}  # of the devices that meet some needs
         for device, room in offers:
             self._put(device, room)
         for host in self._rooms:
@@ -59,6 +101,15 @@ class HostMap:
         twin._levels = dict(self._levels)
         twin._kinds = dict(self._kinds)
         return twin
+
+    def able(self, needs: Needs) -> HostMap:
+        """The devices that meet the needs."""
+        if needs == ANY:
+            return self
+        if needs not in self._parts:
+            rooms = (offer for host in self._rooms.values() for offer in host.values())
+            self._parts[needs] = HostMap((device, room) for device, room in rooms if needs.met_by(device))
+        return self._parts[needs]
 
     def _put(self, device: Device, room: int) -> None:
         self._rooms.setdefault(device.host, {})[device.id] = (device, room)
@@ -75,12 +126,17 @@ class HostMap:
         self._bounds.clear()
         self._exact.clear()
         self._sort(device.host)
+        for needs, part in self._parts.items():
+            if needs.met_by(device):
+                part.add(device, room)
 
     def remove(self, device: Device) -> None:
         """Take a device out; a device that is not here is no error. Bounds stay valid: they can only be too large."""
         if self._rooms.get(device.host, {}).pop(device.id, None) is not None:
             self._sort(device.host)
             self._exact.clear()
+            for part in self._parts.values():
+                part.remove(device)
 
     def widest(self, gpus: int, hosts: int) -> int:
         """The largest number of bytes per device that `gpus` devices on each of `hosts` hosts offer; -1 if none."""
@@ -94,6 +150,9 @@ class HostMap:
         return max(enough, default=-1)
 
     def fits(self, demand: Demand) -> bool:
+        return self.able(demand.needs)._fits(demand)
+
+    def _fits(self, demand: Demand) -> bool:
         shape, need = (demand.gpus, demand.hosts), demand.bytes_needed
         if shape not in self._exact:
             if need > self._bounds.get(shape, need):  # removals only lower a bound, so an old one still refuses
@@ -105,7 +164,11 @@ class HostMap:
     def hosts_for(self, demand: Demand) -> list[str]:
         """The hosts that offer one host's part of the demand."""
         gpus, need = demand.gpus, demand.bytes_needed
-        return [host for host, level in self._levels.items() if len(level) >= gpus and level[gpus - 1] >= need]
+        return [
+            host
+            for host, level in self.able(demand.needs)._levels.items()
+            if len(level) >= gpus and level[gpus - 1] >= need
+        ]
 
     def teams(self, demand: Demand) -> list[list[str]]:
         """The hosts that offer one host's part, those of one kind together, where they are enough for the demand."""
@@ -115,12 +178,13 @@ class HostMap:
         return [team for team in teams.values() if len(team) >= demand.hosts]
 
     def serves(self, host: str, demand: Demand) -> bool:
-        level = self._levels.get(host, ())
+        level = self.able(demand.needs)._levels.get(host, ())
         return len(level) >= demand.gpus and level[demand.gpus - 1] >= demand.bytes_needed
 
-    def devices(self, host: str, need: int) -> list[Device]:
-        """The devices of a host with room for `need` bytes, smallest device first."""
-        fitting = [device for device, room in self._rooms[host].values() if room >= need]
+    def devices(self, host: str, demand: Demand) -> list[Device]:
+        """The devices of a host that can do one device's part of the demand, smallest device first."""
+        rooms = self.able(demand.needs)._rooms[host]
+        fitting = [device for device, room in rooms.values() if room >= demand.bytes_needed]
         return sorted(fitting, key=lambda device: (device.total_bytes, device.id))
 
     def choose(self, demand: Demand, *, base_model: str = "") -> tuple[Device, ...]:
@@ -135,7 +199,7 @@ class HostMap:
         return tuple(self._rooms[host][device_id][0] for host, ids in picked for device_id in ids)
 
     def _offer(self, host: str, demand: Demand, base_model: str) -> tuple[int, bool, int, str, tuple[str, ...]]:
-        chosen = self.devices(host, demand.bytes_needed)[: demand.gpus]
+        chosen = self.devices(host, demand)[: demand.gpus]
         cold = not any(base_model in device.cached_models for device, _ in self._rooms[host].values())
         left = len(self._rooms[host]) - demand.gpus
         return chosen[-1].total_bytes, cold, left, host, tuple(device.id for device in chosen)

@@ -19,6 +19,10 @@ TOO_LARGE: Final = (
     "needs {:.1f} GiB on each of {} devices (safety {} included); no more than {:.1f} GiB is built in; "
     "unblocked by a larger device or a smaller job"
 )
+UNABLE: Final = (
+    "needs {} x {} devices with {}; none of the {} registered ones, or too few of one kind on a host, can do that; "
+    "unblocked by a worker that has them, or by a job with other settings (training.dtype, placement.allow_cpu)"
+)
 QUARANTINED: Final = "needs {} x {} devices; {} are quarantined or drained ({}); unblocked when they are back"
 OCCUPIED: Final = (
     "needs {:.1f} GiB on each of {} devices (safety {} included); {:.1f} GiB can be had, because processes outside "
@@ -73,12 +77,15 @@ class Occupancy:
             count = len({device.host for device in self.devices.values()})
             return Reason("NO_WORKER", NO_WORKER, (hosts, gpus, len(self.devices), count))
         sizes = (need, gpus * hosts, self.policy.memory_safety)
+        widest = self._registered.able(demand.needs).widest(gpus, hosts)
+        if widest < 0:
+            return Reason("NO_FIT_DEVICE", UNABLE, (hosts, gpus, str(demand.needs), len(self.devices)))
         if widest < demand.bytes_needed:
             return Reason("NO_FIT_MEMORY", TOO_LARGE, (*sizes, widest / GIB))
         if not self._healthy.fits(demand):
             out = [device.id for device in self.devices.values() if not device.usable]
             return Reason("DEVICE_QUARANTINED", QUARANTINED, (hosts, gpus, len(out), ", ".join(out[:8])))
-        had = max(0, self.obtainable.widest(gpus, hosts))
+        had = max(0, self.obtainable.able(demand.needs).widest(gpus, hosts))
         return Reason("NO_FIT_MEMORY", OCCUPIED, (*sizes, had / GIB, self._strangers()))
 
     def outlook(self) -> DeviceForecast:

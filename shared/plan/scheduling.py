@@ -192,7 +192,7 @@ class _Pass:
 
     def consider(self, job: QueuedJob, lane: ProjectQueue, *, aged: bool) -> None:
         """Start the job, or record why it waits."""
-        demand = Demand(job.gpus, job.hosts, int(job.bytes_per_device * self.policy.memory_safety))
+        demand = Demand(job.gpus, job.hosts, int(job.bytes_per_device * self.policy.memory_safety), job.needs)
         cost = charge(job, policy=self.policy)
         aside = self._aside(job, lane, demand, cost)
         if aside is not None:
@@ -307,7 +307,15 @@ class _Pass:
     def _stop(self, job: QueuedJob, demand: Demand, claimant: Claimant) -> bool:
         if len(self.preemptions) >= self.policy.preemptions_per_pass or not self.victims:
             return False
-        claim = (claimant.project, claimant.rank, demand.gpus, demand.hosts, claimant.guaranteed, claimant.head)
+        claim = (
+            claimant.project,
+            claimant.rank,
+            demand.gpus,
+            demand.hosts,
+            demand.needs,
+            claimant.guaranteed,
+            claimant.head,
+        )
         if demand.bytes_needed >= self.hopeless.get(claim, demand.bytes_needed + 1):
             return False
         kept = self.reserved.device_ids if self.reserved is not None else frozenset[str]()
@@ -356,7 +364,7 @@ class _Pass:
 
     def _wait_on(self, host: str, demand: Demand, claimant: Claimant) -> tuple[float, int, str, tuple[str, ...]]:
         """(all free at, how many of them are busy, host, devices) for one host's part of the demand."""
-        fitting = self.occupancy.obtainable.devices(host, demand.bytes_needed)
+        fitting = self.occupancy.obtainable.devices(host, demand)
         ready = sorted((self._ready(device, claimant), device not in self.every, device.id) for device in fitting)
         chosen = ready[: demand.gpus]
         return chosen[-1][0], sum(busy for _, busy, _ in chosen), host, tuple(device_id for *_, device_id in chosen)

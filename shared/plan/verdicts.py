@@ -21,6 +21,7 @@ BlockedBy = Literal[
     "QUOTA_KEY",
     "BUDGET",
     "NO_FIT_MEMORY",
+    "NO_FIT_DEVICE",
     "NO_FREE_DEVICE",
     "RESERVED_FOR",
     "HELD",
@@ -28,7 +29,7 @@ BlockedBy = Literal[
     "DEVICE_QUARANTINED",
     "NO_WORKER",
 ]
-NO_FORECAST: Final = frozenset({"HELD", "BUDGET", "NO_FIT_MEMORY", "DEVICE_QUARANTINED", "NO_WORKER"})
+NO_FORECAST: Final = frozenset({"HELD", "BUDGET", "NO_FIT_MEMORY", "NO_FIT_DEVICE", "DEVICE_QUARANTINED", "NO_WORKER"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -224,6 +224,7 @@ RULES: Final[dict[str, Callable[[Settling], tuple[Any, str]]]] = {
     "placement.strategy": _strategy,
     "placement.gpus": _gpus,
     "placement.nodes": constant(1, "one host"),
+    "placement.allow_cpu": constant(value=False, reason="a job settled for a GPU takes many times as long on a CPU"),
     "training.dtype": _dtype,
     "quantization.load_in_4bit": _four_bit,
     "quantization.bnb_4bit_quant_type": constant("nf4", "fits normally distributed weights best"),

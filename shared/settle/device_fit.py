@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from shared.contract.spec import DeviceKind, JobSpec
+from shared.plan.capacity import ANY, Needs
 from shared.plan.fairshare import PLAN_MARGIN
 from shared.settle.calibration import Measurement
 from shared.settle.memory_fit import calibration, peak
+from shared.settle.settling import DeviceFacts
 from shared.settle.workload import workload
 
 
@@ -39,17 +42,38 @@ class Fit:
     reason: str
 
 
-def fits(spec: JobSpec, devices: Sequence[Candidate], *, measurements: Sequence[Measurement]) -> list[Fit]:
-    """The verdict on each device, in the order given."""
-    return [_fit(spec, device, measurements=measurements) for device in devices]
+# NVIDIA's Ampere; CUDA's libraries emulate bfloat16 before it, and Triton's kernels refuse it.
+_BFLOAT16_CAPABILITY: Final = 80
 
 
-def _fit(spec: JobSpec, device: Candidate, *, measurements: Sequence[Measurement]) -> Fit:
+def needs(spec: JobSpec, device: DeviceFacts) -> Needs:
+    """What a job settled for `device` asks of its devices besides memory.
+
+    A job settled for a CPU asks for nothing: all that it does a GPU does as well.
+    """
+    gpu = device.kind == "cuda"
+    bfloat16 = spec.training.dtype == "bfloat16" and device.bfloat16
+    return Needs(
+        # A CPU does not train in float16, whatever the job allows.
+        gpu=gpu and (not spec.placement.allow_cpu or spec.training.dtype == "float16"),
+        bfloat16=bfloat16,
+        capability=_BFLOAT16_CAPABILITY if gpu and bfloat16 else 0,
+    )
+
+
+def fits(
+    spec: JobSpec, devices: Sequence[Candidate], *, measurements: Sequence[Measurement], abilities: Needs = ANY
+) -> list[Fit]:
+    """The verdict on each device, in the order given. `abilities`: what the job needs besides memory."""
+    return [_fit(spec, device, measurements=measurements, abilities=abilities) for device in devices]
+
+
+def _fit(spec: JobSpec, device: Candidate, *, measurements: Sequence[Measurement], abilities: Needs) -> Fit:
     work = workload(spec, device=device.kind, memory=device.total_bytes)
     found = calibration(work, spec=spec, measurements=measurements)
     needed = int(found.admitted(peak(work).total) * PLAN_MARGIN)
     offered = device.total_bytes - device.foreign_bytes
-    obstacle = _obstacle(spec, device, needed=needed, offered=offered)
+    obstacle = _unable(device, abilities) or _obstacle(spec, device, needed=needed, offered=offered)
     free = "busy now" if device.busy else "free now"
     return Fit(
         id=device.id,
@@ -60,6 +84,14 @@ def _fit(spec: JobSpec, device: Candidate, *, measurements: Sequence[Measurement
         offered_bytes=offered,
         reason=obstacle or f"needs {needed / 1e9:.1f} of {offered / 1e9:.1f} GB ({found.sure}); {free}",
     )
+
+
+def _unable(device: Candidate, abilities: Needs) -> str | None:
+    if abilities.gpu and device.kind == "cpu":
+        return "the job is settled for a GPU and does not start on a CPU; placement.allow_cpu lets it"
+    if abilities.bfloat16 and not device.bfloat16:
+        return "computes in no bfloat16; set training.dtype to float16"
+    return None
 
 
 def _obstacle(spec: JobSpec, device: Candidate, *, needed: int, offered: int) -> str | None:

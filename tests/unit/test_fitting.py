@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from shared.contract.spec import JobSpec
-from shared.settle.device_fit import Candidate, fits
+from shared.contract.spec import DeviceKind, JobSpec, Placement
+from shared.plan.capacity import Needs
+from shared.settle.device_fit import Candidate, fits, needs
 from shared.settle.durations import predict
+from shared.settle.settling import DeviceFacts
 from shared.store.tables import DeviceRow
 from tests.factories import make_spec
 from worker.chores import preflight
@@ -55,6 +57,28 @@ def test_a_cpu_does_not_train_in_float16() -> None:
     (found,) = fits(make_spec(dtype="float16"), [replace(GPU, kind="cpu")], measurements=())
 
     assert "float16" in found.reason
+
+
+def settled_for(kind: DeviceKind, *, bfloat16: bool) -> DeviceFacts:
+    return DeviceFacts(kind=kind, total_bytes=80 * GB, free_bytes=80 * GB, bfloat16=bfloat16)
+
+
+def test_a_job_needs_what_it_was_settled_for() -> None:
+    allowed = make_spec().model_copy(update={"placement": Placement(allow_cpu=True)})
+
+    assert needs(make_spec(dtype="bfloat16"), settled_for("cuda", bfloat16=True)) == Needs(
+        gpu=True, bfloat16=True, capability=80
+    )
+    assert needs(make_spec(dtype="float16"), settled_for("cuda", bfloat16=False)) == Needs(gpu=True)
+    assert needs(make_spec(dtype="float32"), settled_for("cpu", bfloat16=False)) == Needs()
+    assert not needs(allowed, settled_for("cuda", bfloat16=True)).gpu
+
+
+def test_a_preflight_says_that_a_gpus_job_does_not_start_on_a_cpu() -> None:
+    (found,) = fits(make_spec(), [replace(GPU, kind="cpu")], measurements=(), abilities=Needs(gpu=True))
+
+    assert not found.fits
+    assert "placement.allow_cpu" in found.reason
 
 
 def test_a_preflight_takes_an_amd_gpu_for_a_gpu() -> None:

@@ -280,6 +280,52 @@ def test_a_device_with_a_strangers_process_is_left_alone_and_named() -> None:
     assert "gpu-7 20.0 GiB" in verdict.detail
 
 
+T4 = device("h:GPU-t4", host="t4", gib=16, bfloat16=False, capability=75)
+A100 = device("h:GPU-a100", host="a100", gib=80, capability=80)
+CPU = device("c:cpu", host="cpu", gib=12, kind="cpu")
+SETTLED_FOR_A100 = {"needs_gpu": True, "needs_bfloat16": True, "needs_capability": 80, "bytes_per_device": 9 * GIB}
+
+
+def test_a_job_goes_to_no_device_that_lacks_what_it_was_settled_for_however_well_that_fits() -> None:
+    (assignment,) = decide([job("r", **SETTLED_FOR_A100)], [CPU, T4, A100]).assignments
+
+    assert assignment.device_ids == ("h:GPU-a100",)
+    assert started(decide([job("r", bytes_per_device=9 * GIB)], [CPU])) == ["r"], "one that asks for nothing may"
+
+
+@pytest.mark.parametrize(
+    ("devices", "needs"), [([CPU], "a GPU"), ([T4], "bfloat16"), ([CPU, T4], "compute capability 8.0")]
+)
+def test_a_job_that_no_device_can_do_is_told_what_it_needs(devices: list[Device], needs: str) -> None:
+    verdict = decide([job("r", **SETTLED_FOR_A100)], devices).verdicts["r"]
+
+    assert verdict.blocked_by == "NO_FIT_DEVICE"
+    assert needs in verdict.detail
+    assert verdict.eta_low is None
+
+
+def test_a_job_waits_for_the_device_that_can_do_it_while_others_are_free() -> None:
+    taken = device("h:GPU-a100", host="a100", gib=80, capability=80, leased_by="x")
+    queue = [job("r", **SETTLED_FOR_A100), job("s", bytes_per_device=GIB)]
+
+    decision = decide(queue, [CPU, T4, taken], running=[runner("x", "h:GPU-a100")])
+
+    assert started(decision) == ["s"]
+    assert decision.verdicts["r"].blocked_by == "NO_FREE_DEVICE"
+
+
+def test_several_devices_of_one_job_are_never_slices_of_a_gpu() -> None:
+    slices = [device(f"h:MIG-{n}", host="h") for n in range(2)]
+    whole = [device(f"i:GPU-{n}", host="i", gib=48) for n in range(2)]
+
+    alone = decide([job("r", gpus=2)], slices).verdicts["r"]
+    (assignment,) = decide([job("r", gpus=2)], [*slices, *whole]).assignments
+
+    assert (alone.blocked_by, "no MIG slice" in alone.detail) == ("NO_FIT_DEVICE", True)
+    assert assignment.device_ids == ("i:GPU-0", "i:GPU-1")
+    assert started(decide([job("r")], slices)) == ["r"]
+
+
 def test_a_desktop_on_the_device_is_no_stranger() -> None:
     assert started(decide([job("r")], [device("gpu", foreign_bytes=GIB // 4)])) == ["r"]
 

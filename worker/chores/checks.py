@@ -20,7 +20,7 @@ from shared.jobs.claims import SETTLING
 from shared.lease.values import Claim, FileRef
 from shared.rows.check import DatasetReport, Limits, check, read_report
 from shared.rows.convert import source_of
-from shared.settle import durations
+from shared.settle import device_fit, durations
 from shared.settle.resolve import Resolution, resolve
 from shared.settle.settling import DeviceFacts
 from shared.store.bell import ring
@@ -108,7 +108,8 @@ def validate_next_job(host: Host) -> bool:
 
 def _validate(host: Host, claim: Claim, _watch: Watch) -> None:
     try:
-        settled = settle(host, claim)
+        device = offered_device(host)
+        settled = settle(host, claim, device=device)
     except TunepoolError as error:
         code, message, param = error.code, error.message, error.param
         host.write_in_the_end(lambda s: moves.fail(s, claim.lease, code=code, message=message, param=param))
@@ -121,6 +122,7 @@ def _validate(host: Host, claim: Claim, _watch: Watch) -> None:
             spec=settled.spec,
             auto=settled.auto,
             bytes_per_device=settled.bytes_per_device,
+            needs=device_fit.needs(settled.spec, device),
             expected_seconds=durations.held_seconds(
                 settled.spec, ended=measurements.held(s, base_model=settled.spec.base_model.name)
             ),
@@ -129,7 +131,7 @@ def _validate(host: Host, claim: Claim, _watch: Watch) -> None:
     ring("training", host.settings)
 
 
-def settle(host: Host, claim: Claim | PreflightClaim) -> Resolution:
+def settle(host: Host, claim: Claim | PreflightClaim, *, device: DeviceFacts) -> Resolution:
     """Every value of the job, or the reason why it cannot run. Raises Invalid and its kin."""
     training = _facts(claim.training_file, param="training_file", fewest=host.settings.min_training_rows)
     validation = claim.validation_file and _facts(claim.validation_file, param="validation_file", fewest=1)
@@ -152,7 +154,7 @@ def settle(host: Host, claim: Claim | PreflightClaim) -> Resolution:
         claim.request,
         base=base,
         data=data,
-        device=_device(host),
+        device=device,
         seed=claim.seed,
         measurements=host.write(lambda s: measurements.of_kind(s, base_model=base.name)),
     )
@@ -175,9 +177,15 @@ def _facts(file: FileRef, *, param: Param, fewest: int) -> DatasetReport:
     return report
 
 
-def _device(host: Host) -> DeviceFacts:
-    """What the pool offers a job at best; strangers' memory is not on offer, other jobs' is, once they end."""
+def offered_device(host: Host) -> DeviceFacts:
+    """What the pool offers a job at best; strangers' memory is not on offer, other jobs' is, once they end.
+
+    Raises Stopped where no device is known that a job could ever run on, such as behind a driver that fails: then the
+    job waits unsettled until one is.
+    """
     best = host.write(lambda s: workers.roomiest_device(s, pool_name=host.settings.pool)) or host.devices[0]
+    if not best.total_bytes:
+        raise Stopped
     return DeviceFacts(
         kind=device_kind(best.kind),
         total_bytes=best.total_bytes,

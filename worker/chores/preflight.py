@@ -26,14 +26,15 @@ from shared.errors import TunepoolError, Unavailable
 from shared.fleet import workers
 from shared.jobs import measurements, pages
 from shared.lease.values import FileRef
+from shared.plan.capacity import Needs
 from shared.settle import durations
-from shared.settle.device_fit import Candidate, fits
+from shared.settle.device_fit import Candidate, fits, needs
 from shared.settle.resolve import Resolution
 from shared.settle.sizing import estimate_evaluation
 from shared.store.tables import DeviceRow
 from worker import base_models
 from worker.chores import run_program as programs
-from worker.chores.checks import settle
+from worker.chores.checks import offered_device, settle
 from worker.chores.run_program import TooSlow, Watch, under_lease
 from worker.host.host import Host
 from worker.program import hostile_folder, workdir
@@ -90,8 +91,9 @@ class _Examination:
         """The whole report. What would make the job fail is an answer too. Raises Stopped, Unavailable, NoAnswer."""
         report = Report(ok=False, files=self.files(), refusal=None)
         try:
-            resolution = settle(self.host, self.claim)
-            report = report.model_copy(update=self.settled(resolution))
+            device = offered_device(self.host)
+            resolution = settle(self.host, self.claim, device=device)
+            report = report.model_copy(update=self.settled(resolution, needs(resolution.spec, device)))
             tokens = self.read_rows(resolution.spec)
         except (Unavailable, NoAnswer):
             raise
@@ -108,7 +110,7 @@ class _Examination:
         named = {"training": self.claim.training_file, "validation": self.claim.validation_file}
         return {name: _file(file) for name, file in named.items() if file is not None}
 
-    def settled(self, resolution: Resolution) -> dict[str, Any]:
+    def settled(self, resolution: Resolution, needed: Needs) -> dict[str, Any]:
         """The spec with its reasons, its memory, and where it fits."""
         spec, found = resolution.spec, resolution.calibration
         known = self.host.write(lambda s: measurements.of_kind(s, base_model=spec.base_model.name))
@@ -127,7 +129,7 @@ class _Examination:
             ),
             "devices": [
                 DeviceFit(**dataclasses.asdict(one))
-                for one in fits(spec, [candidate(row) for row in devices], measurements=known)
+                for one in fits(spec, [candidate(row) for row in devices], measurements=known, abilities=needed)
             ],
         }
 
