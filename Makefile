@@ -1,4 +1,5 @@
-# Fresh machine: Python 3.11 or newer, make, pip. Nothing else; no Docker, no root, no GPU.
+# Fresh machine: Python 3.11 or newer, make, pip. Nothing else; no Docker, no root, no GPU. What a GPU host needs besides:
+# docs/gpu-hosts.md.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Collection
 from pathlib import Path
+from typing import Final
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -91,6 +94,12 @@ class Settings(BaseSettings):
         ge=0,
         description="User that trainers run as when the worker is root; 0: root; empty: one of nobody's.",
     )
+    trainer_env: str = Field(
+        default="",
+        pattern=r"^([A-Za-z_][A-Za-z0-9_]*\*?(\s*,\s*|$))*$",
+        description="Further variables that trainers get, by name with commas; NAME_* stands for all that begin so, "
+        "but for what looks like a credential.",
+    )
     gang_launcher: str = Field(
         default="worker.train.gang", description="Module that starts the ranks of a host; tests name the fake one."
     )
@@ -157,22 +166,25 @@ def child_environment(**overrides: str) -> dict[str, str]:
 
 
 # What a trainer may know. No URL, no key, no token: it reads files and writes files.
-_TRAINER_KEEPS = (
-    "PATH",
-    "LANG",
-    "LC_ALL",
-    "TZ",
-    "LD_LIBRARY_PATH",
-    "CUDA_HOME",
-    "TMPDIR",
-    "VIRTUAL_ENV",
-    "ONEDNN_MAX_CPU_ISA",
+_TRAINER_KEEPS: Final = frozenset(
+    {
+        *("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "TMPDIR", "VIRTUAL_ENV", "CC"),
+        *("CUDA_HOME", "CUDA_DEVICE_ORDER", "CUDA_MODULE_LOADING", "ROCM_PATH", "ONEDNN_MAX_CPU_ISA"),
+        *("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"),
+    }
 )
+# How GPUs and hosts talk to each other is the host's affair: NCCL_P2P_DISABLE, NCCL_IB_HCA, FI_PROVIDER (EFA) …
+_TRAINER_PREFIXES: Final = ("NCCL_", "TORCH_NCCL_", "RCCL_", "FI_", "UCX_", "GLOO_", "HSA_")
+_CREDENTIALS: Final = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL")
+_TRAINER_ENV: Final = "TUNEPOOL_TRAINER_ENV"
+# Never, whatever TUNEPOOL_TRAINER_ENV names.
+_OURS: Final = re.compile(r"TUNEPOOL_|DATABASE_URL$|REDIS_URL$|STORAGE_URL$|HF_TOKEN$|HUGGING_FACE_HUB_TOKEN$")
 
 
 def trainer_environment(**overrides: str) -> dict[str, str]:
     """A scrubbed environment for a trainer: no credentials, no hub."""
-    kept = {name: os.environ[name] for name in _TRAINER_KEEPS if name in os.environ}
+    wanted = [name.strip() for name in os.environ.get(_TRAINER_ENV, "").split(",")]
+    kept = {name: value for name, value in os.environ.items() if _reaches_trainers(name, wanted)}
     return {
         **kept,
         "HF_HUB_OFFLINE": "1",
@@ -181,3 +193,13 @@ def trainer_environment(**overrides: str) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         **overrides,
     }
+
+
+def _reaches_trainers(name: str, wanted: Collection[str]) -> bool:
+    """Whether a variable is passed on. What looks like a credential must be named in full by the operator."""
+    if _OURS.match(name):
+        return False
+    if name in _TRAINER_KEEPS or name in wanted:
+        return True
+    prefixes = (*_TRAINER_PREFIXES, *(one[:-1] for one in wanted if len(one) > 1 and one.endswith("*")))
+    return name.startswith(prefixes) and _CREDENTIALS.search(name) is None

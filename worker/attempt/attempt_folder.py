@@ -99,7 +99,9 @@ class AttemptFolder:
 
     @property
     def _threads(self) -> int:
-        return self.device.cores or self.host.settings.cpu_threads or os.cpu_count() or 1
+        """Of each rank: a CPU slot's cores, else a GPU's part of all that this worker may run on."""
+        everything = self.host.settings.cpu_threads or len(os.sched_getaffinity(0))
+        return self.device.cores or max(1, everything // len(self.host.devices))
 
     # --- the trainer ------------------------------------------------------------------------------------------------
 

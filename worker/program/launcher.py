@@ -110,6 +110,7 @@ def environment(
         TOKENIZERS_PARALLELISM="false",
         PYTHONFAULTHANDLER="1",  # for ranks, whose argv is torchrun's
         HOME=str(scratch),
+        USER="trainer",  # who has no entry in the host's list of users; libraries that compile ask for a name
         HF_HOME=str(scratch / "hf"),
         **({} if interface is None else dict.fromkeys(TALK_THROUGH, interface)),
     )
