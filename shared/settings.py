@@ -117,6 +117,12 @@ class Settings(BaseSettings):
     devices: str = Field(
         default="all", min_length=1, description="This worker's devices: all, cpu, or uuids or indices with commas."
     )
+    visible_gpus: str | None = Field(
+        default=None,
+        validation_alias="CUDA_VISIBLE_DEVICES",
+        description="NVIDIA GPUs that this worker may use, as CUDA reads it: uuids, or indices in the order of "
+        "nvidia-smi; -1 hides all. Empty: every one.",
+    )
     cpu_slots: int = Field(default=1, ge=1, le=256, description="Jobs at a time on the CPU, which share it equally.")
     cpu_threads: int | None = Field(
         default=None, ge=1, description="Threads of CPU trainers together; empty: all cores."

@@ -159,6 +159,12 @@ def forget(session: Session) -> list[str]:
     return list(gone)
 
 
+def leased_devices(session: Session, worker_id: str) -> list[str]:
+    """Ids of the worker's devices that a job has now."""
+    leased = select(DeviceRow.id).where(DeviceRow.worker_id == worker_id, DeviceRow.leased_by.is_not(None))
+    return list(session.scalars(leased))
+
+
 def has_idle_device(session: Session, worker_id: str) -> bool:
     """Whether a healthy device of this worker waits for work."""
     idle = select(DeviceRow.id).where(

@@ -8,7 +8,7 @@ from typing import Final
 
 from shared.contract.spec import DeviceKind, JobSpec
 from shared.plan.capacity import ANY, Needs
-from shared.plan.fairshare import PLAN_MARGIN
+from shared.plan.fairshare import PLAN_MARGIN, Policy
 from shared.settle.calibration import Measurement
 from shared.settle.memory_fit import calibration, peak
 from shared.settle.settling import DeviceFacts
@@ -23,6 +23,7 @@ class Candidate:
     name: str
     kind: DeviceKind
     total_bytes: int
+    free_bytes: int  # when no job is there
     foreign_bytes: int
     bfloat16: bool
     usable: bool  # healthy and not quarantined
@@ -61,6 +62,14 @@ def needs(spec: JobSpec, device: DeviceFacts) -> Needs:
     )
 
 
+def offered(kind: DeviceKind, *, total: int, free: int, foreign: int) -> int:
+    """Bytes that a device has for a job that is settled now, as the plan will find them."""
+    if kind == "cpu":  # what is free there changes by the second
+        return total - foreign
+    leaving = foreign if foreign > Policy().foreign_tolerance_bytes else 0
+    return min(total, free + leaving)
+
+
 def fits(
     spec: JobSpec, devices: Sequence[Candidate], *, measurements: Sequence[Measurement], abilities: Needs = ANY
 ) -> list[Fit]:
@@ -72,8 +81,10 @@ def _fit(spec: JobSpec, device: Candidate, *, measurements: Sequence[Measurement
     work = workload(spec, device=device.kind, memory=device.total_bytes)
     found = calibration(work, spec=spec, measurements=measurements)
     needed = int(found.admitted(peak(work).total) * PLAN_MARGIN)
-    offered = device.total_bytes - device.foreign_bytes
-    obstacle = _unable(device, abilities) or _obstacle(spec, device, needed=needed, offered=offered)
+    room = device.total_bytes - device.foreign_bytes
+    if device.kind != "cpu":
+        room = min(room, device.free_bytes)
+    obstacle = _unable(device, abilities) or _obstacle(spec, device, needed=needed, offered=room)
     free = "busy now" if device.busy else "free now"
     return Fit(
         id=device.id,
@@ -81,8 +92,8 @@ def _fit(spec: JobSpec, device: Candidate, *, measurements: Sequence[Measurement
         kind=device.kind,
         fits=obstacle is None,
         needed_bytes=needed,
-        offered_bytes=offered,
-        reason=obstacle or f"needs {needed / 1e9:.1f} of {offered / 1e9:.1f} GB ({found.sure}); {free}",
+        offered_bytes=room,
+        reason=obstacle or f"needs {needed / 1e9:.1f} of {room / 1e9:.1f} GB ({found.sure}); {free}",
     )
 
 

@@ -8,12 +8,16 @@ from typing import Any, Final
 
 from shared.contract.objectives import OBJECTIVES, ObjectiveFacts
 from shared.contract.spec import DataFacts, DeviceKind, MethodName, ModelFacts, Objective, Preset
+from shared.plan.fairshare import PLAN_MARGIN
 from shared.settle.calibration import Measurement
+
+
+RESERVE: Final = 0.02  # of the device
 
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """The device (or each of them) that the job will run on. Sizes are bytes."""
+    """The device (or each of them) that the job will run on. Sizes are bytes; `free_bytes` when no job is there."""
 
     kind: DeviceKind
     total_bytes: int
@@ -23,8 +27,12 @@ class DeviceFacts:
 
     @property
     def budget(self) -> int:
-        """What a job may use: what is free, less a margin for what the estimate does not know."""
-        return int(min(self.free_bytes, self.total_bytes) * 0.92)
+        """What a job may ask the plan for, so that the plan finds it: the plan takes `PLAN_MARGIN` times as much.
+
+        A reserve stays for what changes between the settling and the start, such as a desktop.
+        """
+        offered = min(self.free_bytes, self.total_bytes) - int(self.total_bytes * RESERVE)
+        return max(0, int(offered / PLAN_MARGIN))
 
 
 @dataclass(frozen=True)

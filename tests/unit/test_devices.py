@@ -16,6 +16,7 @@ from worker.host import nvml as nvidia
 from worker.host import rocm
 from worker.host.devices import NoSuchDevice, cpu, discover, without_driver
 from worker.host.examine import unused
+from worker.host.idle_memory import IdleMemory
 from worker.host.nvml import XidWatch
 from worker.program import launcher
 from worker.program.processes import Tag
@@ -341,6 +342,42 @@ def test_a_worker_may_have_some_of_a_hosts_devices(settings: Settings) -> None:
     assert of("cpu") == ["cpu"]
     with pytest.raises(NoSuchDevice, match="GPU-x: this host has GPU-a, GPU-b, GPU-c"):
         of("GPU-x")
+
+
+def test_cuda_visible_devices_narrows_what_a_worker_takes(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = FakeNvml(Gpu("GPU-aaaa-1"), Gpu("GPU-bbbb-2"), Gpu("GPU-cccc-3"))
+
+    def of(visible: str) -> list[str]:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        return [device.uuid for device in found(nvml, Settings(home=settings.home))]
+
+    assert of("1") == ["GPU-bbbb-2"]
+    assert of("GPU-cccc, 0") == ["GPU-cccc-3", "GPU-aaaa-1"]
+    assert of("0,7,1") == ["GPU-aaaa-1"], "CUDA ends its list at the first unknown one"
+    assert of("") == ["GPU-aaaa-1", "GPU-bbbb-2", "GPU-cccc-3"]
+    assert of("-1") == ["cpu"]
+    with pytest.raises(NoSuchDevice, match="CUDA_VISIBLE_DEVICES=GPU-zzzz: this host has GPU-aaaa-1"):
+        of("GPU-zzzz")
+
+
+def test_a_leased_gpu_is_reported_as_it_was_when_free_whoever_nvml_says_is_on_it(settings: Settings) -> None:
+    gpu, memory = Gpu("GPU-a", used=2 * GIB), IdleMemory()  # a desktop
+
+    def look(*, leased: set[str]) -> tuple[int, int]:
+        (device,) = memory.applied(found(FakeNvml(gpu), settings), leased=leased)
+        return device.free_bytes, device.foreign_bytes
+
+    before = look(leased=set())
+    gpu.used, gpu.processes = 60 * GIB, {4_000_000: 58 * GIB}  # our trainer, by a number of the host's
+    during = look(leased={"GPU-a"})
+    gpu.processes = {12: 0}  # by ours, without its memory
+    also = look(leased={"GPU-a"})
+    gpu.processes = {4_000_000: 58 * GIB}
+    stranger = look(leased=set())
+
+    assert before == during == also == (78 * GIB, 0)
+    assert stranger == (20 * GIB, 58 * GIB)
+    assert IdleMemory().applied(cpu(settings), leased={"cpu"}) == cpu(settings)
 
 
 class FakeAmdSmi:

@@ -8,7 +8,7 @@ import pytest
 
 from shared.contract.spec import DeviceKind, JobSpec, Placement
 from shared.plan.capacity import Needs
-from shared.settle.device_fit import Candidate, fits, needs
+from shared.settle.device_fit import Candidate, fits, needs, offered
 from shared.settle.durations import predict
 from shared.settle.settling import DeviceFacts
 from shared.store.tables import DeviceRow
@@ -21,6 +21,7 @@ GPU = Candidate(
     name="NVIDIA A100",
     kind="cuda",
     total_bytes=80 * GB,
+    free_bytes=80 * GB,
     foreign_bytes=0,
     bfloat16=True,
     usable=True,
@@ -33,6 +34,7 @@ GPU = Candidate(
     [
         ({"total_bytes": GB}, "it offers 1.0 GB"),
         ({"foreign_bytes": 79 * GB + GB // 2}, "79.5 GB are held by others"),
+        ({"free_bytes": GB}, "it offers 1.0 GB"),
         ({"bfloat16": False}, "no bfloat16"),
         ({"usable": False}, "unhealthy or quarantined"),
     ],
@@ -57,6 +59,15 @@ def test_a_cpu_does_not_train_in_float16() -> None:
     (found,) = fits(make_spec(dtype="float16"), [replace(GPU, kind="cpu")], measurements=())
 
     assert "float16" in found.reason
+
+
+def test_a_gpu_offers_what_is_free_when_no_job_is_there_and_what_a_stranger_will_leave() -> None:
+    desktop = offered("cuda", total=24 * GB, free=22 * GB, foreign=0)
+    stranger = offered("cuda", total=24 * GB, free=2 * GB, foreign=20 * GB)
+    little = offered("cuda", total=24 * GB, free=23 * GB, foreign=GB // 5)
+
+    assert (desktop, stranger, little) == (22 * GB, 22 * GB, 23 * GB)
+    assert offered("cpu", total=16 * GB, free=3 * GB, foreign=0) == 16 * GB
 
 
 def settled_for(kind: DeviceKind, *, bfloat16: bool) -> DeviceFacts:
@@ -87,6 +98,7 @@ def test_a_preflight_takes_an_amd_gpu_for_a_gpu() -> None:
         name="Instinct MI300X",
         kind="rocm",
         total_bytes=192 * GB,
+        free_bytes=192 * GB,
         foreign_bytes=0,
         bfloat16=True,
         healthy=True,

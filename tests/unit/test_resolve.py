@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from shared.contract.job_request import CreateJob
 from shared.contract.spec import DataFacts, JobSpec, ModelFacts
 from shared.errors import Invalid
+from shared.plan.fairshare import Policy
 from shared.settle.catalogue import SMOLLM2
 from shared.settle.resolve import Resolution, resolve
 from shared.settle.settling import PRESETS, DeviceFacts
@@ -151,6 +152,22 @@ def test_rows_are_shortened_only_when_nothing_else_fits() -> None:
     assert job.spec.training.gradient_checkpointing
     reasons = {value.field: value.reason for value in job.auto}
     assert "memory" in reasons["training.max_length"]
+
+
+MISTRAL_7B = LLAMA_8B.model_copy(update={"parameters": 7_241_732_096, "vocab_size": 32_000})
+
+
+@pytest.mark.parametrize("facts", [MISTRAL_7B, LLAMA_8B], ids=["mistral-7b", "llama-8b"])
+@pytest.mark.parametrize("mib", [16_376, 24_564, 49_140])
+@pytest.mark.parametrize("desktop", [0.0, 0.6, 1.5, 2.3])
+def test_what_fits_a_card_with_a_desktop_is_found_by_the_plan(facts: ModelFacts, mib: int, desktop: float) -> None:
+    total = mib << 20
+    device = DeviceFacts(kind="cuda", total_bytes=total, free_bytes=total - int(desktop * GB), bfloat16=True)
+
+    job = settled(device=device, facts=facts)
+
+    assert job.fits
+    assert int(job.bytes_per_device * Policy().memory_safety) <= device.free_bytes
 
 
 def test_what_cannot_fit_says_so() -> None:

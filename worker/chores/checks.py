@@ -180,6 +180,9 @@ def _facts(file: FileRef, *, param: Param, fewest: int) -> DatasetReport:
 def offered_device(host: Host) -> DeviceFacts:
     """What the pool offers a job at best; strangers' memory is not on offer, other jobs' is, once they end.
 
+    A GPU offers what is free on it when no job is there: a driver, a desktop stay. Processes that keep all jobs away
+    are reckoned to end, because nothing starts before they have.
+
     Raises Stopped where no device is known that a job could ever run on, such as behind a driver that fails: then the
     job waits unsettled until one is.
     """
@@ -189,6 +192,8 @@ def offered_device(host: Host) -> DeviceFacts:
     return DeviceFacts(
         kind=device_kind(best.kind),
         total_bytes=best.total_bytes,
-        free_bytes=best.total_bytes - best.foreign_bytes,
+        free_bytes=device_fit.offered(
+            device_kind(best.kind), total=best.total_bytes, free=best.free_bytes, foreign=best.foreign_bytes
+        ),
         bfloat16=best.bfloat16,
     )

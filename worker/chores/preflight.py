@@ -241,6 +241,7 @@ def candidate(row: DeviceRow) -> Candidate:
         name=row.name,
         kind=device_kind(row.kind),
         total_bytes=row.total_bytes,
+        free_bytes=row.free_bytes,
         foreign_bytes=row.foreign_bytes,
         bfloat16=row.bfloat16,
         usable=row.healthy and not row.quarantined,

@@ -51,11 +51,32 @@ def discover(
     if settings.devices == "cpu":
         return cpu(settings, own_pids=own_pids)
     found = (
-        nvidia.gpus(own_pids=own_pids, ailments=ailments or {}, nvml=nvml, signs=driver_signs)
+        _visible(nvidia.gpus(own_pids=own_pids, ailments=ailments or {}, nvml=nvml, signs=driver_signs), settings)
         or rocm.gpus(own_pids=own_pids, load=load_amdsmi)
         or cpu(settings, own_pids=own_pids)
     )
-    return _narrowed(found, settings.devices)
+    return found if found[0].uuid == nvidia.MUTE else _narrowed(found, settings.devices)
+
+
+def _visible(gpus: tuple[FoundDevice, ...], settings: Settings) -> tuple[FoundDevice, ...]:
+    """Those that CUDA_VISIBLE_DEVICES names. As for CUDA a uuid may be cut, and the first unknown name ends the list.
+
+    Raises:
+        NoSuchDevice: it names none that is there.
+    """
+    wanted = settings.visible_gpus
+    if not gpus or not wanted or gpus[0].uuid == nvidia.MUTE:
+        return gpus
+    seen: list[FoundDevice] = []
+    for name in (part.strip() for part in wanted.split(",")):
+        whole = name if len(name) > len("GPU-") else None
+        named = [gpu for index, gpu in enumerate(gpus) if name == str(index) or (whole and gpu.uuid.startswith(whole))]
+        if len(named) != 1:
+            break
+        seen.extend(named)
+    if not seen and wanted not in {"-1", "NoDevFiles"}:
+        raise NoSuchDevice(f"CUDA_VISIBLE_DEVICES={wanted}: this host has {', '.join(gpu.uuid for gpu in gpus)}.")
+    return tuple(seen)
 
 
 def _narrowed(found: tuple[FoundDevice, ...], wanted: str) -> tuple[FoundDevice, ...]:

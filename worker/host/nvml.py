@@ -62,6 +62,10 @@ def gpus(
     return found
 
 
+# The uuid of what stands for GPUs that a driver does not show.
+MUTE: Final = "nvidia-driver"
+
+
 def _mute(why: str) -> tuple[FoundDevice, ...]:
     """What stands for the GPUs of a driver that shows none."""
     ailment = (
@@ -70,7 +74,7 @@ def _mute(why: str) -> tuple[FoundDevice, ...]:
     )
     return (
         FoundDevice(
-            uuid="nvidia-driver",
+            uuid=MUTE,
             kind="cuda",
             name="NVIDIA GPUs",
             total_bytes=0,

@@ -38,6 +38,7 @@ from worker.host.devices import discover
 from worker.host.flags import LANES, SharedFlags
 from worker.host.found_device import FoundDevice
 from worker.host.host import AWAY, identify
+from worker.host.idle_memory import IdleMemory
 from worker.host.nvml import XidWatch
 from worker.host.probing import Probes
 from worker.program import processes, temporary
@@ -110,6 +111,7 @@ class Presence(threading.Thread):
         self._worker: NewWorker = identify(settings)
         self._registered = False
         self._xids = XidWatch()
+        self._idle = IdleMemory()
         self._probes = Probes(settings, done=self._tried)
         self._over = threading.Event()
         self._woken = threading.Event()
@@ -197,10 +199,19 @@ class Presence(threading.Thread):
         catalogue = self._catalogue()
         self._complain(catalogue.complaints())
         cached = cached_names(catalogue, cache=self._settings.cache)
-        found = self._probes.judged(discover(self._settings, own_pids=own, ailments=self._xids.look()))
+        leased = self._leased()
+        found = discover(self._settings, own_pids=own, ailments=self._xids.look())
+        found = self._probes.judged(self._idle.applied(found, leased=leased))
         if self._flags.leaving:  # a leader elsewhere must not count on devices that nobody will answer for
             found = tuple(replace(device, ailment=LEAVING) for device in found)
         return [describe(device, host=self._worker.host, cached=cached) for device in found]
+
+    def _leased(self) -> set[str]:
+        """Uuids of our devices that jobs have. Asked before the look: a device freed meanwhile is reported as free."""
+        if not self._registered:
+            return set()  # nothing of ours runs, and arriving ends whatever lease we had
+        ids = self._write(lambda s: workers.leased_devices(s, self._worker.id))
+        return {device_id.partition(":")[2] for device_id in ids}
 
     def _tried(self) -> None:
         """A device has been tried: the next report says so, and jobs that wait for it hear a bell after that."""

@@ -59,6 +59,7 @@ class Attempt:
             ("product", self.product),
             ("bfloat16", self.in_bfloat16),
         ]
+        architecture: list[tuple[Stage, Callable[[], None]]] = [("architecture", self.architecture)]
         last: tuple[Stage, Callable[[], None]] = ("quantization", self.quantization)
         if self.kind == "cpu":
             return [*everywhere, last]
@@ -66,7 +67,7 @@ class Attempt:
             ("access", self.access),
             ("build", self.build),
             ("device", self.find),
-            *([("architecture", self.architecture)] if self.kind == "cuda" else []),
+            *(architecture if self.kind == "cuda" else []),
             *everywhere,
             ("compiler", self.compiler),
             ("header", header),
@@ -127,7 +128,7 @@ def multiply(device: str, dtype: torch.dtype) -> None:
     grid = (torch.arange(SIZE)[:, None] + torch.arange(SIZE)) % 3 - 1
     left = grid.to(device, dtype).requires_grad_()
     product = left @ left.detach().T
-    product.sum().backward()  # type: ignore[no-untyped-call]
+    product.sum().backward()
     exact = grid.double() @ grid.double().T
     columns = grid.double().sum(0).expand(SIZE, SIZE)
     if left.grad is None or not (_same(product, exact) and _same(left.grad, columns)):
