@@ -60,7 +60,11 @@ class Settings(BaseSettings):
     reap_seconds: float = Field(default=5.0, gt=0, description="How often the janitor looks for dead leases.")
     grace_seconds: float = Field(default=15.0, ge=0, description="A lease is dead this long after its end.")
     sweep_seconds: float = Field(default=15.0, gt=0, description="How often the janitor rings for waiting work.")
-    stop_seconds: float = Field(default=30.0, gt=0, description="From asking a trainer to stop until it is killed.")
+    stop_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        description="From asking a trainer to stop until it is killed; two of its steps, where those are longer.",
+    )
     blind_seconds: float = Field(
         default=600.0, gt=0, description="Training without Postgres for so long, then checkpoint and stop."
     )

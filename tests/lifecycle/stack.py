@@ -60,6 +60,7 @@ QUICK = {
     "TUNEPOOL_MIN_TRAINING_ROWS": "1",
     "TUNEPOOL_CPU_MEMORY_BYTES": str(8 * 2**30),
     "TUNEPOOL_CPU_THREADS": "1",
+    "TUNEPOOL_DEVICES": "cpu",  # also where there are GPUs: the plans of these tests are for processors
 }
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from shared.contract.events import EXIT_DONE, EXIT_STOPPED, Metrics
@@ -17,6 +18,7 @@ from tests.patience import patience
 from tests.train.tiny import chat, chat_rows, losses, make_spec, read_events, run
 from worker.train import __main__ as program
 from worker.train import checkpoints
+from worker.train.ranks import Ranks
 from worker.train.reporting import Reporter
 
 pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
@@ -200,3 +202,24 @@ def test_sigterm_ends_the_program_with_a_complete_checkpoint(model: Path, tmp_pa
     last = read_events(out)[-1]
     assert last.type == "checkpoint"
     assert checkpoints.newest_intact(out / "checkpoints", job_id="ftjob-tiny") == out / "checkpoints" / last.name
+
+
+def test_a_checkpoint_holds_the_scale_of_float16s_losses(tmp_path: Path) -> None:
+    def learner(scale: float | None) -> checkpoints.Learner:
+        model = torch.nn.Linear(2, 2)
+        optimizer = torch.optim.SGD(model.parameters())
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _step: 1.0)
+        scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
+        return checkpoints.Learner(model, optimizer, scheduler, scaler)
+
+    def saved(one: checkpoints.Learner, name: str) -> Path:
+        progress, ranks = checkpoints.Progress(step=1), Ranks()
+        return checkpoints.save(
+            tmp_path / name, learner=one, progress=progress, job_id="j", write_adapter=Path.mkdir, ranks=ranks
+        )
+
+    fresh, older = learner(65536.0), learner(65536.0)
+    checkpoints.restore(saved(learner(512.0), "scaled"), fresh)
+    checkpoints.restore(saved(learner(None), "without"), older)
+
+    assert (fresh.scaler.get_scale(), older.scaler.get_scale()) == (512.0, 65536.0)

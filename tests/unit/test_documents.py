@@ -43,6 +43,20 @@ def test_a_manifest_that_names_no_place_is_an_error() -> None:
         Manifest.read({"files": [ENTRY]})
 
 
+def step_of(seconds: float) -> Metrics:
+    known = {"time": 0.0, "step": 2, "total_steps": 10, "epoch": 0.5, "train_loss": 1.0, "learning_rate": 1e-4}
+    return Metrics(**known, trained_tokens=100, seconds_per_step=seconds)
+
+
+def test_a_trainer_with_long_steps_has_time_to_end_one_and_to_save_before_it_is_killed() -> None:
+    quick, slow = Story(clock=lambda: 0.0), Story(clock=lambda: 0.0)
+    unheard = quick.until_stopped(floor_seconds=30)
+    quick.hear(step_of(3.0))
+    slow.hear(step_of(90.0))
+
+    assert (unheard, quick.until_stopped(floor_seconds=30), slow.until_stopped(floor_seconds=30)) == (30, 30, 180)
+
+
 def test_the_plan_reads_how_long_a_job_still_takes_and_never_fails_for_one_that_does_not_say() -> None:
     story = Story(clock=lambda: 0.0)
     assert story.progress() is None

@@ -132,5 +132,17 @@ def test_arithmetic_knows_the_device_and_the_cost_of_checkpointing() -> None:
     assert seconds(make_spec(gradient_checkpointing=True)) == pytest.approx(1.5 * plain, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("slower", "faster"),
+    [
+        ("NVIDIA L4", "NVIDIA L40"),
+        ("NVIDIA L40", "NVIDIA L40S"),
+        ("RTX 4090", "RTX 5090"),
+    ],
+)
+def test_cards_whose_names_begin_alike_are_told_apart(slower: str, faster: str) -> None:
+    assert seconds(make_spec(), device=slower) > seconds(make_spec(), device=faster)
+
+
 def test_nothing_known_is_no_prediction() -> None:
     assert predict(make_spec(), tokens=1e6, device_name="Unheard-of", speeds=()) is None

@@ -169,7 +169,8 @@ class _Attempt(PublishingAttempt):
             if wish == "deserted" != why:  # our ranks miss the others, say so, and end
                 why, stop_at = wish, self.clock() + TERM_GRACE_SECONDS
             elif wish is not None and why is None:
-                why, stop_at = wish, self.clock() + settings.stop_seconds
+                stop_at = self.clock() + self.story.until_stopped(floor_seconds=settings.stop_seconds)
+                why = wish
                 trainer.ask_to_stop()
             if self.story.silence() > self.story.patience(
                 factor=settings.stall_factor, floor_seconds=settings.stall_floor_seconds

@@ -127,6 +127,13 @@ class Story:
             return 3 * floor_seconds
         return max(floor_seconds, factor * median(self.step_seconds))
 
+    def until_stopped(self, *, floor_seconds: float) -> float:
+        """How long a trainer that is asked to stop may take: it looks between steps, and saves a checkpoint then.
+
+        Two steps: the one that has just begun, and as much again for the checkpoint.
+        """
+        return max(floor_seconds, 2 * median(self.step_seconds)) if self.step_seconds else floor_seconds
+
     def progress(self) -> JobProgress | None:
         """What a client sees of a running job, and what the scheduler reckons with; None before the first step."""
         if self.metrics is None:

@@ -202,7 +202,9 @@ def _make_learner(spec: AttemptSpec, *, objective: Objective, plan: StepPlan) ->
     trainer.model_wrapped = trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)
     trainer.optimizer = trainer.accelerator.prepare_optimizer(trainer.optimizer)
     scheduler = trainer.create_scheduler(plan.total_steps)
-    return Learner(model=trainer.model, optimizer=trainer.optimizer, scheduler=scheduler)
+    return Learner(
+        model=trainer.model, optimizer=trainer.optimizer, scheduler=scheduler, scaler=trainer.accelerator.scaler
+    )
 
 
 def _announce(run: TrainingRun, data: RowSet) -> None:

@@ -56,6 +56,7 @@ class Learner:
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler | None = None  # of losses in float16
 
 
 def folder_name(step: int) -> str:
@@ -167,6 +168,8 @@ def restore(place: Path, learner: Learner, *, rank: int = 0) -> None:
             parameter.copy_(tensors[f"weight.{name}"])
     learner.optimizer.load_state_dict(_tree_with_tensors(facts["optimizer"], tensors))
     learner.scheduler.load_state_dict(_tree_with_tensors(facts["scheduler"], tensors))
+    if learner.scaler is not None and facts.get("scaler"):  # a version before this one noted none
+        learner.scaler.load_state_dict(facts["scaler"])
     _restore_random(facts["random"][rank], tensors, rank=rank)
 
 
@@ -181,7 +184,12 @@ def _state(learner: Learner, ranks: Ranks) -> tuple[dict[str, torch.Tensor], Jso
     }
     # safetensors refuses tensors that share memory (bitsandbytes' quantile maps do): each gets its own copy.
     alone = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    return alone, {"optimizer": optimizer, "scheduler": scheduler, "random": [one for _, one in random_states]}
+    return alone, {
+        "optimizer": optimizer,
+        "scheduler": scheduler,
+        "scaler": None if learner.scaler is None else learner.scaler.state_dict(),
+        "random": [one for _, one in random_states],
+    }
 
 
 # An optimizer's state is a tree of dicts and lists; tensors move to the tensor file and leave their name behind.
