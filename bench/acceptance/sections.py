@@ -19,8 +19,8 @@ from bench.acceptance.laboratory import Check, Clock, Laboratory, farthest, near
 from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_STOPPED, EXIT_USER_FAULT
 from shared.contract.spec import AttemptSpec, Placement
 from shared.settings import Settings
-from shared.settle.resolve import peak
-from shared.settle.sizing import workload
+from shared.settle.memory_fit import peak
+from shared.settle.workload import workload
 from tests.train.families import FAMILIES, make_family
 from tests.train.tiny import chat_rows, kto_rows, preference_rows
 from worker.host import nvml

@@ -11,7 +11,6 @@ from shared.contract.spec import DataFacts, DeviceKind, MethodName, ModelFacts, 
 from shared.plan.fairshare import PLAN_MARGIN
 from shared.settle.calibration import Measurement
 
-
 RESERVE: Final = 0.02  # of the device
 
 
