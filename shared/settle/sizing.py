@@ -44,6 +44,8 @@ class SoftwareStack:
         wide_head: embeddings and output layer are cast to float32 (PEFT's prepare_model_for_kbit_training).
         gaps: share of activations and logits that the allocator loses to fragmentation.
         full: bytes per parameter for everything standing when every weight trains; 0: from dtype and optim.
+        adapter_whole: sharding spreads the frozen layers only. What learns stays whole on each device, and embeddings
+            and output layer are put together for the whole pass (worker/train/sharding.py).
     """
 
     process: int
@@ -51,14 +53,15 @@ class SoftwareStack:
     wide_head: bool = False
     gaps: float = 0.05
     full: float = 0.0
+    adapter_whole: bool = False
 
 
 # CUDA: context and cuBLAS take 0.5 to 1.4 GB by card and version; TRL's fused head. CPU: Python with torch and the
 # training stack; logits, their softmax and gradient in float32; and glibc's heap, whose resident peak is nearly twice
 # the living tensors (measured on a 135M model, docs/memory.md).
 OURS: dict[DeviceKind, SoftwareStack] = {
-    "cuda": SoftwareStack(process=900 * MB),
-    "cpu": SoftwareStack(process=750 * MB, logits=12.0, gaps=0.9),
+    "cuda": SoftwareStack(process=900 * MB, adapter_whole=True),
+    "cpu": SoftwareStack(process=750 * MB, logits=12.0, gaps=0.9, adapter_whole=True),
 }
 
 
@@ -127,6 +130,7 @@ def estimate(work: Workload, *, stack: SoftwareStack | None = None) -> Estimate:
     terms = {"process": stack.process, **_standing(work, stack=stack)}
     if work.shards > 1:
         terms["gathered layer"] = 2 * _weights(work, stack=stack) // work.facts.num_hidden_layers
+        terms["gathered embeddings"] = BYTES[work.dtype] * _embeddings(work) if stack.adapter_whole else 0
     moving = _moving(work, stack=stack)
     return Estimate({**terms, **moving, "fragmentation": math.ceil(stack.gaps * sum(moving.values()))})
 
@@ -153,7 +157,8 @@ def _standing(work: Workload, *, stack: SoftwareStack) -> dict[str, int]:
         "gradients": 4 * trained,
         "optimizer": math.ceil(OPTIMIZER_BYTES[work.optim] * trained),
     }
-    shared_out = {name: math.ceil(size / work.shards) for name, size in spread.items()}
+    whole = spread.keys() - {"weights"} if stack.adapter_whole else set[str]()
+    shared_out = {name: size if name in whole else math.ceil(size / work.shards) for name, size in spread.items()}
     return {**shared_out, "16-bit copy": _copy(work), "buckets": 4 * trained if work.replicas > 1 else 0}
 
 
@@ -179,13 +184,17 @@ def _weights(work: Workload, *, stack: SoftwareStack) -> int:
     parameters, wide = work.facts.parameters, BYTES[work.dtype]
     if not METHODS[work.method].adapter:
         return parameters * (4 if wide == 4 else 6)  # float32, and autocast's 16-bit copies
-    head = work.facts.vocab_size * work.facts.hidden_size * (1 if work.facts.tie_word_embeddings else 2)
-    widened = (4 - wide) * head if stack.wide_head else 0
+    widened = (4 - wide) * _embeddings(work) if stack.wide_head else 0
     if not METHODS[work.method].quantized:
         return wide * parameters + widened
     packed = min(quantizable_parameters(work.facts), parameters)
     narrow = FOUR_BIT_DOUBLE if work.double_quant else FOUR_BIT
     return math.ceil(packed * narrow + (parameters - packed) * wide) + widened
+
+
+def _embeddings(work: Workload) -> int:
+    """Values of the embeddings and of an output layer of its own."""
+    return work.facts.vocab_size * work.facts.hidden_size * (1 if work.facts.tie_word_embeddings else 2)
 
 
 def _copy(work: Workload) -> int:

@@ -167,6 +167,39 @@ def test_methods_order_as_everyone_expects() -> None:
     assert sizes == sorted(sizes)
 
 
+LLAMA_70B = LLAMA_2_7B.model_copy(
+    update={
+        "parameters": 70_553_706_496,
+        "hidden_size": 8192,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 28672,
+        "vocab_size": 128256,
+    }
+)
+
+
+@pytest.mark.parametrize(("r", "gigabytes"), [(16, 17.4), (64, 23.6)])
+def test_fsdp_keeps_the_adapter_and_the_embeddings_whole(r: int, gigabytes: float) -> None:
+    """The figures are those of worker/train/sharding.py by hand, 2,048 packed tokens with checkpointing."""
+    work = Workload(
+        facts=LLAMA_70B,
+        method="qlora",
+        r=r,
+        length=2048,
+        gradient_checkpointing=True,
+        optim="paged_adamw_8bit",
+        shards=8,
+    )
+    spread = estimate(work)
+
+    assert spread.total == pytest.approx(gigabytes * GB, rel=0.1)
+    for name in ("trained weights", "gradients", "optimizer"):
+        assert spread.terms[name] == estimate(replace(work, shards=1)).terms[name]
+
+
 def test_sharding_divides_what_stands_and_replicas_do_not() -> None:
     alone, sharded, copied = SEVEN, replace(SEVEN, shards=4), replace(SEVEN, replicas=4)
     assert estimate(sharded).terms["weights"] == math.ceil(estimate(alone).terms["weights"] / 4)
