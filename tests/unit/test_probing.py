@@ -22,7 +22,7 @@ from shared.settings import Settings
 from tests.patience import patience
 from worker.host import probing
 from worker.host.found_device import FoundDevice
-from worker.host.probing import AGAIN_SECONDS, UNTRIED, Outcome, Probes, try_device
+from worker.host.probing import AGAIN_SECONDS, TOO_FULL, UNTRIED, Outcome, Probes, try_device
 from worker.host.remedies import Driver, ailment, build_for, summary
 from worker.train import probe as program
 from worker.train.probe import Attempt, runs_on
@@ -240,6 +240,24 @@ def test_a_kernel_with_wrong_numbers_is_no_pass(
     monkeypatch.setitem(sys.modules, "worker.train.triton_kernel", wrong)
 
     assert cuda(FakeCuda()).failed == "triton"
+
+
+def test_a_gpu_that_others_fill_is_not_tried_until_there_is_room(settings: Settings) -> None:
+    tried, done = list[str](), threading.Event()
+
+    def probe(device: FoundDevice) -> Outcome:
+        tried.append(device.uuid)
+        return Outcome(None, "sound")
+
+    probes = Probes(settings, done=done.set, probe=probe)
+    (full,) = probes.judged([replace(GPU, free_bytes=GIB)])
+    before = list(tried)
+    probes.judged([GPU])
+    assert done.wait(patience(20))
+    (later,) = probes.judged([replace(GPU, free_bytes=GIB)])
+
+    assert (full.ailment, before, tried) == (TOO_FULL, [], ["GPU-a"])
+    assert later.healthy, "what was found once holds while the device is in use"
 
 
 class Clock:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from shared import log
 from shared.operating.secrecy import hide_secrets
@@ -15,11 +15,8 @@ from shared.settings import Settings
 from worker.host import nvml
 from worker.host.devices import NoSuchDevice, discover, without_driver
 from worker.host.found_device import FoundDevice
-from worker.host.probing import Outcome, try_device
+from worker.host.probing import Outcome, too_full, try_device
 from worker.program.trainer_user import trainer_user
-
-# A context, cuBLAS and a few small tensors.
-PROBE_BYTES: Final = 2 << 30
 
 
 def report(settings: Settings) -> dict[str, Any]:
@@ -61,7 +58,7 @@ def _tried(device: FoundDevice, settings: Settings, *, uid: int | None) -> Outco
     """What a probe finds; none on a device that is ailing already, or so full that a probe might end a job there."""
     if not device.healthy:
         return Outcome(None, "")
-    if device.kind != "cpu" and device.free_bytes < PROBE_BYTES:
+    if too_full(device):
         return Outcome(None, "in use, so it was not tried; its worker did before its first job")
     driver = nvml.driver() if device.kind == "cuda" else None
     return try_device(device, settings=settings, uid=uid, driver=driver)

@@ -7,6 +7,7 @@ it finds is what a job would have found.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -39,6 +40,9 @@ AGAIN_SECONDS: Final = 300.0
 LOOK_SECONDS: Final = 0.1
 REPORT_BYTES: Final = 1 << 20
 UNTRIED: Final = "it is being tried before its first job"
+# A context, cuBLAS and a few small tensors: a probe must not end a stranger's work, nor fail because of it.
+PROBE_BYTES: Final = 2 << 30
+TOO_FULL: Final = "it is tried before its first job, once 2 GiB are free"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,8 @@ def try_device(
     device: FoundDevice, *, settings: Settings, uid: int | None, driver: Driver | None, module: str = PROGRAM
 ) -> Outcome:
     """Run the program on one device to its end, and read what it found."""
-    lease = Lease(kind="probe", id=f"probe-{device.uuid}", fence=threading.get_native_id(), worker_id="", attempt=1)
+    # `tunepool-server doctor` may try the same device at the same time.
+    lease = Lease(kind="probe", id=f"probe-{device.uuid}-{os.getpid()}", fence=1, worker_id="", attempt=1)
     place = workdir.make(work_folder(settings), lease)
     try:
         ended = _run(device, place, lease=lease, settings=settings, uid=uid, module=module)
@@ -116,6 +121,11 @@ def _crashed(ended: launcher.Exit | None) -> str:
     return f"its probe crashed (exit code {ended.code}): {last}"
 
 
+def too_full(device: FoundDevice) -> bool:
+    """Whether a probe there might fail, or end another's work, for want of memory."""
+    return device.kind != "cpu" and device.free_bytes < min(PROBE_BYTES, device.total_bytes // 2)
+
+
 class Probes:
     """What is known of each GPU of this worker. A thread tries those that nothing is known of.
 
@@ -153,12 +163,15 @@ class Probes:
 
     def _is_due(self, device: FoundDevice) -> bool:
         outcome, at = self._known.get(device.uuid, (None, 0.0))
+        if too_full(device):
+            return False
         return outcome is None or (outcome.ailment is not None and self._clock() - at >= AGAIN_SECONDS)
 
     def _judge(self, device: FoundDevice) -> FoundDevice:
         if device.kind == "cpu" or not device.healthy:
             return device
-        outcome, _ = self._known.get(device.uuid, (Outcome(UNTRIED, ""), 0.0))
+        unknown = Outcome(TOO_FULL if too_full(device) else UNTRIED, "")
+        outcome, _ = self._known.get(device.uuid, (unknown, 0.0))
         return replace(device, ailment=outcome.ailment, probed=outcome.found or None)
 
     def _work(self, devices: list[FoundDevice]) -> None:
