@@ -30,11 +30,14 @@ _FULL_PASS_TOKENS: Final = {"cuda": 16_384, "cpu": 1024}
 
 
 def fit(settling: Settling, build: Callable[[], JobSpec]) -> None:
-    """Settle micro-batch and checkpointing as the fastest that fits; shorten rows only if nothing else does."""
+    """Settle micro-batch and checkpointing as the fastest that fits.
+
+    If nothing does, the base is spread over the job's devices, and rows are shortened last.
+    """
     micro, checkpointing = "training.per_device_train_batch_size", "training.gradient_checkpointing"
     settling.settle(micro, constant(1, ""))
     settling.settle(checkpointing, constant(value=False, reason=""))
-    while not _fits_somehow(settling, build) and _shorten(settling):
+    while not _fits_somehow(settling, build) and (_spread(settling) or _shorten(settling)):
         pass
     size = "within" if _bytes(settling, build) <= settling.device.budget else "more than"
     room = (
@@ -90,6 +93,15 @@ def _micro_batches(settling: Settling) -> list[int]:
     typical = min(mean, settling.settled["training.max_length"])
     most = max(1, _FULL_PASS_TOKENS[settling.device.kind] // typical)
     return [rows for rows in range(share, 0, -1) if share % rows == 0 and rows <= most]
+
+
+def _spread(settling: Settling) -> bool:
+    """Change an automatic ddp to fsdp, where the method can; False when that is not ours to do, or done already."""
+    name = "placement.strategy"
+    if name not in settling.reasons or settling.settled[name] != "ddp" or settling.method not in {"lora", "qlora"}:
+        return False
+    settling.change(name, "fsdp", "a copy of the base does not fit each device, so it is spread over them")
+    return True
 
 
 def _shorten(settling: Settling) -> bool:

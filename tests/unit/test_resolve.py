@@ -170,6 +170,20 @@ def test_what_fits_a_card_with_a_desktop_is_found_by_the_plan(facts: ModelFacts,
     assert int(job.bytes_per_device * Policy().memory_safety) <= device.free_bytes
 
 
+def test_a_base_that_does_not_fit_each_device_is_spread_over_them_before_rows_are_cut() -> None:
+    small = DeviceFacts(kind="cuda", total_bytes=12 * GB, free_bytes=12 * GB, bfloat16=True)
+    wish: dict[str, Any] = {"adapter": {"method": "lora"}, "placement": {"gpus": 4}}
+
+    roomy, spread = settled(tunepool=wish), settled(device=small, tunepool=wish)
+    asked = settled(device=small, tunepool={**wish, "placement": {"gpus": 4, "strategy": "ddp"}})
+
+    assert (roomy.spec.placement.strategy, spread.spec.placement.strategy) == ("ddp", "fsdp")
+    assert spread.fits
+    assert spread.spec.training.max_length == roomy.spec.training.max_length
+    assert {one.field: one.reason for one in spread.auto}["placement.strategy"].startswith("a copy of the base")
+    assert (asked.spec.placement.strategy, asked.fits) == ("ddp", False)
+
+
 def test_what_cannot_fit_says_so() -> None:
     tiny = DeviceFacts(kind="cuda", total_bytes=4 * GB, free_bytes=4 * GB, bfloat16=True)
     job = settled(device=tiny)
