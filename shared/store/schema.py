@@ -23,6 +23,9 @@ REVISIONS: Final = (
     "0007_unfinished_jobs",
     "0008_leases",
     "0009_base_models",
+    "0010_superseded",
+    "0011_models",
+    "0012_fetches",
     "0010_device_abilities",
 )
 

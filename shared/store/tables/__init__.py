@@ -14,11 +14,20 @@ from shared.store.tables.job_tables import (
     MemberRow,
 )
 from shared.store.tables.pool_tables import DeviceRow, PoolRow, WorkerRow
-from shared.store.tables.product_tables import AdapterRow, BaseModelRow, FileRow, MergeRow, PreflightRow
+from shared.store.tables.product_tables import (
+    AdapterRow,
+    AddedModelRow,
+    BaseModelRow,
+    FetchRow,
+    FileRow,
+    MergeRow,
+    PreflightRow,
+)
 from shared.store.tables.tenant_tables import ApiKeyRow, AuditRow, OrganizationRow, ProjectRow
 
 __all__ = [
     "AdapterRow",
+    "AddedModelRow",
     "ApiKeyRow",
     "AttemptRow",
     "AuditRow",
@@ -26,6 +35,7 @@ __all__ = [
     "CheckpointRow",
     "DeviceRow",
     "EventRow",
+    "FetchRow",
     "FileRow",
     "IdempotencyRow",
     "JobRow",

@@ -117,8 +117,23 @@ class PreflightRow(Leased, Base):
     )
 
 
+class AddedModelRow(Base):
+    """An entry of the catalogue that was added by a route. What it names is looked up: see `BaseModelRow`."""
+
+    __tablename__ = "added_models"
+
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    source: Mapped[str] = mapped_column(Text)
+    locator: Mapped[str] = mapped_column(Text)  # hub: repository; path: folder
+    revision: Mapped[str] = mapped_column(Text)  # hub: a branch, a tag or a commit; path: empty
+    aliases: Mapped[list[str]] = mapped_column(Json, default=list, server_default=text("'[]'::jsonb"))
+    created_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
+
+    __table_args__ = (CheckConstraint("source in ('hub','path')", name="source"),)
+
+
 class BaseModelRow(Leased, Base):
-    """A hub's repository at a revision, and what a worker found there. A row that is ready never changes."""
+    """What a worker found of a hub's repository at a revision, or in a folder. The commit never changes."""
 
     __tablename__ = "base_models"
 
@@ -131,6 +146,25 @@ class BaseModelRow(Leased, Base):
     state: Mapped[str] = mapped_column(Text)
     error: Mapped[str | None] = mapped_column(Text)
     config: Mapped[str | None] = mapped_column(Text)  # config.json as published; facts are reckoned when it is read
+    weights: Mapped[dict[str, Any] | None] = mapped_column(Json)  # what the headers of its safetensors files say
     updated_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
 
     __table_args__ = (CheckConstraint("state in ('resolving','ready','error')", name="state"),)
+
+
+class FetchRow(Leased, Base):
+    """A base model that a worker is to bring to its host before a job needs it."""
+
+    __tablename__ = "fetches"
+
+    project_id: Mapped[str] = mapped_column(Text, default="", server_default=text("''"))  # the installation's
+    worker_id: Mapped[str] = mapped_column(Text)
+    model: Mapped[str] = mapped_column(Text)  # name of the catalogue's entry
+    revision: Mapped[str] = mapped_column(Text)  # as pinned
+    state: Mapped[str] = mapped_column(Text)
+    bytes_done: Mapped[int] = mapped_column(BigInteger, default=0, server_default=text("0"))
+    bytes_total: Mapped[int] = mapped_column(BigInteger, default=0, server_default=text("0"))
+    error: Mapped[str | None] = mapped_column(Text)
+    updated_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
+
+    __table_args__ = (CheckConstraint("state in ('waiting','fetching','done','error')", name="state"),)
