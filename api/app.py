@@ -22,6 +22,7 @@ from api.request_id import RequestId
 from api.request_url import RequestUrl
 from api.routes import (
     adapters,
+    catalogue,
     files,
     graders,
     health,
@@ -108,7 +109,7 @@ def create_app(settings: Settings) -> FastAPI:
     errors.install(app)
     for part in (
         *(files, jobs, preflights, graders, models, adapters, objects, merges, streams),
-        *(pool, job_operations, projects, usage, health, reference),
+        *(catalogue, pool, job_operations, projects, usage, health, reference),
     ):
         app.include_router(part.router)
     _describe(app)

@@ -15,6 +15,7 @@ from api.links import Links
 from api.plan_cache import PlanCache
 from api.streams import Streams
 from shared.chores import base_models
+from shared.contract.spec import BaseModelRef
 from shared.errors import Unauthenticated
 from shared.settings import Settings
 from shared.settle.catalogue import Catalogue
@@ -59,6 +60,10 @@ class Door:
         """Every base model, as it stands now."""
         with self.session() as session:
             return base_models.offered(session, self.settings)
+
+    def base_model(self, name: str) -> BaseModelRef:
+        """The base model of that name or alias. Raises NotFound, NotYet, Invalid."""
+        return base_models.usable(self.settings, name) or self.catalogue.find(name)
 
     def ring(self, lane: Lane) -> None:
         self.bell.ring(lane)

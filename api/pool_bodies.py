@@ -83,7 +83,34 @@ class CancelJobs(Part):
     )
 
 
-BODIES: Final = (EditPool, EditProject, CreateProject, EditKey, CreateKey, SetPriority, Quarantine, CancelJobs)
+class AddModel(Part):
+    """A base model: a hub's repository, or a folder that every worker's host has at the same place."""
+
+    source: Annotated[str, StringConstraints(min_length=1, max_length=1000)] = Field(
+        description="`owner/name` at a hub, or an absolute path."
+    )
+    revision: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = Field(
+        default=None, description="Of a hub: a branch, a tag or a commit; null: main."
+    )
+    name: Annotated[str, StringConstraints(min_length=1, max_length=100)] | None = Field(
+        default=None, description="null: the repository's or the folder's own, in lower case."
+    )
+    aliases: list[Annotated[str, StringConstraints(min_length=1, max_length=200)]] = Field(
+        default=[], max_length=20, description="Further names, such as the OpenAI model that scripts ask for."
+    )
+
+
+BODIES: Final = (
+    AddModel,
+    EditPool,
+    EditProject,
+    CreateProject,
+    EditKey,
+    CreateKey,
+    SetPriority,
+    Quarantine,
+    CancelJobs,
+)
 # Columns that are never null: there, null in a body means "leave it".
 _NEVER_NULL: Final = frozenset({"name", "weight", "guarantee", "scopes", "max_tier", "max_priority"})
 

@@ -118,6 +118,9 @@ class Settings(BaseSettings):
         description="Ports at which the hosts of a job meet, for firewalls, such as 29500-29599; empty: any free one.",
     )
     models_file: Path | None = Field(default=None, description="TOML with more base models and aliases.")
+    cache_bytes: int | None = Field(
+        default=None, ge=1, description="Disk that fetched base models may take on a host; empty: no bound."
+    )
     devices: str = Field(
         default="all", min_length=1, description="This worker's devices: all, cpu, or uuids or indices with commas."
     )
@@ -146,7 +149,7 @@ class Settings(BaseSettings):
     )
     log_json: bool = Field(default=False, description="Logs as JSON lines.")
 
-    @field_validator("models_file", mode="before")
+    @field_validator("models_file", "cache_bytes", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         """Compose passes variables that nobody set as empty ones; `Path("")` would be the current folder."""

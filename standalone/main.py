@@ -250,11 +250,10 @@ def revoke_key(key_id: str, home: HomeOption = None) -> None:
 
 
 def _catalogue(home: Path | None) -> Catalogue:
-    """Every base model, as it stands now. The database is asked only if an entry needs it and there is one."""
+    """Every base model, as it stands now. Without a database, those of `models.toml` that need none."""
     settings = _settings(home)
-    found = load_catalogue(settings)
-    if not (found.pending and _running_database(settings)):
-        return found
+    if not _running_database(settings):
+        return load_catalogue(settings)
     with _session(home) as session:
         return base_models.offered(session, settings)
 
@@ -268,7 +267,7 @@ def list_models(home: HomeOption = None) -> None:
     for name, reason in catalogue.complaints().items():
         typer.echo(f"{name}: {reason}", err=True)
     for name, entry in catalogue.pending.items():
-        typer.echo(f"{name}: resolving. A worker looks it up at the hub. {entry.note}".rstrip(), err=True)
+        typer.echo(f"{name}: resolving. A worker looks it up. {entry.note}".rstrip(), err=True)
 
 
 @model_commands.command("path")

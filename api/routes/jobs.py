@@ -84,7 +84,7 @@ async def create_job(request: Request) -> Response:
 def _create_job(door: Door, bearer: str, body: bytes, headers: Headers) -> Response:
     caller = door.caller(bearer, scope="jobs:write")
     request = parse(body, CreateJob)
-    base = door.catalogue.find(request.model)
+    base = door.base_model(request.model)
     with door.session() as session:
         made = submission.submit(
             session,

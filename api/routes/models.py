@@ -8,21 +8,19 @@ from api.deps import Door, DoorDep, ModelsReader, ModelsWriter
 from api.views import product_views, view
 from shared.errors import Invalid
 from shared.products import adapters
+from shared.settle.standings import under_every_name
 from shared.tenants import audit
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
 def _base_models(door: Door) -> list[product_views.Model]:
-    return [
-        product_views.Model(id=name, created=created, owned_by=owner)
-        for name, created, owner in door.catalogue.listed()
-    ]
+    return [product_views.base_model(name, standing) for name, standing in under_every_name(door.catalogue)]
 
 
 @router.get("", response_model=product_views.ModelPage)
 def list_models(door: DoorDep, caller: ModelsReader) -> product_views.ModelPage:
-    """Everything `model` may name: base models, then the project's adapters."""
+    """Everything `model` may name: base models with their states, then the project's adapters."""
     with door.session() as session:
         rows, _ = adapters.page(session, project_id=caller.project_id, after=None, limit=10_000)
     return product_views.ModelPage(
@@ -39,7 +37,6 @@ def retrieve_model(model: str, door: DoorDep, caller: ModelsReader) -> product_v
     known = next((one for one in _base_models(door) if one.id == model), None)
     if known is not None:
         return known
-    door.catalogue.must_be_usable(model)
     with door.session() as session:
         found = adapters.find_published(session, model, project_id=caller.project_id)
     return product_views.model(found, owner=caller.organization_name)
@@ -48,9 +45,11 @@ def retrieve_model(model: str, door: DoorDep, caller: ModelsReader) -> product_v
 @router.delete("/{model:path}", response_model=view.Deleted)
 def delete_model(model: str, door: DoorDep, caller: ModelsWriter) -> view.Deleted:
     """Withdraw an adapter. Base models belong to the installation."""
-    if model in door.catalogue.names():
+    if door.catalogue.taken(model):
         raise Invalid(
-            f"'{model}' is a base model of this installation; only adapters (ft:…) can be deleted.", param="model"
+            f"'{model}' is a base model of this installation; only adapters (ft:…) can be deleted here. Base models "
+            "are removed by DELETE /v1/tunepool/models/NAME, with the scope admin.",
+            param="model",
         )
     with door.session() as session:
         row = adapters.delete(session, model, project_id=caller.project_id)

@@ -10,7 +10,15 @@ from api.views.view import View, seconds
 from shared.contract.documents import JobError
 from shared.contract.merge_request import CreateCombination, CreateMerge
 from shared.products.adapters import PublishedAdapter
+from shared.settle.standings import Standing
 from shared.store.tables import MergeRow
+
+
+class ModelState(View):
+    """How a base model stands. Jobs of one that is not ready are answered by 503 or 400, with this sentence."""
+
+    state: Literal["resolving", "ready", "error"]
+    detail: str | None = Field(description="What holds it up, or what to do.")
 
 
 class Model(View):
@@ -18,6 +26,7 @@ class Model(View):
     object: Literal["model"] = "model"
     created: int
     owned_by: str
+    tunepool: ModelState | None = Field(default=None, description="null: an adapter or a checkpoint.")
 
 
 class ModelPage(View):
@@ -71,6 +80,12 @@ class MergePage(View):
     object: Literal["list"] = "list"
     data: list[Merge]
     has_more: bool
+
+
+def base_model(name: str, standing: Standing) -> Model:
+    """`name`: its own, or an alias."""
+    state = ModelState(state=standing.state, detail=standing.detail)
+    return Model(id=name, created=standing.created, owned_by=standing.owned_by, tunepool=state)
 
 
 def model(adapter: PublishedAdapter, *, owner: str) -> Model:

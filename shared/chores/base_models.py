@@ -1,27 +1,34 @@
-"""Verbs of a hub's base models: who asks for which, and what a worker found. A look-up is a lease (shared/lease)."""
+"""Verbs of base models that are looked up: who asks, and what a worker found. A look-up is a lease (shared/lease).
+
+A row that a worker has answered once keeps its answer: what is looked up again stays in use meanwhile, and afterwards
+whatever the second look says. The commit of a hub's row never changes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final, cast
 
 from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from shared.contract.spec import BaseModelRef
 from shared.lease import lease as leasing
 from shared.lease.lease import MAX_FAILURES, Kind
 from shared.lease.turns import Work
 from shared.lease.values import Lease
 from shared.settings import Settings
-from shared.settle.catalogue import Catalogue, HubAnswer, PendingEntry, load_catalogue
-from shared.store.tables import BaseModelRow
+from shared.settle.catalogue import Catalogue, load_catalogue
+from shared.settle.wanted_models import HubAnswer, PendingEntry, Source
+from shared.store.tables import AddedModelRow, BaseModelRow
 
 # What a hub has refused it may give later: an administrator accepted its terms, or a token is there.
 ASKED_AGAIN_SECONDS: Final = 300.0
 _FIRST_PAUSE_SECONDS: Final = 5.0
+OWNER: Final = "organization"
 
 LOOK_UP: Final = Kind(
     name="base_model",
@@ -38,21 +45,44 @@ WORK: Final = Work(LOOK_UP)
 
 @dataclass(frozen=True, slots=True)
 class LookUp:
-    """The right to say what a hub has at `revision` of the repository `locator`."""
+    """The right to say what a hub has at `revision` of the repository `locator`, or what the folder `locator` holds."""
 
     lease: Lease
     name: str  # of an entry of the catalogue that asked
+    source: Source
     locator: str
-    revision: str
+    revision: str  # the commit, where it is known from an earlier look
+    known: bool  # jobs may use what an earlier look has found
 
 
 def offered(session: Session, settings: Settings) -> Catalogue:
-    """The catalogue as it stands now: `models.toml`, and what the workers have found of its hub's entries.
+    """The catalogue as it stands now: `models.toml`, what routes have added, and what the workers have found of them.
 
-    An entry that nobody has asked for yet is asked for. Postgres is not asked when no entry needs it.
+    An entry that nobody has asked for yet is asked for.
     """
-    found = load_catalogue(settings)
+    rows = session.scalars(select(AddedModelRow).order_by(AddedModelRow.created_at, AddedModelRow.name))
+    found = load_catalogue(settings).with_added([(pending(row), row.aliases) for row in rows])
     return found.with_answers(ask(session, found.pending.values())) if found.pending else found
+
+
+def usable(settings: Settings, name: str) -> BaseModelRef | None:
+    """The entry of `models.toml` of that name or alias, if nothing has to be looked up. The file wins by name."""
+    found = load_catalogue(settings)
+    entry = found.entries.get(found.aliases.get(name, name))
+    return None if entry is None else entry.ref
+
+
+def pending(row: AddedModelRow) -> PendingEntry:
+    """An entry that a route has added, before anything is known of it."""
+    return PendingEntry(
+        row.name,
+        row.locator,
+        row.revision,
+        owned_by=OWNER,
+        public_name=row.locator if row.source == "hub" else row.name,
+        source=cast("Source", row.source),
+        created=int(row.created_at.timestamp()),
+    )
 
 
 def ask(session: Session, entries: Iterable[PendingEntry]) -> dict[str, HubAnswer]:
@@ -67,7 +97,7 @@ def ask(session: Session, entries: Iterable[PendingEntry]) -> dict[str, HubAnswe
 
 
 def _insert(session: Session, entry: PendingEntry) -> None:
-    values = {"id": entry.key, "name": entry.name, "source": "hub", "locator": entry.repository}
+    values = {"id": entry.key, "name": entry.name, "source": entry.source, "locator": entry.locator}
     asked = insert(BaseModelRow).values(**values, revision=entry.revision, state="resolving")
     session.execute(asked.on_conflict_do_nothing())
 
@@ -84,10 +114,21 @@ def _reopen(session: Session, keys: Collection[str]) -> None:
     )
 
 
+def look_again(session: Session, key: str) -> None:
+    """Have a row looked up now, whatever was found before. A look-up that goes on goes on."""
+    session.execute(
+        update(BaseModelRow)
+        .where(BaseModelRow.id == key, BaseModelRow.lease_owner.is_(None))
+        .values(state="resolving", failures=0, lease_until=None, updated_at=func.now())
+        .execution_options(synchronize_session=False)
+    )
+
+
 def _answer(row: BaseModelRow) -> HubAnswer:
-    if row.state == "ready":
-        return HubAnswer(commit=row.commit, config=row.config)
-    return HubAnswer(refused=row.error or "") if row.state == "error" else HubAnswer(note=row.error or "")
+    said, at = row.error or "", int(row.updated_at.timestamp())
+    if row.config is not None:
+        return HubAnswer(commit=row.commit, config=row.config, note=said, weights=row.weights, looked_at=at)
+    return HubAnswer(refused=said, looked_at=at) if row.state == "error" else HubAnswer(note=said)
 
 
 def claim(
@@ -97,18 +138,32 @@ def claim(
     row = leasing.take(session, LOOK_UP, worker_id=worker_id, lease_seconds=lease_seconds, passed_over=passed_over)
     if row is None:
         return None
-    return LookUp(lease=LOOK_UP.lease(row), name=row.name, locator=row.locator, revision=row.revision)
+    return LookUp(
+        lease=LOOK_UP.lease(row),
+        name=row.name,
+        source=row.source,
+        locator=row.locator,
+        revision=row.commit or row.revision,
+        known=row.config is not None,
+    )
 
 
-def found(session: Session, lease: Lease, *, commit: str, config: str) -> bool:
-    """resolving -> ready. False: the lease is lost."""
-    values = {"commit": commit, "config": config, "error": None}
+def found(
+    session: Session, lease: Lease, *, commit: str | None, config: str, weights: dict[str, Any] | None = None
+) -> bool:
+    """resolving -> ready. A folder has no commit. False: the lease is lost."""
+    values = {"commit": commit, "config": config, "weights": weights, "error": None}
     return leasing.end(session, LOOK_UP, lease, state="ready", updated_at=func.now(), **values)
 
 
-def refused(session: Session, lease: Lease, *, error: str) -> bool:
-    """resolving -> error, with a sentence that says what people can do. False: the lease is lost."""
-    return leasing.end(session, LOOK_UP, lease, state="error", error=error, updated_at=func.now())
+def refused(session: Session, lease: Lease, *, error: str, known: bool = False) -> bool:
+    """resolving -> error, with a sentence that says what people can do. False: the lease is lost.
+
+    Args:
+        known: an earlier look has found it. It stays ready then: jobs that run must not lose it.
+    """
+    state = "ready" if known else "error"
+    return leasing.end(session, LOOK_UP, lease, state=state, error=error, updated_at=func.now())
 
 
 def unheard(session: Session, lease: Lease, *, error: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Final
 
 from sqlalchemy.orm import Session
 
-from shared.chores import base_models, file_checks, merges, preflights
+from shared.chores import base_models, fetches, file_checks, merges, preflights
 from shared.jobs.claims import SETTLING
 from shared.lease import lease
 from shared.lease.lease import Kind
@@ -23,6 +23,7 @@ CHORES: Final[dict[str, Work]] = {
     "table_check": file_checks.TABLES,
     "base_model": base_models.WORK,
     "preflight": preflights.WORK,
+    "fetch": fetches.WORK,
     "merge": merges.WORK,
 }
 

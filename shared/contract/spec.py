@@ -201,6 +201,15 @@ class ModelFacts(Part):
 
     architecture: str = Field(description="First entry of config.json's `architectures`.")
     parameters: int = Field(ge=1)
+    active_parameters: int | None = Field(
+        default=None, ge=1, description="Those that one token passes through: fewer with experts. null: not known."
+    )
+    expert_parameters: int | None = Field(
+        default=None, ge=0, description="Of the experts that a router chooses among. null: not known."
+    )
+    stored_as: str | None = Field(
+        default=None, max_length=40, description="Type of most stored weights, or a quantised form such as mxfp4."
+    )
     hidden_size: int = Field(ge=1)
     num_hidden_layers: int = Field(ge=1)
     num_attention_heads: int = Field(ge=1)

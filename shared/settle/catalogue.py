@@ -17,15 +17,15 @@
 A hub's entry is `pending` until a worker has found its commit and its config.json (shared/chores/base_models.py). With
 a table `[models.NAME.config]`, which says what config.json says, and a commit as its revision, nothing is looked up.
 An entry that cannot be used disables itself alone: `Catalogue.problems` says why, and all others go on.
+
+Entries that a route has added (shared/chores/added_models.py) come after those of the file: the file wins by name.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -34,7 +34,9 @@ from typing import Any, Final
 from shared.contract.spec import BaseModelRef, ModelFacts
 from shared.errors import Invalid, NotFound, NotYet
 from shared.settings import Settings
-from shared.settle.model_facts import facts_of
+from shared.settle.model_facts import facts_of, weights_of
+from shared.settle.wanted_models import COMMIT, HubAnswer, PendingEntry, repository, revision_of
+from shared.settle.weights import Weights, tensors_in
 
 
 @dataclass(frozen=True)
@@ -76,46 +78,16 @@ SMOLLM2: Final = CatalogueEntry(
 )
 
 
-# What a hub takes for a repository, and git for a branch, a tag or a commit.
-_REPOSITORY: Final = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
-_REVISION: Final = re.compile(r"\w[\w./-]{0,199}", re.ASCII)
-_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
-
-
-@dataclass(frozen=True, slots=True)
-class PendingEntry:
-    """A hub's entry whose commit and facts are looked up; `note` says why that takes long."""
-
-    name: str
-    repository: str
-    revision: str  # a branch, a tag or a commit
-    owned_by: str
-    public_name: str
-    note: str = ""
-
-    @property
-    def key(self) -> str:
-        """The id of what is looked up; two entries may share it. It is the name of a folder, too."""
-        return f"base_{hashlib.sha256(f'hub:{self.repository}@{self.revision}'.encode()).hexdigest()[:32]}"
-
-
-@dataclass(frozen=True, slots=True)
-class HubAnswer:
-    """What a worker has found of a repository at a revision: the commit and config.json, or why it has not."""
-
-    commit: str | None = None
-    config: str | None = None
-    refused: str = ""  # only people can mend it
-    note: str = ""  # not yet
-
-
 @dataclass(frozen=True)
 class Catalogue:
     """Every base model this installation offers.
 
     Attributes:
         problems: why an entry or an alias of `models.toml` cannot be used, by its name.
-        pending: entries of a hub whose facts are still to be looked up, by name.
+        pending: entries whose facts are still to be looked up, by name.
+        asked: entries whose facts workers look up or have looked up, by name.
+        added: names of the entries that a route has added.
+        answers: what is known of each entry in `asked`, by name.
         file_problem: why `models.toml` itself cannot be read; the built-in model is there all the same.
     """
 
@@ -124,6 +96,9 @@ class Catalogue:
     problems: dict[str, str] = field(default_factory=dict)
     pending: dict[str, PendingEntry] = field(default_factory=dict)
     file_problem: str = ""
+    asked: dict[str, PendingEntry] = field(default_factory=dict)
+    added: frozenset[str] = frozenset()
+    answers: dict[str, HubAnswer] = field(default_factory=dict)
 
     def entry(self, name: str) -> CatalogueEntry:
         """The entry called `name` or known by that alias.
@@ -156,8 +131,8 @@ class Catalogue:
         if pending is not None:
             note = f" {pending.note}" if pending.note else ""
             raise NotYet(
-                f"The base model '{name[:100]}' is not ready yet: a worker reads the config.json of "
-                f"{pending.repository} at revision {pending.revision}. Try again in a few seconds.{note}",
+                f"The base model '{name[:100]}' is not ready yet: a worker reads the config.json of {pending.wanted}. "
+                f"Try again in a few seconds.{note}",
                 param="model",
                 code="base_model_resolving",
             )
@@ -165,7 +140,7 @@ class Catalogue:
         if problem is not None:
             raise Invalid(
                 f"The base model '{name[:100]}' cannot be used: {problem} Ask your administrator to correct this entry "
-                "of the catalogue (models.toml).",
+                "of the catalogue (models.toml, or `tunepool models`).",
                 param="model",
                 code="base_model_misconfigured",
             )
@@ -178,15 +153,29 @@ class Catalogue:
         usable = (alias for alias, name in self.aliases.items() if name in self.entries)
         return sorted({*self.entries, *usable})
 
-    def listed(self) -> list[tuple[str, int, str]]:
-        """(name, created, owned_by) of every name a job may use."""
-        return [(name, self.entry(name).created, self.entry(name).owned_by) for name in self.names()]
+    def taken(self, name: str) -> bool:
+        """Whether an entry or an alias has this name, in whatever state."""
+        return any(name in names for names in (self.entries, self.pending, self.problems, self.aliases))
+
+    def with_added(self, wanted: Iterable[tuple[PendingEntry, Iterable[str]]]) -> Catalogue:
+        """This catalogue with entries that a route has added, and their aliases. Names of the file stay the file's."""
+        entries, pending, aliases = [], {**self.pending}, {**self.aliases}
+        for entry, _ in (rows := list(wanted)):
+            if not self.taken(entry.name):
+                pending[entry.name] = entry
+                entries.append(entry.name)
+        for entry, names in rows:
+            free = (name for name in names if not self.taken(name) and name not in pending)
+            aliases |= dict.fromkeys(free, entry.name) if entry.name in entries else {}
+        return replace(self, pending=pending, aliases=aliases, added=frozenset(entries))
 
     def with_answers(self, answers: Mapping[str, HubAnswer]) -> Catalogue:
         """This catalogue with what is known of its pending entries, by their keys. It stays as it is itself."""
-        made = replace(self, entries={**self.entries}, problems={**self.problems}, pending={})
+        made = replace(
+            self, entries={**self.entries}, problems={**self.problems}, pending={}, asked=self.pending, answers={}
+        )
         for name, pending in self.pending.items():
-            answer = answers.get(pending.key, HubAnswer())
+            answer = made.answers[name] = answers.get(pending.key, HubAnswer())
             try:
                 entry = _answered(pending, answer)
             except Invalid as error:
@@ -293,43 +282,51 @@ def _from_path(name: str, table: dict[str, Any]) -> CatalogueEntry:
         said = json.loads(config.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise Invalid(f"{config} is not valid JSON: {error}.", param=f"models.{name}.path") from error
-    return _made(name, table, source="path", locator=str(directory), facts=facts_of(said, name=name))
+    stamps = tuple(file.stat().st_mtime_ns for file in (directory, config))
+    facts = facts_of(said, name=name, weights=_weights(directory, config, stamps))
+    return _made(name, table, source="path", locator=str(directory), facts=facts)
+
+
+@lru_cache(maxsize=64)
+def _weights(directory: Path, config: Path, stamps: tuple[int, ...]) -> Weights | None:
+    """What the headers in the folder say; None where a host has the config alone. Raises Invalid, OSError."""
+    tensors = tensors_in(directory)
+    if tensors is None:
+        return None
+    return weights_of(json.loads(config.read_text(encoding="utf-8")), tensors, name=directory.name)
 
 
 def _from_hub(name: str, table: dict[str, Any]) -> CatalogueEntry | PendingEntry:
-    repository, revision = str(table.get("repository", "")), str(table.get("revision", "main"))
-    if _REPOSITORY.fullmatch(repository) is None:
-        raise Invalid(f"Its repository must be 'owner/name', not '{repository}'.", param=f"models.{name}.repository")
-    if _REVISION.fullmatch(revision) is None:
-        raise Invalid(
-            f"Its revision must be a branch, a tag or a commit, not '{revision}'.", param=f"models.{name}.revision"
-        )
+    place = repository(str(table.get("repository", "")), param=f"models.{name}.repository")
+    revision = revision_of(str(table.get("revision", "main")), param=f"models.{name}.revision")
     if "config" not in table:
-        owner, public_name = str(table.get("owned_by", "organization")), str(table.get("public_name") or repository)
-        return PendingEntry(name, repository, revision, owned_by=owner, public_name=public_name)
-    if _COMMIT.fullmatch(revision) is None:
+        owner, public_name = str(table.get("owned_by", "organization")), str(table.get("public_name") or place)
+        return PendingEntry(name, place, revision, owned_by=owner, public_name=public_name)
+    if COMMIT.fullmatch(revision) is None:
         raise Invalid(
             f"Its revision must be a full commit SHA of 40 hex digits: a branch can move. Or leave out the table "
             f"[models.{name}.config]: then the commit is looked up.",
             param=f"models.{name}.revision",
         )
     facts = facts_of(table["config"], name=name)
-    return _made(name, {**table, "revision": revision}, source="hub", locator=repository, facts=facts)
+    return _made(name, {**table, "revision": revision}, source="hub", locator=place, facts=facts)
 
 
 def _answered(pending: PendingEntry, answer: HubAnswer) -> CatalogueEntry | None:
     """The entry, or None while nothing is known. Raises Invalid when it cannot be used."""
     if answer.refused:
         raise Invalid(answer.refused)
-    if answer.commit is None or answer.config is None:
+    if answer.config is None or (answer.commit is None and pending.source == "hub"):
         return None
     try:
         said = json.loads(answer.config)
     except (ValueError, RecursionError) as error:
-        raise Invalid(f"The config.json of {pending.repository} is not valid JSON: {error}.") from error
+        raise Invalid(f"The config.json of {pending.wanted} is not valid JSON: {error}.") from error
     table = {"revision": answer.commit, "owned_by": pending.owned_by, "public_name": pending.public_name}
-    facts = facts_of(said, name=pending.name)
-    return _made(pending.name, table, source="hub", locator=pending.repository, facts=facts)
+    weights = None if answer.weights is None else Weights.model_validate(answer.weights)
+    facts = facts_of(said, name=pending.name, weights=weights)
+    made = _made(pending.name, table, source=pending.source, locator=pending.locator, facts=facts)
+    return replace(made, created=pending.created)
 
 
 def _made(name: str, table: dict[str, Any], *, source: Any, locator: str, facts: ModelFacts) -> CatalogueEntry:

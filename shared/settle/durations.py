@@ -104,7 +104,8 @@ def operations_per_token(spec: JobSpec) -> float:
     method = METHODS[spec.adapter.method]
     passes = 2 + (0 if method.adapter else 1) + (1 if spec.training.gradient_checkpointing else 0)
     cost = FOUR_BIT_COST if method.quantized else 1.0
-    return 2.0 * passes * spec.base_model.facts.parameters * cost
+    facts = spec.base_model.facts
+    return 2.0 * passes * (facts.active_parameters or facts.parameters) * cost
 
 
 def _around(seconds: float, factor: float, basis: str) -> Duration:

@@ -1,4 +1,8 @@
-"""A base model's facts from its config.json: what sizing and placement must know before any weight is read."""
+"""A base model's facts: what sizing and placement must know before any weight is read.
+
+Parameters are those that the headers of its weights list (shared/settle/weights.py). Where there are no headers, as in
+an entry of `models.toml` that states its config itself, they are reckoned from config.json.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +11,34 @@ from typing import Any, Final
 from shared.contract.spec import ModelFacts
 from shared.errors import Invalid
 from shared.settle.sequence_state import carried_state
+from shared.settle.weights import Tensors, Weights, weigh
 
 # Where models with several parts keep the language model's numbers (transformers' own order of looking).
 _TEXT: Final = ("text_config", "llm_config", "language_config")
 _LARGEST: Final = 10_000_000  # no size of any model; arithmetic with more only does harm
 _EXPERTS: Final = ("num_experts", "num_local_experts", "n_routed_experts")
+_CHOSEN: Final = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "top_k_experts")
 
 
-def facts_of(config: Any, *, name: str) -> ModelFacts:
+def facts_of(config: Any, *, name: str, weights: Weights | None = None) -> ModelFacts:
     """Facts from a transformers config.json; of the language model where it is one part of several.
+
+    Args:
+        weights: what the headers of its weights say; all parts count.
 
     Raises:
         Invalid: it is no object, or lacks a number; names the key.
     """
     try:
-        return _facts(_text_part(config), architecture=str(config["architectures"][0]))
+        return _facts(_text_part(config), architecture=str(config["architectures"][0]), weights=weights)
     except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise Invalid(f"Model '{name}': its config.json lacks or misstates {error}.", param=f"models.{name}") from error
+
+
+def weights_of(config: Any, tensors: Tensors, *, name: str) -> Weights:
+    """What the tensors of a model with this config.json amount to. Raises Invalid."""
+    layers = facts_of(config, name=name).num_hidden_layers
+    return weigh(tensors, config=config, layers=layers)
 
 
 def _text_part(config: dict[str, Any]) -> dict[str, Any]:
@@ -31,19 +46,22 @@ def _text_part(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, **{key: value for key, value in part.items() if value is not None}}
 
 
-def _facts(config: dict[str, Any], *, architecture: str) -> ModelFacts:
+def _facts(config: dict[str, Any], *, architecture: str, weights: Weights | None) -> ModelFacts:
     hidden = _number(config, "hidden_size", "n_embd")
     heads = _number(config, "num_attention_heads", "n_head")
     layers = _number(config, "num_hidden_layers", "n_layer")
     feed_forward = int(config.get("intermediate_size") or config.get("n_inner") or 4 * hidden)
     kv_heads, head_dim = int(config.get("num_key_value_heads") or heads), int(config.get("head_dim") or hidden // heads)
-    vocab, tied = _number(config, "vocab_size"), bool(config.get("tie_word_embeddings", _ties_unsaid(config)))
+    vocab, tied = _number(config, "vocab_size"), _ties(config, weights)
     attention = 2 * hidden * heads * head_dim + 2 * hidden * kv_heads * head_dim
     embeddings = vocab * hidden * (1 if tied else 2)
     counted = embeddings + layers * attention + _feed_forward(config, hidden, feed_forward, layers)
     return ModelFacts(
         architecture=architecture,
-        parameters=int(config.get("num_parameters") or counted),
+        parameters=_loaded(weights, tied=tied) if weights else int(config.get("num_parameters") or counted),
+        active_parameters=_active(config, weights, tied=tied) if weights else None,
+        expert_parameters=weights.expert_parameters if weights else None,
+        stored_as=weights.dtype if weights else None,
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=heads,
@@ -66,14 +84,38 @@ def _number(config: dict[str, Any], name: str, older: str = "") -> int:
     return int(found)
 
 
-def _ties_unsaid(config: dict[str, Any]) -> bool:
-    """Gemma's configs leave the key out where embedding and output layer are one."""
-    return str(config.get("model_type", "")).startswith("gemma")
+def _ties(config: dict[str, Any], weights: Weights | None) -> bool:
+    """Whether embedding and output layer are one. Where the config does not say so, the stored tensors do.
+
+    Without them: Gemma's configs leave the key out where they are.
+    """
+    unsaid = weights.head_parameters == 0 if weights else str(config.get("model_type", "")).startswith("gemma")
+    return bool(config.get("tie_word_embeddings", unsaid))
+
+
+def _loaded(weights: Weights, *, tied: bool) -> int:
+    """All parameters, an output layer that is the embedding counted once, also where it is stored twice."""
+    return weights.parameters - (weights.head_parameters if tied else 0)
+
+
+def _active(config: dict[str, Any], weights: Weights, *, tied: bool) -> int | None:
+    """Parameters that one token passes through; None where the config does not say how many experts are chosen."""
+    total, experts = _loaded(weights, tied=tied), _first_number(config, _EXPERTS)
+    if weights.expert_parameters == 0:
+        return total
+    chosen = _first_number(config, _CHOSEN)
+    if not 0 < chosen <= experts:
+        return None
+    return total - weights.expert_parameters * (experts - chosen) // experts
+
+
+def _first_number(config: dict[str, Any], names: tuple[str, ...]) -> int:
+    return next((int(config[key]) for key in names if config.get(key)), 0)
 
 
 def _feed_forward(config: dict[str, Any], hidden: int, dense: int, layers: int) -> int:
     """Weights of all layers' feed-forward parts: three matrices each, and with experts a router per layer."""
-    experts = next((int(config[key]) for key in _EXPERTS if config.get(key)), 0)
+    experts = _first_number(config, _EXPERTS)
     if experts <= 1:
         return layers * 3 * hidden * dense
     width = int(config.get("moe_intermediate_size") or dense)

@@ -221,6 +221,29 @@ def test_projects_and_keys_are_managed_from_the_command_line(home: Path) -> None
     assert tunepool(home, "jobs", "list", **as_ci).returncode == 4
 
 
+def test_base_models_are_added_and_removed_from_the_command_line(home: Path, tmp_path: Path) -> None:
+    make_model(tmp_path / "house-model")
+    lost = tunepool(home, "models", "add", str(tmp_path / "nowhere"), "--wait")
+    added = succeeds(home, "models", "add", str(tmp_path / "house-model"), "--alias", "gpt-house", "--wait")
+    job_id = succeeds(home, "submit", str(rows(tmp_path, "steps=3")), "--model", "gpt-house")
+    reaches(home, job_id, "succeeded")
+
+    assert (lost.returncode, lost.stdout.splitlines()[0]) == (1, "nowhere error")
+    assert "There is no folder" in lost.stdout
+    assert added == "house-model ready"
+    shown = succeeds(home, "models", "show", "gpt-house")
+    assert "state: ready" in shown
+    assert "architecture: LlamaForCausalLM" in shown
+    listed = {
+        row["id"]: row for line in succeeds(home, "--json", "models", "list").splitlines() if (row := json.loads(line))
+    }
+    assert (listed["house-model"]["origin"], listed[MODEL]["origin"]) == ("added", "models.toml")
+    make_model(tmp_path / "nowhere")
+    assert succeeds(home, "models", "check", "nowhere", "--wait") == "nowhere ready"
+    assert succeeds(home, "models", "remove", "nowhere") == "nowhere removed"
+    assert tunepool(home, "models", "remove", MODEL).returncode == 4
+
+
 def test_many_waiting_jobs_are_cancelled_with_one_command(home: Path, tmp_path: Path) -> None:
     succeeds(home, "pool", "hold")
     for _ in range(3):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -13,16 +15,21 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select
 
-from shared.chores import base_models
-from shared.errors import Invalid, NotYet
-from shared.settle.catalogue import Catalogue
+from shared.chores import added_models, base_models, fetches
+from shared.errors import Conflict, Invalid, NotFound, NotYet
+from shared.fleet import workers
+from shared.settle.catalogue import Catalogue, local_folder
+from shared.settle.wanted_models import wanted_model
 from shared.store.db import session_scope
-from shared.store.tables import BaseModelRow
-from tests.lifecycle.stack import Stack, until
+from shared.store.tables import BaseModelRow, FetchRow
+from tests.lifecycle.stack import Stack, make_model, until
+from worker.base_models import BaseModelUnavailable, ensure
 from worker.base_models import main as fetch_by_hand
+from worker.chores.fetching import fetch_next
 from worker.chores.looking_up import look_up_next
 from worker.host.flags import SharedFlags
 from worker.host.host import Host, open_host
+from worker.host.presence import describe
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 
@@ -33,6 +40,10 @@ class Hub:
     def __init__(self) -> None:
         self.repositories: dict[str, dict[str, bytes] | int] = {}
         self.asked: list[str] = []
+        self.weight_bytes = 0  # of safetensors files, that were sent
+        self.breaks_at = 0  # bytes of a safetensors file after which the line breaks, and the hub is away
+        self.away = False
+        self.ranges: list[int] = []  # where ranges began that were asked for
 
     def answer(self, path: str) -> tuple[int, bytes]:
         self.asked.append(path)
@@ -57,16 +68,30 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
     class Answers(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            status, content = made.answer(self.path.partition("?")[0])
+            path = self.path.partition("?")[0]
+            status, whole = (501, b"{}") if made.away else made.answer(path)
+            content, asked = whole, re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+            if status == 200 and asked is not None:
+                made.ranges.append(int(asked[1]))
+                status, content = 206, whole[int(asked[1]) : int(asked[2] or len(whole)) + 1]
             self.send_response(status)
+            if asked is not None:
+                self.send_header("Content-Range", f"bytes {asked[1]}-{int(asked[1]) + len(content) - 1}/{len(whole)}")
             self.send_header("Content-Type", "application/json")
             self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("ETag", f'"{hashlib.sha256(whole).hexdigest()}"')
             self.send_header("Retry-After", "0")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write(content)
+                self.send(content, weights=status < 300 and path.endswith(".safetensors"))
+
+        def send(self, content: bytes, *, weights: bool) -> None:
+            if weights and made.breaks_at:
+                content, made.breaks_at, made.away = content[: made.breaks_at], 0, True
+            made.weight_bytes += len(content) if weights else 0
+            self.wfile.write(content)
+            self.close_connection = made.away
 
         def do_HEAD(self) -> None:
             self.do_GET()
@@ -124,8 +149,47 @@ def test_an_entry_without_config_becomes_ready_and_its_job_trains_on_the_commit(
     assert stack.broken_invariants() == []
 
 
-def test_only_the_config_is_fetched_to_know_a_model(stack: Stack, hub: Hub, host: Host) -> None:
-    hub.repositories["example/far"] = tiny(stack)
+def weights(*, padding: int = 0, numbers: int = 1_000_000) -> bytes:
+    """A file in bfloat16, as it is published: a header, and two bytes for each number."""
+    size = 2 * numbers
+    told = {"model.embed_tokens.weight": {"dtype": "BF16", "shape": [1000, numbers // 1000], "data_offsets": [0, size]}}
+    header = json.dumps({"__metadata__": {"padding": "x" * padding}, **told}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(size)
+
+
+@pytest.mark.parametrize("padding", [0, 150_000], ids=["short header", "header of several requests"])
+def test_parameters_are_read_from_the_header_and_no_weight_is_fetched(
+    stack: Stack, hub: Hub, host: Host, padding: int
+) -> None:
+    hub.repositories["example/far"] = tiny(stack) | {"model.safetensors": weights(padding=padding)}
+    add(stack, "far")
+    offered(stack)
+
+    assert look_up_next(host)
+
+    facts = offered(stack).find("far").facts
+    assert (facts.parameters, facts.active_parameters, facts.stored_as) == (1_000_000, 1_000_000, "bfloat16")
+    assert facts.tie_word_embeddings, "no output layer is stored"
+    assert 0 < hub.weight_bytes < 400_000
+
+
+def test_files_of_an_index_are_counted_together(stack: Stack, hub: Hub, host: Host) -> None:
+    parts = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    index = json.dumps({"metadata": {}, "weight_map": parts}).encode()
+    files = {name: content for name, content in tiny(stack).items() if name != "model.safetensors"}
+    files |= {name: weights() for name in parts.values()} | {"model.safetensors.index.json": index}
+    files["model-2.safetensors"] = files["model-2.safetensors"].replace(b"model.embed_tokens", b"model.layers.0.xyz")
+    hub.repositories["example/far"] = files
+    add(stack, "far")
+    offered(stack)
+
+    assert look_up_next(host)
+
+    assert offered(stack).find("far").facts.parameters == 2_000_000
+
+
+def test_only_the_config_and_headers_are_fetched_to_know_a_model(stack: Stack, hub: Hub, host: Host) -> None:
+    hub.repositories["example/far"] = tiny(stack) | {"model.safetensors": weights()}
     add(stack, "far", revision="v1.0")
     offered(stack)
 
@@ -134,7 +198,8 @@ def test_only_the_config_is_fetched_to_know_a_model(stack: Stack, hub: Hub, host
 
     assert offered(stack).find("far").revision == COMMIT
     assert "/api/models/example/far/revision/v1.0" in hub.asked
-    assert {path.rsplit("/", 1)[1] for path in hub.asked if "/resolve/" in path} == {"config.json"}
+    assert {path.rsplit("/", 1)[1] for path in hub.asked if "/resolve/" in path} == {"config.json", "model.safetensors"}
+    assert hub.weight_bytes < 200_000
 
 
 def test_the_fetcher_by_hand_knows_what_a_worker_has_looked_up(
@@ -162,6 +227,19 @@ def without_config(files: dict[str, bytes]) -> dict[str, bytes]:
     return {name: content for name, content in files.items() if name != "config.json"}
 
 
+def without_weights(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in files.items() if name != "model.safetensors"}
+
+
+def with_weights(content: bytes) -> Callable[[dict[str, bytes]], dict[str, bytes]]:
+    return lambda files: files | {"model.safetensors": content}
+
+
+def shaped(shape: list[int]) -> bytes:
+    text = json.dumps({"w": {"dtype": "BF16", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
 def with_config(**changes: object) -> Callable[[dict[str, bytes]], dict[str, bytes]]:
     def changed(files: dict[str, bytes]) -> dict[str, bytes]:
         return files | {"config.json": json.dumps(json.loads(files["config.json"]) | changes).encode()}
@@ -176,7 +254,16 @@ def with_config(**changes: object) -> Callable[[dict[str, bytes]], dict[str, byt
         (lambda _: 403, "accept its terms"),
         (lambda _: 404, "The hub has no config.json of example/far at revision main"),
         (without_config, "The hub has no config.json of example/far at revision main"),
-        (with_config(auto_map={"AutoModel": "m.M"}), "auto_map"),
+        (with_config(auto_map={"AutoModel": "m.M"}, model_type="invented_later"), "auto_map', which names code to run"),
+        (with_config(attn_implementation="evil/kernel"), "a repository of code to run"),
+        (without_weights, "no weights as safetensors"),
+        (with_weights(b"\xff" * 64), "header that describes no tensors"),
+        (with_weights(shaped([0])), "no size of a model"),
+        (
+            with_weights(shaped([10**30])),
+            "a shape that is none",
+        ),
+        (with_weights(shaped([-3])), "a shape that is none"),
         (with_config(hidden_size=None), "hidden_size"),
         (with_config(model_type="invented_later"), "'invented_later') is not known"),
         (lambda files: files | {"config.json": b"[" * 100_000}, "not valid JSON"),
@@ -238,3 +325,203 @@ def test_a_model_that_was_refused_is_looked_up_again_after_a_while(stack: Stack,
 
     assert look_up_next(host)
     assert offered(stack).find("far").revision == COMMIT
+
+
+# --- code that a config names ----------------------------------------------------------------------------------------
+
+
+def test_code_that_transformers_does_not_need_is_left_out_of_the_copy(
+    stack: Stack, hub: Hub, host: Host, tmp_path: Path
+) -> None:
+    own = {"model_type": "llama", "auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}
+    hub.repositories["example/far"] = with_config(**own)(tiny(stack)) | {
+        "modeling_x.py": b"raise SystemExit",
+        "tokenizer.json": b"{}",
+        "tokenizer_config.json": json.dumps({"auto_map": {"AutoTokenizer": ["t.T", None]}, "kept": 1}).encode(),
+    }
+    add(stack, "far")
+    offered(stack)
+
+    assert look_up_next(host)
+    folder = ensure(offered(stack).entry("far"), cache=tmp_path / "cache", interrupt=lambda: None)
+
+    assert "auto_map" not in json.loads((folder / "config.json").read_text())
+    assert json.loads((folder / "tokenizer_config.json").read_text()) == {"kept": 1}
+    assert not (folder / "modeling_x.py").exists()
+
+
+def test_a_tokenizer_that_needs_code_is_refused(stack: Stack, hub: Hub, host: Host, tmp_path: Path) -> None:
+    hub.repositories["example/far"] = with_config(model_type="llama")(tiny(stack)) | {
+        "tokenizer_config.json": json.dumps({"auto_map": {"AutoTokenizer": ["t.T", None]}}).encode()
+    }
+    add(stack, "far")
+    offered(stack)
+    assert look_up_next(host)
+
+    with pytest.raises(Invalid, match=r"tokenizer_config\.json has the key 'auto_map'"):
+        ensure(offered(stack).entry("far"), cache=tmp_path / "cache", interrupt=lambda: None)
+
+
+# --- a fetch that breaks ------------------------------------------------------------------------------------------
+
+
+def test_a_broken_fetch_goes_on_where_it_ended(stack: Stack, hub: Hub, host: Host, tmp_path: Path) -> None:
+    published = weights(numbers=12_000_000)  # huggingface_hub writes pieces of 10 MiB
+    hub.repositories["example/far"] = tiny(stack) | {"model.safetensors": published}
+    add(stack, "far")
+    offered(stack)
+    assert look_up_next(host)
+    entry = offered(stack).entry("far")
+    hub.breaks_at = 15_000_000
+    with pytest.raises(BaseModelUnavailable):
+        ensure(entry, cache=tmp_path, interrupt=lambda: None)
+    assert hub.away
+    hub.away, hub.weight_bytes, hub.ranges = False, 0, []
+
+    folder = ensure(entry, cache=tmp_path, interrupt=lambda: None)
+
+    assert (folder / "model.safetensors").read_bytes() == published
+    assert max(hub.ranges) >= 10_000_000
+    assert hub.weight_bytes <= len(published) - 10_000_000
+    assert [place.name for place in (tmp_path / "models").iterdir() if place.suffix == ".fetch"] == []
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def add_folder(stack: Stack, folder: Path) -> None:
+    with session_scope(stack.engine) as session:
+        added_models.add(session, stack.caller, wanted_model(str(folder), name="house"), stack.settings)
+
+
+def spoilt(change: Callable[[Path], object]) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        make_model(folder)
+        change(folder)
+
+    return make
+
+
+def test_a_folder_is_read_by_a_worker_and_its_config_is_kept(stack: Stack, host: Host) -> None:
+    make_model(stack.home / "house")
+    (stack.home / "house" / "model.safetensors").write_bytes(weights())
+    add_folder(stack, stack.home / "house")
+
+    assert look_up_next(host)
+
+    base = offered(stack).find("house")
+    assert (base.source, base.revision, base.facts.parameters) == ("path", "local", 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda _: None, "There is no folder"),
+        (lambda folder: folder.write_text("a file"), "There is no folder"),
+        (lambda folder: folder.mkdir(), "There is no config.json"),
+        (spoilt(lambda folder: (folder / "model.safetensors").unlink()), "no weights as safetensors"),
+        (spoilt(lambda folder: (folder / "modeling_x.py").touch()), "modeling_x.py can run code"),
+        (spoilt(lambda folder: (folder / "config.json").write_text("{")), "not valid JSON"),
+        (spoilt(lambda folder: (folder / "config.json").write_text('{"model_type": "new"}')), "is not known"),
+        (spoilt(lambda folder: (folder / "config.json").write_bytes(b" " * (2**20 + 1))), "larger than"),
+        (spoilt(lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 9)), "impossible length"),
+        (spoilt(lambda folder: os.mkfifo(folder / "config.json.x")), ""),
+    ],
+)
+def test_a_folder_that_cannot_be_used_says_what_to_do(
+    stack: Stack, host: Host, tmp_path: Path, make: Callable[[Path], object], says: str
+) -> None:
+    make(tmp_path / "house")
+    add_folder(stack, tmp_path / "house")
+
+    assert look_up_next(host)
+
+    found = offered(stack)
+    assert ("house" in found.names()) == (says == "")
+    assert says in found.problems.get("house", "")
+
+
+# --- prefetch ---------------------------------------------------------------------------------------------------------
+
+
+def register(stack: Stack, host: Host) -> None:
+    """As the worker's own reports do, with one device."""
+    with session_scope(stack.engine) as session:
+        workers.register(session, host.worker, [describe(host.devices[0], host="h", cached=[])], leased=[])
+
+
+def prefetch(stack: Stack, name: str) -> None:
+    with session_scope(stack.engine) as session:
+        fetches.ask(session, stack.caller, name, stack.settings)
+
+
+def prefetches(stack: Stack, name: str) -> list[FetchRow]:
+    with session_scope(stack.engine) as session:
+        return [row for row, _ in fetches.listed(session, name, stack.settings)]
+
+
+def test_a_worker_brings_a_model_to_its_host_and_says_how_far_it_is(stack: Stack, hub: Hub, host: Host) -> None:
+    hub.repositories["example/far"] = tiny(stack) | {"model.safetensors": weights()}
+    add(stack, "far")
+    offered(stack)
+    assert look_up_next(host)
+    register(stack, host)
+    prefetch(stack, "far")
+    assert [row.state for row in prefetches(stack, "far")] == ["waiting"]
+
+    assert fetch_next(host)
+    assert not fetch_next(host)
+
+    (row,) = prefetches(stack, "far")
+    assert (row.state, row.error) == ("done", None)
+    assert row.bytes_done == row.bytes_total >= len(weights())
+    assert (local_folder(offered(stack).entry("far"), cache=stack.settings.cache) / "config.json").is_file()
+    prefetch(stack, "far")
+    assert fetch_next(host), "asked again it looks again"
+    assert [row.state for row in prefetches(stack, "far")] == ["done"]
+
+
+def test_a_prefetch_of_a_hub_that_is_away_is_tried_again_and_ends_with_its_reason(
+    stack: Stack, hub: Hub, host: Host
+) -> None:
+    hub.repositories["example/far"] = tiny(stack)
+    add(stack, "far")
+    offered(stack)
+    assert look_up_next(host)
+    register(stack, host)
+    prefetch(stack, "far")
+    hub.away = True
+    for _ in range(3):
+        assert fetch_next(host)
+        assert not fetch_next(host), "not before its time"
+        with session_scope(stack.engine) as session:
+            session.scalars(select(FetchRow)).one().lease_until = None
+
+    (row,) = prefetches(stack, "far")
+    assert (row.state, row.error) == ("error", "Its source does not answer this host, or there is no room for it now.")
+
+
+def test_a_model_that_the_hub_takes_back_ends_its_prefetch_with_the_remedy(stack: Stack, hub: Hub, host: Host) -> None:
+    hub.repositories["example/far"] = tiny(stack)
+    add(stack, "far")
+    offered(stack)
+    assert look_up_next(host)
+    register(stack, host)
+    prefetch(stack, "far")
+    hub.repositories["example/far"] = 403
+
+    assert fetch_next(host)
+
+    (row,) = prefetches(stack, "far")
+    assert row.state == "error"
+    assert "HF_TOKEN" in (row.error or "")
+
+
+def test_nothing_is_prefetched_that_lies_in_a_folder_or_has_nobody_to_fetch_it(stack: Stack, host: Host) -> None:
+    with pytest.raises(Invalid, match="nothing to fetch"):
+        prefetch(stack, "tiny")
+    with pytest.raises(Conflict, match="No worker") as refused:
+        prefetch(stack, "smollm2-135m-instruct")
+    assert refused.value.code == "no_worker"
+    with pytest.raises(NotFound):
+        prefetch(stack, "none")

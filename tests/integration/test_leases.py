@@ -12,7 +12,7 @@ from sqlalchemy import Engine, Text, func, text, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from shared.chores import base_models, file_checks, merges, preflights, waiting
+from shared.chores import base_models, fetches, file_checks, merges, preflights, waiting
 from shared.chores import table as chores
 from shared.fleet import workers
 from shared.fleet.workers import NewWorker
@@ -24,11 +24,11 @@ from shared.lease.lease import MAX_FAILURES, Kind
 from shared.lease.turns import Work
 from shared.lease.values import Lease, NotUnderstood
 from shared.settings import Settings
-from shared.settle.catalogue import PendingEntry
+from shared.settle.wanted_models import PendingEntry
 from shared.store.db import session_scope
-from shared.store.tables import BaseModelRow, FileRow, JobRow, Leased, MergeRow, PreflightRow
+from shared.store.tables import BaseModelRow, FetchRow, FileRow, JobRow, Leased, MergeRow, PreflightRow
 from shared.tenants.keys import Caller
-from tests.factories import make_caller, make_file, make_job, make_spec
+from tests.factories import make_caller, make_file, make_job, make_spec, make_worker
 from worker.chores import table as handlers
 from worker.chores.run_program import Stopped, Watch, under_lease
 from worker.host.flags import SharedFlags
@@ -95,6 +95,13 @@ def make_look_up(session: Session, _caller: Caller) -> str:
     return entry.key
 
 
+def make_fetch(session: Session, _caller: Caller) -> str:
+    worker, row_id = make_worker(session), new_id("fetch_")
+    session.add(FetchRow(id=row_id, worker_id=worker.id, model="tiny", revision="1", state="waiting"))
+    session.flush()
+    return row_id
+
+
 def make_echo(session: Session, caller: Caller) -> str:
     echo = new_id("echo_")
     values = {"id": echo, "project_id": caller.project_id}
@@ -114,6 +121,7 @@ CASES = {
     "preflight": Case(preflights.PREFLIGHT, make_preflight),
     "merge": Case(merges.MERGE, make_merge),
     "base_model": Case(base_models.LOOK_UP, make_look_up),
+    "fetch": Case(fetches.FETCH, make_fetch),
     "echo": Case(ECHO, make_echo),
 }
 
@@ -126,6 +134,7 @@ def quiet(session: Session, monkeypatch: pytest.MonkeyPatch) -> Session:
     session.execute(update(PreflightRow).values(status="failed", finished_at=func.now()))
     session.execute(update(MergeRow).values(deleted_at=func.now()))
     session.execute(update(BaseModelRow).values(state="error"))
+    session.execute(update(FetchRow).values(state="error"))
     session.execute(update(JobRow).where(JobRow.status == "validating_files").values(status="queued", lease_until=None))
     monkeypatch.setitem(chores.CHORES, "echo", Work(ECHO))
     return session

@@ -37,8 +37,9 @@ def client(api: Api, tmp_path: Path) -> Iterator[httpx2.Client]:
         yield client
 
 
-def names(client: httpx2.Client) -> set[str]:
-    return {model["id"] for model in client.get("/v1/models").json()["data"]} & {"far", "smollm2-135m-instruct"}
+def states(client: httpx2.Client) -> dict[str, str]:
+    models = client.get("/v1/models").json()["data"]
+    return {model["id"]: model["tunepool"]["state"] for model in models if model["tunepool"]}
 
 
 def submit(api: Api, client: httpx2.Client) -> httpx2.Response:
@@ -65,16 +66,15 @@ def test_a_job_waits_for_the_look_up_and_is_accepted_after_it(api: Api, client: 
     assert (early.status_code, early.json()["error"]["code"]) == (503, "base_model_resolving")
     assert int(early.headers["retry-after"]) > 0
     assert "not ready yet" in early.json()["error"]["message"]
-    assert client.get("/v1/models/far").status_code == 503
-    assert names(client) == {"smollm2-135m-instruct"}
+    assert "example/" in client.get("/v1/models/far").json()["tunepool"]["detail"]
+    assert states(client) == {"far": "resolving", "smollm2-135m-instruct": "ready"}
     ready = client.get("/readyz").json()
     assert (set(ready["resolving_models"]), ready["unusable_models"]) == ({"far"}, {})
 
     look_up(api)
 
     assert submit(api, client).status_code == 200
-    assert client.get("/v1/models/far").status_code == 200
-    assert names(client) == {"far", "smollm2-135m-instruct"}
+    assert states(client) == {"far": "ready", "smollm2-135m-instruct": "ready"}
     until(  # one look at readiness serves all for a second
         lambda: client.get("/readyz").json()["resolving_models"] == {}, seconds=20, what="nothing is looked up"
     )
@@ -88,5 +88,5 @@ def test_what_the_hub_refused_is_told_with_its_remedy(api: Api, client: httpx2.C
     answer = submit(api, client)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "base_model_misconfigured")
     assert "accept its terms and set HF_TOKEN" in answer.json()["error"]["message"]
-    assert names(client) == {"smollm2-135m-instruct"}
+    assert states(client) == {"far": "error", "smollm2-135m-instruct": "ready"}
     assert set(client.get("/readyz").json()["unusable_models"]) == {"far"}

@@ -36,23 +36,24 @@ def client(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx
         yield client
 
 
-def test_the_list_holds_the_models_that_can_be_used(client: httpx2.Client) -> None:
+def test_the_list_says_which_models_can_be_used(client: httpx2.Client) -> None:
     listed = client.get("/v1/models")
 
     assert listed.status_code == 200
-    assert [model["id"] for model in listed.json()["data"] if ":" not in model["id"]] == ["smollm2-135m-instruct"]
+    states = {model["id"]: model["tunepool"]["state"] for model in listed.json()["data"] if model["tunepool"]}
+    assert states == {"llama": "error", "lost": "error", "smollm2-135m-instruct": "ready"}
 
 
 @pytest.mark.parametrize(("name", "says"), [("lost", "/nowhere/config.json"), ("llama", "a branch can move")])
 def test_whoever_names_the_entry_reads_its_reason(client: httpx2.Client, name: str, says: str) -> None:
     job = {"model": name, "training_file": "file-none"}
+    assert says in client.get(f"/v1/models/{name}").json()["tunepool"]["detail"]
     answers = [
-        client.get(f"/v1/models/{name}"),
         client.post("/v1/fine_tuning/jobs", json=job),
         client.post("/v1/tunepool/preflights", json=job),
     ]
 
-    assert [answer.status_code for answer in answers] == [400, 400, 400]
+    assert [answer.status_code for answer in answers] == [400, 400]
     for answer in answers:
         error = answer.json()["error"]
         assert (error["code"], error["param"]) == ("base_model_misconfigured", "model")

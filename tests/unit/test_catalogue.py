@@ -11,8 +11,9 @@ import pytest
 
 from shared.errors import Invalid, NotFound, NotYet
 from shared.settings import Settings
-from shared.settle.catalogue import SMOLLM2, Catalogue, HubAnswer, load_catalogue
+from shared.settle.catalogue import SMOLLM2, Catalogue, load_catalogue
 from shared.settle.model_facts import facts_of
+from shared.settle.wanted_models import HubAnswer
 
 GOOD: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -142,6 +142,7 @@ def test_nothing_starts_before_the_schema_is_current(compose: dict[str, Any]) ->
 
 def test_api_and_worker_read_one_list_of_models_and_cannot_write_it() -> None:
     named = dict.fromkeys(SECRETS, "secret") | {"TUNEPOOL_MODELS_FILE": "/srv/models.toml", "HF_TOKEN": "hf_x"}
+    named["HF_ENDPOINT"] = "https://mirror.example"
     services = json.loads(run(*CONFIG, "--format", "json", **named).stdout)["services"]
 
     for name in ("api", "worker"):
@@ -150,6 +151,13 @@ def test_api_and_worker_read_one_list_of_models_and_cannot_write_it() -> None:
         assert (mounted["source"], mounted["read_only"]) == ("/srv/models.toml", True)
     assert [name for name in services if "HF_TOKEN" in services[name].get("environment", {})] == ["worker"]
     assert services["worker"]["environment"]["HF_TOKEN"] == "hf_x"
+    assert [name for name in services if "HF_ENDPOINT" in services[name].get("environment", {})] == ["worker"]
+    assert services["worker"]["environment"]["HF_ENDPOINT"] == "https://mirror.example"
+
+
+def test_without_a_mirror_workers_ask_the_hub_itself(compose: dict[str, Any]) -> None:
+    """An empty HF_ENDPOINT would be no address at all."""
+    assert compose["services"]["worker"]["environment"]["HF_ENDPOINT"].startswith("https://")
 
 
 def test_without_a_list_of_models_an_empty_one_is_mounted(compose: dict[str, Any]) -> None:

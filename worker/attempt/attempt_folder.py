@@ -54,7 +54,9 @@ class AttemptFolder:
         """Bring everything the trainer reads to this host; returns what there is to tell."""
         store, settings = self.host.store, self.host.settings
         entry = self.host.catalogue().entry(self.spec.base_model.name)
-        model = base_models.ensure(entry, cache=settings.cache, interrupt=interrupt)
+        model = base_models.ensure(
+            entry, cache=settings.cache, interrupt=interrupt, user=self.folder.root, most=settings.cache_bytes
+        )
         rows = workdir.stage_rows(
             store, self.claim.training_file, self.folder.data / "train.jsonl", interrupt=interrupt
         )

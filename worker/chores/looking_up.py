@@ -1,4 +1,7 @@
-"""Looks up what a hub has: the commit of a branch or a tag, and its config.json. No weights are fetched."""
+"""Looks up what a hub or a folder has: the commit of a branch or a tag, config.json, and the headers of the weights.
+
+Of a hub nothing but these is fetched: headers come by requests for a range of bytes.
+"""
 
 from __future__ import annotations
 
@@ -6,36 +9,63 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
 from shared.chores import base_models as look_ups
 from shared.chores.base_models import LOOK_UP, LookUp
 from shared.errors import Invalid
-from shared.settle.model_facts import facts_of
-from worker.base_models import HUB_REFUSALS, BaseModelUnavailable, refused_by_hub, run_step, verify_json
+from shared.settle.model_facts import facts_of, weights_of
+from shared.settle.plain_models import read_config
+from shared.settle.weights import Tensors, Weights, parsed, tensors_in
+from worker.base_models import (
+    HUB_REFUSALS,
+    KNOWS,
+    UNKNOWN,
+    BaseModelUnavailable,
+    is_known,
+    refused_by_hub,
+    run_step,
+    verify,
+)
 from worker.chores.run_program import Watch, under_lease
 from worker.host.host import Host
 from worker.program import workdir
 
 log = structlog.get_logger()
 
-_SECONDS: Final = 300.0  # for two small answers of the hub, and the start of transformers
+_SECONDS: Final = 300.0  # for a few small answers of the hub, and the start of transformers
 _CONFIG_BYTES: Final = 2**20
-_UNKNOWN: Final = 45
+_TENSORS_BYTES: Final = 2**27
+_NO_WEIGHTS, _NO_HEADERS = 46, 47
 # A process of its own has the hub's token, can be ended, and may load transformers. Its refusals are those of the
-# fetcher (worker/base_models.py), and one more: the architecture is not known here.
-_PROGRAM: Final = f"""
-import json, pathlib, sys
+# fetcher (worker/base_models.py), and more: the architecture is not known here, no safetensors, no header in them.
+_HUB_PROGRAM: Final = f"""
+import os, sys
+os.environ["HF_HUB_CACHE"] = sys.argv[3]  # an index goes away with the folder
+{KNOWS}
 from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError, SafetensorsParsingError
 repository, revision, folder = sys.argv[1:]
 try:
     commit = HfApi().model_info(repository, revision=revision).sha
-    file = hf_hub_download(repository, "config.json", revision=commit, local_dir=folder)
+    file = pathlib.Path(hf_hub_download(repository, "config.json", revision=commit, local_dir=folder))
+    pathlib.Path(folder, "commit").write_text(commit)
+    if file.stat().st_size > {_CONFIG_BYTES}:
+        sys.exit(0)  # whoever reads it refuses it
+    if not known(file):
+        sys.exit({UNKNOWN})
+    files = HfApi().get_safetensors_metadata(repository, revision=commit).files_metadata.values()
+    tensors = {{name: [one.dtype, one.shape] for file in files for name, one in file.tensors.items()}}
+    pathlib.Path(folder, "tensors").write_text(json.dumps(tensors))
+except NotASafetensorsRepoError:
+    sys.exit({_NO_WEIGHTS})
+except SafetensorsParsingError:
+    sys.exit({_NO_HEADERS})
 except Exception as error:
     cause = error
     while cause is not None and not isinstance(cause, HfHubHTTPError):
@@ -43,16 +73,16 @@ except Exception as error:
     if cause is None or cause.response is None or cause.response.status_code not in (401, 403, 404):
         raise
     sys.exit(cause.response.status_code - 360)
-pathlib.Path(folder, "commit").write_text(commit)
-if pathlib.Path(file).stat().st_size > {_CONFIG_BYTES}:
-    sys.exit(0)  # whoever reads it refuses it
-try:
-    kind = json.loads(pathlib.Path(file).read_text(encoding="utf-8"))["model_type"]
-except (ValueError, KeyError, TypeError, RecursionError):
-    sys.exit(0)
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-sys.exit(0 if kind in list(CONFIG_MAPPING_NAMES) else {_UNKNOWN})
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a look has found: the commit (of a folder there is none), config.json as it is used, and the weights."""
+
+    commit: str | None
+    config: str
+    weights: Weights
 
 
 def look_up_next(host: Host) -> bool:
@@ -64,19 +94,23 @@ def look_up_next(host: Host) -> bool:
 
 def _look_up(host: Host, wanted: LookUp, watch: Watch) -> None:
     lease, place = wanted.lease, workdir.make(host.work, wanted.lease).data
+    look = _in_folder if wanted.source == "path" else _at_hub
     try:
-        commit, config = _found(wanted, place, _impatient(watch))
+        seen = look(wanted, place, _impatient(watch))
     except Invalid as error:
         sentence = error.message
-        host.write_in_the_end(lambda s: look_ups.refused(s, lease, error=sentence))
+        host.write_in_the_end(lambda s: look_ups.refused(s, lease, error=sentence, known=wanted.known))
         log.warning("base_model.refused", locator=wanted.locator, revision=wanted.revision, reason=sentence)
     except BaseModelUnavailable as error:
         reason = error.message
         host.write_in_the_end(lambda s: look_ups.unheard(s, lease, error=_away(wanted)))
         log.warning("base_model.unheard", locator=wanted.locator, revision=wanted.revision, reason=reason)
     else:
-        host.write_in_the_end(lambda s: look_ups.found(s, lease, commit=commit, config=config))
-        log.info("base_model.ready", locator=wanted.locator, revision=wanted.revision, commit=commit)
+        weights = seen.weights.model_dump()
+        host.write_in_the_end(
+            lambda s: look_ups.found(s, lease, commit=seen.commit, config=seen.config, weights=weights)
+        )
+        log.info("base_model.ready", locator=wanted.locator, revision=wanted.revision, commit=seen.commit)
 
 
 def _impatient(watch: Watch) -> Callable[[], None]:
@@ -86,40 +120,99 @@ def _impatient(watch: Watch) -> Callable[[], None]:
     def check() -> None:
         watch.check()
         if time.monotonic() - began > _SECONDS:
-            raise BaseModelUnavailable(f"The hub took more than {_SECONDS:g} seconds.")
+            raise BaseModelUnavailable(f"The look-up took more than {_SECONDS:g} seconds.")
 
     return check
 
 
-def _found(wanted: LookUp, place: Path, interrupt: Callable[[], None]) -> tuple[str, str]:
-    """The commit, and config.json as it was published. Raises Invalid, BaseModelUnavailable, Stopped."""
+def _at_hub(wanted: LookUp, place: Path, interrupt: Callable[[], None]) -> Seen:
+    """Raises Invalid, BaseModelUnavailable, Stopped."""
     asked = f"{wanted.locator} at revision {wanted.revision}"
-    argv = [sys.executable, "-c", _PROGRAM, wanted.locator, wanted.revision, str(place)]
-    ended = run_step(argv, interrupt, what=f"look-up of {asked}", answers=HUB_REFUSALS | {_UNKNOWN})
+    argv = [sys.executable, "-c", _HUB_PROGRAM, wanted.locator, wanted.revision, str(place)]
+    answers = HUB_REFUSALS | {UNKNOWN, _NO_WEIGHTS, _NO_HEADERS}
+    ended = run_step(argv, interrupt, what=f"look-up of {asked}", answers=answers)
     if ended in HUB_REFUSALS:
         raise refused_by_hub(wanted.name, f"config.json of {asked}", ended)
-    config = _read(place / "config.json", name=wanted.name)
-    if ended == _UNKNOWN:
-        kind = json.loads(config)["model_type"]
+    config = _config(place / "config.json", asked, known=ended != UNKNOWN)
+    if ended == _NO_WEIGHTS:
+        raise _no_weights(asked)
+    if ended == _NO_HEADERS:
+        raise Invalid(f"A safetensors file of {asked} has a header that describes no tensors. Use another revision.")
+    commit = (place / "commit").read_text(encoding="ascii")
+    return _seen(wanted, commit, config, _read_tensors(place / "tensors", asked))
+
+
+def _in_folder(wanted: LookUp, place: Path, interrupt: Callable[[], None]) -> Seen:
+    """Raises Invalid, BaseModelUnavailable, Stopped."""
+    folder = Path(wanted.locator)
+    asked = f"the folder {wanted.locator}"
+    file = folder / "config.json"
+    try:
+        if not folder.is_dir():
+            raise Invalid(
+                f"There is no folder {wanted.locator} on the worker that looked for it. Put the model there, at the "
+                f"same place on every worker's host, and look again: tunepool models check {wanted.name}"
+            )
+        if not file.is_file():
+            raise Invalid(f"There is no config.json in {asked}. Put the model's files there as they were published.")
+        small = file.stat().st_size <= _CONFIG_BYTES
+        config = _config(file, asked, known=small and is_known(file, interrupt))
+        tensors = tensors_in(folder)
+        if tensors is None:
+            raise _no_weights(asked)
+        verify(folder)
+    except OSError as error:
         raise Invalid(
-            f"The architecture of {asked} (model_type '{str(kind)[:100]}') is not known to this installation's "
-            "transformers. A newer version of Tunepool may know it."
-        )
-    return (place / "commit").read_text(encoding="ascii"), config
+            f"The worker cannot read {asked}: {error.strerror}. Give its user the right to read all of it."
+        ) from error
+    return _seen(wanted, None, config, tensors)
 
 
-def _read(file: Path, *, name: str) -> str:
-    """A config.json that facts can be reckoned from, and that names no code. Raises Invalid."""
+def _no_weights(asked: str) -> Invalid:
+    return Invalid(
+        f"There are no weights as safetensors in {asked} (model.safetensors, or several files and "
+        "model.safetensors.index.json). Other formats may run code when they are read: use a revision or a copy of the "
+        "model that is saved as safetensors."
+    )
+
+
+def _config(file: Path, asked: str, *, known: bool) -> str:
+    """A config.json that facts can be reckoned from, without names of code. Raises Invalid."""
     if file.stat().st_size > _CONFIG_BYTES:
         raise Invalid(f"Its config.json is larger than {_CONFIG_BYTES} bytes.")
-    verify_json(file)
-    text = file.read_text(encoding="utf-8")
-    facts_of(json.loads(text), name=name)
-    return text
+    try:
+        config = read_config(file, known=known)
+    except Invalid as error:
+        if known:
+            raise
+        raise Invalid(f"{error.message} transformers does not know {asked} without it: use another model.") from error
+    if not known:
+        raise Invalid(
+            f"The architecture of {asked} (model_type '{str(config['model_type'])[:100]}') is not known to this "
+            "installation's transformers. A newer version of Tunepool may know it."
+        )
+    return json.dumps(config)
+
+
+def _read_tensors(file: Path, asked: str) -> Tensors:
+    if file.stat().st_size > _TENSORS_BYTES:
+        raise Invalid(f"The headers of the weights of {asked} are larger than {_TENSORS_BYTES} bytes.")
+    listed: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return parsed({name: {"dtype": kind, "shape": shape} for name, (kind, shape) in listed.items()})
+
+
+def _seen(wanted: LookUp, commit: str | None, config: str, tensors: Tensors) -> Seen:
+    """Raises Invalid when the numbers of config.json or of the headers are none of a model."""
+    document = json.loads(config)
+    weights = weights_of(document, tensors, name=wanted.name)
+    facts_of(document, name=wanted.name, weights=weights)
+    return Seen(commit, config, weights)
 
 
 def _away(wanted: LookUp) -> str:
     """For users: no address, no path."""
+    if wanted.source == "path":
+        return "The look at its folder took too long, and is begun again."
     return (
         f"The hub has not answered for {wanted.locator} yet, and is asked again. A host without a way to the hub names "
         "a folder that has the model (source = 'path')."

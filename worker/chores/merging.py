@@ -134,7 +134,10 @@ class _Work:
                 param="adapter",
                 code="base_model_changed",
             )
-        model = base_models.ensure(entry, cache=self.host.settings.cache, interrupt=self.watch.check)
+        settings = self.host.settings
+        model = base_models.ensure(
+            entry, cache=settings.cache, interrupt=self.watch.check, user=folder.root, most=settings.cache_bytes
+        )
         places = []
         for number, source in enumerate(sources):
             places.append(folder.data / f"adapter-{number}")

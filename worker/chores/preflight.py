@@ -165,7 +165,10 @@ class _Examination:
 
     def stage(self, spec: JobSpec, place: Workdir) -> None:
         entry = self.host.catalogue().entry(spec.base_model.name)
-        model = base_models.ensure(entry, cache=self.host.settings.cache, interrupt=self.watch.check)
+        settings = self.host.settings
+        model = base_models.ensure(
+            entry, cache=settings.cache, interrupt=self.watch.check, user=place.root, most=settings.cache_bytes
+        )
         wanted = PreflightSpec(
             job=spec,
             base_model_path=str(model),

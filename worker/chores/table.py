@@ -7,6 +7,7 @@ from typing import Final
 
 from shared.chores.table import CHORES
 from worker.chores.checks import check_next_file, check_next_table, validate_next_job
+from worker.chores.fetching import fetch_next
 from worker.chores.looking_up import look_up_next
 from worker.chores.merging import make_next
 from worker.chores.preflight import examine_next
@@ -19,6 +20,7 @@ HANDLERS: Final[dict[str, Callable[[Host], bool]]] = {
     "table_check": check_next_table,
     "base_model": look_up_next,
     "preflight": examine_next,
+    "fetch": fetch_next,
     "merge": make_next,
 }
 

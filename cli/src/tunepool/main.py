@@ -18,7 +18,7 @@ from openai.types.fine_tuning import FineTuningJob
 from pydantic import BaseModel
 from rich.console import Console
 
-from tunepool import adapters, orders, pool, preflights, projects, requests, watching
+from tunepool import adapters, models, orders, pool, preflights, projects, requests, watching
 from tunepool.connection import NoServerKnown, find_credentials
 from tunepool.printing import json_line, printable, show, show_rows
 
@@ -48,6 +48,7 @@ adapters_cli = typer.Typer(no_args_is_help=True, help="What jobs have made.")
 cli.add_typer(files_cli, name="files")
 cli.add_typer(jobs_cli, name="jobs")
 cli.add_typer(adapters_cli, name="adapters")
+cli.add_typer(models.models_cli, name="models")
 cli.add_typer(pool.pool_cli, name="pool")
 cli.add_typer(pool.workers_cli, name="workers")
 cli.add_typer(pool.devices_cli, name="devices")

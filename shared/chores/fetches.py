@@ -1,0 +1,151 @@
+"""Verbs of prefetches: each worker of a pool brings a base model to its host before a job needs it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from shared.chores import base_models
+from shared.contract.spec import BaseModelRef
+from shared.errors import Conflict, Invalid
+from shared.fleet.workers import SILENCE
+from shared.lease import lease as leasing
+from shared.lease import turns
+from shared.lease.lease import MAX_FAILURES, Kind
+from shared.lease.turns import ChoreTurn, Work
+from shared.lease.values import Lease
+from shared.settings import Settings
+from shared.settle.standings import standing
+from shared.store.tables import DeviceRow, FetchRow, WorkerRow
+from shared.tenants import audit
+from shared.tenants.keys import Caller
+
+_RETRY_SECONDS: Final = 30.0
+
+# A worker that is silent or drains takes nothing, and nobody else takes its rows: no bell is rung for them.
+_ALIVE: Final = FetchRow.worker_id.in_(
+    select(WorkerRow.id).where(WorkerRow.last_seen > func.now() - SILENCE, WorkerRow.draining.is_(False))
+)
+FETCH: Final = Kind(
+    name="fetch",
+    row=FetchRow,
+    open=FetchRow.state.in_(["waiting", "fetching"]),
+    lost={
+        "state": "error",
+        "error": f"Fetching it ended the worker {MAX_FAILURES} times. See the worker's log.",
+        "updated_at": func.now(),
+    },
+    ready=_ALIVE,
+    taken={"state": "fetching"},
+    waiting={"state": "waiting"},
+)
+WORK: Final = Work(FETCH, long=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """The right to bring a base model to one's host."""
+
+    lease: Lease
+    project_id: str
+    model: str
+
+
+def ask(session: Session, caller: Caller, name: str, settings: Settings) -> None:
+    """Have every worker of the pool that has devices fetch the model, if its host lacks it. Again: once more.
+
+    Raises:
+        NotFound, NotYet, Invalid: there is no such base model, or it cannot be used yet, or at all.
+        Conflict: it lies in a folder, or no worker of the pool is alive.
+    """
+    base = base_models.offered(session, settings).find(name)
+    if base.source == "path":
+        raise Invalid(f"'{name}' lies in a folder on each host: there is nothing to fetch.", param="name")
+    workers = session.scalars(
+        select(WorkerRow.id).where(
+            WorkerRow.pool == settings.pool,
+            WorkerRow.last_seen > func.now() - SILENCE,
+            select(DeviceRow.id).where(DeviceRow.worker_id == WorkerRow.id).exists(),
+        )
+    ).all()
+    if not workers:
+        raise Conflict(f"No worker of the pool '{settings.pool}' is alive; start one.", code="no_worker")
+    session.execute(delete(FetchRow).where(FetchRow.worker_id.not_in(select(WorkerRow.id))))
+    for worker_id in workers:
+        _put(session, worker_id, base)
+    audit.record(session, caller, "base_model.prefetch", base.name, after={"workers": list(workers)})
+
+
+def _put(session: Session, worker_id: str, base: BaseModelRef) -> None:
+    key = hashlib.sha256(f"{worker_id}\0{base.name}\0{base.revision}".encode()).hexdigest()[:32]
+    fresh = {"state": "waiting", "failures": 0, "error": None, "lease_until": None, "updated_at": func.now()}
+    wanted = {"id": f"fetch_{key}", "worker_id": worker_id, "model": base.name, "revision": base.revision}
+    asked = insert(FetchRow).values(**wanted, state="waiting")
+    session.execute(
+        asked.on_conflict_do_update(index_elements=["id"], set_=fresh, where=FetchRow.lease_owner.is_(None))
+    )
+
+
+def listed(session: Session, name: str, settings: Settings) -> Sequence[tuple[FetchRow, str]]:
+    """The prefetches of a base model (or an alias) as it is pinned, each with its worker's host. Raises NotFound."""
+    found = standing(base_models.offered(session, settings), name)
+    rows = session.execute(
+        select(FetchRow, WorkerRow.host)
+        .join(WorkerRow, WorkerRow.id == FetchRow.worker_id)
+        .where(FetchRow.model == found.name, FetchRow.revision == (found.commit or ""))
+        .order_by(WorkerRow.host, FetchRow.id)
+    )
+    return [(row, host) for row, host in rows]
+
+
+def claim(
+    session: Session,
+    *,
+    worker_id: str,
+    lease_seconds: float,
+    turn: ChoreTurn | None = None,
+    passed_over: Collection[str] = (),
+) -> Fetch | None:
+    """Lease the worker's next prefetch, or None."""
+    row = turns.take(
+        session,
+        FETCH,
+        worker_id=worker_id,
+        turn=turn,
+        where=(FetchRow.worker_id == worker_id,),
+        lease_seconds=lease_seconds,
+        passed_over=passed_over,
+    )
+    return None if row is None else Fetch(lease=FETCH.lease(row), project_id=row.project_id, model=row.model)
+
+
+def tell(session: Session, lease: Lease, *, done: int, total: int) -> bool:
+    """Note how far it is, in bytes. False: the lease is lost."""
+    return leasing.write(
+        session, FETCH, lease, bytes_done=min(done, total), bytes_total=total, error=None, updated_at=func.now()
+    )
+
+
+def finish(session: Session, lease: Lease, *, size: int) -> bool:
+    """The host has the model, of `size` bytes. False: the lease is lost."""
+    values = {"bytes_done": size, "bytes_total": size, "error": None, "updated_at": func.now()}
+    return leasing.end(session, FETCH, lease, state="done", **values)
+
+
+def fail(session: Session, lease: Lease, *, error: str) -> bool:
+    """Only people can mend it. False: the lease is lost."""
+    return leasing.end(session, FETCH, lease, state="error", error=error, updated_at=func.now())
+
+
+def try_again(session: Session, lease: Lease, *, error: str) -> bool:
+    """Its source was away: once more in a while, and the last try ends it. False: the lease is lost."""
+    last = {"state": "error", "error": error, "updated_at": func.now()}
+    return leasing.postpone(
+        session, FETCH, lease, seconds=_RETRY_SECONDS, counted=True, last=last, error=error, updated_at=func.now()
+    )
