@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select, update
 
 from shared.chores import base_models
 from shared.settings import Settings
@@ -64,10 +64,15 @@ def admin(api: Api, url: str) -> Iterator[httpx2.Client]:
 
 @pytest.fixture(autouse=True)
 def fresh(api: Api) -> None:
+    end_jobs(api)
     with session_scope(api.engine) as session:
-        session.execute(delete(JobRow))
         session.execute(delete(AddedModelRow))
         session.execute(delete(BaseModelRow))
+
+
+def end_jobs(api: Api) -> None:
+    with session_scope(api.engine) as session:
+        session.execute(update(JobRow).values(status="cancelled", finished_at=func.now()))
 
 
 def add(admin: httpx2.Client, **body: Any) -> dict[str, Any]:
@@ -183,8 +188,7 @@ def test_a_model_that_unfinished_jobs_use_is_not_removed(api: Api, admin: httpx2
     assert (error["code"], error["param"]) == ("base_model_in_use", "name")
     assert job in error["message"]
     assert answer.headers["x-should-retry"] == "false"
-    with session_scope(api.engine) as session:
-        session.execute(delete(JobRow).where(JobRow.id == job))
+    end_jobs(api)
     assert admin.delete(f"{ROUTE}/far-8b").status_code == 200
 
 
