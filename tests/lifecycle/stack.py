@@ -318,10 +318,12 @@ def make_model(folder: Path) -> None:
         "intermediate_size": 128,
         "vocab_size": 512,
         "max_position_embeddings": 512,
+        "tie_word_embeddings": False,
     }
     (folder / "config.json").write_text(json.dumps(config))
-    header = json.dumps({"w": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}).encode()
-    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    size = 147_456  # as many numbers as this config has parameters
+    header = json.dumps({"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
 
 
 def forget_everything(stack: Stack) -> None:
