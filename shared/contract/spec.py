@@ -114,6 +114,10 @@ class Training(Part):
     chat_template: Annotated[str, StringConstraints(min_length=1, max_length=65536)] | None = Field(
         default=None, description="Jinja template used instead of the base model's own; rendered in a sandbox."
     )
+    special_tokens: Literal["text", "parse"] = Field(
+        default="text",
+        description="What control tokens spelled in raw text and completions are: text, or the tokens (parse).",
+    )
     logging_steps: int = Field(default=1, ge=1, le=10_000)
     save_steps: int | None = Field(
         default=None, ge=1, le=1_000_000, description="Checkpoint every this many steps; null: every epoch."

@@ -144,6 +144,9 @@ def _check_data(settling: Settling) -> None:
             "'tunepool.training.chat_template' is given, but text rows are read as they are; drop it.",
             param="tunepool.training.chat_template",
         )
+    if found not in ("text", "prompt_completion") and settling.wished.get("training.special_tokens") == "parse":
+        why = f"text of {found} rows is text; it is for text and prompt_completion rows, drop it"
+        refuse("tunepool.training.special_tokens", "parse", why)
 
 
 def _check_device(settling: Settling) -> None:

@@ -23,7 +23,8 @@ BEGIN, END = 0, 1
 
 def read(folder: Path, rows: list[dict], *, data_format: str, tokenizer: Any) -> list[Any]:
     facts = DataFacts(format=data_format, train_rows=len(rows))
-    reader = RowReader(tokenizer, facts=facts, training=Training())
+    parses = data_format in ("text", "prompt_completion")
+    reader = RowReader(tokenizer, facts=facts, training=Training(special_tokens="parse" if parses else "text"))
     return reader.read(write_rows(folder / "rows.jsonl", rows)).rows
 
 

@@ -150,8 +150,8 @@ def test_tools_that_a_template_skips_are_counted(tmp_path: Path) -> None:
     assert found.code == "tools_not_rendered"
 
 
-@pytest.mark.parametrize("answer", ["", " \n", "<|im_end|>", "<|end|> <|im_end|>"])
-def test_an_answer_of_nothing_but_end_tokens_refuses_the_row(tmp_path: Path, answer: str) -> None:
+@pytest.mark.parametrize("answer", ["", " \n"])
+def test_an_empty_answer_refuses_the_row(tmp_path: Path, answer: str) -> None:
     row = {"messages": [*chat("u", answer)["messages"], said("user", "v"), said("assistant", "b")]}
     error = refusal(tmp_path, [row], template=CHATML)
     row["messages"][1]["weight"] = 0

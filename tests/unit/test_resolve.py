@@ -214,6 +214,15 @@ def test_what_a_cpu_cannot_do_is_refused_there(part: str, value: dict[str, str])
     settled(tunepool={part: value})
 
 
+def test_control_tokens_are_read_in_raw_text_only() -> None:
+    asked = {"training": {"special_tokens": "parse"}}
+    with pytest.raises(Invalid, match="text of chat rows is text"):
+        settled(tunepool=asked)
+
+    assert settled(tunepool=asked, data={"format": "text"}).spec.training.special_tokens == "parse"
+    assert settled().spec.training.special_tokens == "text"
+
+
 def test_layers_by_number_get_modules_by_name() -> None:
     spec = settled(tunepool={"adapter": {"layers_to_transform": [0, 1]}}).spec
     assert isinstance(spec.adapter.target_modules, list)

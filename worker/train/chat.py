@@ -21,6 +21,7 @@ import jinja2
 from shared.contract.spec import Training
 from shared.errors import Invalid
 from worker.train.arguments import for_template, wants_arguments_as_text
+from worker.train.control_tokens import ControlTokens
 from worker.train.one_rendering import MARK, with_marks
 from worker.train.time_limit import TimeIsUp, time_limit
 from worker.train.token_spans import Span
@@ -44,7 +45,7 @@ class Rendered:
 class ChatTemplate:
     """Renders conversations with one tokenizer's template."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, controls: ControlTokens | None = None) -> None:
         if not tokenizer.chat_template:
             raise Invalid(
                 "The base model has no chat template; give one in training.chat_template.",
@@ -52,9 +53,8 @@ class ChatTemplate:
                 param="training.chat_template",
             )
         self._tokenizer = tokenizer
-        added = tokenizer.added_tokens_decoder.values()
-        named = [*tokenizer.all_special_tokens, *(token.content for token in added if token.special)]
-        self._special_tokens = tuple(filter(None, dict.fromkeys(named)))
+        controls = controls or ControlTokens(tokenizer.backend_tokenizer, tokenizer.all_special_tokens)
+        self._special_tokens = tuple(controls.ids)
         self._header: str | None = None
         self._too_slow = 0
         self._turns: dict[str, AnswerTurn] = {}

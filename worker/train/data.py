@@ -9,7 +9,7 @@ Shapes: T = tokens of one row. The tokenizer's own truncation is never used; a r
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -21,9 +21,10 @@ from shared.contract.events import UnwrittenRows
 from shared.contract.spec import DataFacts, Training
 from shared.errors import Invalid
 from worker.train.chat import ChatTemplate, JsonObject, trained_messages
+from worker.train.control_tokens import ControlTokens, MarkedRow, PlainText
 from worker.train.token_spans import Alignment, Ids, Mask, Span
 from worker.train.turns import common_prefix_length
-from worker.train.unwritten import RefusedRows, Unwritten
+from worker.train.unwritten import RefusedRows, Unwritten, kept_as_text, parsed
 from worker.train.written import Lost, lost, refuse_empty, refuse_lost
 
 
@@ -91,14 +92,15 @@ class _Text:
     spans: list[Span] | None
     special_tokens: bool = False
     lost: list[Lost] = field(default_factory=list)
+    own: Sequence[int] = ()  # characters that no control token may cover
 
 
 @dataclass(frozen=True)
 class _Answers:
     """A prompt, and the same with each of its answers."""
 
-    prompt: str
-    wholes: list[str]
+    prompt: PlainText
+    wholes: list[PlainText]
     label: bool
     lost: list[Lost]
 
@@ -116,13 +118,15 @@ class RowSet:
 class RowReader:
     """Tokenises the rows of a job's files."""
 
-    def __init__(self, tokenizer: Any, *, facts: DataFacts, training: Training) -> None:
+    def __init__(self, tokenizer: Any, *, facts: DataFacts, training: Training, ends: Sequence[str] = ()) -> None:
+        """`ends`: tokens that end a generation of the base model, beside the tokenizer's own special ones."""
         self._tokenizer = tokenizer
+        self._controls = ControlTokens(tokenizer.backend_tokenizer, (*tokenizer.all_special_tokens, *ends))
         # What a tokenizer.json may say of cutting and padding is undone here, once.
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
-        self._alignment = Alignment(tokenizer.backend_tokenizer)
-        self._specials = frozenset(tokenizer.all_special_ids)
+        self._alignment = Alignment(tokenizer.backend_tokenizer, self._controls)
+        self._specials = frozenset((*tokenizer.all_special_ids, *self._controls.ids.values()))
         self._training = training
         formats: dict[str, Callable[[JsonObject], _Text | _Answers]] = {
             "chat": self._chat,
@@ -132,7 +136,9 @@ class RowReader:
             "kto": self._kto,
         }
         self._rendered = formats[facts.format]
-        self._template = ChatTemplate(tokenizer) if facts.format in ("chat", "preference", "kto") else None
+        self._template: ChatTemplate | None = None
+        if facts.format in ("chat", "preference", "kto"):
+            self._template = ChatTemplate(tokenizer, self._controls)
 
     def read(self, file: Path) -> RowSet:
         """All rows of `file`.
@@ -175,8 +181,11 @@ class RowReader:
         except Invalid as error:
             return error
 
-    def _encode(self, rendered: _Text | _Answers) -> Taken:
-        whole = self._labelled(rendered) if isinstance(rendered, _Text) else self._answers(rendered)
+    def _encode(self, rendered: _Text | _Answers) -> Taken | Invalid:
+        try:
+            whole = self._labelled(rendered) if isinstance(rendered, _Text) else self._answers(rendered)
+        except Invalid as error:
+            return error
         kept = None if whole is None else _cut(whole, self._training.max_length)
         return Taken(whole, kept, rendered.lost)
 
@@ -186,27 +195,45 @@ class RowReader:
         assert self._template is not None
         messages = [self._template.prepared(message) for message in record["messages"]]
         tools = record.get("tools")
+        row = self._controls.marked(messages, tools)
         if self._training.train_on == "all":
-            text = self._template.render(messages, tools=tools)
+            text, _, own = row.plain(self._template.render(row.messages, tools=row.tools))
             found = lost(messages, tools=tools, text=text, spans=None)
             refuse_lost(found, trained=lambda _: True)
-            return _Text(text, spans=None, lost=found)
-        rendered = self._template.render_with_spans(messages, tools=tools)
+            return _Text(text, spans=None, own=own, lost=found + self._kept(text, own))
+        rendered = self._template.render_with_spans(row.messages, tools=row.tools)
+        text, spans, own = row.plain(rendered.text, rendered.spans)
         carries_loss = trained_messages(record["messages"], self._training)
         places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
-        trained = {place: span for place, span, one in zip(places, rendered.spans, carries_loss, strict=True) if one}
-        found = lost(messages, tools=tools, text=rendered.text, spans=rendered.spans)
-        refuse_lost(found, trained=trained.__contains__)
-        for place, (start, end) in trained.items():
-            refuse_empty(rendered.text[start:end], place, ends=self._template.ends)
-        return _Text(rendered.text, list(trained.values()), lost=found)
+        trained = [place for place, one in zip(places, carries_loss, strict=True) if one]
+        found = lost(messages, tools=tools, text=text, spans=spans)
+        refuse_lost(found, trained=set(trained).__contains__)
+        for place, (start, end), one in zip(places, rendered.spans, carries_loss, strict=True):
+            if one:
+                refuse_empty(rendered.text[start:end], place, ends=self._template.ends)
+        kept_spans = [span for span, one in zip(spans, carries_loss, strict=True) if one]
+        return _Text(text, kept_spans, own=own, lost=found + self._kept(text, own))
+
+    def _kept(self, text: str, own: Sequence[int]) -> list[Lost]:
+        token = self._controls.first_kept(text, own)
+        return [] if token is None else [kept_as_text(token, raw=False)]
 
     def _prompt_completion(self, record: JsonObject) -> _Text:
         prompt, completion = record["prompt"], record["completion"]
-        return _Text(prompt + completion, spans=[(len(prompt), len(prompt + completion))], special_tokens=True)
+        return self._raw(prompt + completion, [(len(prompt), len(prompt + completion))])
 
     def _text(self, record: JsonObject) -> _Text:
-        return _Text(record["text"], spans=None, special_tokens=True)
+        return self._raw(record["text"], None)
+
+    def _raw(self, text: str, spans: list[Span] | None) -> _Text:
+        """A text that no template wrote: control tokens in it are text unless the job asks otherwise."""
+        spelled = self._controls.spelled_in(text)
+        if not spelled:
+            return _Text(text, spans, special_tokens=True)
+        token = self._controls.first_kept(text, spelled) or ""
+        if self._training.special_tokens == "parse":
+            return _Text(text, spans, special_tokens=True, lost=[parsed(token)])
+        return _Text(text, spans, special_tokens=True, own=spelled, lost=[kept_as_text(token, raw=True)])
 
     def _preference(self, record: JsonObject) -> _Answers:
         return self._answered(record, [record["chosen"], record["rejected"]])
@@ -216,23 +243,33 @@ class RowReader:
 
     def _answered(self, record: JsonObject, answers: list[JsonObject], *, label: bool = True) -> _Answers:
         assert self._template is not None
-        messages = [self._template.prepared(message) for message in record["messages"]]
+        asked = [self._template.prepared(message) for message in record["messages"]]
+        given = [self._template.prepared(answer) for answer in answers]
         tools = record.get("tools")
-        prompt = self._template.render(messages, tools=tools, prompt_only=True)
-        found = lost(messages, tools=tools, text=prompt, spans=None)
-        wholes = [self._answered_once(prompt, messages, self._template.prepared(one), tools=tools) for one in answers]
-        return _Answers(prompt, wholes, label, lost=found)
+        row = self._controls.marked([*asked, *given], tools)
+        marked = row.messages[: len(asked)]
+        prompt = self._template.render(marked, tools=row.tools, prompt_only=True)
+        plain = row.plain(prompt)
+        found = lost(asked, tools=tools, text=plain.text, spans=None)
+        wholes = [
+            self._answered_once(prompt, row, answer, len(asked), at=len(asked) + place)
+            for place, answer in enumerate(given)
+        ]
+        return _Answers(plain, wholes, label, lost=found + self._kept_in(plain, *wholes))
 
-    def _answered_once(
-        self, prompt: str, messages: list[JsonObject], answer: JsonObject, *, tools: list[JsonObject] | None
-    ) -> str:
+    def _answered_once(self, prompt: str, row: MarkedRow, answer: JsonObject, asked: int, *, at: int) -> PlainText:
+        """The prompt's `asked` messages with the marked message `at` behind them; `answer` is what that one says."""
         assert self._template is not None
-        whole = self._template.render([*messages, answer], tools=tools)
+        whole = self._template.render([*row.messages[:asked], row.messages[at]], tools=row.tools)
         span = self._template.answer_behind(prompt, whole)
-        found = lost([answer], tools=None, text=whole, spans=[span])
-        refuse_lost([one._replace(message=len(messages)) for one in found], trained=lambda _: True)
-        refuse_empty(whole[slice(*span)], len(messages), ends=self._template.ends)
-        return whole[: span[1]]
+        plain = row.plain(whole, [span])
+        found = lost([answer], tools=None, text=plain.text, spans=plain.spans)
+        refuse_lost([one._replace(message=asked) for one in found], trained=lambda _: True)
+        refuse_empty(whole[slice(*span)], asked, ends=self._template.ends)
+        return row.plain(whole[: span[1]])
+
+    def _kept_in(self, *texts: PlainText) -> list[Lost]:
+        return next((kept for one in texts if (kept := self._kept(one.text, one.own))), [])
 
     # ---- to tokens
 
@@ -243,7 +280,7 @@ class RowReader:
         never taught to stop does not.
         """
         spans = [(0, len(row.text))] if row.spans is None else row.spans
-        ids, labelled = self._alignment.overlapping(row.text, spans, special_tokens=row.special_tokens)
+        ids, labelled = self._alignment.overlapping(row.text, spans, special_tokens=row.special_tokens, own=row.own)
         if spans and spans[-1][1] == len(row.text) and not self._ends_turn(ids.tolist()):
             ids = np.append(ids, np.int32(self._tokenizer.eos_token_id))
             labelled = np.append(labelled, True)
@@ -254,8 +291,8 @@ class RowReader:
         return self._tokenizer.eos_token_id is None or bool(ids and ids[-1] in self._specials)
 
     def _answers(self, row: _Answers) -> AnswersRow | None:
-        prompt = self._alignment.encode(row.prompt)
-        wholes = [self._ended(self._alignment.encode(whole)) for whole in row.wholes]
+        prompt = self._alignment.encode(row.prompt.text, own=row.prompt.own)
+        wholes = [self._ended(self._alignment.encode(whole.text, own=whole.own)) for whole in row.wholes]
         # The answer starts where prompt and whole part ways, which a merge across the boundary can put before its end.
         shared = min(common_prefix_length(prompt, whole) for whole in wholes)
         answers = [whole[shared:] for whole in wholes]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from worker.train.control_tokens import ControlTokens, Respelling
 from worker.train.word_cache import token_bytes, words_of
 
 Ids = npt.NDArray[np.int32]
@@ -23,15 +24,18 @@ class Alignment:
     tokenizer for offsets, which is done for all others. Most such tokenizers go word by word, and are hardly asked.
     """
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: Any, controls: ControlTokens | None = None) -> None:
         self._backend = backend
+        self._respelling = Respelling(backend, controls or ControlTokens(backend))
         self._bytes = token_bytes(backend)
         self._words = None if self._bytes is None else words_of(backend, self._bytes)
         self._sizes = np.asarray([len(one) for one in self._bytes or ()], dtype=np.int64)
         self._before, self._behind = _added_around(backend)
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of `text`."""
+    def encode(self, text: str, *, own: Sequence[int] = ()) -> list[int]:
+        """The ids of `text`. Control tokens that cover a place of `own` are text."""
+        if own:
+            return self._respelled(text, [], own)[0].tolist()
         known = self._known(text)
         return self._found(text) if known is None else known.tolist()
 
@@ -43,13 +47,16 @@ class Alignment:
         ids: list[int] = encoded.ids
         return ids
 
-    def overlapping(self, text: str, spans: Sequence[Span], *, special_tokens: bool) -> tuple[Ids, Mask]:
+    def overlapping(
+        self, text: str, spans: Sequence[Span], *, special_tokens: bool, own: Sequence[int] = ()
+    ) -> tuple[Ids, Mask]:
         """The ids of `text` (T,), and which of them overlap a span (T,).
 
-        With `special_tokens`, also those that the tokenizer adds by itself, unless the text has them already. What it
-        adds behind (an end token) belongs to a span that reaches the end of the text.
+        Control tokens that cover a place of `own` are text. With `special_tokens`, also those that the tokenizer adds
+        by itself, unless the text has them already. What it adds behind (an end token) belongs to a span that reaches
+        the end of the text.
         """
-        ids, mask = self._plain(text, spans)
+        ids, mask = self._respelled(text, spans, own) if own else self._plain(text, spans)
         if not special_tokens:
             return ids, mask
         before = self._before[: 0 if _begins(ids, self._before) else None]
@@ -67,10 +74,35 @@ class Alignment:
                 return found, self._by_size(found, spans if text.isascii() else _in_bytes(text, spans))
         return self._by_offsets(text, spans)
 
+    def _by_offsets(self, text: str, spans: Sequence[Span]) -> tuple[Ids, Mask]:
+        encoded = self._backend.encode(text, add_special_tokens=False)
+        return _over_offsets(encoded.ids, encoded.offsets, spans)
+
+    def _respelled(self, text: str, spans: Sequence[Span], own: Sequence[int]) -> tuple[Ids, Mask]:
+        """As `_plain`, of a text some of whose control tokens are text."""
+        respelled, tokens = self._respelling.respelled(text, own)
+        if self._words is not None:
+            found = self._words.ids_of_pieces(tokens.split(respelled), tokens.ids)
+            if found is not None:
+                return found, self._by_size(found, spans if text.isascii() else _in_bytes(text, spans))
+        ids, offsets = tokens.encode(respelled)
+        return self._by_size_or_offsets(text, ids, offsets, spans)
+
+    def _by_size_or_offsets(
+        self, text: str, ids: list[int], offsets: list[Span], spans: Sequence[Span]
+    ) -> tuple[Ids, Mask]:
+        if self._bytes is None or not self._give_back(text, ids, self._bytes):
+            return _over_offsets(ids, offsets, spans)
+        sized = np.asarray(ids, dtype=np.int32)
+        return sized, self._by_size(sized, spans if text.isascii() else _in_bytes(text, spans))
+
     def _checked(self, text: str, known: Sequence[bytes]) -> Ids | None:
         """The ids of `text`, if they give it back byte for byte."""
         ids = self._found(text)
-        return np.asarray(ids, dtype=np.int32) if b"".join(map(known.__getitem__, ids)) == text.encode() else None
+        return np.asarray(ids, dtype=np.int32) if self._give_back(text, ids, known) else None
+
+    def _give_back(self, text: str, ids: Sequence[int], known: Sequence[bytes]) -> bool:
+        return b"".join(map(known.__getitem__, ids)) == text.encode()
 
     def _by_size(self, ids: Ids, spans: Sequence[Span]) -> Mask:
         sizes = self._sizes[ids]
@@ -82,14 +114,14 @@ class Alignment:
             mask[start:end] = True
         return mask
 
-    def _by_offsets(self, text: str, spans: Sequence[Span]) -> tuple[Ids, Mask]:
-        encoded = self._backend.encode(text, add_special_tokens=False)
-        starts, ends = np.asarray(encoded.offsets, dtype=np.int64).reshape(-1, 2).T
-        mask = np.zeros(len(starts), dtype=np.bool_)
-        for start, end in spans:
-            # Of tokens that are white space alone, many tokenizers name the end only (trim_offsets).
-            mask |= (ends > start) & np.where(ends > starts, starts < end, ends <= end)
-        return np.asarray(encoded.ids, dtype=np.int32), mask
+
+def _over_offsets(ids: Sequence[int], offsets: Sequence[Span], spans: Sequence[Span]) -> tuple[Ids, Mask]:
+    starts, ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).T
+    mask = np.zeros(len(starts), dtype=np.bool_)
+    for start, end in spans:
+        # Of tokens that are white space alone, many tokenizers name the end only (trim_offsets).
+        mask |= (ends > start) & np.where(ends > starts, starts < end, ends <= end)
+    return np.asarray(ids, dtype=np.int32), mask
 
 
 def _added_around(backend: Any) -> tuple[Ids, Ids]:

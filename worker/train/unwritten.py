@@ -9,6 +9,10 @@ from shared.contract.events import SHOWN, Rows, UnwrittenRows
 from shared.errors import Invalid
 from worker.train.written import Lost
 
+KEPT_AS_TEXT: Final = "control_token_text"
+PARSED: Final = "control_tokens_parsed"
+TOLD_AS_IT_IS: Final = frozenset({KEPT_AS_TEXT, PARSED})  # nothing is lost in such rows
+
 _TOO_MANY: Final = 20  # each may have taken the whole time that a template is given
 
 
@@ -41,9 +45,26 @@ class Unwritten:
 
 
 def told(lost: Lost) -> str:
-    """What a row lost, as a sentence."""
+    """What a row lost, or is to be known of it, as a sentence."""
+    if lost.code in TOLD_AS_IT_IS:
+        return lost.what
     where = "the row's tools" if lost.message is None else f"messages[{lost.message}]"
     return f"The chat template leaves out what {where} says: {lost.what}. The model will not see it."
+
+
+def kept_as_text(token: str, *, raw: bool) -> Lost:
+    """A row whose own text spells a control token."""
+    hint = ' To read such text as tokens, set training.special_tokens to "parse".' if raw else ""
+    return Lost(
+        None, KEPT_AS_TEXT, f"The row's own text spells the control token {token}: it is trained as text.{hint}"
+    )
+
+
+def parsed(token: str) -> Lost:
+    """A raw row whose text is read as the job asks for."""
+    return Lost(
+        None, PARSED, f'{token} in the row\'s text is read as a control token: training.special_tokens is "parse".'
+    )
 
 
 class RefusedRows:

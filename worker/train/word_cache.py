@@ -12,7 +12,7 @@ import json
 import re
 import unicodedata
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -86,7 +86,7 @@ class Words:
         added = backend.get_added_tokens_decoder()
         self._cut = re.compile(word).findall
         self._added = _splitter([token.content for token in added.values()])
-        self._known = _Known(backend.model, known)
+        self._known = _Known(backend.model, known, added=frozenset(added))
         self._special = {token.content: np.int32(number).tobytes() for number, token in added.items()}
         self._composes = backend.normalizer is not None
         self._asked = 0
@@ -95,10 +95,19 @@ class Words:
         """The ids of `text`; None when the tokenizer has to be asked."""
         if self._hardly_repeat() or not self._is_settled(text):
             return None
+        return self._looked_up(self._added.split(text), self._special)
+
+    def ids_of_pieces(self, pieces: Sequence[str], added: Mapping[str, int]) -> npt.NDArray[np.int32] | None:
+        """The same of a text cut at its `added` tokens: every other piece is one. Those may be spelled otherwise."""
+        if self._hardly_repeat() or not all(map(self._is_settled, pieces[::2])):
+            return None
+        return self._looked_up(pieces, {piece: np.int32(added[piece]).tobytes() for piece in set(pieces[1::2])})
+
+    def _looked_up(self, pieces: Sequence[str], added: Mapping[str, bytes]) -> npt.NDArray[np.int32] | None:
         found = bytearray()
-        for place, piece in enumerate(self._added.split(text)):
+        for place, piece in enumerate(pieces):
             if place % 2:
-                found += self._special[piece]
+                found += added[piece]
                 continue
             words = self._cut(piece)
             self._asked += len(words)
@@ -118,18 +127,21 @@ class Words:
 
 
 class _Known(dict[str, bytes]):
-    """The ids of words. Raises KeyError for a word that its tokens do not give back byte for byte."""
+    """The ids of words.
 
-    def __init__(self, model: Any, known: Sequence[bytes]) -> None:
+    Raises KeyError for a word that its tokens do not give back byte for byte, or that is an added token to the model.
+    """
+
+    def __init__(self, model: Any, known: Sequence[bytes], *, added: frozenset[int]) -> None:
         super().__init__()
-        self._model, self._bytes = model, known
+        self._model, self._bytes, self._added = model, known, added
         self.new = 0
 
     def __missing__(self, word: str) -> bytes:
         self.new += 1
         data = word.encode()
         ids = [token.id for token in self._model.tokenize(data.decode("latin-1").translate(_WRITTEN))]
-        if b"".join(map(self._bytes.__getitem__, ids)) != data:
+        if b"".join(map(self._bytes.__getitem__, ids)) != data or not self._added.isdisjoint(ids):
             raise KeyError(word)
         found = array("i", ids).tobytes()
         if len(self) < REMEMBERED and len(word) <= LONGEST_REMEMBERED:
