@@ -114,6 +114,10 @@ class Training(Part):
     chat_template: Annotated[str, StringConstraints(min_length=1, max_length=65536)] | None = Field(
         default=None, description="Jinja template used instead of the base model's own; rendered in a sandbox."
     )
+    system_prompt: Literal["keep", "merge"] = Field(
+        default="keep",
+        description="merge: the system text opens the first question, for chat templates that have no place for it.",
+    )
     special_tokens: Literal["text", "parse"] = Field(
         default="text",
         description="What control tokens spelled in raw text and completions are: text, or the tokens (parse).",

@@ -144,6 +144,8 @@ def _check_data(settling: Settling) -> None:
             "'tunepool.training.chat_template' is given, but text rows are read as they are; drop it.",
             param="tunepool.training.chat_template",
         )
+    if found in ("text", "prompt_completion") and settling.wished.get("training.system_prompt") == "merge":
+        refuse("tunepool.training.system_prompt", "merge", f"{found} rows have no system text; drop it")
     if found not in ("text", "prompt_completion") and settling.wished.get("training.special_tokens") == "parse":
         why = f"text of {found} rows is text; it is for text and prompt_completion rows, drop it"
         refuse("tunepool.training.special_tokens", "parse", why)

@@ -26,6 +26,7 @@ from worker.train.one_rendering import MARK, with_marks
 from worker.train.time_limit import TimeIsUp, time_limit
 from worker.train.token_spans import Span
 from worker.train.turns import AnswerTurn, common_prefix_length, learnt_turn
+from worker.train.written import refuse_system_text_left_out
 
 RENDER_SECONDS = 5.0
 SLOW_ROWS = 3  # so often it may be too slow; then it is not tried again, or every row of a file would take its time
@@ -95,6 +96,7 @@ class ChatTemplate:
         marked = self._spans_by_markers(messages, tools=tools)
         if marked is not None:
             return marked
+        refuse_system_text_left_out(messages, text)
         raise Invalid(
             "The chat template changes earlier messages when later ones are added and has no {% generation %} markers, "
             "so the assistant's tokens cannot be told apart exactly. Add the markers in training.chat_template, or set "
@@ -271,9 +273,9 @@ def _runs(mask: list[int], offsets: list[Span]) -> list[Span]:
 def _failed(error: jinja2.TemplateError) -> Invalid:
     said = str(error).rstrip(".!")
     return Invalid(
-        f"The chat template fails on the conversation: {said}. Write the row as this template has it (a system text it"
-        " does not know can open the first question), choose another base model, or give a template in"
-        " training.chat_template.",
+        f"The chat template fails on the conversation: {said}. Write the row as this template has it (where it"
+        ' knows no system text, set training.system_prompt to "merge"), choose another base model, or give a template'
+        " in training.chat_template.",
         code="chat_template_failed",
         param="training.chat_template",
     )

@@ -245,7 +245,8 @@ class RespelledTokens:
                 for one in added
             ]
         )
-        return backend, {int(backend.token_to_id(content)): number for content, number in self.ids.items() if content}
+        theirs = {backend.token_to_id(content): number for content, number in self.ids.items()}
+        return backend, {here: number for here, number in theirs.items() if here is not None}
 
 
 def _covers(match: re.Match[str], own: Sequence[int]) -> bool:

@@ -22,6 +22,7 @@ from shared.contract.spec import DataFacts, Training
 from shared.errors import Invalid
 from worker.train.chat import ChatTemplate, JsonObject, trained_messages
 from worker.train.control_tokens import ControlTokens, MarkedRow, PlainText
+from worker.train.system_text import merged
 from worker.train.token_spans import Alignment, Ids, Mask, Span
 from worker.train.turns import common_prefix_length
 from worker.train.unwritten import RefusedRows, Unwritten, kept_as_text, parsed
@@ -193,26 +194,33 @@ class RowReader:
 
     def _chat(self, record: JsonObject) -> _Text:
         assert self._template is not None
-        messages = [self._template.prepared(message) for message in record["messages"]]
+        written, numbers = self._as_asked(record["messages"])
+        messages = [self._template.prepared(message) for message in written]
         tools = record.get("tools")
         row = self._controls.marked(messages, tools)
         if self._training.train_on == "all":
             text, _, own = row.plain(self._template.render(row.messages, tools=row.tools))
-            found = lost(messages, tools=tools, text=text, spans=None)
+            found = _numbered(lost(messages, tools=tools, text=text, spans=None), numbers)
             refuse_lost(found, trained=lambda _: True)
             return _Text(text, spans=None, own=own, lost=found + self._kept(text, own))
         rendered = self._template.render_with_spans(row.messages, tools=row.tools)
         text, spans, own = row.plain(rendered.text, rendered.spans)
-        carries_loss = trained_messages(record["messages"], self._training)
+        carries_loss = trained_messages(written, self._training)
         places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
-        trained = [place for place, one in zip(places, carries_loss, strict=True) if one]
-        found = lost(messages, tools=tools, text=text, spans=spans)
-        refuse_lost(found, trained=set(trained).__contains__)
+        trained = {numbers[place] for place, one in zip(places, carries_loss, strict=True) if one}
+        found = _numbered(lost(messages, tools=tools, text=text, spans=spans), numbers)
+        refuse_lost(found, trained=trained.__contains__)
         for place, (start, end), one in zip(places, rendered.spans, carries_loss, strict=True):
             if one:
-                refuse_empty(rendered.text[start:end], place, ends=self._template.ends)
+                refuse_empty(rendered.text[start:end], numbers[place], ends=self._template.ends)
         kept_spans = [span for span, one in zip(spans, carries_loss, strict=True) if one]
         return _Text(text, kept_spans, own=own, lost=found + self._kept(text, own))
+
+    def _as_asked(self, messages: list[JsonObject]) -> tuple[list[JsonObject], list[int]]:
+        """The messages that are rendered, and their places in the row."""
+        if self._training.system_prompt == "merge":
+            return merged(messages)
+        return messages, list(range(len(messages)))
 
     def _kept(self, text: str, own: Sequence[int]) -> list[Lost]:
         token = self._controls.first_kept(text, own)
@@ -243,14 +251,15 @@ class RowReader:
 
     def _answered(self, record: JsonObject, answers: list[JsonObject], *, label: bool = True) -> _Answers:
         assert self._template is not None
-        asked = [self._template.prepared(message) for message in record["messages"]]
+        written, numbers = self._as_asked(record["messages"])
+        asked = [self._template.prepared(message) for message in written]
         given = [self._template.prepared(answer) for answer in answers]
         tools = record.get("tools")
         row = self._controls.marked([*asked, *given], tools)
         marked = row.messages[: len(asked)]
         prompt = self._template.render(marked, tools=row.tools, prompt_only=True)
         plain = row.plain(prompt)
-        found = lost(asked, tools=tools, text=plain.text, spans=None)
+        found = _numbered(lost(asked, tools=tools, text=plain.text, spans=None), numbers)
         wholes = [
             self._answered_once(prompt, row, answer, len(asked), at=len(asked) + place)
             for place, answer in enumerate(given)
@@ -301,6 +310,11 @@ class RowReader:
     def _ended(self, ids: list[int]) -> list[int]:
         """`ids` with an end token where they have none: as for supervised rows."""
         return ids if self._ends_turn(ids) else [*ids, int(self._tokenizer.eos_token_id)]
+
+
+def _numbered(found: list[Lost], numbers: Sequence[int]) -> list[Lost]:
+    """`found` with messages by their places in the row."""
+    return [one if one.message is None else one._replace(message=numbers[one.message]) for one in found]
 
 
 def _records(file: Path) -> Iterator[JsonObject]:

@@ -49,7 +49,8 @@ def told(lost: Lost) -> str:
     if lost.code in TOLD_AS_IT_IS:
         return lost.what
     where = "the row's tools" if lost.message is None else f"messages[{lost.message}]"
-    return f"The chat template leaves out what {where} says: {lost.what}. The model will not see it."
+    told = f"The chat template leaves out what {where} says: {lost.what}. The model will not see it."
+    return f"{told} {lost.remedy}".rstrip()
 
 
 def kept_as_text(token: str, *, raw: bool) -> Lost:

@@ -26,12 +26,16 @@ _REASONING_TAGS: Final = re.compile(r"</?think(?:ing)?>|\[/?THINK\]")
 _HTML_SAFE: Final = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "'": "\\u0027"})
 
 
+MERGE: Final = 'To open the first question with it, set training.system_prompt to "merge".'
+
+
 class Lost(NamedTuple):
     """Something that a row says and its rendered text does not. `message` is its place in the row; None for tools."""
 
     message: int | None
     code: str
     what: str
+    remedy: str = ""
 
 
 class _Value(NamedTuple):
@@ -71,13 +75,25 @@ def refuse_lost(found: Sequence[Lost], *, trained: Callable[[int], bool]) -> Non
     """Raise Invalid (code `not_rendered`) where a message that `trained` tells to carry loss has lost something."""
     gone = next((one for one in found if one.message is not None and trained(one.message)), None)
     if gone is not None:
+        if gone.remedy:
+            raise Invalid(f"{_leaves_out(gone)} {gone.remedy}", code="not_rendered", param="training.system_prompt")
         raise Invalid(
-            f"The chat template leaves out what messages[{gone.message}] says: {gone.what}. A model would be trained on"
-            " an answer that nobody wrote. Choose a base model whose template writes it, give such a template in"
-            " training.chat_template, or set the message's weight to 0.",
+            f"{_leaves_out(gone)} A model would be trained on an answer that nobody wrote. Choose a base model whose"
+            " template writes it, give such a template in training.chat_template, or set the message's weight to 0.",
             code="not_rendered",
             param="training.chat_template",
         )
+
+
+def refuse_system_text_left_out(messages: Sequence[JsonObject], text: str) -> None:
+    """Raise Invalid (code `not_rendered`) where a system text is not in the rendered text: its own remedy helps."""
+    for place, message in enumerate(messages):
+        if message["role"] == "system":
+            refuse_lost(list(_lost_answer(place, message, text, (0, len(text)))), trained=lambda _: True)
+
+
+def _leaves_out(gone: Lost) -> str:
+    return f"The chat template leaves out what messages[{gone.message}] says: {gone.what}."
 
 
 def refuse_empty(answer: str, place: int, *, ends: tuple[str, ...]) -> None:
@@ -102,7 +118,8 @@ def _lost_answer(place: int, message: JsonObject, text: str, within: Span) -> It
     """What of one message is not in `text[within]`."""
     content = message["content"].strip()
     if content and text.find(content, *within) < 0 and (gone := _lost_piece(content, text[slice(*within)])):
-        yield Lost(place, "content_not_rendered", _named(message, gone))
+        remedy = MERGE if message["role"] == "system" else ""
+        yield Lost(place, "content_not_rendered", _named(message, gone), remedy)
     if len(message) == 2:  # role and content: most messages
         return
     for key in REASONING:
