@@ -47,7 +47,7 @@ from worker.train.sequence_state import packed_only_apart
 from worker.train.sharding import shard_frozen_layers
 from worker.train.stack_faults import refused_for_good
 from worker.train.stopping import StoppedOnRequest, StopRequest
-from worker.train.tokenizer import load_tokenizer
+from worker.train.tokenizer import generation_ends, load_tokenizer
 from worker.train.validation import ROWS_AT_ONCE, Evaluator
 
 
@@ -139,7 +139,12 @@ def _agree_on_start(resume_from: Path | None, ranks: Ranks) -> None:
 
 
 def _read_data(spec: AttemptSpec, *, tokenizer: Any, reporter: Reporter) -> tuple[RowSet, RowSet | None]:
-    reader = RowReader(tokenizer, facts=spec.job.data, training=spec.job.training)
+    reader = RowReader(
+        tokenizer,
+        facts=spec.job.data,
+        training=spec.job.training,
+        ends=generation_ends(tokenizer, Path(spec.base_model_path)),
+    )
     data = reader.read(Path(spec.train_file))
     if data.dropped:
         reporter.say(f"{data.dropped} training rows have no token to learn from and are left out.", level="warn")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -25,7 +25,7 @@ from worker.train.control_tokens import ControlTokens
 from worker.train.one_rendering import MARK, with_marks
 from worker.train.time_limit import TimeIsUp, time_limit
 from worker.train.token_spans import Span
-from worker.train.turns import AnswerTurn, common_prefix_length, learnt_turn
+from worker.train.turns import ASKED, AnswerTurn, common_prefix_length, learnt_turn
 from worker.train.written import refuse_system_text_left_out
 
 RENDER_SECONDS = 5.0
@@ -46,7 +46,8 @@ class Rendered:
 class ChatTemplate:
     """Renders conversations with one tokenizer's template."""
 
-    def __init__(self, tokenizer: Any, controls: ControlTokens | None = None) -> None:
+    def __init__(self, tokenizer: Any, controls: ControlTokens | None = None, *, stops: Sequence[str] = ()) -> None:
+        """`stops`: tokens that end a generation of the base model."""
         if not tokenizer.chat_template:
             raise Invalid(
                 "The base model has no chat template; give one in training.chat_template.",
@@ -56,6 +57,7 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         controls = controls or ControlTokens(tokenizer.backend_tokenizer, tokenizer.all_special_tokens)
         self._special_tokens = tuple(controls.ids)
+        self._stops = tuple(stops)
         self._header: str | None = None
         self._too_slow = 0
         self._turns: dict[str, AnswerTurn] = {}
@@ -88,14 +90,14 @@ class ChatTemplate:
         """The text of `messages` and where each assistant message stands in it, its end-of-turn token included."""
         counted = self._spans_by_counting(messages, tools=tools)
         if counted is not None:
-            return counted
+            return self._with_stops(counted)
         text = self.render(messages, tools=tools)
         spans = self._spans_by_prefix(messages, text=text, tools=tools)
         if spans is not None:
-            return Rendered(text=text, spans=spans)
+            return self._with_stops(Rendered(text=text, spans=spans))
         marked = self._spans_by_markers(messages, tools=tools)
         if marked is not None:
-            return marked
+            return self._with_stops(marked)
         refuse_system_text_left_out(messages, text)
         raise Invalid(
             "The chat template changes earlier messages when later ones are added and has no {% generation %} markers, "
@@ -104,6 +106,19 @@ class ChatTemplate:
             code="chat_template_not_incremental",
             param="training.chat_template",
         )
+
+    def _with_stops(self, rendered: Rendered) -> Rendered:
+        """A template without an end of turn (GLM-4.5): a generation stops at the token that opens the next turn."""
+        if self._turn(self._tokenizer.chat_template).end:
+            return rendered
+        text = rendered.text
+
+        def stopped(span: Span) -> Span:
+            stop = next((one for one in self._stops if text.startswith(one, span[1])), "")
+            already = text[slice(*span)].endswith(self._stops)
+            return span[0], span[1] + (0 if already else len(stop))
+
+        return Rendered(text, [stopped(span) for span in rendered.spans])
 
     def answer_behind(self, prompt: str, whole: str) -> Span:
         """Where the answer behind `prompt` stands in `whole`, its end of turn included."""
@@ -188,6 +203,8 @@ class ChatTemplate:
     ) -> Span | None:
         """Where message `index` stands in `text`, role header left out, or None if the template is not incremental."""
         try:
+            if not index:
+                return self._span_of_first(messages, text=text, tools=tools)
             header = self._render(messages[:index], tools=tools, add_generation_prompt=True)
             until = text
             if index + 1 < len(messages):
@@ -204,6 +221,21 @@ class ChatTemplate:
                 start = common_prefix_length(header, until)
         except jinja2.TemplateError:
             return None
+        return (start, start + len(self._without_tail(until[start:])))
+
+    def _span_of_first(self, messages: list[JsonObject], *, text: str, tools: list[JsonObject] | None) -> Span | None:
+        """Where an answer stands that nobody asked for: many templates cannot render what is before it, nothing.
+
+        Behind a question the template writes header and answer as it does here, or it is not incremental.
+        """
+        until = self._render(messages[:1], tools=tools) if len(messages) > 1 else text
+        asked = self._render([ASKED], tools=tools)
+        answered = self._render([ASKED, messages[0]], tools=tools)
+        answer = answered[len(asked) :]
+        if not (answered.startswith(asked) and text.startswith(until) and answer and until.endswith(answer)):
+            return None
+        prompt = self._render([ASKED], tools=tools, add_generation_prompt=True)
+        start = len(until) - len(answer) + common_prefix_length(prompt[len(asked) :], answer)
         return (start, start + len(self._without_tail(until[start:])))
 
     def _without_tail(self, answer: str) -> str:

@@ -120,7 +120,7 @@ class RowReader:
     """Tokenises the rows of a job's files."""
 
     def __init__(self, tokenizer: Any, *, facts: DataFacts, training: Training, ends: Sequence[str] = ()) -> None:
-        """`ends`: tokens that end a generation of the base model, beside the tokenizer's own special ones."""
+        """`ends`: tokens that end a generation of the base model, by its generation_config."""
         self._tokenizer = tokenizer
         self._controls = ControlTokens(tokenizer.backend_tokenizer, (*tokenizer.all_special_tokens, *ends))
         # What a tokenizer.json may say of cutting and padding is undone here, once.
@@ -139,7 +139,7 @@ class RowReader:
         self._rendered = formats[facts.format]
         self._template: ChatTemplate | None = None
         if facts.format in ("chat", "preference", "kto"):
-            self._template = ChatTemplate(tokenizer, self._controls)
+            self._template = ChatTemplate(tokenizer, self._controls, stops=ends)
 
     def read(self, file: Path) -> RowSet:
         """All rows of `file`.

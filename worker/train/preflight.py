@@ -104,10 +104,15 @@ def main(spec_file: Path, out: Path) -> int:
 def examine(spec: PreflightSpec) -> TokenReport:
     """Read both files of a job as its trainer would. Raises Invalid when no row can be read at all."""
     # Not at the top: the program does without PyTorch, and has to say so before transformers is imported.
-    from worker.train.tokenizer import load_tokenizer
+    from worker.train.tokenizer import generation_ends, load_tokenizer
 
     tokenizer = load_tokenizer(spec)
-    reader = RowReader(tokenizer, facts=spec.job.data, training=spec.job.training)
+    reader = RowReader(
+        tokenizer,
+        facts=spec.job.data,
+        training=spec.job.training,
+        ends=generation_ends(tokenizer, Path(spec.base_model_path)),
+    )
     train_file = Path(spec.train_file)
     with workers(reader, tokenizer, spec=spec) as pool:
         shown = pool.submit(previews, train_file, spec.preview_rows)

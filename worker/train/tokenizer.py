@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
 from shared.contract.merge_request import MergeSpec
 from shared.contract.spec import AttemptSpec, PreflightSpec
+from shared.errors import Invalid
 
 
 def load_tokenizer(spec: AttemptSpec | MergeSpec | PreflightSpec) -> Any:
-    """The base model's tokenizer, with the job's chat template if it brings one and a padding token in any case."""
+    """The base model's tokenizer, with the job's chat template if it brings one and a padding token in any case.
+
+    Raises:
+        Invalid: it is of a kind that does not tell which characters a token stands for.
+    """
     tokenizer = AutoTokenizer.from_pretrained(spec.base_model_path, trust_remote_code=False, local_files_only=True)
+    if not tokenizer.is_fast:
+        raise Invalid(
+            f"The base model's tokenizer ({type(tokenizer).__name__}) does not tell which characters a token stands"
+            " for, so answers cannot be masked exactly. Choose a base model that brings a tokenizer.json.",
+            code="no_fast_tokenizer",
+            param="model",
+        )
     if spec.job.training.chat_template is not None:
         tokenizer.chat_template = spec.job.training.chat_template
     if tokenizer.pad_token_id is None:
         # Padding is told apart by the attention mask, never by its id, so sharing the end token is harmless.
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def generation_ends(tokenizer: Any, folder: Path) -> tuple[str, ...]:
+    """Tokens that end a generation of the base model in `folder`: the tokenizer's, and those that its files name."""
+    numbers = {tokenizer.eos_token_id}
+    for name in ("generation_config.json", "config.json"):
+        if (file := folder / name).is_file():
+            named = json.loads(file.read_bytes()).get("eos_token_id")
+            numbers |= set(named if isinstance(named, list) else [named])
+    added = tokenizer.added_tokens_decoder
+    return tuple(added[number].content for number in sorted(numbers - {None}) if number in added)

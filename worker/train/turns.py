@@ -16,7 +16,7 @@ import jinja2
 from worker.train.token_spans import Span
 
 _ANSWER: Final = "An0ther answer"  # no template writes it by itself
-_ASKED: Final = {"role": "user", "content": "A qu3stion"}
+ASKED: Final = {"role": "user", "content": "A qu3stion"}
 _ANSWERED: Final = {"role": "assistant", "content": _ANSWER}
 
 
@@ -61,10 +61,10 @@ def learnt_turn(render: Callable[..., str], special_tokens: tuple[str, ...]) -> 
     `render` takes messages and `add_generation_prompt`; where it raises TemplateError, nothing is learnt.
     """
     try:
-        asked = render([_ASKED], add_generation_prompt=False)
-        prompt = render([_ASKED], add_generation_prompt=True)
-        last = render([_ASKED, _ANSWERED], add_generation_prompt=False)
-        followed = render([_ASKED, _ANSWERED, _ASKED], add_generation_prompt=False)
+        asked = render([ASKED], add_generation_prompt=False)
+        prompt = render([ASKED], add_generation_prompt=True)
+        last = render([ASKED, _ANSWERED], add_generation_prompt=False)
+        followed = render([ASKED, _ANSWERED, ASKED], add_generation_prompt=False)
     except jinja2.TemplateError:
         return AnswerTurn("", "", special_tokens)
     header = ""
