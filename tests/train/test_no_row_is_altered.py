@@ -1,4 +1,4 @@
-"""Whatever a conversation says is in what is trained of it, or the row is refused: over the templates of all families."""
+"""What a conversation says is in what is trained of it, or the row is refused: over the templates of all families."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ def test_a_row_that_the_template_raises_for_is_named_with_a_remedy(tmp_path: Pat
     assert error.code == "chat_template_failed"
     assert error.message.startswith("Row 7: ")
     assert "Only user and assistant. " in error.message
-    assert "first question" in error.message
+    assert "training.system_prompt" in error.message
 
 
 def test_no_more_than_twenty_refused_rows_are_waited_for(tmp_path: Path) -> None:
