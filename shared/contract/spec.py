@@ -114,6 +114,10 @@ class Training(Part):
     chat_template: Annotated[str, StringConstraints(min_length=1, max_length=65536)] | None = Field(
         default=None, description="Jinja template used instead of the base model's own; rendered in a sandbox."
     )
+    mask_reasoning: bool = Field(default=False, description="Reasoning in chat rows is read and carries no loss.")
+    drop_history_reasoning: bool = Field(
+        default=False, description="Leave the reasoning of answers before the last question out of rows."
+    )
     system_prompt: Literal["keep", "merge"] = Field(
         default="keep",
         description="merge: the system text opens the first question, for chat templates that have no place for it.",

@@ -324,6 +324,14 @@ def _check_train_on(asked: _Asked) -> None:
     objective, train_on = wished_objective(asked.request).type, asked.get("training.train_on")
     if not OBJECTIVES[objective].may_pack and train_on is not None:
         refuse("tunepool.training.train_on", train_on, f"{objective} compares whole answers; drop it")
+    masks = asked.get("training.mask_reasoning")
+    if masks:
+        if not OBJECTIVES[objective].may_pack:
+            refuse("tunepool.training.mask_reasoning", masks, f"{objective} compares whole answers; drop it")
+        if train_on == "all":
+            refuse(
+                "tunepool.training.mask_reasoning", masks, "train_on all trains every token; set train_on to assistant"
+            )
 
 
 _CHECKS: Final[tuple[Callable[[_Asked], None], ...]] = (

@@ -144,6 +144,10 @@ def _check_data(settling: Settling) -> None:
             "'tunepool.training.chat_template' is given, but text rows are read as they are; drop it.",
             param="tunepool.training.chat_template",
         )
+    for name in ("mask_reasoning", "drop_history_reasoning"):
+        asked = settling.wished.get(f"training.{name}")
+        if asked and found in ("text", "prompt_completion"):
+            refuse(f"tunepool.training.{name}", asked, f"{found} rows have no messages to find reasoning in; drop it")
     if found in ("text", "prompt_completion") and settling.wished.get("training.system_prompt") == "merge":
         refuse("tunepool.training.system_prompt", "merge", f"{found} rows have no system text; drop it")
     if found not in ("text", "prompt_completion") and settling.wished.get("training.special_tokens") == "parse":

@@ -214,6 +214,16 @@ def test_what_a_cpu_cannot_do_is_refused_there(part: str, value: dict[str, str])
     settled(tunepool={part: value})
 
 
+@pytest.mark.parametrize(
+    "asked", [{"mask_reasoning": True}, {"drop_history_reasoning": True}, {"system_prompt": "merge"}]
+)
+def test_what_changes_messages_is_refused_for_rows_without_any(asked: dict[str, Any]) -> None:
+    with pytest.raises(Invalid, match="drop it"):
+        settled(tunepool={"training": asked}, data={"format": "text"})
+
+    assert settled(tunepool={"training": asked}).spec.training.model_dump().items() >= asked.items()
+
+
 def test_control_tokens_are_read_in_raw_text_only() -> None:
     asked = {"training": {"special_tokens": "parse"}}
     with pytest.raises(Invalid, match="text of chat rows is text"):

@@ -80,6 +80,8 @@ REFUSED: list[tuple[str, CreateJob, str]] = [
     ),
     ("full dpo", request(**DPO, tunepool={"adapter": {"method": "full"}}), "adapter.method"),
     ("packed dpo", request(**DPO, tunepool={"training": {"packing": True}}), "training.packing"),
+    ("reasoning masked in dpo", request(**DPO, tunepool={"training": {"mask_reasoning": True}}), "mask_reasoning"),
+    ("reasoning masked where all is trained", training(mask_reasoning=True, train_on="all"), "mask_reasoning"),
     ("train_on in dpo", request(**DPO, tunepool={"training": {"train_on": "all"}}), "training.train_on"),
     ("full float16", ours(adapter={"method": "full"}, training={"dtype": "float16"}), "training.dtype"),
     ("dora sharded", ours(adapter={"method": "dora"}, placement={"strategy": "fsdp"}), "placement.strategy"),

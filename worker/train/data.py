@@ -22,10 +22,11 @@ from shared.contract.spec import DataFacts, Training
 from shared.errors import Invalid
 from worker.train.chat import ChatTemplate, JsonObject, trained_messages
 from worker.train.control_tokens import ControlTokens, MarkedRow, PlainText
+from worker.train.reasoning import behind_reasoning, without_history
 from worker.train.system_text import merged
 from worker.train.token_spans import Alignment, Ids, Mask, Span
 from worker.train.turns import common_prefix_length
-from worker.train.unwritten import RefusedRows, Unwritten, kept_as_text, parsed
+from worker.train.unwritten import RefusedRows, Unwritten, history_dropped, kept_as_text, parsed
 from worker.train.written import Lost, lost, refuse_empty, refuse_lost
 
 
@@ -213,14 +214,25 @@ class RowReader:
         for place, (start, end), one in zip(places, rendered.spans, carries_loss, strict=True):
             if one:
                 refuse_empty(rendered.text[start:end], numbers[place], ends=self._template.ends)
+        answers = [(messages[place], span) for place, span in zip(places, spans, strict=True)]
+        if self._training.mask_reasoning:
+            spans = [behind_reasoning(message, text, span) for message, span in answers]
         kept_spans = [span for span, one in zip(spans, carries_loss, strict=True) if one]
-        return _Text(text, kept_spans, own=own, lost=found + self._kept(text, own))
+        told = self._kept(text, own) + self._dropped(record["messages"])
+        return _Text(text, kept_spans, own=own, lost=found + told)
 
     def _as_asked(self, messages: list[JsonObject]) -> tuple[list[JsonObject], list[int]]:
         """The messages that are rendered, and their places in the row."""
+        if self._training.drop_history_reasoning:
+            messages = without_history(messages)
         if self._training.system_prompt == "merge":
             return merged(messages)
         return messages, list(range(len(messages)))
+
+    def _dropped(self, messages: list[JsonObject]) -> list[Lost]:
+        if not self._training.drop_history_reasoning or without_history(messages) == messages:
+            return []
+        return [history_dropped()]
 
     def _kept(self, text: str, own: Sequence[int]) -> list[Lost]:
         token = self._controls.first_kept(text, own)
@@ -264,7 +276,9 @@ class RowReader:
             self._answered_once(prompt, row, answer, len(asked), at=len(asked) + place)
             for place, answer in enumerate(given)
         ]
-        return _Answers(plain, wholes, label, lost=found + self._kept_in(plain, *wholes))
+        return _Answers(
+            plain, wholes, label, lost=found + self._kept_in(plain, *wholes) + self._dropped(record["messages"])
+        )
 
     def _answered_once(self, prompt: str, row: MarkedRow, answer: JsonObject, asked: int, *, at: int) -> PlainText:
         """The prompt's `asked` messages with the marked message `at` behind them; `answer` is what that one says."""

@@ -11,7 +11,8 @@ from worker.train.written import Lost
 
 KEPT_AS_TEXT: Final = "control_token_text"
 PARSED: Final = "control_tokens_parsed"
-TOLD_AS_IT_IS: Final = frozenset({KEPT_AS_TEXT, PARSED})  # nothing is lost in such rows
+DROPPED: Final = "history_reasoning_dropped"
+TOLD_AS_IT_IS: Final = frozenset({KEPT_AS_TEXT, PARSED, DROPPED})  # nothing is lost in such rows
 
 _TOO_MANY: Final = 20  # each may have taken the whole time that a template is given
 
@@ -66,6 +67,11 @@ def parsed(token: str) -> Lost:
     return Lost(
         None, PARSED, f'{token} in the row\'s text is read as a control token: training.special_tokens is "parse".'
     )
+
+
+def history_dropped() -> Lost:
+    """A row whose earlier answers lost their reasoning because the job asks for it."""
+    return Lost(None, DROPPED, "The reasoning of earlier answers is left out, as training.drop_history_reasoning asks.")
 
 
 class RefusedRows:

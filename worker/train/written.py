@@ -3,7 +3,7 @@
 A template may leave out what it does not know: tool calls, a system message, reasoning. Nothing in the rendered text
 tells so, and a model would be trained on empty answers. So each message is looked for in the text, in order; an answer
 within its own span. What templates do to values without losing them counts as present: white space around them is cut,
-JSON is spaced and ordered anew, characters are escaped (`_forms`), reasoning is parted from the answer (`_pieces`).
+JSON is spaced and ordered anew, characters are escaped (`forms`), reasoning is parted from the answer (`_pieces`).
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _lost_piece(content: str, part: str) -> str | None:
     """The first piece of `content` that is not in `part`, in order; None when all of it is there in some form."""
     cursor = 0
     for piece in _pieces(content):
-        places = [(part.find(form, cursor), form) for form in _forms(piece)]
+        places = [(part.find(form, cursor), form) for form in forms(piece)]
         place, form = next((one for one in places if one[0] >= 0), (-1, ""))
         if place < 0:
             return None if _is_json_in(content, part) else piece
@@ -204,7 +204,7 @@ def _is_in(value: Any, part: str, *, times: int = 1) -> bool:
     plain = value.strip()
     if part.count(plain) >= times if plain else True:
         return True
-    return any(part.count(form) >= times for form in _forms(plain))
+    return any(part.count(form) >= times for form in forms(plain))
 
 
 def _count_words(word: str, part: str) -> int:
@@ -212,7 +212,7 @@ def _count_words(word: str, part: str) -> int:
     return len(re.findall(rf"(?<![\w.]){re.escape(word)}(?![\w])", part))
 
 
-def _forms(text: str) -> list[str]:
+def forms(text: str) -> list[str]:
     """How templates write a text: as it is, as JSON (plain, in ASCII, safe in HTML, twice), as HTML, as Python does."""
     plain, ascii_only = (json.dumps(text, ensure_ascii=only)[1:-1] for only in (False, True))
     twice = [json.dumps(one, ensure_ascii=False)[1:-1] for one in (plain, ascii_only)]
