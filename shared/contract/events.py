@@ -229,6 +229,34 @@ class ShownSequence(Part):
     spans: list[Span]
 
 
+PART_CHARACTERS: Final = 8000  # of a part of a row that is shown
+
+
+class WrittenPart(Part):
+    """A part of a row as its user wrote it."""
+
+    message: int | None = Field(description="Its place in the row; null for tools, answers of pairs and raw text.")
+    what: str = Field(description="The role, and what of the message: its text, reasoning or a call.")
+    text: str = Field(description=f"The first {PART_CHARACTERS} characters.")
+    left_out: str | None = Field(default=None, description="What the chat template leaves out of the message.")
+
+
+class TemplateAbilities(Part):
+    """What a chat template writes of rows, found by rendering known ones; and what ends a turn."""
+
+    system: bool
+    assistant_first: bool
+    tools: bool
+    calls: bool
+    parallel_calls: bool
+    text_beside_a_call: bool
+    reasoning: bool = Field(description="In a key of its own, of the last answer.")
+    earlier_reasoning: bool
+    arguments: Literal["object", "text"] = Field(description="The form that the template takes arguments of calls in.")
+    end_of_turn: str = Field(description="Empty: the template writes none.")
+    stops: list[str] = Field(description="Tokens that end a generation of the base model.")
+
+
 class RowPreview(Part):
     """One row of the training file as it is trained; no sequences: it is left out, `fault` may say why."""
 
@@ -237,6 +265,7 @@ class RowPreview(Part):
     sequences: list[ShownSequence]
     fault: str | None = None
     unwritten: list[str] = Field(default=[], description="What the chat template leaves out of its prompt.")
+    written: list[WrittenPart] = Field(default=[], description="The row as its user wrote it.")
 
 
 class TokenReport(Part):
@@ -246,3 +275,4 @@ class TokenReport(Part):
     validation: FileTokens | None
     leakage: Leakage | None
     preview: list[RowPreview]
+    template: TemplateAbilities | None = Field(default=None, description="Null for rows that no template renders.")

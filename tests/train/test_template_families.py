@@ -14,7 +14,9 @@ import pytest
 from shared.contract.spec import DataFacts, Training
 from shared.errors import Invalid
 from tests.train.template_families import FAMILIES_OF_TEMPLATES, family_tokenizer
+from worker.train.chat import ChatTemplate
 from worker.train.data import RowReader
+from worker.train.template_abilities import abilities
 
 LOST, FAILS = "not_rendered", "chat_template_failed"
 
@@ -247,3 +249,21 @@ def test_every_trained_part_ends_where_a_generation_stops(name: str) -> None:
 
     assert isinstance(parts, list)
     assert all(part.endswith(stops) and sum(part.count(stop) for stop in stops) == 1 for part in parts)
+
+
+ABLE: Final = {
+    "qwen3": {"system", "assistant_first", "tools", "calls", "parallel_calls", "text_beside_a_call", "reasoning"},
+    "llama3_1": {"system", "assistant_first", "tools", "calls"},
+    "smollm2": {"system", "assistant_first"},
+    "gemma2": set(),
+    "mistral_v3": {"assistant_first", "tools", "calls", "parallel_calls"},
+}
+
+
+@pytest.mark.parametrize("name", ABLE)
+def test_a_templates_abilities_are_found_by_asking_it(name: str) -> None:
+    told = abilities(ChatTemplate(family_tokenizer(name)), stops=["x"])
+
+    assert {key for key, value in told.model_dump().items() if value is True} - {"earlier_reasoning"} == ABLE[name]
+    assert told.end_of_turn == RIGHT[name].end
+    assert told.stops == ["x"]

@@ -67,12 +67,18 @@ class ChatTemplate:
         """Control tokens that may stand behind an answer."""
         return self._special_tokens
 
+    @property
+    def end_of_turn(self) -> str:
+        """What the template ends an answer with, learnt from what it writes."""
+        return self._turn(self._tokenizer.chat_template).end
+
     def prepared(self, message: JsonObject) -> JsonObject:
         """A message in the form that this template expects."""
-        return for_template(message, arguments_as_text="tool_calls" in message and self._arguments_as_text)
+        return for_template(message, arguments_as_text="tool_calls" in message and self.arguments_as_text)
 
     @functools.cached_property
-    def _arguments_as_text(self) -> bool:
+    def arguments_as_text(self) -> bool:
+        """Whether the template takes arguments of calls as JSON text."""
         return wants_arguments_as_text(functools.partial(self._render, tools=None))
 
     def render(self, messages: list[JsonObject], *, tools: list[JsonObject] | None, prompt_only: bool = False) -> str:

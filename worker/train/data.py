@@ -142,6 +142,11 @@ class RowReader:
         if facts.format in ("chat", "preference", "kto"):
             self._template = ChatTemplate(tokenizer, self._controls, stops=ends)
 
+    @property
+    def template(self) -> ChatTemplate | None:
+        """What renders the rows; None for rows that are read as they are."""
+        return self._template
+
     def read(self, file: Path) -> RowSet:
         """All rows of `file`.
 

@@ -39,6 +39,7 @@ from shared.contract.events import (
     Rows,
     ShownSequence,
     Span,
+    TemplateAbilities,
     Token,
     TokenReport,
     UnwrittenRows,
@@ -47,8 +48,10 @@ from shared.contract.spec import PreflightSpec
 from shared.errors import Invalid, TunepoolError
 from worker.train.data import AnswersRow, Row, RowReader
 from worker.train.reporting import Reporter
+from worker.train.template_abilities import abilities
 from worker.train.token_spans import Ids, Mask
 from worker.train.unwritten import Unwritten, told
+from worker.train.written_parts import written_parts
 
 STRETCH_BYTES: Final = 1 << 20
 NO_PROMPT: Final = 0  # the digest of a row whose trained text has nothing before it
@@ -107,15 +110,12 @@ def examine(spec: PreflightSpec) -> TokenReport:
     from worker.train.tokenizer import generation_ends, load_tokenizer
 
     tokenizer = load_tokenizer(spec)
-    reader = RowReader(
-        tokenizer,
-        facts=spec.job.data,
-        training=spec.job.training,
-        ends=generation_ends(tokenizer, Path(spec.base_model_path)),
-    )
+    ends = generation_ends(tokenizer, Path(spec.base_model_path))
+    reader = RowReader(tokenizer, facts=spec.job.data, training=spec.job.training, ends=ends)
     train_file = Path(spec.train_file)
     with workers(reader, tokenizer, spec=spec) as pool:
         shown = pool.submit(previews, train_file, spec.preview_rows)
+        able = None if reader.template is None else pool.submit(template_abilities, ends)
         training = count(train_file, pool)
         validation = None if spec.validation_file is None else count(Path(spec.validation_file), pool)
     return TokenReport(
@@ -123,6 +123,7 @@ def examine(spec: PreflightSpec) -> TokenReport:
         validation=None if validation is None else describe(validation, max_length=spec.job.training.max_length),
         leakage=None if validation is None else leakage(training, validation),
         preview=shown.result(),
+        template=None if able is None else able.result(),
     )
 
 
@@ -309,6 +310,13 @@ def _rows(found: Mask) -> Rows:
 # ---- Showing
 
 
+def template_abilities(stops: Sequence[str]) -> TemplateAbilities:
+    """Asked in a process of the pool, where a template's bomb ends in an error."""
+    template = _Inherited.reader.template
+    assert template is not None
+    return abilities(template, stops=stops)
+
+
 def previews(file: Path, wanted: Sequence[int]) -> list[RowPreview]:
     """The wanted rows, token by token; numbers beyond the file's end are passed over."""
     left = sorted(set(wanted))
@@ -328,12 +336,13 @@ def preview(number: int, record: dict[str, Any]) -> RowPreview:
     fault = "No token of this row carries loss, or max_length cuts it before its answer: it is left out."
     (taken,) = _Inherited.reader.take([record])
     if isinstance(taken, Invalid):
-        return RowPreview(row=number, truncated=False, sequences=[], fault=taken.message)
-    row, lost = taken.kept, [told(one) for one in taken.lost]
+        written = written_parts(record, [])
+        return RowPreview(row=number, truncated=False, sequences=[], fault=taken.message, written=written)
+    row, lost, written = taken.kept, [told(one) for one in taken.lost], written_parts(record, taken.lost)
     if row is None:
-        return RowPreview(row=number, truncated=False, sequences=[], fault=fault, unwritten=lost)
+        return RowPreview(row=number, truncated=False, sequences=[], fault=fault, unwritten=lost, written=written)
     shown = [_sequence(name, ids, trained) for name, ids, trained in sequences(row, kto="label" in record)]
-    return RowPreview(row=number, truncated=row is not taken.whole, sequences=shown, unwritten=lost)
+    return RowPreview(row=number, truncated=row is not taken.whole, sequences=shown, unwritten=lost, written=written)
 
 
 def sequences(row: Row, *, kto: bool) -> Iterator[tuple[Any, Ids, Mask]]:

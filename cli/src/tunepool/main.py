@@ -254,6 +254,7 @@ def preflight(  # noqa: PLR0917 -- typer makes options of them
         typer.Option("--set", metavar="PART.FIELD=VALUE", help="For instance adapter.r=8; may be repeated."),
     ] = None,
     rows: Annotated[list[int] | None, typer.Option("--row", min=1, help="Show this row; may be repeated.")] = None,
+    diff: Annotated[bool, typer.Option("--diff", help="Show rows as written beside what is read of them.")] = False,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for a worker.")] = 900.0,
 ) -> None:
     """Say what a job would do, and train nothing. Exit 0 when it would train, 1 when it would not. Ctrl-C cancels."""
@@ -271,7 +272,7 @@ def preflight(  # noqa: PLR0917 -- typer makes options of them
     if context.obj.as_json:
         print(json_line(answer))
     else:
-        preflights.show(answer, wide=not sys.stdout.isatty())
+        preflights.show(answer, wide=not sys.stdout.isatty(), diff=diff)
     if not preflights.is_ok(answer):
         raise typer.Exit(EXIT_JOB_NOT_DONE)
 

@@ -12,7 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tunepool.printing import plain
+from tunepool.printing import plain, printable
 
 PATH: Final = "/tunepool/preflights"
 BAR: Final = 32
@@ -68,12 +68,13 @@ def is_ok(preflight: dict[str, Any]) -> bool:
     return bool((preflight["report"] or {}).get("ok"))
 
 
-def tables(preflight: dict[str, Any]) -> RenderableType:
-    """The answer for people: findings first, then figures, then the rows that were asked for."""
+def tables(preflight: dict[str, Any], *, diff: bool = False) -> RenderableType:
+    """The answer for people: findings, figures, and the rows that were asked for; with `diff` also as they were written."""
     report = preflight["report"]
     if report is None:
         return Text(f"No answer: {preflight['error']['message']}", style="red")
-    return Group(*(part for section in _SECTIONS for part in section(report)))
+    sections = (*_SECTIONS, _diffs if diff else _rows)
+    return Group(*(part for section in sections for part in section(report)))
 
 
 def _verdict(report: dict[str, Any]) -> Iterator[RenderableType]:
@@ -148,15 +149,55 @@ def _run(report: dict[str, Any]) -> Iterator[RenderableType]:
 
 def _rows(report: dict[str, Any]) -> Iterator[RenderableType]:
     for row in (report["tokens"] or {}).get("preview", ()):
-        if row["fault"]:
-            yield Text(f"row {row['row']}: {row['fault']}", style="red")
+        yield from _faults(row)
         for one in row["sequences"]:
-            yield Text(f"row {row['row']}, {one['name']}: {one['trained_token_count']} of {one['token_count']} trained")
-            shown = [Text(token["text"], "bold green" if token["trained"] else "dim") for token in one["tokens"]]
-            yield Text.assemble(*shown)
+            yield _heading(row, one)
+            yield _rendered(one)
 
 
-_SECTIONS: Final = (_verdict, _files, _findings, _run, _rows)
+def _diffs(report: dict[str, Any]) -> Iterator[RenderableType]:
+    """Each row as it was written beside what is read; red: what the chat template leaves out of it."""
+    for row in (report["tokens"] or {}).get("preview", ()):
+        yield from _faults(row)
+        table = Table("written", "rendered (trained: bold)", show_lines=True)
+        written = Text("\n").join(_written(part) for part in row.get("written", ()))
+        rendered = [line for one in row["sequences"] for line in (_heading(row, one), _rendered(one))]
+        table.add_row(written, Text("\n").join(rendered))
+        yield table
+
+
+def _faults(row: dict[str, Any]) -> Iterator[Text]:
+    if row["fault"]:
+        yield Text(f"row {row['row']}: {printable(row['fault'])}", style="red")
+    for one in row.get("unwritten", ()):
+        yield Text(f"row {row['row']}: {printable(one)}", style="yellow")
+
+
+def _heading(row: dict[str, Any], one: dict[str, Any]) -> Text:
+    return Text(f"row {row['row']}, {one['name']}: {one['trained_token_count']} of {one['token_count']} trained")
+
+
+def _rendered(one: dict[str, Any]) -> Text:
+    shown = (Text(printable(token["text"]), "bold green" if token["trained"] else "dim") for token in one["tokens"])
+    return Text.assemble(*shown)
+
+
+def _written(part: dict[str, Any]) -> Text:
+    where = "" if part["message"] is None else f"messages[{part['message']}] "
+    gone = f"\nleft out: {printable(part['left_out'])}" if part["left_out"] else ""
+    text = Text(printable(part["text"]), "red" if gone else "")
+    return Text.assemble((f"{where}{printable(part['what'])}\n", "bold"), text, (gone, "red"))
+
+
+def _abilities(report: dict[str, Any]) -> Iterator[RenderableType]:
+    able = (report["tokens"] or {}).get("template")
+    if able:
+        lacks = [name.replace("_", " ") for name, has in able.items() if has is False]
+        end = able["end_of_turn"] or " or ".join(able["stops"])
+        yield Text(f"chat template: ends a turn with {printable(end)}; does not write: {', '.join(lacks) or 'nothing'}")
+
+
+_SECTIONS: Final = (_verdict, _files, _findings, _run, _abilities)
 
 
 def _table(*columns: str) -> Table:
@@ -168,6 +209,6 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-def show(preflight: dict[str, Any], *, wide: bool) -> None:
+def show(preflight: dict[str, Any], *, wide: bool, diff: bool = False) -> None:
     """Print the answer; `wide`: into a file or pipe, so no line is broken."""
-    Console(soft_wrap=wide, highlight=False).print(tables(preflight))
+    Console(soft_wrap=wide, highlight=False).print(tables(preflight, diff=diff))
