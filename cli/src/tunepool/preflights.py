@@ -69,7 +69,7 @@ def is_ok(preflight: dict[str, Any]) -> bool:
 
 
 def tables(preflight: dict[str, Any], *, diff: bool = False) -> RenderableType:
-    """The answer for people: findings, figures, and the rows that were asked for; with `diff` also as they were written."""
+    """The answer for people: findings, figures, and the rows that were asked for (with `diff` as written, too)."""
     report = preflight["report"]
     if report is None:
         return Text(f"No answer: {preflight['error']['message']}", style="red")
