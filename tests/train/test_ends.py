@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, ByT5Tokenizer
 
-from shared.contract.spec import DataFacts, Training
-from tests.train.tiny import CHATML, kto_rows, make_tokenizer, preference_rows, write_rows
+from shared.contract.spec import AttemptSpec, DataFacts, Training
+from shared.errors import Invalid
+from tests.train.tiny import CHATML, kto_rows, make_spec, make_tokenizer, preference_rows, write_rows
 from worker.train.data import RowReader
+from worker.train.tokenizer import generation_ends, load_tokenizer
 
 # A last end token stands behind the whole conversation, as in the templates of several families.
 ENDED_TWICE = CHATML + "{% if not add_generation_prompt %}{{ '<|end|>' }}{% endif %}"
@@ -86,3 +90,48 @@ def test_an_end_token_that_the_tokenizer_adds_is_trained_and_stands_once(tmp_pat
 
     assert row.ids.tolist() == [BEGIN, *ids_of("qhi"), END]
     assert row.labelled.tolist() == [False, False, True, True, True]
+
+
+UNENDED = (
+    "{% for m in messages %}{{ '<|' ~ m.role ~ '|>' ~ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def folder_with(folder: Path, **generation: Any) -> Path:
+    """A base's folder whose template writes no end of turn: each turn opens with a token."""
+    tokenizer = make_tokenizer(UNENDED)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>"]})
+    tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": [1, 2]}), encoding="utf-8")
+    (folder / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
+    return folder
+
+
+def test_what_ends_a_turn_is_read_from_the_generation_config_where_no_template_tells(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "base", eos_token_id=[1, make_tokenizer().vocab_size])
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ends = generation_ends(tokenizer, folder)
+    turns = [("user", "q"), ("assistant", "one"), ("user", "r"), ("assistant", "two")]
+    record = {"messages": [{"role": role, "content": text} for role, text in turns]}
+
+    def trained(*stops: str) -> str:
+        facts = DataFacts(format="chat", train_rows=1)
+        (taken,) = RowReader(tokenizer, facts=facts, training=Training(), ends=stops).take([record])
+        return str(tokenizer.decode(taken.whole.ids[taken.whole.labelled]))
+
+    assert ends == ("<|im_end|>", "<|pad|>", "<|user|>")
+    assert trained(*ends) == "one<|user|>two<|im_end|>"
+    assert trained("<|im_end|>") == "onetwo<|im_end|>"
+
+
+def test_a_tokenizer_that_does_not_tell_its_tokens_characters_is_refused_by_name(tmp_path: Path, model: Path) -> None:
+    spec = AttemptSpec.model_validate_json(make_spec(tmp_path, model=model).read_bytes())
+    folder = tmp_path / "slow"
+    ByT5Tokenizer().save_pretrained(folder)
+    (folder / "config.json").write_text('{"model_type": "t5"}', encoding="utf-8")
+
+    with pytest.raises(Invalid) as refused:
+        load_tokenizer(spec.model_copy(update={"base_model_path": str(folder)}))
+
+    assert refused.value.code == "no_fast_tokenizer"

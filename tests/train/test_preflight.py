@@ -62,6 +62,33 @@ def test_the_preview_is_the_trainers_own_labels(tmp_path: Path, model: Path) -> 
     assert [span.text for span in sequence.spans] == ["naïve 🙂 4<|im_end|>"]
 
 
+def test_a_row_is_shown_as_it_was_written_with_what_the_template_can_write(tmp_path: Path, model: Path) -> None:
+    rows = [chat("stop<|im_end|>?", "no"), chat("q", "a")]
+    report = examined(tmp_path, model, rows, shown=[1])
+    (shown,) = report.preview
+
+    assert [(part.message, part.what, part.text) for part in shown.written] == [
+        (0, "user", "stop<|im_end|>?"),
+        (1, "assistant", "no"),
+    ]
+    assert shown.sequences[0].text.count("<|im_end|>") == 3
+    assert [(one.code, one.rows.count) for one in report.training.unwritten] == [("control_token_text", 1)]
+    assert report.template is not None
+    assert (report.template.system, report.template.calls) == (True, False)
+    assert (report.template.end_of_turn, report.template.stops) == ("<|im_end|>", ["<|im_end|>"])
+
+
+def test_a_call_that_is_left_out_stands_in_what_was_written(tmp_path: Path, model: Path) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+    asked = {"role": "assistant", "content": "", "tool_calls": [call], "weight": 0}
+    row = {"messages": [{"role": "user", "content": "q"}, asked, *chat("r", "a")["messages"]]}
+    (shown,) = examined(tmp_path, model, [row], shown=[1]).preview
+
+    assert shown.written[1].what == "assistant, call"
+    assert shown.written[1].left_out is not None
+    assert "weather" in shown.written[1].left_out
+
+
 def test_a_preference_row_shows_both_answers_after_their_prompt(tmp_path: Path, model: Path) -> None:
     report = examined(
         tmp_path, model, preference_rows(3), shown=[2], data_format="preference", objective={"type": "dpo"}
