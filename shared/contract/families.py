@@ -49,3 +49,20 @@ BLIND_TO_POSITIONS: Final = frozenset(
         *("xlm-roberta-xl", "xlnet", "xmod", "cpmant", "git", "got_ocr2", "fuyu", "musicgen", "musicgen_melody"),
     }
 )
+
+# Linear layers that PEFT 0.21 adapts in no model of the type (`tuners_utils.py`, `_check_lora_target_modules_mamba`):
+# fused kernels of a state space read their weights past the layer.
+NEVER_ADAPTED: Final[dict[str, frozenset[str]]] = dict.fromkeys(
+    ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"), frozenset({"out_proj"})
+)
+
+# Architectures that cannot stand on a 4-bit base: their scan reads `dt_proj.weight` itself, not through its layer.
+WHOLE_ONLY: Final = frozenset({"MambaForCausalLM", "FalconMambaForCausalLM"})
+WHOLE_ONLY_REASON: Final = "the scan of this family reads weights past their layer, which 4-bit weights do not allow"
+
+HOW_TO_ADAPT_EXPERTS: Final = "target_modules 'experts' adapts them too, with an adapter that is many times as large."
+
+
+def frozen_experts(values: int) -> str:
+    """What is said of a base whose experts are not adapted; `values` are those of all experts."""
+    return f"The experts stay frozen, {values / 1e9:.3g} billion values: the adapter works on the layers beside them."

@@ -42,8 +42,10 @@ class Adapter(Part):
     r: int = Field(default=16, ge=1, le=1024, description="Rank of the update matrices.")
     lora_alpha: int = Field(default=16, ge=1, le=65536, description="Scale: the update is multiplied by lora_alpha/r.")
     lora_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    target_modules: Literal["all-linear"] | list[ModuleName] = Field(
-        default="all-linear", description="Names of linear modules, or all-linear: every one but the output layer."
+    target_modules: Literal["all-linear", "experts"] | list[ModuleName] = Field(
+        default="all-linear",
+        description="Names of linear modules; all-linear: every one of the language model but the output layer, "
+        "routers and experts; experts: the experts too.",
     )
     bias: Literal["none", "all", "lora_only"] = "none"
     use_rslora: bool = Field(default=False, description="Scale by lora_alpha/sqrt(r) (arXiv 2312.03732).")
@@ -208,6 +210,14 @@ def numbers(objective: type[Part] | Part) -> tuple[str, ...]:
     return tuple(name for name, field in part.model_fields.items() if field.annotation is float)
 
 
+class ExpertFacts(Part):
+    """The experts of a mixture: stacks of matrices that no linear module holds."""
+
+    layers: int = Field(ge=1, description="Decoder layers that have experts.")
+    count: int = Field(ge=2, description="Experts of such a layer.")
+    width: int = Field(ge=1, description="Inner width of one expert.")
+
+
 class ModelFacts(Part):
     """What sizing and placement must know of a base model; read from its config.json, never from its name."""
 
@@ -235,6 +245,9 @@ class ModelFacts(Part):
         default=None,
         description="What lets packed rows leak into each other, so that none are packed: a layer kind or family.",
     )
+    experts: ExpertFacts | None = Field(default=None, description="Null: no mixture of experts.")
+    beside: str | None = Field(default=None, description="Parts beside the language model; they stay frozen.")
+    stored_as: str | None = Field(default=None, description="How the published weights are quantised, if they are.")
 
 
 class BaseModelRef(Part):

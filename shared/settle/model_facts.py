@@ -6,9 +6,10 @@ an entry of `models.toml` that states its config itself, they are reckoned from 
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
-from shared.contract.spec import ModelFacts
+from shared.contract.spec import ExpertFacts, ModelFacts
 from shared.errors import Invalid
 from shared.settle.sequence_state import carried_state
 from shared.settle.weights import Tensors, Weights, weigh
@@ -16,8 +17,9 @@ from shared.settle.weights import Tensors, Weights, weigh
 # Where models with several parts keep the language model's numbers (transformers' own order of looking).
 _TEXT: Final = ("text_config", "llm_config", "language_config")
 _LARGEST: Final = 10_000_000  # no size of any model; arithmetic with more only does harm
-_EXPERTS: Final = ("num_experts", "num_local_experts", "n_routed_experts")
+_EXPERTS: Final = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _CHOSEN: Final = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "top_k_experts")
+_BESIDE: Final = re.compile(r"(vision|audio|speech)_config")
 
 
 def facts_of(config: Any, *, name: str, weights: Weights | None = None) -> ModelFacts:
@@ -48,8 +50,8 @@ def _text_part(config: dict[str, Any]) -> dict[str, Any]:
 
 def _facts(config: dict[str, Any], *, architecture: str, weights: Weights | None) -> ModelFacts:
     hidden = _number(config, "hidden_size", "n_embd")
-    heads = _number(config, "num_attention_heads", "n_head")
-    layers = _number(config, "num_hidden_layers", "n_layer")
+    heads = _heads(config)
+    layers = _layers(config)
     feed_forward = int(config.get("intermediate_size") or config.get("n_inner") or 4 * hidden)
     kv_heads, head_dim = int(config.get("num_key_value_heads") or heads), int(config.get("head_dim") or hidden // heads)
     vocab, tied = _number(config, "vocab_size"), _ties(config, weights)
@@ -72,6 +74,9 @@ def _facts(config: dict[str, Any], *, architecture: str, weights: Weights | None
         max_position_embeddings=int(config.get("max_position_embeddings") or config.get("n_positions") or 2048),
         tie_word_embeddings=tied,
         carries_state=carried_state(config),
+        experts=_experts(config, feed_forward, layers),
+        beside=_beside(config),
+        stored_as=_stored_as(config),
     )
 
 
@@ -113,6 +118,42 @@ def _first_number(config: dict[str, Any], names: tuple[str, ...]) -> int:
     return next((int(config[key]) for key in names if config.get(key)), 0)
 
 
+def _layers(config: dict[str, Any]) -> int:
+    """Decoder layers; Nemotron-H may list their kinds instead of counting them."""
+    kinds = config.get("layers_block_type")
+    listed = len(kinds) if isinstance(kinds, list) else None
+    return _number({"num_hidden_layers": listed, **config}, "num_hidden_layers", "n_layer")
+
+
+def _heads(config: dict[str, Any]) -> int:
+    """Attention heads; 1 for a base that has no attention at all, as Mamba."""
+    if carried_state(config) is not None and not (config.get("num_attention_heads") or config.get("n_head")):
+        return 1
+    return _number(config, "num_attention_heads", "n_head")
+
+
+def _experts(config: dict[str, Any], dense: int, layers: int) -> ExpertFacts | None:
+    count = _first_number(config, _EXPERTS)
+    mixed = layers - _dense_layers(config, layers)
+    if count <= 1 or mixed == 0:
+        return None
+    return ExpertFacts(layers=mixed, count=count, width=int(config.get("moe_intermediate_size") or dense))
+
+
+def _beside(config: dict[str, Any]) -> str | None:
+    """The kinds of parts that stand beside the language model: "vision", "vision and audio"."""
+    kinds = (match[1] for key, value in config.items() if value and (match := _BESIDE.fullmatch(key)))
+    return " and ".join(sorted(kinds, reverse=True)) or None
+
+
+def _stored_as(config: dict[str, Any]) -> str | None:
+    stored = config.get("quantization_config")
+    if not isinstance(stored, dict):
+        return None
+    method = stored.get("quant_method") or ("bitsandbytes" if stored.get("load_in_4bit") else "an unknown format")
+    return str(method)[:40]
+
+
 def _feed_forward(config: dict[str, Any], hidden: int, dense: int, layers: int) -> int:
     """Weights of all layers' feed-forward parts: three matrices each, and with experts a router per layer."""
     experts = _first_number(config, _EXPERTS)
@@ -126,7 +167,12 @@ def _feed_forward(config: dict[str, Any], hidden: int, dense: int, layers: int) 
 
 
 def _dense_layers(config: dict[str, Any], layers: int) -> int:
-    """How many layers have no experts: DeepSeek's first ones, Qwen's `mlp_only_layers` and `decoder_sparse_step`."""
+    """How many layers have no experts, by the keys of DeepSeek, Qwen, Llama 4, Jamba and Nemotron-H."""
+    kinds = config.get("layers_block_type")
+    if isinstance(kinds, list) and "moe" in kinds:
+        return layers - kinds.count("moe")
     first = int(config.get("first_k_dense_replace") or 0)
-    named, step = set(config.get("mlp_only_layers") or ()), int(config.get("decoder_sparse_step") or 1)
-    return sum(at < first or at in named or (at + 1) % step != 0 for at in range(layers))
+    named = set(config.get("mlp_only_layers") or ())
+    step = int(config.get("decoder_sparse_step") or config.get("interleave_moe_layer_step") or 1)
+    period, offset = int(config.get("expert_layer_period") or 1), int(config.get("expert_layer_offset") or 0)
+    return sum(at < first or at in named or (at + 1) % step != 0 or (at - offset) % period != 0 for at in range(layers))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from shared.contract.families import WHOLE_ONLY, WHOLE_ONLY_REASON
 from shared.contract.job_request import CreateJob, chosen
 from shared.contract.methods import METHODS, Dimension, method_for, refuse_unsupported, with_other_weights
 from shared.contract.modules import FAMILIES, HEADS, Family, last
@@ -169,6 +170,12 @@ def _check_quantization(asked: _Asked) -> None:
         if name != "load_in_4bit" and not quantized:
             why = f"method {method} does not quantise its base; drop it, or use method qlora"
             refuse(f"tunepool.quantization.{name}", value, why)
+
+
+def _check_four_bits(asked: _Asked) -> None:
+    if METHODS[asked.method].quantized and asked.facts.architecture in WHOLE_ONLY:
+        remedy = f"use method {with_other_weights(asked.method)}"
+        refuse("tunepool.adapter.method", asked.method, f"{WHOLE_ONLY_REASON}; {remedy}")
 
 
 def _check_full(asked: _Asked) -> None:
@@ -342,6 +349,7 @@ _CHECKS: Final[tuple[Callable[[_Asked], None], ...]] = (
     _check_length_of_run,
     _check_lora_flag,
     _check_quantization,
+    _check_four_bits,
     _check_full,
     _check_initialisation,
     _check_module_names,

@@ -119,6 +119,7 @@ def make_spec(
     training: dict[str, Any] | None = None,
     quantization: dict[str, Any] | None = None,
     placement: dict[str, Any] | None = None,
+    facts: dict[str, Any] | None = None,
     **attempt: Any,
 ) -> Path:
     """Write data and `folder/spec.json` of one attempt on the tiny model."""
@@ -129,7 +130,7 @@ def make_spec(
             "public_name": "example/tiny",
             "source": "hub",
             "revision": "0" * 40,
-            "facts": FACTS,
+            "facts": facts or FACTS,
         },
         "objective": objective or {"type": "supervised"},
         "data": {"format": data_format, "train_rows": len(rows), "validation_rows": len(validation or [])},

@@ -47,6 +47,7 @@ from worker.train.sequence_state import packed_only_apart
 from worker.train.sharding import shard_frozen_layers
 from worker.train.stack_faults import refused_for_good
 from worker.train.stopping import StoppedOnRequest, StopRequest
+from worker.train.targets import say_what_stays_frozen
 from worker.train.tokenizer import generation_ends, load_tokenizer
 from worker.train.validation import ROWS_AT_ONCE, Evaluator
 
@@ -99,6 +100,7 @@ def run_attempt(spec: AttemptSpec, *, out: Path, reporter: Reporter, stop: StopR
     with reporter.working("loading"), refused_for_good("loading the base model"):
         base = _load_base(spec)
     without_router_loss(base, reporter=reporter)
+    say_what_stays_frozen(base, spec, reporter=reporter)
     with reporter.working("loading"), refused_for_good("adapting the base model"):
         spec = packed_only_apart(spec, base, reporter=reporter)
         objective = _build_objective(base, spec, out=out, tokenizer=tokenizer, plan=plan, rows=data.rows, ranks=ranks)

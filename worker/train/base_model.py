@@ -9,6 +9,7 @@ import bitsandbytes
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
+from shared.contract.families import WHOLE_ONLY, WHOLE_ONLY_REASON
 from shared.contract.spec import AttemptSpec, Dtype, Quantization, Strategy
 from shared.errors import Invalid
 from worker.train.attention import attention_for
@@ -29,10 +30,12 @@ def load_model(spec: AttemptSpec, *, weights: Path, quantized: bool, trains_in_f
         trains_in_full: every weight trains, so they stay in float32 whatever the arithmetic is.
 
     Raises:
-        Invalid: float16 asked for on a CPU, which has no loss scaling for it.
+        Invalid: float16 asked for on a CPU, which has no loss scaling for it; 4 bits for a family that cannot.
     """
     if spec.device == "cpu" and spec.job.training.dtype == "float16":
         raise Invalid("float16 does not train on a CPU; use bfloat16 or float32.", param="training.dtype")
+    if quantized and spec.job.base_model.facts.architecture in WHOLE_ONLY:
+        raise Invalid(f"{WHOLE_ONLY_REASON}; use method lora.", param="adapter.method", code="unsupported_combination")
     dtype = torch.float32 if trains_in_full else TORCH_DTYPES[spec.job.training.dtype]
     config = AutoConfig.from_pretrained(weights, trust_remote_code=False, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(

@@ -19,6 +19,7 @@ from shared.errors import Invalid
 from worker.train.data import Row
 from worker.train.fused_lora import FusedLinear4bit, KeptLinear4bit
 from worker.train.initialisation import finish
+from worker.train.targets import Targets, is_linear, parts_beside, targets_of
 
 # LoftQ is applied afterwards; the others keep their name.
 _UPSTREAM_INITS: dict[str, Any] = {"default": True, "loftq": True}
@@ -44,11 +45,11 @@ def adapt(model: Any, *, spec: AttemptSpec, initial: Path | None, rows: Sequence
     assert first_refusal(combination) is None, f"refused at submit: {combination}"
     set_seed(spec.job.seed)
     if not method.adapter:
-        return model.requires_grad_(requires_grad=True)
+        return _trained_in_full(model)
     check_modules(model, adapter)
     # EVA fills the adapter afterwards; until then PEFT wants it without memory.
     without_memory = adapter.init_lora_weights == "eva"
-    config = lora_config(adapter, method=method)
+    config = lora_config(adapter, method=method, targets=targets_of(model, adapter))
     if method.quantized and spec.device == "cpu" and spec.job.placement.strategy != "fsdp":
         layer = KeptLinear4bit if spec.keep_dequantized else FusedLinear4bit
         config._register_custom_module({bitsandbytes.nn.Linear4bit: layer})  # PEFT's door for layers of one's own
@@ -57,7 +58,14 @@ def adapt(model: Any, *, spec: AttemptSpec, initial: Path | None, rows: Sequence
     return adapted
 
 
-def lora_config(adapter: Adapter, *, method: MethodFacts) -> LoraConfig:
+def _trained_in_full(model: Any) -> Any:
+    model.requires_grad_(requires_grad=True)
+    for part in parts_beside(model):
+        model.get_submodule(part).requires_grad_(requires_grad=False)
+    return model
+
+
+def lora_config(adapter: Adapter, *, method: MethodFacts, targets: Targets) -> LoraConfig:
     """The spec's adapter under PEFT's names."""
     init = adapter.init_lora_weights
     return LoraConfig(
@@ -65,7 +73,9 @@ def lora_config(adapter: Adapter, *, method: MethodFacts) -> LoraConfig:
         r=adapter.r,
         lora_alpha=adapter.lora_alpha,
         lora_dropout=adapter.lora_dropout,
-        target_modules=adapter.target_modules,
+        target_modules=targets.modules,
+        target_parameters=targets.parameters or None,
+        exclude_modules=targets.excluded,
         bias=adapter.bias,
         use_rslora=adapter.use_rslora,
         use_dora=method.magnitude,
@@ -86,8 +96,8 @@ def _suffix_patterns(pattern: dict[str, int]) -> dict[str, int]:
 
 def check_modules(model: torch.nn.Module, adapter: Adapter) -> None:
     """Refuse names that match nothing, and say which exist."""
-    adaptable = {name for name, module in model.named_modules() if _is_linear(module)}
-    if adapter.target_modules != "all-linear":
+    adaptable = {name for name, module in model.named_modules() if is_linear(module)}
+    if isinstance(adapter.target_modules, list):
         _require(
             adapter.target_modules, among=adaptable, param="adapter.target_modules", code="target_modules_not_found"
         )
@@ -101,11 +111,6 @@ def check_modules(model: torch.nn.Module, adapter: Adapter) -> None:
     if beyond:
         message = f"The base model has layers 0 to {layers - 1}; there is no layer {beyond[0]}."
         raise Invalid(message, code="layers_not_found", param="adapter.layers_to_transform")
-
-
-def _is_linear(module: torch.nn.Module) -> bool:
-    # Conv1D: GPT-2's linear layer with transposed weights; 4-bit layers are subclasses of Linear.
-    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def _require(names: Iterable[str], *, among: set[str], param: str, code: str) -> None:
