@@ -80,15 +80,15 @@ class Seen:
         return None not in figures and self.last_loss < self.first_loss - 0.1 and self.valid_loss is not None
 
 
-def look(family: str, folder: Path) -> Seen:
-    """Take one family the whole way in `folder`."""
+def look(family: str, folder: Path, **adapter_options: Any) -> Seen:
+    """Take one family the whole way in `folder`; the options are those of the job's adapter."""
     base = make_family(folder, family)
     architecture = _architecture(base)
-    trained = _train(folder / "lora", base)
+    trained = _train(folder / "lora", base, method="lora", **adapter_options)
     if trained is None:
         return Seen(family, architecture, refused=_refusal(folder / "lora" / "out"))
     adapter = folder / "lora" / "out" / "adapter"
-    four_bit = _train(folder / "qlora", base, method="qlora")
+    four_bit = _train(folder / "qlora", base, method="qlora", **adapter_options)
     curve = losses(trained.events)
     off = next((note for note in trained.notes if note.startswith("Packing is off")), "")
     return Seen(
@@ -120,10 +120,10 @@ class Trained:
         return tuple(event.message for event in self.events if event.type == "message")
 
 
-def _train(folder: Path, base: Path, *, method: str = "lora") -> Trained | None:
+def _train(folder: Path, base: Path, *, method: str, **options: Any) -> Trained | None:
     """Train a tiny job, packed where the trainer packs; None if it was refused."""
     settings = {"packing": True, "publish": "last", "learning_rate": 0.02}
-    adapter = {"method": method, "r": 8}
+    adapter = {"method": method, "r": 8, **options}
     rows = {"rows": chat_rows(8), "validation": chat_rows(4)}
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     facts = facts_of(config, name=base.name).model_dump()

@@ -66,3 +66,7 @@ HOW_TO_ADAPT_EXPERTS: Final = "target_modules 'experts' adapts them too, with an
 def frozen_experts(values: int) -> str:
     """What is said of a base whose experts are not adapted; `values` are those of all experts."""
     return f"The experts stay frozen, {values / 1e9:.3g} billion values: the adapter works on the layers beside them."
+
+
+# How weights are published that transformers expands to 16 bits as it loads them, by `quant_method` of config.json.
+EXPANDABLE: Final = ("mxfp4", "fp8")

@@ -102,7 +102,20 @@ def with_other_weights(method: MethodName) -> MethodName | None:
 
 
 Dimension = Literal[
-    "method", "objective", "strategy", "init", "optim", "dtype", "bias", "packing", "rslora", "patterns", "saved"
+    "method",
+    "objective",
+    "strategy",
+    "init",
+    "optim",
+    "dtype",
+    "bias",
+    "packing",
+    "rslora",
+    "patterns",
+    "saved",
+    "experts",
+    "dropout",
+    "layers",
 ]
 
 
@@ -209,6 +222,36 @@ UNSUPPORTED: tuple[Refusal, ...] = (
         {"packing": _of("true"), "objective": _UNPACKED},
         "tunepool.training.packing",
         "preference rows are compared row by row and cannot share a sequence; use packing false",
+    ),
+    Refusal(
+        {"experts": _of("true"), "method": _of("dora", "qdora")},
+        "tunepool.adapter.target_modules",
+        "PEFT adapts tensors of experts without DoRA's magnitudes; use method lora or qlora, or all-linear",
+    ),
+    Refusal(
+        {"experts": _of("true"), "dropout": _of("true")},
+        "tunepool.adapter.lora_dropout",
+        "an adapter of expert tensors is added to the weights, so no input of its own could be dropped; use 0",
+    ),
+    Refusal(
+        {"experts": _of("true"), "bias": _of("all", "lora_only")},
+        "tunepool.adapter.bias",
+        "PEFT trains no biases beside adapted expert tensors; use bias none",
+    ),
+    Refusal(
+        {"experts": _of("true"), "init": _of("pissa", "olora", "eva", "loftq")},
+        "tunepool.adapter.init_lora_weights",
+        "computed starts read linear layers, not expert tensors; use default or gaussian",
+    ),
+    Refusal(
+        {"experts": _of("true"), "layers": _of("true")},
+        "tunepool.adapter.layers_to_transform",
+        "PEFT selects layers for modules only, not for expert tensors; drop it",
+    ),
+    Refusal(
+        {"experts": _of("true"), "strategy": _of("fsdp")},
+        "tunepool.placement.strategy",
+        "the adapter is added to whole stacks of experts and fsdp shards them; use ddp, or all-linear",
     ),
 )
 

@@ -75,6 +75,7 @@ class Report(Document):
     refusal: JobError | None = Field(description="Why the job would fail before it trains.")
     spec: dict[str, Any] | None = Field(default=None, description="The resolved JobSpec.")
     auto: list[dict[str, Any]] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list, description="What the base model costs or leaves frozen.")
     tokens: TokenReport | None = None
     run: Run | None = None
     memory: Memory | None = None

@@ -68,6 +68,9 @@ class Quantization(Part):
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
     bnb_4bit_use_double_quant: bool = True
     bnb_4bit_compute_dtype: Dtype = "bfloat16"
+    dequantize: bool = Field(
+        default=False, description="Expand a base that is published in MXFP4 or FP8 to 16 bits as it is loaded."
+    )
 
 
 class Evaluation(Part):

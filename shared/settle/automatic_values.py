@@ -230,6 +230,7 @@ RULES: Final[dict[str, Callable[[Settling], tuple[Any, str]]]] = {
     "quantization.bnb_4bit_quant_type": constant("nf4", "fits normally distributed weights best"),
     "quantization.bnb_4bit_use_double_quant": constant(value=True, reason="saves 0.37 bits per parameter at no loss"),
     "quantization.bnb_4bit_compute_dtype": _compute_dtype,
+    "quantization.dequantize": constant(value=False, reason="weights are used as they are published"),
     "training.max_steps": constant(None, "the run ends with its epochs"),
     "training.num_train_epochs": _epochs,
     "training.batch_size": _batch,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from shared.contract.families import WHOLE_ONLY, WHOLE_ONLY_REASON
+from shared.contract.families import EXPANDABLE, WHOLE_ONLY, WHOLE_ONLY_REASON
 from shared.contract.job_request import CreateJob, chosen
 from shared.contract.methods import METHODS, Dimension, method_for, refuse_unsupported, with_other_weights
 from shared.contract.modules import FAMILIES, HEADS, Family, last
@@ -76,6 +76,9 @@ def _combination(asked: _Asked) -> dict[Dimension, str]:
         "rslora": str(asked.get("adapter.use_rslora", False)).lower(),
         "patterns": str(bool(asked.get("adapter.rank_pattern") or asked.get("adapter.alpha_pattern"))).lower(),
         "saved": str(bool(asked.get("adapter.modules_to_save"))).lower(),
+        "experts": str(asked.get("adapter.target_modules") == "experts").lower(),
+        "dropout": str(bool(asked.get("adapter.lora_dropout"))).lower(),
+        "layers": str(asked.get("adapter.layers_to_transform") is not None).lower(),
     }
 
 
@@ -167,9 +170,36 @@ def _check_quantization(asked: _Asked) -> None:
         stores = "4 bits" if quantized else "16 bits"
         refuse("tunepool.quantization.load_in_4bit", four_bit, f"method {method} keeps its base in {stores}; {remedy}")
     for name, value in chosen(asked.request.tunepool.quantization).items():
-        if name != "load_in_4bit" and not quantized:
+        if name not in {"load_in_4bit", "dequantize"} and not quantized:
             why = f"method {method} does not quantise its base; drop it, or use method qlora"
             refuse(f"tunepool.quantization.{name}", value, why)
+
+
+def _check_stored_weights(asked: _Asked) -> None:
+    """A base that is published quantised trains from its expanded weights, or not at all."""
+    stored, base = asked.facts.stored_as, asked.base_name
+    expand, param = asked.get("quantization.dequantize", False), "tunepool.quantization.dequantize"
+    if stored is None or stored == "bitsandbytes":
+        if expand:
+            refuse(param, expand, f"{base} is not published in {' or '.join(EXPANDABLE)}; drop it")
+        return
+    if stored not in EXPANDABLE:
+        refuse("model", base, f"its weights are published as {stored}, which does not train; use its 16-bit original")
+    if METHODS[asked.method].quantized:
+        why = f"{base} is published in {stored} and is not quantised again as it is loaded"
+        remedy = f"use method {with_other_weights(asked.method)} with tunepool.quantization.dequantize true"
+        refuse("tunepool.adapter.method", asked.method, f"{why}; {remedy}")
+    if not expand:
+        needs = f"{2 * asked.facts.parameters / 1e9:.1f} GB of weights"
+        why = f"{base} is published in {stored}, which does not train"
+        refuse(param, expand, f"{why}; set it to true, which expands them to 16 bits ({needs}), or use a 16-bit base")
+
+
+def _check_experts(asked: _Asked) -> None:
+    targets = asked.get("adapter.target_modules")
+    if targets == "experts" and asked.facts.experts is None:
+        why = f"{asked.base_name} has no experts that its config.json names; use all-linear"
+        refuse("tunepool.adapter.target_modules", targets, why)
 
 
 def _check_four_bits(asked: _Asked) -> None:
@@ -349,7 +379,9 @@ _CHECKS: Final[tuple[Callable[[_Asked], None], ...]] = (
     _check_length_of_run,
     _check_lora_flag,
     _check_quantization,
+    _check_stored_weights,
     _check_four_bits,
+    _check_experts,
     _check_full,
     _check_initialisation,
     _check_module_names,

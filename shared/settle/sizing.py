@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from shared.contract.methods import METHODS
 from shared.contract.modules import last
 from shared.contract.spec import DeviceKind, ModelFacts
+from shared.settle.expert_sizes import FEED_FORWARD, expert_adapter, expert_parameters
 from shared.settle.workload import BYTES, Workload, family
 
 GIB = 2**30
@@ -86,7 +87,10 @@ class Linear:
 
 
 def linears(facts: ModelFacts) -> list[Linear]:
-    """The linear modules of one decoder layer, with their shapes; Llama's for an unknown architecture."""
+    """The linear modules of one decoder layer, with their shapes; Llama's for an unknown architecture.
+
+    Of a mixture of experts those of attention: experts are no linear modules.
+    """
     h, ff = facts.hidden_size, facts.intermediate_size
     q, kv = facts.num_attention_heads * facts.head_dim, facts.num_key_value_heads * facts.head_dim
     shapes: dict[str, list[tuple[int, int]]] = {
@@ -102,7 +106,8 @@ def linears(facts: ModelFacts) -> list[Linear]:
     }
     if facts.architecture == "Starcoder2ForCausalLM":
         shapes["c_proj"] = [(ff, h)]
-    return [Linear(name, *shape) for name in family(facts).linear for shape in shapes[name]]
+    every = [Linear(name, *shape) for name in family(facts).linear for shape in shapes[name]]
+    return every if facts.experts is None else [one for one in every if one.name not in FEED_FORWARD]
 
 
 def adapter_parameters(work: Workload) -> int:
@@ -110,13 +115,14 @@ def adapter_parameters(work: Workload) -> int:
     chosen = _targets(work)
     per_layer = sum(work.r * (one.inputs + one.outputs) for one in chosen)
     magnitudes = sum(one.outputs for one in chosen) if METHODS[work.method].magnitude else 0
-    return (per_layer + magnitudes) * (work.layers or work.facts.num_hidden_layers)
+    beside = (per_layer + magnitudes) * (work.layers or work.facts.num_hidden_layers)
+    return beside + (expert_adapter(work.facts, r=work.r) if work.target_modules == "experts" else 0)
 
 
 def _targets(work: Workload) -> list[Linear]:
     if not METHODS[work.method].adapter:
         return []
-    if work.target_modules == "all-linear":
+    if isinstance(work.target_modules, str):
         return linears(work.facts)
     names = {last(name) for name in work.target_modules}
     found = [one for one in linears(work.facts) if one.name in names]
@@ -152,7 +158,7 @@ def _standing(work: Workload, *, stack: SoftwareStack) -> dict[str, int]:
         return {"weights": math.ceil(stack.full * work.facts.parameters / work.shards)}
     trained = trained_parameters(work)
     spread = {
-        "weights": _weights(work, stack=stack),
+        **_weights_and_experts(work, stack=stack),
         "trained weights": 4 * trained if METHODS[work.method].adapter else 0,
         "gradients": 4 * trained,
         "optimizer": math.ceil(OPTIMIZER_BYTES[work.optim] * trained),
@@ -165,18 +171,44 @@ def _standing(work: Workload, *, stack: SoftwareStack) -> dict[str, int]:
 def _moving(work: Workload, *, stack: SoftwareStack) -> dict[str, int]:
     """Bytes that come and go within a step, at the moment when there are most of them."""
     layer, logits = work.tokens * _layer_bytes(work), _logits(work, stack=stack)
-    layers = work.facts.num_hidden_layers
+    layers, single = work.facts.num_hidden_layers, {"dequantised weight": _dequantised(work)} | _adapted_experts(work)
     if not work.gradient_checkpointing:
-        return {"activations": layer * layers, "logits": logits, "dequantised weight": _dequantised(work)}
+        return {"activations": layer * layers, "logits": logits, **single}
     # The logits are gone when the first layer is recomputed: the larger of the two counts.
     inputs = work.tokens * BYTES[work.dtype] * work.facts.hidden_size * layers
-    return {"activations": inputs, "logits or one layer": max(layer, logits), "dequantised weight": _dequantised(work)}
+    return {"activations": inputs, "logits or one layer": max(layer, logits), **single}
+
+
+def _adapted_experts(work: Workload) -> dict[str, int]:
+    """Expert stacks with the adapter added, which PEFT writes for each pass, and the gradient of one layer's.
+
+    Those of all layers wait for the backward pass, unless they are recomputed.
+    """
+    experts = work.facts.experts
+    if work.target_modules != "experts" or experts is None:
+        return {}
+    one_layer = BYTES[work.dtype] * expert_parameters(work.facts) // experts.layers
+    kept = 1 if work.gradient_checkpointing else experts.layers
+    return {"adapted experts": one_layer * (kept + 1)}
 
 
 def trained_parameters(work: Workload) -> int:
     if not METHODS[work.method].adapter:
         return work.facts.parameters
     return adapter_parameters(work) + work.trained_whole
+
+
+def _weights_and_experts(work: Workload, *, stack: SoftwareStack) -> dict[str, int]:
+    """The base's weights; frozen experts apart, since they stay in 16 bits on a 4-bit base too.
+
+    bitsandbytes quantises linear modules, and experts are tensors of their own in transformers 5.
+    """
+    whole = _weights(work, stack=stack)
+    if work.facts.experts is None or not METHODS[work.method].adapter:
+        return {"weights": whole}
+    experts = BYTES[work.dtype] * expert_parameters(work.facts)
+    name = "experts in 16 bits" if BYTES[work.dtype] == 2 else "experts in 32 bits"
+    return {"weights": max(0, whole - experts), name: experts}
 
 
 def _weights(work: Workload, *, stack: SoftwareStack) -> int:

@@ -43,7 +43,7 @@ class Workload:
     facts: ModelFacts
     method: MethodName = "qlora"
     r: int = 16
-    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    target_modules: Literal["all-linear", "experts"] | tuple[str, ...] = "all-linear"
     layers: int | None = None
     lora_dropout: float = 0.0
     trained_whole: int = 0
@@ -89,8 +89,8 @@ def workload(spec: JobSpec, *, device: DeviceKind, memory: int) -> Workload:
     adapter, training, placement = spec.adapter, spec.training, spec.placement
     world = placement.gpus * placement.nodes
     packed = is_packed(spec)
-    targets: Literal["all-linear"] | tuple[str, ...] = (
-        "all-linear" if isinstance(adapter.target_modules, str) else tuple(adapter.target_modules)
+    targets: Literal["all-linear", "experts"] | tuple[str, ...] = (
+        adapter.target_modules if isinstance(adapter.target_modules, str) else tuple(adapter.target_modules)
     )
     return Workload(
         facts=spec.base_model.facts,

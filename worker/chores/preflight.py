@@ -28,6 +28,7 @@ from shared.jobs import measurements, pages
 from shared.lease.values import FileRef
 from shared.plan.capacity import Needs
 from shared.settle import durations
+from shared.settle.cautions import cautions
 from shared.settle.device_fit import Candidate, fits, needs
 from shared.settle.resolve import Resolution
 from shared.settle.sizing import estimate_evaluation
@@ -119,6 +120,7 @@ class _Examination:
         return {
             "spec": spec.model_dump(mode="json"),
             "auto": [one.model_dump(mode="json") for one in resolution.auto],
+            "warnings": cautions(spec),
             "memory": Memory(
                 predicted_bytes=found.expected(total),
                 upper_bytes=found.upper(total),

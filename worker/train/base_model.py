@@ -7,10 +7,16 @@ from typing import Any
 
 import bitsandbytes
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    FineGrainedFP8Config,
+    Mxfp4Config,
+)
 
-from shared.contract.families import WHOLE_ONLY, WHOLE_ONLY_REASON
-from shared.contract.spec import AttemptSpec, Dtype, Quantization, Strategy
+from shared.contract.families import EXPANDABLE, WHOLE_ONLY, WHOLE_ONLY_REASON
+from shared.contract.spec import AttemptSpec, Dtype, JobSpec, Quantization, Strategy
 from shared.errors import Invalid
 from worker.train.attention import attention_for
 
@@ -41,9 +47,7 @@ def load_model(spec: AttemptSpec, *, weights: Path, quantized: bool, trains_in_f
     model = AutoModelForCausalLM.from_pretrained(
         weights,
         dtype=dtype,
-        quantization_config=four_bit(spec.job.quantization, strategy=spec.job.placement.strategy)
-        if quantized
-        else None,
+        quantization_config=_quantization(config, spec.job, quantized=quantized),
         device_map={"": first_place(spec)},
         attn_implementation=attention_for(config, device=spec.device),
         use_safetensors=True,
@@ -53,6 +57,43 @@ def load_model(spec: AttemptSpec, *, weights: Path, quantized: bool, trains_in_f
     model.config.use_cache = False
     keep_training_layout(model)
     return model
+
+
+def _quantization(config: Any, job: JobSpec, *, quantized: bool) -> Any:
+    """How linear layers are stored; None: as they are published."""
+    stored = stored_as(config)
+    if stored not in EXPANDABLE:
+        return four_bit(job.quantization, strategy=job.placement.strategy) if quantized else None
+    if quantized or not job.quantization.dequantize:
+        raise Invalid(
+            f"The base is published in {stored}, which does not train; use method lora and set quantization.dequantize "
+            "to true, which expands it to 16 bits.",
+            param="quantization.dequantize",
+            code="unsupported_combination",
+        )
+    return expanding(config)
+
+
+def stored_as(config: Any) -> str | None:
+    """The method by which a base's published weights are quantised."""
+    stored = getattr(config, "quantization_config", None) or {}
+    method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
+    return None if method is None else str(getattr(method, "value", method))
+
+
+def expanding(config: Any) -> Any:
+    """Upstream's config that expands such weights as they are loaded; None for a base in 16 bits."""
+    kinds = {"mxfp4": Mxfp4Config, "fp8": FineGrainedFP8Config}
+    stored = stored_as(config)
+    return None if stored not in kinds else kinds[stored](dequantize=True)
+
+
+def keeps_layout(job: JobSpec) -> bool:
+    """Whether a model made of this base is saved under the names of the base's own files.
+
+    transformers 5.23 gives expanded MXFP4 experts the names of their 4-bit blocks back, under which nothing reads them.
+    """
+    return job.base_model.facts.stored_as != "mxfp4"
 
 
 def first_place(spec: AttemptSpec) -> str | int:

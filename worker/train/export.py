@@ -13,6 +13,7 @@ from peft import PeftModel
 
 from shared.contract.methods import METHODS
 from shared.contract.spec import AttemptSpec, BaseModelRef
+from worker.train.base_model import keeps_layout
 from worker.train.checkpoints import describe, settle
 from worker.train.initialisation import MUTATING_INITS, fit_to_untouched_base
 
@@ -22,7 +23,7 @@ LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate
 def write_weights(model: Any, folder: Path, *, spec: AttemptSpec, initial: Path) -> None:
     """The trained weights as upstream saves them; on the untouched base also where training moved part of it."""
     if not isinstance(model, PeftModel):
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, save_original_format=keeps_layout(spec.job))
         return
     model.save_pretrained(str(folder), save_embedding_layers=False)
     if spec.job.adapter.init_lora_weights in MUTATING_INITS:

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from shared.contract.merge_request import CreateMerge, MergeSpec
 from shared.errors import Invalid
-from worker.train.base_model import four_bit
+from worker.train.base_model import expanding, four_bit, keeps_layout
 from worker.train.export import forget_this_host, library_versions
 from worker.train.product import make_product
 from worker.train.tokenizer import load_tokenizer
@@ -35,7 +35,7 @@ def merge(spec: MergeSpec, folder: Path) -> None:
         merged = adapted.merge_and_unload(safe_merge=True)
     except ValueError as error:  # what safe_merge raises when it finds NaN
         raise Invalid(f"This adapter cannot be merged: {error}", param="adapter", code="merge_impossible") from error
-    merged.save_pretrained(folder)
+    merged.save_pretrained(folder, save_original_format=keeps_layout(spec.job))
     load_tokenizer(spec).save_pretrained(folder)
     forget_this_host(folder / "tokenizer_config.json")
     (folder / "README.md").write_text(_card(spec), encoding="utf-8")
@@ -43,9 +43,11 @@ def merge(spec: MergeSpec, folder: Path) -> None:
 
 
 def _published_base(spec: MergeSpec) -> Any:
+    config = AutoConfig.from_pretrained(spec.base_model_path, trust_remote_code=False, local_files_only=True)
     return AutoModelForCausalLM.from_pretrained(
         spec.base_model_path,
         dtype="auto",  # as the weights are stored, bfloat16 as a rule
+        quantization_config=expanding(config),
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
@@ -107,7 +109,7 @@ pipeline_tag: text-generation
 `merge_manifest.json` holds the adapter's configuration and the library versions.
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("PATH")
 model = AutoModelForCausalLM.from_pretrained("PATH", dtype="auto")

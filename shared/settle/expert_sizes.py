@@ -1,0 +1,25 @@
+"""How large a mixture's experts and the adapters on them are. Pure arithmetic on a base model's facts."""
+
+from __future__ import annotations
+
+from shared.contract.spec import ModelFacts
+
+# Feed-forward layers of a decoder layer without experts; a mixture has none of them as linear modules in general.
+FEED_FORWARD = frozenset({"gate_proj", "up_proj", "down_proj"})
+
+
+def expert_parameters(facts: ModelFacts) -> int:
+    """Values of all experts: three matrices each, stacked; no more than the model has."""
+    experts = facts.experts
+    if experts is None:
+        return 0
+    return min(experts.layers * experts.count * 3 * facts.hidden_size * experts.width, facts.parameters)
+
+
+def expert_adapter(facts: ModelFacts, *, r: int) -> int:
+    """Values of an adapter of rank `r` on every expert: each has its own for the stack up and for the stack down."""
+    experts = facts.experts
+    if experts is None:
+        return 0
+    up, down = facts.hidden_size + 2 * experts.width, experts.width + facts.hidden_size
+    return experts.layers * experts.count * r * (up + down)
