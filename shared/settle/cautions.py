@@ -22,16 +22,16 @@ def _of_experts(spec: JobSpec) -> Iterator[str]:
         return
     if method.quantized:
         yield (
-            f"The experts stay in 16 bits, {2 * values / 1e9:.1f} GB: bitsandbytes quantises linear modules only, and the "
-            "experts of a mixture are none."
+            f"The experts stay in 16 bits, {2 * values / 1e9:.1f} GB: bitsandbytes quantises linear modules only, and "
+            "the experts of a mixture are none."
         )
     if adapter.target_modules != "experts":
         yield f"{frozen_experts(values)} {HOW_TO_ADAPT_EXPERTS}"
         return
     trained = expert_adapter(facts, r=adapter.r)
     yield (
-        f"Every expert has an adapter of its own: {trained / 1e6:,.0f} million trained values of rank {adapter.r}, and each "
-        "pass writes a layer's experts with the adapter added. A smaller r costs less."
+        f"Every expert has an adapter of its own: {trained / 1e6:,.0f} million trained values of rank {adapter.r}, and "
+        "each pass writes a layer's experts with the adapter added. A smaller r costs less."
     )
 
 

@@ -109,7 +109,7 @@ pipeline_tag: text-generation
 `merge_manifest.json` holds the adapter's configuration and the library versions.
 
 ```python
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("PATH")
 model = AutoModelForCausalLM.from_pretrained("PATH", dtype="auto")

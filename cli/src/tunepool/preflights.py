@@ -84,6 +84,8 @@ def _verdict(report: dict[str, Any]) -> Iterator[RenderableType]:
         yield Text("The job would train.", style="green")
     else:
         yield Text("The job would not train as it is.", style="red")
+    for warning in report.get("warnings") or ():  # a server older than this command has none
+        yield Text(warning, style="yellow")
 
 
 def _files(report: dict[str, Any]) -> Iterator[RenderableType]:
