@@ -60,6 +60,15 @@ NEVER_ADAPTED: Final[dict[str, frozenset[str]]] = dict.fromkeys(
 WHOLE_ONLY: Final = frozenset({"MambaForCausalLM", "FalconMambaForCausalLM"})
 WHOLE_ONLY_REASON: Final = "the scan of this family reads weights past their layer, which 4-bit weights do not allow"
 
+# Wrappers of a language model that transformers' causal class takes (MODEL_FOR_CAUSAL_LM_MAPPING, 5.23); no other one.
+CAUSAL_WRAPPERS: Final = frozenset(
+    f"{name}ForConditionalGeneration"
+    for name in (
+        *("Dots3Note", "Emu3", "Gemma3", "Gemma3n", "Gemma4", "Gemma4Unified", "GotOcr2", "Llama4", "Mllama"),
+        *("MossTranscribeDiarize", "Qwen3_5", "Qwen3_5Moe", "Qwen4Exp"),
+    )
+)
+
 HOW_TO_ADAPT_EXPERTS: Final = "target_modules 'experts' adapts them too, with an adapter that is many times as large."
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from shared.contract.families import EXPANDABLE, WHOLE_ONLY, WHOLE_ONLY_REASON
+from shared.contract.families import CAUSAL_WRAPPERS, EXPANDABLE, WHOLE_ONLY, WHOLE_ONLY_REASON
 from shared.contract.job_request import CreateJob, chosen
 from shared.contract.methods import METHODS, Dimension, method_for, refuse_unsupported, with_other_weights
 from shared.contract.modules import FAMILIES, HEADS, Family, last
@@ -193,6 +193,13 @@ def _check_stored_weights(asked: _Asked) -> None:
         needs = f"{2 * asked.facts.parameters / 1e9:.1f} GB of weights"
         why = f"{base} is published in {stored}, which does not train"
         refuse(param, expand, f"{why}; set it to true, which expands them to 16 bits ({needs}), or use a 16-bit base")
+
+
+def _check_wrapper(asked: _Asked) -> None:
+    architecture = asked.facts.architecture
+    if architecture.endswith("ForConditionalGeneration") and architecture not in CAUSAL_WRAPPERS:
+        why = f"{architecture} has no class in transformers that is trained on text alone; use a base that is text only"
+        refuse("model", asked.base_name, why)
 
 
 def _check_experts(asked: _Asked) -> None:
@@ -379,6 +386,7 @@ _CHECKS: Final[tuple[Callable[[_Asked], None], ...]] = (
     _check_length_of_run,
     _check_lora_flag,
     _check_quantization,
+    _check_wrapper,
     _check_stored_weights,
     _check_four_bits,
     _check_experts,

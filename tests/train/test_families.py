@@ -12,10 +12,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoModelForCausalLM,
+)
 
 from bench.families import EVERY, SAME, look
 from shared.contract.events import EXIT_DONE, EXIT_USER_FAULT
+from shared.contract.families import CAUSAL_WRAPPERS
 from shared.settle.model_facts import facts_of
 from tests.train.families import make_config, make_family
 from tests.train.tiny import chat_rows, make_spec, run
@@ -135,6 +140,18 @@ def test_facts_of_every_family_are_read_from_its_config(family: str) -> None:
     assert facts.num_hidden_layers == text.num_hidden_layers
     assert (facts.beside is not None) == (getattr(config, "vision_config", None) is not None)
     assert (facts.experts is not None) == (family in MIXED)
+
+
+def test_the_wrappers_that_are_let_through_are_those_that_the_causal_class_takes() -> None:
+    causal = {config.model_type for config in MODEL_FOR_CAUSAL_LM_MAPPING}
+    wrappers = {
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[config].__name__
+        for config in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        if config.model_type in causal
+    }
+    wrappers |= {MODEL_FOR_CAUSAL_LM_MAPPING[config].__name__ for config in MODEL_FOR_CAUSAL_LM_MAPPING}
+
+    assert {name for name in wrappers if name.endswith("ForConditionalGeneration")} == CAUSAL_WRAPPERS
 
 
 def test_stacks_of_experts_are_seen_by_their_shape_and_place(tmp_path: Path) -> None:

@@ -142,6 +142,14 @@ def test_experts_of_a_dense_base_are_refused() -> None:
         check_request(asked(adapter={"target_modules": "experts"}), SMOLLM2.ref)
 
 
+def test_a_wrapper_without_a_causal_class_is_refused_by_its_name() -> None:
+    mistral = {**QWEN3_30B, "architectures": ["Mistral3ForConditionalGeneration"]}
+    with pytest.raises(Invalid, match="Mistral3ForConditionalGeneration has no class") as refused:
+        check_request(asked(), base(mistral))
+    assert refused.value.param == "model"
+    check_request(asked(), base({**QWEN3_30B, "architectures": ["Gemma3ForConditionalGeneration"]}))
+
+
 def test_mamba_is_refused_in_4_bits_and_taken_in_16() -> None:
     config = {"architectures": ["MambaForCausalLM"], "model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 2}
     mamba = base({**config, "vocab_size": 260, "state_size": 16})
