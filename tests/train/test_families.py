@@ -162,3 +162,13 @@ def test_stacks_of_experts_are_seen_by_their_shape_and_place(tmp_path: Path) -> 
 
     assert {path.rsplit(".", 1)[-1] for path in stacks} == {"up_proj", "down_proj"}
     assert {len(tensor) for tensor in stacks.values()} == {facts["n_routed_experts"]}
+
+
+def test_the_page_of_families_has_a_right_line_for_each() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "families.md").read_text(encoding="utf-8")
+
+    assert [line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if line.startswith("| ")][1:] == [
+        *EVERY
+    ]
+    assert "CRASH" not in page
+    assert "**wrong**" not in page
