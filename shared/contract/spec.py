@@ -250,7 +250,7 @@ class ModelFacts(Part):
     )
     experts: ExpertFacts | None = Field(default=None, description="Null: no mixture of experts.")
     beside: str | None = Field(default=None, description="Parts beside the language model; they stay frozen.")
-    stored_as: str | None = Field(default=None, description="How the published weights are quantised, if they are.")
+    quantised_as: str | None = Field(default=None, description="How the published weights are quantised, if they are.")
 
 
 class BaseModelRef(Part):

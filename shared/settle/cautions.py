@@ -40,4 +40,4 @@ def _of_the_base(spec: JobSpec) -> Iterator[str]:
     if facts.beside is not None:
         yield f"Only the language model is trained; the parts for {facts.beside} stay as they are."
     if spec.quantization.dequantize:
-        yield f"The base is published in {facts.stored_as} and is expanded to 16 bits; the product stands on those."
+        yield f"The base is published in {facts.quantised_as} and is expanded to 16 bits; the product stands on those."

@@ -76,7 +76,7 @@ def _facts(config: dict[str, Any], *, architecture: str, weights: Weights | None
         carries_state=carried_state(config),
         experts=_experts(config, feed_forward, layers),
         beside=_beside(config),
-        stored_as=_stored_as(config),
+        quantised_as=_stored_as(config),
     )
 
 

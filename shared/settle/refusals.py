@@ -177,7 +177,7 @@ def _check_quantization(asked: _Asked) -> None:
 
 def _check_stored_weights(asked: _Asked) -> None:
     """A base that is published quantised trains from its expanded weights, or not at all."""
-    stored, base = asked.facts.stored_as, asked.base_name
+    stored, base = asked.facts.quantised_as, asked.base_name
     expand, param = asked.get("quantization.dequantize", False), "tunepool.quantization.dequantize"
     if stored is None or stored == "bitsandbytes":
         if expand:

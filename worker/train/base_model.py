@@ -93,7 +93,7 @@ def keeps_layout(job: JobSpec) -> bool:
 
     transformers 5.23 gives expanded MXFP4 experts the names of their 4-bit blocks back, under which nothing reads them.
     """
-    return job.base_model.facts.stored_as != "mxfp4"
+    return job.base_model.facts.quantised_as != "mxfp4"
 
 
 def first_place(spec: AttemptSpec) -> str | int:
