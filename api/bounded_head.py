@@ -1,7 +1,8 @@
-"""The head of a request, bounded in bytes, in fields and in time: uvicorn's fast parser sets no limit of its own.
+"""Requests and connections, bounded: heads in bytes, fields and time, bodies and answers in pace, and all in number.
 
-httptools joins the pieces of a field by adding up bytes, so an endless one takes quadratic time and memory without
-bound, of the only loop there is. Started with `uvicorn --http api.bounded_head:BoundedHead`.
+uvicorn's fast parser sets no limit of its own. httptools joins the pieces of a field by adding up bytes, so an endless
+one takes quadratic time and memory without bound, of the only loop there is. What a client does not send, or does not
+take, costs it its connection. Started with `uvicorn --http api.bounded_head:BoundedHead`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from api.crowd import Crowd, usual_crowd
 from api.errors import envelope
 
 HEAD_BYTES: Final = 32 * 1024
@@ -21,6 +23,8 @@ HEAD_FIELDS: Final = 100
 # So long is read on, and thrown away, after an answer that ends the connection: to close at once would have the system
 # reset it, and the client might never see the answer.
 LINGER_SECONDS: Final = 1.0
+# The least that comes of a body in `body_seconds`: a line of half a kilobyte a second passes.
+BODY_BYTES: Final = 16 * 1024
 
 
 class _TooMuch(Exception):
@@ -31,9 +35,16 @@ class BoundedHead(HttpToolsProtocol):
     """One connection. Trailers are dropped: they came after the head was judged, and are no fields of it."""
 
     head_seconds = 10.0  # from the connection or the first byte of a request to the end of its head
+    body_seconds = 30.0  # without `BODY_BYTES` of a body, while we read
+    answer_seconds = 60.0  # without taking anything of an answer
+    crowd: Crowd | None = None  # of the process
 
     _timer: TimerHandle | None = None
     _linger: TimerHandle | None = None
+    _body_timer: TimerHandle | None = None
+    _answer_timer: TimerHandle | None = None
+    _body = 0  # bytes of a body since its clock was wound
+    _counted = False  # in the crowd
     _in_head = True  # until the empty line, and again once the message is over
     _begun = False  # the first byte of a head has come
     _trailing = False  # a chunk has been announced, and none of its bytes have come: the last one's are trailers
@@ -47,23 +58,31 @@ class BoundedHead(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if not self._enter():
+            self._end_with(HTTPStatus.SERVICE_UNAVAILABLE, _CROWDED)
+            self.transport.close()  # at once: there is no room to linger
+            return
         self._start_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_clock()
-        if self._linger is not None:
-            self._linger.cancel()
+        for timer in (self._timer, self._linger, self._body_timer, self._answer_timer):
+            if timer is not None:
+                timer.cancel()
+        self._exit()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._is_over():
             return
         self._ended_here = False
+        self._body += len(data)
         super().data_received(data)
         if self._is_over():
             return
         if self._in_head and (self._begun or not self._ended_here) and self._timer is None:
             self._start_clock()
+        if not self._in_head and self._body_timer is None:
+            self._wind_body_clock()
         if (self._in_head or self._trailing) and not self._ended_here:
             self._unfinished += len(data)
             if self._unfinished > HEAD_BYTES:
@@ -88,6 +107,7 @@ class BoundedHead(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._stop_clock()
         self._in_head, self._unfinished = False, 0
+        self._crowd.work(self, self._address)
         super().on_headers_complete()
 
     def on_chunk_header(self) -> None:
@@ -102,6 +122,54 @@ class BoundedHead(HttpToolsProtocol):
         self._in_head, self._ended_here = True, True
         self._begun = self._trailing = False
         self._unfinished = 0
+        if self._body_timer is not None:
+            self._body_timer.cancel()
+            self._body_timer = None
+        if self._counted and not self._busy:  # answered before its body had come
+            self._crowd.wait(self, self._address)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._counted and self._in_head and not self.pipeline:
+            self._crowd.wait(self, self._address)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._answer_timer = self.loop.call_later(self.answer_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._answer_timer is not None:
+            self._answer_timer.cancel()
+            self._answer_timer = None
+        super().resume_writing()
+
+    # --- the crowd --------------------------------------------------------------------------------------------------
+
+    @property
+    def _address(self) -> str:
+        return self.client[0] if self.client else ""
+
+    @property
+    def _crowd(self) -> Crowd:
+        if type(self).crowd is None:
+            type(self).crowd = usual_crowd()  # by now the process may open as many files as it ever will
+        crowd = type(self).crowd
+        assert crowd is not None
+        return crowd
+
+    def _enter(self) -> bool:
+        self._counted = self._crowd.enter(self, self._address)
+        return self._counted
+
+    def _exit(self) -> None:
+        if self._counted:
+            self._counted = False
+            self._crowd.exit(self, self._address)
+
+    def leave(self) -> None:
+        """Make room for another; the crowd counts it no more."""
+        self._counted = False
+        self.transport.abort()
 
     # --- the bounds -------------------------------------------------------------------------------------------------
 
@@ -129,6 +197,24 @@ class BoundedHead(HttpToolsProtocol):
         else:
             self.transport.close()  # nothing was asked
 
+    def _wind_body_clock(self) -> None:
+        self._body = 0
+        self._body_timer = self.loop.call_later(self.body_seconds, self._look_at_the_body)
+
+    def _look_at_the_body(self) -> None:
+        """End a request whose body does not come. While we do not read, it is not the client that is slow."""
+        if self._body >= BODY_BYTES or self.flow.read_paused:
+            self._wind_body_clock()
+            return
+        self._body_timer = None
+        waiting = self.cycle is not None and not self.cycle.response_started and not self.pipeline
+        if not waiting:
+            self.transport.close()
+            return
+        self.cycle.disconnected = True  # whoever reads the body hears that its client has gone
+        self.cycle.message_event.set()
+        self._end_with(HTTPStatus.REQUEST_TIMEOUT, _SLOW_BODY)
+
     def _is_over(self) -> bool:
         """Whether nothing of this connection is read any more."""
         return self._linger is not None or self.transport.is_closing()
@@ -150,12 +236,20 @@ class BoundedHead(HttpToolsProtocol):
         if self._busy or self.transport.is_closing():
             self.transport.close()
             return
-        self.transport.write(_answer(status, self.server_state.default_headers))
+        self._end_with(status, _REASONS[status])
+
+    def _end_with(self, status: HTTPStatus, reason: tuple[str, str]) -> None:
+        self.transport.write(_answer(status, reason, self.server_state.default_headers))
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._linger = self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
 
+_SLOW_BODY: Final = ("request_timeout", "The body of the request did not come in its time. Send it again.")
+_CROWDED: Final = (
+    "too_many_connections",
+    "This service holds as many connections as it can, or as many of this address. Close some, and try again.",
+)
 _REASONS: Final = {
     HTTPStatus.BAD_REQUEST: ("invalid_http", "This is no valid HTTP request."),
     HTTPStatus.REQUEST_TIMEOUT: ("request_timeout", "The head of the request did not come in its time. Send it again."),
@@ -166,14 +260,17 @@ _REASONS: Final = {
 }
 
 
-def _answer(status: HTTPStatus, headers: list[tuple[bytes, bytes]]) -> bytes:
-    code, message = _REASONS[status]
-    body = json.dumps(envelope(message, kind="invalid_request_error", param=None, code=code)).encode()
+def _answer(status: HTTPStatus, reason: tuple[str, str], headers: list[tuple[bytes, bytes]]) -> bytes:
+    code, message = reason
+    ours = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    kind = "server_error" if ours else "invalid_request_error"
+    body = json.dumps(envelope(message, kind=kind, param=None, code=code)).encode()
     lines = [
         f"HTTP/1.1 {status.value} {status.phrase}".encode(),
         *(name + b": " + value for name, value in headers),
         b"content-type: application/json",
         b"content-length: " + str(len(body)).encode(),
         b"connection: close",
+        *([b"retry-after: 2", b"x-should-retry: true"] if ours else []),
     ]
     return b"\r\n".join([*lines, b"", body])

@@ -19,6 +19,7 @@ PATIENCE = 20.0
 
 class QuickBound(BoundedHead):
     head_seconds = 1.0
+    body_seconds = 3.0
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
