@@ -27,6 +27,7 @@ REVISIONS: Final = (
     "0011_models",
     "0012_fetches",
     "0010_device_abilities",
+    "0011_walls",
 )
 
 

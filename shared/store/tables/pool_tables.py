@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, Text, func, text
 from sqlalchemy.orm import Mapped, mapped_column
@@ -24,6 +25,7 @@ class WorkerRow(Base):
     last_seen: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
     draining: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
     version: Mapped[str] = mapped_column(Text)
+    isolation: Mapped[dict[str, Any] | None] = mapped_column(Json)
 
 
 class PoolRow(Base):

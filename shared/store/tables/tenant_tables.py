@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, Integer, Text, UniqueConstraint, func, text
+from sqlalchemy import BigInteger, ForeignKey, Index, Integer, Text, UniqueConstraint, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.store.db import Base
@@ -32,6 +32,8 @@ class ProjectRow(Base):
     guarantee: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
     max_running: Mapped[int | None] = mapped_column(Integer)
     max_queued: Mapped[int | None] = mapped_column(Integer)
+    max_bytes: Mapped[int | None] = mapped_column(BigInteger)  # of files; None: as the settings say
+    max_files: Mapped[int | None] = mapped_column(Integer)
     budget_device_seconds: Mapped[float | None]  # a calendar month's hard limit (UTC)
     budget_soft_device_seconds: Mapped[float | None]  # beyond it the project is warned
     usage: Mapped[float] = mapped_column(default=0.0, server_default=text("0"))
