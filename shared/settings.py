@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -40,6 +40,21 @@ class Settings(BaseSettings):
 
     max_file_bytes: int = Field(default=512 * 1024 * 1024, ge=1, description="Largest upload.")
     max_body_bytes: int = Field(default=1024 * 1024, ge=1, description="Largest JSON body.")
+    project_bytes: int = Field(
+        default=2**40,
+        ge=0,
+        description="Bytes of files that a project may keep, where it has no limit of its own; 0: any.",
+    )
+    project_files: int = Field(
+        default=100_000, ge=0, description="Files that a project may keep, where it has no limit of its own; 0: any."
+    )
+    key_requests_per_minute: int = Field(default=60_000, ge=0, description="Requests of one API key; 0: any number.")
+    project_requests_per_minute: int = Field(
+        default=120_000, ge=0, description="Requests of all keys of a project; 0: any number."
+    )
+    failed_keys_per_minute: int = Field(
+        default=600, ge=0, description="Requests of one address with keys that are none; 0: any number."
+    )
     api_processes: int = Field(default=1, ge=1, le=64, description="Processes that serve the API's port.")
     max_streams: int = Field(default=1000, ge=1, description="Event streams that one API process sends at once.")
     stream_seconds: float = Field(default=900.0, gt=0, description="After so long a stream's client comes again.")
@@ -103,6 +118,11 @@ class Settings(BaseSettings):
         pattern=r"^([A-Za-z_][A-Za-z0-9_]*\*?(\s*,\s*|$))*$",
         description="Further variables that trainers get, by name with commas; NAME_* stands for all that begin so, "
         "but for what looks like a credential.",
+    )
+    isolation: Literal["require", "best", "off"] = Field(
+        default="best",
+        description="Walls around programs on strangers' data (docs/security.md): require refuses to start a worker "
+        "where the host cannot give them, best takes what there is and says so, off builds none.",
     )
     gang_launcher: str = Field(
         default="worker.train.gang", description="Module that starts the ranks of a host; tests name the fake one."

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from shared import log
 from shared.chores import base_models
 from shared.errors import Invalid, TunepoolError
+from shared.operating.isolation import IsolationLacking
 from shared.operating.secrecy import hide_secrets
 from shared.settings import Settings
 from shared.settle.catalogue import Catalogue, load_catalogue, local_folder
@@ -128,7 +129,7 @@ def up(
     settings = _settings(home)
     try:
         run(_home(settings), settings, port=port, with_worker=worker)
-    except (HomeInUse, HomeUnusable, PortTaken, ChildFailed, OperationalError) as error:
+    except (HomeInUse, HomeUnusable, PortTaken, ChildFailed, IsolationLacking, OperationalError) as error:
         _give_up(error)
 
 

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Final
 
+from shared.operating.isolation import isolation
 from shared.settings import Settings, child_environment
 from standalone.children import Child
 from standalone.first_key import working_key
@@ -124,17 +125,20 @@ class Up:
 
 
 def run(home: Home, settings: Settings, *, port: int, with_worker: bool) -> None:
-    """Everything, until SIGINT or SIGTERM. Raises HomeInUse, HomeUnusable, PortTaken, ChildFailed."""
+    """Everything, until SIGINT or SIGTERM. Raises HomeInUse, HomeUnusable, PortTaken, ChildFailed, IsolationLacking."""
     begun = time.monotonic()
     stack = Stack()
     stack.listen()
     home.prepare()
     with home.held(), ExitStack() as leaving:
+        if with_worker:
+            isolation(settings)  # better now than when all but the worker runs
         up = Up(home, settings, free_port(port), with_worker, stack, leaving)
         try:
             with contextlib.suppress(StopRequested):
                 up.bring_up()
-                say(f"ready  {up.base_url}  key in {home.credentials}  ({time.monotonic() - begun:.1f} s)")
+                walls = f"  {isolation(settings).line}" if with_worker else ""
+                say(f"ready  {up.base_url}  key in {home.credentials}  ({time.monotonic() - begun:.1f} s){walls}")
                 stack.watch()
             say("stopping")
         finally:

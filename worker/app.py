@@ -16,6 +16,7 @@ import structlog
 from celery import signals
 from kombu import Exchange, Queue
 
+from shared.operating.isolation import IsolationLacking, isolation
 from shared.operating.secrecy import hide_secrets
 from shared.settings import Settings
 from shared.store.bell import make_celery, own_queue_name, queue_name
@@ -66,6 +67,19 @@ def _arrive(**_: Any) -> None:
     except AnotherWorker as error:
         log.error("worker.refused", reason=str(error))
         sys.exit(1)
+    _look_at_the_walls()
+
+
+def _look_at_the_walls() -> None:
+    """Once, before the children are forked: they inherit what was measured."""
+    try:
+        given = isolation(settings)
+    except IsolationLacking as error:
+        log.error("worker.refused", reason=str(error))
+        sys.exit(1)
+    log.info("worker.isolation", **given.document())
+    if given.off or given.lacking:
+        log.warning("worker.isolation_lacking", lacking=list(given.lacking) or [given.line])
 
 
 @signals.worker_ready.connect

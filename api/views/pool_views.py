@@ -50,6 +50,16 @@ class SeatView(View):
     phase: str = Field(examples=["training"], description="How far this host is.")
 
 
+class WorkerIsolation(View):
+    """What the host of a worker keeps programs on strangers' data from (docs/security.md)."""
+
+    user: str = Field(description="slot: a user for each program at work; shared: one for all; own: the worker's.")
+    network: str = Field(description="Of a program that works alone; namespace, filter, or open: the host's.")
+    ranks_network: str = Field(description="Of the ranks of one host; open: they have the host's network.")
+    files: str = Field(description="What keeps the host's files from them: user, rules (Landlock), or open: nothing.")
+    calls: bool = Field(description="Whether system calls that a training has no use for are refused.")
+
+
 class Worker(View):
     object: Literal["tunepool.worker"] = "tunepool.worker"
     id: str
@@ -59,6 +69,7 @@ class Worker(View):
     draining: bool
     started_at: int
     last_seen: int
+    isolation: WorkerIsolation | None = Field(description="null: a worker of an older version.")
 
 
 class PoolPolicy(View):
@@ -102,6 +113,8 @@ class Project(View):
     guarantee: int
     max_running: int | None
     max_queued: int | None
+    max_bytes: int | None
+    max_files: int | None
     budget_gpu_hours: float | None
     budget_soft_gpu_hours: float | None
     held: bool
@@ -310,6 +323,7 @@ def worker(row: WorkerRow) -> Worker:
         draining=row.draining,
         started_at=seconds(row.started_at),
         last_seen=seconds(row.last_seen),
+        isolation=None if row.isolation is None else WorkerIsolation.model_validate(row.isolation),
     )
 
 
@@ -323,6 +337,8 @@ def project(one: ProjectStanding) -> Project:
         guarantee=row.guarantee,
         max_running=row.max_running,
         max_queued=row.max_queued,
+        max_bytes=row.max_bytes,
+        max_files=row.max_files,
         budget_gpu_hours=_hours(row.budget_device_seconds),
         budget_soft_gpu_hours=_hours(row.budget_soft_device_seconds),
         held=row.held,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -31,6 +31,7 @@ class NewWorker:
     pool: str
     boot_id: str
     version: str
+    isolation: dict[str, Any] | None = None  # what its host keeps programs from (shared/operating/isolation.py)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,11 @@ def own_queue_name(worker_id: str) -> str:
     return f"training.of.{worker_id}"
 
 
+def plain_url(url: str) -> str:
+    """kombu's name for a socket URL, as redis-py spells it. Pure."""
+    return url.replace("redis+socket://", "unix://", 1)
+
+
 def queue_name(lane: Lane, pool: str) -> str:
     """The Redis list of a lane. Checks and other short work know no pool: any CPU lane takes them."""
     return f"training.{pool}" if lane == "training" else "cpu"

@@ -156,7 +156,11 @@ def test_a_job_that_kills_its_trainer_stops_after_its_attempts_and_harms_no_othe
     must_succeed(at_work, good, steps=3)
 
 
-def test_a_job_that_kills_its_supervisor_stops_after_its_attempts_too(at_work: Stack) -> None:
+def test_a_job_that_kills_its_supervisor_stops_after_its_attempts_too(stack: Stack) -> None:
+    at_work = stack
+    at_work.start_worker(TUNEPOOL_ISOLATION="off")  # no program may signal its supervisor otherwise
+    at_work.start_janitor()
+    at_work.wait_for_worker()
     poison = at_work.submit("kill_parent")
 
     job = at_work.wait(poison, seconds=60)

@@ -18,9 +18,12 @@ SECRET = "not for a program on strangers' data"
 
 @pytest.fixture(scope="module")
 def taken(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack whose every trainer is hostile, and a folder `victim` beside it that nothing may be taken from."""
+    """A stack whose every trainer is hostile, and a folder `victim` beside it that nothing may be taken from.
+
+    Walls that would keep a trainer from laying these things are off: what a supervisor follows is judged alone.
+    """
     home = tmp_path_factory.mktemp("taken")
-    with open_stack(home, servers, TUNEPOOL_TRAINER="tests.hostile_trainer") as made:
+    with open_stack(home, servers, TUNEPOOL_TRAINER="tests.hostile_trainer", TUNEPOOL_ISOLATION="off") as made:
         victim = made.home / "victim"
         victim.mkdir()
         (victim / "secret.json").write_text(SECRET)

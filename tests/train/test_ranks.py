@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -20,6 +21,8 @@ from safetensors.torch import load_file
 from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_STOPPED, EXIT_USER_FAULT
 from shared.contract.spec import AttemptSpec, Placement
 from shared.errors import Unavailable
+from shared.operating.isolation import measured_isolation
+from shared.settings import Settings
 from tests.patience import patience
 from tests.train.tiny import chat, chat_rows, kto_rows, losses, make_spec, preference_rows, read_events, run
 from worker.program import launcher, processes
@@ -41,6 +44,7 @@ def start(tmp_path: Path, system_temporary_folder: Path) -> Iterator[Callable[..
     def begin(spec_file: Path, out: Path, *, meeting: Meeting | None = None, module: str = "worker.train") -> Trainer:
         out.mkdir(exist_ok=True)
         spec = AttemptSpec.model_validate_json(spec_file.read_bytes())
+        walls = measured_isolation(Settings(home=tmp_path / "home", trainer_uid=0))
         tag = processes.own_tag(home=out, job_id=spec.job_id, fence=len(started))
         trainer = launcher.start(
             launcher.command(module, placement=spec.job.placement, spec_file=spec_file, out=out, meeting=meeting),
@@ -48,6 +52,10 @@ def start(tmp_path: Path, system_temporary_folder: Path) -> Iterator[Callable[..
             tag=tag,
             out=out,
             log_file=out / "log",
+            # `one_after_another` writes beside its folder.
+            isolation=walls if module == "worker.train" else dataclasses.replace(walls, files="open"),
+            company="ranks_here" if meeting is None else "ranks_elsewhere",
+            reads=(tmp_path, Path(spec.base_model_path)),
         )
         started.append(trainer)
         return trainer

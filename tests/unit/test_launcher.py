@@ -62,3 +62,9 @@ def test_a_program_cannot_make_a_file_that_is_larger_than_its_disk(tmp_path: Pat
 
     assert run(tmp_path, code).code != 0
     assert (tmp_path / "out" / "sparse").stat().st_size == 0
+
+
+def test_a_program_has_a_bound_of_open_files(tmp_path: Path) -> None:
+    ended = run(tmp_path, "import resource; print(max(resource.getrlimit(resource.RLIMIT_NOFILE)))")
+
+    assert int(ended.last_words) <= launcher.OPEN_FILES

@@ -16,6 +16,7 @@ from shared.contract.passes import device_kind
 from shared.contract.spec import AttemptSpec, DeviceKind
 from shared.lease.journal import NewEvent
 from shared.lease.values import Claim, MeetingPlace
+from shared.operating.isolation import Company
 from shared.settle.wishes import wishes
 from shared.settle.workload import keeps_copy
 from worker import base_models
@@ -54,7 +55,7 @@ class AttemptFolder:
         """Bring everything the trainer reads to this host; returns what there is to tell."""
         store, settings = self.host.store, self.host.settings
         entry = self.host.catalogue().entry(self.spec.base_model.name)
-        model = base_models.ensure(
+        self.model = base_models.ensure(
             entry, cache=settings.cache, interrupt=interrupt, user=self.folder.root, most=settings.cache_bytes
         )
         rows = workdir.stage_rows(
@@ -65,7 +66,9 @@ class AttemptFolder:
             target = self.folder.data / "validation.jsonl"
             validation = workdir.stage_rows(store, self.claim.validation_file, target, interrupt=interrupt)
         told = self._stage_checkpoint(interrupt)
-        self.folder.spec.write_text(self._attempt_spec(model, rows, validation).model_dump_json(), encoding="utf-8")
+        self.folder.spec.write_text(
+            self._attempt_spec(self.model, rows, validation).model_dump_json(), encoding="utf-8"
+        )
         workdir.hand_over(self.folder, uid=self.host.trainer_uid)
         return told
 
@@ -128,10 +131,26 @@ class AttemptFolder:
                 kind=self.device.kind,
                 threads=self._threads,
                 scratch=self.folder.out,
-                interface=None if where is None else meeting.interface(meeting.own_address(settings)),
+                interface=self._interface(where),
             ),
             tag=self.tag,
             out=self.folder.out,
             log_file=self.folder.log,
             uid=self.host.trainer_uid,
+            isolation=self.host.isolation,
+            company=self._company,
+            reads=(self.folder.root, self.model),
+            home=settings.home.resolve(),
         )
+
+    @property
+    def _company(self) -> Company:
+        if self.spec.placement.nodes > 1:
+            return "ranks_elsewhere"
+        return "alone" if self.spec.placement.strategy == "single" else "ranks_here"
+
+    def _interface(self, where: MeetingPlace | None) -> str | None:
+        """Through which interface the ranks talk; on one host it is the only one that they have."""
+        if where is not None:
+            return meeting.interface(meeting.own_address(self.host.settings))
+        return "lo" if self._company == "ranks_here" else None

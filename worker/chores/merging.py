@@ -83,9 +83,9 @@ class _Work:
     def run(self) -> None:
         self.find_room()
         folder = workdir.make(self.host.work, self.lease)
-        self.stage(folder)
+        model = self.stage(folder)
         workdir.hand_over(folder, uid=self.host.trainer_uid)
-        ended = self.run_program(folder)
+        ended = self.run_program(folder, model)
         if ended.code != EXIT_DONE:
             self.refuse(folder, ended)
             return
@@ -123,8 +123,11 @@ class _Work:
         total, _ = devices.host_memory()
         return self.host.settings.merge_memory_bytes or int(total * devices.CPU_SHARE)
 
-    def stage(self, folder: Workdir) -> None:
-        """Bring base and adapters here and write the program's spec. Raises NotFound, Unavailable, Invalid."""
+    def stage(self, folder: Workdir) -> Path:
+        """Bring base and adapters here and write the program's spec; returns where the base lies.
+
+        Raises NotFound, Unavailable, Invalid.
+        """
         sources = self.host.write(lambda s: merges.sources(s, self.claim))
         entry = self.host.catalogue().entry(self.claim.spec.base_model.name)
         if entry.ref.revision != self.claim.spec.base_model.revision:
@@ -152,15 +155,24 @@ class _Work:
             memory_limit_bytes=self.offered,
         )
         folder.spec.write_text(spec.model_dump_json(), encoding="utf-8")
+        return model
 
     @property
     def threads(self) -> int:
         return self.host.settings.cpu_threads or os.cpu_count() or 1
 
-    def run_program(self, folder: Workdir) -> Exit:
+    def run_program(self, folder: Workdir, model: Path) -> Exit:
         settings = self.host.settings
         module = settings.merger if isinstance(self.claim.request, CreateMerge) else settings.combiner
-        return programs.run(self.host, module, lease=self.lease, place=folder, watch=self.watch, threads=self.threads)
+        return programs.run(
+            self.host,
+            module,
+            lease=self.lease,
+            place=folder,
+            watch=self.watch,
+            threads=self.threads,
+            reads=(model,),
+        )
 
     def refuse(self, folder: Workdir, ended: Exit) -> None:
         """The program made nothing: its own words, or what its end means."""

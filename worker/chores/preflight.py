@@ -162,10 +162,11 @@ class _Examination:
     def read_rows(self, spec: JobSpec) -> TokenReport:
         """Have the program read the rows. Raises Invalid and its kin for what would end the job, too."""
         place = workdir.make(self.host.work, self.claim.lease)
-        self.stage(spec, place)
-        return self.result(place, self.run_program(place))
+        model = self.stage(spec, place)
+        return self.result(place, self.run_program(place, model))
 
-    def stage(self, spec: JobSpec, place: Workdir) -> None:
+    def stage(self, spec: JobSpec, place: Workdir) -> Path:
+        """Bring what the program reads; returns where the base model lies."""
         entry = self.host.catalogue().entry(spec.base_model.name)
         settings = self.host.settings
         model = base_models.ensure(
@@ -184,6 +185,7 @@ class _Examination:
         )
         place.spec.write_text(wanted.model_dump_json(), encoding="utf-8")
         workdir.hand_over(place, uid=self.host.trainer_uid)
+        return model
 
     def stage_file(self, file: FileRef, target: Path) -> str:
         return str(workdir.stage_rows(self.host.store, file, target, interrupt=self.watch.check))
@@ -192,7 +194,7 @@ class _Examination:
     def threads(self) -> int:
         return min(4, self.host.settings.cpu_threads or os.cpu_count() or 1)
 
-    def run_program(self, place: Workdir) -> Exit:
+    def run_program(self, place: Workdir, model: Path) -> Exit:
         settings = self.host.settings
         try:
             return programs.run(
@@ -202,6 +204,7 @@ class _Examination:
                 place=place,
                 watch=self.watch,
                 seconds=settings.preflight_seconds,
+                reads=(model,),
             )
         except TooSlow as error:
             raise NoAnswer(

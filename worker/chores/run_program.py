@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -88,9 +89,12 @@ def run(
     watch: Watch,
     seconds: float | None = None,
     threads: int = 1,
+    reads: tuple[Path, ...] = (),
     clock: Callable[[], float] = time.monotonic,
 ) -> Exit:
     """Run `python -m module place.spec place.out` to its end, for `seconds` at most. Nothing of it lives afterwards.
+
+    `reads`: what it may read beside its own folder.
 
     Raises Stopped, TooSlow.
     """
@@ -104,6 +108,9 @@ def run(
         uid=host.trainer_uid,
         # The last word, should nobody here look at the clock.
         cpu_seconds=None if seconds is None else seconds * launcher.CORES,
+        isolation=host.isolation,
+        reads=(place.root, *reads),
+        home=host.settings.home.resolve(),
     )
     began = clock()
     try:

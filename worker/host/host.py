@@ -23,6 +23,8 @@ from shared.chores import table as chores
 from shared.fleet.workers import NewWorker
 from shared.lease.turns import ChoreTurn
 from shared.lease.values import NotUnderstood
+from shared.operating.isolation import Isolation, isolation
+from shared.operating.trainer_user import own_uid
 from shared.settings import Settings
 from shared.settle.catalogue import Catalogue
 from shared.store.db import make_engine, session_scope
@@ -31,7 +33,6 @@ from worker.host.devices import discover
 from worker.host.flags import SharedFlags
 from worker.host.found_device import FoundDevice
 from worker.program import processes
-from worker.program.trainer_user import trainer_user
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -54,6 +55,7 @@ class Host:
     flags: SharedFlags
     devices: tuple[FoundDevice, ...]
     trainer_uid: int | None  # None: ours
+    isolation: Isolation
     passed_over: set[str] = field(default_factory=set)  # rows of a newer version
     served: dict[str, str] = field(default_factory=dict)  # the project that each long chore has served last
 
@@ -98,7 +100,7 @@ def children(devices: int) -> int:
 
 
 def open_host(settings: Settings, *, flags: SharedFlags) -> Host:
-    """Connect this process to everything it needs. Nothing is dialled before it is used."""
+    """Connect this process to everything it needs. Nothing is dialled before it is used. Raises IsolationLacking."""
     return Host(
         settings=settings,
         engine=make_engine(settings.database_url, pool_size=3, max_overflow=2),
@@ -106,7 +108,8 @@ def open_host(settings: Settings, *, flags: SharedFlags) -> Host:
         worker=identify(settings),
         flags=flags,
         devices=discover(settings),
-        trainer_uid=trainer_user(settings),
+        trainer_uid=own_uid(settings),
+        isolation=isolation(settings),
     )
 
 

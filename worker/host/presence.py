@@ -25,10 +25,11 @@ from shared.chores import table as chores
 from shared.chores import waiting as lanes
 from shared.fleet import members, workers
 from shared.fleet.workers import DeviceReport, NewWorker
+from shared.operating.isolation import isolation
 from shared.settings import Settings, child_environment
 from shared.settle.catalogue import Catalogue, load_catalogue
 from shared.store import schema
-from shared.store.bell import ring
+from shared.store.bell import plain_url, ring
 from shared.store.db import make_engine, session_scope
 from shared.store.lifecycle import Lane
 from shared.store.schema import SchemaOutdated
@@ -108,7 +109,7 @@ class Presence(threading.Thread):
         self._children = children
         self._on_deaf = on_deaf
         self._engine: Engine = make_engine(settings.database_url, pool_size=1, max_overflow=1)
-        self._worker: NewWorker = identify(settings)
+        self._worker: NewWorker = replace(identify(settings), isolation=isolation(settings).document())
         self._registered = False
         self._xids = XidWatch()
         self._idle = IdleMemory()
@@ -287,13 +288,8 @@ class Presence(threading.Thread):
     def _broker_answers(self) -> bool:
         try:
             with redis.Redis.from_url(
-                _plain(self._settings.redis_url), socket_timeout=2, socket_connect_timeout=2
+                plain_url(self._settings.redis_url), socket_timeout=2, socket_connect_timeout=2
             ) as client:
                 return bool(client.ping())
         except redis.RedisError:
             return False
-
-
-def _plain(url: str) -> str:
-    """kombu's name for a socket URL, as redis-py spells it."""
-    return url.replace("redis+socket://", "unix://", 1)

@@ -19,6 +19,7 @@ from typing import IO, Final
 
 from shared.contract.spec import Placement
 from shared.errors import Unavailable
+from shared.operating.isolation import Company, Ground, Isolation, Walls
 from shared.settings import trainer_environment
 from worker.program import hostile_folder, processes, temporary
 from worker.program.processes import Tag
@@ -34,10 +35,15 @@ CORES: Final = os.cpu_count() or 1
 LOG_BYTES: Final = 16 * 1024 * 1024
 LOG_BYTES_PER_SECOND: Final = 1024 * 1024
 TAIL_BYTES: Final = 8 * 1024
+LOOPBACK: Final = "127.0.0.1"
+OPEN_FILES: Final = 65536
 GANG: Final = "worker.train.gang"  # torchrun, with the exit codes of the trainer contract
 # Through which interface ranks talk to those of other hosts. Left alone, gloo takes the one that the host's own name
 # resolves to, which on Debian is the loopback.
 TALK_THROUGH: Final = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+
+
+NO_WALLS: Final = Isolation()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,11 @@ def command(
 def _meet(placement: Placement, meeting: Meeting | None) -> list[str]:
     """torchrun's rendezvous: a private port on one host; over several, the first host's."""
     if placement.nodes == 1:
-        return ["--standalone"]
+        # The host's own name may lead to a network that is not there.
+        return [
+            "--standalone",
+            f"--local-addr={LOOPBACK}",
+        ]  # a name of the host may lead to a network that is not there
     if meeting is None:
         raise Unavailable(f"A job over {placement.nodes} hosts needs a meeting point, and its lease names none.")
     return [
@@ -192,42 +202,57 @@ def start(
     log_file: Path,
     uid: int | None = None,
     cpu_seconds: float | None = None,
+    isolation: Isolation = NO_WALLS,
+    company: Company = "alone",
+    reads: tuple[Path, ...] = (),
+    home: Path | None = None,
 ) -> Trainer:
     """Run `argv` as the leader of its own process group; the kernel kills it when this process dies.
 
     `cpu_seconds`: the most that each process of it may compute, all its threads together; then the kernel kills it.
+    `isolation`: what the host gives; `reads`: what the program may read beside its folder and our code, were it below
+    `home`, of which it otherwise sees nothing.
+
+    Raises OSError.
     """
     parent = os.getpid()
     temporary_files = temporary.folder(out, tag)
     temporary.make(temporary_files, uid=uid)
 
-    file_bytes = _most_of_one_file(out)
+    file_bytes, open_files = _most_of_one_file(out), _most_open_files()
+    walls = Walls(isolation, company, Ground(writes=(out, temporary_files), reads=reads, home=home))
 
     def prepare() -> None:
+        walls.leave_network()
+        if uid is not None:
+            os.setgroups([])
+            os.setgid(uid)
+            os.setuid(uid)
         # After setuid: changing user clears the death signal (prctl(2)).
         processes.die_with_parent(parent)
-        processes.gain_nothing()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
         if uid is not None:  # counted per user: our own may run much else
             resource.setrlimit(resource.RLIMIT_NPROC, (PROCESSES, PROCESSES))
         if cpu_seconds is not None:
             resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(cpu_seconds), math.ceil(cpu_seconds)))
+        walls.close()
 
-    process = subprocess.Popen(
-        argv,
-        cwd=out,
-        env={**environment, "TMPDIR": str(temporary_files)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        preexec_fn=prepare,  # a few system calls and no lock; a wrapper program would cost a second interpreter
-        user=uid,
-        group=uid,
-        extra_groups=[] if uid is not None else None,
-        umask=0o077,
-    )
+    try:
+        process = subprocess.Popen(
+            argv,
+            cwd=out,
+            env={**environment, "TMPDIR": str(temporary_files)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=prepare,  # a few system calls and no lock; a wrapper program would cost a second interpreter
+            umask=0o077,
+        )
+    finally:
+        walls.forget()
     return Trainer(process, tag=tag, out=out, log_file=log_file, temporary_files=temporary_files)
 
 
@@ -237,6 +262,12 @@ def _most_of_one_file(out: Path) -> int:
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     size = disk.f_blocks * disk.f_frsize
     return size if most == resource.RLIM_INFINITY else min(size, most)
+
+
+def _most_open_files() -> int:
+    """No descriptor table of a program fills the kernel's memory."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
 
 
 class _Log(threading.Thread):

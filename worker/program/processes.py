@@ -25,7 +25,6 @@ DEVICES_TAG: Final = "TUNEPOOL_DEVICES"
 # linux/prctl.h
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
-_PR_SET_NO_NEW_PRIVS: Final = 38
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -82,11 +81,6 @@ def die_with_parent(parent: int) -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-def gain_nothing() -> None:
-    """Have no program that this process starts, setuid ones too, gain any right."""
-    _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def adopt_strays() -> None:

@@ -73,9 +73,20 @@ def _say_pool(context: typer.Context, found: dict[str, Any]) -> None:
 @workers_cli.command("list")
 def list_workers(context: typer.Context) -> None:
     """List the workers."""
-    show_rows(
-        context, native.get(context, "workers")["data"], ("id", "host", "pool", "draining", "last_seen", "version")
-    )
+    columns = ("id", "host", "pool", "draining", "last_seen", "version")
+    show_rows(context, native.get(context, "workers")["data"], columns)
+
+
+@workers_cli.command("show")
+def show_worker(context: typer.Context, worker_id: str) -> None:
+    """Show one worker, and what its host keeps programs on strangers' data from."""
+    known = {worker["id"]: worker for worker in native.get(context, "workers")["data"]}
+    if worker_id not in known:
+        raise BadSetting(f"No worker '{worker_id}'; `tunepool workers list` names them.")
+    found = known[worker_id]
+    lines = [f"{name}={value}" for name, value in found.items() if name not in {"object", "isolation"}]
+    walls = found.get("isolation") or {}
+    show(context, found, "\n".join([*lines, *(f"isolation.{name}={value}" for name, value in walls.items())]))
 
 
 @workers_cli.command("show")
