@@ -14,6 +14,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 
 from api import errors, pool_bodies
+from api.admission import Admission
 from api.bell import RingThread
 from api.deps import Door
 from api.links import make_links
@@ -48,6 +49,7 @@ from shared.settings import Settings
 from shared.store.bell import ring
 from shared.store.db import make_engine, reading_engine, session_scope
 from shared.store.storage import open_store
+from shared.tenants.rates import Rates
 
 DESCRIPTION = """OpenAI's fine-tuning API on your own GPUs. Point the official `openai` client at it:
 `OpenAI(base_url="http://127.0.0.1:8765/v1", api_key="tp_…")`. Everything OpenAI's wire has no word for lies under
@@ -84,6 +86,7 @@ def create_app(settings: Settings) -> FastAPI:
         streams=Streams(partial(session_scope, engine), limit=settings.max_streams, seconds=settings.stream_seconds),
         outlook=PlanCache(engine, pool_name=settings.pool),
         bell=RingThread(partial(ring, settings=settings)),
+        admission=Admission(Rates(settings)),
     )
 
     @asynccontextmanager
@@ -91,6 +94,7 @@ def create_app(settings: Settings) -> FastAPI:
         yield
         door.outlook.close()
         door.bell.close()
+        door.admission.rates.close()
         door.engine.dispose()
 
     app = FastAPI(

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from api.admission import Admission
 from api.bell import RingThread
 from api.links import Links
 from api.plan_cache import PlanCache
@@ -38,6 +39,7 @@ class Door:
     streams: Streams
     bell: RingThread
     outlook: PlanCache
+    admission: Admission
 
     def session(self) -> AbstractContextManager[Session]:
         """A session that commits when the block ends, before the answer is sent."""
@@ -47,10 +49,12 @@ class Door:
         """A session for single reads: each statement is its own transaction, which saves two round trips."""
         return reading_scope(self.reader)
 
-    def caller(self, bearer: str, *, scope: str | None = None) -> Caller:
-        """The owner of a key, who has the scope. Raises Unauthenticated, Forbidden."""
+    def caller(self, request: Request, *, scope: str | None = None) -> Caller:
+        """The owner of the request's key, who has the scope. Raises Unauthenticated, Forbidden, LimitReached."""
+        bearer = bearer_of(request)
         with self.reading() as session:
-            caller = keys.authenticate(session, bearer)
+            caller = self.admission.caller(session, request, bearer)
+        self.admission.count(request, caller)
         if scope is not None:
             caller.must(scope)
         return caller
@@ -96,8 +100,8 @@ def bearer_of(request: Request) -> str:
 
 
 def get_caller(request: Request, door: DoorDep) -> Caller:
-    """The owner of the bearer key. Raises Unauthenticated."""
-    return door.caller(bearer_of(request))
+    """The owner of the bearer key. Raises Unauthenticated, LimitReached."""
+    return door.caller(request)
 
 
 CallerDep = Annotated[Caller, Depends(get_caller)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import structlog
@@ -33,6 +34,8 @@ STATUS: Final[dict[type[errors.TunepoolError], tuple[int, str]]] = {
     errors.LimitReached: (429, "rate_limit_error"),
     errors.Unavailable: (503, "server_error"),
 }
+# Limits that time does not lift: somebody must delete something.
+POINTLESS: Final = frozenset({"quota_exceeded"})
 # Codes whose number differs from their class's.
 STATUS_OF_CODE: Final = {"idempotency_key_reused": 422, "unsupported_media_type": 415, "range_not_satisfiable": 416}
 _PLAIN: Final = {404: "not_found", 405: "method_not_allowed"}
@@ -48,17 +51,24 @@ def answer(error: errors.TunepoolError) -> JSONResponse:
     status, kind = next(STATUS[ancestor] for ancestor in type(error).__mro__ if ancestor in STATUS)
     status = STATUS_OF_CODE.get(error.code, status)
     body = envelope(error.message, kind=kind, param=error.param, code=error.code)
-    return JSONResponse(body, status_code=status, headers=_headers(status))
+    headers = _headers(status)
+    if isinstance(error, errors.LimitReached) and error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after_seconds))
+    if error.code in POINTLESS:
+        headers = {"x-should-retry": "false"}
+    return JSONResponse(body, status_code=status, headers=headers)
 
 
 def _headers(status: int) -> dict[str, str]:
+    """Whether asking again helps. The openai client retries every 409, 429 and 5xx unless told not to."""
     if status == 409:
-        # The openai client retries every 409 unless told not to.
         return {"x-should-retry": "false"}
     if status == 401:
         return {"WWW-Authenticate": "Bearer"}
-    if status in (429, 503):
+    if status == 429:
         return {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    if status == 503:
+        return {"Retry-After": str(RETRY_AFTER_SECONDS), "x-should-retry": "true"}
     return {}
 
 
@@ -155,4 +165,4 @@ def _unexpected(request: Request, error: Exception) -> JSONResponse:
         f"The server had an error while processing your request. Quote the request id {request_id} when you report it."
     )
     body = envelope(message, kind="server_error", param=None, code="server_error")
-    return JSONResponse(body, status_code=500, headers={"x-request-id": request_id})
+    return JSONResponse(body, status_code=500, headers={"x-request-id": request_id, "x-should-retry": "true"})

@@ -34,6 +34,8 @@ class EditProject(Part):
     guarantee: Devices | None = Field(default=None, description="Devices that are its own when it wants them.")
     max_running: Devices | None = Field(default=None, description="Devices at a time; null: no cap.")
     max_queued: Jobs | None = Field(default=None, description="Waiting jobs; null: no cap.")
+    max_bytes: int | None = Field(default=None, ge=0, le=2**62, description="Of files; null: as the service is set.")
+    max_files: int | None = Field(default=None, ge=0, le=2**31 - 1, description="Kept; null: as the service is set.")
     budget_gpu_hours: Hours | None = Field(default=None, description="A calendar month (UTC); then jobs wait.")
     budget_soft_gpu_hours: Hours | None = Field(default=None, description="A calendar month (UTC); then it is warned.")
 

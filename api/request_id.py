@@ -22,12 +22,16 @@ class RequestId:
             await self._app(scope, receive, send)
             return
         request_id = scope["request_id"] = new_id("req_")
+        told: dict[str, str] = {}
+        scope["answer_headers"] = told  # what whoever handles the request has to say beside its answer
         begun = time.perf_counter()
 
         async def tagged(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
+                for name, value in told.items():
+                    headers[name] = value
                 headers["openai-processing-ms"] = str(round((time.perf_counter() - begun) * 1000))
             await send(message)
 

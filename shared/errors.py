@@ -58,7 +58,20 @@ class TooLarge(TunepoolError):
 
 
 class LimitReached(TunepoolError):
+    """`retry_after_seconds`: when asking again may help; None: as usual."""
+
     code = "rate_limit_exceeded"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message, param=param, code=code)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class Unavailable(TunepoolError):

@@ -15,9 +15,9 @@ from fastapi.responses import StreamingResponse
 from api.deps import Door, DoorDep, FilesReader, FilesWriter
 from api.uploads import FormStream, Received
 from api.views import file_views, view
-from shared.errors import Invalid, TunepoolError, Unavailable
+from shared.errors import Invalid, LimitReached, TunepoolError, Unavailable
 from shared.ids import new_id
-from shared.products import files
+from shared.products import files, quota
 from shared.products.files import Upload
 from shared.rows.convert import source_of
 from shared.store import layout
@@ -54,6 +54,7 @@ async def upload_file(request: Request, door: DoorDep, caller: FilesWriter) -> f
     file_id = new_id("file-")
     key = layout.file_key(caller.project_id, file_id)
     form = FormStream(request, max_file_bytes=door.settings.max_file_bytes)
+    await run_in_threadpool(_look_for_room, door, caller)
     await _store(door, key, form)
     try:
         upload = _upload(form.received, file_id=file_id, key=key)
@@ -61,6 +62,12 @@ async def upload_file(request: Request, door: DoorDep, caller: FilesWriter) -> f
         await run_in_threadpool(door.store.delete, [key])
         raise
     return await run_in_threadpool(_keep, door, caller, upload)
+
+
+def _look_for_room(door: Door, caller: Caller) -> None:
+    """Nothing is streamed that could not be kept. Raises LimitReached."""
+    with door.session() as session:
+        quota.refuse_when_full(session, caller.project_id, quota.quota_of(door.settings))
 
 
 async def _store(door: Door, key: str, form: FormStream) -> None:
@@ -133,8 +140,15 @@ def _expiry(anchor: str | None, text: str | None) -> timedelta | None:
 
 
 def _keep(door: Door, caller: Caller, upload: Upload) -> file_views.File:
-    with door.session() as session:
-        row = files.add(session, upload, project_id=caller.project_id)
+    usual = quota.quota_of(door.settings)
+    try:
+        with door.session() as session:
+            quota.take_turn(session, caller.project_id)
+            quota.refuse_when_full(session, caller.project_id, usual, adding=upload.bytes)
+            row = files.add(session, upload, project_id=caller.project_id)
+    except LimitReached:
+        door.store.delete([upload.key])
+        raise
     door.ring("cpu")
     return file_views.file(row)
 

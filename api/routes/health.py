@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 
-from api.deps import Door, DoorDep, bearer_of
+from api.deps import Door, DoorDep
 from api.readiness import SharedLook
 from shared.jobs import pages
 from shared.store import bell, schema
@@ -52,7 +52,7 @@ async def ready(request: Request, door: DoorDep) -> Ready:
     seen = await _shared(request, door).take()
     if "authorization" not in request.headers:
         return seen.model_copy(update={"queued": None, "running": None, "devices": None})
-    await run_in_threadpool(door.caller, bearer_of(request))
+    await run_in_threadpool(door.caller, request)
     return seen
 
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from starlette.datastructures import Headers
 
 from api.answers import written
 from api.body import is_short, parse, raw_body
@@ -74,15 +73,16 @@ POLL: dict[str, Any] = {
 @router.post("", response_model=job_views.FineTuningJob, openapi_extra=JOB_BODY)
 async def create_job(request: Request) -> Response:
     """Accept a job. It waits in the queue; nothing trains before its files are found good."""
-    door, bearer = door_of(request), bearer_of(request)
+    door = door_of(request)
+    bearer_of(request)
     if not is_short(request):  # nobody's long body is read before their key
-        await run_in_threadpool(door.caller, bearer, scope="jobs:write")
+        await run_in_threadpool(door.caller, request, scope="jobs:write")
     body = await raw_body(request)
-    return await run_in_threadpool(_create_job, door, bearer, body, request.headers)
+    return await run_in_threadpool(_create_job, door, request, body)
 
 
-def _create_job(door: Door, bearer: str, body: bytes, headers: Headers) -> Response:
-    caller = door.caller(bearer, scope="jobs:write")
+def _create_job(door: Door, asked: Request, body: bytes) -> Response:
+    caller, headers = door.caller(asked, scope="jobs:write"), asked.headers
     request = parse(body, CreateJob)
     base = door.base_model(request.model)
     with door.session() as session:
@@ -160,11 +160,11 @@ def list_jobs(
 async def retrieve_job(request: Request) -> Response:
     """A job with its place in the queue, progress, attempts and adapter. Send the ETag back to poll cheaply."""
     job_id, known = request.path_params["job_id"], request.headers.get("if-none-match")
-    return await run_in_threadpool(_retrieve_job, door_of(request), bearer_of(request), job_id, known)
+    return await run_in_threadpool(_retrieve_job, door_of(request), request, job_id, known)
 
 
-def _retrieve_job(door: Door, bearer: str, job_id: str, if_none_match: str | None) -> Response:
-    caller = door.caller(bearer, scope="jobs:read")
+def _retrieve_job(door: Door, request: Request, job_id: str, if_none_match: str | None) -> Response:
+    caller = door.caller(request, scope="jobs:read")
     look = None
     if if_none_match is not None:
         with door.reading() as session:

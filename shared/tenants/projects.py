@@ -21,6 +21,8 @@ EDITABLE: Final = (
     "guarantee",
     "max_running",
     "max_queued",
+    "max_bytes",
+    "max_files",
     "budget_device_seconds",
     "budget_soft_device_seconds",
 )

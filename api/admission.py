@@ -1,0 +1,69 @@
+"""Lets a request in: whose key it brings, and whether that may ask so often. Fills the headers that tell it so."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+from starlette.requests import HTTPConnection
+
+from shared.errors import LimitReached, Unauthenticated
+from shared.tenants import keys
+from shared.tenants.keys import Caller
+from shared.tenants.rates import Rates, Standing
+
+
+@dataclass(frozen=True)
+class Admission:
+    """The limits of one process; the counts are everybody's (shared/tenants/rates.py)."""
+
+    rates: Rates
+
+    def caller(self, session: Session, request: HTTPConnection, bearer: str) -> Caller:
+        """The owner of the key. Raises Unauthenticated, LimitReached."""
+        try:
+            return keys.authenticate(session, bearer)
+        except Unauthenticated:
+            address = request.client.host if request.client else "unknown"
+            standing = self.rates.refuse(address)
+            if standing is not None and standing.wait_seconds:
+                raise _too_often(
+                    f"Too many requests with keys that are none came from this address. Check the key, and try again in"
+                    f" {math.ceil(standing.wait_seconds)} s.",
+                    standing,
+                    code="too_many_failed_keys",
+                ) from None
+            raise
+
+    def count(self, request: HTTPConnection, caller: Caller) -> None:
+        """Count the request, once. Raises LimitReached."""
+        told: dict[str, str] = request.scope.setdefault("answer_headers", {})
+        if "openai-organization" in told:
+            return
+        told["openai-organization"] = caller.organization_name.encode("ascii", "replace").decode()
+        standing = self.rates.admit(key_id=caller.key_id, project_id=caller.project_id)
+        if standing is None:
+            return
+        told["x-ratelimit-limit-requests"] = str(standing.limit)
+        told["x-ratelimit-remaining-requests"] = str(max(0, standing.left))
+        told["x-ratelimit-reset-requests"] = _spelled(standing.reset_seconds)
+        if standing.wait_seconds:
+            raise _too_often(
+                f"Rate limit reached for requests of this key or its project: {standing.limit} a minute. Try again in"
+                f" {standing.wait_seconds:.3g} s, or ask for a higher limit.",
+                standing,
+                code="rate_limit_exceeded",
+            )
+
+
+def _too_often(message: str, standing: Standing, *, code: str) -> LimitReached:
+    return LimitReached(message, code=code, retry_after_seconds=standing.wait_seconds)
+
+
+def _spelled(seconds: float) -> str:
+    """As OpenAI spells it: 120ms, 1.5s, 6m0s."""
+    if seconds < 1:
+        return f"{round(seconds * 1000)}ms"
+    minutes, rest = divmod(seconds, 60)
+    return f"{int(minutes)}m{round(rest)}s" if minutes else f"{round(rest, 2):g}s"
