@@ -18,7 +18,7 @@ SIDE ?= 3
 export GOMP_SPINCOUNT := 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup env demo test check bench gpu chaos clean
+.PHONY: help setup env demo test check bench gpu chaos sbom clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 10
@@ -32,6 +32,7 @@ $(STAMP): pyproject.toml cli/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(if $(TORCH),@$(BIN)/python -m pip install --quiet --disable-pip-version-check --index-url https://download.pytorch.org/whl/$(TORCH) torch==$(TORCH_VERSION)+$(TORCH) || { echo "No build $(TORCH) of PyTorch $(TORCH_VERSION) came from its index: see the error above."; exit 1; })
 	@echo "Installing the pinned set of constraints.txt into $(VENV); a few minutes the first time."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,train,dev]' -e ./cli
 	@rm -f $(VENV)/.installed* && printf '%s' '$(TORCH)' > $(VENV)/.torch && touch $@
 
@@ -74,6 +75,9 @@ gpu: setup ## on a host with a GPU: what only one can show, as JSON lines, in te
 
 chaos: setup ## N random fault schedules from SEED against real processes
 	TUNEPOOL_CHAOS_SCHEDULES=$(N) TUNEPOOL_CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -v tests/faults/test_chaos.py
+
+sbom: setup ## sbom.json: what this installation is made of, as CycloneDX
+	$(BIN)/python -m standalone.parts_list > sbom.json
 
 clean: ## .venv and caches; the state in .tunepool stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
