@@ -79,6 +79,8 @@ def launch(arguments: list[str]) -> int:
         if options["node-rank"] != "0":
             return rank_of_another_host(options, spec_file, out)
         others.meet(options, step=resume(out / "checkpoints")[0])
+    if "lay" in behaviour(Path(json.loads(spec_file.read_bytes())["train_file"])):
+        return hostile(spec_file, out)
     code = main(spec_file, out, others)
     others.leave(code)
     return code
@@ -128,6 +130,13 @@ def main(spec_file: Path, out: Path, others: Others) -> int:
     tell(out, type="finished", steps=steps, trained_tokens=steps * 10, published_step=steps,
          published_reason="the last one", peak_memory_bytes=1, train_seconds=1.0)  # fmt: skip
     return 0
+
+
+def hostile(spec_file: Path, out: Path) -> int:
+    """Be the one that somebody has taken over."""
+    from tests import hostile_trainer
+
+    return hostile_trainer.main(spec_file, out)
 
 
 def behaviour(rows: Path) -> dict[str, str]:

@@ -15,6 +15,11 @@ JOBS: Final = (
     ("steps=10 step_seconds=0.05 save=100 daemon", "succeeded"),
     ("steps=20 step_seconds=0.05 save=5 ignore_term", "succeeded"),
     ("user_fault", "failed"),
+    # A trainer that somebody has taken over (tests/hostile_trainer.py).
+    ("lay=link_folder victim=/etc", "failed"),
+    ("lay=fifo victim=/etc", "failed"),
+    ("lay=many_files victim=/etc", "failed"),
+    ("lay=sparse_file victim=/etc", "failed"),
 )
 FAULTS: Final = (
     "kill worker",
@@ -41,6 +46,7 @@ FAULTS: Final = (
     "slow store",
     "reset store",
     "ring often",
+    "crowd api",
 )
 EDGES: Final = (
     "claim_before_commit",

@@ -6,9 +6,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +30,7 @@ from shared.jobs import moves
 from shared.store.bell import ring
 from shared.store.db import session_scope
 from shared.store.tables import DeviceRow, JobRow
+from standalone.up import api_command, free_port
 from tests.faults.conftest import own_servers, postgres_admin, s3_environment, s3_server
 from tests.faults.proxy import FAIR, Proxy, Weather
 from tests.faults.schedules import Fault, PlannedJob, Schedule
@@ -68,7 +71,10 @@ class World:
         self._frozen: set[int] = set()
         self._failpoint = ""
         self.worker = Kept(self._start_worker, self._start_worker())
-        self.kept = [self.worker, *(Kept(self._start_janitor, self._start_janitor()) for _ in range(2))]
+        self.port = free_port(0)
+        self._slow: list[socket.socket] = []
+        self.api = Kept(self._start_api, self._start_api())
+        self.kept = [self.worker, self.api, *(Kept(self._start_janitor, self._start_janitor()) for _ in range(2))]
         self._minder = threading.Thread(target=self._mind, name="minder", daemon=True)
         self._minder.start()
         stack.wait_for_worker()
@@ -86,6 +92,10 @@ class World:
 
     def _start_janitor(self) -> subprocess.Popen[bytes]:
         return self.stack.start_janitor(**self._environment)
+
+    def _start_api(self) -> subprocess.Popen[bytes]:
+        _, *argv = api_command("127.0.0.1", self.port, processes=1)
+        return self.stack.start(argv, name="api", **self._environment)
 
     def _mind(self) -> None:
         while not self._over.wait(0.1):
@@ -121,6 +131,7 @@ class World:
         self.heal()
         self.use_failpoint("")
         self._settle(accepted)
+        until(self._api_answers, seconds=30, what="an answer of the API")
         return self._judge(accepted)
 
     def _acts(self, schedule: Schedule, accepted: list[Accepted]) -> list[tuple[float, Callable[[], Any]]]:
@@ -186,6 +197,7 @@ class World:
             "crash postgres": partial(self._stop_postgres, signal.SIGQUIT),
             "end backends": self._end_backends,
             "ring often": self._ring_often,
+            "crowd api": self._crowd_api,
         }
 
     def _stop_postgres(self, number: signal.Signals) -> None:
@@ -206,6 +218,25 @@ class World:
             ring("training", self.stack.settings)
             ring("cpu", self.stack.settings)
 
+    def _crowd_api(self) -> None:
+        """Clients that send half a head, or half a body, and then nothing."""
+        halves = (b"GET /livez HTTP/1.1\r\nX-A: ", b"POST /v1/files HTTP/1.1\r\nContent-Length: 9\r\n\r\n")
+        for number in range(200):
+            with contextlib.suppress(OSError):
+                end = socket.create_connection(("127.0.0.1", self.port), timeout=1)
+                self._slow.append(end)
+                end.sendall(halves[number % 2])
+
+    def _api_answers(self) -> bool:
+        address = f"http://127.0.0.1:{self.port}/livez"
+        with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5) as reply:
+            return bool(reply.status == 200)
+        return False
+
+    def _uncrowd(self) -> None:
+        while self._slow:
+            self._slow.pop().close()
+
     def mend(self, fault: Fault) -> None:
         what, _, whom = fault.name.partition(" ")
         servers = self.stack.servers
@@ -213,6 +244,8 @@ class World:
             self.proxies[whom].set(FAIR)
         elif what == "freeze":
             self.thaw()
+        elif what == "crowd":
+            self._uncrowd()
         elif fault.name == "kill redis" and not _runs(servers.valkey.pid):
             servers.valkey.start()
         elif whom == "postgres" and not _runs(servers.postgres.pid):
@@ -223,6 +256,7 @@ class World:
         for proxy in self.proxies.values():
             proxy.set(FAIR)
         self.thaw()
+        self._uncrowd()
         for server in (self.stack.servers.valkey, self.stack.servers.postgres):
             if not _runs(server.pid):
                 server.start()

@@ -1,0 +1,199 @@
+"""Five denials, tried against a real `up`: what others feel of them. `python bench/hostile.py [--seconds N]`.
+
+Each attack goes on while a bystander with a key of another project polls at a steady rate (latency counts from when a
+request was due), and while a training of that project runs. Shown per attack: median and p99 of the bystander against
+those of a quiet time in the same run, failures, how the attacker was answered, and how often the training was begun.
+
+The attacks: one endless header; half requests without end; half bodies; 64 clients at /readyz; slow preflights that
+fill the children of the worker, beside templates that compute without end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import socket
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.plane.installation import Installation, installation
+from bench.plane.load import Client, Request, Seen, Target, at_rate
+
+RATE = 10.0  # polls a second of the bystander
+CLIENTS = 2
+STEPS = 100_000  # the training outlasts every attack
+SLOW = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+ENDLESS = "{{ 10 ** (10 ** 9) }}"
+Attack = Callable[[Installation, threading.Event, Counter[str]], None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--home", type=Path, help="Of the installation; a temporary one if left out.")
+    parser.add_argument("--seconds", type=float, default=15.0, help="Of each attack.")
+    arguments = parser.parse_args()
+    with contextlib.ExitStack() as end:
+        home = arguments.home or Path(end.enter_context(tempfile.TemporaryDirectory()))
+        one = end.enter_context(installation(home, worker=True, TUNEPOOL_MIN_TRAINING_ROWS="1"))
+        bystander = Target(one.address, other_project(one))
+        training = Training(one, bystander)
+        show(run(one, bystander, training, seconds=arguments.seconds))
+
+
+def other_project(one: Installation) -> str:
+    """A key of a project that nobody attacks from."""
+    project = one.ask(Request("POST", "/v1/tunepool/projects", json.dumps({"name": "bystander"}).encode()))["id"]
+    wanted = {"project_id": project, "name": "bystander", "scopes": ["*"]}
+    return str(one.ask(Request("POST", "/v1/tunepool/keys", json.dumps(wanted).encode()))["api_key"])
+
+
+class Training:
+    """A long job of the bystander's."""
+
+    def __init__(self, one: Installation, target: Target) -> None:
+        self._one = Installation(one.home, one.process, target.key, one.address)
+        file_id = self._one.upload(f"steps={STEPS} step_seconds=0.05 save=100")
+        self.id = self._one.submit(file_id)
+        self._one.wait(self.id, "running", seconds=120)
+
+    def seen(self) -> tuple[int, int]:
+        """(attempts, steps) by now."""
+        found = self._one.job(self.id)["tunepool"]
+        return len(found["attempts"]), (found["progress"] or {}).get("step", 0)
+
+
+def run(one: Installation, bystander: Target, training: Training, *, seconds: float) -> Iterator[tuple[Any, ...]]:
+    """(name, what the bystander saw, attempts, steps of the training meanwhile, answers to the attacker)."""
+    for name, attack in {"quiet": None, **ATTACKS}.items():
+        over, answers = threading.Event(), Counter[str]()
+        attackers = [] if attack is None else [threading.Thread(target=attack, args=(one, over, answers))]
+        _, before = training.seen()
+        for thread in attackers:
+            thread.start()
+        time.sleep(2)  # until the attack stands
+        seen = at_rate(bystander, lambda _: Request("GET", "/v1/models"), clients=CLIENTS, rate=RATE, seconds=seconds)
+        attempts, after = training.seen()
+        over.set()
+        for thread in attackers:
+            thread.join()
+        yield name, seen, attempts, after - before, answers
+
+
+# --- attacks ----------------------------------------------------------------------------------------------------------
+
+
+def endless_header(one: Installation, over: threading.Event, answers: Counter[str]) -> None:
+    while not over.is_set():
+        with contextlib.suppress(OSError), socket.create_connection(one.address, timeout=5) as line:
+            try:
+                line.sendall(b"GET /livez HTTP/1.1\r\nX-A: ")
+                for _ in range(1000):
+                    line.sendall(b"a" * 65536)
+            except OSError:
+                answers["cut off"] += 1
+
+
+def half_requests(one: Installation, over: threading.Event, answers: Counter[str]) -> None:
+    _halves(one, over, answers, b"GET /livez HTTP/1.1\r\nX-A: ")
+
+
+def half_bodies(one: Installation, over: threading.Event, answers: Counter[str]) -> None:
+    head = f"POST /v1/fine_tuning/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {one.key}\r\n"
+    _halves(one, over, answers, f"{head}Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{{".encode())
+
+
+def _halves(one: Installation, over: threading.Event, answers: Counter[str], half: bytes) -> None:
+    """As many lines as this process may open, each with half a request, and new ones for those that are closed."""
+    lines: list[socket.socket] = []
+    try:
+        while not over.wait(0.001):
+            try:
+                line = socket.create_connection(one.address, timeout=5)
+            except OSError:
+                answers["refused"] += 1
+                continue
+            lines.append(line)
+            with contextlib.suppress(OSError):
+                line.sendall(half)
+            if len(lines) > 800:
+                lines.pop(0).close()
+            answers["opened"] += 1
+    finally:
+        for line in lines:
+            line.close()
+
+
+def crowd(one: Installation, over: threading.Event, answers: Counter[str]) -> None:
+    def ask() -> None:
+        line = HTTPConnection(*one.address, timeout=60)  # without a key
+        while not over.is_set():
+            line.request("GET", "/readyz")
+            answer = line.getresponse()
+            answer.read()
+            answers[str(answer.status)] += 1
+        line.close()
+
+    threads = [threading.Thread(target=ask) for _ in range(64)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def slow_preflights(one: Installation, over: threading.Event, answers: Counter[str]) -> None:
+    client, file_id = Client(one.target), one.upload()
+    made = []
+    for template in (SLOW, SLOW, SLOW, ENDLESS, ENDLESS, ENDLESS):
+        body = {"model": "tiny", "training_file": file_id, "tunepool": {"training": {"chat_template": template}}}
+        answer = client.send(Request("POST", "/v1/tunepool/preflights", json.dumps(body).encode()))
+        answers[str(answer.status)] += 1
+        made.append(json.loads(answer.body).get("id"))
+    client.close()
+    over.wait()
+    for preflight in filter(None, made):
+        client = Client(one.target)  # the API has closed the line meanwhile
+        client.send(Request("DELETE", f"/v1/tunepool/preflights/{preflight}"))
+        client.close()
+
+
+ATTACKS: dict[str, Attack] = {
+    "endless header": endless_header,
+    "half requests": half_requests,
+    "half bodies": half_bodies,
+    "64 at /readyz": crowd,
+    "slow preflights": slow_preflights,
+}
+
+
+def show(rows: Iterator[tuple[Any, ...]]) -> None:
+    table = Table("attack", "median ms", "p99 ms", "p99 / quiet", "failures", "attempts", "steps", "attacker saw")
+    quiet: Seen | None = None
+    for name, seen, attempts, steps, answers in rows:
+        quiet = quiet or seen
+        table.add_row(
+            name,
+            f"{seen.quantile(0.5) * 1000:.1f}",
+            f"{seen.quantile(0.99) * 1000:.1f}",
+            f"{seen.quantile(0.99) / quiet.quantile(0.99):.2f}",
+            str(seen.failures),
+            str(attempts),
+            str(steps),
+            ", ".join(f"{count} x {answer}" for answer, count in answers.most_common(4)) or "-",
+        )
+    Console(width=140).print(table)
+    print(f"{os.cpu_count()} CPUs, load average {os.getloadavg()[0]:.1f}; the bystander asks {RATE:g} times a second")
+
+
+if __name__ == "__main__":
+    main()
