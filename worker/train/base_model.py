@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from shared.contract.families import EXPANDABLE, WHOLE_ONLY, WHOLE_ONLY_REASON
-from shared.contract.spec import AttemptSpec, Dtype, JobSpec, Quantization, Strategy
+from shared.contract.spec import AttemptSpec, DeviceKind, Dtype, JobSpec, Quantization, Strategy
 from shared.errors import Invalid
 from worker.train.attention import attention_for
 
@@ -42,14 +42,29 @@ def load_model(spec: AttemptSpec, *, weights: Path, quantized: bool, trains_in_f
         raise Invalid("float16 does not train on a CPU; use bfloat16 or float32.", param="training.dtype")
     if quantized and spec.job.base_model.facts.architecture in WHOLE_ONLY:
         raise Invalid(f"{WHOLE_ONLY_REASON}; use method lora.", param="adapter.method", code="unsupported_combination")
-    dtype = torch.float32 if trains_in_full else TORCH_DTYPES[spec.job.training.dtype]
+    config = AutoConfig.from_pretrained(weights, trust_remote_code=False, local_files_only=True)
+    return load_frozen(
+        weights,
+        dtype=torch.float32 if trains_in_full else TORCH_DTYPES[spec.job.training.dtype],
+        quantization=_quantization(config, spec.job, quantized=quantized),
+        device=spec.device,
+        place=first_place(spec),
+    )
+
+
+def load_frozen(weights: Path, *, dtype: torch.dtype, quantization: Any, device: DeviceKind, place: str | int) -> Any:
+    """The model of a folder of safetensors, loaded to `place`: one way for training and for whoever asks it later.
+
+    Args:
+        quantization: upstream's config of how linear layers are stored; None: as they are published.
+    """
     config = AutoConfig.from_pretrained(weights, trust_remote_code=False, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(
         weights,
         dtype=dtype,
-        quantization_config=_quantization(config, spec.job, quantized=quantized),
-        device_map={"": first_place(spec)},
-        attn_implementation=attention_for(config, device=spec.device),
+        quantization_config=quantization,
+        device_map={"": place},
+        attn_implementation=attention_for(config, device=device),
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,

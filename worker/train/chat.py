@@ -69,7 +69,7 @@ class ChatTemplate:
 
     @property
     def end_of_turn(self) -> str:
-        """What the template ends an answer with, learnt from what it writes."""
+        """What the template writes behind an answer, up to its last control token; empty where it does not tell."""
         return self._turn(self._tokenizer.chat_template).end
 
     def prepared(self, message: JsonObject) -> JsonObject:

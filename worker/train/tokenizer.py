@@ -19,7 +19,7 @@ def load_tokenizer(spec: AttemptSpec | MergeSpec | PreflightSpec) -> Any:
     Raises:
         Invalid: it is of a kind that does not tell which characters a token stands for.
     """
-    tokenizer = AutoTokenizer.from_pretrained(spec.base_model_path, trust_remote_code=False, local_files_only=True)
+    tokenizer = load_tokenizer_of(spec.base_model_path)
     if not tokenizer.is_fast:
         raise Invalid(
             f"The base model's tokenizer ({type(tokenizer).__name__}) does not tell which characters a token stands"
@@ -29,6 +29,12 @@ def load_tokenizer(spec: AttemptSpec | MergeSpec | PreflightSpec) -> Any:
         )
     if spec.job.training.chat_template is not None:
         tokenizer.chat_template = spec.job.training.chat_template
+    return tokenizer
+
+
+def load_tokenizer_of(folder: str) -> Any:
+    """The tokenizer that lies beside a model's weights, with a padding token in any case."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if tokenizer.pad_token_id is None:
         # Padding is told apart by the attention mask, never by its id, so sharing the end token is harmless.
         tokenizer.pad_token = tokenizer.eos_token

@@ -1,0 +1,206 @@
+"""One model that answers several questions at a time, token by token in turn.
+
+Each answer has a cache of its own and passes through the model alone, so what it says does not depend on its company:
+the same question gives the same logits, whatever is asked beside it. That costs the speed of batches, and needs no
+padding, which models that carry state along the sequence do not take.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, Final
+
+import torch
+
+from shared.contract.talk import Ended, FinishReason, Piece, Question
+from shared.errors import Invalid
+from worker.train.answer_text import Detokenizer, Sampler, StopStrings
+from worker.train.chat import ChatTemplate
+
+_TEMPLATES_KEPT: Final = 64
+
+Forward = Callable[[list[int], Any], tuple[torch.Tensor, Any]]
+
+
+class Prompts:
+    """Turns questions into tokens as training did: messages by the chat template, a text with its begin token."""
+
+    def __init__(self, tokenizer: Any, *, ends: Collection[int]) -> None:
+        self._tokenizer = tokenizer
+        self._own_template = tokenizer.chat_template
+        # What a tokenizer.json may say of cutting and padding is undone here, as for training rows.
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+        self._ends = frozenset(ends)
+        self._templates: dict[str | None, ChatTemplate] = {}
+
+    def tokens(self, question: Question) -> list[int]:
+        """The prompt of a question. Raises Invalid when the template fails on its messages, or nothing is left."""
+        if question.messages is None:
+            tokens = self._of_text(question.text or "")
+        else:
+            template = self._template(question.chat_template)
+            messages = [template.prepared(message) for message in question.messages]
+            text = template.render(messages, tools=None, prompt_only=True)
+            tokens = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        if not tokens:
+            raise Invalid("The prompt is empty; write something to go on from.", param="prompt")
+        return tokens
+
+    def ends(self, question: Question) -> tuple[frozenset[int], list[str]]:
+        """What ends an answer: tokens, and texts where the template's end of turn is no control token."""
+        if question.messages is None:
+            return self._ends, []
+        template = self._template(question.chat_template)
+        end = template.end_of_turn.strip()
+        control = next((token for token in template.ends if end.startswith(token)), None)
+        if control is not None:
+            return self._ends | {self._tokenizer.convert_tokens_to_ids(control)}, []
+        return self._ends, [end] if end else []
+
+    def _template(self, text: str | None) -> ChatTemplate:
+        self._tokenizer.chat_template = text or self._own_template
+        if text not in self._templates:
+            if len(self._templates) > _TEMPLATES_KEPT:
+                self._templates.clear()
+            self._templates[text] = ChatTemplate(self._tokenizer)
+        return self._templates[text]
+
+    def _of_text(self, text: str) -> list[int]:
+        tokens = list(self._tokenizer(text)["input_ids"])
+        if len(tokens) > 1 and tokens[-1] in self._ends:  # an end that the tokenizer adds by itself
+            written = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+            if not written or written[-1] != tokens[-1]:
+                tokens.pop()
+        return tokens
+
+
+class Answer:
+    """An answer in the making. `step` adds a token; the answer has ended once `reason` is set."""
+
+    def __init__(
+        self,
+        question: Question,
+        *,
+        prompt: list[int],
+        ends: Collection[int],
+        stops: list[str],
+        limit: int,
+        tokenizer: Any,
+    ) -> None:
+        self.number = question.number
+        self.adapter = question.adapter
+        self.adapter_path = question.adapter_path
+        self.scale = question.scale
+        self.reason: FinishReason | None = None
+        self.tokens = 0
+        self._fresh = prompt  # tokens that the cache does not hold yet
+        self._cache: Any = None
+        self._ends = frozenset(ends)
+        self._limit = limit
+        self._sampler = Sampler(question.sampling)
+        self._detokenizer = Detokenizer(tokenizer)
+        self._stops = StopStrings([*question.sampling.stop, *stops])
+
+    def step(self, forward: Forward) -> Iterator[Piece | Ended]:
+        """Choose the next token; what it adds to the text, and the end if it is the last."""
+        logits, self._cache = forward(self._fresh, self._cache)
+        token = self._sampler.pick(logits)
+        self.tokens += 1
+        text = self._taken(token)
+        # Without a cache the model reads everything again.
+        self._fresh = [token] if self._cache is not None else [*self._fresh, token]
+        if text:
+            yield Piece(number=self.number, text=text)
+        if self.reason is not None:
+            self._cache = None
+            yield Ended(number=self.number, finish_reason=self.reason, completion_tokens=self.tokens)
+
+    def _taken(self, token: int) -> str:
+        """The text that may be shown now; sets `reason` when this token is the last."""
+        text = "" if token in self._ends else self._stops.push(self._detokenizer.push(token))
+        if self._stops.met or token in self._ends:
+            self.reason = "stop"
+        elif self.tokens >= self._limit:
+            self.reason = "length"
+        if self.reason is not None and not self._stops.met:
+            text += self._stops.push(self._detokenizer.flush())
+            if self._stops.met:
+                self.reason = "stop"
+            text += self._stops.flush()
+        return text
+
+
+class Speaker:
+    """The model's side: prompts in, logits out."""
+
+    def __init__(self, model: Any, tokenizer: Any, *, answer_tokens: int, context_tokens: int) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._answer_tokens = answer_tokens
+        self._context = min(context_tokens, _context_of(model) or context_tokens)
+        self._last_only = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._prompts = Prompts(tokenizer, ends=_end_tokens(model, tokenizer))
+
+    def use(self, model: Any) -> None:
+        """Speak through `model`, the same one with adapters around it."""
+        self._model = model
+
+    def begin(self, question: Question) -> tuple[Answer, int]:
+        """The answer to a question, not a token of it made, and how many tokens its prompt has.
+
+        Raises:
+            Invalid: the template fails on the messages; `context_length_exceeded`, nothing fits behind the prompt.
+        """
+        prompt = self._prompts.tokens(question)
+        room = self._context - len(prompt)
+        wanted = question.sampling.max_tokens
+        if room < (wanted or 1):
+            raise Invalid(self._too_long(len(prompt), wanted), param=_field(question), code="context_length_exceeded")
+        ends, stops = self._prompts.ends(question)
+        answer = Answer(
+            question,
+            prompt=prompt,
+            ends=ends,
+            stops=stops,
+            limit=wanted or min(room, self._answer_tokens),
+            tokenizer=self._tokenizer,
+        )
+        return answer, len(prompt)
+
+    def _too_long(self, prompt: int, wanted: int | None) -> str:
+        asked = "" if wanted is None else f" and {wanted} are asked for in the answer"
+        return (
+            f"This model's context has {self._context} tokens here; the prompt has {prompt}{asked}. "
+            "Shorten the prompt or lower max_completion_tokens."
+        )
+
+    @torch.inference_mode()
+    def forward(self, tokens: list[int], cache: Any) -> tuple[torch.Tensor, Any]:
+        """Logits (V,) behind the last token, and the cache with all of them; None from a model that keeps none."""
+        ids = torch.tensor([tokens], device=self._model.device)
+        options = {"logits_to_keep": 1} if self._last_only else {}
+        if cache is not None:
+            options["past_key_values"] = cache
+        output = self._model(input_ids=ids, use_cache=True, **options)
+        return output.logits[0, -1], getattr(output, "past_key_values", None)
+
+
+_CONTEXT_NAMES: Final = ("max_position_embeddings", "n_positions", "max_seq_len")
+
+
+def _context_of(model: Any) -> int | None:
+    config = model.config.get_text_config()
+    return next((size for name in _CONTEXT_NAMES if isinstance(size := getattr(config, name, None), int)), None)
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """Every token that ends a text: as the model's own settings for generation say, and the tokenizer."""
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = set(named if isinstance(named, list) else [named])
+    return {token for token in {*ends, tokenizer.eos_token_id} if token is not None}
+
+
+def _field(question: Question) -> str:
+    return "prompt" if question.messages is None else "messages"

@@ -1,0 +1,179 @@
+"""Holds a base model and answers questions about it: `python -m worker.train.playground SPEC OUT`.
+
+Questions come and answers go as JSON lines over a socket that this program is born with; it opens none itself. It
+ends when that socket closes, and the kernel ends it when whoever started it dies. Exit codes are the trainer's.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+import torch
+from pydantic import BaseModel
+
+from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT
+from shared.contract.talk import ASKED, LINE_BYTES, Begun, Declined, Held, PlaygroundSpec, Question, Warmed, Withdrawn
+from shared.errors import TunepoolError
+from worker.train.answering import Answer, Speaker
+from worker.train.memory import MAY_MEAN_MEMORY, out_of_memory_code
+from worker.train.resident import ResidentModel, load_resident
+from worker.train.stack_faults import refused_for_good
+from worker.train.tokenizer import load_tokenizer_of
+
+# Tokens that the answers of one adapter get before those of the next have their turn: a change of adapters walks over
+# all layers, a few milliseconds.
+TURN_TOKENS: Final = 8
+# Trainings and the API go first where they share a processor with answers.
+NICENESS: Final = 10
+
+
+class Inbox(threading.Thread):
+    """Reads what is asked, so that a withdrawal is noticed while an answer is being made."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        super().__init__(name="inbox", daemon=True)
+        self._channel = channel
+        self._asked: queue.SimpleQueue[Question | Withdrawn | None] = queue.SimpleQueue()
+
+    def run(self) -> None:
+        with self._channel.makefile("rb") as lines:
+            while (line := lines.readline(LINE_BYTES)).endswith(b"\n"):
+                self._asked.put(ASKED.validate_json(line))
+        self._asked.put(None)
+
+    def take(self, *, wait: bool) -> Iterable[Question | Withdrawn | None]:
+        """What has come; with `wait` at least one. None: nobody will ask any more."""
+        if wait:
+            yield self._asked.get()
+        while not self._asked.empty():
+            yield self._asked.get()
+
+
+class Playground:
+    """The loop: takes questions, gives each running answer its turn."""
+
+    def __init__(
+        self, speaker: Speaker, model: ResidentModel, *, at_once: int, inbox: Inbox, say: Callable[[BaseModel], None]
+    ) -> None:
+        self._speaker, self._model, self._at_once, self._inbox, self._say = speaker, model, at_once, inbox, say
+        self._waiting: deque[Question] = deque()
+        self._answers: list[Answer] = []
+
+    def run(self) -> None:
+        """Answer until the socket closes, or the base is spoilt."""
+        while not self._model.spoilt and self._heard(wait=not self._answers and not self._waiting):
+            while self._waiting and len(self._answers) < self._at_once:
+                self._begin(self._waiting.popleft())
+            if self._answers:
+                self._turn()
+
+    def _heard(self, *, wait: bool) -> bool:
+        for asked in self._inbox.take(wait=wait):
+            if asked is None:
+                return False
+            if isinstance(asked, Question):
+                self._waiting.append(asked)
+            else:
+                self._forget(asked.number)
+        return True
+
+    def _forget(self, number: int) -> None:
+        self._waiting = deque(question for question in self._waiting if question.number != number)
+        self._answers = [answer for answer in self._answers if answer.number != number]
+
+    def _begin(self, question: Question) -> None:
+        try:
+            if question.adapter is not None and self._model.need(question.adapter, Path(question.adapter_path or "")):
+                self._say(Held(adapters=self._model.held))
+            answer, prompt_tokens = self._speaker.begin(question)
+        except TunepoolError as error:
+            self._say(Declined(number=question.number, code=error.code, message=error.message, param=error.param))
+        except MAY_MEAN_MEMORY as error:
+            self._say(_failure(question.number, error))
+        else:
+            self._answers.append(answer)
+            self._say(Begun(number=question.number, prompt_tokens=prompt_tokens))
+
+    def _turn(self) -> None:
+        """A few tokens for each answer that speaks with the first one's adapter; then the others are first."""
+        voice = (self._answers[0].adapter, self._answers[0].scale)
+        mine = [answer for answer in self._answers if (answer.adapter, answer.scale) == voice]
+        if voice[0] is not None and voice[0] not in self._model.held:  # let go for another's sake meanwhile
+            self._model.need(voice[0], Path(mine[0].adapter_path or ""))
+            self._say(Held(adapters=self._model.held))
+        with self._model.speaking(*voice) as model:
+            self._speaker.use(model)
+            for _ in range(TURN_TOKENS if len(mine) < len(self._answers) else 1):
+                for answer in mine:
+                    self._step(answer)
+        others = [answer for answer in self._answers if answer not in mine]
+        self._answers = [*others, *(answer for answer in mine if answer.reason is None)]
+
+    def _step(self, answer: Answer) -> None:
+        if answer.reason is not None:
+            return
+        try:
+            for said in answer.step(self._speaker.forward):
+                self._say(said)
+        except MAY_MEAN_MEMORY as error:
+            answer.reason = "stop"  # there is no more of it
+            self._say(_failure(answer.number, error))
+
+
+def _failure(number: int, error: BaseException) -> Declined:
+    code = out_of_memory_code(error)
+    if code is None:
+        last = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+        return Declined(number=number, code="generation_failed", message=f"The model failed on this prompt: {last}")
+    message = "The playground's device has no memory left for this answer. Shorten the prompt, or try again later."
+    return Declined(number=number, code=code, message=message, passing=True)
+
+
+def main(spec_file: Path) -> int:
+    """Answer until nobody asks any more. Returns one of the trainer's exit codes."""
+    spec = PlaygroundSpec.model_validate_json(spec_file.read_bytes())
+    torch.set_num_threads(spec.cpu_threads)
+    if spec.device == "cpu":
+        os.nice(NICENESS)
+    with socket.socket(fileno=spec.channel) as channel:
+
+        def say(what: BaseModel) -> None:
+            channel.sendall(what.model_dump_json().encode() + b"\n")
+
+        try:
+            serve(spec, Inbox(channel), say)
+        except TunepoolError as error:
+            say(Declined(code=error.code, message=error.message, param=error.param))
+            return EXIT_USER_FAULT
+        except MAY_MEAN_MEMORY as error:
+            if isinstance(error, BrokenPipeError | ConnectionResetError):  # nobody listens any more
+                return EXIT_DONE
+            if out_of_memory_code(error) is None:
+                raise
+            say(_failure(0, error))
+            return EXIT_OUT_OF_MEMORY
+    return EXIT_DONE
+
+
+def serve(spec: PlaygroundSpec, inbox: Inbox, say: Callable[[BaseModel], None]) -> None:
+    """Load the weights, say so, and answer."""
+    with refused_for_good("loading the base model"):
+        tokenizer = load_tokenizer_of(spec.base_model_path)
+        base = load_resident(spec)
+    speaker = Speaker(base, tokenizer, answer_tokens=spec.answer_tokens, context_tokens=spec.context_tokens)
+    model = ResidentModel(base, kept=spec.adapters_kept)
+    inbox.start()
+    say(Warmed())
+    Playground(speaker, model, at_once=spec.answers_at_once, inbox=inbox, say=say).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
