@@ -28,6 +28,7 @@ REVISIONS: Final = (
     "0012_fetches",
     "0010_device_abilities",
     "0011_walls",
+    "0010_playgrounds",
 )
 
 

@@ -13,7 +13,7 @@ from shared.store.tables.job_tables import (
     MeasurementRow,
     MemberRow,
 )
-from shared.store.tables.pool_tables import DeviceRow, PoolRow, WorkerRow
+from shared.store.tables.pool_tables import DeviceRow, PlaygroundRow, PoolRow, WorkerRow
 from shared.store.tables.product_tables import (
     AdapterRow,
     AddedModelRow,
@@ -45,6 +45,7 @@ __all__ = [
     "MemberRow",
     "MergeRow",
     "OrganizationRow",
+    "PlaygroundRow",
     "PoolRow",
     "PreflightRow",
     "ProjectRow",

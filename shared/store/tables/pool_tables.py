@@ -68,3 +68,24 @@ class DeviceRow(Base):
         CheckConstraint("(leased_by is null) = (fence is null)", name="lease_has_fence"),
         Index("ix_devices_leased_by", "leased_by", postgresql_where=text("leased_by is not null")),
     )
+
+
+class PlaygroundRow(Base):
+    """A process that answers questions to models, as it last reported itself. Who knows the token may ask it."""
+
+    __tablename__ = "playgrounds"
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)  # its host's and home's, so a restart is the same one
+    host: Mapped[str] = mapped_column(Text)
+    pool: Mapped[str] = mapped_column(Text)
+    address: Mapped[str] = mapped_column(Text)
+    port: Mapped[int] = mapped_column(Integer)
+    token: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(Text)
+    base_model: Mapped[str | None] = mapped_column(Text)  # what it holds, or loads
+    adapters: Mapped[list[str]] = mapped_column(Json, server_default=text("'[]'::jsonb"))  # ids
+    asked: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))  # questions without an end
+    started_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
+    last_seen: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
+
+    __table_args__ = (CheckConstraint("state in ('cold','warming','warm','yielding')", name="state"),)
