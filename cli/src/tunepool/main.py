@@ -18,7 +18,7 @@ from openai.types.fine_tuning import FineTuningJob
 from pydantic import BaseModel
 from rich.console import Console
 
-from tunepool import adapters, models, orders, pool, preflights, projects, requests, watching
+from tunepool import adapters, chatting, models, orders, pool, preflights, projects, requests, watching
 from tunepool.connection import NoServerKnown, find_credentials
 from tunepool.printing import json_line, printable, show, show_rows
 
@@ -56,6 +56,7 @@ cli.add_typer(projects.projects_cli, name="projects")
 cli.add_typer(projects.keys_cli, name="keys")
 cli.command("usage")(pool.show_usage)
 cli.command("audit")(pool.show_audit)
+cli.command("chat")(chatting.chat)
 jobs_cli.command("hold")(orders.hold_job)
 jobs_cli.command("release")(orders.release_job)
 jobs_cli.command("priority")(orders.set_priority)
