@@ -24,6 +24,7 @@ from api.request_url import RequestUrl
 from api.routes import (
     adapters,
     catalogue,
+    completions,
     files,
     graders,
     health,
@@ -40,8 +41,9 @@ from api.routes import (
     usage,
 )
 from api.streams import Streams
-from api.views import error_views, job_views
+from api.views import completion_views, error_views, job_views
 from shared import log
+from shared.contract.completions import CreateChatCompletion, CreateCompletion
 from shared.contract.graders import RunGrader, ValidateGrader
 from shared.contract.job_request import CreateJob, CreatePreflight
 from shared.operating.secrecy import hide_secrets
@@ -112,7 +114,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestId)  # added last, so outermost
     errors.install(app)
     for part in (
-        *(files, jobs, preflights, graders, models, adapters, objects, merges, streams),
+        *(files, jobs, preflights, graders, models, completions, adapters, objects, merges, streams),
         *(catalogue, pool, job_operations, projects, usage, health, reference),
     ):
         app.include_router(part.router)
@@ -128,7 +130,8 @@ def _describe(app: FastAPI) -> None:
         if app.openapi_schema is None:
             schema = plain()
             components = schema["components"]
-            for body in (CreateJob, CreatePreflight, ValidateGrader, RunGrader, *pool_bodies.BODIES):
+            parsed = (CreateJob, CreatePreflight, ValidateGrader, RunGrader, CreateChatCompletion, CreateCompletion)
+            for body in (*parsed, *pool_bodies.BODIES):
                 reference = body.model_json_schema(ref_template="#/components/schemas/{model}")
                 components["schemas"] |= {**reference.pop("$defs", {}), body.__name__: reference}
             # FastAPI drops every null of an example, and these nulls are fields that are always there.
@@ -138,11 +141,23 @@ def _describe(app: FastAPI) -> None:
             for path in ("/livez", "/readyz", "/v1/tunepool/objects/{token}"):
                 for operation in schema["paths"][path].values():
                     operation["security"] = []
+            _describe_chunks(schema)
             _correct_streams(schema)
             app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = complete  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema
+
+
+def _describe_chunks(schema: dict[str, Any]) -> None:
+    """Say of routes that stream on request what their events hold."""
+    chunk = completion_views.ChatCompletionChunk
+    reference = chunk.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema["components"]["schemas"] |= {**reference.pop("$defs", {}), chunk.__name__: reference}
+    for operation in (operation for path in schema["paths"].values() for operation in path.values()):
+        event = operation.pop("x-stream-of", None)
+        if event is not None:
+            operation["responses"]["200"]["content"]["text/event-stream"] = {"itemSchema": event}
 
 
 def _correct_streams(schema: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import Depends, Request
@@ -70,7 +70,7 @@ def body_of(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def parse(body: bytes, model: type[Model], *, data: Sequence[str] = ()) -> Model:
+def parse(body: bytes, model: type[Model], *, data: Collection[str] = ()) -> Model:
     """The body as `model`. Raises Invalid for the first field at fault, `param` in dotted form.
 
     Args:

@@ -108,6 +108,26 @@ class Settings(BaseSettings):
     )
     merger: str = Field(default="worker.train.merge", description="Module run for a merge; tests name another.")
     combiner: str = Field(default="worker.train.combine", description="Module run for a combination.")
+    playground: str = Field(default="worker.train.playground", description="Module run to answer questions.")
+    playground_address: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        max_length=255,
+        description="Address that this host's playground listens on, and that the API reaches it at.",
+    )
+    playground_idle_seconds: float = Field(
+        default=600.0, gt=0, description="A playground that nobody asks lets its base model go after this."
+    )
+    playground_wait_seconds: float = Field(
+        default=60.0, gt=0, description="A question that has no beginning of an answer by then is refused with a 503."
+    )
+    playground_queue: int = Field(default=64, ge=1, le=10_000, description="Questions a playground has at once.")
+    playground_answer_tokens: int = Field(
+        default=1024, ge=1, description="Longest answer where a request names no length."
+    )
+    playground_context_tokens: int = Field(
+        default=8192, ge=1, description="Prompt and answer together at the most; less where the base takes less."
+    )
     trainer_uid: int | None = Field(
         default=None,
         ge=0,

@@ -34,7 +34,7 @@ from standalone.findings import document, lines
 from standalone.home import Home, HomeInUse, HomeUnusable
 from standalone.migrate import migrate as run_migrations
 from standalone.postgres import running_url
-from standalone.up import WORKER, PortTaken, api_command, module, own_environment, run
+from standalone.up import PLAYGROUND, WORKER, PortTaken, api_command, module, own_environment, run
 from standalone.valkey import running_redis
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -152,6 +152,12 @@ def api(host: str = "127.0.0.1", port: PortOption = 8765) -> None:
 def worker() -> None:
     """Only a worker: it trains on this host's devices and checks files."""
     _become(module(*WORKER))
+
+
+@app.command()
+def playground() -> None:
+    """Only a playground: it answers questions to models, on this host's first device while no training wants it."""
+    _become(module(*PLAYGROUND))
 
 
 @app.command()

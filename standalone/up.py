@@ -29,6 +29,7 @@ WORKER: Final = (
     *("celery", "-A", "worker.app", "worker", "--loglevel=WARNING"),
     *("--without-gossip", "--without-mingle", "--without-heartbeat"),
 )
+PLAYGROUND: Final = ("worker.chores.talking",)
 
 
 class PortTaken(RuntimeError):
@@ -95,6 +96,7 @@ class Up:
         yield self._child("janitor", module("worker.janitor"), environment)
         if self.with_worker:
             yield self._worker(environment)
+            yield self._child("playground", module(*PLAYGROUND), environment)
 
     def _worker(self, environment: dict[str, str]) -> Child:
         # Asked, it drains: the trainer saves a checkpoint and its job waits for the next start. When we are killed,

@@ -41,6 +41,7 @@ LONG_FILES = (
 # Of the rings that `make test FAST=1` runs: files whose tests start programs and servers, or sleep.
 SLOW_FILES = {
     "integration/test_backup.py",
+    "integration/test_completions.py",
     "integration/test_polling.py",
     "integration/test_preflights.py",
     "integration/test_storage_s3.py",

@@ -21,7 +21,7 @@ from shared.chores import preflights
 from shared.chores import table as chores
 from shared.chores import waiting as lanes
 from shared.errors import Unavailable
-from shared.fleet import members, workers
+from shared.fleet import members, playgrounds, workers
 from shared.jobs import moves
 from shared.operating.secrecy import hide_secrets
 from shared.products import files, garbage
@@ -141,6 +141,7 @@ class Janitor:
         """Delete expired files, and objects that no row names and none ever will."""
         self._alone("forget", workers.forget)
         self._alone("preflights", preflights.forget)
+        self._alone("playgrounds", playgrounds.forget)
         store = open_store(self._settings)
         self._alone("expire", files.expire)
         store.delete(self._alone("deleted", garbage.deleted_file_keys) or [])

@@ -7,6 +7,8 @@ from fastapi import APIRouter
 from api.deps import Door, DoorDep, ModelsReader, ModelsWriter
 from api.views import product_views, view
 from shared.errors import Invalid
+from shared.fleet import playgrounds
+from shared.fleet.playgrounds import Warm
 from shared.products import adapters
 from shared.settle.standings import under_every_name
 from shared.tenants import audit
@@ -14,19 +16,28 @@ from shared.tenants import audit
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
-def _base_models(door: Door) -> list[product_views.Model]:
-    return [product_views.base_model(name, standing) for name, standing in under_every_name(door.catalogue)]
+def _base_models(door: Door, warm: Warm) -> list[product_views.Model]:
+    return [
+        product_views.base_model(name, standing, warm=standing.name in warm.base_models)
+        for name, standing in under_every_name(door.catalogue)
+    ]
 
 
 @router.get("", response_model=product_views.ModelPage)
 def list_models(door: DoorDep, caller: ModelsReader) -> product_views.ModelPage:
-    """Everything `model` may name: base models with their states, then the project's adapters."""
+    """Everything `model` may name: base models with their states, then the project's adapters; which answer at once."""
     with door.session() as session:
         rows, _ = adapters.page(session, project_id=caller.project_id, after=None, limit=10_000)
+        warm = playgrounds.warm(session, pool_name=door.settings.pool)
     return product_views.ModelPage(
         data=[
-            *_base_models(door),
-            *(product_views.model(adapters.published(row), owner=caller.organization_name) for row in rows),
+            *_base_models(door, warm),
+            *(
+                product_views.model(
+                    adapters.published(row), owner=caller.organization_name, warm=row.id in warm.adapters
+                )
+                for row in rows
+            ),
         ]
     )
 
@@ -34,12 +45,14 @@ def list_models(door: DoorDep, caller: ModelsReader) -> product_views.ModelPage:
 @router.get("/{model:path}", response_model=product_views.Model)
 def retrieve_model(model: str, door: DoorDep, caller: ModelsReader) -> product_views.Model:
     """A base model, an adapter or a checkpoint."""
-    known = next((one for one in _base_models(door) if one.id == model), None)
+    with door.session() as session:
+        warm = playgrounds.warm(session, pool_name=door.settings.pool)
+    known = next((entry for entry in _base_models(door, warm) if entry.id == model), None)
     if known is not None:
         return known
     with door.session() as session:
         found = adapters.find_published(session, model, project_id=caller.project_id)
-    return product_views.model(found, owner=caller.organization_name)
+    return product_views.model(found, owner=caller.organization_name, warm=found.id in warm.adapters)
 
 
 @router.delete("/{model:path}", response_model=view.Deleted)

@@ -15,10 +15,11 @@ from shared.store.tables import MergeRow
 
 
 class ModelState(View):
-    """How a base model stands. Jobs of one that is not ready are answered by 503 or 400, with this sentence."""
+    """How a model stands. Jobs of a base that is not ready are answered by 503 or 400, with this sentence."""
 
     state: Literal["resolving", "ready", "error"]
     detail: str | None = Field(description="What holds it up, or what to do.")
+    warm: bool = Field(description="A playground has it in memory: it answers without loading anything first.")
 
 
 class Model(View):
@@ -26,7 +27,7 @@ class Model(View):
     object: Literal["model"] = "model"
     created: int
     owned_by: str
-    tunepool: ModelState | None = Field(default=None, description="null: an adapter or a checkpoint.")
+    tunepool: ModelState
 
 
 class ModelPage(View):
@@ -82,14 +83,15 @@ class MergePage(View):
     has_more: bool
 
 
-def base_model(name: str, standing: Standing) -> Model:
+def base_model(name: str, standing: Standing, *, warm: bool) -> Model:
     """`name`: its own, or an alias."""
-    state = ModelState(state=standing.state, detail=standing.detail)
+    state = ModelState(state=standing.state, detail=standing.detail, warm=warm)
     return Model(id=name, created=standing.created, owned_by=standing.owned_by, tunepool=state)
 
 
-def model(adapter: PublishedAdapter, *, owner: str) -> Model:
-    return Model(id=adapter.name, created=seconds(adapter.created_at), owned_by=owner)
+def model(adapter: PublishedAdapter, *, owner: str, warm: bool) -> Model:
+    state = ModelState(state="ready", detail=None, warm=warm)
+    return Model(id=adapter.name, created=seconds(adapter.created_at), owned_by=owner, tunepool=state)
 
 
 def merge(row: MergeRow, *, files: list[AdapterFile]) -> Merge:

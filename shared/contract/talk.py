@@ -25,7 +25,7 @@ class Sampling(Part):
     """How tokens are chosen; names and meanings are OpenAI's."""
 
     temperature: float = Field(default=1.0, ge=0.0, le=2.0, description="0: always the likeliest token.")
-    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    top_p: float = Field(default=1.0, ge=0.0, le=1.0)
     presence_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
     frequency_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)

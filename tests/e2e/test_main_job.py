@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from openai import OpenAI
@@ -257,3 +258,66 @@ def test_an_adapter_and_its_checkpoint_are_combined_into_one_adapter_directory(
     config = json.loads((tmp_path / "combined" / "adapter_config.json").read_text())
     assert config["r"] == 2 * json.loads((finished.adapter / "adapter_config.json").read_text())["r"]
     assert (tmp_path / "combined" / "adapter_model.safetensors").is_file()
+
+
+def test_the_tuned_model_is_asked_as_soon_as_it_is_there(finished: Finished) -> None:
+    question = {"role": "user", "content": tickets_question(finished)}
+    # The first question loads the base; the client tries again should that take longer than a question waits.
+    client = finished.client.with_options(timeout=patience(60), max_retries=5)
+
+    def said(name: str, **values: Any) -> str:
+        asked: Any = {"model": name, "messages": [question], "temperature": 0, "max_completion_tokens": 24}
+        return str(client.chat.completions.create(**asked, **values).choices[0].message.content)
+
+    name = str(finished.job.fine_tuned_model)
+    tuned = said(name)
+    stream = client.chat.completions.create(
+        model=name, messages=[question], temperature=0, max_completion_tokens=24, stream=True
+    )
+
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == tuned
+    assert said(f"{name}:ckpt-step-{STEPS}") == tuned, "the published adapter is that checkpoint"
+    assert said(name, extra_body={"tunepool": {"disabled": True}}) != tuned
+    assert tuned == greedy_of_plain_peft(finished, question, tokens=24)
+    assert name in {model.id for model in client.models.list() if model.tunepool["warm"]}  # type: ignore[attr-defined]
+
+
+def tickets_question(finished: Finished) -> str:
+    line = (finished.home / "data" / "held_out.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    return str(json.loads(line)["messages"][-2]["content"])
+
+
+# The 4-bit base expanded, the adapter on it, upstream's own generate.
+PLAIN = """
+import json, sys
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+base_dir, adapter_dir, dtype, question, tokens = sys.argv[1:]
+dtype = getattr(torch, dtype)
+four_bit = BitsAndBytesConfig(
+    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+)
+tokenizer = AutoTokenizer.from_pretrained(adapter_dir)
+where = {"dtype": dtype, "device_map": {"": "cpu"}}
+base = AutoModelForCausalLM.from_pretrained(base_dir, quantization_config=four_bit, **where)
+tuned = PeftModel.from_pretrained(base.dequantize(dtype=dtype), adapter_dir).eval()
+asked = tokenizer.apply_chat_template([json.loads(question)], return_tensors="pt", add_generation_prompt=True)
+ids = asked["input_ids"]
+made = tuned.generate(input_ids=ids, max_new_tokens=int(tokens), do_sample=False)[0, ids.shape[1] :]
+print(json.dumps(tokenizer.decode(made, skip_special_tokens=True)))
+"""
+
+
+def greedy_of_plain_peft(finished: Finished, question: dict[str, str], *, tokens: int) -> str:
+    words = [finished.base, finished.adapter, finished.dtype, json.dumps(question), str(tokens)]
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN, *words],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return str(json.loads(done.stdout))

@@ -52,6 +52,8 @@ SCOPE = {
     "POST /v1/tunepool/models/{name}/prefetch": "admin",
     "GET /v1/tunepool/models/{name}/prefetch": "models:read",
     "DELETE /v1/tunepool/models/{name}": "admin",
+    "POST /v1/chat/completions": "models:read",
+    "POST /v1/completions": "models:read",
     "GET /v1/tunepool/adapters": "models:read",
     "GET /v1/tunepool/adapters/{name}": "models:read",
     "POST /v1/tunepool/merges": "models:write",

@@ -219,4 +219,4 @@ def test_a_stop_string_is_cut_out_wherever_the_pieces_break(
 
     text = "".join(map(strings.push, pieces)) + strings.flush()
 
-    assert (text, strings.met) == (shown, met)
+    assert (text, strings.is_met()) == (shown, met)

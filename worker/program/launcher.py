@@ -206,12 +206,15 @@ def start(
     company: Company = "alone",
     reads: tuple[Path, ...] = (),
     home: Path | None = None,
+    keep_open: tuple[int, ...] = (),
 ) -> Trainer:
     """Run `argv` as the leader of its own process group; the kernel kills it when this process dies.
 
     `cpu_seconds`: the most that each process of it may compute, all its threads together; then the kernel kills it.
     `isolation`: what the host gives; `reads`: what the program may read beside its folder and our code, were it below
     `home`, of which it otherwise sees nothing.
+
+    `keep_open`: file descriptors that it gets, under their own numbers.
 
     Raises OSError.
     """
@@ -250,6 +253,7 @@ def start(
             start_new_session=True,
             preexec_fn=prepare,  # a few system calls and no lock; a wrapper program would cost a second interpreter
             umask=0o077,
+            pass_fds=keep_open,
         )
     finally:
         walls.forget()

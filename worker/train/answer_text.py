@@ -54,7 +54,7 @@ class Sampler:
         if self._sampling.top_p >= 1:
             return int(torch.multinomial(shares_V, 1, generator=self._dice))
         ordered, tokens = shares_V.sort(descending=True)
-        kept = int((ordered.cumsum(0) - ordered < self._sampling.top_p).sum())
+        kept = max(1, int((ordered.cumsum(0) - ordered < self._sampling.top_p).sum()))
         return int(tokens[torch.multinomial(ordered[:kept], 1, generator=self._dice)])
 
 
@@ -101,14 +101,18 @@ class StopStrings:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
         self._held = ""
-        self.met = False
+        self._met = False
+
+    def is_met(self) -> bool:
+        """Whether one has come: the answer is over."""
+        return self._met
 
     def push(self, text: str) -> str:
         """What may be shown of all that has come: nothing that could still become a stop string."""
         self._held += text
         places = [place for place in map(self._held.find, self._stops) if place >= 0]
         if places:
-            self.met = True
+            self._met = True
             shown, self._held = self._held[: min(places)], ""
             return shown
         kept = max((_overlap(self._held, stop) for stop in self._stops), default=0)

@@ -120,13 +120,13 @@ class Answer:
     def _taken(self, token: int) -> str:
         """The text that may be shown now; sets `reason` when this token is the last."""
         text = "" if token in self._ends else self._stops.push(self._detokenizer.push(token))
-        if self._stops.met or token in self._ends:
+        if self._stops.is_met() or token in self._ends:
             self.reason = "stop"
         elif self.tokens >= self._limit:
             self.reason = "length"
-        if self.reason is not None and not self._stops.met:
+        if self.reason is not None and not self._stops.is_met():
             text += self._stops.push(self._detokenizer.flush())
-            if self._stops.met:
+            if self._stops.is_met():
                 self.reason = "stop"
             text += self._stops.flush()
         return text

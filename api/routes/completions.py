@@ -1,0 +1,239 @@
+"""/v1/chat/completions and /v1/completions: a question to a model, answered by a playground of the pool."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import structlog
+from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+
+from api import talk_line
+from api.answers import written
+from api.body import is_short, parse, raw_body
+from api.deps import Door, bearer_of, door_of
+from api.errors import envelope
+from api.talk_line import TalkLine
+from api.views import completion_views as views
+from api.views.completion_views import ChatForm, TextForm
+from shared.contract.completions import AskedCompletion, CreateChatCompletion, CreateCompletion, PlaygroundOptions
+from shared.contract.talk import Piece, Question, Target
+from shared.errors import Invalid, TunepoolError
+from shared.fleet import playgrounds
+from shared.fleet.playgrounds import Address
+from shared.ids import new_id
+
+log = structlog.get_logger()
+router = APIRouter(prefix="/v1", tags=["playground"])
+
+SCOPE = "models:read"
+Form = ChatForm | TextForm
+Asked = TypeVar("Asked", bound=AskedCompletion)
+
+
+def _described(body: str, chunk: str, example: dict[str, Any]) -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{body}"}
+    return {
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}},
+        "x-stream-of": {"$ref": f"#/components/schemas/{chunk}"},
+    }
+
+
+CHAT = _described(
+    "CreateChatCompletion",
+    "ChatCompletionChunk",
+    {
+        "model": "ft:smollm2-135m-instruct:acme:tickets:0193a1b2",
+        "messages": [{"role": "user", "content": "My parcel is late."}],
+        "temperature": 0,
+    },
+)
+TEXT = _described(
+    "CreateCompletion", "TextCompletion", {"model": "smollm2-135m-instruct", "prompt": "Once upon a time"}
+)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A request that is understood: what answers it, where, and how its answer is written."""
+
+    target: Target
+    places: Sequence[Address]
+    question: Question
+    form: Form
+    stream: bool
+    include_usage: bool
+
+
+@router.post("/chat/completions", response_model=views.ChatCompletion, openapi_extra=CHAT)
+async def create_chat_completion(request: Request) -> Response:
+    """Answer a conversation: a base model, a tuned model (`ft:…`), a checkpoint of one, or a combination.
+
+    With `stream: true` the answer is a stream of server-sent events, each with a chunk, and `data: [DONE]` at the end.
+    A playground has one base model in memory; the first question to another waits until it is loaded, or is refused
+    with a 503 and `Retry-After`.
+    """
+    body = await _body(request)
+    return await _answer(request, await run_in_threadpool(_chat, door_of(request), bearer_of(request), body))
+
+
+@router.post("/completions", response_model=views.TextCompletion, openapi_extra=TEXT)
+async def create_completion(request: Request) -> Response:
+    """Go on from a text, without a chat template: the way of models that were trained on plain text.
+
+    Streams and waits as `/v1/chat/completions` does.
+    """
+    body = await _body(request)
+    return await _answer(request, await run_in_threadpool(_text, door_of(request), bearer_of(request), body))
+
+
+async def _body(request: Request) -> bytes:
+    if not is_short(request):  # nobody's long body is read before their key
+        await run_in_threadpool(door_of(request).caller, bearer_of(request), scope=SCOPE)
+    return await raw_body(request)
+
+
+def _chat(door: Door, bearer: str, body: bytes) -> Settled:
+    project_id = door.caller(bearer, scope=SCOPE).project_id
+    asked = _parsed(body, CreateChatCompletion)
+    question = _question(asked, messages=[message.plain() for message in asked.messages])
+    return _settled(door, asked, question, form=ChatForm, prefix="chatcmpl-", project_id=project_id)
+
+
+def _text(door: Door, bearer: str, body: bytes) -> Settled:
+    project_id = door.caller(bearer, scope=SCOPE).project_id
+    asked = _parsed(body, CreateCompletion)
+    question = _question(asked, text=asked.text)
+    return _settled(door, asked, question, form=TextForm, prefix="cmpl-", project_id=project_id)
+
+
+def _parsed(body: bytes, model: type[Asked]) -> Asked:
+    asked = parse(body, model, data=model.model_fields)
+    asked.must_be_possible()
+    return asked
+
+
+def _question(asked: AskedCompletion, **prompt: Any) -> Question:
+    options = asked.tunepool
+    # Which adapter is the target's matter; here it only says whether any speaks.
+    adapter = None if options.disabled else "asked"
+    return Question(number=0, adapter=adapter, scale=options.scale, sampling=asked.sampling(), **prompt)
+
+
+def _settled(
+    door: Door,
+    asked: AskedCompletion,
+    question: Question,
+    *,
+    form: type[ChatForm | TextForm],
+    prefix: str,
+    project_id: str,
+) -> Settled:
+    catalogue = door.catalogue
+    with door.session() as session:
+        target = playgrounds.target(session, asked.model, project_id=project_id, catalogue=catalogue)
+        places = playgrounds.places(session, pool_name=door.settings.pool, base_model=target.base.name)
+    if target.whole and asked.tunepool != PlaygroundOptions():
+        raise Invalid(
+            f"'{asked.model}' is a whole model, not an adapter: nothing of it can be weighed or switched off.",
+            param="tunepool",
+            code="unsupported_combination",
+        )
+    head = {"id": new_id(prefix), "created": int(time.time()), "model": asked.model}
+    return Settled(
+        target=target,
+        places=places,
+        question=question,
+        form=form(**head, system_fingerprint=views.fingerprint(target)),
+        stream=bool(asked.stream),
+        include_usage=asked.stream_options is not None and asked.stream_options.include_usage,
+    )
+
+
+# --- the answer -------------------------------------------------------------------------------------------------------
+
+
+async def _answer(request: Request, settled: Settled) -> Response:
+    """Nothing is sent before the answer has begun, so that a refusal is an ordinary error."""
+    seconds = door_of(request).settings.playground_wait_seconds
+    gone = asyncio.create_task(_gone(request))
+    working = asyncio.create_task(_begun(settled, seconds=seconds))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            return Response(status_code=400)  # to nobody
+        line, prompt_tokens = working.result()
+        if settled.stream:
+            stream = _stream(settled, line, prompt_tokens)
+            return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-store"})
+        collecting = asyncio.create_task(_whole(settled, line, prompt_tokens))
+        await asyncio.wait({collecting, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not collecting.done():
+            collecting.cancel()
+            line.close()
+            return Response(status_code=400)
+        return collecting.result()
+    finally:
+        working.cancel()
+        gone.cancel()
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client has left. Its body has been read, so nothing else can come."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _begun(settled: Settled, *, seconds: float) -> tuple[TalkLine, int]:
+    line = await talk_line.ask(settled.places, settled.target, settled.question)
+    try:
+        begun = await line.begin(seconds=seconds)
+    except BaseException:
+        line.close()
+        raise
+    return line, begun.prompt_tokens
+
+
+async def _whole(settled: Settled, line: TalkLine, prompt_tokens: int) -> Response:
+    parts: list[str] = []
+    try:
+        async for said in line.rest():
+            if isinstance(said, Piece):
+                parts.append(said.text)
+            else:
+                used = views.usage(prompt_tokens, said.completion_tokens)
+                return written(settled.form.whole("".join(parts), said.finish_reason, used))
+    finally:
+        line.close()
+    raise AssertionError("an answer ends in its end or in an error")
+
+
+async def _stream(settled: Settled, line: TalkLine, prompt_tokens: int) -> AsyncIterator[str]:
+    form = settled.form
+    try:
+        first = form.first()
+        if first is not None:
+            yield _event(first)
+        async for said in line.rest():
+            if isinstance(said, Piece):
+                yield _event(form.piece(said.text))
+                continue
+            yield _event(form.last(said.finish_reason))
+            if settled.include_usage:
+                yield _event(form.used(views.usage(prompt_tokens, said.completion_tokens)))
+        yield "data: [DONE]\n\n"
+    except TunepoolError as error:  # the status is sent already
+        log.warning("completion.broken", code=error.code)
+        body = envelope(error.message, kind="server_error", param=error.param, code=error.code)
+        yield _event(views.as_json(body))
+    finally:
+        line.close()
+
+
+def _event(data: str) -> str:
+    return f"data: {data}\n\n"

@@ -1,0 +1,97 @@
+"""The way from a request to a playground: one TCP connection for one question, which ends with the request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
+
+import structlog
+from pydantic import ValidationError
+
+from shared.contract.talk import LINE_BYTES, SAID, Begun, Call, Declined, Ended, Piece, Question, Target
+from shared.errors import Invalid, NotYet, TunepoolError
+from shared.fleet.playgrounds import Address
+
+log = structlog.get_logger()
+
+CONNECT_SECONDS: Final = 3.0
+
+
+class TalkLine:
+    """An open question. `begin` first, then `rest`; `close` withdraws whatever was not said yet."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    async def begin(self, *, seconds: float) -> Begun:
+        """Wait until the answer begins.
+
+        Raises:
+            NotYet: it does not begin in time, or cannot now.
+            Invalid: it never can; says why.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                said = await self._next()
+        except TimeoutError:
+            raise NotYet(
+                f"The answer did not begin within {seconds:g} seconds: the playground loads the model, or answers "
+                "others. Try again shortly.",
+                code="playground_busy",
+            ) from None
+        if not isinstance(said, Begun):
+            raise _lost()
+        return said
+
+    async def rest(self) -> AsyncIterator[Piece | Ended]:
+        """The answer, piece by piece, and its end. Raises NotYet, Invalid: it ends here."""
+        while True:
+            said = await self._next()
+            if not isinstance(said, Piece | Ended):
+                raise _lost()
+            yield said
+            if isinstance(said, Ended):
+                return
+
+    async def _next(self) -> Begun | Piece | Ended:
+        try:
+            line = await self._reader.readline()
+            said = SAID.validate_json(line)
+        except (ValidationError, ValueError, ConnectionError) as error:
+            raise _lost() from error
+        if isinstance(said, Declined):
+            raise _as_error(said)
+        if not isinstance(said, Begun | Piece | Ended):
+            raise _lost()
+        return said
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+async def ask(places: Sequence[Address], target: Target, question: Question) -> TalkLine:
+    """Ask the first playground that takes the connection. Raises NotYet when none does."""
+    for place in places:
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(CONNECT_SECONDS):
+                reader, writer = await asyncio.open_connection(place.address, place.port, limit=LINE_BYTES)
+            call = Call(token=place.token, target=target, question=question)
+            writer.write(call.model_dump_json().encode() + b"\n")
+            return TalkLine(reader, writer)
+        log.warning("playground.unreachable", address=place.address, port=place.port)
+    raise NotYet(
+        "No playground answers. `tunepool-server up` runs one; elsewhere an administrator starts "
+        "`tunepool-server playground` on a host of the pool.",
+        code="playground_unavailable",
+    )
+
+
+def _lost() -> TunepoolError:
+    return NotYet("The connection to the playground was lost. Try again.", code="playground_unavailable")
+
+
+def _as_error(declined: Declined) -> TunepoolError:
+    kind = NotYet if declined.passing else Invalid
+    return kind(declined.message, param=declined.param, code=declined.code)

@@ -1,0 +1,190 @@
+"""Bodies of `POST /v1/chat/completions` and `/v1/completions`: OpenAI's fields, and ours under `tunepool`.
+
+A field that no playground can honour is refused by name, never passed over: an answer that ignored it would look like
+one that heeded it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field, StringConstraints
+
+from shared.contract.spec import Part
+from shared.contract.talk import Sampling
+from shared.errors import Invalid
+
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=300)]
+StopText = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+Refused = Annotated[Any, Field(description="Refused by name unless it asks for nothing.")]
+
+
+class TextPart(Part):
+    """A part of a message; others than text are for models that see or hear."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatTurn(Part):
+    """A message of the conversation so far."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+    refusal: None = None
+    annotations: Refused = None
+    audio: Refused = None
+    function_call: Refused = None
+    tool_calls: Refused = None
+
+    def plain(self) -> dict[str, Any]:
+        """As a chat template reads it; `developer` is what OpenAI calls `system` since 2024."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class StreamOptions(Part):
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class PlaygroundOptions(Part):
+    """How the adapter is used for this one answer."""
+
+    scale: float = Field(default=1.0, ge=0.0, le=4.0, description="Multiplies the adapter's update.")
+    disabled: bool = Field(default=False, description="Answer with the adapter's base alone, as its job loaded it.")
+
+
+class AskedCompletion(Part):
+    """What both routes take."""
+
+    model: ModelName = Field(description="A base model, an alias, `ft:…`, `ft:…:ckpt-step-N` or a combination's id.")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
+    top_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=1_048_576)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
+    user: Annotated[str, StringConstraints(max_length=512)] | None = None
+    tunepool: PlaygroundOptions = PlaygroundOptions()
+    n: Refused = None
+    logit_bias: Refused = None
+    logprobs: Refused = None
+
+    def sampling(self) -> Sampling:
+        """How to choose tokens; what was left out or null has OpenAI's default."""
+        names = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "seed")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return Sampling(**given, stop=stop, max_tokens=self.longest)
+
+    @property
+    def longest(self) -> int | None:
+        return self.max_tokens
+
+    def must_be_possible(self) -> None:
+        """Raises Invalid (`unsupported_parameter`) for the first field that asks for what no playground does."""
+        for name, harmless in _HARMLESS.items():
+            value = getattr(self, name, None)
+            if value is not None and not harmless(value):
+                raise _unsupported(name)
+        if self.stream_options is not None and not self.stream:
+            raise Invalid("'stream_options' is for streams; set stream to true.", param="stream_options")
+
+
+class CreateChatCompletion(AskedCompletion):
+    """Body of `POST /v1/chat/completions`."""
+
+    messages: Annotated[list[ChatTurn], Field(min_length=1, max_length=10_000)]
+    max_completion_tokens: Annotated[int, Field(ge=1, le=1_048_576)] | None = Field(
+        default=None, description="Wins over max_tokens, its older name."
+    )
+    audio: Refused = None
+    function_call: Refused = None
+    functions: Refused = None
+    metadata: Refused = None
+    modalities: Refused = None
+    parallel_tool_calls: Refused = None
+    prediction: Refused = None
+    reasoning_effort: Refused = None
+    response_format: Refused = None
+    service_tier: Refused = None
+    store: Refused = None
+    tool_choice: Refused = None
+    tools: Refused = None
+    top_logprobs: Refused = None
+    verbosity: Refused = None
+    web_search_options: Refused = None
+
+    @property
+    def longest(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    def must_be_possible(self) -> None:
+        super().must_be_possible()
+        for place, message in enumerate(self.messages):
+            for name in ("annotations", "audio", "function_call", "tool_calls"):
+                if getattr(message, name):
+                    raise _unsupported(f"messages.{place}.{name}")
+
+
+class CreateCompletion(AskedCompletion):
+    """Body of `POST /v1/completions`: a text to go on from, without a chat template."""
+
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)]
+    best_of: Refused = None
+    echo: Refused = None
+    suffix: Refused = None
+
+    @property
+    def text(self) -> str:
+        return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+
+
+def _nothing(value: Any) -> bool:
+    return not value
+
+
+def _among(*values: Any) -> Callable[[Any], bool]:
+    return lambda value: any(value == harmless and type(value) is type(harmless) for harmless in values)
+
+
+# Field -> whether a value of it asks for nothing. All others are refused.
+_HARMLESS: Final[dict[str, Callable[[Any], bool]]] = {
+    "n": _among(1),
+    "best_of": _among(1),
+    "echo": _nothing,
+    "suffix": _nothing,
+    "logit_bias": _nothing,
+    "logprobs": _nothing,
+    "top_logprobs": _nothing,
+    "audio": _nothing,
+    "function_call": _among("none", "auto"),
+    "functions": _nothing,
+    "metadata": _nothing,
+    "modalities": _among(["text"]),
+    "parallel_tool_calls": lambda value: isinstance(value, bool),
+    "prediction": _nothing,
+    "reasoning_effort": _among("none"),
+    "response_format": _among({"type": "text"}),
+    "service_tier": _among("auto", "default"),
+    "store": _nothing,
+    "tool_choice": _among("none", "auto"),
+    "tools": _nothing,
+    "verbosity": _nothing,
+    "web_search_options": _nothing,
+}
+
+
+def _unsupported(name: str) -> Invalid:
+    return Invalid(
+        f"'{name}' is not supported here: the playground answers with plain text, one answer a request. "
+        "Leave it out, or serve the downloaded adapter with a server that does it.",
+        param=name,
+        code="unsupported_parameter",
+    )

@@ -1,0 +1,430 @@
+"""Questions to models through the official client, against a live API and a playground; only the weights are a fake."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+from openai import APIStatusError, AsyncOpenAI, BadRequestError, InternalServerError, NotFoundError, OpenAI
+from sqlalchemy import select
+
+from shared.contract.documents import Manifest, ManifestEntry
+from shared.jobs import moves
+from shared.jobs.rows import model_name
+from shared.settings import Settings, child_environment
+from shared.settle.catalogue import SMOLLM2
+from shared.store.db import session_scope
+from shared.store.storage import open_store
+from shared.store.tables import DeviceRow, JobRow, PlaygroundRow, WorkerRow
+from tests.factories import claim_on, make_key, make_queued_job, make_worker
+from tests.integration.conftest import Api
+from tests.lifecycle.stack import make_model
+from tests.live import live_api
+from tests.patience import lease, patience
+from worker.host.host import identify
+from worker.program import processes
+
+BASE = "tiny"
+QUEUE = 60
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Talking:
+    """A live API, and a playground in this process whose program is a fake."""
+
+    api: Api
+    tuned: str
+    checkpoint: str
+
+    @property
+    def client(self) -> OpenAI:
+        return self.api.client
+
+    def say(self, content: str, *, model: str = BASE, **values: Any) -> Any:
+        messages = [{"role": "user", "content": content}]
+        return self.client.chat.completions.create(model=model, messages=messages, **values)
+
+    def row(self) -> PlaygroundRow | None:
+        with session_scope(self.api.engine) as session:
+            return session.scalars(select(PlaygroundRow)).one_or_none()
+
+    def programs(self) -> list[psutil.Process]:
+        return [process for process, tag, _ in processes.tagged() if tag.home == str(self.api.settings.home)]
+
+
+def until(holds: Callable[[], Any], what: str | Callable[[], str]) -> Any:
+    deadline = time.monotonic() + patience(20)
+    while not (answer := holds()):
+        assert time.monotonic() < deadline, what if isinstance(what, str) else what()
+        time.sleep(0.05)
+    return answer
+
+
+@pytest.fixture(scope="module")
+def talk(engine: Any, database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Talking]:
+    folder = tmp_path_factory.mktemp("talk")
+    make_model(folder / "tiny")
+    (folder / "models.toml").write_text(
+        f'[models.tiny]\nsource = "path"\npath = "{folder / "tiny"}"\n[aliases]\n"gpt-4o-mini" = "tiny"\n'
+    )
+    settings = Settings(
+        home=(folder / "home").resolve(),
+        database_url=database_url,
+        redis_url="",
+        models_file=folder / "models.toml",
+        playground="tests.fake_playground",
+        playground_queue=QUEUE,
+        control_seconds=0.1,
+        devices="cpu",
+    )
+    with session_scope(engine) as session:
+        caller, key = make_key(session)
+    with (
+        live_api(settings) as url,
+        OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client,
+        at_work(settings, folder / "playground.log"),
+    ):
+        api = Api(url, caller, key, settings, engine, client)
+        talking = Talking(api, *trained(api, engine))
+        until(talking.row, (folder / "playground.log").read_text)
+        yield talking
+    assert talking.programs() == []
+
+
+@contextmanager
+def at_work(settings: Settings, log: Path) -> Iterator[None]:
+    """The playground's process: it may kill whatever descends from it, so it is not this one."""
+    values = {
+        "DATABASE_URL": settings.database_url,
+        "REDIS_URL": "",
+        "STORAGE_URL": settings.storage,
+        "TUNEPOOL_HOME": str(settings.home),
+        "TUNEPOOL_MODELS_FILE": str(settings.models_file),
+        "TUNEPOOL_PLAYGROUND": settings.playground,
+        "TUNEPOOL_PLAYGROUND_QUEUE": str(QUEUE),
+        "TUNEPOOL_PLAYGROUND_IDLE_SECONDS": lease(3),
+        "TUNEPOOL_CONTROL_SECONDS": "0.1",
+        "TUNEPOOL_DEVICES": "cpu",
+    }
+    argv = [sys.executable, "-m", "worker.chores.talking"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(argv, cwd=ROOT, env=child_environment(**values), stdout=output, stderr=output)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(patience(20))
+
+
+def trained(api: Api, engine: Any) -> tuple[str, str]:
+    """A tuned model and a checkpoint of it, with files in the store."""
+    store = open_store(api.settings)
+
+    def manifest(prefix: str, name: str) -> dict[str, Any]:
+        stored = store.put_bytes(f"{prefix}/{name}", b"weights")
+        return Manifest(
+            prefix=prefix, files=(ManifestEntry(name=name, bytes=stored.bytes, sha256=stored.sha256),)
+        ).document()
+
+    with session_scope(engine) as session:
+        make_queued_job(session, api.caller)
+        claim = claim_on(session, session.scalars(select(WorkerRow)).first() or make_worker(session))
+        assert claim is not None
+        # The factory's spec names the built-in base; this installation has the tiny one on its disk.
+        spec = claim.spec.model_dump(mode="json")
+        row = session.get_one(JobRow, claim.lease.id)
+        spec["base_model"] |= {"name": BASE, "source": "path", "revision": "local"}
+        row.spec, row.base_model = spec, BASE
+        name = model_name(session, row)
+        step = f"{name}:ckpt-step-1"
+        saved = manifest("c", "adapter/adapter_model.safetensors")
+        moves.record_checkpoint(session, claim.lease, step=1, name=step, metrics={"step": 1}, manifest=saved)
+        assert moves.succeed(session, claim.lease, manifest=manifest("p", "adapter_model.safetensors"))
+    return name, step
+
+
+def test_a_base_model_an_alias_a_tuned_model_and_a_checkpoint_answer(talk: Talking) -> None:
+    answers = {name: talk.say("one two", model=name) for name in (BASE, "gpt-4o-mini", talk.tuned, talk.checkpoint)}
+
+    voices = [answer.choices[0].message.content.split(":")[0] for answer in answers.values()]
+    assert voices[:2] == ["base", "base"]
+    assert [voice.partition("_")[0] for voice in voices[2:]] == ["adapter", "ftckpt"]
+    assert [answer.model for answer in answers.values()] == list(answers)
+    answer = answers[BASE]
+    assert answer.id.startswith("chatcmpl-")
+    assert (answer.object, answer.choices[0].finish_reason) == ("chat.completion", "stop")
+    assert answer.choices[0].message.model_dump(exclude_none=True) == {
+        "role": "assistant",
+        "content": "base:one base:two ",
+    }
+    assert answer.usage.model_dump(exclude_none=True) == {
+        "prompt_tokens": 2,
+        "completion_tokens": 2,
+        "total_tokens": 4,
+    }
+    assert len({answer.system_fingerprint for answer in answers.values()}) == 3
+
+
+def test_a_stream_has_the_role_first_the_reason_last_and_the_usage_when_asked(talk: Talking) -> None:
+    chunks = list(talk.say("one two three", stream=True, max_completion_tokens=2, max_tokens=99))
+
+    assert [chunk.choices[0].delta.role for chunk in chunks] == ["assistant", None, None, None]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "base:one base:two "
+    assert [chunk.choices[0].finish_reason for chunk in chunks] == [None, None, None, "length"]
+    assert all(chunk.usage is None and chunk.object == "chat.completion.chunk" for chunk in chunks)
+    assert len({chunk.id for chunk in chunks}) == 1
+
+    *others, last = list(talk.say("one", stream=True, stream_options={"include_usage": True}))
+    assert last.choices == []
+    assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (1, 1)
+    assert all(chunk.usage is None for chunk in others)
+
+
+def test_the_bytes_of_a_stream_are_server_sent_events_that_end_in_done(talk: Talking) -> None:
+    body = {"model": BASE, "messages": [{"role": "user", "content": "one\ttwo"}], "stream": True}
+    with talk.api.http() as http, http.stream("POST", "/v1/chat/completions", json=body) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in answer.iter_lines() if line]
+
+    assert all(line.startswith("data: ") for line in lines)
+    assert lines[-1] == "data: [DONE]"
+    assert json.loads(lines[1][6:])["choices"] == [
+        {"index": 0, "delta": {"content": "base:one "}, "logprobs": None, "finish_reason": None}
+    ]
+
+
+def test_the_older_route_goes_on_from_a_text(talk: Talking) -> None:
+    whole = talk.client.completions.create(model=talk.tuned, prompt="one two")
+    chunks = list(talk.client.completions.create(model=BASE, prompt=["one two"], stream=True, max_tokens=1))
+
+    assert whole.choices[0].text.count("adapter_") == 2
+    assert (whole.object, whole.choices[0].finish_reason) == ("text_completion", "stop")
+    assert [chunk.choices[0].text for chunk in chunks] == ["base:one ", ""]
+    assert chunks[-1].choices[0].finish_reason == "length"
+
+
+def test_an_adapter_that_is_disabled_leaves_the_base_to_answer(talk: Talking) -> None:
+    answer = talk.say("one", model=talk.tuned, extra_body={"tunepool": {"disabled": True}})
+
+    assert answer.choices[0].message.content == "base:one "
+    with pytest.raises(BadRequestError) as caught:
+        talk.say("one", model=talk.tuned, extra_body={"tunepool": {"scale": 9.0}})
+    assert caught.value.param == "tunepool.scale"
+
+
+def test_the_async_client_streams_too(talk: Talking) -> None:
+    async def said() -> str:
+        async with AsyncOpenAI(base_url=f"{talk.api.url}/v1", api_key=talk.api.key) as client:
+            asked = {"model": BASE, "messages": [{"role": "user", "content": "one two"}]}
+            stream = await client.chat.completions.create(**asked, stream=True)
+            return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+    assert asyncio.run(said()) == "base:one base:two "
+
+
+REFUSED: list[tuple[str, Any]] = [
+    ("n", 2),
+    ("tools", [{"type": "function", "function": {"name": "f"}}]),
+    ("response_format", {"type": "json_object"}),
+    ("logit_bias", {"5": 1}),
+    ("logprobs", True),
+    ("modalities", ["audio"]),
+    ("reasoning_effort", "high"),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), REFUSED, ids=[field for field, _ in REFUSED])
+def test_what_no_playground_does_is_refused_by_name(talk: Talking, field: str, value: Any) -> None:
+    with pytest.raises(BadRequestError) as caught:
+        talk.say("one", extra_body={field: value})
+
+    assert (caught.value.param, caught.value.code) == (field, "unsupported_parameter")
+
+
+def test_what_asks_for_nothing_is_no_reason_to_refuse(talk: Talking) -> None:
+    harmless = {"n": 1, "tools": [], "logprobs": False, "response_format": {"type": "text"}, "logit_bias": {}}
+    answer = talk.say("one", extra_body=harmless)
+    again = [{"role": "user", "content": "one"}, answer.choices[0].message, {"role": "user", "content": "two"}]
+
+    assert talk.client.chat.completions.create(model=BASE, messages=again).choices[0].message.content == "base:two "
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages.0.content"),
+        ({"messages": "hi"}, "messages"),
+        ({"temperature": 3}, "temperature"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"temprature": 0}, "temprature"),
+    ],
+)
+def test_a_field_at_fault_is_named(talk: Talking, body: dict[str, Any], param: str) -> None:
+    whole = {"model": BASE, "messages": [{"role": "user", "content": "x"}]} | body
+    with talk.api.http() as http:
+        answer = http.post("/v1/chat/completions", json=whole)
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"].startswith(param)
+
+
+def test_unknown_models_and_those_of_other_projects_do_not_exist(talk: Talking) -> None:
+    with session_scope(talk.api.engine) as session:
+        stranger = make_key(session)[1]
+    with OpenAI(base_url=f"{talk.api.url}/v1", api_key=stranger, max_retries=0) as other:
+        for client, model in ((talk.client, "ft:none"), (other, talk.tuned), (other, talk.checkpoint)):
+            with pytest.raises(NotFoundError) as caught:
+                client.chat.completions.create(model=model, messages=[{"role": "user", "content": "x"}])
+            assert caught.value.code == "model_not_found"
+
+
+def test_models_say_whether_they_are_warm_and_only_our_own_are_told(talk: Talking) -> None:
+    talk.say("one", model=talk.tuned)
+
+    def warm() -> set[str]:
+        return {model.id for model in talk.client.models.list() if model.tunepool["warm"]}  # type: ignore[attr-defined]
+
+    assert until(lambda: {BASE, "gpt-4o-mini", talk.tuned} <= warm(), "the tuned model is told to be warm")
+    assert talk.client.models.retrieve(talk.tuned).tunepool == {"warm": True}  # type: ignore[attr-defined]
+    assert "smollm2-135m-instruct" not in warm()
+
+
+def test_a_client_that_leaves_is_answered_no_further(talk: Talking) -> None:
+    stream = talk.say("slow=0.05 " + "word " * 2000, stream=True)
+    next(iter(stream))
+    stream.close()
+    until(lambda: (row := talk.row()) is not None and row.asked == 0, "the question is withdrawn")
+
+    body = {"model": BASE, "messages": [{"role": "user", "content": "slow=0.05 " + "word " * 2000}]}
+    with talk.api.http() as http, pytest.raises(httpx2.ReadTimeout):
+        http.post("/v1/chat/completions", json=body, timeout=0.5)
+    until(lambda: (row := talk.row()) is not None and row.asked == 0, "the question is withdrawn")
+
+
+def test_a_program_that_dies_is_told_to_those_it_answered_and_the_next_question_has_a_new_one(talk: Talking) -> None:
+    talk.say("one")
+    (before,) = talk.programs()
+
+    with pytest.raises(InternalServerError) as caught:
+        talk.say("one crash=two two three")
+    assert (caught.value.status_code, caught.value.code) == (503, "playground_crashed")
+    assert caught.value.response.headers["retry-after"]
+
+    with pytest.raises(Exception, match="ended in the middle"):
+        list(talk.say("slow=0.02 one crash=two two three", stream=True))
+
+    (killed,) = talk.say("one") and talk.programs()
+    killed.kill()
+    until(lambda: not killed.is_running() or killed.status() == psutil.STATUS_ZOMBIE, "it is dead")
+    assert until(lambda: _answers(talk), "an answer of a new program")
+    assert killed.pid != talk.programs()[0].pid != before.pid
+
+
+def _answers(talk: Talking) -> bool:
+    try:
+        return bool(talk.say("one").choices[0].message.content == "base:one ")
+    except APIStatusError:
+        return False
+
+
+def test_fifty_streams_at_once_are_all_answered_and_what_is_too_much_is_refused_at_once(talk: Talking) -> None:
+    content = "slow=0.001 " + " ".join(str(number) for number in range(20))
+
+    async def one(client: AsyncOpenAI, model: str, text: str) -> str:
+        asked = {"model": model, "messages": [{"role": "user", "content": text}]}
+        stream = await client.chat.completions.create(**asked, stream=True)
+        return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+    async def many(count: int, text: str) -> list[Any]:
+        values: Any = {"api_key": talk.api.key, "max_retries": 0, "timeout": patience(30)}
+        async with AsyncOpenAI(base_url=f"{talk.api.url}/v1", **values) as client:
+            models = [BASE, talk.tuned]
+            asked = (one(client, models[number % 2], text) for number in range(count))
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+    answers = asyncio.run(many(50, content))
+    assert all(isinstance(answer, str) for answer in answers), answers
+    assert {len(answer.split()) for answer in answers} == {21}
+
+    refused = [
+        answer for answer in asyncio.run(many(QUEUE + 10, f"slow=0.05 {content}")) if not isinstance(answer, str)
+    ]
+    assert len(refused) == 10
+    assert {(error.status_code, error.code) for error in refused} == {(503, "playground_busy")}
+
+
+def test_a_training_that_needs_the_memory_has_it(talk: Talking) -> None:
+    talk.say("one")
+    with session_scope(talk.api.engine) as session:
+        identity = identify(talk.api.settings)
+        session.add(WorkerRow(id=identity.id, host=identity.host, pool=identity.pool, boot_id="boot", version="test"))
+        session.flush()
+        devices = {"id": f"{identity.host}:cpu", "kind": "cpu", "total_bytes": 1 << 60, "free_bytes": 1 << 60}
+        session.add(DeviceRow(**devices, worker_id=identity.id, host=identity.host, pool="default", name="CPU"))
+        job = make_queued_job(session, talk.api.caller)
+        job.bytes_per_device = 1 << 59
+        job_id = job.id
+
+    until(lambda: not talk.programs(), "the playground lets its base go")
+    with pytest.raises(InternalServerError) as caught:
+        talk.say("one")
+    assert caught.value.code == "playground_yields"
+    assert caught.value.response.headers["retry-after"]
+
+    with session_scope(talk.api.engine) as session:
+        moves.request_cancel(session, job_id, project_id=talk.api.caller.project_id)
+    assert until(lambda: _answers(talk), "the playground answers again")
+
+
+def test_a_base_nobody_asks_is_let_go(talk: Talking) -> None:
+    talk.say("one")
+    assert talk.programs()
+
+    until(lambda: not talk.programs(), "the base is let go")
+    until(lambda: (row := talk.row()) is not None and row.state == "cold", "it says so")
+    assert list((talk.api.settings.home / "playground").iterdir()) == []
+
+
+def test_without_a_playground_the_answer_is_a_503_that_names_the_remedy(talk: Talking) -> None:
+    body = {"model": BASE, "messages": [{"role": "user", "content": "x"}]}
+    elsewhere = talk.api.settings.model_copy(update={"pool": "nobody"})
+    with live_api(elsewhere) as url, httpx2.Client(base_url=url, timeout=patience(20)) as http:
+        headers = {"Authorization": f"Bearer {talk.api.key}"}
+        answer = http.post("/v1/chat/completions", json=body, headers=headers)
+
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "playground_unavailable"
+    assert "tunepool-server playground" in answer.json()["error"]["message"]
+
+
+def test_a_caller_without_the_token_hears_nothing(talk: Talking) -> None:
+    row = talk.row()
+    assert row is not None
+
+    async def asked() -> bytes:
+        reader, writer = await asyncio.open_connection(row.address, row.port)
+        base = {"name": "x", "public_name": "x", "source": "path", "revision": "local"}
+        target = {"base": {**base, "facts": SMOLLM2.ref.facts.model_dump()}}
+        call = {"token": "guess", "target": target, "question": {"type": "question", "number": 1, "text": "x"}}
+        writer.write(json.dumps(call).encode() + b"\n")
+        heard = await reader.read()
+        writer.close()
+        return heard
+
+    assert asyncio.run(asked()) == b""
