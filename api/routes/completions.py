@@ -144,12 +144,11 @@ def _settled(
             param="tunepool",
             code="unsupported_combination",
         )
-    head = {"id": new_id(prefix), "created": int(time.time()), "model": asked.model}
     return Settled(
         target=target,
         places=places,
         question=question,
-        form=form(**head, system_fingerprint=views.fingerprint(target)),
+        form=form(new_id(prefix), int(time.time()), asked.model, views.fingerprint(target)),
         stream=bool(asked.stream),
         include_usage=asked.stream_options is not None and asked.stream_options.include_usage,
     )

@@ -1,7 +1,7 @@
 """The playground of a host: `python -m worker.chores.talking`. It takes questions over TCP and has a program answer.
 
 One base model at a time is in memory, for as long as somebody asks; questions to another one wait for the running
-answers, in the order in which they came. A training goes first: see `Desk.look`.
+answers, and for ten seconds let later ones to the base in memory go first. A training goes first: see `Desk.look`.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from worker.program import hostile_folder, processes
 log = structlog.get_logger()
 
 CALL_SECONDS: Final = 10.0  # within which a caller says what it wants
+OVERTAKEN_SECONDS: Final = 10.0  # so long may later questions to the weights in memory go before one to others
 YIELDS: Final = "A training needs the playground's device now. Try again when it has ended, or later."
 
 LET_GO: Final = "The playground has let the model go. Try again."
@@ -49,8 +50,9 @@ LET_GO: Final = "The playground has let the model go. Try again."
 class Talk:
     """One call: what is asked, and what was said so far and not yet sent."""
 
-    def __init__(self, number: int, call: Call) -> None:
+    def __init__(self, number: int, call: Call, *, asked_at: float) -> None:
         self.number = number
+        self.asked_at = asked_at
         self.target = call.target
         self.question = call.question.model_copy(update={"number": number})
         self.said: asyncio.Queue[Answered] = asyncio.Queue()
@@ -103,7 +105,7 @@ class Desk:
             writer.close()
 
     async def _serve(self, call: Call, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        talk = Talk(next(self._numbers), call)
+        talk = Talk(next(self._numbers), call, asked_at=self._clock())
         self._accept(talk)
         leaving = asyncio.create_task(reader.read(1))
         try:
@@ -156,7 +158,7 @@ class Desk:
             if not self._waiting:
                 await news.wait()
                 continue
-            talk = self._waiting.popleft()
+            talk = self._next()
             try:
                 await self._ask(talk)
             except _CallerGone:
@@ -168,6 +170,16 @@ class Desk:
             except OSError as error:
                 log.exception("playground.failed", talk=talk.number)
                 talk.decline("playground_crashed", f"The playground hit an unexpected error ({type(error).__name__}).")
+
+    def _next(self) -> Talk:
+        """The oldest question; for a while those that the weights in memory answer, or each would swap them."""
+        talk = self._waiting[0]
+        if self._program is not None and self._clock() - talk.asked_at < OVERTAKEN_SECONDS:
+            weights = self._program.weights
+            mine = (one for one in self._waiting if Weights.of(one.target, self._device) == weights)
+            talk = next(mine, talk)
+        self._waiting.remove(talk)
+        return talk
 
     async def _ask(self, talk: Talk) -> None:
         def interrupt() -> None:
