@@ -79,27 +79,18 @@ def list_workers(context: typer.Context) -> None:
 
 @workers_cli.command("show")
 def show_worker(context: typer.Context, worker_id: str) -> None:
-    """Show one worker, and what its host keeps programs on strangers' data from."""
+    """A worker, what its host keeps programs on strangers' data from, and its devices with what their probes found."""
     known = {worker["id"]: worker for worker in native.get(context, "workers")["data"]}
     if worker_id not in known:
         raise BadSetting(f"No worker '{worker_id}'; `tunepool workers list` names them.")
-    found = known[worker_id]
-    lines = [f"{name}={value}" for name, value in found.items() if name not in {"object", "isolation"}]
-    walls = found.get("isolation") or {}
-    show(context, found, "\n".join([*lines, *(f"isolation.{name}={value}" for name, value in walls.items())]))
-
-
-@workers_cli.command("show")
-def show_worker(context: typer.Context, worker_id: str) -> None:
-    """A worker with its devices: what each can compute, what its probe found, and what is wrong with it."""
-    known = {one["id"]: one for one in native.get(context, "workers")["data"]}
-    if worker_id not in known:
-        raise BadSetting(f"No worker '{worker_id}'. See them with: tunepool workers list")
-    devices = [one for one in native.get(context, "pool")["devices"] if one["worker_id"] == worker_id]
+    worker = known[worker_id]
+    devices = [device for device in native.get(context, "pool")["devices"] if device["worker_id"] == worker_id]
+    lines = [f"{name}={value}" for name, value in worker.items() if name not in {"object", "isolation"}]
+    walls = worker.get("isolation") or {}
+    lines += [f"isolation.{name}={value}" for name, value in walls.items()]
+    show(context, {**worker, "devices": devices}, "\n".join(lines))
     if context.obj.as_json:
-        show(context, {**known[worker_id], "devices": devices}, "")
         return
-    show_rows(context, [known[worker_id]], ("id", "host", "pool", "draining", "last_seen", "version"))
     print()
     shown = [{**device, "state": _state(device)} for device in devices]
     show_rows(context, shown, ("id", "name", "total_bytes", "free_bytes", "probed", "state"))
