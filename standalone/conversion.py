@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from shared.errors import Invalid
-from shared.rows.convert import RowRefused, UnpackSpec, convert, source_of
+from shared.rows.cells import RowRefused
+from shared.rows.convert import UnpackSpec, convert, source_of
 from shared.rows.lines import FileRefused
 from shared.settings import trainer_environment
 

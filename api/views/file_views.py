@@ -10,7 +10,24 @@ from api.views.view import View, maybe_seconds, seconds
 from shared.store.tables import FileRow
 
 
-class FileExtension(View):
+class FileWarning(View):
+    code: str = Field(examples=["dropped_columns"])
+    message: str
+    line: int = Field(description="The first that shows it.")
+    rows: int
+
+
+class FileFindings(View):
+    """What the check of a training file found."""
+
+    format: str | None = Field(default=None, examples=["chat"], description="Null until a training file is checked.")
+    shape: str | None = Field(default=None, description="As uploaded: chat, sharegpt, alpaca …")
+    rows: int = 0
+    dropped_columns: list[str] = Field(default=[], description="Columns that the format does not use.")
+    warnings: list[FileWarning] = []
+
+
+class FileExtension(FileFindings):
     """Ours: what OpenAI's wire has no word for."""
 
     sha256: str = Field(description="Of the bytes as they were uploaded, in hexadecimal.")
@@ -48,6 +65,6 @@ def file(row: FileRow) -> File:
             "status": row.status,
             "status_details": row.status_details,
             "expires_at": maybe_seconds(row.expires_at),
-            "tunepool": {"sha256": row.sha256},
+            "tunepool": {**(row.report or {}), "sha256": row.sha256},
         }
     )

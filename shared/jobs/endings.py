@@ -35,8 +35,14 @@ def validated(
     bytes_per_device: int,
     needs: Needs = ANY,
     expected_seconds: float | None = None,
+    told: Sequence[NewEvent] = (),
 ) -> bool:
-    """validating_files -> queued, with every value settled. `needs`: what it asks of devices besides memory."""
+    """validating_files -> queued, with every value settled.
+
+    Args:
+        needs: what it asks of devices besides memory.
+        told: what the files' checks have to say.
+    """
     moved = session.execute(
         update(JobRow)
         .where(*held(lease), JobRow.status == "validating_files")
@@ -60,7 +66,7 @@ def validated(
         .returning(JobRow.id)
     ).one_or_none()
     if moved is not None:
-        journal.append(session, lease.id, [NewEvent("Files validated, moving job to queued state")])
+        journal.append(session, lease.id, [*told, NewEvent("Files validated, moving job to queued state")])
     return moved is not None
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from pydantic import TypeAdapter
@@ -19,7 +19,7 @@ from shared.rows import formats, strict_json
 from shared.rows.conversation import RowFinding, RowFindings, shown
 from shared.rows.foreign import SAYS, recast
 from shared.rows.formats import Shape
-from shared.rows.lines import BOM, FileRefused, Line, RowProblem, at_start, decode, lines
+from shared.rows.lines import BOM, FileRefused, Line, RowProblem, Unit, at_start, decode, lines
 from shared.rows.rules import check_row
 
 _MAX_PROBLEMS = 20
@@ -86,9 +86,16 @@ def read_report(stored: dict[str, Any]) -> DatasetReport:
 DEFAULT_LIMITS = Limits()
 
 
-def check(chunks: Iterable[bytes], *, limits: Limits = DEFAULT_LIMITS) -> DatasetReport:
-    """Check a JSONL file from its bytes, in one pass. Never raises for any content."""
-    tally = _Tally()
+def check(
+    chunks: Iterable[bytes], *, limits: Limits = DEFAULT_LIMITS, made_of: Unit | None = None, left: Collection[str] = ()
+) -> DatasetReport:
+    """Check a JSONL file from its bytes, in one pass. Never raises for any content.
+
+    Args:
+        made_of: the rows were made of another file, whose lines, rows or items the line numbers count.
+        left: columns of that file which are not among the rows.
+    """
+    tally = _Tally(made_of=made_of, left=left)
     try:
         for line in lines(tally.counted(chunks, limits), limit=limits.line_bytes):
             _check_line(line, tally, limits)
@@ -217,7 +224,8 @@ def _warn_of_content(line: Line, tally: _Tally) -> None:
 class _Tally:
     """The running counts of one check."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, made_of: Unit | None = None, left: Collection[str] = ()) -> None:
+        self.made_of, self.left = made_of, left
         self.shape: Shape | None = None
         self.shape_line = 0
         self.head = b""
@@ -278,21 +286,34 @@ class _Tally:
         else:
             self.warnings[code] = dataclasses.replace(earlier, rows=earlier.rows + rows)
 
+    def _placed(self, problem: RowProblem) -> RowProblem:
+        """A problem where it stands in the file. What was made of a table has columns that nobody sees."""
+        if self.made_of is None:
+            return problem
+        return dataclasses.replace(problem, column=None, unit=self.made_of)
+
+    def _leave_columns(self) -> None:
+        if self.left and self.rows:
+            self.dropped.update(dict.fromkeys(self.left, self.rows))
+            self.dropped_rows, self.dropped_line = self.rows, 1
+
     def _warn_of_columns(self) -> None:
         counts = ", ".join(f"{name} ({rows:,} rows)" for name, rows in self.dropped.most_common(12))
-        message = f"Columns that this format does not use were dropped: {counts}."
+        more = f" and {len(self.dropped) - 12:,} more" if len(self.dropped) > 12 else ""
+        message = f"Columns that this format does not use were dropped: {counts}{more}."
         self.warn(self.dropped_line, "dropped_columns", message, rows=self.dropped_rows)
 
     def report(self) -> DatasetReport:
         duplicates = self.duplicates.estimate()
         if self.head == BOM:
             self.warn(1, "byte_order_mark", "The file starts with a byte order mark; it was ignored.")
+        self._leave_columns()
         if self.dropped:
             self._warn_of_columns()
         if duplicates:
             message = f"{duplicates:,} of {self.rows:,} rows repeat an earlier row byte for byte."
             self.warn(1, "duplicate_rows", message, rows=duplicates)
-        if self.blank_lines and self.rows:
+        if self.blank_lines and self.rows and self.made_of is None:
             self.warn(1, "blank_lines", f"{self.blank_lines:,} blank lines were skipped.", rows=self.blank_lines)
         return DatasetReport(
             format=formats.FORMAT_OF[self.shape] if self.shape else None,
@@ -307,7 +328,7 @@ class _Tally:
             duplicate_rows=duplicates,
             dropped_columns=tuple(sorted(self.dropped)),
             problem_count=self.problem_count,
-            problems=tuple(self.problems),
+            problems=tuple(map(self._placed, self.problems)),
             warnings=tuple(self.warnings.values()),
         )
 

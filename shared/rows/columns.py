@@ -16,7 +16,7 @@ MEDIA: Final = frozenset(
 )
 _PLACEHOLDERS: Final = ("<image>", "<video>", "<audio>")
 # Each would change what is trained, if it were obeyed. A shape that obeys one has it among its keys.
-_MEANT: Final = frozenset(
+MEANT: Final = frozenset(
     {"system", "system_prompt", "tools", "functions", "history", "label", "kto_tag", "completion", "chosen", "rejected"}
     | {"weight", "train", "loss", "mask", "loss_scale", "train_on_input", "train_on_inputs"}
 )
@@ -46,7 +46,7 @@ def _judge(key: str, value: Any, allowed: frozenset[str], found: RowFindings) ->
     listed = f"allowed: {', '.join(sorted(allowed))}"
     if meant:
         found.refuse(name, "unknown_key", f"{name} is not a known key; did you mean {meant}? {listed}.")
-    elif key in _MEANT and not _is_empty(value):
+    elif key in MEANT and not _is_empty(value):
         text = f"{name} is {shown(value)}, for which rows of this format have no place; remove it, {listed}."
         found.refuse(name, "unknown_key", text)
     else:

@@ -18,6 +18,10 @@ _NATIVE: Final = frozenset({"messages", "tools", "parallel_tool_calls", "functio
 _ANSWERS: Final = ("answer", "response", "output")
 _QUESTIONS: Final = ("question", "query")
 _ASKED: Final = ("messages", "prompt", "conversations", "instruction", "text")
+# What the forms read beside the columns of `shared.rows.formats`, and the marks of forms that are refused by name.
+COLUMNS: Final = frozenset(
+    {*_ANSWERS, *_QUESTIONS, "context", "system_prompt", "kto_tag", "chat", "completions", "train_on_input"}
+)
 _SPEAKER: Final = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from shared.contract.spec import Format
 from shared.rows.arguments import is_encoded_again, plain
@@ -85,6 +85,7 @@ _MARKS: tuple[tuple[str, Shape], ...] = (
     ("completion", "prompt_completion"),
     ("text", "text"),
 )
+MARKS: Final = tuple(key for key, _ in _MARKS)
 
 
 # Forms that hold more than one row of ours would, or bury calls in text: how to convert them.

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from shared.rows import strict_json
 
 BOM = b"\xef\xbb\xbf"
+# What numbers count: lines of a text, rows of a table, items of a JSON array.
+Unit = Literal["line", "row", "item"]
 
 
 @dataclasses.dataclass(frozen=True)
 class RowProblem:
-    """One fault. `line` and `column` count from 1; columns count characters (bytes for invalid_utf8)."""
+    """One fault. `line` and `column` count from 1: lines what `unit` says, columns characters (invalid_utf8: bytes)."""
 
     line: int
     column: int | None
     param: str
     code: str
     message: str
+    unit: Unit = "line"
 
     def __str__(self) -> str:
-        place = f"line {self.line}" if self.column is None else f"line {self.line}, column {self.column}"
+        place = f"{self.unit} {self.line}"
+        if self.column is not None:
+            place += f", column {self.column}"
         return f"{place}: {self.message}"
 
 

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from shared.rows.cells import TableColumns
+from shared.rows.check import DatasetReport, check
 from shared.rows.convert import UnpackSpec
 from shared.settings import child_environment
 from shared.store.db import session_scope
@@ -44,17 +46,21 @@ def parquet(rows: list[dict[str, Any]], **options: Any) -> bytes:
 
 def checked(api: Api, name: str, content: bytes) -> FileRow:
     made = api.client.files.create(file=(name, content), purpose="fine-tune")
+    do_waiting_work(api)
+    with session_scope(api.engine) as session:
+        return session.get_one(FileRow, made.id)
+
+
+def do_waiting_work(api: Api) -> None:
     place = {"DATABASE_URL": api.settings.database_url, "REDIS_URL": "", "TUNEPOOL_HOME": str(api.settings.home)}
     lane = [sys.executable, "-m", "worker.pull", "cpu", str(os.getpid())]
     subprocess.run(lane, env=child_environment(**place), cwd=ROOT, check=True, timeout=patience(120))
-    with session_scope(api.engine) as session:
-        return session.get_one(FileRow, made.id)
 
 
 def rows_of(api: Api, file: FileRow) -> list[dict[str, Any]]:
     assert file.rows_key is not None
     content = b"".join(open_store(api.settings).chunks(file.rows_key))
-    return [json.loads(line) for line in content.splitlines()]
+    return [json.loads(line) for line in content.splitlines() if line]
 
 
 def test_a_parquet_file_of_conversations_becomes_rows_and_its_other_columns_go(api: Api) -> None:
@@ -64,6 +70,58 @@ def test_a_parquet_file_of_conversations_becomes_rows_and_its_other_columns_go(a
     assert (file.status, file.report["format"], file.report["rows"]) == ("processed", "chat", 5)
     assert rows_of(api, file) == CHAT
     assert api.client.files.content(file.id).read() == content
+
+
+def test_columns_that_nobody_uses_are_told_at_the_file_and_in_the_jobs_events(api: Api) -> None:
+    file = checked(api, "rows.parquet", parquet([{**row, "source": "x", "score": 0.5} for row in CHAT * 2]))
+    job = api.client.fine_tuning.jobs.create(model="smollm2-135m-instruct", training_file=file.id)
+    do_waiting_work(api)
+
+    told = api.client.files.retrieve(file.id).model_extra
+    assert told is not None
+    assert told["tunepool"]["dropped_columns"] == ["score", "source"]
+    (warning,) = (one for one in told["tunepool"]["warnings"] if one["code"] == "dropped_columns")
+    assert warning["rows"] == 10
+    events = api.client.fine_tuning.jobs.list_events(job.id).data
+    (event,) = (one for one in events if "dropped" in one.message)
+    assert (event.level, event.message) == (
+        "warn",
+        f"training_file '{file.id}': Columns that this format does not use were dropped:"
+        " score (10 rows), source (10 rows). (10 rows)",
+    )
+
+
+A = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "A bus."}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "param", "code"),
+    [
+        ([{"conversations": A, "image": {"bytes": b"\x89PNG", "path": "1.png"}}], "image", "unsupported_content"),
+        ([{"conversations": A, "images": [b"\x89PNG"]}], "images", "unsupported_content"),
+        ([{**CHAT[0], "kto_tag": "yes"}, *CHAT], "kto_tag", "unknown_key"),
+        ([{**CHAT[0], "train_on_input": True}, *CHAT], "train_on_input", "unknown_key"),
+        ([{**CHAT[0], "tool": "x"}], "tool", "unknown_key"),
+    ],
+)
+def test_a_column_with_a_meaning_is_refused_by_name_in_a_table_as_in_lines(
+    tmp_path: Path, rows: list[dict[str, Any]], param: str, code: str
+) -> None:
+    report = made_and_checked(tmp_path, "rows.parquet", parquet(rows))
+
+    assert [(one.line, one.column, one.param, one.code, one.unit) for one in report.problems] == [
+        (1, None, param, code, "row")
+    ]
+
+
+def test_the_lines_of_a_csv_file_are_counted_as_an_editor_does(tmp_path: Path) -> None:
+    content = b'prompt,completion,id\n"a\nb",c,1\n\nd,"",2\n'
+
+    report = made_and_checked(tmp_path, "rows.csv", content)
+
+    assert [str(problem) for problem in report.problems] == ["line 5: completion is missing; use text."]
+    assert report.dropped_columns == ("id",)
+    assert {one.code for one in report.warnings} == {"dropped_columns"}
 
 
 def test_a_csv_file_becomes_rows_and_formulas_in_it_stay_text(api: Api) -> None:
@@ -81,7 +139,7 @@ def test_a_bad_row_of_a_table_is_named_by_its_number(api: Api) -> None:
     file = checked(api, "rows.parquet", parquet(bad))
 
     assert file.status == "error"
-    assert "line 6" in str(file.status_details)
+    assert "row 6: messages" in str(file.status_details)
     assert file.rows_key is None
 
 
@@ -129,6 +187,14 @@ def unpacked(tmp_path: Path, name: str, content: bytes, *, max_bytes: int = 10_0
     (tmp_path / "log").write_text(done.stderr)
     code, peak = done.stdout.split()
     return int(code), int(peak) * 1024
+
+
+def made_and_checked(tmp_path: Path, name: str, content: bytes) -> DatasetReport:
+    """What the lane says of the rows that the program makes."""
+    assert unpacked(tmp_path, name, content)[0] == 0, (tmp_path / "log").read_text()
+    columns = TableColumns.model_validate_json((tmp_path / "out" / "columns.json").read_bytes())
+    rows = (tmp_path / "out" / "rows.jsonl").read_bytes()
+    return check([rows], made_of=columns.unit, left=columns.dropped)
 
 
 def refusal(tmp_path: Path, name: str, content: bytes, **options: Any) -> dict[str, Any]:

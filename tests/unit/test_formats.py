@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.rows import formats, strict_json
-from shared.rows.convert import RowRefused, convert, csv_lines
+from shared.rows.cells import RowRefused, csv_lines
+from shared.rows.convert import convert
 from shared.rows.lines import FileRefused
 
 U = {"role": "user", "content": "q"}
@@ -215,9 +216,10 @@ def test_csv_cells_may_hold_messages_as_json() -> None:
 
 
 BAD_CSV = [
-    ("unknown header", b"question,answer\na,b\n", 1, "unknown_format", "known columns"),
+    ("unknown header", b"frage,antwort\na,b\n", 1, "unknown_format", "known columns"),
+    ("capitals", b"id,Prompt,Completion\n1,a,b\n", 1, "unknown_format", "'Prompt' differs from prompt in capitals"),
     ("column twice", b"text,text\na,b\n", 1, "unknown_format", "each once"),
-    ("empty", b"", 1, "unknown_format", "header"),
+    ("empty", b"", 1, "unknown_format", "known columns"),
     ("too many cells", b"prompt,completion\na,b,c\n", 2, "wrong_cell_count", "quote cells"),
     ("open quote", b'text\n"a\n', 2, "invalid_csv", "unexpected end of data"),
     ("quote bomb", b'text\n"' + b"a" * 200_000, 2, "invalid_csv", "field limit"),

@@ -17,6 +17,7 @@ from shared.errors import Invalid, TunepoolError, Unavailable
 from shared.fleet import workers
 from shared.jobs import measurements, moves
 from shared.jobs.claims import SETTLING
+from shared.lease.journal import NewEvent
 from shared.lease.values import Claim, FileRef
 from shared.rows.check import DatasetReport, Limits, check, read_report
 from shared.rows.convert import source_of
@@ -24,6 +25,7 @@ from shared.settle import device_fit, durations
 from shared.settle.resolve import Resolution, resolve
 from shared.settle.settling import DeviceFacts
 from shared.store.bell import ring
+from shared.tenants.plain_text import printable
 from worker.chores.run_program import Stopped, Watch, under_lease
 from worker.chores.unpacking import unpack
 from worker.host.host import Host
@@ -126,9 +128,20 @@ def _validate(host: Host, claim: Claim, _watch: Watch) -> None:
             expected_seconds=durations.held_seconds(
                 settled.spec, ended=measurements.held(s, base_model=settled.spec.base_model.name)
             ),
+            told=list(_oddities(claim)),
         )
     )
     ring("training", host.settings)
+
+
+def _oddities(claim: Claim) -> Iterator[NewEvent]:
+    """What the checks of the job's files warn of: dropped columns, conversions and the like, each counted."""
+    for param, file in (("training_file", claim.training_file), ("validation_file", claim.validation_file)):
+        if file is None or file.report is None:
+            continue
+        for warning in read_report(file.report).warnings:
+            text = printable(f"{param} '{file.id}': {warning.message} ({warning.rows:,} rows)")
+            yield NewEvent(text, level="warn", data={"code": warning.code, "line": warning.line, "rows": warning.rows})
 
 
 def settle(host: Host, claim: Claim | PreflightClaim, *, device: DeviceFacts) -> Resolution:

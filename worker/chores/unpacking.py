@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
+from pydantic import ValidationError
 
 from shared.chores.file_checks import FileCheck, MadeRows
 from shared.contract.events import EXIT_DONE, Failed
+from shared.rows.cells import TableColumns
 from shared.rows.check import DatasetReport, Limits, check, refused
 from shared.rows.convert import UnpackSpec, source_of
 from shared.rows.lines import RowProblem, at_start
 from shared.store import layout
+from shared.tenants import plain_text
 from worker.chores import run_program
 from worker.chores.run_program import TooSlow, Watch
 from worker.host.host import Host
@@ -27,6 +31,8 @@ UNPACK: Final = "worker.program.unpack"
 UNPACK_SECONDS: Final = 600.0
 # Beyond the libraries' 80 MB. A file of the largest size in one page takes half of it, and as much address space again.
 MEMORY_BYTES: Final = 2 * 1024**3
+COLUMNS_BYTES: Final = 1 << 20
+_PLACE: Final = re.compile(r"(line|row|item) ([0-9]{1,12})")
 
 
 def unpack(host: Host, found: FileCheck, watch: Watch, *, limits: Limits) -> tuple[DatasetReport, MadeRows | None]:
@@ -38,8 +44,11 @@ def unpack(host: Host, found: FileCheck, watch: Watch, *, limits: Limits) -> tup
     problem = _open(host, found, place, watch=watch, limits=limits)
     if problem is not None:
         return refused(problem), None
+    columns = _columns(place)
+    if columns is None:
+        return refused(_broken()), None
     rows = place.out / "rows.jsonl"
-    report = check(_chunks(rows, watch), limits=limits)
+    report = check(_chunks(rows, watch), limits=limits, made_of=columns.unit, left=columns.dropped)
     return report, _keep(host, found, rows) if report.ok else None
 
 
@@ -66,17 +75,32 @@ def _problem(place: Workdir, ended: Exit, found: FileCheck) -> RowProblem | None
     fault = run_program.users_fault(place, ended)
     if fault is None:
         log.warning("unpack.broke", file_id=found.lease.id, exit=ended.code, last_words=ended.last_words[-2000:])
-        return at_start(
-            "unreadable_table",
-            "The file ended the program that opens it: it is damaged, or asks for far too much memory."
-            " Write it again, or upload JSONL.",
-        )
+        return _broken()
     return _as_problem(fault)
 
 
+def _broken() -> RowProblem:
+    return at_start(
+        "unreadable_table",
+        "The file ended the program that opens it: it is damaged, or asks for far too much memory."
+        " Write it again, or upload JSONL.",
+    )
+
+
 def _as_problem(fault: Failed) -> RowProblem:
-    line = int(fault.param) if fault.param and fault.param.isdigit() else 1
-    return RowProblem(line=line, column=None, param="file", code=fault.code, message=fault.message)
+    place = _PLACE.fullmatch(fault.param or "")
+    unit: Any = place.group(1) if place else "line"
+    line = int(place.group(2)) if place else 1
+    return RowProblem(line=line, column=None, param="file", code=fault.code, message=fault.message, unit=unit)
+
+
+def _columns(place: Workdir) -> TableColumns | None:
+    """What the program says of the file's columns; None when it says nothing that can be read."""
+    try:
+        told = TableColumns.model_validate_json(hostile_folder.read(place.out, "columns.json", most=COLUMNS_BYTES))
+    except (FileNotFoundError, hostile_folder.Refused, ValidationError):
+        return None
+    return told.model_copy(update={"dropped": [plain_text.printable(name) for name in told.dropped]})
 
 
 def _keep(host: Host, found: FileCheck, rows: Path) -> MadeRows:

@@ -1,4 +1,5 @@
-"""Opens a stranger's CSV or Parquet file: `python -m worker.program.unpack SPEC OUT` writes `OUT/rows.jsonl`.
+"""Opens a stranger's CSV or Parquet file: `python -m worker.program.unpack SPEC OUT` writes `OUT/rows.jsonl`,
+and `OUT/columns.json`: which columns the rows have, and which were left out.
 
 A Parquet reader is much native code that trusts lengths in the file, so it runs here, where nothing can be lost but
 this process. Exit codes and `OUT/events.jsonl` are the trainer's.
@@ -11,6 +12,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +22,8 @@ import pyarrow.parquet as pq
 
 from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
 from shared.errors import TunepoolError
-from shared.rows.convert import COLUMNS, RowRefused, UnpackSpec, csv_lines, table_lines
+from shared.rows.cells import Noted, RowRefused, TableColumns, chosen, csv_lines, table_lines
+from shared.rows.convert import UnpackSpec
 from shared.rows.lines import FileRefused
 
 # A cell of a few bytes in the file may be megabytes, as dictionaries and run lengths repeat them: few rows at a time.
@@ -42,9 +45,9 @@ def main(spec_file: Path, out: Path) -> int:
     spec = UnpackSpec.model_validate_json(spec_file.read_bytes())
     limit_memory(spec.memory_bytes)
     try:
-        write(lines_of(spec), out / "rows.jsonl", most=spec.max_bytes)
+        write(lines_of(spec, partial(note, out)), out / "rows.jsonl", most=spec.max_bytes)
     except RowRefused as refused:
-        tell(out, code=refused.code, message=str(refused), param=str(refused.line))
+        tell(out, code=refused.code, message=refused.reason, param=f"{refused.unit} {refused.line}")
         return EXIT_USER_FAULT
     except (FileRefused, TunepoolError) as error:
         tell(out, code=getattr(error, "code", "wrong_file_type"), message=str(error))
@@ -77,37 +80,39 @@ def limit_memory(gain: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
 
 
-def lines_of(spec: UnpackSpec) -> Iterator[bytes]:
+def note(out: Path, columns: TableColumns) -> None:
+    """Write which columns were read, once they are known."""
+    (out / "columns.json").write_text(columns.model_dump_json(), encoding="utf-8")
+
+
+def lines_of(spec: UnpackSpec, noted: Noted) -> Iterator[bytes]:
     """The file's rows as JSONL lines. Raises RowRefused, Unreadable."""
     if spec.source == "csv":
-        return csv_lines(_chunks(Path(spec.file)))
-    return table_lines(parquet_rows(Path(spec.file)))
+        return csv_lines(_chunks(Path(spec.file)), noted=noted)
+    return table_lines(parquet_rows(Path(spec.file), noted))
 
 
-def parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
+def parquet_rows(file: Path, noted: Noted) -> Iterator[dict[str, Any]]:
     """The rows of a Parquet file, its known columns only, a few in memory at a time.
 
     Raises:
-        Unreadable: code `unreadable_table` for what is no Parquet or damaged, `unknown_format` without known columns,
-            `table_too_large` for a footer that is.
+        Unreadable: code `unreadable_table` for what is no Parquet or damaged, `table_too_large` for a footer that is.
+        RowRefused: no column is known, or one is not named as it should be.
     """
     footer = _footer_bytes(file)
     if footer > FOOTER_BYTES:
         message = (
             f"The file's footer weighs {footer:,} bytes, at most {FOOTER_BYTES:,} are read: it has too many columns or "
-            f"row groups. Write fewer (the columns that are read: {', '.join(sorted(COLUMNS))}), or upload JSONL."
+            "row groups. Write fewer, or upload JSONL."
         )
         raise Unreadable(message, code="table_too_large")
     try:
         with pq.ParquetFile(
             file, thrift_string_size_limit=FOOTER_BYTES, thrift_container_size_limit=1_000_000, pre_buffer=False
         ) as opened:
-            names = opened.schema_arrow.names
-            known = [name for name in names if name in COLUMNS]
-            if not known or len(set(known)) != len(known):
-                message = f"The columns ({', '.join(names)[:200]}) must name known ones, each once, such as messages."
-                raise Unreadable(message, code="unknown_format")
-            for batch in opened.iter_batches(batch_size=BATCH_ROWS, columns=known, use_threads=False):
+            columns = chosen(opened.schema_arrow.names, unit="row")
+            noted(columns)
+            for batch in opened.iter_batches(batch_size=BATCH_ROWS, columns=columns.read, use_threads=False):
                 yield from batch.to_pylist()
     except pa.ArrowMemoryError:
         raise

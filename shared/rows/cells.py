@@ -1,0 +1,188 @@
+"""The columns and cells of tables: which columns make rows, which are left and told, and what a cell's text means.
+
+A table's rows are judged where those of JSONL are (`shared.rows.columns`). So every column that a rule there could obey
+or refuse is read. The others are named, and left where they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, Literal
+
+from pydantic import Field
+
+from shared.contract.spec import Part
+from shared.rows import foreign, formats, strict_json
+from shared.rows.columns import MEANT, MEDIA, near_miss
+from shared.rows.lines import BOM, Unit
+
+_KNOWN: Final = frozenset[str]().union(*formats.KEYS.values(), foreign.COLUMNS)
+_READ: Final = _KNOWN | MEANT
+_MARKS: Final = frozenset(formats.MARKS) | {"output", "label", "rejected"}
+_JSON_COLUMNS: Final = frozenset(
+    {"messages", "tools", "conversations", "input", "prompt", "completion", "chosen", "rejected", "history"}
+    | {"preferred_completion", "non_preferred_completion", "functions"}
+)
+_TALK_OR_TEXT: Final = frozenset({"input", "prompt", "completion", "chosen", "rejected"})
+_BOOLEAN_COLUMNS: Final = frozenset({"label", "kto_tag", "parallel_tool_calls", "train_on_input"})
+_BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
+_LINE_BYTES: Final = 8 * 1024 * 1024
+NAMES_TOLD: Final = 1000
+_NAME_CHARACTERS: Final = 80
+
+
+class TableColumns(Part):
+    """`columns.json`, beside the rows that were made of a file: what was left out of them, and what counts them."""
+
+    read: list[str] = Field(default=[], max_length=NAMES_TOLD)
+    dropped: list[str] = Field(default=[], max_length=NAMES_TOLD, description="No rule of rows asks for them.")
+    unit: Unit = Field(default="line", description="What the line numbers of the rows count in the file.")
+
+
+Noted = Callable[[TableColumns], None]
+
+
+class RowRefused(ValueError):
+    """A row broke a rule; run `shared.rows.check.check` first, which lists every such row."""
+
+    def __init__(self, message: str, *, line: int, code: str, unit: Unit = "line") -> None:
+        super().__init__(f"{unit} {line}: {message}")
+        self.reason = message
+        self.line = line
+        self.code = code
+        self.unit = unit
+
+
+def chosen(names: list[str], *, unit: Unit = "line") -> TableColumns:
+    """Tell the columns of a table that its rows need from those that no rule asks for.
+
+    Raises:
+        RowRefused: a name stands twice, differs from a known one in capitals or spaces, or none is known.
+    """
+    for name in names:
+        plain = name.strip().casefold()
+        if plain != name and plain in _MARKS and plain not in names:
+            message = f"the column {name[:80]!r} differs from {plain} in capitals or spaces; write it small"
+            raise RowRefused(message, line=1, code="unknown_format", unit=unit)
+    listed = ", ".join(names)[:200]
+    if not _KNOWN & set(names):
+        message = f"the columns ({listed}) must name known columns, such as messages, text, or prompt and completion"
+        raise RowRefused(message, line=1, code="unknown_format", unit=unit)
+    read = [name for name in names if _is_read(name)]
+    if len(set(read)) != len(read) or len(read) > NAMES_TOLD:
+        message = f"the columns ({listed}) must name known columns each once"
+        raise RowRefused(message, line=1, code="unknown_format", unit=unit)
+    dropped = sorted({name[:_NAME_CHARACTERS] for name in names if not _is_read(name)})
+    return TableColumns(read=read, dropped=dropped[:NAMES_TOLD], unit=unit)
+
+
+def _is_read(name: str) -> bool:
+    return name in _READ or name.casefold() in MEDIA or near_miss(name[:_NAME_CHARACTERS], _KNOWN) is not None
+
+
+def csv_lines(
+    chunks: Iterable[bytes], *, noted: Noted | None = None, delimiter: Literal[",", "\t"] = ","
+) -> Iterator[bytes]:
+    """Stream a CSV or TSV file (UTF-8, one header row) as JSONL; each row stands on the line where it begins there.
+
+    Cells of list-like columns may hold JSON; empty cells of other columns than the text are left out.
+    A cell may hold 131,072 characters (the csv module's guard). `noted` hears of the columns.
+
+    Raises:
+        RowRefused: not CSV, not UTF-8, or a header that names no known column; `line` is the file's.
+    """
+    reader = csv.reader(_text_lines(chunks), strict=True, delimiter=delimiter)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        columns = chosen(header)
+        if noted:
+            noted(columns)
+        read, written, begins = set(columns.read), 0, reader.line_num + 1
+        for cells in reader:
+            if cells:
+                row = _row(header, cells, read, line=begins)
+                yield b"\n" * (begins - written - 1) + row
+                written = begins
+            begins = reader.line_num + 1
+    except csv.Error as error:
+        raise RowRefused(f"not valid CSV ({error})", line=max(1, reader.line_num), code="invalid_csv") from None
+
+
+def _row(header: list[str], cells: list[str], read: set[str], *, line: int) -> bytes:
+    if len(cells) != len(header):
+        message = f"{len(cells)} cells stand under {len(header)} columns; quote cells that hold commas"
+        raise RowRefused(message, line=line, code="wrong_cell_count")
+    row = {name: _cell(name, cell) for name, cell in zip(header, cells, strict=True) if name in read}
+    return _line({name: value for name, value in row.items() if value is not None})
+
+
+def table_lines(rows: Iterable[dict[str, Any]]) -> Iterator[bytes]:
+    """Stream the rows of a table (Parquet, say) as JSONL, without nulls; line N is row N.
+
+    What a cell of pictures or sounds holds is not written, only that it holds something: no row may have one.
+
+    Raises:
+        RowRefused: a cell holds something that JSON has no word for, such as bytes or a date.
+    """
+    for number, row in enumerate(rows, start=1):
+        known = {
+            name: _medium(value) if name.casefold() in MEDIA else value
+            for name, value in row.items()
+            if value is not None
+        }
+        try:
+            yield _line(known)
+        except (TypeError, ValueError) as error:
+            message = f"a cell cannot be read as text ({error})"
+            raise RowRefused(message, line=number, code="wrong_type", unit="row") from None
+
+
+def _medium(value: Any) -> Any:
+    if value in ("", b"", [], {}):
+        return None
+    return value if isinstance(value, str) else f"({type(value).__name__})"
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+
+
+def _text_lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    number, held = 1, b""
+    for chunk in chunks:
+        *whole, held = (held + chunk).split(b"\n")
+        for data in whole:
+            yield _decoded(data + b"\n", number)
+            number += 1
+        if len(held) > _LINE_BYTES:
+            message = f"the line is longer than {_LINE_BYTES:,} bytes; split the example"
+            raise RowRefused(message, line=number, code="line_too_long")
+    if held:
+        yield _decoded(held, number)
+
+
+def _decoded(data: bytes, number: int) -> str:
+    try:
+        return data.removeprefix(BOM if number == 1 else b"").decode()
+    except UnicodeDecodeError:
+        raise RowRefused("not valid UTF-8; save the file as UTF-8", line=number, code="invalid_utf8") from None
+
+
+def _cell(name: str, cell: str) -> Any:
+    if name in _BOOLEAN_COLUMNS:
+        return _BOOLEANS.get(cell.strip().lower(), cell or None)
+    if name in _JSON_COLUMNS and cell.lstrip()[:1] in {"[", "{"}:
+        try:
+            value = strict_json.parse(cell, long_integers=True)
+        except strict_json.BadJson:
+            return cell
+        return cell if name in _TALK_OR_TEXT and not _is_talk(value) else value
+    return cell or None
+
+
+def _is_talk(value: Any) -> bool:
+    """Messages, and not a text that happens to be JSON."""
+    items = value if isinstance(value, list) else [value]
+    return bool(items) and all(isinstance(item, dict) and {"role", "from", "messages"} & item.keys() for item in items)
