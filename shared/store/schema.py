@@ -29,6 +29,7 @@ REVISIONS: Final = (
     "0010_device_abilities",
     "0011_walls",
     "0010_playgrounds",
+    "0010_packed_files",
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, Integer, Text, func, text
+from sqlalchemy import BigInteger, Boolean, CheckConstraint, ForeignKey, Index, Integer, Text, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.store.db import Base
@@ -22,7 +22,9 @@ class FileRow(Leased, Base):
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(Text)
     key: Mapped[str] = mapped_column(Text)
-    # Parquet and CSV: the JSONL rows that the check made of them, which is what jobs read.
+    # By its first bytes the file is no JSONL: a program makes rows of it. Null: the version that took it did not look.
+    packed: Mapped[bool | None] = mapped_column(Boolean)
+    # The JSONL rows that the check made of a file that is none, which is what jobs read.
     rows_key: Mapped[str | None] = mapped_column(Text)
     rows_sha256: Mapped[str | None] = mapped_column(Text)
     status: Mapped[str] = mapped_column(Text)
