@@ -13,6 +13,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from shared.errors import Invalid, TooLarge
+from shared.rows.kinds import HEAD_BYTES
 from shared.tenants.plain_text import printable
 
 MAX_FIELD_BYTES: Final = 4096
@@ -22,11 +23,12 @@ MAX_NAME_CHARACTERS: Final = 255
 
 @dataclass
 class Received:
-    """The contents of a form. `sha256` and `bytes` describe the file part."""
+    """The contents of a form. `sha256`, `bytes` and `head` (what it begins with) describe the file part."""
 
     fields: dict[str, str] = field(default_factory=dict)
     filename: str | None = None
     sha256: str = ""
+    head: bytes = b""
     bytes: int = 0
 
 
@@ -141,6 +143,8 @@ class FormStream:
                 f"The file is larger than {self._max} bytes. Split it, or ask for a higher limit.", param="file"
             )
         self._digest.update(piece)
+        if len(self.received.head) < HEAD_BYTES:
+            self.received.head = (self.received.head + piece)[:HEAD_BYTES]
         self._ready.append(bytes(piece))
 
     @property

@@ -12,7 +12,8 @@ from typing import Final
 
 from shared.errors import Invalid
 from shared.rows.cells import RowRefused
-from shared.rows.convert import UnpackSpec, convert, source_of
+from shared.rows.convert import UnpackSpec, convert
+from shared.rows.kinds import HEAD_BYTES, NAMES, is_offered, kind_of
 from shared.rows.lines import FileRefused
 from shared.settings import trainer_environment
 
@@ -23,13 +24,14 @@ MEMORY_BYTES: Final = 2 * 1024**3
 
 def convert_file(source: Path, target: Path) -> int:
     """Write `target`, complete or not at all; returns its rows. Raises Invalid naming the row at fault."""
-    kind = source_of(source.name)
-    if kind is None:
-        raise Invalid(f"'{source.name}' must end in .jsonl, .csv or .parquet.", param="file")
+    if not is_offered(source.name):
+        raise Invalid(f"'{source.name}' must end in {NAMES}.", param="file")
+    with source.open("rb") as stream:
+        kind = kind_of(stream.read(HEAD_BYTES), filename=source.name)
     unfinished = target.with_name(target.name + ".part")
     try:
-        if kind != "parquet":
-            rows = _write(convert(_chunks(source), source=kind), unfinished)
+        if kind in {"lines", "delimited"}:
+            rows = _write(convert(_chunks(source), source="jsonl" if kind == "lines" else "csv"), unfinished)
         else:
             with tempfile.TemporaryDirectory() as place:
                 opened = _chunks(_unpacked(source, Path(place)))
@@ -43,8 +45,8 @@ def convert_file(source: Path, target: Path) -> int:
 
 
 def _unpacked(source: Path, place: Path) -> Path:
-    """The rows of a Parquet file, opened by the program that the service uses too."""
-    spec = UnpackSpec(file=str(source.resolve()), source="parquet", max_bytes=MOST_BYTES, memory_bytes=MEMORY_BYTES)
+    """The rows of a file, made by the program that the service uses too."""
+    spec = UnpackSpec(file=str(source.resolve()), filename=source.name, max_bytes=MOST_BYTES, memory_bytes=MEMORY_BYTES)
     (place / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
     argv = [sys.executable, "-m", "worker.program.unpack", str(place / "spec.json"), str(place / "out")]
     done = subprocess.run(argv, env=trainer_environment(TMPDIR=str(place)), capture_output=True, check=False)

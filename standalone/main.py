@@ -190,7 +190,14 @@ def doctor(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A .jsonl, .csv or .parquet file.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            exists=True,
+            dir_okay=False,
+            help="JSONL, a JSON array, CSV, TSV, Parquet, Arrow, or one of them compressed.",
+        ),
+    ],
     target: Annotated[Path, typer.Argument(help="The canonical JSONL to write.")],
 ) -> None:
     """Turn a file of any known shape (ShareGPT, Alpaca, conversational …) into the rows that are trained."""

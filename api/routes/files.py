@@ -19,7 +19,7 @@ from shared.errors import Invalid, LimitReached, TunepoolError, Unavailable
 from shared.ids import new_id
 from shared.products import files, quota
 from shared.products.files import Upload
-from shared.rows.convert import source_of
+from shared.rows.kinds import NAMES, is_offered, kind_of
 from shared.store import layout
 from shared.tenants import audit
 from shared.tenants.keys import Caller
@@ -111,10 +111,9 @@ def _upload(received: Received, *, file_id: str, key: str) -> Upload:
     if received.bytes == 0:
         raise Invalid("The file is empty.", param="file", code="empty_file")
     assert received.filename is not None
-    if purpose == "fine-tune" and source_of(received.filename) is None:
+    if purpose == "fine-tune" and not is_offered(received.filename):
         raise Invalid(
-            "A fine-tuning file must be JSON Lines with a name ending in .jsonl (or .csv or .parquet),"
-            f" not '{received.filename}'.",
+            f"A fine-tuning file must have a name ending in {NAMES}, not '{received.filename}'.",
             param="file",
             code="invalid_file_format",
         )
@@ -126,6 +125,7 @@ def _upload(received: Received, *, file_id: str, key: str) -> Upload:
         sha256=received.sha256,
         key=key,
         expires_after=expires_after,
+        packed=purpose == "fine-tune" and kind_of(received.head, filename=received.filename) != "lines",
     )
 
 

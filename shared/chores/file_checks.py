@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import or_
+from sqlalchemy import func, or_
 from sqlalchemy.orm import Session
 
 from shared.lease import lease as leasing
@@ -14,7 +14,6 @@ from shared.lease import turns
 from shared.lease.lease import MAX_FAILURES, Kind
 from shared.lease.turns import ChoreTurn, Work
 from shared.lease.values import Lease
-from shared.rows.convert import SUFFIXES
 from shared.store.tables import FileRow
 
 FILE_CHECK: Final = Kind(
@@ -26,15 +25,18 @@ FILE_CHECK: Final = Kind(
         "status_details": f"Reading this file ended {MAX_FAILURES} workers. Look for extreme lines or nesting.",
     },
 )
-_IS_TABLE: Final = or_(*(FileRow.filename.iendswith(name) for name, source in SUFFIXES.items() if source != "jsonl"))
-# A table is opened by a program, which may take minutes. Lines of JSON are read at once.
+# By its name where the upload went to a version that did not look into it.
+_IS_TABLE: Final = func.coalesce(
+    FileRow.packed, or_(FileRow.filename.iendswith(".csv"), FileRow.filename.iendswith(".parquet"))
+)
+# What is no JSONL as it stands is opened by a program, which may take minutes. Lines of JSON are read at once.
 LINES: Final = Work(FILE_CHECK, which=~_IS_TABLE)
 TABLES: Final = Work(FILE_CHECK, which=_IS_TABLE, long=True)
 
 
 @dataclass(frozen=True, slots=True)
 class FileCheck:
-    """The right to say what a file is; `lease.id` is the file's id."""
+    """The right to say what a file is; `lease.id` is the file's id. `packed`: it is no JSONL as it stands."""
 
     lease: Lease
     project_id: str
@@ -42,6 +44,7 @@ class FileCheck:
     key: str
     bytes: int
     sha256: str
+    packed: bool
 
 
 def claim_check(
@@ -72,6 +75,7 @@ def claim_check(
         key=row.key,
         bytes=row.bytes,
         sha256=row.sha256,
+        packed=work is TABLES,
     )
 
 

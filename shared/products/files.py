@@ -17,7 +17,7 @@ from shared.store.tables import FileRow, JobRow
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A complete upload: its bytes are in the store."""
+    """A complete upload: its bytes are in the store. `packed`: they are no lines, a program makes rows of them."""
 
     id: str
     filename: str
@@ -26,6 +26,7 @@ class Upload:
     sha256: str
     key: str
     expires_after: timedelta | None = None
+    packed: bool = False
 
 
 def add(session: Session, upload: Upload, *, project_id: str) -> FileRow:
@@ -39,6 +40,7 @@ def add(session: Session, upload: Upload, *, project_id: str) -> FileRow:
         bytes=upload.bytes,
         sha256=upload.sha256,
         key=upload.key,
+        packed=upload.packed,
         # By the clock that will call it expired.
         expires_at=None if upload.expires_after is None else func.now() + upload.expires_after,
     )

@@ -7,9 +7,11 @@ or refuse is read. The others are named, and left where they are.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from pydantic import Field
 
@@ -38,7 +40,7 @@ class TableColumns(Part):
 
     read: list[str] = Field(default=[], max_length=NAMES_TOLD)
     dropped: list[str] = Field(default=[], max_length=NAMES_TOLD, description="No rule of rows asks for them.")
-    unit: Unit = Field(default="line", description="What the line numbers of the rows count in the file.")
+    unit: Unit | None = Field(default=None, description="What the rows' numbers count; null: the file's own lines.")
 
 
 Noted = Callable[[TableColumns], None]
@@ -82,18 +84,28 @@ def _is_read(name: str) -> bool:
     return name in _READ or name.casefold() in MEDIA or near_miss(name[:_NAME_CHARACTERS], _KNOWN) is not None
 
 
-def csv_lines(
-    chunks: Iterable[bytes], *, noted: Noted | None = None, delimiter: Literal[",", "\t"] = ","
-) -> Iterator[bytes]:
+def is_header(head: bytes) -> bool:
+    """Whether a text begins with a line of column names, one of them known, or with what Excel writes before it."""
+    line = head.split(b"\n", 1)[0].decode(errors="replace").strip()
+    if line.lower().startswith("sep="):
+        return True
+    names = {name.strip().strip('"').casefold() for name in re.split("[,;\t]", line)}
+    return bool(names & _KNOWN)
+
+
+def csv_lines(chunks: Iterable[bytes], *, noted: Noted | None = None) -> Iterator[bytes]:
     """Stream a CSV or TSV file (UTF-8, one header row) as JSONL; each row stands on the line where it begins there.
 
-    Cells of list-like columns may hold JSON; empty cells of other columns than the text are left out.
+    The header tells commas from tabs. Cells of list-like columns may hold JSON; empty cells are left out.
     A cell may hold 131,072 characters (the csv module's guard). `noted` hears of the columns.
 
     Raises:
         RowRefused: not CSV, not UTF-8, or a header that names no known column; `line` is the file's.
     """
-    reader = csv.reader(_text_lines(chunks), strict=True, delimiter=delimiter)
+    texts = _text_lines(chunks)
+    first = next(texts, "")
+    delimiter = _delimiter(first)
+    reader = csv.reader(itertools.chain([first], texts), strict=True, delimiter=delimiter)
     try:
         header = [name.strip() for name in next(reader, [])]
         columns = chosen(header)
@@ -110,9 +122,24 @@ def csv_lines(
         raise RowRefused(f"not valid CSV ({error})", line=max(1, reader.line_num), code="invalid_csv") from None
 
 
+def _delimiter(header: str) -> str:
+    """What stands between the columns. Raises RowRefused for what spreadsheets write in place of commas."""
+    plain = header.strip()
+    if plain.lower().startswith("sep="):
+        message = f"{plain[:20]!r} is a mark for Excel, and no header; remove the line"
+        raise RowRefused(message, line=1, code="invalid_csv")
+    if "\t" in plain and "," not in plain:
+        return "\t"
+    if ";" in plain and "," not in plain and is_header(header.encode()):
+        raise RowRefused(
+            "semicolons stand between the columns; save it with commas or tabs", line=1, code="invalid_csv"
+        )
+    return ","
+
+
 def _row(header: list[str], cells: list[str], read: set[str], *, line: int) -> bytes:
     if len(cells) != len(header):
-        message = f"{len(cells)} cells stand under {len(header)} columns; quote cells that hold commas"
+        message = f"{len(cells)} cells stand under {len(header)} columns; quote cells that hold commas or tabs"
         raise RowRefused(message, line=line, code="wrong_cell_count")
     row = {name: _cell(name, cell) for name, cell in zip(header, cells, strict=True) if name in read}
     return _line({name: value for name, value in row.items() if value is not None})

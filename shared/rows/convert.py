@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Final, Literal
+from typing import Literal
 
 import msgspec
 from pydantic import Field
@@ -16,26 +16,18 @@ from shared.rows.foreign import recast
 from shared.rows.lines import decode, lines
 from shared.rows.rules import check_row
 
-Source = Literal["jsonl", "csv", "parquet"]
-SUFFIXES: Final[dict[str, Source]] = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
-
 
 class UnpackSpec(Part):
-    """The file that the program which opens CSV and Parquet files is started with (`worker.program.unpack`)."""
+    """The file that the program which makes rows of other files is started with (`worker.program.unpack`)."""
 
     file: str
-    source: Literal["csv", "parquet"]
+    filename: str = Field(description="As uploaded: it tells a table of one column from other text.")
     max_bytes: int = Field(ge=1, description="Of the JSONL that is made.")
     memory_bytes: int = Field(ge=1, description="The program may gain so much beyond its libraries.")
 
 
-def source_of(filename: str) -> Source | None:
-    """What kind of file a name promises; None for a name that promises none that can be read."""
-    return next((source for suffix, source in SUFFIXES.items() if filename.lower().endswith(suffix)), None)
-
-
 def convert(chunks: Iterable[bytes], *, source: Literal["jsonl", "csv"]) -> Iterator[bytes]:
-    """Stream canonical JSONL lines, each with its newline. Parquet is opened elsewhere: see `shared.rows.cells`.
+    """Stream canonical JSONL lines, each with its newline. Other files are opened elsewhere: `worker.program.unpack`.
 
     Raises:
         RowRefused: at the first row that breaks a rule.

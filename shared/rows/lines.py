@@ -118,6 +118,7 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"BZh", "bzip2", "decompress it first (bunzip2)"),
     (b"PAR1", "Parquet", "export it as JSONL"),
     (b"ARROW1", "Arrow", "export it as JSONL"),
+    (b"FEA1", "Feather of version 1", "write it as Feather of version 2, Parquet or JSONL"),
     (b"SQLite format 3", "SQLite", "export the table as JSONL"),
     (b"%PDF", "PDF", "extract its text and write JSONL"),
     (b"\x93NUMPY", "NumPy", "export it as JSONL"),
@@ -131,6 +132,15 @@ _UNICODE: tuple[tuple[bytes, str], ...] = (
     (b"{\x00", "UTF-16 (little endian)"),
     (b"\x00{", "UTF-16 (big endian)"),
 )
+
+
+def is_refused(head: bytes) -> bool:
+    """Whether a file that begins so is of a kind that is refused by its name."""
+    try:
+        _refuse_other_kinds(head)
+    except FileRefused:
+        return True
+    return False
 
 
 def _refuse_other_kinds(head: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -134,6 +135,20 @@ def test_a_csv_file_becomes_rows_and_formulas_in_it_stay_text(api: Api) -> None:
     ]
 
 
+def test_a_file_of_another_kind_is_read_whatever_its_name(api: Api) -> None:
+    lines = b"".join(json.dumps(row).encode() + b"\n" for row in CHAT)
+    content = {"rows.jsonl.gz": gzip.compress(lines), "rows.jsonl": json.dumps(CHAT, indent=1).encode()}
+    uploads = [api.client.files.create(file=file, purpose="fine-tune").id for file in content.items()]
+    named = checked(api, "rows.csv", lines)
+
+    assert (named.status, named.packed, named.rows_key) == ("processed", False, None)
+    for upload in uploads:
+        with session_scope(api.engine) as session:
+            file = session.get_one(FileRow, upload)
+        assert (file.status, file.status_details, file.report["rows"], file.packed) == ("processed", None, 5, True)
+        assert rows_of(api, file) == CHAT
+
+
 def test_a_bad_row_of_a_table_is_named_by_its_number(api: Api) -> None:
     bad = [*CHAT, {"messages": [{"role": "bot", "content": "x"}]}]
     file = checked(api, "rows.parquet", parquet(bad))
@@ -152,7 +167,6 @@ WHOLE = parquet(CHAT)
         ("no.parquet", b"PAR1 this is not a table PAR1", "unreadable_table"),
         ("cut.parquet", WHOLE[: len(WHOLE) // 2], "unreadable_table"),
         ("footer.parquet", WHOLE[:-8] + b"\xff\xff\xff\x7fPAR1", "unreadable_table"),
-        ("rows.parquet", b'{"messages": []}\n', "unreadable_table"),
         ("columns.parquet", parquet([{"a": 1}]), "unknown_format"),
         ("bytes.parquet", parquet([{"text": b"\xff\xfe"}]), "wrong_type"),
         ("quote.csv", b'prompt,completion\n"' + b"a\n" * 200_000, "invalid_csv"),
@@ -168,12 +182,7 @@ def test_a_hostile_table_is_refused_by_name(tmp_path: Path, name: str, content: 
 def unpacked(tmp_path: Path, name: str, content: bytes, *, max_bytes: int = 10_000_000) -> tuple[int, int]:
     """The program's exit code and peak resident memory in bytes, run as the CPU lane runs it."""
     (tmp_path / name).write_bytes(content)
-    spec = UnpackSpec(
-        file=str(tmp_path / name),
-        source="csv" if name.endswith("csv") else "parquet",
-        max_bytes=max_bytes,
-        memory_bytes=256 * MIB,
-    )
+    spec = UnpackSpec(file=str(tmp_path / name), filename=name, max_bytes=max_bytes, memory_bytes=256 * MIB)
     (tmp_path / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
     argv = [sys.executable, "-m", "worker.program.unpack", str(tmp_path / "spec.json"), str(tmp_path / "out")]
     done = subprocess.run(

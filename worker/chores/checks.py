@@ -20,7 +20,6 @@ from shared.jobs.claims import SETTLING
 from shared.lease.journal import NewEvent
 from shared.lease.values import Claim, FileRef
 from shared.rows.check import DatasetReport, Limits, check, read_report
-from shared.rows.convert import source_of
 from shared.settle import device_fit, durations
 from shared.settle.resolve import Resolution, resolve
 from shared.settle.settling import DeviceFacts
@@ -76,7 +75,7 @@ def _report(host: Host, found: FileCheck, watch: Watch) -> None:
 def _read(host: Host, found: FileCheck, watch: Watch) -> tuple[DatasetReport, MadeRows | None]:
     """What is in the file, and the rows made of it if it is not JSONL. Raises Unavailable, Stopped."""
     limits = Limits(file_bytes=host.settings.max_file_bytes)
-    if source_of(found.filename) in {None, "jsonl"}:
+    if not found.packed:
         return check(_kept_alive(host, found, watch), limits=limits), None
     return unpack(host, found, watch, limits=limits)
 

@@ -1,4 +1,4 @@
-"""Uploads that are tables: a program opens them, in a process that may die of them, and makes rows of them."""
+"""Uploads that are tables, arrays or compressed: a program opens them, which may die of it, and makes rows of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shared.chores.file_checks import FileCheck, MadeRows
 from shared.contract.events import EXIT_DONE, Failed
 from shared.rows.cells import TableColumns
 from shared.rows.check import DatasetReport, Limits, check, refused
-from shared.rows.convert import UnpackSpec, source_of
+from shared.rows.convert import UnpackSpec
 from shared.rows.lines import RowProblem, at_start
 from shared.store import layout
 from shared.tenants import plain_text
@@ -36,7 +36,7 @@ _PLACE: Final = re.compile(r"(line|row|item) ([0-9]{1,12})")
 
 
 def unpack(host: Host, found: FileCheck, watch: Watch, *, limits: Limits) -> tuple[DatasetReport, MadeRows | None]:
-    """Make JSONL of a CSV or Parquet upload and check that; lines of the report are the table's rows.
+    """Make JSONL of an upload that is none as it stands, and check that; the report counts as the file does.
 
     Raises Stopped, Unavailable.
     """
@@ -54,12 +54,12 @@ def unpack(host: Host, found: FileCheck, watch: Watch, *, limits: Limits) -> tup
 
 def _open(host: Host, found: FileCheck, place: Workdir, *, watch: Watch, limits: Limits) -> RowProblem | None:
     """Run the program; what is wrong with the file, or None when its rows lie in `place.out`."""
-    source = source_of(found.filename)
-    assert source in {"csv", "parquet"}
     upload = place.data / "upload"
     host.store.get_file(found.key, upload)
     watch.check()
-    wanted = UnpackSpec(file=str(upload), source=source, max_bytes=limits.file_bytes, memory_bytes=MEMORY_BYTES)
+    wanted = UnpackSpec(
+        file=str(upload), filename=found.filename, max_bytes=limits.file_bytes, memory_bytes=MEMORY_BYTES
+    )
     place.spec.write_text(wanted.model_dump_json(), encoding="utf-8")
     workdir.hand_over(place, uid=host.trainer_uid)
     try:

@@ -1,13 +1,12 @@
-"""Opens a stranger's CSV or Parquet file: `python -m worker.program.unpack SPEC OUT` writes `OUT/rows.jsonl`,
-and `OUT/columns.json`: which columns the rows have, and which were left out.
+"""Opens a stranger's file that is not JSONL as it stands: `python -m worker.program.unpack SPEC OUT`.
 
-A Parquet reader is much native code that trusts lengths in the file, so it runs here, where nothing can be lost but
-this process. Exit codes and `OUT/events.jsonl` are the trainer's.
+It writes `OUT/rows.jsonl`, and `OUT/columns.json`: which columns the rows have, which were left out, what their
+numbers count. What the file is, its first bytes say. A Parquet reader is much native code that trusts lengths in the
+file, so it runs here, where nothing can be lost but this process. Exit codes and `OUT/events.jsonl` are the trainer's.
 """
 
 from __future__ import annotations
 
-import io
 import resource
 import sys
 import time
@@ -18,25 +17,17 @@ from typing import Any, Final
 
 import psutil
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
 from shared.errors import TunepoolError
-from shared.rows.cells import Noted, RowRefused, TableColumns, chosen, csv_lines, table_lines
+from shared.rows.arrays import item_lines
+from shared.rows.cells import Noted, RowRefused, TableColumns, csv_lines, table_lines
 from shared.rows.convert import UnpackSpec
-from shared.rows.lines import FileRefused
+from shared.rows.kinds import HEAD_BYTES, Kind, kind_of, unpacked_name
+from worker.program.columnar import BATCH_ROWS, Unreadable, arrow_rows, parquet_rows
+from worker.program.inflate import inflate
 
-# A cell of a few bytes in the file may be megabytes, as dictionaries and run lengths repeat them: few rows at a time.
-BATCH_ROWS: Final = 16
-# The footer (columns times row groups) is read at once and takes some fifteen times its size.
-FOOTER_BYTES: Final = 32 * 1024 * 1024
 CHUNK_BYTES: Final = 1 << 20
-
-
-class Unreadable(TunepoolError):
-    """The file is not what its name says, or more than may be read. `param` is the row at fault, if one is."""
-
-    code = "unreadable_table"
 
 
 def main(spec_file: Path, out: Path) -> int:
@@ -45,17 +36,22 @@ def main(spec_file: Path, out: Path) -> int:
     spec = UnpackSpec.model_validate_json(spec_file.read_bytes())
     limit_memory(spec.memory_bytes)
     try:
-        write(lines_of(spec, partial(note, out)), out / "rows.jsonl", most=spec.max_bytes)
+        make_rows(spec, out)
     except RowRefused as refused:
-        tell(out, code=refused.code, message=refused.reason, param=f"{refused.unit} {refused.line}")
+        tell(out, code=refused.code, message=sentence(refused.reason), param=f"{refused.unit} {refused.line}")
         return EXIT_USER_FAULT
-    except (FileRefused, TunepoolError) as error:
-        tell(out, code=getattr(error, "code", "wrong_file_type"), message=str(error))
+    except TunepoolError as error:
+        tell(out, code=error.code, message=str(error))
         return EXIT_USER_FAULT
     except (MemoryError, pa.ArrowMemoryError):
         tell(out, code="table_too_large", message=too_large(spec))
         return EXIT_OUT_OF_MEMORY
     return EXIT_DONE
+
+
+def sentence(reason: str) -> str:
+    """A reason as a sentence of its own."""
+    return f"{reason[:1].upper()}{reason[1:].rstrip('.')}."
 
 
 def too_large(spec: UnpackSpec) -> str:
@@ -80,53 +76,43 @@ def limit_memory(gain: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
 
 
+def make_rows(spec: UnpackSpec, out: Path) -> None:
+    """Write the rows and what is known of their columns. Raises RowRefused, Unreadable, CannotInflate."""
+    file, name = Path(spec.file), spec.filename
+    kind = _kind(file, name)
+    if kind in {"gzip", "zstd"}:
+        inner = out / "inflated"
+        inflate(file, inner, codec="gzip" if kind == "gzip" else "zstd", most=spec.max_bytes)
+        file, name = inner, unpacked_name(name)
+        kind = _kind(file, name)
+    write(lines_of(kind, file, partial(note, out)), out / "rows.jsonl", most=spec.max_bytes)
+
+
+def _kind(file: Path, name: str) -> Kind:
+    with file.open("rb") as stream:
+        return kind_of(stream.read(HEAD_BYTES), filename=name)
+
+
 def note(out: Path, columns: TableColumns) -> None:
     """Write which columns were read, once they are known."""
     (out / "columns.json").write_text(columns.model_dump_json(), encoding="utf-8")
 
 
-def lines_of(spec: UnpackSpec, noted: Noted) -> Iterator[bytes]:
+def lines_of(kind: Kind, file: Path, noted: Noted) -> Iterator[bytes]:
     """The file's rows as JSONL lines. Raises RowRefused, Unreadable."""
-    if spec.source == "csv":
-        return csv_lines(_chunks(Path(spec.file)), noted=noted)
-    return table_lines(parquet_rows(Path(spec.file), noted))
-
-
-def parquet_rows(file: Path, noted: Noted) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file, its known columns only, a few in memory at a time.
-
-    Raises:
-        Unreadable: code `unreadable_table` for what is no Parquet or damaged, `table_too_large` for a footer that is.
-        RowRefused: no column is known, or one is not named as it should be.
-    """
-    footer = _footer_bytes(file)
-    if footer > FOOTER_BYTES:
-        message = (
-            f"The file's footer weighs {footer:,} bytes, at most {FOOTER_BYTES:,} are read: it has too many columns or "
-            "row groups. Write fewer, or upload JSONL."
-        )
-        raise Unreadable(message, code="table_too_large")
-    try:
-        with pq.ParquetFile(
-            file, thrift_string_size_limit=FOOTER_BYTES, thrift_container_size_limit=1_000_000, pre_buffer=False
-        ) as opened:
-            columns = chosen(opened.schema_arrow.names, unit="row")
-            noted(columns)
-            for batch in opened.iter_batches(batch_size=BATCH_ROWS, columns=columns.read, use_threads=False):
-                yield from batch.to_pylist()
-    except pa.ArrowMemoryError:
-        raise
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-        raise Unreadable(f"The file cannot be read as Parquet ({reason}); write it again, or upload JSONL.") from error
-
-
-def _footer_bytes(file: Path) -> int:
-    """What the file says its footer weighs, as far as it can: damage is for the reader to tell."""
-    with file.open("rb") as stream:
-        size = stream.seek(0, io.SEEK_END)
-        stream.seek(max(0, size - 8))
-        return min(size, int.from_bytes(stream.read(4), "little"))
+    if kind == "parquet":
+        return table_lines(parquet_rows(file, noted))
+    if kind == "arrow":
+        return table_lines(arrow_rows(file, noted))
+    if kind == "delimited":
+        return csv_lines(_chunks(file), noted=noted)
+    if kind == "array":
+        noted(TableColumns(unit="item"))
+        return item_lines(_chunks(file))
+    if kind == "lines":
+        noted(TableColumns())
+        return _chunks(file)
+    raise Unreadable("The file is compressed twice; compress it once.", code="wrong_file_type")
 
 
 def write(lines: Iterable[bytes], target: Path, *, most: int) -> None:

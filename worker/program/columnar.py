@@ -1,0 +1,108 @@
+"""The rows of Parquet and Arrow files, a few in memory at a time, of the columns that a rule of rows asks for."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import ipc
+
+from shared.errors import TunepoolError
+from shared.rows.cells import Noted, chosen
+
+# A cell of a few bytes in the file may be megabytes, as dictionaries and run lengths repeat them: few rows at a time.
+BATCH_ROWS: Final = 16
+# The footer (columns times row groups) is read at once and takes some fifteen times its size.
+FOOTER_BYTES: Final = 32 * 1024 * 1024
+_STREAM: Final = b"\xff\xff\xff\xff"
+
+
+class Unreadable(TunepoolError):
+    """The file is not what its first bytes say, or more than may be read."""
+
+    code = "unreadable_table"
+
+
+def parquet_rows(file: Path, noted: Noted) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file.
+
+    Raises:
+        Unreadable: code `unreadable_table` for what is no Parquet or damaged, `table_too_large` for a footer that is.
+        RowRefused: no column is known, or one is not named as it should be.
+    """
+    footer = _footer_bytes(file)
+    if footer > FOOTER_BYTES:
+        message = (
+            f"The file's footer weighs {footer:,} bytes, at most {FOOTER_BYTES:,} are read: it has too many columns or "
+            "row groups. Write fewer, or upload JSONL."
+        )
+        raise Unreadable(message, code="table_too_large")
+    with (
+        _named_errors("Parquet"),
+        pq.ParquetFile(
+            file, thrift_string_size_limit=FOOTER_BYTES, thrift_container_size_limit=1_000_000, pre_buffer=False
+        ) as opened,
+    ):
+        columns = chosen(opened.schema_arrow.names, unit="row")
+        noted(columns)
+        for batch in opened.iter_batches(batch_size=BATCH_ROWS, columns=columns.read, use_threads=False):
+            yield from batch.to_pylist()
+
+
+def arrow_rows(file: Path, noted: Noted) -> Iterator[dict[str, Any]]:
+    """The rows of an Arrow file (Feather, too) or stream. It is mapped; each of its batches is validated before use.
+
+    Raises:
+        Unreadable: no Arrow, or damaged.
+        RowRefused: no column is known, or one is not named as it should be.
+    """
+    with _named_errors("Arrow"), pa.memory_map(str(file)) as source:
+        names = _opened(source, ipc.IpcReadOptions(use_threads=False)).schema.names
+        columns = chosen(names, unit="row")
+        noted(columns)
+        wanted = [names.index(name) for name in columns.read]
+        reader = _opened(source, ipc.IpcReadOptions(use_threads=False, included_fields=wanted))
+        for batch in _batches(reader):
+            # Arrow trusts the offsets of a file, Parquet's reader makes its own.
+            batch.validate(full=True)
+            for start in range(0, batch.num_rows, BATCH_ROWS):
+                yield from batch.slice(start, BATCH_ROWS).to_pylist()
+
+
+def _opened(source: Any, options: ipc.IpcReadOptions) -> Any:
+    source.seek(0)
+    is_stream = source.read(len(_STREAM)) == _STREAM
+    source.seek(0)
+    return ipc.open_stream(source, options=options) if is_stream else ipc.open_file(source, options=options)
+
+
+def _batches(reader: Any) -> Iterator[Any]:
+    if isinstance(reader, ipc.RecordBatchStreamReader):
+        yield from reader
+    else:
+        yield from map(reader.get_batch, range(reader.num_record_batches))
+
+
+@contextlib.contextmanager
+def _named_errors(kind: str) -> Iterator[None]:
+    """Raises Unreadable for what the reader of `kind` raises of damage."""
+    try:
+        yield
+    except pa.ArrowMemoryError:
+        raise
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        raise Unreadable(f"The file cannot be read as {kind} ({reason}); write it again, or upload JSONL.") from error
+
+
+def _footer_bytes(file: Path) -> int:
+    """What the file says its footer weighs, as far as it can: damage is for the reader to tell."""
+    with file.open("rb") as stream:
+        size = stream.seek(0, io.SEEK_END)
+        stream.seek(max(0, size - 8))
+        return min(size, int.from_bytes(stream.read(4), "little"))
