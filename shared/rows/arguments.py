@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from shared.rows import strict_json
+from shared.rows.slips import is_python
 
 _MOST_ENCODINGS = 4
 _PYTHON = re.compile(r"^\s*\{\s*'|[:,\[]\s*(?:True|False|None)\b")
@@ -36,6 +38,38 @@ def object_text(arguments: str) -> str:
     raise BadArguments("use the JSON text of an object (json.dumps)")
 
 
+def slip_of(value: Any) -> str | None:
+    """Why a text stands where a list or an object should, and the remedy: it is JSON, or Python's idea of it."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in {"[", "{", '"'}:
+        return None
+    if is_python(value):
+        return "a Python literal as text (single quotes, True, None); write JSON, with json.dumps in place of str"
+    try:
+        text = strict_json.parse(value, long_integers=True)
+        inner = strict_json.parse(text, long_integers=True) if isinstance(text, str) else text
+    except strict_json.BadJson:
+        return None
+    if not isinstance(inner, list | dict):
+        return None
+    return "JSON within a text, so encoded twice; write the value itself, and call json.dumps once"
+
+
+def calls_in(text: str) -> list[dict[str, Any]] | None:
+    """The calls of which a text is the JSON: one object with name and arguments, or a list; None for other texts."""
+    try:
+        value = strict_json.parse(text, long_integers=True)
+    except strict_json.BadJson:
+        return None
+    calls = value if isinstance(value, list) else [value]
+    return calls if calls and all(map(_is_call, calls)) else None
+
+
+def _is_call(call: Any) -> bool:
+    return (
+        isinstance(call, dict) and isinstance(call.get("name"), str) and isinstance(call.get("arguments"), str | dict)
+    )
+
+
 def is_encoded_again(arguments: str) -> bool:
     """Does the text begin as a JSON text does? The arguments of a checked row then hold their object inside."""
     return arguments.lstrip()[:1] == '"'
@@ -49,6 +83,6 @@ def plain(arguments: str) -> str:
 def _reason(text: str, bad: strict_json.BadJson) -> str:
     if bad.code != "invalid_json":
         return f"{bad.message.rstrip('.')} (inside the arguments)"
-    if _PYTHON.search(text):
+    if _PYTHON.search(text):  # also within: arguments are short
         return "that is a Python literal (single quotes, True, None); use the JSON text of an object (json.dumps)"
     return "use the JSON text of an object (json.dumps)"

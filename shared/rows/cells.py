@@ -142,7 +142,7 @@ def _row(header: list[str], cells: list[str], read: set[str], *, line: int) -> b
         message = f"{len(cells)} cells stand under {len(header)} columns; quote cells that hold commas or tabs"
         raise RowRefused(message, line=line, code="wrong_cell_count")
     row = {name: _cell(name, cell) for name, cell in zip(header, cells, strict=True) if name in read}
-    return _line({name: value for name, value in row.items() if value is not None})
+    return _line({name: value for name, value in row.items() if value is not None or name.casefold() in MEDIA})
 
 
 def table_lines(rows: Iterable[dict[str, Any]]) -> Iterator[bytes]:
@@ -157,7 +157,7 @@ def table_lines(rows: Iterable[dict[str, Any]]) -> Iterator[bytes]:
         known = {
             name: _medium(value) if name.casefold() in MEDIA else value
             for name, value in row.items()
-            if value is not None
+            if value is not None or name.casefold() in MEDIA  # a message may point to it all the same
         }
         try:
             yield _line(known)
@@ -167,7 +167,7 @@ def table_lines(rows: Iterable[dict[str, Any]]) -> Iterator[bytes]:
 
 
 def _medium(value: Any) -> Any:
-    if value in ("", b"", [], {}):
+    if value in (None, "", b"", [], {}):
         return None
     return value if isinstance(value, str) else f"({type(value).__name__})"
 

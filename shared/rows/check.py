@@ -8,14 +8,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
+import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from pydantic import TypeAdapter
 
 from shared.contract.spec import Format
 from shared.rows import formats, strict_json
+from shared.rows.arguments import slip_of
 from shared.rows.conversation import RowFinding, RowFindings, shown
 from shared.rows.foreign import SAYS, recast
 from shared.rows.formats import Shape
@@ -32,6 +34,8 @@ class Limits:
     file_bytes: int = 512 * 1024 * 1024
     line_bytes: int = 8 * 1024 * 1024
     min_rows: int = 1
+    seconds: float = 300.0  # of this thread's processor: 512 MB of good rows take some 60
+    problems: int = 10_000  # then reading stops; 20 are shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +66,7 @@ class DatasetReport:
     problem_count: int
     problems: tuple[RowProblem, ...]
     warnings: tuple[DatasetWarning, ...]
+    stopped_at: int | None = None  # the line after which so many problems were known that reading stopped
 
     @property
     def ok(self) -> bool:
@@ -87,19 +92,33 @@ DEFAULT_LIMITS = Limits()
 
 
 def check(
-    chunks: Iterable[bytes], *, limits: Limits = DEFAULT_LIMITS, made_of: Unit | None = None, left: Collection[str] = ()
+    chunks: Iterable[bytes],
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    made_of: Unit | None = None,
+    left: Collection[str] = (),
+    clock: Callable[[], float] = time.thread_time,
 ) -> DatasetReport:
     """Check a JSONL file from its bytes, in one pass. Never raises for any content.
 
     Args:
         made_of: the rows were made of another file, whose lines, rows or items the line numbers count.
         left: columns of that file which are not among the rows.
+        clock: seconds, for `limits.seconds`.
     """
+    deadline = clock() + limits.seconds
     tally = _Tally(made_of=made_of, left=left)
     try:
         for line in lines(tally.counted(chunks, limits), limit=limits.line_bytes):
             _check_line(line, tally, limits)
-        _check_whole(tally, limits)
+            if tally.problem_count >= limits.problems:
+                tally.stopped_at = line.number
+                break
+            if clock() > deadline:
+                tally.refuse_first(_too_slow(line, limits))
+                break
+        else:
+            _check_whole(tally, limits)
     except FileRefused as refused:
         tally.refuse(refused.problem)
     return tally.report()
@@ -130,10 +149,16 @@ def _check_line(line: Line, tally: _Tally, limits: Limits) -> None:
         tally.refuse(_bad_line(line, bad))
         return
     if not isinstance(row, dict):
-        message = f"The line is {shown(row)}; write one JSON object per line."
+        slip = slip_of(row)
+        message = f"The line is {shown(row)}{f', {slip}' if slip else '; write one JSON object per line'}."
         tally.refuse(RowProblem(line=line.number, column=1, param="", code="not_an_object", message=message))
         return
     _check_object(line, text, row, tally)
+
+
+def _too_slow(line: Line, limits: Limits) -> RowProblem:
+    message = f"Reading the file up to here took more than {limits.seconds:g} seconds; split it, or simplify its rows."
+    return RowProblem(line=line.number, column=None, param="file", code="too_slow", message=message)
 
 
 def _check_object(line: Line, text: str, row: dict[str, Any], tally: _Tally) -> None:
@@ -164,6 +189,9 @@ def _as_in_file(fault: RowFinding, names: Mapping[str, str]) -> RowFinding:
     return fault._replace(param=name, message=fault.message.replace(fault.param, name, 1)) if name else fault
 
 
+_PRETTY: Final = "A row takes several lines (indented JSON); write each on one line (json.dumps), or all in one array."
+
+
 def _too_long(line: Line, limits: Limits) -> RowProblem:
     if b"\r" in line.data and not line.ended:
         message = "Lines end with a lone carriage return (CR); save the file with LF or CRLF line endings."
@@ -176,6 +204,8 @@ def _too_long(line: Line, limits: Limits) -> RowProblem:
 
 def _bad_line(line: Line, bad: strict_json.BadJson) -> RowProblem:
     code, message = bad.code, bad.message
+    if line.number == 1 and line.ended and line.data.strip() == b"{":
+        raise FileRefused(at_start("invalid_json", _PRETTY))
     if code == "invalid_json" and not line.ended and "stops before its end" in message:
         code, message = "truncated_json", "The file ends in the middle of a row; upload it again, whole."
     return RowProblem(line=line.number, column=bad.column, param=bad.param, code=code, message=message)
@@ -228,6 +258,7 @@ class _Tally:
         self.made_of, self.left = made_of, left
         self.shape: Shape | None = None
         self.shape_line = 0
+        self.stopped_at: int | None = None
         self.head = b""
         self.rows = self.bytes = self.messages = self.characters = self.trained_characters = 0
         self.longest_row = self.longest_row_characters = self.blank_lines = self.last_line = 0
@@ -270,6 +301,11 @@ class _Tally:
         self.problem_count += 1
         if len(self.problems) < _MAX_PROBLEMS:
             self.problems.append(problem)
+
+    def refuse_first(self, problem: RowProblem) -> None:
+        """A problem that is shown, however many there are before it."""
+        self.problem_count += 1
+        self.problems = [problem, *self.problems[: _MAX_PROBLEMS - 1]]
 
     def refuse_all(self, number: int, text: str, faults: list[RowFinding]) -> None:
         kept = faults[: _MAX_PROBLEMS - len(self.problems)]
@@ -330,6 +366,7 @@ class _Tally:
             problem_count=self.problem_count,
             problems=tuple(map(self._placed, self.problems)),
             warnings=tuple(self.warnings.values()),
+            stopped_at=self.stopped_at,
         )
 
 

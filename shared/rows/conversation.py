@@ -7,10 +7,11 @@ import itertools
 import json
 from typing import Any, NamedTuple
 
-from shared.rows import formats, strict_json
-from shared.rows.arguments import BadArguments, object_text
+from shared.rows import formats
+from shared.rows.arguments import BadArguments, calls_in, object_text, slip_of
 from shared.rows.formats import Row
-from shared.rows.loss_flags import NOT_OFFERED, TRUTHS, asks_to_train, weight_of
+from shared.rows.loss_flags import NOT_OFFERED, TRUTHS, asks_to_train, unread_keys, weight_of
+from shared.rows.slips import is_python
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _TOOL_DEPTH = 32
@@ -68,20 +69,23 @@ def shown(value: Any) -> str:
 class Conversation:
     """A pass over one list of messages, remembering tool calls and what would be trained."""
 
-    __slots__ = ("calls", "found", "legacy_calls", "tool_names", "trainable", "trained")
+    __slots__ = ("calls", "empty", "found", "legacy_calls", "tool_names", "trainable", "trained")
 
     def __init__(self, found: RowFindings, *, tool_names: frozenset[str] | None = None, trained: bool = True) -> None:
         self.found = found
         self.tool_names = tool_names
         self.trained = trained
         self.trainable = 0
+        self.empty: list[str] = []
         self.calls: set[str] = set()
         self.legacy_calls = 0
 
     def check(self, messages: Any, at: str) -> None:
         found = self.found
         if not isinstance(messages, list) or not messages:
-            found.refuse(at, "wrong_type", f"{at} is {shown(messages)}; use a list with at least one message.")
+            remedy = slip_of(messages)
+            remedy = f", {remedy}" if remedy else "; use a list with at least one message"
+            found.refuse(at, "wrong_type", f"{at} is {shown(messages)}{remedy}.")
             return
         earlier = len(found.problems)
         found.messages += len(messages)
@@ -180,12 +184,16 @@ class Conversation:
             return
         self.trainable += size
         if not size:
-            self.found.warn(f"{at}.content", "empty_assistant_message", "A trained assistant message is empty.")
+            self.empty.append(at)
 
     def _calls(self, message: Row, at: str) -> int:
         if message.get("function_call"):
-            self.legacy_calls += 1
-            return self._function(message["function_call"], f"{at}.function_call")
+            listed = message["function_call"]
+            single = not isinstance(listed, list)
+            self.legacy_calls += 1 if single else len(listed)
+            if single:
+                return self._function(listed, f"{at}.function_call")
+            return sum(self._function(call, f"{at}.function_call[{index}]") for index, call in enumerate(listed))
         calls = message["tool_calls"]
         if not isinstance(calls, list):
             self.found.refuse(
@@ -256,7 +264,7 @@ class Conversation:
         self.legacy_calls -= 1
 
     def _sharegpt(self, item: Any, at: str, index: int) -> str:
-        at = f"{at}[{index}]"
+        name, at = at, f"{at}[{index}]"
         if not isinstance(item, dict):
             self.found.refuse(at, "wrong_type", f"{at} is {shown(item)}; use an object with from and value.")
             return ""
@@ -269,7 +277,7 @@ class Conversation:
         if not isinstance(value, str):
             self.found.refuse(f"{at}.value", "wrong_type", f"{at}.value is {shown(value)}; use text.")
             return ""
-        self._check_flags(item, at)
+        self._check_keys(item, name, at)
         if role not in {"assistant", "function_call"} and (flag := asks_to_train(item)):
             text = f"{at}.{flag} asks to train a {role} message; only the assistant's are trained, remove it."
             self.found.refuse(f"{at}.{flag}", "invalid_weight", text)
@@ -282,7 +290,12 @@ class Conversation:
             self._legacy_answer(item, at)
         return role
 
-    def _check_flags(self, item: Row, at: str) -> None:
+    def _check_keys(self, item: Row, name: str, at: str) -> None:
+        for key, near in unread_keys(item) if len(item) > 2 else ():
+            if near:
+                self.found.refuse(f"{at}.{key}", "unknown_key", f"{at}.{key} is not a known key; did you mean {near}?")
+            elif f"{name}[].{key}" not in self.found.dropped:
+                self.found.dropped.append(f"{name}[].{key}")
         for key in TRUTHS:
             if not isinstance(item.get(key), bool | None):
                 text = f"{at}.{key} is {shown(item[key])}; use true or false."
@@ -293,18 +306,16 @@ class Conversation:
                 self.found.refuse(f"{at}.{key}", "unknown_key", text)
 
     def _sharegpt_call(self, item: Row, at: str) -> str:
-        call = parsed(item["value"])
-        if (
-            not isinstance(call, dict)
-            or not isinstance(call.get("name"), str)
-            or not isinstance(call.get("arguments"), str | dict)
-        ):
-            text = f"{at}.value is {shown(item['value'])}; use JSON text with name and arguments."
+        calls = calls_in(item["value"])
+        if calls is None:
+            slip = "a Python literal, " if is_python(item["value"]) else ""
+            text = (
+                f"{at}.value is {slip}{shown(item['value'])}; use JSON text with name and arguments, or a list of such."
+            )
             self.found.refuse(f"{at}.value", "invalid_arguments", text)
             return ""
-        arguments = call["arguments"] if isinstance(call["arguments"], str) else json.dumps(call["arguments"])
-        function = {"name": call["name"], "arguments": arguments}
-        self._assistant({"function_call": function, "weight": weight_of(item)}, 0, at)
+        functions = [{"name": call["name"], "arguments": formats.arguments_text(call["arguments"])} for call in calls]
+        self._assistant({"function_call": functions, "weight": weight_of(item)}, 0, at)
         return "assistant"
 
     def _check_order(self, roles: list[str], at: str) -> None:
@@ -313,6 +324,10 @@ class Conversation:
         if self.trained and not self.trainable:
             remedy = "give one assistant message text or tool_calls, and no weight 0"
             refuse(at, "no_trainable_tokens", f"{at} has no assistant message to train on; {remedy}.")
+        elif self.trained and self.empty:
+            for place in self.empty:
+                text = f"{place} is trained and empty; give it text or tool_calls, or weight 0."
+                refuse(place, "empty_assistant_message", text)
         elif self.trained and roles[-1] != "assistant":
             refuse(
                 f"{at}[{len(roles) - 1}].role",
@@ -384,10 +399,3 @@ def _too_deep(value: Any) -> bool:
         if not level:
             return False
     return True
-
-
-def parsed(text: str) -> Any:
-    try:
-        return strict_json.parse(text, long_integers=True)
-    except strict_json.BadJson:
-        return None

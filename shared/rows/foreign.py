@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from shared.rows import hermes
 from shared.rows.formats import Message, Row
 
 # A row with these keys alone needs no rewriting: most rows of most files.
@@ -36,7 +37,8 @@ class Recast(NamedTuple):
 def recast(row: Row) -> Recast:
     """Rewrite a row of a known foreign form; every other row comes back as it is. Pure, never raises."""
     if row.keys() <= _NATIVE:
-        return Recast(row)
+        called = _tagged_calls(row) if "conversations" in row else None
+        return Recast(row) if called is None else called._replace(forms=("tagged_calls",))
     forms: list[str] = []
     names: dict[str, str] = {}
     for form, read in _FORMS:
@@ -143,11 +145,24 @@ def _system_column(row: Row) -> Recast | None:
     return Recast({**rest, "system": row["system_prompt"]}, names={"system": "system_prompt"})
 
 
+def _tagged_calls(row: Row) -> Recast | None:
+    """Hermes: calls and their answers within text, in tags of their own."""
+    messages = None if _has(row, "messages") else hermes.messages(row.get("conversations"))
+    if messages is None:
+        return None
+    rest = {name: value for name, value in row.items() if name != "conversations"}
+    tools = rest.get("tools")
+    if isinstance(tools, str):
+        rest["tools"] = hermes.tools(tools)
+    return Recast({**rest, "messages": messages})
+
+
 def _has(row: Row, *keys: str) -> bool:
     return any(row.get(key) is not None for key in keys)
 
 
 _FORMS: Final[tuple[tuple[str, Callable[[Row], Recast | None]], ...]] = (
+    ("tagged_calls", _tagged_calls),
     ("transcript", _transcripts),
     ("question", _question),
     ("dolly", _dolly),
@@ -163,5 +178,6 @@ SAYS: Final = {
     "dolly": "instruction, context and response were read as instruction, input and output.",
     "instruction_pair": "instruction and input were read as the prompt of chosen and rejected.",
     "tagged": "The last answer of a conversation was read as the completion of its label or kto_tag.",
+    "tagged_calls": "<tool_call> and <tool_response> in text were read as calls and their answers.",
     "system_column": "system_prompt was read as the system message.",
 }

@@ -278,7 +278,9 @@ def _message(message: Message) -> Message:
     if kept.get("tool_calls") == []:
         del kept["tool_calls"]
     if message.get("function_call"):
-        kept["tool_calls"] = [{"id": "", "type": "function", "function": message["function_call"]}]
+        calls = message["function_call"]
+        calls = calls if isinstance(calls, list) else [calls]
+        kept["tool_calls"] = [{"id": "", "type": "function", "function": call} for call in calls]
     if "tool_calls" in kept:
         kept["tool_calls"] = [_plain_call(call) for call in kept["tool_calls"]]
     return _ordered(kept)
@@ -306,9 +308,9 @@ def _linked(messages: list[Message]) -> list[Message]:
     """Give ids to calls of the deprecated `function_call` form, and to the answers that follow them in order."""
     waiting: list[str] = []
     for index, message in enumerate(messages):
-        for call in message.get("tool_calls", ()):
+        for number, call in enumerate(message.get("tool_calls", ())):
             if not call.get("id"):
-                call["id"] = f"call_{index}"
+                call["id"] = f"call_{index}_{number}" if number else f"call_{index}"
                 waiting.append(call["id"])
         if message["role"] == "tool" and not message.get("tool_call_id") and waiting:
             message["tool_call_id"] = waiting.pop(0)
@@ -330,8 +332,14 @@ def _from_sharegpt(item: Row) -> Message:
     weight = {"weight": asked} if asked is not None and role in {"assistant", "function_call"} else {}
     if role != "function_call":
         return {"role": role, "content": item["value"], **weight}
-    call = json.loads(item["value"])
-    arguments = call["arguments"]
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    function = {"name": call["name"], "arguments": text}
-    return {"role": "assistant", "content": None, "function_call": function, **weight}
+    value = json.loads(item["value"])
+    functions = [
+        {"name": call["name"], "arguments": arguments_text(call["arguments"])}
+        for call in (value if isinstance(value, list) else [value])
+    ]
+    return {"role": "assistant", "content": None, "function_call": functions, **weight}
+
+
+def arguments_text(arguments: str | dict[str, Any]) -> str:
+    """Arguments as JSON text, whether they are written as text or as an object."""
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)

@@ -147,6 +147,10 @@ def _refuse_other_kinds(head: bytes) -> None:
     for magic, kind, remedy in _MAGIC:
         if head.startswith(magic):
             raise FileRefused(at_start("wrong_file_type", f"The file is {kind}, not JSONL; {remedy}."))
+    for odd, encoding in ((1, "UTF-16 (little endian)"), (0, "UTF-16 (big endian)")):
+        # Without a mark: every other byte of plain letters is zero.
+        if len(head) >= 16 and not any(head[odd:16:2]) and all(head[1 - odd : 16 : 2]):
+            raise FileRefused(at_start("wrong_encoding", f"The file is in {encoding}; save it as UTF-8."))
     for magic, encoding in _UNICODE:
         if head.startswith(magic):
             raise FileRefused(at_start("wrong_encoding", f"The file is in {encoding}; save it as UTF-8."))

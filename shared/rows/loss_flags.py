@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any, Final
 
 TRUTHS: Final = ("train", "loss")  # axolotl's and ms-swift's: true or false
 NOT_OFFERED: Final = ("mask", "train_detail", "training_detail", "loss_scale")  # read in unlike ways, or by parts
+
+
+_ITEM_KEYS: Final = frozenset({"from", "value", "weight", *TRUTHS, *NOT_OFFERED})
+
+
+def unread_keys(item: dict[str, Any]) -> list[tuple[str, str | None]]:
+    """Keys of an item that nobody reads, each with the known key that it may be a slip of; null values do not count."""
+    unread = sorted(key[:80] for key in item.keys() - _ITEM_KEYS if item[key] is not None)
+    near = (difflib.get_close_matches(key.strip().casefold(), _ITEM_KEYS, n=1, cutoff=0.8) for key in unread)
+    return [(key, matches[0] if matches else None) for key, matches in zip(unread, near, strict=True)]
 
 
 def weight_of(item: dict[str, Any]) -> Any:

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from shared.rows import columns, formats
+from shared.rows import columns, formats, strict_json
 from shared.rows.conversation import (
     Conversation,
     RowFindings,
     listed_functions,
     listed_tools,
-    parsed,
     refuse_unknown_keys,
     shown,
 )
@@ -140,6 +139,11 @@ def _alpaca(row: Row, found: RowFindings) -> None:
     history = row.get("history")
     if history is not None and not (isinstance(history, list) and all(map(_is_turn, history))):
         found.refuse("history", "wrong_type", "history must be a list of [question, answer] pairs of text.")
+        return
+    for index, (_, answer) in enumerate(history or ()):
+        if not answer.strip():
+            text = f"history[{index}][1] is trained and empty; write the answer, or remove the pair."
+            found.refuse(f"history[{index}][1]", "empty_text", text)
 
 
 _CHECKS: dict[Shape, Callable[[Row, RowFindings], None]] = {
@@ -210,11 +214,18 @@ def _text(row: Row, key: str, found: RowFindings, *, may_be_empty: bool = False)
 
 def _sharegpt_tools(row: Row, found: RowFindings) -> frozenset[str] | None:
     tools = row.get("tools") or []
-    listed = parsed(tools) if isinstance(tools, str) else tools
+    listed = _parsed(tools) if isinstance(tools, str) else tools
     if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in listed):
         found.refuse("tools", "wrong_type", f"tools is {shown(tools)}; use a list of tools or the JSON text of one.")
         return None
     return listed_tools(formats.sharegpt_tools(listed), "tools", found)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return strict_json.parse(text, long_integers=True)
+    except strict_json.BadJson:
+        return None
 
 
 def _is_turn(turn: Any) -> bool:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from shared.rows import slips
+
 # Columns are looked for in the beginning of a line only, so that a hostile line cannot buy minutes of searching.
 _SEARCHED_CHARS = 2**18
 _SEARCHED_DEPTH = 100
@@ -203,7 +205,10 @@ _EXACT_DECODER = json.JSONDecoder(
 
 def _syntax_error(error: json.JSONDecodeError) -> BadJson:
     column = error.pos + 1
-    if error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated string"):
+    slip = slips.named(error.doc, error.pos)
+    if slip is not None:
+        message = slip
+    elif error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated string"):
         message = "The JSON stops before its end; write each example whole, on one line."
     elif error.msg == "Extra data":
         message = "Something follows the JSON object; put each example on a line of its own."

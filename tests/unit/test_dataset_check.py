@@ -127,6 +127,14 @@ ROWS = [
     ),
     ("all weight 0", chat(USER, {**ANSWER, "weight": 0}), "messages", "no_trainable_tokens", '"messages"', "weight 0"),
     (
+        "one empty assistant",
+        chat(USER, {**ANSWER, "content": ""}, USER, ANSWER),
+        "messages[1]",
+        "empty_assistant_message",
+        '{"role": "assistant"',
+        "weight 0",
+    ),
+    (
         "ends with user",
         chat(USER, ANSWER, USER),
         "messages[2].role",
@@ -477,7 +485,6 @@ WARNED = [
     (chat(USER, {"role": "system", "content": "a"}, ANSWER), "system_not_first"),
     (chat(USER, USER, ANSWER), "same_role_twice"),
     (chat({**USER, "content": ""}, ANSWER), "empty_content"),
-    (chat(USER, {**ANSWER, "content": ""}, USER, ANSWER), "empty_assistant_message"),
     (chat(USER, {"role": "assistant", "tool_calls": [CALL]}), "call_without_tools"),
     (row(instruction="a", output="b", source="web"), "dropped_columns"),
     (GOOD + b"\n\n" + chat(ANSWER), "blank_lines"),

@@ -98,7 +98,8 @@ def listed(report: DatasetReport) -> str:
     """What is wrong with the file: the first problems, each by line and column."""
     shown = [str(problem) for problem in report.problems[:PROBLEMS_SHOWN]]
     more = report.problem_count - len(shown)
-    return "\n".join(shown) + (f"\n… and {more} more" if more > 0 else "")
+    text = "\n".join(shown) + (f"\n… and {more} more" if more > 0 else "")
+    return text if report.stopped_at is None else f"{text}; what follows line {report.stopped_at} was not read"
 
 
 def validate_next_job(host: Host) -> bool:
