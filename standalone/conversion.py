@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Final
 
 from shared.errors import Invalid
-from shared.rows.cells import RowRefused
+from shared.rows.cells import RowRefused, TableColumns
 from shared.rows.convert import UnpackSpec, convert
 from shared.rows.kinds import HEAD_BYTES, NAMES, is_offered, kind_of
-from shared.rows.lines import FileRefused
+from shared.rows.lines import FileRefused, Unit
 from shared.settings import trainer_environment
 
 CHUNK_BYTES: Final = 1 << 20
@@ -28,34 +28,41 @@ def convert_file(source: Path, target: Path) -> int:
         raise Invalid(f"'{source.name}' must end in {NAMES}.", param="file")
     with source.open("rb") as stream:
         kind = kind_of(stream.read(HEAD_BYTES), filename=source.name)
+    unit: Unit = "line"
     unfinished = target.with_name(target.name + ".part")
     try:
         if kind in {"lines", "delimited"}:
             rows = _write(convert(_chunks(source), source="jsonl" if kind == "lines" else "csv"), unfinished)
         else:
             with tempfile.TemporaryDirectory() as place:
-                opened = _chunks(_unpacked(source, Path(place)))
-                rows = _write(convert(opened, source="jsonl"), unfinished)
+                opened, unit = _unpacked(source, Path(place))
+                rows = _write(convert(_chunks(opened), source="jsonl"), unfinished)
         unfinished.rename(target)
-    except (RowRefused, FileRefused) as refused:
+    except RowRefused as refused:
+        raise Invalid(f"{source.name}: {unit} {refused.line}: {refused.reason}", param="file") from refused
+    except FileRefused as refused:
         raise Invalid(f"{source.name}: {refused}", param="file") from refused
     finally:
         unfinished.unlink(missing_ok=True)
     return rows
 
 
-def _unpacked(source: Path, place: Path) -> Path:
-    """The rows of a file, made by the program that the service uses too."""
+def _unpacked(source: Path, place: Path) -> tuple[Path, Unit]:
+    """The rows of a file, made by the program that the service uses too, and what their numbers count."""
     spec = UnpackSpec(file=str(source.resolve()), filename=source.name, max_bytes=MOST_BYTES, memory_bytes=MEMORY_BYTES)
     (place / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
     argv = [sys.executable, "-m", "worker.program.unpack", str(place / "spec.json"), str(place / "out")]
     done = subprocess.run(argv, env=trainer_environment(TMPDIR=str(place)), capture_output=True, check=False)
     if done.returncode == 0:
-        return place / "out" / "rows.jsonl"
+        columns = TableColumns.model_validate_json((place / "out" / "columns.json").read_bytes())
+        return place / "out" / "rows.jsonl", columns.unit or "line"
     events = place / "out" / "events.jsonl"
     told = events.read_text(encoding="utf-8").splitlines() if events.is_file() else []
-    reason = json.loads(told[-1])["message"] if told else "It ended the program that opens it."
-    raise Invalid(f"{source.name}: {reason}", param="file")
+    if not told:
+        raise Invalid(f"{source.name}: It ended the program that opens it.", param="file")
+    why = json.loads(told[-1])
+    where = f"{why['param']}: " if why["param"] else ""
+    raise Invalid(f"{source.name}: {where}{why['message']}", param="file")
 
 
 def _write(lines: Iterator[bytes], target: Path) -> int:

@@ -28,6 +28,9 @@ _JSON_COLUMNS: Final = frozenset(
     | {"preferred_completion", "non_preferred_completion", "functions"}
 )
 _TALK_OR_TEXT: Final = frozenset({"input", "prompt", "completion", "chosen", "rejected"})
+# An empty cell is an empty text in these, where they are the row; in all other columns it is nothing.
+_TEXTS: Final = frozenset({"prompt", "completion", "instruction", "output", "text"})
+_TALKS: Final = frozenset({"messages", "conversations", "chosen"})
 _BOOLEAN_COLUMNS: Final = frozenset({"label", "kto_tag", "parallel_tool_calls", "train_on_input"})
 _BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
 _LINE_BYTES: Final = 8 * 1024 * 1024
@@ -96,7 +99,8 @@ def is_header(head: bytes) -> bool:
 def csv_lines(chunks: Iterable[bytes], *, noted: Noted | None = None) -> Iterator[bytes]:
     """Stream a CSV or TSV file (UTF-8, one header row) as JSONL; each row stands on the line where it begins there.
 
-    The header tells commas from tabs. Cells of list-like columns may hold JSON; empty cells are left out.
+    The header tells commas from tabs. Cells of list-like columns may hold JSON. Empty cells are left out, unless the
+    row is made of such texts.
     A cell may hold 131,072 characters (the csv module's guard). `noted` hears of the columns.
 
     Raises:
@@ -142,6 +146,8 @@ def _row(header: list[str], cells: list[str], read: set[str], *, line: int) -> b
         message = f"{len(cells)} cells stand under {len(header)} columns; quote cells that hold commas or tabs"
         raise RowRefused(message, line=line, code="wrong_cell_count")
     row = {name: _cell(name, cell) for name, cell in zip(header, cells, strict=True) if name in read}
+    if not _TALKS & row.keys():
+        row |= {name: "" for name in _TEXTS & row.keys() if row[name] is None}
     return _line({name: value for name, value in row.items() if value is not None or name.casefold() in MEDIA})
 
 

@@ -120,7 +120,9 @@ def test_the_lines_of_a_csv_file_are_counted_as_an_editor_does(tmp_path: Path) -
 
     report = made_and_checked(tmp_path, "rows.csv", content)
 
-    assert [str(problem) for problem in report.problems] == ["line 5: completion is missing; use text."]
+    assert [str(problem) for problem in report.problems] == [
+        "line 5: completion is empty; write some text or remove the row."
+    ]
     assert report.dropped_columns == ("id",)
     assert {one.code for one in report.warnings} == {"dropped_columns"}
 

@@ -21,6 +21,8 @@ CANONICAL = [
 def write(file: Path) -> Path:
     if file.suffix == ".jsonl":
         file.write_text("".join(json.dumps(row) + "\n" for row in ALPACA))
+    elif file.suffix == ".json":
+        file.write_text(json.dumps(ALPACA, indent=1))
     elif file.suffix == ".csv":
         file.write_text("instruction,output,id\n" + "".join(f"{n}?,{n},{n}\n" for n in range(3)))
     else:
@@ -28,7 +30,7 @@ def write(file: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "ROWS.parquet"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "ROWS.parquet", "rows.json"])
 def test_the_same_rows_come_out_of_every_kind_of_file(tmp_path: Path, name: str) -> None:
     out = tmp_path / "out.jsonl"
 
@@ -46,6 +48,8 @@ def test_the_same_rows_come_out_of_every_kind_of_file(tmp_path: Path, name: str)
         ("a.jsonl", b'{"text": "x"}\n{"text": ""}\n', "line 2"),
         ("a.jsonl", b"PAR1", "Parquet"),
         ("a.csv", b'text\n"x', "line 2"),
+        ("a.json", b'[{"text": "x"}, {"text": "y"', "item 2"),
+        ("a.json", b'[{"text": "x"}, {"text": ""}]', "item 2"),
         ("a.parquet", b"PAR1", "cannot be read as Parquet"),
     ],
 )

@@ -84,6 +84,18 @@ def test_a_slip_in_a_table_is_called_by_its_name(text: str, line: int, code: str
     assert (refused.value.line, refused.value.code) == (line, code)
 
 
+def test_an_empty_cell_is_an_empty_text_where_a_row_is_made_of_texts() -> None:
+    lines = list(csv_lines([b"prompt,completion,system\n,b,\n", b'a,"",\n']))
+
+    assert [json.loads(line) for line in lines] == [
+        {"prompt": "", "completion": "b"},
+        {"prompt": "a", "completion": ""},
+    ]
+    assert [str(problem) for problem in check(lines, made_of="line").problems] == [
+        "line 3: completion is empty; write some text or remove the row."
+    ]
+
+
 def test_tabs_between_columns_are_read_as_commas_are() -> None:
     assert list(csv_lines([b"prompt\tcompletion\na, b\tc\n"])) == [b'\n{"prompt": "a, b", "completion": "c"}\n']
 

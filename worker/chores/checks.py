@@ -99,7 +99,9 @@ def listed(report: DatasetReport) -> str:
     shown = [str(problem) for problem in report.problems[:PROBLEMS_SHOWN]]
     more = report.problem_count - len(shown)
     text = "\n".join(shown) + (f"\n… and {more} more" if more > 0 else "")
-    return text if report.stopped_at is None else f"{text}; what follows line {report.stopped_at} was not read"
+    if report.stopped_at is None:
+        return text
+    return f"{text}; what follows {report.problems[0].unit} {report.stopped_at} was not read"
 
 
 def validate_next_job(host: Host) -> bool:
