@@ -6,8 +6,8 @@ Expand only: the version before neither reads nor writes these columns. A job wi
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0010_device_abilities"
-down_revision = "0009_base_models"
+revision = "0013_device_abilities"
+down_revision = "0012_fetches"
 branch_labels = None
 depends_on = None
 

@@ -6,8 +6,8 @@ Expand only: the version before goes by the file's name.
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0010_packed_files"
-down_revision = "0009_base_models"
+revision = "0015_packed_files"
+down_revision = "0014_walls"
 branch_labels = None
 depends_on = None
 

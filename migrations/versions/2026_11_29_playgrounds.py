@@ -7,8 +7,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0010_playgrounds"
-down_revision = "0009_base_models"
+revision = "0016_playgrounds"
+down_revision = "0015_packed_files"
 branch_labels = None
 depends_on = None
 

@@ -4,8 +4,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0011_walls"
-down_revision = "0010_superseded"
+revision = "0014_walls"
+down_revision = "0013_device_abilities"
 branch_labels = None
 depends_on = None
 

@@ -26,10 +26,10 @@ REVISIONS: Final = (
     "0010_superseded",
     "0011_models",
     "0012_fetches",
-    "0010_device_abilities",
-    "0011_walls",
-    "0010_playgrounds",
-    "0010_packed_files",
+    "0013_device_abilities",
+    "0014_walls",
+    "0015_packed_files",
+    "0016_playgrounds",
 )
 
 
