@@ -20,7 +20,7 @@ from shared.lease import journal
 from shared.lease.journal import NewEvent
 from shared.lease.lease import dead
 from shared.lease.values import Lease, NewFile
-from shared.plan.capacity import ANY, Needs
+from shared.plan.capacity import ANY, Abilities
 from shared.settings import Settings
 from shared.store.lifecycle import COUNTED, AttemptOutcome, JobStatus, is_terminal
 from shared.store.tables import AdapterRow, AttemptRow, DeviceRow, FileRow, JobRow
@@ -33,7 +33,7 @@ def validated(
     spec: JobSpec,
     auto: Sequence[AutoValue],
     bytes_per_device: int,
-    needs: Needs = ANY,
+    needs: Abilities = ANY,
     expected_seconds: float | None = None,
     told: Sequence[NewEvent] = (),
 ) -> bool:

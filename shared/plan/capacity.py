@@ -35,7 +35,7 @@ class Device:
         return self.id.partition(":")[2].startswith("MIG-")
 
 
-class Needs(NamedTuple):
+class Abilities(NamedTuple):
     """What a job asks of each of its devices besides memory."""
 
     gpu: bool = False  # not a CPU
@@ -61,7 +61,7 @@ class Needs(NamedTuple):
         return ", ".join(word for holds, word in words if holds)
 
 
-ANY: Final = Needs()
+ANY: Final = Abilities()
 
 
 class Demand(NamedTuple):
@@ -73,7 +73,7 @@ class Demand(NamedTuple):
     gpus: int
     hosts: int
     bytes_needed: int
-    needs: Needs = ANY
+    needs: Abilities = ANY
 
 
 class HostMap:
@@ -89,7 +89,7 @@ class HostMap:
         self._kinds: dict[str, str] = {}  # host -> the kind of its devices; a worker has devices of one kind
         self._bounds: dict[tuple[int, int], int] = {}  # (gpus, hosts) -> largest need that may still fit
         self._exact = set[tuple[int, int]]()  # the bounds that no device has left since
-        self._parts: dict[Needs, HostMap] = {}  # of the devices that meet some needs
+        self._parts: dict[Abilities, HostMap] = {}  # of the devices that meet some needs
         for device, room in offers:
             self._put(device, room)
         for host in self._rooms:
@@ -102,7 +102,7 @@ class HostMap:
         twin._kinds = dict(self._kinds)
         return twin
 
-    def able(self, needs: Needs) -> HostMap:
+    def able(self, needs: Abilities) -> HostMap:
         """The devices that meet the needs."""
         if needs == ANY:
             return self

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
-from shared.plan.capacity import Needs
+from shared.plan.capacity import Abilities
 from shared.plan.preemption import BEST_EFFORT, RANK, RunningJob, Tier
 
 GIB: Final = 1 << 30
@@ -39,9 +39,9 @@ class QueuedJob:
     needs_capability: int | None = None  # of NVIDIA's GPUs: 80 is 8.0
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> Abilities:
         """What it asks of each device besides memory. Several devices of one job are whole GPUs."""
-        return Needs(self.needs_gpu, self.needs_bfloat16, self.needs_capability or 0, self.devices > 1)
+        return Abilities(self.needs_gpu, self.needs_bfloat16, self.needs_capability or 0, self.devices > 1)
 
     @property
     def devices(self) -> int:

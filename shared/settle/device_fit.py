@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from shared.contract.spec import DeviceKind, JobSpec
-from shared.plan.capacity import ANY, Needs
+from shared.plan.capacity import ANY, Abilities
 from shared.plan.fairshare import PLAN_MARGIN, Policy
 from shared.settle.calibration import Measurement
 from shared.settle.memory_fit import calibration, peak
@@ -47,14 +47,14 @@ class Fit:
 _BFLOAT16_CAPABILITY: Final = 80
 
 
-def needs(spec: JobSpec, device: DeviceFacts) -> Needs:
+def needs(spec: JobSpec, device: DeviceFacts) -> Abilities:
     """What a job settled for `device` asks of its devices besides memory.
 
     A job settled for a CPU asks for nothing: all that it does a GPU does as well.
     """
     gpu = device.kind == "cuda"
     bfloat16 = spec.training.dtype == "bfloat16" and device.bfloat16
-    return Needs(
+    return Abilities(
         # A CPU does not train in float16, whatever the job allows.
         gpu=gpu and (not spec.placement.allow_cpu or spec.training.dtype == "float16"),
         bfloat16=bfloat16,
@@ -71,13 +71,13 @@ def offered(kind: DeviceKind, *, total: int, free: int, foreign: int) -> int:
 
 
 def fits(
-    spec: JobSpec, devices: Sequence[Candidate], *, measurements: Sequence[Measurement], abilities: Needs = ANY
+    spec: JobSpec, devices: Sequence[Candidate], *, measurements: Sequence[Measurement], abilities: Abilities = ANY
 ) -> list[Fit]:
     """The verdict on each device, in the order given. `abilities`: what the job needs besides memory."""
     return [_fit(spec, device, measurements=measurements, abilities=abilities) for device in devices]
 
 
-def _fit(spec: JobSpec, device: Candidate, *, measurements: Sequence[Measurement], abilities: Needs) -> Fit:
+def _fit(spec: JobSpec, device: Candidate, *, measurements: Sequence[Measurement], abilities: Abilities) -> Fit:
     work = workload(spec, device=device.kind, memory=device.total_bytes)
     found = calibration(work, spec=spec, measurements=measurements)
     needed = int(found.admitted(peak(work).total) * PLAN_MARGIN)
@@ -97,7 +97,7 @@ def _fit(spec: JobSpec, device: Candidate, *, measurements: Sequence[Measurement
     )
 
 
-def _unable(device: Candidate, abilities: Needs) -> str | None:
+def _unable(device: Candidate, abilities: Abilities) -> str | None:
     if abilities.gpu and device.kind == "cpu":
         return "the job is settled for a GPU and does not start on a CPU; placement.allow_cpu lets it"
     if abilities.bfloat16 and not device.bfloat16:

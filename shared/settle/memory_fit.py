@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from shared.contract.methods import METHODS
 from shared.contract.spec import JobSpec
 from shared.settle.automatic_values import constant, up_to_64
 from shared.settle.calibration import Calibration, Measurement, calibrate
@@ -98,7 +99,9 @@ def _micro_batches(settling: Settling) -> list[int]:
 def _spread(settling: Settling) -> bool:
     """Change an automatic ddp to fsdp, where the method can; False when that is not ours to do, or done already."""
     name = "placement.strategy"
-    if name not in settling.reasons or settling.settled[name] != "ddp" or settling.method not in {"lora", "qlora"}:
+    method = METHODS[settling.method]
+    ours = name in settling.reasons and settling.settled[name] == "ddp"
+    if not ours or not method.adapter or method.magnitude:  # DoRA reads whole matrices, full has nothing frozen
         return False
     settling.change(name, "fsdp", "a copy of the base does not fit each device, so it is spread over them")
     return True

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from shared.contract.spec import DeviceKind, JobSpec, Placement
-from shared.plan.capacity import Needs
+from shared.plan.capacity import Abilities
 from shared.settle.device_fit import Candidate, fits, needs, offered
 from shared.settle.durations import predict
 from shared.settle.settling import DeviceFacts
@@ -77,16 +77,16 @@ def settled_for(kind: DeviceKind, *, bfloat16: bool) -> DeviceFacts:
 def test_a_job_needs_what_it_was_settled_for() -> None:
     allowed = make_spec().model_copy(update={"placement": Placement(allow_cpu=True)})
 
-    assert needs(make_spec(dtype="bfloat16"), settled_for("cuda", bfloat16=True)) == Needs(
+    assert needs(make_spec(dtype="bfloat16"), settled_for("cuda", bfloat16=True)) == Abilities(
         gpu=True, bfloat16=True, capability=80
     )
-    assert needs(make_spec(dtype="float16"), settled_for("cuda", bfloat16=False)) == Needs(gpu=True)
-    assert needs(make_spec(dtype="float32"), settled_for("cpu", bfloat16=False)) == Needs()
+    assert needs(make_spec(dtype="float16"), settled_for("cuda", bfloat16=False)) == Abilities(gpu=True)
+    assert needs(make_spec(dtype="float32"), settled_for("cpu", bfloat16=False)) == Abilities()
     assert not needs(allowed, settled_for("cuda", bfloat16=True)).gpu
 
 
 def test_a_preflight_says_that_a_gpus_job_does_not_start_on_a_cpu() -> None:
-    (found,) = fits(make_spec(), [replace(GPU, kind="cpu")], measurements=(), abilities=Needs(gpu=True))
+    (found,) = fits(make_spec(), [replace(GPU, kind="cpu")], measurements=(), abilities=Abilities(gpu=True))
 
     assert not found.fits
     assert "placement.allow_cpu" in found.reason

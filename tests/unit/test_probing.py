@@ -25,7 +25,7 @@ from worker.host.found_device import FoundDevice
 from worker.host.probing import AGAIN_SECONDS, TOO_FULL, UNTRIED, Outcome, Probes, try_device
 from worker.host.remedies import Driver, ailment, build_for, summary
 from worker.train import probe as program
-from worker.train.probe import Attempt, runs_on
+from worker.train.probe import Trial, runs_on
 
 GIB = 1 << 30
 CPU = FoundDevice("cpu", "cpu", "CPU", GIB, GIB, 0, bfloat16=False)
@@ -181,7 +181,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ProbeReport]:
             monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
         for name, value in replaced.items():
             monkeypatch.setattr(program, name, value)
-        attempt = Attempt(ProbeSpec(kind="cuda"))
+        attempt = Trial(ProbeSpec(kind="cuda"))
         attempt.device = "cpu"
         attempt.report.cuda = "13.0"
         return attempt.run()

@@ -26,7 +26,7 @@ from shared.errors import TunepoolError, Unavailable
 from shared.fleet import workers
 from shared.jobs import measurements, pages
 from shared.lease.values import FileRef
-from shared.plan.capacity import Needs
+from shared.plan.capacity import Abilities
 from shared.settle import durations
 from shared.settle.cautions import cautions
 from shared.settle.device_fit import Candidate, fits, needs
@@ -111,7 +111,7 @@ class _Examination:
         named = {"training": self.claim.training_file, "validation": self.claim.validation_file}
         return {name: _file(file) for name, file in named.items() if file is not None}
 
-    def settled(self, resolution: Resolution, needed: Needs) -> dict[str, Any]:
+    def settled(self, resolution: Resolution, needed: Abilities) -> dict[str, Any]:
         """The spec with its reasons, its memory, and where it fits."""
         spec, found = resolution.spec, resolution.calibration
         known = self.host.write(lambda s: measurements.of_kind(s, base_model=spec.base_model.name))

@@ -34,7 +34,7 @@ class StageFailed(Exception):
     """A stage found what keeps trainers from this device."""
 
 
-class Attempt:
+class Trial:
     """One probe of one device."""
 
     def __init__(self, spec: ProbeSpec) -> None:
@@ -170,7 +170,7 @@ def _last_line(error: Exception) -> str:
 
 def main(spec_file: Path, out: Path) -> int:
     spec = ProbeSpec.model_validate_json(spec_file.read_bytes())
-    report = Attempt(spec).run()
+    report = Trial(spec).run()
     (out / "probe.json").write_text(report.model_dump_json(), encoding="utf-8")
     return 0
 
