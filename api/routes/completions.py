@@ -16,7 +16,7 @@ from fastapi.responses import StreamingResponse
 from api import talk_line
 from api.answers import written
 from api.body import is_short, parse, raw_body
-from api.deps import Door, bearer_of, door_of
+from api.deps import Door, door_of
 from api.errors import envelope
 from api.talk_line import TalkLine
 from api.views import completion_views as views
@@ -79,7 +79,7 @@ async def create_chat_completion(request: Request) -> Response:
     with a 503 and `Retry-After`.
     """
     body = await _body(request)
-    return await _answer(request, await run_in_threadpool(_chat, door_of(request), bearer_of(request), body))
+    return await _answer(request, await run_in_threadpool(_chat, door_of(request), request, body))
 
 
 @router.post("/completions", response_model=views.TextCompletion, openapi_extra=TEXT)
@@ -89,24 +89,24 @@ async def create_completion(request: Request) -> Response:
     Streams and waits as `/v1/chat/completions` does.
     """
     body = await _body(request)
-    return await _answer(request, await run_in_threadpool(_text, door_of(request), bearer_of(request), body))
+    return await _answer(request, await run_in_threadpool(_text, door_of(request), request, body))
 
 
 async def _body(request: Request) -> bytes:
     if not is_short(request):  # nobody's long body is read before their key
-        await run_in_threadpool(door_of(request).caller, bearer_of(request), scope=SCOPE)
+        await run_in_threadpool(door_of(request).caller, request, scope=SCOPE)
     return await raw_body(request)
 
 
-def _chat(door: Door, bearer: str, body: bytes) -> Settled:
-    project_id = door.caller(bearer, scope=SCOPE).project_id
+def _chat(door: Door, request: Request, body: bytes) -> Settled:
+    project_id = door.caller(request, scope=SCOPE).project_id
     asked = _parsed(body, CreateChatCompletion)
     question = _question(asked, messages=[message.plain() for message in asked.messages])
     return _settled(door, asked, question, form=ChatForm, prefix="chatcmpl-", project_id=project_id)
 
 
-def _text(door: Door, bearer: str, body: bytes) -> Settled:
-    project_id = door.caller(bearer, scope=SCOPE).project_id
+def _text(door: Door, request: Request, body: bytes) -> Settled:
+    project_id = door.caller(request, scope=SCOPE).project_id
     asked = _parsed(body, CreateCompletion)
     question = _question(asked, text=asked.text)
     return _settled(door, asked, question, form=TextForm, prefix="cmpl-", project_id=project_id)

@@ -24,7 +24,7 @@ class FileFindings(View):
     shape: str | None = Field(default=None, description="As uploaded: chat, sharegpt, alpaca …")
     rows: int = 0
     dropped_columns: list[str] = Field(default=[], description="Columns that the format does not use.")
-    warnings: list[FileWarning] = []
+    warnings: list[FileWarning] = Field(default=[])
 
 
 class FileExtension(FileFindings):

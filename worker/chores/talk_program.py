@@ -97,7 +97,9 @@ class TalkProgram:
         ours, its = socket.socketpair()
         try:
             self._write_spec(base, device, channel=its.fileno())
-            self._launch(device, its.fileno())  # in this thread: the kernel ends the program with the one that forks it
+            self._launch(
+                device, base, its.fileno()
+            )  # in this thread: the kernel ends the program with the one that forks it
         finally:
             its.close()
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=LINE_BYTES)
@@ -141,7 +143,7 @@ class TalkProgram:
         self.folder.spec.write_text(spec.model_dump_json(), encoding="utf-8")
         self._let_read(self.folder.spec)
 
-    def _launch(self, device: FoundDevice, channel: int) -> None:
+    def _launch(self, device: FoundDevice, base: Path, channel: int) -> None:
         # On a GPU the program is marked as being on the device: an attempt that has leased it kills whoever is there
         # (`processes.kill_squatters`). A CPU is shared; there the playground goes when memory is wanted.
         device_ids = () if device.kind == "cpu" else (f"{self._host.worker.host}:{device.uuid}",)
@@ -163,6 +165,9 @@ class TalkProgram:
             out=self.folder.out,
             log_file=self.folder.log,
             uid=self._host.trainer_uid,
+            isolation=self._host.isolation,
+            reads=(self.folder.root, base),
+            home=self._host.settings.home.resolve(),
             keep_open=(channel,),
         )
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from shared import log
 from shared.operating.secrecy import hide_secrets
+from shared.operating.trainer_user import own_uid
 from shared.settings import Settings
 from worker.host import nvml
 from worker.host.devices import NoSuchDevice, discover, without_driver
 from worker.host.found_device import FoundDevice
 from worker.host.probing import Outcome, too_full, try_device
-from worker.program.trainer_user import trainer_user
 
 
 def report(settings: Settings) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def report(settings: Settings) -> dict[str, Any]:
     except NoSuchDevice as error:
         devices = ()
         notes.append(str(error))
-    uid = trainer_user(settings)
+    uid = own_uid(settings)
     return {
         "devices": [_device(device, settings, uid=uid) for device in devices],
         "notes": [*notes, *unused(devices, cards=without_driver())],

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from shared.contract.probe_report import ProbeReport, ProbeSpec
 from shared.contract.spec import Placement
 from shared.lease.values import Lease
+from shared.operating.trainer_user import own_uid
 from shared.settings import Settings
 from worker.host import nvml as nvidia
 from worker.host import remedies
@@ -28,7 +29,6 @@ from worker.host.found_device import FoundDevice
 from worker.host.host import work_folder
 from worker.host.remedies import Driver
 from worker.program import hostile_folder, launcher, processes, workdir
-from worker.program.trainer_user import trainer_user
 
 log = structlog.get_logger()
 
@@ -189,6 +189,6 @@ class Probes:
         return try_device(
             device,
             settings=self._settings,
-            uid=trainer_user(self._settings),
+            uid=own_uid(self._settings),
             driver=nvidia.driver(self._nvml) if device.kind == "cuda" else None,
         )
