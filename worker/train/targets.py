@@ -60,7 +60,7 @@ def targets_of(model: Any, adapter: Adapter) -> Targets:
     return Targets(names, stacks if adapter.target_modules == "experts" else [], excluded or None)
 
 
-def linear_modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+def linear_modules(model: Any) -> dict[str, torch.nn.Module]:
     """Path → module of all linear layers but the output layer."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     return {path: module for path, module in model.named_modules() if is_linear(module) and path and module is not head}
@@ -72,7 +72,7 @@ def is_linear(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
 
 
-def expert_tensors(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+def expert_tensors(model: Any) -> dict[str, torch.nn.Parameter]:
     """Path → parameter of the stacks of experts: (experts, inputs, outputs) or (experts, outputs, inputs) each."""
     return {
         f"{path}.{name}": parameter
