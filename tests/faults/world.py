@@ -35,7 +35,7 @@ from tests.faults.conftest import own_servers, postgres_admin, s3_environment, s
 from tests.faults.proxy import FAIR, Proxy, Weather
 from tests.faults.schedules import Fault, PlannedJob, Schedule
 from tests.lifecycle.stack import Stack, TooSlow, chain_of, forget_everything, open_stack, until
-from tests.patience import lease
+from tests.patience import lease, patience
 
 SETTLED_SECONDS = 90.0
 FINAL = {"succeeded", "failed", "cancelled"}
@@ -223,13 +223,13 @@ class World:
         halves = (b"GET /livez HTTP/1.1\r\nX-A: ", b"POST /v1/files HTTP/1.1\r\nContent-Length: 9\r\n\r\n")
         for number in range(200):
             with contextlib.suppress(OSError):
-                end = socket.create_connection(("127.0.0.1", self.port), timeout=1)
+                end = socket.create_connection(("127.0.0.1", self.port), timeout=patience(5))
                 self._slow.append(end)
                 end.sendall(halves[number % 2])
 
     def _api_answers(self) -> bool:
         address = f"http://127.0.0.1:{self.port}/livez"
-        with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5) as reply:
+        with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=patience(5)) as reply:
             return bool(reply.status == 200)
         return False
 
