@@ -42,29 +42,39 @@ _SECONDS: Final = 300.0  # for a few small answers of the hub, and the start of 
 _CONFIG_BYTES: Final = 2**20
 _TENSORS_BYTES: Final = 2**27
 _NO_WEIGHTS, _NO_HEADERS = 46, 47
+_INDEX: Final = "model.safetensors.index.json"
 # A process of its own has the hub's token, can be ended, and may load transformers. Its refusals are those of the
 # fetcher (worker/base_models.py), and more: the architecture is not known here, no safetensors, no header in them.
 _HUB_PROGRAM: Final = f"""
-import os, sys
-os.environ["HF_HUB_CACHE"] = sys.argv[3]  # an index goes away with the folder
 {KNOWS}
+from concurrent.futures import ThreadPoolExecutor
 from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError, SafetensorsParsingError
+from huggingface_hub.errors import HfHubHTTPError, SafetensorsParsingError
 repository, revision, folder = sys.argv[1:]
 try:
-    commit = HfApi().model_info(repository, revision=revision).sha
+    info = HfApi().model_info(repository, revision=revision)
+    commit, there = info.sha, {{one.rfilename for one in info.siblings or ()}}
     file = pathlib.Path(hf_hub_download(repository, "config.json", revision=commit, local_dir=folder))
     pathlib.Path(folder, "commit").write_text(commit)
     if file.stat().st_size > {_CONFIG_BYTES}:
         sys.exit(0)  # whoever reads it refuses it
     if not known(file):
         sys.exit({UNKNOWN})
-    files = HfApi().get_safetensors_metadata(repository, revision=commit).files_metadata.values()
+    names = {{"model.safetensors"}} & there
+    if not names and "{_INDEX}" in there:
+        index = pathlib.Path(hf_hub_download(repository, "{_INDEX}", revision=commit, local_dir=folder))
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) & there
+        except (ValueError, RecursionError):
+            sys.exit({_NO_HEADERS})
+    if not names:
+        sys.exit({_NO_WEIGHTS})
+    read = lambda name: HfApi().parse_safetensors_file_metadata(repository, name, revision=commit)
+    with ThreadPoolExecutor(8) as pool:
+        files = list(pool.map(read, sorted(names)))
     tensors = {{name: [one.dtype, one.shape] for file in files for name, one in file.tensors.items()}}
     pathlib.Path(folder, "tensors").write_text(json.dumps(tensors))
-except NotASafetensorsRepoError:
-    sys.exit({_NO_WEIGHTS})
-except SafetensorsParsingError:
+except (SafetensorsParsingError, KeyError, TypeError, AttributeError):  # what is published; the line has other errors
     sys.exit({_NO_HEADERS})
 except Exception as error:
     cause = error
