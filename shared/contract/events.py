@@ -275,4 +275,6 @@ class TokenReport(Part):
     validation: FileTokens | None
     leakage: Leakage | None
     preview: list[RowPreview]
-    template: TemplateAbilities | None = Field(default=None, description="Null for rows that no template renders.")
+    template: TemplateAbilities | None = Field(
+        default=None, description="Null for rows that no template renders, and for one that cannot be asked."
+    )

@@ -310,11 +310,14 @@ def _rows(found: Mask) -> Rows:
 # ---- Showing
 
 
-def template_abilities(stops: Sequence[str]) -> TemplateAbilities:
-    """Asked in a process of the pool, where a template's bomb ends in an error."""
+def template_abilities(stops: Sequence[str]) -> TemplateAbilities | None:
+    """Asked in a process of the pool, where a template's bomb ends in an error; None for a template that is one."""
     template = _Inherited.reader.template
     assert template is not None
-    return abilities(template, stops=stops)
+    try:
+        return abilities(template, stops=stops)
+    except Invalid:  # too slow or too large: each row says so
+        return None
 
 
 def previews(file: Path, wanted: Sequence[int]) -> list[RowPreview]:
