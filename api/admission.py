@@ -11,7 +11,7 @@ from starlette.requests import HTTPConnection
 from shared.errors import LimitReached, Unauthenticated
 from shared.tenants import keys
 from shared.tenants.keys import Caller
-from shared.tenants.rates import Rates, Standing
+from shared.tenants.rates import RateReading, Rates
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Admission:
             )
 
 
-def _too_often(message: str, standing: Standing, *, code: str) -> LimitReached:
+def _too_often(message: str, standing: RateReading, *, code: str) -> LimitReached:
     return LimitReached(message, code=code, retry_after_seconds=standing.wait_seconds)
 
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from api.body import RawBody, body_of, parse
 from api.deps import Administrator, Door, DoorDep, JobsReader
 from api.pool_bodies import EditPool, Quarantine, changes
-from api.views import pool_views
+from api.views import pool_views, usage_views
 from shared.operating import administration
 from shared.operating.overview import overview
 from shared.tenants import audit
@@ -97,15 +97,15 @@ def release_device(device_id: str, caller: Administrator, door: DoorDep) -> pool
     return row
 
 
-@router.get("/audit", response_model=pool_views.AuditPage)
+@router.get("/audit", response_model=usage_views.AuditPage)
 def list_audit(
     caller: Administrator,
     door: DoorDep,
     after: Annotated[str | None, Query(max_length=100)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     target: Annotated[str | None, Query(max_length=300, description="Only acts on the thing with this id.")] = None,
-) -> pool_views.AuditPage:
+) -> usage_views.AuditPage:
     """Who operated what, newest first."""
     with door.session() as session:
         rows, more = audit.page(session, after=after, limit=limit, target=target)
-        return pool_views.AuditPage(data=[pool_views.audit_entry(row) for row in rows], has_more=more)
+        return usage_views.AuditPage(data=[usage_views.audit_entry(row) for row in rows], has_more=more)

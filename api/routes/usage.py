@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import APIRouter, Query, Response
 
 from api.deps import DoorDep, JobsReader
-from api.views import pool_views
+from api.views import usage_views
 from shared.tenants import keys, usage
 
 router = APIRouter(prefix="/v1/tunepool", tags=["pool"])
@@ -19,7 +19,7 @@ CSV: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 
-@router.get("/usage", response_model=pool_views.Usage, responses=CSV)
+@router.get("/usage", response_model=usage_views.Usage, responses=CSV)
 def report_usage(
     door: DoorDep,
     caller: JobsReader,
@@ -44,12 +44,12 @@ def report_usage(
         found = usage.report(session, since=start, until=end, group_by=groups, project_id=whose)
     if as_format == "csv":
         return Response(usage.as_csv(found, groups), media_type="text/csv; charset=utf-8")
-    return pool_views.Usage(
+    return usage_views.Usage(
         since=int(start.timestamp()),
         until=int(end.timestamp()),
         group_by=groups,
         device_seconds=round(sum(one.device_seconds for one in found), 3),
-        data=[pool_views.usage_group(one) for one in found],
+        data=[usage_views.usage_group(one) for one in found],
     )
 
 

@@ -1,4 +1,4 @@
-"""Views of the pool, its projects, keys, usage and audit."""
+"""Views of the pool, its projects and keys."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from shared.fleet import members as gangs
 from shared.operating.overview import Overview, ProjectStanding, Waiting
 from shared.plan.preemption import RunningJob
 from shared.plan.scheduling import Policy
-from shared.store.tables import ApiKeyRow, AuditRow, DeviceRow, WorkerRow
+from shared.store.tables import ApiKeyRow, DeviceRow, WorkerRow
 from shared.tenants.keys import Caller
-from shared.tenants.usage import Used
 
 
 class DeviceView(View):
@@ -185,42 +184,6 @@ class Cancelled(View):
     asked_to_stop: list[str] = Field(description="Jobs that ran: their trainers are being stopped.")
 
 
-class AuditEntry(View):
-    object: Literal["tunepool.audit_entry"] = "tunepool.audit_entry"
-    id: str
-    created_at: int
-    key_id: str
-    action: str = Field(examples=["worker.drain"])
-    target: str
-    before: dict[str, Any] | None
-    after: dict[str, Any] | None
-
-
-class AuditPage(View):
-    object: Literal["list"] = "list"
-    data: list[AuditEntry]
-    has_more: bool
-
-
-class UsageGroup(View):
-    project: str | None = None
-    key: str | None = None
-    model: str | None = None
-    labels: dict[str, str | None] = Field(default_factory=dict)
-    device_seconds: float
-    attempts: int
-    jobs: int
-
-
-class Usage(View):
-    object: Literal["tunepool.usage"] = "tunepool.usage"
-    since: int = Field(serialization_alias="from")
-    until: int = Field(serialization_alias="to")
-    group_by: list[str]
-    device_seconds: float
-    data: list[UsageGroup]
-
-
 # ---- rows become views
 
 
@@ -380,27 +343,3 @@ def _key(row: ApiKeyRow) -> dict[str, Any]:
         "expires_at": maybe_seconds(row.expires_at),
         "revoked_at": maybe_seconds(row.revoked_at),
     }
-
-
-def audit_entry(row: AuditRow) -> AuditEntry:
-    return AuditEntry(
-        id=row.id,
-        created_at=seconds(row.created_at),
-        key_id=row.key_id,
-        action=row.action,
-        target=row.target,
-        before=row.before,
-        after=row.after,
-    )
-
-
-def usage_group(one: Used) -> UsageGroup:
-    return UsageGroup(
-        project=one.project,
-        key=one.key,
-        model=one.model,
-        labels=one.labels,
-        device_seconds=one.device_seconds,
-        attempts=one.attempts,
-        jobs=one.jobs,
-    )

@@ -36,7 +36,7 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class PlaygroundReport:
     """What a playground has in memory, and how many questions have no end yet."""
 
     state: State = "cold"
@@ -64,7 +64,9 @@ class Pressure:
     waiting_bytes: int
 
 
-def report(session: Session, playground_id: str, *, host: str, pool: str, at: Address, standing: Standing) -> None:
+def report(
+    session: Session, playground_id: str, *, host: str, pool: str, at: Address, standing: PlaygroundReport
+) -> None:
     """Say "still here", and what it holds. A restarted playground takes its former row over."""
     columns = {
         "host": host,

@@ -19,12 +19,9 @@ ENCODED_TWICE = "Arguments are JSON of JSON; the object inside was read. Call js
 
 _PLAIN = frozenset({"role", "content", "name"})
 _KEYS_OF_ROLE: dict[str, frozenset[str]] = {
-    "system": _PLAIN,
-    "developer": _PLAIN,
-    "user": _PLAIN,
+    **dict.fromkeys(("system", "developer", "user", "function"), _PLAIN),
     "assistant": _PLAIN | {"weight", "tool_calls", "function_call", "refusal"},
     "tool": _PLAIN | {"tool_call_id"},
-    "function": _PLAIN,
 }
 
 

@@ -5,23 +5,21 @@ Pure: no data, no device, no storage. What survives `check_request` is settled b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Final
 
-from shared.contract.families import CAUSAL_WRAPPERS, EXPANDABLE, WHOLE_ONLY, WHOLE_ONLY_REASON
 from shared.contract.job_request import CreateJob, chosen
 from shared.contract.methods import METHODS, Dimension, method_for, refuse_unsupported, with_other_weights
-from shared.contract.modules import FAMILIES, HEADS, Family, last
+from shared.contract.modules import HEADS, last
 from shared.contract.objectives import OBJECTIVES
-from shared.contract.spec import BaseModelRef, MethodName, ModelFacts, Part
-from shared.errors import Invalid
+from shared.contract.spec import BaseModelRef, Part
+from shared.settle import base_refusals
+from shared.settle.asked import Asked, refuse, shown
 from shared.settle.wishes import (
     HYPERPARAMETER_FIELDS,
     PARTS,
     hyperparameter_sources,
     hyperparameters,
-    wished_method,
     wished_objective,
     wished_world,
     wishes,
@@ -30,40 +28,19 @@ from shared.settle.wishes import (
 MAX_DEVICES: Final = 256  # every device needs a row of each step, and a step has at most 256
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """A request, flattened once for the checks below."""
-
-    request: CreateJob
-    facts: ModelFacts
-    base_name: str
-    wished: Mapping[str, Any]
-
-    @property
-    def method(self) -> MethodName:
-        return wished_method(self.wished)
-
-    @property
-    def family(self) -> Family | None:
-        return FAMILIES.get(self.facts.architecture)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return self.wished.get(name, default)
-
-
 def check_request(request: CreateJob, base: BaseModelRef) -> None:
     """Refuse, before anything is stored, every contradiction that is visible without data and device.
 
     Raises:
         Invalid: names the wire field, its value and the remedy.
     """
-    asked = _Asked(request=request, facts=base.facts, base_name=base.name, wished=wishes(request))
+    asked = Asked(request=request, facts=base.facts, base_name=base.name, wished=wishes(request))
     for check in _CHECKS:
         check(asked)
     refuse_unsupported(_combination(asked))
 
 
-def _combination(asked: _Asked) -> dict[Dimension, str]:
+def _combination(asked: Asked) -> dict[Dimension, str]:
     return {
         "method": asked.method,
         "objective": wished_objective(asked.request).type,
@@ -82,16 +59,7 @@ def _combination(asked: _Asked) -> dict[Dimension, str]:
     }
 
 
-def refuse(param: str, value: object, why: str) -> None:
-    raise Invalid(f"'{param}' is {_shown(value)}, but {why}.", param=param)
-
-
-def _shown(value: object) -> str:
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return text if len(text) <= 80 else f"{text[:80]}…"
-
-
-def _check_integrations(asked: _Asked) -> None:
+def _check_integrations(asked: Asked) -> None:
     for index, integration in enumerate(asked.request.integrations or ()):
         refuse(
             f"integrations[{index}].type",
@@ -101,7 +69,7 @@ def _check_integrations(asked: _Asked) -> None:
         )
 
 
-def _check_objective(asked: _Asked) -> None:
+def _check_objective(asked: Asked) -> None:
     method, objective = asked.request.method, asked.request.tunepool.objective
     if method is None:
         return
@@ -114,7 +82,7 @@ def _check_objective(asked: _Asked) -> None:
         refuse("method.type", method.type, f"there is a method.{other} object; drop it, or set method.type to {other}")
 
 
-def _check_numbers(asked: _Asked, objective: Part) -> None:
+def _check_numbers(asked: Asked, objective: Part) -> None:
     """What `method` and `tunepool.objective` both say must be the same."""
     elsewhere = hyperparameters(asked.request)
     for name, value in chosen(objective).items():
@@ -123,7 +91,7 @@ def _check_numbers(asked: _Asked, objective: Part) -> None:
             refuse(f"tunepool.objective.{name}", value, f"'{path}' says {other}; give it in one place")
 
 
-def _check_one_source(asked: _Asked) -> None:
+def _check_one_source(asked: Asked) -> None:
     """The deprecated top-level `hyperparameters` and `method`'s may not disagree, nor either with `tunepool`."""
     seen: dict[str, tuple[str, Any]] = {}
     for path, source in hyperparameter_sources(asked.request):
@@ -137,10 +105,10 @@ def _check_one_source(asked: _Asked) -> None:
 def _refuse_second_value(seen: dict[str, tuple[str, Any]], *, field: str, path: str, value: Any) -> None:
     first_path, first = seen.setdefault(field, (path, value))
     if first != value:
-        refuse(path, value, f"'{first_path}' says {_shown(first)}; give it in one place")
+        refuse(path, value, f"'{first_path}' says {shown(first)}; give it in one place")
 
 
-def _check_learning_rate(asked: _Asked) -> None:
+def _check_learning_rate(asked: Asked) -> None:
     path, multiplier = hyperparameters(asked.request).get("learning_rate_multiplier", ("", 1.0))
     if multiplier != 1.0 and "training.learning_rate" in asked.wished:
         rate = asked.wished["training.learning_rate"]
@@ -149,20 +117,20 @@ def _check_learning_rate(asked: _Asked) -> None:
         )
 
 
-def _check_length_of_run(asked: _Asked) -> None:
+def _check_length_of_run(asked: Asked) -> None:
     epochs, steps = asked.get("training.num_train_epochs"), asked.get("training.max_steps")
     if epochs is not None and steps is not None:
         refuse("tunepool.training.max_steps", steps, f"the number of epochs is given as {epochs} too; drop one of them")
 
 
-def _check_lora_flag(asked: _Asked) -> None:
+def _check_lora_flag(asked: Asked) -> None:
     path, lora = hyperparameters(asked.request).get("lora", ("", None))
     method = chosen(asked.request.tunepool.adapter).get("method")
     if lora is not None and method is not None and lora != METHODS[method].adapter:
         refuse(path, lora, f"'tunepool.adapter.method' says {method}; drop one of them")
 
 
-def _check_quantization(asked: _Asked) -> None:
+def _check_quantization(asked: Asked) -> None:
     method, four_bit = asked.method, asked.get("quantization.load_in_4bit")
     quantized = METHODS[method].quantized
     if four_bit is not None and four_bit != quantized:
@@ -175,47 +143,7 @@ def _check_quantization(asked: _Asked) -> None:
             refuse(f"tunepool.quantization.{name}", value, why)
 
 
-def _check_stored_weights(asked: _Asked) -> None:
-    """A base that is published quantised trains from its expanded weights, or not at all."""
-    stored, base = asked.facts.quantised_as, asked.base_name
-    expand, param = asked.get("quantization.dequantize", False), "tunepool.quantization.dequantize"
-    if stored is None or stored == "bitsandbytes":
-        if expand:
-            refuse(param, expand, f"{base} is not published in {' or '.join(EXPANDABLE)}; drop it")
-        return
-    if stored not in EXPANDABLE:
-        refuse("model", base, f"its weights are published as {stored}, which does not train; use its 16-bit original")
-    if METHODS[asked.method].quantized:
-        why = f"{base} is published in {stored} and is not quantised again as it is loaded"
-        remedy = f"use method {with_other_weights(asked.method)} with tunepool.quantization.dequantize true"
-        refuse("tunepool.adapter.method", asked.method, f"{why}; {remedy}")
-    if not expand:
-        needs = f"{2 * asked.facts.parameters / 1e9:.1f} GB of weights"
-        why = f"{base} is published in {stored}, which does not train"
-        refuse(param, expand, f"{why}; set it to true, which expands them to 16 bits ({needs}), or use a 16-bit base")
-
-
-def _check_wrapper(asked: _Asked) -> None:
-    architecture = asked.facts.architecture
-    if architecture.endswith("ForConditionalGeneration") and architecture not in CAUSAL_WRAPPERS:
-        why = f"{architecture} has no class in transformers that is trained on text alone; use a base that is text only"
-        refuse("model", asked.base_name, why)
-
-
-def _check_experts(asked: _Asked) -> None:
-    targets = asked.get("adapter.target_modules")
-    if targets == "experts" and asked.facts.experts is None:
-        why = f"{asked.base_name} has no experts that its config.json names; use all-linear"
-        refuse("tunepool.adapter.target_modules", targets, why)
-
-
-def _check_four_bits(asked: _Asked) -> None:
-    if METHODS[asked.method].quantized and asked.facts.architecture in WHOLE_ONLY:
-        remedy = f"use method {with_other_weights(asked.method)}"
-        refuse("tunepool.adapter.method", asked.method, f"{WHOLE_ONLY_REASON}; {remedy}")
-
-
-def _check_full(asked: _Asked) -> None:
+def _check_full(asked: Asked) -> None:
     """Nothing of an adapter may be asked for where there is none."""
     if METHODS[asked.method].adapter:
         return
@@ -228,7 +156,7 @@ def _check_full(asked: _Asked) -> None:
             )
 
 
-def _check_initialisation(asked: _Asked) -> None:
+def _check_initialisation(asked: Asked) -> None:
     init, r = asked.get("adapter.init_lora_weights", "default"), asked.get("adapter.r", 16)
     if init == "loftq" and (asked.get("adapter.lora_alpha", r) != r or asked.get("adapter.use_rslora")):
         refuse(
@@ -239,7 +167,7 @@ def _check_initialisation(asked: _Asked) -> None:
         refuse("tunepool.adapter.r", r, f"{init} takes at most {narrowest} directions from this base; lower r to that")
 
 
-def _check_module_names(asked: _Asked) -> None:
+def _check_module_names(asked: Asked) -> None:
     targets = asked.get("adapter.target_modules", "all-linear")
     if isinstance(targets, list):
         if not targets:
@@ -253,7 +181,7 @@ def _check_module_names(asked: _Asked) -> None:
         _check_linear_names(asked, list(asked.get(f"adapter.{pattern}", {})), param=f"tunepool.adapter.{pattern}")
 
 
-def _check_linear_names(asked: _Asked, names: list[str], *, param: str) -> None:
+def _check_linear_names(asked: Asked, names: list[str], *, param: str) -> None:
     for name in names:
         if last(name) in HEADS:
             refuse(
@@ -266,7 +194,7 @@ def _check_linear_names(asked: _Asked, names: list[str], *, param: str) -> None:
             refuse(param, name, f"{asked.facts.architecture} has no linear module of that name; there are {there}")
 
 
-def _check_modules_to_save(asked: _Asked) -> None:
+def _check_modules_to_save(asked: Asked) -> None:
     param = "tunepool.adapter.modules_to_save"
     family = asked.family
     for name in asked.get("adapter.modules_to_save") or ():
@@ -287,7 +215,7 @@ def _check_modules_to_save(asked: _Asked) -> None:
             )
 
 
-def _check_layers(asked: _Asked) -> None:
+def _check_layers(asked: Asked) -> None:
     param, layers = "tunepool.adapter.layers_to_transform", asked.get("adapter.layers_to_transform")
     if layers is None:
         return
@@ -302,7 +230,7 @@ def _check_layers(asked: _Asked) -> None:
         refuse(param, layers, "PEFT selects layers only for modules given by name; list target_modules")
 
 
-def _check_lengths(asked: _Asked) -> None:
+def _check_lengths(asked: Asked) -> None:
     length, longest = asked.get("training.max_length"), asked.facts.max_position_embeddings
     if length is not None and length > longest:
         refuse(
@@ -312,7 +240,7 @@ def _check_lengths(asked: _Asked) -> None:
         )
 
 
-def _check_packing(asked: _Asked) -> None:
+def _check_packing(asked: Asked) -> None:
     carries = asked.facts.carries_state
     if carries is not None and asked.get("training.packing") is True:
         path, _value = hyperparameters(asked.request).get("packing", ("tunepool.training.packing", True))
@@ -320,7 +248,7 @@ def _check_packing(asked: _Asked) -> None:
         refuse(path, value=True, why=f"{why}; use packing false, or leave it out")
 
 
-def _check_placement(asked: _Asked) -> None:
+def _check_placement(asked: Asked) -> None:
     gpus, nodes = asked.get("placement.gpus"), asked.get("placement.nodes")
     strategy, world = asked.get("placement.strategy"), (gpus or 1) * (nodes or 1)
     if world > MAX_DEVICES:
@@ -339,7 +267,7 @@ def _check_placement(asked: _Asked) -> None:
         refuse("tunepool.placement.strategy", strategy, "one device is asked for; raise gpus or nodes, or use single")
 
 
-def _check_batch(asked: _Asked) -> None:
+def _check_batch(asked: Asked) -> None:
     world, objective = wished_world(asked.wished), wished_objective(asked.request).type
     batch, micro = asked.get("training.batch_size"), asked.get("training.per_device_train_batch_size")
     if batch is not None and batch % world:
@@ -353,7 +281,7 @@ def _check_batch(asked: _Asked) -> None:
         refuse("tunepool.training.batch_size", batch, why)
 
 
-def _check_validation(asked: _Asked) -> None:
+def _check_validation(asked: Asked) -> None:
     if asked.request.validation_file is not None:
         return
     for name, idle in (("eval", None), ("early_stopping", None), ("publish", "last")):
@@ -364,7 +292,7 @@ def _check_validation(asked: _Asked) -> None:
             )
 
 
-def _check_train_on(asked: _Asked) -> None:
+def _check_train_on(asked: Asked) -> None:
     objective, train_on = wished_objective(asked.request).type, asked.get("training.train_on")
     if not OBJECTIVES[objective].may_pack and train_on is not None:
         refuse("tunepool.training.train_on", train_on, f"{objective} compares whole answers; drop it")
@@ -378,7 +306,7 @@ def _check_train_on(asked: _Asked) -> None:
             )
 
 
-_CHECKS: Final[tuple[Callable[[_Asked], None], ...]] = (
+_CHECKS: Final[tuple[Callable[[Asked], None], ...]] = (
     _check_integrations,
     _check_objective,
     _check_one_source,
@@ -386,10 +314,10 @@ _CHECKS: Final[tuple[Callable[[_Asked], None], ...]] = (
     _check_length_of_run,
     _check_lora_flag,
     _check_quantization,
-    _check_wrapper,
-    _check_stored_weights,
-    _check_four_bits,
-    _check_experts,
+    base_refusals.check_wrapper,
+    base_refusals.check_stored_weights,
+    base_refusals.check_four_bits,
+    base_refusals.check_experts,
     _check_full,
     _check_initialisation,
     _check_module_names,

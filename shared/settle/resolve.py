@@ -26,10 +26,10 @@ from shared.contract.spec import (
     Training,
 )
 from shared.errors import Invalid
+from shared.settle.asked import refuse
 from shared.settle.automatic_values import RULES
 from shared.settle.calibration import Calibration, Measurement
 from shared.settle.memory_fit import calibration, fit, peak
-from shared.settle.refusals import refuse
 from shared.settle.settling import DeviceFacts, Settling
 from shared.settle.sizing import Estimate
 from shared.settle.wishes import hyperparameters, wished_objective, wishes

@@ -47,7 +47,7 @@ return answer
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class RateReading:
     """How a caller stands after it has asked. `wait_seconds` above 0: it asked too often."""
 
     limit: int  # a minute's requests
@@ -64,7 +64,7 @@ class Standing:
 class _Tally:
     """What a key has asked since its last look."""
 
-    standing: Standing
+    standing: RateReading
     at: float
     owed: int = 0
 
@@ -86,7 +86,7 @@ class Rates:
         )
         self._script: Any = None if self._redis is None else self._redis.register_script(_TAKE)
 
-    def admit(self, *, key_id: str, project_id: str) -> Standing | None:
+    def admit(self, *, key_id: str, project_id: str) -> RateReading | None:
         """Count a request of a key. None: nobody counts at the moment."""
         per_key, per_project = self.settings.key_requests_per_minute, self.settings.project_requests_per_minute
         buckets = {f"key:{key_id}": per_key, f"project:{project_id}": per_project}
@@ -94,7 +94,7 @@ class Rates:
             tally = self._tallies.get(key_id)
             if tally is not None and self._needs_no_look(tally):
                 tally.owed += 1
-                return Standing(tally.standing.limit, tally.standing.left - tally.owed)
+                return RateReading(tally.standing.limit, tally.standing.left - tally.owed)
             owed = 0 if tally is None else tally.owed
             if tally is not None:
                 tally.owed = 0
@@ -110,11 +110,11 @@ class Rates:
         left = tally.standing.left - tally.owed
         return left > tally.standing.limit / 2 and self.clock() - tally.at < TALLY_SECONDS
 
-    def refuse(self, address: str) -> Standing | None:
+    def refuse(self, address: str) -> RateReading | None:
         """Count a key that is none, shown from an address. None: nobody counts at the moment."""
         return self._take({f"address:{address}": self.settings.failed_keys_per_minute}, owed=0)
 
-    def _take(self, buckets: dict[str, int], *, owed: int) -> Standing | None:
+    def _take(self, buckets: dict[str, int], *, owed: int) -> RateReading | None:
         limits = {f"tunepool:rate:{name}": minute for name, minute in buckets.items() if minute}
         if self._script is None or not limits or self.clock() < self._silent_until:
             return None
@@ -125,7 +125,7 @@ class Rates:
             log.warning("rates.uncounted", error=str(error)[:200], silent_seconds=BREAKER_SECONDS)
             return None
         held, limit = min(zip(left, limits.values(), strict=True), key=lambda bucket: bucket[0] / bucket[1])
-        return Standing(limit, max(0, held), wait / 1000)
+        return RateReading(limit, max(0, held), wait / 1000)
 
     def close(self) -> None:
         if self._redis is not None:

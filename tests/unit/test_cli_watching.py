@@ -12,7 +12,7 @@ from openai import APIConnectionError
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from rich.console import Console
 from tunepool import printing, watching
-from tunepool.watching import Interrupted, Lines, NotInTime, Update
+from tunepool.watching import Lines, NotInTime, Update, WatchInterrupted
 
 JOB = "ftjob-0193a1b2c3d4e5f60718293a4b5c6d7e"
 
@@ -130,7 +130,9 @@ def test_a_signal_says_what_becomes_of_the_job(number: signal.Signals, *, cancel
             os.kill(os.getpid(), number)
             signal.sigtimedwait([], 0)  # a moment at which the handler runs
 
-    with pytest.raises(Interrupted, match="being cancelled" if cancel else f"goes on: tunepool watch {JOB}") as ended:
+    with pytest.raises(
+        WatchInterrupted, match="being cancelled" if cancel else f"goes on: tunepool watch {JOB}"
+    ) as ended:
         watch()
 
     assert ended.value.signal == number

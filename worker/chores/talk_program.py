@@ -45,7 +45,7 @@ class TalkBroken(TunepoolError):
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class HeldWeights:
     """What a program is started for. Questions to other weights need another program."""
 
     base: str
@@ -55,7 +55,7 @@ class Weights:
     alone: str  # the adapter that changes the base itself; empty: any adapter of this base
 
     @classmethod
-    def of(cls, target: Target, device: FoundDevice) -> Weights:
+    def of(cls, target: Target, device: FoundDevice) -> HeldWeights:
         return cls(
             base=target.base.name,
             revision=target.base.revision,
@@ -71,7 +71,7 @@ class TalkProgram:
     def __init__(
         self,
         host: Host,
-        weights: Weights,
+        weights: HeldWeights,
         *,
         number: int,
         hear: Callable[[Answered | Held], None],
@@ -250,7 +250,7 @@ def _as_error(declined: Declined) -> TunepoolError:
     return kind(declined.message, param=declined.param, code=declined.code)
 
 
-def _must_fit(base: Path, target: Target, weights: Weights, device: FoundDevice) -> None:
+def _must_fit(base: Path, target: Target, weights: HeldWeights, device: FoundDevice) -> None:
     """Raises NotYet where this host's free memory is too little now. A GPU says so itself, when it is loaded."""
     if device.kind != "cpu":
         return

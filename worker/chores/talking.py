@@ -27,11 +27,11 @@ from shared import log as logs
 from shared.contract.talk import LINE_BYTES, Answered, Call, Declined, Ended, Held, Withdrawn
 from shared.errors import Invalid, NotFound, TunepoolError
 from shared.fleet import playgrounds
-from shared.fleet.playgrounds import Address, Standing, State
+from shared.fleet.playgrounds import Address, PlaygroundReport, State
 from shared.operating.secrecy import hide_secrets
 from shared.settings import Settings
 from shared.store import schema
-from worker.chores.talk_program import TalkProgram, Weights, place
+from worker.chores.talk_program import HeldWeights, TalkProgram, place
 from worker.host import devices
 from worker.host.flags import SharedFlags
 from worker.host.found_device import FoundDevice
@@ -176,7 +176,7 @@ class Desk:
         talk = self._waiting[0]
         if self._program is not None and self._clock() - talk.asked_at < OVERTAKEN_SECONDS:
             weights = self._program.weights
-            mine = (one for one in self._waiting if Weights.of(one.target, self._device) == weights)
+            mine = (one for one in self._waiting if HeldWeights.of(one.target, self._device) == weights)
             talk = next(mine, talk)
         self._waiting.remove(talk)
         return talk
@@ -186,7 +186,7 @@ class Desk:
             if talk.gone or self._yielding:
                 raise _CallerGone
 
-        weights = Weights.of(talk.target, self._device)
+        weights = HeldWeights.of(talk.target, self._device)
         while self._program is not None and self._program.weights != weights and self._running:
             news = self._news
             await news.wait()
@@ -209,7 +209,7 @@ class Desk:
         self._running[talk.number] = talk
         await program.say(question)
 
-    async def _warm(self, talk: Talk, weights: Weights, interrupt: Callable[[], None]) -> TalkProgram:
+    async def _warm(self, talk: Talk, weights: HeldWeights, interrupt: Callable[[], None]) -> TalkProgram:
         await self.let_go()
         program = TalkProgram(self._host, weights, number=next(self._numbers), hear=self._hear, ended=self._lost)
         self._program, self._warming = program, True
@@ -297,14 +297,14 @@ class Desk:
         return waiting_bytes > available
 
     @property
-    def standing(self) -> Standing:
+    def standing(self) -> PlaygroundReport:
         """What a look at this playground shows now."""
         program = self._program
         if program is None:
-            return Standing(state="yielding" if self._yielding else "cold", asked=len(self._talks))
+            return PlaygroundReport(state="yielding" if self._yielding else "cold", asked=len(self._talks))
         state: State = "warming" if self._warming else "warm"
         alone = (program.weights.alone,) if program.weights.alone else ()
-        return Standing(state, program.weights.base, (*alone, *program.adapters), len(self._talks))
+        return PlaygroundReport(state, program.weights.base, (*alone, *program.adapters), len(self._talks))
 
 
 # --- the process ------------------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def app() -> None:
         _quit(f"The download failed: {error}", EXIT_UNREACHABLE)
     except preflights.TookTooLong as error:
         _quit(str(error), EXIT_UNREACHABLE)
-    except watching.Interrupted as interrupted:
+    except watching.WatchInterrupted as interrupted:
         _quit(str(interrupted), 128 + interrupted.signal)
     except watching.NotInTime as late:
         _quit(str(late), EXIT_TIMEOUT)

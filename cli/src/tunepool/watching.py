@@ -92,7 +92,7 @@ def _events_after(client: OpenAI, job_id: str, last_event: str | None) -> tuple[
     return tuple(takewhile(lambda event: event.id != last_event, newest_first))[::-1]
 
 
-class Interrupted(Exception):
+class WatchInterrupted(Exception):
     """SIGINT or SIGTERM ended the watch; the message says what becomes of the job."""
 
     def __init__(self, signal: int, message: str) -> None:
@@ -108,7 +108,7 @@ class NotInTime(Exception):
 def interruptible(client: OpenAI, job_id: str, *, cancel: bool) -> Iterator[None]:
     """SIGINT, and SIGTERM which CI systems send, end the watch with a word on the job.
 
-    Raises Interrupted.
+    Raises WatchInterrupted.
     """
 
     def stop(number: int, _frame: FrameType | None) -> None:
@@ -122,8 +122,8 @@ def interruptible(client: OpenAI, job_id: str, *, cancel: bool) -> Iterator[None
             signal.signal(number, signal.SIG_IGN)
         if cancel:
             client.fine_tuning.jobs.cancel(job_id)
-            raise Interrupted(stopped.signal, f"Job {job_id} is being cancelled.") from None
-        raise Interrupted(stopped.signal, f"Job {job_id} goes on: tunepool watch {job_id}") from None
+            raise WatchInterrupted(stopped.signal, f"Job {job_id} is being cancelled.") from None
+        raise WatchInterrupted(stopped.signal, f"Job {job_id} goes on: tunepool watch {job_id}") from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

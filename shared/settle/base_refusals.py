@@ -1,0 +1,47 @@
+"""Refusals that the base itself decides: how its weights are published, its class, its experts. Pure."""
+
+from __future__ import annotations
+
+from shared.contract.families import CAUSAL_WRAPPERS, EXPANDABLE, WHOLE_ONLY, WHOLE_ONLY_REASON
+from shared.contract.methods import METHODS, with_other_weights
+from shared.settle.asked import Asked, refuse
+
+
+def check_stored_weights(asked: Asked) -> None:
+    """A base that is published quantised trains from its expanded weights, or not at all."""
+    stored, base = asked.facts.quantised_as, asked.base_name
+    expand, param = asked.get("quantization.dequantize", False), "tunepool.quantization.dequantize"
+    if stored is None or stored == "bitsandbytes":
+        if expand:
+            refuse(param, expand, f"{base} is not published in {' or '.join(EXPANDABLE)}; drop it")
+        return
+    if stored not in EXPANDABLE:
+        refuse("model", base, f"its weights are published as {stored}, which does not train; use its 16-bit original")
+    if METHODS[asked.method].quantized:
+        why = f"{base} is published in {stored} and is not quantised again as it is loaded"
+        remedy = f"use method {with_other_weights(asked.method)} with tunepool.quantization.dequantize true"
+        refuse("tunepool.adapter.method", asked.method, f"{why}; {remedy}")
+    if not expand:
+        needs = f"{2 * asked.facts.parameters / 1e9:.1f} GB of weights"
+        why = f"{base} is published in {stored}, which does not train"
+        refuse(param, expand, f"{why}; set it to true, which expands them to 16 bits ({needs}), or use a 16-bit base")
+
+
+def check_wrapper(asked: Asked) -> None:
+    architecture = asked.facts.architecture
+    if architecture.endswith("ForConditionalGeneration") and architecture not in CAUSAL_WRAPPERS:
+        why = f"{architecture} has no class in transformers that is trained on text alone; use a base that is text only"
+        refuse("model", asked.base_name, why)
+
+
+def check_experts(asked: Asked) -> None:
+    targets = asked.get("adapter.target_modules")
+    if targets == "experts" and asked.facts.experts is None:
+        why = f"{asked.base_name} has no experts that its config.json names; use all-linear"
+        refuse("tunepool.adapter.target_modules", targets, why)
+
+
+def check_four_bits(asked: Asked) -> None:
+    if METHODS[asked.method].quantized and asked.facts.architecture in WHOLE_ONLY:
+        remedy = f"use method {with_other_weights(asked.method)}"
+        refuse("tunepool.adapter.method", asked.method, f"{WHOLE_ONLY_REASON}; {remedy}")
