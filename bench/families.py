@@ -175,7 +175,7 @@ def _merged(folder: Path, base: Path, adapter: Path) -> Path:
 
 def _plain(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+        folder, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False, local_files_only=True
     )
 
 

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from shared.contract.spec import Adapter, BaseModelRef, CreateJob, JobSpec, Quantization
+from shared.contract.job_request import CreateJob
+from shared.contract.spec import Adapter, BaseModelRef, JobSpec, Quantization
 from shared.errors import Invalid
 from shared.settle.catalogue import SMOLLM2
 from shared.settle.cautions import cautions
 from shared.settle.expert_sizes import expert_adapter, expert_parameters
 from shared.settle.model_facts import facts_of
-from shared.settle.resolve import check_request
+from shared.settle.refusals import check_request
 from shared.settle.sizing import Workload, estimate
 from tests.factories import make_spec
 
