@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from typing import Final
 
-_SERVE: Final = "Serve the adapter with an inference server such as vLLM: docs/adapters.md."
+_ASK: Final = "Ask models by POST /v1/chat/completions, or serve the adapter with an inference server such as vLLM."
+_KEPT: Final = "Answers are not kept here: there is nothing to list, change or delete."
 # The longest prefix that fits a path decides. A route that the application has is never looked up here.
 NOT_OFFERED: Final = {
-    "/v1/chat/completions": _SERVE,
-    "/v1/completions": _SERVE,
-    "/v1/responses": _SERVE,
-    "/v1/conversations": _SERVE,
-    "/v1/assistants": _SERVE,
-    "/v1/threads": _SERVE,
-    "/v1/realtime": _SERVE,
+    "/v1/chat/completions": _KEPT,
+    "/v1/completions": _KEPT,
+    "/v1/responses": _ASK,
+    "/v1/conversations": _ASK,
+    "/v1/assistants": _ASK,
+    "/v1/threads": _ASK,
+    "/v1/realtime": _ASK,
     "/v1/embeddings": "Use an embedding server.",
     "/v1/moderations": "Use a moderation service; rows are not moderated here.",
     "/v1/images": "Language models only are trained here.",

@@ -31,7 +31,8 @@ from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from shared.contract.events import EXIT_DONE, TrainerEvent
-from shared.contract.spec import AttemptSpec, CreateMerge, MergeSpec
+from shared.contract.merge_request import CreateMerge, MergeSpec
+from shared.contract.spec import AttemptSpec
 from shared.settle.model_facts import facts_of
 from tests.train.families import FAMILIES, WRAPPERS, make_family
 from tests.train.tiny import chat_rows, losses, make_spec, read_events, run

@@ -247,7 +247,8 @@ def _warn_of_content(line: Line, tally: _Tally) -> None:
         tally.warn(
             line.number,
             "control_token_text",
-            "A row's text spells a control token such as <|im_end|>; it will be read as one.",
+            "A row's text spells a control token such as <|im_end|>; it is read as text, "
+            "unless training.special_tokens is parse.",
         )
 
 

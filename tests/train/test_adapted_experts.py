@@ -13,7 +13,8 @@ from bench.families import look
 from shared.contract.events import EXIT_DONE, EXIT_USER_FAULT
 from shared.contract.spec import AttemptSpec
 from shared.settle.model_facts import facts_of
-from shared.settle.sizing import estimate, workload
+from shared.settle.sizing import estimate
+from shared.settle.workload import workload
 from tests.train.families import make_config, make_family
 from tests.train.tiny import chat_rows, losses, make_spec, run
 from worker.train.base_model import load_model

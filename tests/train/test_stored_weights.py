@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from shared.contract.events import EXIT_DONE, EXIT_USER_FAULT
-from shared.contract.spec import AttemptSpec, CreateMerge, MergeSpec
+from shared.contract.merge_request import CreateMerge, MergeSpec
+from shared.contract.spec import AttemptSpec
 from shared.settle.model_facts import facts_of
 from tests.train.families import make_family
 from tests.train.tiny import losses, make_spec, run

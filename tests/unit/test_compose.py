@@ -91,18 +91,21 @@ def test_make_env_writes_every_secret_once_for_its_owner_alone(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
 
 
+INDEX = "TORCH_INDEX=https://index.example/whl"
+
+
 def test_setup_takes_the_named_build_of_pytorch_and_keeps_to_it(tmp_path: Path) -> None:
     pinned = re.search(r"^torch==(.+)$", (ROOT / "constraints.txt").read_text(), re.M)
     assert pinned is not None
 
-    chosen, plain = made(tmp_path, "-n", "setup", "TORCH=cu126"), made(tmp_path, "-n", "setup")
+    chosen, plain = made(tmp_path, "-n", "setup", "TORCH=cu126", INDEX), made(tmp_path, "-n", "setup")
     unknown = made(tmp_path, "setup", "TORCH=cu99")
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv/.torch").write_text("cu128")
     kept = made(tmp_path, "-n", "test")
 
-    assert f"whl/cu126 torch=={pinned[1]}+cu126" in chosen.stdout
-    assert "--index-url" not in plain.stdout
+    assert f"--extra-index-url https://index.example/whl/cu126 torch=={pinned[1]}+cu126" in chosen.stdout
+    assert "index-url" not in plain.stdout
     assert unknown.returncode != 0
     assert "cpu cu126 cu128 cu130" in unknown.stdout
     assert f"torch=={pinned[1]}+cu128" in kept.stdout
