@@ -148,6 +148,7 @@ def test_the_result_is_told_in_openais_words(finished: Finished) -> None:
         "bnb_4bit_quant_type": "nf4",
         "bnb_4bit_use_double_quant": True,
         "bnb_4bit_compute_dtype": finished.dtype,
+        "dequantize": False,
     }
     table = finished.client.files.content(job.result_files[0]).text.splitlines()
     assert table[0] == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"
