@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import time
+from types import CodeType, SimpleNamespace
+from typing import Any
 
 import pytest
 
-from worker.train.time_limit import TimeIsUp, time_limit
+from worker.train.time_limit import TimeIsUp, TimeLimit, time_limit
 
 
 def busy(seconds: float) -> None:
@@ -53,3 +56,24 @@ def test_nothing_rings_after_the_end_and_what_listened_before_listens_again() ->
 
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     assert signal.getsignal(signal.SIGALRM) == before
+
+
+@pytest.mark.parametrize(
+    ("code", "module", "rings"),
+    [
+        (TimeLimit.__exit__.__code__, "worker.train.time_limit", False),
+        (contextlib.contextmanager.__code__, "contextlib", False),
+        (json.dumps.__code__, "json", True),
+    ],
+)
+def test_an_alarm_never_cuts_the_disarming_short(code: CodeType, module: str, *, rings: bool) -> None:
+    frame: Any = SimpleNamespace(f_code=code, f_globals={"__name__": module})
+
+    with TimeLimit(60) as limit:
+        if rings:
+            with pytest.raises(TimeIsUp):
+                limit._ring(signal.SIGALRM, frame)
+        else:
+            limit._ring(signal.SIGALRM, frame)
+
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
