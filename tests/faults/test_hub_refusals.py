@@ -78,7 +78,7 @@ def config(tmp_path: Path) -> Path:
     [
         (401, 401, ("base_model_forbidden", "HF_TOKEN")),
         (403, 403, ("base_model_forbidden", "HF_TOKEN")),
-        (404, 404, ("base_model_not_found", "TUNEPOOL_MODELS_FILE")),
+        (404, 404, ("base_model_not_found", "models.toml, or `tunepool models`")),
         (200, 403, ("base_model_forbidden", "HF_TOKEN")),  # a gated one lists its files and gives none
     ],
 )
