@@ -6,6 +6,7 @@ torch that answers as the source does.
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -56,6 +57,15 @@ def test_a_program_that_crashes_or_says_nothing_makes_its_device_ailing(settings
     assert crashed.ailment is not None
     assert "exit code 1" in crashed.ailment
     assert "No module named no_such_program" in crashed.ailment
+
+
+def test_the_other_children_of_a_worker_outlive_a_probe(settings: Settings) -> None:
+    """A worker's first process probes; its children are at work on other devices."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as at_work:
+        try_device(GPU, settings=settings, uid=None, driver=None, module="no_such_program")
+
+        assert at_work.poll() is None
+        at_work.kill()
 
 
 def test_a_program_that_hangs_is_ended(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,7 @@ def _run(
         out=place.out,
         log_file=place.log,
         uid=uid,
+        only_child=False,  # a worker's first process has its children at work
     )
     began = time.monotonic()
     while program.poll() is None and time.monotonic() - began < PROBE_SECONDS:

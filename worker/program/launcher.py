@@ -138,8 +138,16 @@ class Trainer:
     """A running trainer and everything it has forked."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], *, tag: Tag, out: Path, log_file: Path, temporary_files: Path
+        self,
+        process: subprocess.Popen[bytes],
+        *,
+        tag: Tag,
+        out: Path,
+        log_file: Path,
+        temporary_files: Path,
+        only_child: bool = True,
     ) -> None:
+        self._only_child = only_child
         self._process = process
         self._tag = tag
         self._out = out
@@ -182,7 +190,7 @@ class Trainer:
         if self.poll() is None:
             self._signal(signal.SIGKILL)
         with processes.owned(self.pid):
-            processes.kill_strays(self._tag)
+            processes.kill_strays(self._tag, by_descent=self._only_child)
             code = self._process.wait(10)
         temporary.remove(self._temporary_files)
         self._log.join(2)
@@ -207,14 +215,15 @@ def start(
     reads: tuple[Path, ...] = (),
     home: Path | None = None,
     keep_open: tuple[int, ...] = (),
+    only_child: bool = True,
 ) -> Trainer:
     """Run `argv` as the leader of its own process group; the kernel kills it when this process dies.
 
     `cpu_seconds`: the most that each process of it may compute, all its threads together; then the kernel kills it.
     `isolation`: what the host gives; `reads`: what the program may read beside its folder and our code, were it below
     `home`, of which it otherwise sees nothing.
-
     `keep_open`: file descriptors that it gets, under their own numbers.
+    `only_child`: this process has no other children, so whatever descends from it dies with the program.
 
     Raises OSError.
     """
@@ -257,7 +266,7 @@ def start(
         )
     finally:
         walls.forget()
-    return Trainer(process, tag=tag, out=out, log_file=log_file, temporary_files=temporary_files)
+    return Trainer(process, tag=tag, out=out, log_file=log_file, temporary_files=temporary_files, only_child=only_child)
 
 
 def _most_of_one_file(out: Path) -> int:

@@ -111,10 +111,13 @@ def kill_squatters(device_ids: tuple[str, ...], *, mine: Tag) -> list[int]:
     )
 
 
-def kill_strays(tag: Tag) -> list[int]:
-    """Kill all that an attempt has left behind: by tag, and by descent from this process. Raises StillAlive."""
+def kill_strays(tag: Tag, *, by_descent: bool = True) -> list[int]:
+    """Kill all that an attempt has left behind: by tag, and by descent from this process. Raises StillAlive.
+
+    `by_descent`: this process starts such programs only, one at a time. Of another one everything else would die, too.
+    """
     by_tag = [process for process, found, _ in tagged() if found == tag]
-    return kill([*by_tag, *descendants(tag)])
+    return kill([*by_tag, *(descendants(tag) if by_descent else ())])
 
 
 def descendants(tag: Tag) -> list[psutil.Process]:
