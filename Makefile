@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml cli/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tunepool needs Python 3.11 or newer; try: make PYTHON=python3.12 …")'
 	$(if $(filter-out $(TORCH_BUILDS),$(TORCH)),@echo "TORCH=$(TORCH) is no build that we know; take one of: $(TORCH_BUILDS)"; exit 2)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(if $(TORCH),@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)/$(TORCH)) torch==$(TORCH_VERSION)+$(TORCH) || { echo "No build $(TORCH) of PyTorch $(TORCH_VERSION) was there: see the error above. Name the index of PyTorch's builds, without its last part: make setup TORCH=$(TORCH) TORCH_INDEX=https://…/whl"; exit 1; })
+	$(if $(TORCH),@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)/$(TORCH)) torch==$(TORCH_VERSION)+$(TORCH) || { echo "No build $(TORCH) of PyTorch $(TORCH_VERSION) was there: see the error above. Name the index of the PyTorch builds without its last part: make setup TORCH=$(TORCH) TORCH_INDEX=https://…/whl"; exit 1; })
 	@echo "Installing the pinned set of constraints.txt into $(VENV); a few minutes the first time."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,train,dev]' -e ./cli

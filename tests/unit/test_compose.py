@@ -105,7 +105,7 @@ def test_setup_takes_the_named_build_of_pytorch_and_keeps_to_it(tmp_path: Path) 
     kept = made(tmp_path, "-n", "test")
 
     assert f"--extra-index-url https://index.example/whl/cu126 torch=={pinned[1]}+cu126" in chosen.stdout
-    assert "index-url" not in plain.stdout
+    assert "index" not in plain.stdout.lower()
     assert unknown.returncode != 0
     assert "cpu cu126 cu128 cu130" in unknown.stdout
     assert f"torch=={pinned[1]}+cu128" in kept.stdout
