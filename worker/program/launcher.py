@@ -231,7 +231,7 @@ def start(
     temporary_files = temporary.folder(out, tag)
     temporary.make(temporary_files, uid=uid)
 
-    file_bytes, open_files = _most_of_one_file(out), _most_open_files()
+    limits = _limits(out, uid=uid, cpu_seconds=cpu_seconds)
     walls = Walls(isolation, company, Ground(writes=(out, temporary_files), reads=reads, home=home))
 
     def prepare() -> None:
@@ -242,13 +242,8 @@ def start(
             os.setuid(uid)
         # After setuid: changing user clears the death signal (prctl(2)).
         processes.die_with_parent(parent)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-        if uid is not None:  # counted per user: our own may run much else
-            resource.setrlimit(resource.RLIMIT_NPROC, (PROCESSES, PROCESSES))
-        if cpu_seconds is not None:
-            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(cpu_seconds), math.ceil(cpu_seconds)))
+        for limit, most in limits:
+            resource.setrlimit(limit, (most, most))
         walls.close()
 
     try:
@@ -267,6 +262,20 @@ def start(
     finally:
         walls.forget()
     return Trainer(process, tag=tag, out=out, log_file=log_file, temporary_files=temporary_files, only_child=only_child)
+
+
+def _limits(out: Path, *, uid: int | None, cpu_seconds: float | None) -> list[tuple[int, int]]:
+    """(resource, the most of it) of a program that writes to `out`."""
+    limits = [
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NOFILE, _most_open_files()),
+        (resource.RLIMIT_FSIZE, _most_of_one_file(out)),
+    ]
+    if uid is not None:  # counted per user: our own may run much else
+        limits.append((resource.RLIMIT_NPROC, PROCESSES))
+    if cpu_seconds is not None:
+        limits.append((resource.RLIMIT_CPU, math.ceil(cpu_seconds)))
+    return limits
 
 
 def _most_of_one_file(out: Path) -> int:
