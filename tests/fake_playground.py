@@ -1,7 +1,7 @@
 """Speaks like `worker.train.playground` and loads no weights: `python -m tests.fake_playground SPEC OUT`.
 
 An answer is the last message's words, each with the adapter before it, one word a token. A message orders more:
-`slow=SECONDS` before each word, `crash=WORD` to die at that word.
+`slow=SECONDS` before each word, `crash=WORD` to die at that word, `wait=FILE` to say nothing until the file is there.
 """
 
 from __future__ import annotations
@@ -31,9 +31,13 @@ class Answer:
         self.words = text.split()[: question.sampling.max_tokens or 1000]
         self.cut = len(self.words) < len(text.split())
         self.slow, self.crash = float(order(text, "slow") or 0), order(text, "crash")
+        self.wait = Path(order(text, "wait") or "/")
         self.told = 0
 
     def step(self) -> list[Any]:
+        if not self.wait.exists():
+            time.sleep(0.001)
+            return []
         if self.told == len(self.words):
             reason = "length" if self.cut else "stop"
             return [Ended(number=self.number, finish_reason=reason, completion_tokens=self.told)]
