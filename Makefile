@@ -57,7 +57,7 @@ demo: setup ## the main job: a real model, real QLoRA, through the real API; bas
 	$(BIN)/python -m examples.demo
 
 test: setup ## every test, on a real Postgres and a real Valkey from wheels; FAST=1: the quick ones, for the loop of work
-	$(BIN)/python -m pytest $(if $(FAST),tests/unit tests/integration -m "not slow") -n $(SIDE) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest $(if $(FAST),tests/unit tests/integration -m "not slow") -n $(SIDE) --dist loadfile --no-loadscope-reorder --durations 20
 
 check: setup ## format, lint, types, import laws
 	$(BIN)/ruff format --check .

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from shared.settings import trainer_environment
@@ -68,3 +71,26 @@ def test_a_program_has_a_bound_of_open_files(tmp_path: Path) -> None:
     ended = run(tmp_path, "import resource; print(max(resource.getrlimit(resource.RLIMIT_NOFILE)))")
 
     assert int(ended.last_words) <= launcher.OPEN_FILES
+
+
+@pytest.fixture
+def adopting() -> Iterator[None]:
+    """This process is a supervisor for a while: what its programs abandon becomes its own."""
+    processes.adopt_strays()
+    yield
+    processes._LIBC.prctl(processes._PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+@pytest.mark.usefixtures("adopting")
+def test_what_a_program_leaves_behind_dies_with_it_and_what_was_there_before_does_not(tmp_path: Path) -> None:
+    neighbour = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    # Without our tag and in a session of its own, it can be known by its descent alone.
+    stray = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'],"
+    stray += " env={}, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid)"
+
+    left = int(run(tmp_path, stray).last_words)
+
+    assert not psutil.pid_exists(left)
+    assert neighbour.poll() is None
+    neighbour.kill()
+    neighbour.wait()

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
+import psutil
+
 from shared.contract.spec import Placement
 from shared.errors import Unavailable
 from shared.operating.isolation import Company, Ground, Isolation, Walls
@@ -145,9 +147,9 @@ class Trainer:
         out: Path,
         log_file: Path,
         temporary_files: Path,
-        only_child: bool = True,
+        spared: frozenset[psutil.Process] | None,
     ) -> None:
-        self._only_child = only_child
+        self._spared = spared
         self._process = process
         self._tag = tag
         self._out = out
@@ -190,7 +192,7 @@ class Trainer:
         if self.poll() is None:
             self._signal(signal.SIGKILL)
         with processes.owned(self.pid):
-            processes.kill_strays(self._tag, by_descent=self._only_child)
+            processes.kill_strays(self._tag, spared=self._spared)
             code = self._process.wait(10)
         temporary.remove(self._temporary_files)
         self._log.join(2)
@@ -223,11 +225,12 @@ def start(
     `isolation`: what the host gives; `reads`: what the program may read beside its folder and our code, were it below
     `home`, of which it otherwise sees nothing.
     `keep_open`: file descriptors that it gets, under their own numbers.
-    `only_child`: this process has no other children, so whatever descends from it dies with the program.
+    `only_child`: this process starts no others meanwhile, so what has descended from it since dies with the program.
 
     Raises OSError.
     """
     parent = os.getpid()
+    spared = processes.descendants(tag) if only_child else None
     temporary_files = temporary.folder(out, tag)
     temporary.make(temporary_files, uid=uid)
 
@@ -261,7 +264,7 @@ def start(
         )
     finally:
         walls.forget()
-    return Trainer(process, tag=tag, out=out, log_file=log_file, temporary_files=temporary_files, only_child=only_child)
+    return Trainer(process, tag=tag, out=out, log_file=log_file, temporary_files=temporary_files, spared=spared)
 
 
 def _limits(out: Path, *, uid: int | None, cpu_seconds: float | None) -> list[tuple[int, int]]:

@@ -111,19 +111,20 @@ def kill_squatters(device_ids: tuple[str, ...], *, mine: Tag) -> list[int]:
     )
 
 
-def kill_strays(tag: Tag, *, by_descent: bool = True) -> list[int]:
+def kill_strays(tag: Tag, *, spared: frozenset[psutil.Process] | None = frozenset()) -> list[int]:
     """Kill all that an attempt has left behind: by tag, and by descent from this process. Raises StillAlive.
 
-    `by_descent`: this process starts such programs only, one at a time. Of another one everything else would die, too.
+    `spared`: the descendants that were there before it began. None: whatever has no tag is spared, because this process
+    starts others meanwhile.
     """
     by_tag = [process for process, found, _ in tagged() if found == tag]
-    return kill([*by_tag, *(descendants(tag) if by_descent else ())])
+    return kill([*by_tag, *(() if spared is None else descendants(tag) - spared)])
 
 
-def descendants(tag: Tag) -> list[psutil.Process]:
-    """Living descendants of the tag's supervisor, which must be this process. A supervisor forks trainers only."""
+def descendants(tag: Tag) -> frozenset[psutil.Process]:
+    """Living descendants of the tag's supervisor, which must be this process."""
     assert tag.supervisor_pid == os.getpid()
-    return [process for process in psutil.Process().children(recursive=True) if _alive(process)]
+    return frozenset(process for process in psutil.Process().children(recursive=True) if _alive(process))
 
 
 def kill(
