@@ -9,7 +9,8 @@ from fastapi import APIRouter, Query, Request
 
 from api.deps import Door, DoorDep, ModelsReader
 from api.views import product_views, view
-from shared.products import adapters
+from shared.contract.preflight_report import ServerVerdict
+from shared.products import adapters, servability
 from shared.products.adapters import PublishedAdapter, StoredFile
 
 router = APIRouter(prefix="/v1/tunepool", tags=["tunepool"])
@@ -35,11 +36,13 @@ def list_adapters(
 def retrieve_adapter(name: str, request: Request, door: DoorDep, caller: ModelsReader) -> product_views.AdapterView:
     """The adapter of a job or a checkpoint, by id or `ft:` name, with a link for each file of its PEFT directory."""
     with door.session() as session:
-        found = adapters.find_published(session, name, project_id=caller.project_id)
-    return _view(found, door, request)
+        source = adapters.find_source(session, name, project_id=caller.project_id)
+    return _view(source.adapter, door, request, servable=servability.verdicts(source.spec.adapter))
 
 
-def _view(adapter: PublishedAdapter, door: Door, request: Request) -> product_views.AdapterView:
+def _view(
+    adapter: PublishedAdapter, door: Door, request: Request, *, servable: list[ServerVerdict] | None = None
+) -> product_views.AdapterView:
     return product_views.AdapterView(
         id=adapter.id,
         name=adapter.name,
@@ -48,6 +51,7 @@ def _view(adapter: PublishedAdapter, door: Door, request: Request) -> product_vi
         created_at=view.seconds(adapter.created_at),
         location=_location(adapter, door),
         files=linked(adapter.files, door, request),
+        servable=servable,
     )
 
 

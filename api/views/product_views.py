@@ -9,6 +9,7 @@ from pydantic import Field
 from api.views.view import View, seconds
 from shared.contract.documents import JobError
 from shared.contract.merge_request import CreateCombination, CreateMerge
+from shared.contract.preflight_report import ServerVerdict
 from shared.products.adapters import PublishedAdapter
 from shared.settle.standings import Standing
 from shared.store.tables import MergeRow
@@ -53,6 +54,7 @@ class AdapterView(View):
         description="The PEFT directory in the object store.", examples=["s3://bucket/proj_…/adapter"]
     )
     files: list[AdapterFile]
+    servable: list[ServerVerdict] | None = Field(description="Which servers take it; null in lists.")
 
 
 class AdapterPage(View):

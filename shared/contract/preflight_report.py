@@ -5,7 +5,7 @@ A job that would fail before it trains has a refusal, and nothing of what comes 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -69,6 +69,17 @@ class DeviceFit(Document):
     reason: str
 
 
+Server = Literal["peft", "playground", "vllm", "sglang", "llama_cpp"]
+
+
+class ServerVerdict(Document):
+    """Whether a server can serve what the job publishes."""
+
+    server: Server
+    servable: bool | None = Field(description="null: nobody has looked.")
+    reason: str | None = Field(default=None, description="What the server needs for it, or why it does not take it.")
+
+
 class Report(Document):
     ok: bool = Field(description="A job with this body would begin to train.")
     files: dict[str, CheckedFile]
@@ -83,3 +94,4 @@ class Report(Document):
         default=None, description="Null: no job of this kind has finished, and the device is not known."
     )
     devices: list[DeviceFit] = Field(default_factory=list)
+    servable: list[ServerVerdict] = Field(default_factory=list, description="Which servers will take the product.")

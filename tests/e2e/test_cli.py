@@ -96,6 +96,7 @@ def test_a_pipeline_submits_waits_and_downloads_a_verified_adapter(home: Path, t
 
     assert name.startswith(f"ft:{MODEL}:") and ":ci:" in name  # noqa: PT018 -- one name
     assert name in succeeds(home, "adapters", "list").splitlines()
+    assert "serves   vllm" in succeeds(home, "adapters", "show", name)
     job = json.loads(succeeds(home, "--json", "jobs", "show", job_id))
     assert job["metadata"] == {"commit": "abc"}
     assert job["tunepool"]["spec"]["adapter"]["r"] == 4

@@ -261,6 +261,9 @@ def test_an_adapter_lists_its_files_with_links_that_work_without_a_key(api: Api)
         tampered = http.get(file["url"][:-2] + "xx", headers={"Authorization": ""})
 
     assert adapter["location"] == f"{api.settings.storage}/made/adapter"
+    served = {verdict["server"]: (verdict["servable"], verdict["reason"]) for verdict in adapter["servable"]}
+    assert served["peft"] == (True, None)
+    assert served["vllm"] == (True, "Start it with --enable-lora --max-lora-rank 16.")
     assert fetched.content == b"weights"
     assert hashlib.sha256(fetched.content).hexdigest() == file["sha256"]
     assert fetched.headers["content-disposition"].startswith("attachment")

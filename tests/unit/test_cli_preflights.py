@@ -38,3 +38,17 @@ def test_what_is_left_out_stands_beside_what_is_read(capsys: pytest.CaptureFixtu
     assert "messages[1] assistant, call" in out
     assert "left out: the call" in out
     assert "ends a turn with <|im_end|>; does not write: system" in out
+
+
+def test_a_server_that_will_not_take_the_product_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = report()
+    answer["report"]["servable"] = [
+        {"server": "peft", "servable": True, "reason": None},
+        {"server": "vllm", "servable": False, "reason": "It does not take DoRA's magnitudes; merge it."},
+    ]
+
+    preflights.show(answer, wide=False, diff=False)
+    out = capsys.readouterr().out
+
+    assert "vllm cannot serve it. It does not take DoRA's magnitudes" in out
+    assert "peft" not in out

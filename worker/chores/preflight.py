@@ -27,6 +27,7 @@ from shared.fleet import workers
 from shared.jobs import measurements, pages
 from shared.lease.values import FileRef
 from shared.plan.capacity import Abilities
+from shared.products import servability
 from shared.settle import durations
 from shared.settle.cautions import cautions
 from shared.settle.device_fit import Candidate, fits, needs
@@ -121,6 +122,7 @@ class _Examination:
             "spec": spec.model_dump(mode="json"),
             "auto": [one.model_dump(mode="json") for one in resolution.auto],
             "warnings": cautions(spec),
+            "servable": servability.verdicts(spec.adapter),
             "memory": Memory(
                 predicted_bytes=found.expected(total),
                 upper_bytes=found.upper(total),

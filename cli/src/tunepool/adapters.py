@@ -34,6 +34,23 @@ def describe(client: OpenAI, name: str) -> dict[str, Any]:
     return _record(found)
 
 
+def lines(adapter: dict[str, Any]) -> list[str]:
+    """An adapter's record for people: where it is, its files, and which servers take it."""
+    size = sum(file["bytes"] for file in adapter["files"])
+    return [
+        f"{adapter['name']}  (base {adapter['base_model']})",
+        f"{adapter['location']}  {len(adapter['files'])} files, {size:,} bytes",
+        *(f"{_TOLD[verdict['servable']]:9}{verdict['server']:12}{verdict['reason'] or ''}" for verdict in _of(adapter)),
+    ]
+
+
+_TOLD = {True: "serves", False: "no", None: "unknown"}
+
+
+def _of(adapter: dict[str, Any]) -> list[dict[str, Any]]:
+    return adapter.get("servable") or []  # a server older than this command has none
+
+
 def merge(client: OpenAI, name: str, *, onto: str) -> dict[str, Any]:
     """Have adapter `name` merged into its base model, `onto` the "base" or the "dequantized" weights."""
     return _record(client.post("/tunepool/merges", cast_to=object, body={"adapter": name, "onto": onto}))

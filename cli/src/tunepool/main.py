@@ -304,6 +304,13 @@ def list_adapters(context: typer.Context) -> None:
         print(json.dumps({"id": name}) if context.obj.as_json else name)
 
 
+@adapters_cli.command("show")
+def show_adapter(context: typer.Context, name: str) -> None:
+    """Print where an adapter's files are, and which servers can serve it."""
+    adapter = adapters.describe(context.obj.client, name)
+    print(json.dumps(adapter) if context.obj.as_json else printable("\n".join(adapters.lines(adapter))))
+
+
 @adapters_cli.command("download")
 def download_adapter(context: typer.Context, name: str, out: Path) -> None:
     """Fetch an adapter's files into a folder; every file is verified by its sha256."""

@@ -86,6 +86,9 @@ def _verdict(report: dict[str, Any]) -> Iterator[RenderableType]:
         yield Text("The job would not train as it is.", style="red")
     for warning in report.get("warnings") or ():  # a server older than this command has none
         yield Text(warning, style="yellow")
+    for verdict in report.get("servable") or ():
+        if not verdict["servable"]:
+            yield Text(f"{verdict['server']} cannot serve it. {verdict['reason']}", style="yellow")
 
 
 def _files(report: dict[str, Any]) -> Iterator[RenderableType]:
