@@ -42,6 +42,7 @@ from api.routes import (
 )
 from api.streams import Streams
 from api.views import completion_views, error_views, job_views
+from api.vllm import Vllm
 from shared import log
 from shared.contract.completions import CreateChatCompletion, CreateCompletion
 from shared.contract.graders import RunGrader, ValidateGrader
@@ -78,22 +79,25 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 def create_app(settings: Settings) -> FastAPI:
     """The application on these settings. Opens no connection before the first request."""
-    engine = make_engine(settings.database_url)
+    engine, store = make_engine(settings.database_url), open_store(settings)
     door = Door(
         settings=settings,
         engine=engine,
         reader=reading_engine(engine),
-        store=open_store(settings),
+        store=store,
         links=make_links(settings),
         streams=Streams(partial(session_scope, engine), limit=settings.max_streams, seconds=settings.stream_seconds),
         outlook=PlanCache(engine, pool_name=settings.pool),
         bell=RingThread(partial(ring, settings=settings)),
         admission=Admission(Rates(settings)),
+        vllm=Vllm(settings, store) if settings.vllm_url else None,
     )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        if door.vllm is not None:
+            await door.vllm.close()
         door.outlook.close()
         door.bell.close()
         door.admission.rates.close()

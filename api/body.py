@@ -76,7 +76,7 @@ def parse(body: bytes, model: type[Model], *, data: Collection[str] = ()) -> Mod
     Args:
         data: top fields whose texts are no names, labels or reasons: they may hold any character.
     """
-    document = _document(body)
+    document = json_object(body)
     try:
         wanted = model.model_validate(document)
     except ValidationError as error:
@@ -100,7 +100,7 @@ def _refuse_acting_text(document: dict[str, Any]) -> None:
             )
 
 
-def _document(body: bytes) -> dict[str, Any]:
+def json_object(body: bytes) -> dict[str, Any]:
     if not body.strip():
         raise Invalid("The request body is empty; send a JSON object.", code="invalid_json")
     if body.startswith(b"\xef\xbb\xbf"):

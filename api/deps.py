@@ -15,6 +15,7 @@ from api.bell import RingThread
 from api.links import Links
 from api.plan_cache import PlanCache
 from api.streams import Streams
+from api.vllm import Vllm
 from shared.chores import base_models
 from shared.contract.spec import BaseModelRef
 from shared.errors import Unauthenticated
@@ -40,6 +41,7 @@ class Door:
     bell: RingThread
     outlook: PlanCache
     admission: Admission
+    vllm: Vllm | None
 
     def session(self) -> AbstractContextManager[Session]:
         """A session that commits when the block ends, before the answer is sent."""

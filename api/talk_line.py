@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 import structlog
+from fastapi import Request
 from pydantic import ValidationError
 
 from shared.contract.talk import LINE_BYTES, SAID, Begun, Call, Declined, Ended, Piece, Question, Target
@@ -86,6 +87,12 @@ async def ask(places: Sequence[Address], target: Target, question: Question) -> 
         "`tunepool-server playground` on a host of the pool.",
         code="playground_unavailable",
     )
+
+
+async def left(request: Request) -> None:
+    """Returns when the client has left. Its body has been read, so nothing else can come."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _lost() -> TunepoolError:

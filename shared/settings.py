@@ -128,6 +128,17 @@ class Settings(BaseSettings):
     playground_context_tokens: int = Field(
         default=8192, ge=1, description="Prompt and answer together at the most; less where the base takes less."
     )
+    vllm_url: str = Field(
+        default="",
+        pattern=r"^(https?://[^/?#\s@]+(/v1)?/?)?$",
+        description="A vLLM server that answers what it can serve, http://host:8000; empty: there is none.",
+    )
+    vllm_key: SecretStr = Field(default=SecretStr(""), description="The vLLM server's own API key.")
+    vllm_adapters: Path | None = Field(
+        default=None,
+        description="Folder that the API writes adapters to and vLLM reads them from, under this very path; "
+        "empty: vllm in the home.",
+    )
     trainer_uid: int | None = Field(
         default=None,
         ge=0,
@@ -189,7 +200,7 @@ class Settings(BaseSettings):
     )
     log_json: bool = Field(default=False, description="Logs as JSON lines.")
 
-    @field_validator("models_file", "cache_bytes", mode="before")
+    @field_validator("models_file", "cache_bytes", "vllm_adapters", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         """Compose passes variables that nobody set as empty ones; `Path("")` would be the current folder."""
@@ -202,6 +213,11 @@ class Settings(BaseSettings):
         if ports and not 1 <= int(low) <= int(high) <= 65535:
             raise ValueError(f"TUNEPOOL_GANG_PORTS is '{ports}'; give the lower port first, both from 1 to 65535")
         return ports
+
+    @property
+    def vllm_folder(self) -> Path:
+        """Where the API puts adapters for a vLLM server."""
+        return self.vllm_adapters or self.home.resolve() / "vllm"
 
     @property
     def storage(self) -> str:

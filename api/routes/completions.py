@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,14 +13,15 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from api import talk_line
+from api import talk_line, vllm_answers
 from api.answers import written
-from api.body import is_short, parse, raw_body
+from api.body import parse, raw_body
 from api.deps import Door, door_of
 from api.errors import envelope
 from api.talk_line import TalkLine
 from api.views import completion_views as views
 from api.views.completion_views import ChatForm, TextForm
+from api.vllm import Unserved
 from shared.contract.completions import AskedCompletion, CreateChatCompletion, CreateCompletion, PlaygroundOptions
 from shared.contract.talk import Piece, Question, Target
 from shared.errors import Invalid, TunepoolError
@@ -78,8 +79,7 @@ async def create_chat_completion(request: Request) -> Response:
     A playground has one base model in memory; the first question to another waits until it is loaded, or is refused
     with a 503 and `Retry-After`.
     """
-    body = await _body(request)
-    return await _answer(request, await run_in_threadpool(_chat, door_of(request), request, body))
+    return await _answer(request, _chat, CreateChatCompletion)
 
 
 @router.post("/completions", response_model=views.TextCompletion, openapi_extra=TEXT)
@@ -88,25 +88,16 @@ async def create_completion(request: Request) -> Response:
 
     Streams and waits as `/v1/chat/completions` does.
     """
-    body = await _body(request)
-    return await _answer(request, await run_in_threadpool(_text, door_of(request), request, body))
+    return await _answer(request, _text, CreateCompletion)
 
 
-async def _body(request: Request) -> bytes:
-    if not is_short(request):  # nobody's long body is read before their key
-        await run_in_threadpool(door_of(request).caller, request, scope=SCOPE)
-    return await raw_body(request)
-
-
-def _chat(door: Door, request: Request, body: bytes) -> Settled:
-    project_id = door.caller(request, scope=SCOPE).project_id
+def _chat(door: Door, body: bytes, project_id: str) -> Settled:
     asked = _parsed(body, CreateChatCompletion)
     question = _question(asked, messages=[message.plain() for message in asked.messages])
     return _settled(door, asked, question, form=ChatForm, prefix="chatcmpl-", project_id=project_id)
 
 
-def _text(door: Door, request: Request, body: bytes) -> Settled:
-    project_id = door.caller(request, scope=SCOPE).project_id
+def _text(door: Door, body: bytes, project_id: str) -> Settled:
     asked = _parsed(body, CreateCompletion)
     question = _question(asked, text=asked.text)
     return _settled(door, asked, question, form=TextForm, prefix="cmpl-", project_id=project_id)
@@ -157,10 +148,30 @@ def _settled(
 # --- the answer -------------------------------------------------------------------------------------------------------
 
 
-async def _answer(request: Request, settled: Settled) -> Response:
+async def _answer(
+    request: Request, read: Callable[[Door, bytes, str], Settled], shape: type[AskedCompletion]
+) -> Response:
+    """By vLLM where there is one that can, else by a playground. Headers say which, and why it was not vLLM."""
+    door = door_of(request)
+    caller = await run_in_threadpool(door.caller, request, scope=SCOPE)  # before the body, however long that is
+    body = await raw_body(request)
+    headers = {"x-tunepool-backend": "playground"}
+    if door.vllm is not None:
+        try:
+            return await vllm_answers.answer(request, door, door.vllm, body, shape, project_id=caller.project_id)
+        except Unserved as why:
+            log.info("vllm.unserved", why=str(why))
+            headers["x-tunepool-fallback"] = ascii(str(why)).strip("'\"")[:500]
+    settled = await run_in_threadpool(read, door, body, caller.project_id)
+    answer = await _by_playground(request, settled)
+    answer.headers.update(headers)
+    return answer
+
+
+async def _by_playground(request: Request, settled: Settled) -> Response:
     """Nothing is sent before the answer has begun, so that a refusal is an ordinary error."""
     seconds = door_of(request).settings.playground_wait_seconds
-    gone = asyncio.create_task(_gone(request))
+    gone = asyncio.create_task(talk_line.left(request))
     working = asyncio.create_task(_begun(settled, seconds=seconds))
     try:
         await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -180,12 +191,6 @@ async def _answer(request: Request, settled: Settled) -> Response:
     finally:
         working.cancel()
         gone.cancel()
-
-
-async def _gone(request: Request) -> None:
-    """Returns when the client has left. Its body has been read, so nothing else can come."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _begun(settled: Settled, *, seconds: float) -> tuple[TalkLine, int]:

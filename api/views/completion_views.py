@@ -88,10 +88,10 @@ class TextCompletion(View):
     system_fingerprint: str
 
 
-def fingerprint(target: Target) -> str:
+def fingerprint(target: Target, *, backend: Literal["playground", "vllm"] = "playground") -> str:
     """Stands for all that decides an answer beside the request: base, its storage, adapter, backend."""
     parts = (
-        *("playground", target.base.source, target.base.name, target.base.revision),
+        *(backend, target.base.source, target.base.name, target.base.revision),
         *("" if target.quantization is None else target.quantization.model_dump_json(), str(target.dtype)),
         *(target.adapter or "", *(file.sha256 for file in target.files)),
     )
