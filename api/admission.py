@@ -38,16 +38,16 @@ class Admission:
 
     def count(self, request: HTTPConnection, caller: Caller) -> None:
         """Count the request, once. Raises LimitReached."""
-        told: dict[str, str] = request.scope.setdefault("answer_headers", {})
-        if "openai-organization" in told:
+        headers: dict[str, str] = request.scope.setdefault("answer_headers", {})
+        if "openai-organization" in headers:
             return
-        told["openai-organization"] = caller.organization_name.encode("ascii", "replace").decode()
+        headers["openai-organization"] = caller.organization_name.encode("ascii", "replace").decode()
         standing = self.rates.admit(key_id=caller.key_id, project_id=caller.project_id)
         if standing is None:
             return
-        told["x-ratelimit-limit-requests"] = str(standing.limit)
-        told["x-ratelimit-remaining-requests"] = str(max(0, standing.left))
-        told["x-ratelimit-reset-requests"] = _spelled(standing.reset_seconds)
+        headers["x-ratelimit-limit-requests"] = str(standing.limit)
+        headers["x-ratelimit-remaining-requests"] = str(max(0, standing.left))
+        headers["x-ratelimit-reset-requests"] = _spelled(standing.reset_seconds)
         if standing.wait_seconds:
             raise _too_often(
                 f"Rate limit reached for requests of this key or its project: {standing.limit} a minute. Try again in"

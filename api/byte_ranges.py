@@ -31,14 +31,14 @@ def wanted(header: str | None, *, size: int) -> ByteRange | None:
 
     A header that is none, of another unit, or of several ranges is ignored, as the RFC allows.
     """
-    found = _ONE_RANGE.fullmatch(header or "")
-    if found is None or not (found[1] or found[2]):
+    match = _ONE_RANGE.fullmatch(header or "")
+    if match is None or not (match[1] or match[2]):
         return None
-    if not found[1]:  # the last so many bytes
-        start, end = max(0, size - int(found[2])), size
+    if not match[1]:  # the last so many bytes
+        start, end = max(0, size - int(match[2])), size
     else:
-        start, end = int(found[1]), min(size, int(found[2]) + 1) if found[2] else size
-        if found[2] and int(found[2]) < start:
+        start, end = int(match[1]), min(size, int(match[2]) + 1) if match[2] else size
+        if match[2] and int(match[2]) < start:
             return None  # no range at all
     if start >= end:
         raise OutOfRange

@@ -36,9 +36,9 @@ _REASONS: Final = {
 }
 
 
-def first_fault(found: Sequence[ErrorDetails], document: dict[str, Any], model: type[BaseModel]) -> Invalid:
+def first_fault(errors: Sequence[ErrorDetails], document: dict[str, Any], model: type[BaseModel]) -> Invalid:
     """The first field at fault, as an error whose `param` names it in dotted form."""
-    path, error = _most_telling(found, document)
+    path, error = _most_telling(errors, document)
     param = _dotted(path)
     if error["type"] in ("missing", "union_tag_not_found"):
         return Invalid(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
@@ -58,12 +58,14 @@ def _reason(param: str, value: Any) -> str:
     return _REASONS.get((param, value)) or _REASONS.get((param.rpartition(".")[2], value), "")
 
 
-def _most_telling(found: Sequence[ErrorDetails], document: Any) -> tuple[Path, ErrorDetails]:
+def _most_telling(errors: Sequence[ErrorDetails], document: Any) -> tuple[Path, ErrorDetails]:
     """The deepest of the faults that a union reports for one value: that member came closest to fitting."""
-    placed = [(_path(error, document), error) for error in found]
+    placed = [(_path(error, document), error) for error in errors]
     start = placed[0][0]
     same = [(path, error) for path, error in placed if path[: len(start)] == start]
-    return max(same, key=lambda one: (len(one[0]), one[1]["type"] not in ("literal_error", "none_required")))
+    return max(
+        same, key=lambda candidate: (len(candidate[0]), candidate[1]["type"] not in ("literal_error", "none_required"))
+    )
 
 
 def _path(error: ErrorDetails, document: Any) -> Path:
@@ -169,8 +171,8 @@ def _range(option: dict[str, Any]) -> str:
     if low is not None and high is not None:
         return f" from {low:g} to {high:g}" if isinstance(low, float) else f" from {low} to {high}"
     bounds = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-    told = [f"{word} {option[name]:g}" for name, word in bounds.items() if name in option]
-    return f" {' and '.join(told)}" if told else ""
+    limits = [f"{word} {option[name]:g}" for name, word in bounds.items() if name in option]
+    return f" {' and '.join(limits)}" if limits else ""
 
 
 def _most(option: dict[str, Any], name: str) -> str:

@@ -22,15 +22,15 @@ class RequestId:
             await self._app(scope, receive, send)
             return
         request_id = scope["request_id"] = new_id("req_")
-        told: dict[str, str] = {}
-        scope["answer_headers"] = told  # what whoever handles the request has to say beside its answer
+        answer_headers: dict[str, str] = {}
+        scope["answer_headers"] = answer_headers  # what whoever handles the request has to say beside its answer
         begun = time.perf_counter()
 
         async def tagged(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
-                for name, value in told.items():
+                for name, value in answer_headers.items():
                     headers[name] = value
                 headers["openai-processing-ms"] = str(round((time.perf_counter() - begun) * 1000))
             await send(message)

@@ -59,11 +59,11 @@ class Tail:
     followers: int = 0
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def take(self, status: str, told: Sequence[Told]) -> None:
+    def take(self, status: str, events: Sequence[Told]) -> None:
         """Note what a look found, and wake the followers if anything changed."""
-        if told or status != self.status:
-            self.recent.extend(told)
-            self.seq = told[-1].seq if told else self.seq
+        if events or status != self.status:
+            self.recent.extend(events)
+            self.seq = events[-1].seq if events else self.seq
             self.status = status
             self.wake()
 
@@ -75,7 +75,7 @@ class Tail:
         """The events after `seq`; None when the first of them is no longer kept here."""
         if seq >= self.seq:
             return []
-        kept = [told for told in self.recent if told.seq > seq]
+        kept = [event for event in self.recent if event.seq > seq]
         return kept if kept and kept[0].seq == seq + 1 else None
 
 
@@ -119,9 +119,9 @@ class Streams:
         with self._following(job_id, after) as (tail, reader):
             while (left := until - time.monotonic()) > 0 and not reader.done():
                 news = tail.news  # before looking, so that nothing slips in between
-                for told in await self._next(job_id, tail, seq):
-                    yield told
-                    seq = told.seq
+                for event in await self._next(job_id, tail, seq):
+                    yield event
+                    seq = event.seq
                 if seq < tail.seq:
                     continue
                 if tail.status in TERMINAL:
@@ -168,21 +168,21 @@ class Streams:
         while self._tails:
             self._joined.clear()
             try:
-                found = await run_in_threadpool(self._look, {job_id: tail.seq for job_id, tail in self._tails.items()})
+                news = await run_in_threadpool(self._look, {job_id: tail.seq for job_id, tail in self._tails.items()})
             except (OperationalError, InterfaceError, PoolTimeout) as error:
                 log.warning("streams.wait", error=str(error)[:200])  # clients get pings until the database is back
-                found = {}
+                news = {}
                 await asyncio.sleep(LOOK_SECONDS)
-            for job_id, (status, told) in found.items():
+            for job_id, (status, events) in news.items():
                 if job_id in self._tails:
-                    self._tails[job_id].take(status, told)
+                    self._tails[job_id].take(status, events)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._joined.wait(), LOOK_SECONDS)
 
     def _look(self, watched: Mapping[str, int]) -> dict[str, tuple[str, list[Told]]]:
         with self._session() as session:
-            found = pages.news(session, watched, limit=KEPT_EVENTS)
-            return {job_id: (news.status, [_told(row) for row in news.events]) for job_id, news in found.items()}
+            news_by_job = pages.news(session, watched, limit=KEPT_EVENTS)
+            return {job_id: (news.status, [_told(row) for row in news.events]) for job_id, news in news_by_job.items()}
 
     def _close_all(self, reader: asyncio.Task[None]) -> None:
         """End all streams when the reader fails: their clients reconnect and continue where they were."""

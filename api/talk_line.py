@@ -35,38 +35,38 @@ class TalkLine:
         """
         try:
             async with asyncio.timeout(seconds):
-                said = await self._next()
+                reply = await self._next()
         except TimeoutError:
             raise NotYet(
                 f"The answer did not begin within {seconds:g} seconds: the playground loads the model, or answers "
                 "others. Try again shortly.",
                 code="playground_busy",
             ) from None
-        if not isinstance(said, Begun):
+        if not isinstance(reply, Begun):
             raise _lost()
-        return said
+        return reply
 
     async def rest(self) -> AsyncIterator[Piece | Ended]:
         """The answer, piece by piece, and its end. Raises NotYet, Invalid: it ends here."""
         while True:
-            said = await self._next()
-            if not isinstance(said, Piece | Ended):
+            reply = await self._next()
+            if not isinstance(reply, Piece | Ended):
                 raise _lost()
-            yield said
-            if isinstance(said, Ended):
+            yield reply
+            if isinstance(reply, Ended):
                 return
 
     async def _next(self) -> Begun | Piece | Ended:
         try:
             line = await self._reader.readline()
-            said = SAID.validate_json(line)
+            reply = SAID.validate_json(line)
         except (ValidationError, ValueError, ConnectionError) as error:
             raise _lost() from error
-        if isinstance(said, Declined):
-            raise _as_error(said)
-        if not isinstance(said, Begun | Piece | Ended):
+        if isinstance(reply, Declined):
+            raise _as_error(reply)
+        if not isinstance(reply, Begun | Piece | Ended):
             raise _lost()
-        return said
+        return reply
 
     def close(self) -> None:
         self._writer.close()

@@ -142,7 +142,7 @@ def shadow_time(world: World, job: QueuedJob) -> float:
     for other in ends:
         for device_id in other.device_ids:
             free[where[device_id]].append(device_id)
-        if sum(len(ids) >= job.gpus for ids in free.values()) >= job.hosts:
+        if sum(len(ids) >= job.gpus for ids in free.values()) >= job.nodes:
             return limit_of(other)
     return world.now
 
@@ -154,10 +154,10 @@ def limit_of(job: RunningJob) -> float:
 def take(free: dict[str, list[str]], job: QueuedJob) -> tuple[str, ...] | None:
     """Devices for a job on the fullest hosts that have enough, or None."""
     fitting = [(len(ids), host) for host, ids in free.items() if len(ids) >= job.gpus]
-    if len(fitting) < job.hosts:
+    if len(fitting) < job.nodes:
         return None
     chosen = []
-    for _, host in heapq.nsmallest(job.hosts, fitting):
+    for _, host in heapq.nsmallest(job.nodes, fitting):
         chosen += free[host][: job.gpus]
         free[host] = free[host][job.gpus :]
     return tuple(chosen)
@@ -248,7 +248,7 @@ class Simulation:
             tier=job.tier,
             submitted_at=START + timedelta(seconds=job.submit),
             gpus=math.ceil(job.gpus / hosts),
-            hosts=hosts,
+            nodes=hosts,
             bytes_per_device=int(job.memory_gib * GIB),
             expected_seconds=expected * done,
             max_runtime_seconds=limit * done + self.options.restart * life.attempts,

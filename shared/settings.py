@@ -270,5 +270,5 @@ def _reaches_trainers(name: str, wanted: Collection[str]) -> bool:
         return False
     if name in _TRAINER_KEEPS or name in wanted:
         return True
-    prefixes = (*_TRAINER_PREFIXES, *(one[:-1] for one in wanted if len(one) > 1 and one.endswith("*")))
+    prefixes = (*_TRAINER_PREFIXES, *(pattern[:-1] for pattern in wanted if len(pattern) > 1 and pattern.endswith("*")))
     return name.startswith(prefixes) and _CREDENTIALS.search(name) is None

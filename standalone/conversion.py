@@ -57,10 +57,10 @@ def _unpacked(source: Path, place: Path) -> tuple[Path, Unit]:
         columns = TableColumns.model_validate_json((place / "out" / "columns.json").read_bytes())
         return place / "out" / "rows.jsonl", columns.unit or "line"
     events = place / "out" / "events.jsonl"
-    told = events.read_text(encoding="utf-8").splitlines() if events.is_file() else []
-    if not told:
+    lines = events.read_text(encoding="utf-8").splitlines() if events.is_file() else []
+    if not lines:
         raise Invalid(f"{source.name}: It ended the program that opens it.", param="file")
-    why = json.loads(told[-1])
+    why = json.loads(lines[-1])
     where = f"{why['param']}: " if why["param"] else ""
     raise Invalid(f"{source.name}: {where}{why['message']}", param="file")
 

@@ -85,10 +85,10 @@ class Home:
     def known_key(self) -> str:
         """The API key of an earlier start; empty when there is none, or the file makes no sense."""
         try:
-            found: Any = json.loads(self.credentials.read_text(encoding="utf-8"))
+            saved: Any = json.loads(self.credentials.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return ""
-        return str(found.get("api_key", "")) if isinstance(found, dict) else ""
+        return str(saved.get("api_key", "")) if isinstance(saved, dict) else ""
 
     def worker_beats(self, seconds: float) -> bool:
         """Whether the worker of this home has been heard of within so many seconds (worker/pulse.py)."""

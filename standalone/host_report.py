@@ -53,8 +53,8 @@ def _ask(home: Home, settings: Settings) -> dict[str, Any]:
     )
     if done.returncode:
         raise ValueError((done.stderr.strip().splitlines() or ["it said nothing"])[-1][:300])
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    report: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return report
 
 
 def read(report: dict[str, Any], *, served: bool = False) -> Iterator[Finding]:

@@ -175,7 +175,7 @@ def doctor(
     """Look at every part of this installation and say what to do. Exit code 1 where something is at fault."""
     settings = _settings(home)
     place = _home(settings)
-    found = list(
+    findings = list(
         Installation(
             settings=settings,
             home=place,
@@ -184,8 +184,8 @@ def doctor(
             port=port,
         ).findings()
     )
-    typer.echo(json.dumps(document(found)) if as_json else "\n".join(lines(found)))
-    raise typer.Exit(any(finding.grade == "fault" for finding in found))
+    typer.echo(json.dumps(document(findings)) if as_json else "\n".join(lines(findings)))
+    raise typer.Exit(any(finding.grade == "fault" for finding in findings))
 
 
 @app.command()

@@ -19,7 +19,7 @@ OURS: Final = "tunepool-server"
 
 def parts_list() -> dict[str, Any]:
     """The document. The same installation gives the same one."""
-    known = {_name(one): one for one in metadata.distributions()}
+    known = {_name(distribution): distribution for distribution in metadata.distributions()}
     ours = known.pop(OURS, None)
     return {
         "bomFormat": "CycloneDX",
@@ -28,35 +28,35 @@ def parts_list() -> dict[str, Any]:
         "metadata": {"component": _component(OURS, ours, kind="application")},
         "components": [_component(name, known[name], kind="library") for name in sorted(known)],
         "dependencies": [
-            {"ref": _reference(name, one), "dependsOn": sorted(_needs(one, known))}
-            for name, one in sorted(known.items())
+            {"ref": _reference(name, distribution), "dependsOn": sorted(_needs(distribution, known))}
+            for name, distribution in sorted(known.items())
         ],
     }
 
 
-def _component(name: str, one: metadata.Distribution | None, *, kind: str) -> dict[str, Any]:
-    version = "unknown" if one is None else one.version
-    found = {"type": kind, "name": name, "version": version, "bom-ref": _reference(name, one)}
+def _component(name: str, distribution: metadata.Distribution | None, *, kind: str) -> dict[str, Any]:
+    version = "unknown" if distribution is None else distribution.version
+    component = {"type": kind, "name": name, "version": version, "bom-ref": _reference(name, distribution)}
     if kind == "library":
-        found["purl"] = _reference(name, one)
-    if one is None or "License-Expression" not in one.metadata:
-        return found
-    return {**found, "licenses": [{"expression": one.metadata["License-Expression"]}]}
+        component["purl"] = _reference(name, distribution)
+    if distribution is None or "License-Expression" not in distribution.metadata:
+        return component
+    return {**component, "licenses": [{"expression": distribution.metadata["License-Expression"]}]}
 
 
-def _reference(name: str, one: metadata.Distribution | None) -> str:
-    return f"pkg:pypi/{name}@{'unknown' if one is None else one.version}"
+def _reference(name: str, distribution: metadata.Distribution | None) -> str:
+    return f"pkg:pypi/{name}@{'unknown' if distribution is None else distribution.version}"
 
 
-def _needs(one: metadata.Distribution, known: dict[str, metadata.Distribution]) -> Iterator[str]:
-    for line in one.requires or ():
+def _needs(distribution: metadata.Distribution, known: dict[str, metadata.Distribution]) -> Iterator[str]:
+    for line in distribution.requires or ():
         name = _normal(re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0])
         if name in known and "extra ==" not in line:
             yield _reference(name, known[name])
 
 
-def _name(one: metadata.Distribution) -> str:
-    return _normal(one.metadata["Name"])
+def _name(distribution: metadata.Distribution) -> str:
+    return _normal(distribution.metadata["Name"])
 
 
 def _normal(name: str) -> str:

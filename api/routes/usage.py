@@ -34,22 +34,22 @@ def report_usage(
     as_format: Annotated[Literal["json", "csv"], Query(alias="format")] = "json",
 ) -> Any:
     """What leases held, clipped to the span; a key without admin sees its own project only."""
-    groups = [name for one in group_by or ["project"] for name in one.split(",")]
+    groups = [name for listed in group_by or ["project"] for name in listed.split(",")]
     whose = project_id if caller.operates else caller.project_id
     if project_id not in (None, caller.project_id):
         caller.must(keys.ADMIN)
     now = datetime.now(UTC)
     start, end = _moment(since, now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)), _moment(until, now)
     with door.session() as session:
-        found = usage.report(session, since=start, until=end, group_by=groups, project_id=whose)
+        used_groups = usage.report(session, since=start, until=end, group_by=groups, project_id=whose)
     if as_format == "csv":
-        return Response(usage.as_csv(found, groups), media_type="text/csv; charset=utf-8")
+        return Response(usage.as_csv(used_groups, groups), media_type="text/csv; charset=utf-8")
     return usage_views.Usage(
         since=int(start.timestamp()),
         until=int(end.timestamp()),
         group_by=groups,
-        device_seconds=round(sum(one.device_seconds for one in found), 3),
-        data=[usage_views.usage_group(one) for one in found],
+        device_seconds=round(sum(group.device_seconds for group in used_groups), 3),
+        data=[usage_views.usage_group(group) for group in used_groups],
     )
 
 

@@ -64,20 +64,20 @@ class BaseModelPage(View):
     data: list[BaseModelView]
 
 
-def base_model(found: Standing) -> BaseModelView:
-    sizes = None if found.facts is None else found.facts.model_dump(include=set(BaseModelSizes.model_fields))
+def base_model(standing: Standing) -> BaseModelView:
+    sizes = None if standing.facts is None else standing.facts.model_dump(include=set(BaseModelSizes.model_fields))
     return BaseModelView(
-        id=found.name,
-        state=found.state,
-        detail=found.detail,
-        origin=found.origin,
-        source=found.source,
-        locator=found.locator,
-        revision=found.revision,
-        commit=found.commit,
-        aliases=list(found.aliases),
-        created_at=found.created,
-        looked_at=found.looked_at,
+        id=standing.name,
+        state=standing.state,
+        detail=standing.detail,
+        origin=standing.origin,
+        source=standing.source,
+        locator=standing.locator,
+        revision=standing.revision,
+        commit=standing.commit,
+        aliases=list(standing.aliases),
+        created_at=standing.created,
+        looked_at=standing.looked_at,
         sizes=None if sizes is None else BaseModelSizes.model_validate(sizes),
     )
 

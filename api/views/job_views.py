@@ -175,7 +175,9 @@ def job(
                 auto=row.auto,
                 queue=queue,
                 progress=row.progress,
-                attempts=[attempt(one, (members or {}).get(one.number, ())) for one in attempts],
+                attempts=[
+                    attempt(attempt_row, (members or {}).get(attempt_row.number, ())) for attempt_row in attempts
+                ],
                 adapter=None if adapter is None else _adapter_ref(adapter),
                 usage={"device_seconds": round(row.device_seconds, 3)},
                 suffix=row.suffix,
@@ -222,7 +224,7 @@ def attempt(row: AttemptRow, members: Sequence[MemberRow] = ()) -> Attempt:
         exit_code=row.exit_code,
         peak_memory_bytes=row.peak_bytes,
         error=row.error,
-        members=[_member(one) for one in members],
+        members=[_member(member) for member in members],
     )
 
 

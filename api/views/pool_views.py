@@ -187,18 +187,18 @@ class Cancelled(View):
 # ---- rows become views
 
 
-def pool(found: Overview, *, caller: Caller) -> Pool:
+def pool(overview: Overview, *, caller: Caller) -> Pool:
     """The pool as this caller may see it: jobs and projects of others stay unnamed without `admin`."""
     return Pool(
-        name=found.name,
-        held=found.policy.held,
-        policy=policy(found.policy),
-        workers=[worker(row) for row in found.workers],
-        devices=[_device(row, found.running.get(row.leased_by or ""), caller) for row in found.devices],
-        gangs=[_seat(one, found.running.get(one.job_id), caller) for one in found.seats],
-        projects=[project(one) for one in found.standings if _may_see(one.project.id, caller)],
-        queue=[_place(one, caller) for one in found.queue],
-        jobs=JobCounts.model_validate(dict(found.counts)),
+        name=overview.name,
+        held=overview.policy.held,
+        policy=policy(overview.policy),
+        workers=[worker(row) for row in overview.workers],
+        devices=[_device(row, overview.running.get(row.leased_by or ""), caller) for row in overview.devices],
+        gangs=[_seat(seat, overview.running.get(seat.job_id), caller) for seat in overview.seats],
+        projects=[project(standing) for standing in overview.standings if _may_see(standing.project.id, caller)],
+        queue=[_place(waiting, caller) for waiting in overview.queue],
+        jobs=JobCounts.model_validate(dict(overview.counts)),
     )
 
 
@@ -206,14 +206,14 @@ def _may_see(project_id: str, caller: Caller) -> bool:
     return caller.operates or project_id == caller.project_id
 
 
-def policy(found: Policy) -> PoolPolicy:
+def policy(rules: Policy) -> PoolPolicy:
     return PoolPolicy(
-        max_wait_seconds=found.max_wait.total_seconds(),
-        min_runtime_seconds=found.min_runtime.total_seconds(),
-        preempt_grace_seconds=found.preempt_grace.total_seconds(),
-        half_life_seconds=found.half_life.total_seconds(),
-        memory_safety=found.memory_safety,
-        foreign_tolerance_bytes=found.foreign_tolerance_bytes,
+        max_wait_seconds=rules.max_wait.total_seconds(),
+        min_runtime_seconds=rules.min_runtime.total_seconds(),
+        preempt_grace_seconds=rules.preempt_grace.total_seconds(),
+        half_life_seconds=rules.half_life.total_seconds(),
+        memory_safety=rules.memory_safety,
+        foreign_tolerance_bytes=rules.foreign_tolerance_bytes,
     )
 
 
@@ -241,15 +241,15 @@ def _device(row: DeviceRow, job: RunningJob | None, caller: Caller) -> DeviceVie
     )
 
 
-def _seat(one: gangs.Seat, job: RunningJob | None, caller: Caller) -> SeatView:
+def _seat(seat: gangs.Seat, job: RunningJob | None, caller: Caller) -> SeatView:
     seen = job is not None and _may_see(job.project, caller)
     return SeatView(
-        job_id=one.job_id if seen else None,
-        node=one.node,
-        worker_id=one.worker_id,
-        host=one.host,
-        devices=list(one.device_ids),
-        phase=one.phase,
+        job_id=seat.job_id if seen else None,
+        node=seat.node,
+        worker_id=seat.worker_id,
+        host=seat.host,
+        devices=list(seat.device_ids),
+        phase=seat.phase,
     )
 
 
@@ -261,15 +261,15 @@ def device(row: DeviceRow) -> DeviceView:
 _NOBODY: Final = Caller("", "", "", "", frozenset())
 
 
-def _place(one: Waiting, caller: Caller) -> QueuePlace:
-    job, verdict, seen = one.job, one.verdict, _may_see(one.job.project, caller)
+def _place(waiting: Waiting, caller: Caller) -> QueuePlace:
+    job, verdict, seen = waiting.job, waiting.verdict, _may_see(waiting.job.project, caller)
     return QueuePlace(
         position=None if verdict is None else verdict.position,
         job_id=job.id if seen else None,
         project_id=job.project if seen else None,
         tier=job.tier,
         gpus=job.gpus,
-        nodes=job.hosts,
+        nodes=job.nodes,
         blocked_by=None if verdict is None else verdict.blocked_by,
         detail=verdict.detail if verdict is not None and seen else None,
         eta_low=None if verdict is None else maybe_seconds(verdict.eta_low),
@@ -290,8 +290,8 @@ def worker(row: WorkerRow) -> Worker:
     )
 
 
-def project(one: ProjectStanding) -> Project:
-    row = one.project
+def project(standing: ProjectStanding) -> Project:
+    row = standing.project
     return Project(
         id=row.id,
         organization_id=row.organization_id,
@@ -307,11 +307,11 @@ def project(one: ProjectStanding) -> Project:
         held=row.held,
         created_at=seconds(row.created_at),
         usage=ProjectUsage(
-            share=round(one.share.usage / row.weight, 3),
-            decayed_device_seconds=round(one.share.usage, 3),
-            month_gpu_hours=round(one.month_seconds / 3600, 4),
-            running_devices=one.running_devices,
-            queued_jobs=one.queued,
+            share=round(standing.share.usage / row.weight, 3),
+            decayed_device_seconds=round(standing.share.usage, 3),
+            month_gpu_hours=round(standing.month_seconds / 3600, 4),
+            running_devices=standing.running_devices,
+            queued_jobs=standing.queued,
         ),
     )
 

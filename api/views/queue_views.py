@@ -71,8 +71,8 @@ def etag(version: int, look: Look | None) -> str:
     """Of a job: its row's version, and its place. A forecast slides with the clock; only whole minutes of it count."""
     if look is None:
         return f'"{version}"'
-    told, verdict = [str(look.starting)], look.verdict
+    parts, verdict = [str(look.starting)], look.verdict
     if verdict is not None:
         minutes = [moment and int(moment.timestamp()) // 60 for moment in (verdict.eta_low, verdict.eta_high)]
-        told += [repr((verdict.position, verdict.jobs_ahead, verdict.blocked_by, verdict.detail, minutes))]
-    return f'"{version}-{hashlib.sha256("".join(told).encode()).hexdigest()[:16]}"'
+        parts += [repr((verdict.position, verdict.jobs_ahead, verdict.blocked_by, verdict.detail, minutes))]
+    return f'"{version}-{hashlib.sha256("".join(parts).encode()).hexdigest()[:16]}"'

@@ -59,13 +59,13 @@ def audit_entry(row: AuditRow) -> AuditEntry:
     )
 
 
-def usage_group(one: Used) -> UsageGroup:
+def usage_group(used: Used) -> UsageGroup:
     return UsageGroup(
-        project=one.project,
-        key=one.key,
-        model=one.model,
-        labels=one.labels,
-        device_seconds=one.device_seconds,
-        attempts=one.attempts,
-        jobs=one.jobs,
+        project=used.project,
+        key=used.key,
+        model=used.model,
+        labels=used.labels,
+        device_seconds=used.device_seconds,
+        attempts=used.attempts,
+        jobs=used.jobs,
     )

@@ -138,7 +138,7 @@ def isolation(lab: Laboratory, _clock: Clock) -> Iterator[Check]:
         outcome = try_device(device, settings=settings, uid=uid, driver=driver)
         yield Check(
             f"probe_as_{'self' if uid is None else uid}",
-            outcome.ailment or outcome.found,
+            outcome.ailment or outcome.summary,
             "no ailment",
             not outcome.ailment,
         )

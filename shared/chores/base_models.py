@@ -61,14 +61,14 @@ def offered(session: Session, settings: Settings) -> Catalogue:
     An entry that nobody has asked for yet is asked for.
     """
     rows = session.scalars(select(AddedModelRow).order_by(AddedModelRow.created_at, AddedModelRow.name))
-    found = load_catalogue(settings).with_added([(pending(row), row.aliases) for row in rows])
-    return found.with_answers(ask(session, found.pending.values())) if found.pending else found
+    catalogue = load_catalogue(settings).with_added([(pending(row), row.aliases) for row in rows])
+    return catalogue.with_answers(ask(session, catalogue.pending.values())) if catalogue.pending else catalogue
 
 
 def usable(settings: Settings, name: str) -> BaseModelRef | None:
     """The entry of `models.toml` of that name or alias, if nothing has to be looked up. The file wins by name."""
-    found = load_catalogue(settings)
-    entry = found.entries.get(found.aliases.get(name, name))
+    catalogue = load_catalogue(settings)
+    entry = catalogue.entries.get(catalogue.aliases.get(name, name))
     return None if entry is None else entry.ref
 
 
@@ -125,10 +125,10 @@ def look_again(session: Session, key: str) -> None:
 
 
 def _answer(row: BaseModelRow) -> HubAnswer:
-    said, at = row.error or "", int(row.updated_at.timestamp())
+    error, at = row.error or "", int(row.updated_at.timestamp())
     if row.config is not None:
-        return HubAnswer(commit=row.commit, config=row.config, note=said, weights=row.weights, looked_at=at)
-    return HubAnswer(refused=said, looked_at=at) if row.state == "error" else HubAnswer(note=said)
+        return HubAnswer(commit=row.commit, config=row.config, note=error, weights=row.weights, looked_at=at)
+    return HubAnswer(refused=error, looked_at=at) if row.state == "error" else HubAnswer(note=error)
 
 
 def claim(
@@ -148,7 +148,7 @@ def claim(
     )
 
 
-def found(
+def resolved(
     session: Session, lease: Lease, *, commit: str | None, config: str, weights: dict[str, Any] | None = None
 ) -> bool:
     """resolving -> ready. A folder has no commit. False: the lease is lost."""

@@ -94,11 +94,11 @@ def _put(session: Session, worker_id: str, base: BaseModelRef) -> None:
 
 def listed(session: Session, name: str, settings: Settings) -> Sequence[tuple[FetchRow, str]]:
     """The prefetches of a base model (or an alias) as it is pinned, each with its worker's host. Raises NotFound."""
-    found = standing(base_models.offered(session, settings), name)
+    model = standing(base_models.offered(session, settings), name)
     rows = session.execute(
         select(FetchRow, WorkerRow.host)
         .join(WorkerRow, WorkerRow.id == FetchRow.worker_id)
-        .where(FetchRow.model == found.name, FetchRow.revision == (found.commit or ""))
+        .where(FetchRow.model == model.name, FetchRow.revision == (model.commit or ""))
         .order_by(WorkerRow.host, FetchRow.id)
     )
     return [(row, host) for row, host in rows]

@@ -65,7 +65,7 @@ def named(request: Request) -> list[str]:
     """The adapters a request is about, in its order."""
     if isinstance(request, CreateMerge):
         return [request.adapter]
-    return [one.adapter for one in request.adapters]
+    return [source.adapter for source in request.adapters]
 
 
 def submit(session: Session, request: Request, *, project_id: str) -> MergeRow:

@@ -30,8 +30,8 @@ CHORES: Final[dict[str, Work]] = {
 
 def kinds() -> list[Kind]:
     """The kinds of lease that the chores hold, without jobs: shared/jobs ends those itself."""
-    found = {work.kind.name: work.kind for work in CHORES.values() if work is not SETTLING}
-    return list(found.values())
+    by_name = {work.kind.name: work.kind for work in CHORES.values() if work is not SETTLING}
+    return list(by_name.values())
 
 
 def leased_rows() -> list[type[Leased]]:

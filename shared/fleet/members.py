@@ -62,25 +62,25 @@ def seats(session: Session, *, pool_name: str) -> list[Seat]:
         .where(AttemptRow.ended_at.is_(None), WorkerRow.pool == pool_name)
         .order_by(AttemptRow.job_id, MemberRow.node)
     )
-    found: dict[tuple[str, int], Seat] = {}
+    by_place: dict[tuple[str, int], Seat] = {}
     for attempt, member, host in rows:
         ids, job_id = tuple(member.device_ids), attempt.job_id
-        found[job_id, member.node] = Seat(job_id, member.node, member.worker_id, member.host, ids, member.phase)
-        leader = found.setdefault(
+        by_place[job_id, member.node] = Seat(job_id, member.node, member.worker_id, member.host, ids, member.phase)
+        leader = by_place.setdefault(
             (job_id, 0), Seat(job_id, 0, attempt.worker_id, host, tuple(attempt.device_ids), attempt.phase)
         )
         own = tuple(device_id for device_id in leader.device_ids if device_id not in ids)
-        found[job_id, 0] = replace(leader, device_ids=own)
-    return [found[place] for place in sorted(found)]
+        by_place[job_id, 0] = replace(leader, device_ids=own)
+    return [by_place[place] for place in sorted(by_place)]
 
 
 def of_job(session: Session, job_id: str) -> dict[int, list[MemberRow]]:
     """The further hosts of each attempt of a job, by the attempt's number."""
-    found: dict[int, list[MemberRow]] = {}
+    by_attempt: dict[int, list[MemberRow]] = {}
     rows = select(MemberRow).where(MemberRow.job_id == job_id).order_by(MemberRow.number, MemberRow.node)
     for row in session.scalars(rows):
-        found.setdefault(row.number, []).append(row)
-    return found
+        by_attempt.setdefault(row.number, []).append(row)
+    return by_attempt
 
 
 # --- the leader ------------------------------------------------------------------------------------------------------
@@ -135,8 +135,8 @@ def dismiss(session: Session, lease: Lease) -> bool:
 
 
 def _write_attempt(session: Session, lease: Lease, **values: Any) -> bool:
-    found = session.execute(update(AttemptRow).where(*_open(lease)).values(**values).returning(AttemptRow.number))
-    return found.one_or_none() is not None
+    updated = session.execute(update(AttemptRow).where(*_open(lease)).values(**values).returning(AttemptRow.number))
+    return updated.one_or_none() is not None
 
 
 def _open(lease: Lease) -> tuple[ColumnElement[bool], ...]:
@@ -196,14 +196,14 @@ def report(session: Session, part: Membership, *, phase: MemberPhase, leaving: b
         .where(*_own(part), MemberRow.phase != "ended")
         .values(phase=phase, leaving=leaving, heard_at=func.now())
     )
-    found = session.execute(
+    row = session.execute(
         select(AttemptRow.meeting)
         .join(JobRow, JobRow.id == AttemptRow.job_id)
         .where(*_open(part.claim.lease), AttemptRow.dismissed_at.is_(None), JobRow.cancel_requested_at.is_(None))
     ).one_or_none()
-    if found is None:
+    if row is None:
         return None
-    return Word(None if found.meeting is None else MeetingPlace(**found.meeting))
+    return Word(None if row.meeting is None else MeetingPlace(**row.meeting))
 
 
 def end(

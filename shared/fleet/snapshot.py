@@ -91,7 +91,7 @@ _QUEUED: Final = {
     "tier": JobRow.tier,
     "priority": JobRow.priority,
     "gpus": JobRow.gpus,
-    "hosts": JobRow.nodes,
+    "nodes": JobRow.nodes,
     "bytes_per_device": JobRow.bytes_per_device,
     "max_runtime_seconds": JobRow.max_runtime_seconds,
     # A job that goes on from a checkpoint needs what was left of it, as its last attempt measured.

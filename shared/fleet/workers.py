@@ -126,18 +126,18 @@ def _put_devices(session: Session, worker: NewWorker, devices: Sequence[DeviceRe
 
 def set_draining(session: Session, worker_id: str, *, draining: bool) -> bool:
     """Have a worker take no more work, or take it again. False: no such worker."""
-    found = session.execute(
+    updated = session.execute(
         update(WorkerRow).where(WorkerRow.id == worker_id).values(draining=draining).returning(WorkerRow.id)
     )
-    return found.one_or_none() is not None
+    return updated.one_or_none() is not None
 
 
 def set_quarantined(session: Session, device_id: str, *, quarantined: bool) -> bool:
     """Take a device out of the plan, or put it back. False: no such device."""
-    found = session.execute(
+    updated = session.execute(
         update(DeviceRow).where(DeviceRow.id == device_id).values(quarantined=quarantined).returning(DeviceRow.id)
     )
-    return found.one_or_none() is not None
+    return updated.one_or_none() is not None
 
 
 def retire(session: Session, worker_id: str) -> None:

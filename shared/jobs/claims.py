@@ -116,8 +116,8 @@ def _tell_beneficiary(session: Session, job_id: str, *, victim_id: str, reason: 
     # The journal wants the row's lock. Whoever holds it now moves the job elsewhere: then nobody needs this event.
     row = select(JobRow.id).where(JobRow.id == job_id, JobRow.status == "queued").with_for_update(skip_locked=True)
     if session.scalars(row).one_or_none() is not None:
-        told = NewEvent(f"Job {victim_id} makes room for this one: {reason}.", data={"preempts": victim_id})
-        journal.append(session, job_id, [told])
+        event = NewEvent(f"Job {victim_id} makes room for this one: {reason}.", data={"preempts": victim_id})
+        journal.append(session, job_id, [event])
 
 
 def _lease_training(

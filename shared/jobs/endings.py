@@ -35,13 +35,13 @@ def validated(
     bytes_per_device: int,
     needs: Abilities = ANY,
     expected_seconds: float | None = None,
-    told: Sequence[NewEvent] = (),
+    events: Sequence[NewEvent] = (),
 ) -> bool:
     """validating_files -> queued, with every value settled.
 
     Args:
         needs: what it asks of devices besides memory.
-        told: what the files' checks have to say.
+        events: what the files' checks have to say.
     """
     moved = session.execute(
         update(JobRow)
@@ -66,7 +66,7 @@ def validated(
         .returning(JobRow.id)
     ).one_or_none()
     if moved is not None:
-        journal.append(session, lease.id, [*told, NewEvent("Files validated, moving job to queued state")])
+        journal.append(session, lease.id, [*events, NewEvent("Files validated, moving job to queued state")])
     return moved is not None
 
 
@@ -251,8 +251,8 @@ def give_back(
     )
     if settled is None:
         return None
-    told = {"code": code, "outcome": outcome, "wait_seconds": round(wait, 1)}
-    journal.append(session, job.id, [NewEvent(message, level="warn" if counted else "info", data=told)])
+    facts = {"code": code, "outcome": outcome, "wait_seconds": round(wait, 1)}
+    journal.append(session, job.id, [NewEvent(message, level="warn" if counted else "info", data=facts)])
     return "queued"
 
 

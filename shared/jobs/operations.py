@@ -29,8 +29,8 @@ def set_held(session: Session, caller: Caller, job_id: str, *, held: bool) -> Jo
     before = job.held
     session.execute(update(JobRow).where(JobRow.id == job.id).values(held=held, version=JobRow.version + 1))
     if before != held:
-        said = "Job held; it is not started until it is released" if held else "Job released"
-        journal.append(session, job.id, [NewEvent(said)])
+        message = "Job held; it is not started until it is released" if held else "Job released"
+        journal.append(session, job.id, [NewEvent(message)])
     action = "job.hold" if held else "job.release"
     audit.record(session, caller, action, job.id, before={"held": before}, after={"held": held})
     session.refresh(job)
@@ -49,8 +49,8 @@ def set_priority(session: Session, caller: Caller, job_id: str, *, priority: int
         .where(JobRow.id == job.id)
         .values(tier=after["tier"], priority=after["priority"], version=JobRow.version + 1)
     )
-    said = NewEvent(f"Tier and priority are now {after['tier']} and {after['priority']}", data={"before": before})
-    journal.append(session, job.id, [said])
+    event = NewEvent(f"Tier and priority are now {after['tier']} and {after['priority']}", data={"before": before})
+    journal.append(session, job.id, [event])
     audit.record(session, caller, "job.priority", job.id, before=before, after=after)
     session.refresh(job)
     return job
@@ -83,10 +83,10 @@ def cancel_all(session: Session, caller: Caller, wanted: Selection, *, pool_name
         caller.must(keys.ADMIN)
     # A pull locks several jobs under this lock, in an order of its own; so two such acts never wait for each other.
     one_at_a_time(session, f"plan:{pool_name}")
-    found = session.execute(_selected(wanted, project_id)).all()
-    running = [row.id for row in found if row.status == "running"]
+    rows = session.execute(_selected(wanted, project_id)).all()
+    running = [row.id for row in rows if row.status == "running"]
     gone = moves.cancel_all_waiting(
-        session, [row.id for row in found if row.status != "running"], reason="Job cancelled with others of its project"
+        session, [row.id for row in rows if row.status != "running"], reason="Job cancelled with others of its project"
     )
     asked = moves.request_cancel_of_running(session, running)
     after = {"selection": asdict(wanted), "cancelled": len(gone), "asked_to_stop": len(asked)}

@@ -107,7 +107,7 @@ def news(session: Session, watched: Mapping[str, int], *, limit: int) -> dict[st
         .lateral()
     )
     event = aliased(EventRow, behind)
-    found: dict[str, News] = {}
+    by_job: dict[str, News] = {}
     rows = session.execute(
         select(JobRow.id, JobRow.status, event)
         .join(known, known.c.job_id == JobRow.id)
@@ -115,10 +115,10 @@ def news(session: Session, watched: Mapping[str, int], *, limit: int) -> dict[st
         .order_by(JobRow.id, event.seq)
     )
     for job_id, status, row in rows:
-        of_job = found.setdefault(job_id, News(status, []))
+        of_job = by_job.setdefault(job_id, News(status, []))
         if row is not None:
             of_job.events.append(row)
-    return found
+    return by_job
 
 
 def checkpoints(

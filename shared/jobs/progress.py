@@ -53,13 +53,13 @@ def _orders(row: Row[datetime | None, datetime | None, datetime | None] | None) 
 
 def set_phase(session: Session, lease: Lease, phase: AttemptPhase, **values: Any) -> bool:
     """Note how far the attempt is; `values` are further columns of its row."""
-    found = session.execute(
+    updated = session.execute(
         update(AttemptRow)
         .where(AttemptRow.job_id == lease.id, AttemptRow.fence == lease.fence, AttemptRow.ended_at.is_(None))
         .values(phase=phase, **values)
         .returning(AttemptRow.number)
     ).one_or_none()
-    return found is not None
+    return updated is not None
 
 
 def record(session: Session, lease: Lease, events: Sequence[NewEvent], *, progress: JobProgress | None = None) -> bool:

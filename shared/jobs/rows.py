@@ -28,10 +28,10 @@ def advance(session: Session, lease: Lease, *, progress: JobProgress | None = No
     if progress is not None:
         values["progress"] = progress.document()
         values["estimated_finish"] = func.now() + timedelta(seconds=progress.seconds_left)
-    found = session.execute(
+    updated = session.execute(
         update(JobRow).where(*held(lease)).values(version=JobRow.version + 1, **values).returning(JobRow.id)
     ).one_or_none()
-    return found is not None
+    return updated is not None
 
 
 def model_name(session: Session, job: JobRow) -> str:

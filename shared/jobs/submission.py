@@ -76,8 +76,8 @@ def submit(
     names = ", ".join(ground.filename for ground in grounds)
     limited = grounds[0].budget_soft_device_seconds is not None
     warning = usage.soft_limit_warning(session, caller.project_id) if limited else None
-    said = [NewEvent(f"Created fine-tuning job: {job.id}"), NewEvent(f"Validating training file: {names}")]
-    journal.append(session, job.id, said if warning is None else [*said, NewEvent(warning, level="warn")])
+    events = [NewEvent(f"Created fine-tuning job: {job.id}"), NewEvent(f"Validating training file: {names}")]
+    journal.append(session, job.id, events if warning is None else [*events, NewEvent(warning, level="warn")])
     _supersede(session, job, request.tunepool.queue)
     return Submission(job, replayed=False, warning=warning)
 
@@ -228,11 +228,11 @@ _UNSAID: Final = {
 def _store(session: Session, job: JobRow) -> None:
     """Insert a new job. Only `created_at` is read back: reading the whole row costs twice the insert."""
     # Only the columns that are set, without a null for each other: psycopg prepares no statement of over 50 values.
-    said = {_COLUMNS[name].key: value for name, value in job.__dict__.items() if name in _COLUMNS}
+    values = {_COLUMNS[name].key: value for name, value in job.__dict__.items() if name in _COLUMNS}
     for name, value in _UNSAID.items():
         if name not in job.__dict__:
             set_committed_value(job, name, value)
-    job.created_at = session.execute(_INSERT, said).scalar_one()
+    job.created_at = session.execute(_INSERT, values).scalar_one()
     make_transient_to_detached(job)  # stored as it stands: the session has nothing to write and nothing to load
     session.add(job)
 

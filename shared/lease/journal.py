@@ -47,9 +47,9 @@ def append_to_each(session: Session, job_ids: Collection[str], event: NewEvent) 
     _store(session, [(job_id, event) for job_id in job_ids])
 
 
-def _store(session: Session, said: Collection[tuple[str, NewEvent]]) -> None:
-    if said:
-        rows = [_row(job_id, event) for job_id, event in said]
+def _store(session: Session, events: Collection[tuple[str, NewEvent]]) -> None:
+    if events:
+        rows = [_row(job_id, event) for job_id, event in events]
         session.execute(_APPEND, {name: [row[name] for row in rows] for name in rows[0]})
 
 

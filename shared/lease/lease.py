@@ -157,8 +157,8 @@ def held(kind: Kind, lease: Lease) -> tuple[ColumnElement[bool], ...]:
 
 def write(session: Session, kind: Kind, lease: Lease, **values: Any) -> bool:
     """Write the row under its lease. False: the lease is lost, and nothing is written."""
-    found = session.execute(update(kind.row).where(*held(kind, lease)).values(**values).returning(kind.row.id))
-    return found.one_or_none() is not None
+    updated = session.execute(update(kind.row).where(*held(kind, lease)).values(**values).returning(kind.row.id))
+    return updated.one_or_none() is not None
 
 
 # --- workers that are gone -------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def overview(session: Session, *, pool_name: str) -> Overview:
     view = snapshot.snapshot(session, pool_name=pool_name)
     made = snapshot.make_plan(view)
     queued = {job.id: job for job in view.queue}
-    starting = [Waiting(queued[one.job_id], None) for one in made.assignments]
+    starting = [Waiting(queued[assignment.job_id], None) for assignment in made.assignments]
     blocked = (Waiting(queued[job_id], made.verdicts[job_id]) for job_id in made.verdicts)
     return Overview(
         name=pool_name,
@@ -96,4 +96,6 @@ def standing(session: Session, project_id: str, *, pool_name: str) -> ProjectSta
     """One project's. Raises NotFound."""
     projects.find(session, project_id)
     view = snapshot.snapshot(session, pool_name=pool_name)
-    return next(one for one in _standings(session, view) if one.project.id == project_id)
+    return next(
+        project_standing for project_standing in _standings(session, view) if project_standing.project.id == project_id
+    )

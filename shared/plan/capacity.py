@@ -65,13 +65,13 @@ ANY: Final = Abilities()
 
 
 class Demand(NamedTuple):
-    """What a job asks for: `gpus` devices on each of `hosts` hosts, `bytes_needed` on each device, safety included.
+    """What a job asks for: `gpus` devices on each of `nodes` hosts, `bytes_needed` on each device, safety included.
 
     Its hosts must have devices of one kind: ranks on a CPU, on CUDA and on ROCm have no language in common.
     """
 
     gpus: int
-    hosts: int
+    nodes: int
     bytes_needed: int
     needs: Abilities = ANY
 
@@ -87,7 +87,7 @@ class HostMap:
         self._rooms: dict[str, dict[str, tuple[Device, int]]] = {}
         self._levels: dict[str, list[int]] = {}  # host -> rooms, largest first
         self._kinds: dict[str, str] = {}  # host -> the kind of its devices; a worker has devices of one kind
-        self._bounds: dict[tuple[int, int], int] = {}  # (gpus, hosts) -> largest need that may still fit
+        self._bounds: dict[tuple[int, int], int] = {}  # (gpus, nodes) -> largest need that may still fit
         self._exact = set[tuple[int, int]]()  # the bounds that no device has left since
         self._parts: dict[Abilities, HostMap] = {}  # of the devices that meet some needs
         for device, room in offers:
@@ -138,22 +138,22 @@ class HostMap:
             for part in self._parts.values():
                 part.remove(device)
 
-    def widest(self, gpus: int, hosts: int) -> int:
-        """The largest number of bytes per device that `gpus` devices on each of `hosts` hosts offer; -1 if none."""
-        if hosts == 1:  # nearly every job, in every turn
+    def widest(self, gpus: int, nodes: int) -> int:
+        """The largest number of bytes per device that `gpus` devices on each of `nodes` hosts offer; -1 if none."""
+        if nodes == 1:  # nearly every job, in every turn
             return max((level[gpus - 1] for level in self._levels.values() if len(level) >= gpus), default=-1)
         widths: dict[str, list[int]] = {}
         for host, level in self._levels.items():
             if len(level) >= gpus:
                 widths.setdefault(self._kinds[host], []).append(level[gpus - 1])
-        enough = [sorted(alike, reverse=True)[hosts - 1] for alike in widths.values() if len(alike) >= hosts]
+        enough = [sorted(alike, reverse=True)[nodes - 1] for alike in widths.values() if len(alike) >= nodes]
         return max(enough, default=-1)
 
     def fits(self, demand: Demand) -> bool:
         return self.able(demand.needs)._fits(demand)
 
     def _fits(self, demand: Demand) -> bool:
-        shape, need = (demand.gpus, demand.hosts), demand.bytes_needed
+        shape, need = (demand.gpus, demand.nodes), demand.bytes_needed
         if shape not in self._exact:
             if need > self._bounds.get(shape, need):  # removals only lower a bound, so an old one still refuses
                 return False
@@ -175,7 +175,7 @@ class HostMap:
         teams: dict[str, list[str]] = {}
         for host in self.hosts_for(demand):
             teams.setdefault(self._kinds[host], []).append(host)
-        return [team for team in teams.values() if len(team) >= demand.hosts]
+        return [team for team in teams.values() if len(team) >= demand.nodes]
 
     def serves(self, host: str, demand: Demand) -> bool:
         level = self.able(demand.needs)._levels.get(host, ())
@@ -194,7 +194,7 @@ class HostMap:
         then the host that is left with the fewest free devices (whole hosts are left for gangs), then the host's name.
         """
         teams = [sorted(self._offer(host, demand, base_model) for host in team) for team in self.teams(demand)]
-        best = min(team[: demand.hosts] for team in teams)
+        best = min(team[: demand.nodes] for team in teams)
         picked = [(host, ids) for _, _, _, host, ids in best]
         return tuple(self._rooms[host][device_id][0] for host, ids in picked for device_id in ids)
 

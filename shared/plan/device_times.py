@@ -71,21 +71,21 @@ class Occupancy:
         """Why the demand cannot be met as the pool is, even when every job has ended; None if it can."""
         if self.obtainable.fits(demand):
             return None
-        gpus, hosts, need = demand.gpus, demand.hosts, demand.bytes_needed / GIB
-        widest = self._registered.widest(gpus, hosts)
+        gpus, nodes, need = demand.gpus, demand.nodes, demand.bytes_needed / GIB
+        widest = self._registered.widest(gpus, nodes)
         if widest < 0:
             count = len({device.host for device in self.devices.values()})
-            return Reason("NO_WORKER", NO_WORKER, (hosts, gpus, len(self.devices), count))
-        sizes = (need, gpus * hosts, self.policy.memory_safety)
-        widest = self._registered.able(demand.needs).widest(gpus, hosts)
+            return Reason("NO_WORKER", NO_WORKER, (nodes, gpus, len(self.devices), count))
+        sizes = (need, gpus * nodes, self.policy.memory_safety)
+        widest = self._registered.able(demand.needs).widest(gpus, nodes)
         if widest < 0:
-            return Reason("NO_FIT_DEVICE", UNABLE, (hosts, gpus, str(demand.needs), len(self.devices)))
+            return Reason("NO_FIT_DEVICE", UNABLE, (nodes, gpus, str(demand.needs), len(self.devices)))
         if widest < demand.bytes_needed:
             return Reason("NO_FIT_MEMORY", TOO_LARGE, (*sizes, widest / GIB))
         if not self._healthy.fits(demand):
             out = [device.id for device in self.devices.values() if not device.usable]
-            return Reason("DEVICE_QUARANTINED", QUARANTINED, (hosts, gpus, len(out), ", ".join(out[:8])))
-        had = max(0, self.obtainable.able(demand.needs).widest(gpus, hosts))
+            return Reason("DEVICE_QUARANTINED", QUARANTINED, (nodes, gpus, len(out), ", ".join(out[:8])))
+        had = max(0, self.obtainable.able(demand.needs).widest(gpus, nodes))
         return Reason("NO_FIT_MEMORY", OCCUPIED, (*sizes, had / GIB, self._strangers()))
 
     def outlook(self) -> DeviceForecast:

@@ -26,7 +26,7 @@ class QueuedJob:
     tier: Tier = "normal"
     priority: int = 0  # higher first, inside its project and tier
     gpus: int = 1  # devices on each host
-    hosts: int = 1
+    nodes: int = 1
     bytes_per_device: int = 0
     max_runtime_seconds: float | None = None
     expected_seconds: float | None = None
@@ -45,7 +45,7 @@ class QueuedJob:
 
     @property
     def devices(self) -> int:
-        return self.gpus * self.hosts
+        return self.gpus * self.nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Share:
     guarantee: int = 0  # devices that are its own when it wants them
     max_running: int | None = None  # devices
     key_max_running: Mapping[str, int] = field(default_factory=dict)  # key -> devices
-    budget_left_seconds: float | None = None  # GPU-seconds until the hard limit
+    budget_left_seconds: float | None = None  # device-seconds until the hard limit
     held: bool = False
 
 
@@ -205,26 +205,26 @@ def lanes(
         held.setdefault(runner.project, []).append(runner)
     known = {share.project: share for share in shares}
     active = sorted(waiting.keys() | held.keys())
-    found = {name: ProjectQueue(known.get(name) or Share(name), held.get(name, ())) for name in active}
-    total = sum(lane.share.weight for lane in found.values())
-    for name, lane in found.items():
+    queues = {name: ProjectQueue(known.get(name) or Share(name), held.get(name, ())) for name in active}
+    total = sum(lane.share.weight for lane in queues.values())
+    for name, lane in queues.items():
         lane.part = max(1.0, lane.share.guarantee, devices * lane.share.weight / total)
         lane.queue(waiting.get(name, ()), aged_before=aged_before)
-    return found
+    return queues
 
 
-def turns(found: Mapping[str, ProjectQueue]) -> Iterator[tuple[QueuedJob, ProjectQueue, bool]]:
+def turns(queues: Mapping[str, ProjectQueue]) -> Iterator[tuple[QueuedJob, ProjectQueue, bool]]:
     """The effective order: (job, its lane, went ahead because it aged).
 
     The consumer calls `take_turn` between two steps, which moves the project back; a job that is set aside costs
     its project nothing.
     """
-    heap = [(*head, name) for name, lane in found.items() if (head := lane.head()) is not None]
+    heap = [(*head, name) for name, lane in queues.items() if (head := lane.head()) is not None]
     heapq.heapify(heap)
     while heap:
         place, stack, name = heap[0]
-        yield stack.pop()[-1], found[name], place[0] == 0
-        head = found[name].head()
+        yield stack.pop()[-1], queues[name], place[0] == 0
+        head = queues[name].head()
         if head is None:
             heapq.heappop(heap)
         else:

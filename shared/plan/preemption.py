@@ -134,7 +134,7 @@ def smallest_set(candidates: Sequence[Victim], demand: Demand, soon: HostMap) ->
         _free(victim, room)
         stopped.append(victim)
         hosts.update(device.host for device in victim.devices if room.serves(device.host, demand))
-        if len(hosts) >= demand.hosts and (demand.hosts == 1 or room.teams(demand)):
+        if len(hosts) >= demand.nodes and (demand.nodes == 1 or room.teams(demand)):
             return _minimised(stopped, demand, room)
     return ()
 

@@ -60,7 +60,7 @@ GROUNDS: Final[dict[Ground, str]] = {
 }
 
 BUDGET: Final = (
-    "the job is charged {:,.0f} GPU-seconds and project {} has {:,.0f} left of its budget; "
+    "the job is charged {:,.0f} device-seconds and project {} has {:,.0f} left of its budget; "
     "unblocked by a larger budget or the next period"
 )
 QUOTA: Final = (
@@ -74,7 +74,7 @@ RESERVED: Final = (
 )
 BUSY: Final = Reason(
     "NO_FREE_DEVICE",
-    "needs {job.gpus} devices on each of {job.hosts} hosts, with {gib:.1f} GiB each (safety included); all that fit "
+    "needs {job.gpus} devices on each of {job.nodes} hosts, with {gib:.1f} GiB each (safety included); all that fit "
     "are busy or promised; unblocked when the jobs ahead have had theirs",
 )
 HELD_POOL: Final = Reason("HELD", "the pool is held; released by an administrator")
@@ -120,15 +120,15 @@ def plan(
     moment = now.timestamp()
     leases = list(running)
     occupancy = Occupancy(devices, leases, policy=policy, now=moment)
-    found = lanes(
+    queues = lanes(
         queue,
         leases,
         shares,
         devices=occupancy.usable_count,
         aged_before=moment - policy.max_wait.total_seconds(),
     )
-    decision = _Pass(found, occupancy, policy=policy, now=moment)
-    for job, lane, aged in turns(found):
+    decision = _Pass(queues, occupancy, policy=policy, now=moment)
+    for job, lane, aged in turns(queues):
         decision.consider(job, lane, aged=aged)
     return decision.result()
 
@@ -147,8 +147,8 @@ class _Reservation(NamedTuple):
 class _Pass:
     """The state of one pass: what is free, what is promised, what was decided."""
 
-    def __init__(self, found: Mapping[str, ProjectQueue], occupancy: Occupancy, *, policy: Policy, now: float) -> None:
-        self.lanes, self.occupancy, self.policy, self.now = found, occupancy, policy, now
+    def __init__(self, queues: Mapping[str, ProjectQueue], occupancy: Occupancy, *, policy: Policy, now: float) -> None:
+        self.lanes, self.occupancy, self.policy, self.now = queues, occupancy, policy, now
         self.open = occupancy.free()  # free for anybody
         self.every = occupancy.free()  # and what is reserved, for jobs that end before the reservation
         self.soon = occupancy.free(leaving=True)  # free, or about to be by a preemption under way
@@ -168,15 +168,17 @@ class _Pass:
     def _victims(self) -> list[Victim]:
         """The running jobs that could be stopped, as their projects stand before this pass."""
         shortest = self.policy.min_runtime.total_seconds()
-        found = list[Victim]()
+        victims = list[Victim]()
         for lane in self.lanes.values():
             staying = [job for job in lane.running if not job.preempt_requested]
             covered = within((job for job in staying if job.firm), lane.share.guarantee)
             fair = within(staying, lane.part, always_one=True)
             for job in staying:
                 if stoppable(job, now=self.now, min_runtime=shortest):
-                    found.append(self._victim(job, lane, borrowed=job.id not in covered, over_part=job.id not in fair))
-        return sorted(found, key=preference)
+                    victims.append(
+                        self._victim(job, lane, borrowed=job.id not in covered, over_part=job.id not in fair)
+                    )
+        return sorted(victims, key=preference)
 
     def _victim(self, job: RunningJob, lane: ProjectQueue, *, borrowed: bool, over_part: bool) -> Victim:
         return Victim(
@@ -192,7 +194,7 @@ class _Pass:
 
     def consider(self, job: QueuedJob, lane: ProjectQueue, *, aged: bool) -> None:
         """Start the job, or record why it waits."""
-        demand = Demand(job.gpus, job.hosts, int(job.bytes_per_device * self.policy.memory_safety), job.needs)
+        demand = Demand(job.gpus, job.nodes, int(job.bytes_per_device * self.policy.memory_safety), job.needs)
         cost = charge(job, policy=self.policy)
         aside = self._aside(job, lane, demand, cost)
         if aside is not None:
@@ -311,7 +313,7 @@ class _Pass:
             claimant.project,
             claimant.rank,
             demand.gpus,
-            demand.hosts,
+            demand.nodes,
             demand.needs,
             claimant.guaranteed,
             claimant.head,
@@ -351,7 +353,7 @@ class _Pass:
     def _reserve(self, job: QueuedJob, demand: Demand, claimant: Claimant, *, aged: bool) -> Reason:
         """Keep the devices that are free first, on the hosts where all that the job needs are free first."""
         teams = self.occupancy.obtainable.teams(demand)
-        offers = [sorted(self._wait_on(host, demand, claimant) for host in team)[: demand.hosts] for team in teams]
+        offers = [sorted(self._wait_on(host, demand, claimant) for host in team)[: demand.nodes] for team in teams]
         options = min(offers, key=lambda offer: (offer[-1], offer))
         ids = frozenset(device_id for option in options for device_id in option[-1])
         at = max(option[0] for option in options)

@@ -70,14 +70,14 @@ def find_published(session: Session, name: str, *, project_id: str) -> Published
     combined = _combination(session, name, project_id=project_id)
     if combined is not None:
         return _published_combination(combined)
-    found = session.execute(
+    pair = session.execute(
         select(CheckpointRow, JobRow.base_model)
         .join(JobRow, JobRow.id == CheckpointRow.job_id)
         .where((CheckpointRow.name == name) | (CheckpointRow.id == name), JobRow.project_id == project_id)
     ).one_or_none()
-    if found is None:
+    if pair is None:
         return published(find(session, name, project_id=project_id))
-    row, base_model = found
+    row, base_model = pair
     return PublishedAdapter(
         id=row.id,
         name=row.name,
@@ -90,9 +90,13 @@ def find_published(session: Session, name: str, *, project_id: str) -> Published
 
 def find_source(session: Session, name: str, *, project_id: str) -> Source:
     """The same, with the spec of the job behind it. Raises NotFound."""
-    found = find_published(session, name, project_id=project_id)
-    made_by = session.get_one(MergeRow, found.id) if found.job_id is None else session.get_one(JobRow, found.job_id)
-    return Source(adapter=found, spec=JobSpec.model_validate(made_by.spec))
+    published = find_published(session, name, project_id=project_id)
+    made_by = (
+        session.get_one(MergeRow, published.id)
+        if published.job_id is None
+        else session.get_one(JobRow, published.job_id)
+    )
+    return Source(adapter=published, spec=JobSpec.model_validate(made_by.spec))
 
 
 def _combination(session: Session, name: str, *, project_id: str) -> MergeRow | None:

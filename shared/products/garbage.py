@@ -60,20 +60,20 @@ def dead_merge_prefixes(session: Session) -> list[tuple[str, frozenset[str]]]:
 
 def _named(session: Session, job_ids: set[str]) -> dict[str, frozenset[str]]:
     """For each job, the prefixes that its adapter, its checkpoints and its resumption point lie under."""
-    found: dict[str, set[str]] = {job_id: set() for job_id in job_ids}
+    by_job: dict[str, set[str]] = {job_id: set() for job_id in job_ids}
     jobs = session.execute(select(JobRow.id, JobRow.manifest, JobRow.last_checkpoint).where(JobRow.id.in_(job_ids)))
     for job_id, *manifests in jobs:
-        found[job_id] |= {_prefix(manifest) for manifest in manifests if manifest}
+        by_job[job_id] |= {_prefix(manifest) for manifest in manifests if manifest}
     for job_id, manifest in session.execute(
         select(CheckpointRow.job_id, CheckpointRow.manifest).where(CheckpointRow.job_id.in_(job_ids))
     ):
-        found[job_id].add(_prefix(manifest))
+        by_job[job_id].add(_prefix(manifest))
     results = (
         select(JobRow.id, FileRow.key).join(FileRow, FileRow.id == JobRow.result_file).where(JobRow.id.in_(job_ids))
     )
     for job_id, key in session.execute(results):
-        found[job_id].add(key)
-    return {job_id: frozenset(prefixes) for job_id, prefixes in found.items()}
+        by_job[job_id].add(key)
+    return {job_id: frozenset(prefixes) for job_id, prefixes in by_job.items()}
 
 
 def _prefix(manifest: dict[str, Any]) -> str:

@@ -174,12 +174,12 @@ def _check_object(line: Line, text: str, row: dict[str, Any], tally: _Tally) -> 
         message = f"The row is {shape}, but line {tally.shape_line} is {tally.shape}; keep one format per file."
         tally.refuse(RowProblem(line=line.number, column=1, param="", code="mixed_formats", message=message))
         return
-    found = check_row(read.row, shape)
-    tally.add(line, found)
+    findings = check_row(read.row, shape)
+    tally.add(line, findings)
     for form in read.forms:
         tally.warn(line.number, f"converted_{form}", SAYS[form])
-    if found.problems:
-        tally.refuse_all(line.number, text, [_as_in_file(fault, read.names) for fault in found.problems])
+    if findings.problems:
+        tally.refuse_all(line.number, text, [_as_in_file(fault, read.names) for fault in findings.problems])
     _warn_of_content(line, tally)
 
 
@@ -284,18 +284,18 @@ class _Tally:
                 )
             yield chunk
 
-    def add(self, line: Line, found: RowFindings) -> None:
-        self.messages += found.messages
-        self.characters += found.characters
-        self.trained_characters += found.trained_characters
-        if found.characters > self.longest_row_characters:
-            self.longest_row, self.longest_row_characters = line.number, found.characters
+    def add(self, line: Line, findings: RowFindings) -> None:
+        self.messages += findings.messages
+        self.characters += findings.characters
+        self.trained_characters += findings.trained_characters
+        if findings.characters > self.longest_row_characters:
+            self.longest_row, self.longest_row_characters = line.number, findings.characters
         self.duplicates.add(line.data)
-        if found.dropped:
-            self.dropped.update(found.dropped if len(self.dropped) < 50 else self.dropped.keys() & found.dropped)
+        if findings.dropped:
+            self.dropped.update(findings.dropped if len(self.dropped) < 50 else self.dropped.keys() & findings.dropped)
             self.dropped_rows += 1
             self.dropped_line = self.dropped_line or line.number
-        for code, message in {fault.code: fault.message for fault in found.warnings}.items():
+        for code, message in {fault.code: fault.message for fault in findings.warnings}.items():
             self.warn(line.number, code, message)
 
     def refuse(self, problem: RowProblem) -> None:

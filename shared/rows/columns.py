@@ -22,35 +22,35 @@ MEANT: Final = frozenset(
 )
 
 
-def judge(row: Row, shape: Shape, found: RowFindings) -> None:
+def judge(row: Row, shape: Shape, findings: RowFindings) -> None:
     """Refuse media, columns with a meaning that the shape has no place for, and near misses; note the others."""
     allowed = formats.KEYS[shape]
     for key in sorted(row.keys() - allowed):
         if key.casefold() in MEDIA:
-            _refuse_media(row, key, found)
+            _refuse_media(row, key, findings)
         elif row[key] is not None:
-            _judge(key, row[key], allowed, found)
+            _judge(key, row[key], allowed, findings)
 
 
-def _refuse_media(row: Row, key: str, found: RowFindings) -> None:
+def _refuse_media(row: Row, key: str, findings: RowFindings) -> None:
     if not _is_empty(row[key]):
         text = f"{key} is {shown(row[key])}; training is text-only, remove rows with images, video or audio."
-        found.refuse(key, "unsupported_content", text)
+        findings.refuse(key, "unsupported_content", text)
     elif any(mark in json.dumps(row) for mark in _PLACEHOLDERS):
         text = f"{key} is empty, but a message holds a placeholder such as <image>; training is text-only, remove it."
-        found.refuse(key, "unsupported_content", text)
+        findings.refuse(key, "unsupported_content", text)
 
 
-def _judge(key: str, value: Any, allowed: frozenset[str], found: RowFindings) -> None:
+def _judge(key: str, value: Any, allowed: frozenset[str], findings: RowFindings) -> None:
     name, meant = key[:80], near_miss(key[:80], allowed)
     listed = f"allowed: {', '.join(sorted(allowed))}"
     if meant:
-        found.refuse(name, "unknown_key", f"{name} is not a known key; did you mean {meant}? {listed}.")
+        findings.refuse(name, "unknown_key", f"{name} is not a known key; did you mean {meant}? {listed}.")
     elif key in MEANT and not _is_empty(value):
         text = f"{name} is {shown(value)}, for which rows of this format have no place; remove it, {listed}."
-        found.refuse(name, "unknown_key", text)
+        findings.refuse(name, "unknown_key", text)
     else:
-        found.dropped.append(name)
+        findings.dropped.append(name)
 
 
 @functools.lru_cache(maxsize=1024)

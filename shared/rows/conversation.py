@@ -66,10 +66,12 @@ def shown(value: Any) -> str:
 class Conversation:
     """A pass over one list of messages, remembering tool calls and what would be trained."""
 
-    __slots__ = ("calls", "empty", "found", "legacy_calls", "tool_names", "trainable", "trained")
+    __slots__ = ("calls", "empty", "findings", "legacy_calls", "tool_names", "trainable", "trained")
 
-    def __init__(self, found: RowFindings, *, tool_names: frozenset[str] | None = None, trained: bool = True) -> None:
-        self.found = found
+    def __init__(
+        self, findings: RowFindings, *, tool_names: frozenset[str] | None = None, trained: bool = True
+    ) -> None:
+        self.findings = findings
         self.tool_names = tool_names
         self.trained = trained
         self.trainable = 0
@@ -78,23 +80,23 @@ class Conversation:
         self.legacy_calls = 0
 
     def check(self, messages: Any, at: str) -> None:
-        found = self.found
+        findings = self.findings
         if not isinstance(messages, list) or not messages:
             remedy = slip_of(messages)
             remedy = f", {remedy}" if remedy else "; use a list with at least one message"
-            found.refuse(at, "wrong_type", f"{at} is {shown(messages)}{remedy}.")
+            findings.refuse(at, "wrong_type", f"{at} is {shown(messages)}{remedy}.")
             return
-        earlier = len(found.problems)
-        found.messages += len(messages)
+        earlier = len(findings.problems)
+        findings.messages += len(messages)
         read = self._sharegpt if isinstance(messages[0], dict) and "from" in messages[0] else self._message
         roles = [read(message, at, index) for index, message in enumerate(messages)]
-        if len(found.problems) == earlier:
+        if len(findings.problems) == earlier:
             self._check_order(roles, at)
 
     def _message(self, message: Any, at: str, index: int) -> str:
-        found = self.found
+        findings = self.findings
         if not isinstance(message, dict):
-            found.refuse(
+            findings.refuse(
                 f"{at}[{index}]",
                 "wrong_type",
                 f"{at}[{index}] is {shown(message)}; use an object with role and content.",
@@ -110,15 +112,15 @@ class Conversation:
             self._refuse_keys(message, allowed, f"{at}[{index}]")
         content = message.get("content")
         size = len(content) if isinstance(content, str) else self._odd_content(message, role, f"{at}[{index}]")
-        found.characters += size
+        findings.characters += size
         if role == "assistant":
             self._assistant(message, size, f"{at}[{index}]")
         elif role in {"tool", "function"}:
             self._answer(message, role, f"{at}[{index}]")
         elif not size:
-            found.warn(f"{at}[{index}].content", "empty_content", "A message has empty content.")
+            findings.warn(f"{at}[{index}].content", "empty_content", "A message has empty content.")
         if "name" in message and not isinstance(message["name"], str | None):
-            found.refuse(
+            findings.refuse(
                 f"{at}[{index}].name", "wrong_type", f"{at}[{index}].name is {shown(message['name'])}; use text."
             )
         return role
@@ -126,13 +128,13 @@ class Conversation:
     def _refuse_role(self, role: Any, at: str) -> None:
         known = formats.SHAREGPT_ROLES.get(role) if isinstance(role, str) else None
         hint = f'"{known}"' if known and known in ROLES else f"one of {', '.join(ROLES)}"
-        self.found.refuse(at, "unknown_role", f"{at} is {shown(role)}; use {hint}.")
+        self.findings.refuse(at, "unknown_role", f"{at} is {shown(role)}; use {hint}.")
 
     def _refuse_keys(self, message: Row, allowed: frozenset[str], at: str) -> None:
         if message.get("weight") is not None and "weight" not in allowed:
             text = f"{at}.weight stands on a {message['role']} message; only assistant messages are trained, remove it."
-            self.found.refuse(f"{at}.weight", "invalid_weight", text)
-        refuse_unknown_keys(message, allowed | {"weight"}, at, self.found)
+            self.findings.refuse(f"{at}.weight", "invalid_weight", text)
+        refuse_unknown_keys(message, allowed | {"weight"}, at, self.findings)
 
     def _odd_content(self, message: Row, role: str, at: str) -> int:
         """Size of content that is not a plain string: parts, or nothing where something else stands in its place."""
@@ -140,13 +142,13 @@ class Conversation:
         if isinstance(content, list):
             return self._parts(content, f"{at}.content")
         if content is not None:
-            self.found.refuse(f"{at}.content", "wrong_type", f"{at}.content is {shown(content)}; use text.")
+            self.findings.refuse(f"{at}.content", "wrong_type", f"{at}.content is {shown(content)}; use text.")
             return 0
         if role == "assistant" and isinstance(message.get("refusal"), str):
             return len(message["refusal"])
         if role != "assistant" or not (message.get("tool_calls") or message.get("function_call")):
             remedy = "use text; only an assistant message with tool_calls may leave it out"
-            self.found.refuse(f"{at}.content", "missing_content", f"{at}.content is missing or null; {remedy}.")
+            self.findings.refuse(f"{at}.content", "missing_content", f"{at}.content is missing or null; {remedy}.")
         return 0
 
     def _parts(self, parts: list[Any], at: str) -> int:
@@ -157,16 +159,16 @@ class Conversation:
                 size += len(part["text"])
             elif isinstance(kind, str) and kind != "text":
                 text = f"{at}[{index}].type is {shown(kind)}; training is text-only, keep only parts of type text."
-                self.found.refuse(f"{at}[{index}].type", "unsupported_content", text)
+                self.findings.refuse(f"{at}[{index}].type", "unsupported_content", text)
             else:
                 text = f'{at}[{index}] is {shown(part)}; use {{"type": "text", "text": "…"}}.'
-                self.found.refuse(f"{at}[{index}]", "wrong_type", text)
+                self.findings.refuse(f"{at}[{index}]", "wrong_type", text)
         return size
 
     def _assistant(self, message: Row, size: int, at: str) -> None:
         weight = message.get("weight")
         if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
-            self.found.refuse(
+            self.findings.refuse(
                 f"{at}.weight", "invalid_weight", f"{at}.weight is {shown(weight)}; use 0 (do not train) or 1."
             )
         if isinstance(message.get("content"), str) and not message["content"].strip():
@@ -174,7 +176,7 @@ class Conversation:
         if message.get("tool_calls") or message.get("function_call"):
             size += self._calls(message, at)
         if message.get("refusal") is not None and (not isinstance(message["refusal"], str) or message.get("content")):
-            self.found.refuse(
+            self.findings.refuse(
                 f"{at}.refusal", "wrong_type", f"{at}.refusal must be text, and stand in place of content."
             )
         if weight == 0:
@@ -193,7 +195,7 @@ class Conversation:
             return sum(self._function(call, f"{at}.function_call[{index}]") for index, call in enumerate(listed))
         calls = message["tool_calls"]
         if not isinstance(calls, list):
-            self.found.refuse(
+            self.findings.refuse(
                 f"{at}.tool_calls", "wrong_type", f"{at}.tool_calls is {shown(calls)}; use a list of calls."
             )
             return 0
@@ -201,30 +203,30 @@ class Conversation:
 
     def _call(self, call: Any, at: str) -> int:
         if not isinstance(call, dict):
-            self.found.refuse(at, "wrong_type", f"{at} is {shown(call)}; use an object with id, type and function.")
+            self.findings.refuse(at, "wrong_type", f"{at} is {shown(call)}; use an object with id, type and function.")
             return 0
-        refuse_unknown_keys(call, frozenset({"id", "type", "function"}), at, self.found)
+        refuse_unknown_keys(call, frozenset({"id", "type", "function"}), at, self.findings)
         if not isinstance(call.get("id"), str) or not call["id"]:
-            self.found.refuse(
+            self.findings.refuse(
                 f"{at}.id", "missing_tool_call_id", f"{at}.id is {shown(call.get('id'))}; give each call a text id."
             )
         else:
             self.calls.add(call["id"])
         if call.get("type") != "function":
-            self.found.refuse(f"{at}.type", "wrong_type", f'{at}.type is {shown(call.get("type"))}; use "function".')
+            self.findings.refuse(f"{at}.type", "wrong_type", f'{at}.type is {shown(call.get("type"))}; use "function".')
         return self._function(call.get("function"), f"{at}.function")
 
     def _function(self, function: Any, at: str) -> int:
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
-            self.found.refuse(at, "wrong_type", f"{at} is {shown(function)}; use an object with name and arguments.")
+            self.findings.refuse(at, "wrong_type", f"{at} is {shown(function)}; use an object with name and arguments.")
             return 0
-        refuse_unknown_keys(function, frozenset({"name", "arguments"}), at, self.found)
+        refuse_unknown_keys(function, frozenset({"name", "arguments"}), at, self.findings)
         name, arguments = function["name"], function.get("arguments")
         if self.tool_names is not None and name not in self.tool_names:
             text = f"{at}.name is {shown(name)}, which tools does not list; add it to tools or correct the name."
-            self.found.refuse(f"{at}.name", "unknown_tool", text)
+            self.findings.refuse(f"{at}.name", "unknown_tool", text)
         elif self.tool_names is None:
-            self.found.warn(
+            self.findings.warn(
                 f"{at}.name",
                 "call_without_tools",
                 "A row calls a tool but lists no tools; the model will not see them.",
@@ -238,10 +240,10 @@ class Conversation:
                 raise BadArguments("use the JSON text of an object (json.dumps)")
             text = object_text(value)
         except BadArguments as bad:
-            self.found.refuse(at, "invalid_arguments", f"{at} is {shown(value)}; {bad}.")
+            self.findings.refuse(at, "invalid_arguments", f"{at} is {shown(value)}; {bad}.")
             return 0
         if text != value:
-            self.found.warn(at, "arguments_encoded_twice", ENCODED_TWICE)
+            self.findings.warn(at, "arguments_encoded_twice", ENCODED_TWICE)
         return len(text)
 
     def _answer(self, message: Row, role: str, at: str) -> None:
@@ -251,34 +253,34 @@ class Conversation:
         called = message.get("tool_call_id")
         if not isinstance(called, str) or called not in self.calls:
             text = f"{at}.tool_call_id is {shown(called)}; use the id of an earlier tool call in this conversation."
-            self.found.refuse(f"{at}.tool_call_id", "unknown_tool_call_id", text)
+            self.findings.refuse(f"{at}.tool_call_id", "unknown_tool_call_id", text)
 
     def _legacy_answer(self, message: Row, at: str) -> None:
         if self.legacy_calls < 1:
             role = message.get("role") or message.get("from")
             text = f'{at}.role is "{role}" but no earlier message calls a function; add the call.'
-            self.found.refuse(f"{at}.role", "unknown_tool_call_id", text)
+            self.findings.refuse(f"{at}.role", "unknown_tool_call_id", text)
         self.legacy_calls -= 1
 
     def _sharegpt(self, item: Any, at: str, index: int) -> str:
         name, at = at, f"{at}[{index}]"
         if not isinstance(item, dict):
-            self.found.refuse(at, "wrong_type", f"{at} is {shown(item)}; use an object with from and value.")
+            self.findings.refuse(at, "wrong_type", f"{at} is {shown(item)}; use an object with from and value.")
             return ""
         speaker, value = item.get("from"), item.get("value")
         role = formats.SHAREGPT_ROLES.get(speaker) if isinstance(speaker, str) else None
         if role is None:
             text = f"{at}.from is {shown(speaker)}; use one of human, gpt, system, function_call, observation."
-            self.found.refuse(f"{at}.from", "unknown_role", text)
+            self.findings.refuse(f"{at}.from", "unknown_role", text)
             return ""
         if not isinstance(value, str):
-            self.found.refuse(f"{at}.value", "wrong_type", f"{at}.value is {shown(value)}; use text.")
+            self.findings.refuse(f"{at}.value", "wrong_type", f"{at}.value is {shown(value)}; use text.")
             return ""
         self._check_keys(item, name, at)
         if role not in {"assistant", "function_call"} and (flag := asks_to_train(item)):
             text = f"{at}.{flag} asks to train a {role} message; only the assistant's are trained, remove it."
-            self.found.refuse(f"{at}.{flag}", "invalid_weight", text)
-        self.found.characters += len(value)
+            self.findings.refuse(f"{at}.{flag}", "invalid_weight", text)
+        self.findings.characters += len(value)
         if role == "function_call":
             return self._sharegpt_call(item, at)
         if role == "assistant":
@@ -288,19 +290,19 @@ class Conversation:
         return role
 
     def _check_keys(self, item: Row, name: str, at: str) -> None:
+        refuse, dropped = self.findings.refuse, self.findings.dropped
         for key, near in unread_keys(item) if len(item) > 2 else ():
             if near:
-                self.found.refuse(f"{at}.{key}", "unknown_key", f"{at}.{key} is not a known key; did you mean {near}?")
-            elif f"{name}[].{key}" not in self.found.dropped:
-                self.found.dropped.append(f"{name}[].{key}")
+                refuse(f"{at}.{key}", "unknown_key", f"{at}.{key} is not a known key; did you mean {near}?")
+            elif f"{name}[].{key}" not in dropped:
+                dropped.append(f"{name}[].{key}")
         for key in TRUTHS:
             if not isinstance(item.get(key), bool | None):
-                text = f"{at}.{key} is {shown(item[key])}; use true or false."
-                self.found.refuse(f"{at}.{key}", "wrong_type", text)
+                refuse(f"{at}.{key}", "wrong_type", f"{at}.{key} is {shown(item[key])}; use true or false.")
         for key in NOT_OFFERED:
             if item.get(key) is not None:
                 text = f"{at}.{key} is not offered; use train (true or false) for the whole message."
-                self.found.refuse(f"{at}.{key}", "unknown_key", text)
+                refuse(f"{at}.{key}", "unknown_key", text)
 
     def _sharegpt_call(self, item: Row, at: str) -> str:
         calls = calls_in(item["value"])
@@ -309,15 +311,15 @@ class Conversation:
             text = (
                 f"{at}.value is {slip}{shown(item['value'])}; use JSON text with name and arguments, or a list of such."
             )
-            self.found.refuse(f"{at}.value", "invalid_arguments", text)
+            self.findings.refuse(f"{at}.value", "invalid_arguments", text)
             return ""
         functions = [{"name": call["name"], "arguments": formats.arguments_text(call["arguments"])} for call in calls]
         self._assistant({"function_call": functions, "weight": weight_of(item)}, 0, at)
         return "assistant"
 
     def _check_order(self, roles: list[str], at: str) -> None:
-        refuse, warn = self.found.refuse, self.found.warn
-        self.found.trained_characters += self.trainable if self.trained else 0
+        refuse, warn = self.findings.refuse, self.findings.warn
+        self.findings.trained_characters += self.trainable if self.trained else 0
         if self.trained and not self.trainable:
             remedy = "give one assistant message text or tool_calls, and no weight 0"
             refuse(at, "no_trainable_tokens", f"{at} has no assistant message to train on; {remedy}.")
@@ -341,42 +343,42 @@ class Conversation:
             warn(at, "same_role_twice", "Two messages in a row have the same role; some chat templates refuse that.")
 
 
-def refuse_unknown_keys(value: Row, allowed: frozenset[str], at: str, found: RowFindings) -> None:
+def refuse_unknown_keys(value: Row, allowed: frozenset[str], at: str, findings: RowFindings) -> None:
     for key in sorted(key for key in value.keys() - allowed if value[key] is not None):
         name = f"{at}.{key[:80]}" if at else key[:80]
         near = difflib.get_close_matches(key[:80], allowed, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        found.refuse(name, "unknown_key", f"{name} is not a known key; {hint}allowed: {', '.join(sorted(allowed))}.")
+        findings.refuse(name, "unknown_key", f"{name} is not a known key; {hint}allowed: {', '.join(sorted(allowed))}.")
 
 
-def listed_tools(tools: Any, at: str, found: RowFindings) -> frozenset[str] | None:
+def listed_tools(tools: Any, at: str, findings: RowFindings) -> frozenset[str] | None:
     """Names of the tools a row lists, or None where it lists none."""
     if tools is None or tools == []:
         return None
     if not isinstance(tools, list):
-        found.refuse(at, "wrong_type", f"{at} is {shown(tools)}; use a list of tools.")
+        findings.refuse(at, "wrong_type", f"{at} is {shown(tools)}; use a list of tools.")
         return None
     names: set[str] = set()
     for index, tool in enumerate(tools):
         if not isinstance(tool, dict) or tool.get("type") != "function":
             text = f'{at}[{index}] is {shown(tool)}; use {{"type": "function", "function": {{…}}}}.'
-            found.refuse(f"{at}[{index}]", "wrong_type", text)
+            findings.refuse(f"{at}[{index}]", "wrong_type", text)
             continue
-        names |= listed_functions([tool.get("function")], f"{at}[{index}].function", found, single=True)
+        names |= listed_functions([tool.get("function")], f"{at}[{index}].function", findings, single=True)
     return frozenset(names)
 
 
-def listed_functions(functions: Any, at: str, found: RowFindings, *, single: bool = False) -> frozenset[str]:
+def listed_functions(functions: Any, at: str, findings: RowFindings, *, single: bool = False) -> frozenset[str]:
     if not isinstance(functions, list):
-        found.refuse(at, "wrong_type", f"{at} is {shown(functions)}; use a list of functions.")
+        findings.refuse(at, "wrong_type", f"{at} is {shown(functions)}; use a list of functions.")
         return frozenset()
     names: set[str] = set()
     for index, function in enumerate(functions):
         name = at if single else f"{at}[{index}]"
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
-            found.refuse(name, "wrong_type", f"{name} is {shown(function)}; use an object with name and parameters.")
+            findings.refuse(name, "wrong_type", f"{name} is {shown(function)}; use an object with name and parameters.")
         elif not isinstance(function.get("parameters"), dict | None) or _too_deep(function):
-            found.refuse(
+            findings.refuse(
                 f"{name}.parameters", "wrong_type", f"{name}.parameters must be a JSON schema object of few levels."
             )
         else:

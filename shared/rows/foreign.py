@@ -42,11 +42,11 @@ def recast(row: Row) -> Recast:
     forms: list[str] = []
     names: dict[str, str] = {}
     for form, read in _FORMS:
-        found = read(row)
-        if found is not None:
-            row = found.row
+        foreign = read(row)
+        if foreign is not None:
+            row = foreign.row
             forms.append(form)
-            names.update(found.names)
+            names.update(foreign.names)
     return Recast(row, tuple(forms), names)
 
 
@@ -68,7 +68,7 @@ def _is_transcript(text: str) -> bool:
 def _turns(text: str) -> list[Message]:
     parts = _SPEAKER.split(text)[1:]
     roles = {"Human": "user", "Assistant": "assistant"}
-    turns = [{"role": roles[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)]
+    turns = [{"role": roles[who], "content": words.strip()} for who, words in zip(parts[::2], parts[1::2], strict=True)]
     return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns
 
 

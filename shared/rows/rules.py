@@ -22,128 +22,132 @@ from shared.rows.formats import Row, Shape
 
 def check_row(row: Row, shape: Shape) -> RowFindings:
     """Check one parsed row against the rules of its shape. Never raises; a row without problems can be normalised."""
-    found = RowFindings()
+    findings = RowFindings()
     if not row.keys() <= formats.KEYS[shape]:
-        columns.judge(row, shape, found)
-    _CHECKS[shape](row, found)
-    return found
+        columns.judge(row, shape, findings)
+    _CHECKS[shape](row, findings)
+    return findings
 
 
-def _chat(row: Row, found: RowFindings) -> None:
-    names = listed_tools(row.get("tools"), "tools", found)
+def _chat(row: Row, findings: RowFindings) -> None:
+    names = listed_tools(row.get("tools"), "tools", findings)
     if row.get("functions"):
-        names = listed_functions(row["functions"], "functions", found)
+        names = listed_functions(row["functions"], "functions", findings)
     if "parallel_tool_calls" in row and not isinstance(row["parallel_tool_calls"], bool | None):
-        found.refuse("parallel_tool_calls", "wrong_type", "parallel_tool_calls must be true or false.")
-    _system(row, found)
-    Conversation(found, tool_names=names).check(row.get("messages"), "messages")
+        findings.refuse("parallel_tool_calls", "wrong_type", "parallel_tool_calls must be true or false.")
+    _system(row, findings)
+    Conversation(findings, tool_names=names).check(row.get("messages"), "messages")
 
 
-def _prompt_completion(row: Row, found: RowFindings) -> None:
+def _prompt_completion(row: Row, findings: RowFindings) -> None:
     # OpenAI and Azure tell users to leave the prompt empty for open-ended text: the whole completion is trained.
-    found.characters += _text(row, "prompt", found, may_be_empty=True)
-    trained = _text(row, "completion", found)
-    found.characters += trained
-    found.trained_characters += trained
+    findings.characters += _text(row, "prompt", findings, may_be_empty=True)
+    trained = _text(row, "completion", findings)
+    findings.characters += trained
+    findings.trained_characters += trained
 
 
-def _text_row(row: Row, found: RowFindings) -> None:
-    found.characters = found.trained_characters = _text(row, "text", found)
+def _text_row(row: Row, findings: RowFindings) -> None:
+    findings.characters = findings.trained_characters = _text(row, "text", findings)
 
 
-def _openai_preference(row: Row, found: RowFindings) -> None:
+def _openai_preference(row: Row, findings: RowFindings) -> None:
     asked = row.get("input")
     if not isinstance(asked, dict):
-        found.refuse("input", "wrong_type", f'input is {shown(asked)}; use an object such as {{"messages": […]}}.')
+        findings.refuse("input", "wrong_type", f'input is {shown(asked)}; use an object such as {{"messages": […]}}.')
         return
-    refuse_unknown_keys(asked, frozenset({"messages", "tools", "parallel_tool_calls"}), "input", found)
-    names = listed_tools(asked.get("tools"), "input.tools", found)
-    Conversation(found, tool_names=names, trained=False).check(asked.get("messages"), "input.messages")
+    refuse_unknown_keys(asked, frozenset({"messages", "tools", "parallel_tool_calls"}), "input", findings)
+    names = listed_tools(asked.get("tools"), "input.tools", findings)
+    Conversation(findings, tool_names=names, trained=False).check(asked.get("messages"), "input.messages")
     for side in ("preferred_completion", "non_preferred_completion"):
-        _completion(row.get(side), side, found, tool_names=names)
-    if not found.problems:
+        _completion(row.get(side), side, findings, tool_names=names)
+    if not findings.problems:
         pair = formats.normalise(row, "openai_preference")
-        _refuse_equal(pair["chosen"], pair["rejected"], "non_preferred_completion", found)
+        _refuse_equal(pair["chosen"], pair["rejected"], "non_preferred_completion", findings)
 
 
-def _chosen_rejected(row: Row, found: RowFindings) -> None:
-    names = _sharegpt_tools(row, found)
-    _system(row, found)
+def _chosen_rejected(row: Row, findings: RowFindings) -> None:
+    names = _sharegpt_tools(row, findings)
+    _system(row, findings)
     key = next((key for key in ("prompt", "messages", "conversations") if row.get(key) is not None), None)
     if key:
-        _words(row[key], key, found, tool_names=names)
+        _words(row[key], key, findings, tool_names=names)
     for side in ("chosen", "rejected"):
-        _words(row.get(side), side, found, tool_names=names)
-    if found.problems:
+        _words(row.get(side), side, findings, tool_names=names)
+    if findings.problems:
         return
     asked, chosen, rejected = formats.preference_pair(row)
     if not asked:
-        found.refuse("prompt", "missing_prompt", "The row has no prompt; add prompt (text or messages) before chosen.")
+        findings.refuse(
+            "prompt", "missing_prompt", "The row has no prompt; add prompt (text or messages) before chosen."
+        )
     elif len(chosen) != 1 or len(rejected) != 1:
-        found.refuse(
+        findings.refuse(
             "rejected",
             "different_prompts",
             "chosen and rejected must answer the same messages; only the last may differ.",
         )
     for side, completion in (("chosen", chosen), ("rejected", rejected)):
-        _refuse_untrainable(completion[-1:], side, found)
-    _refuse_equal(chosen, rejected, "rejected", found)
+        _refuse_untrainable(completion[-1:], side, findings)
+    _refuse_equal(chosen, rejected, "rejected", findings)
 
 
-def _kto(row: Row, found: RowFindings) -> None:
+def _kto(row: Row, findings: RowFindings) -> None:
     key = "messages" if row.get("messages") is not None else "prompt"
     if row.get("messages") is not None and row.get("prompt") is not None:
-        found.refuse("prompt", "unknown_key", "prompt and messages stand side by side; keep one.")
-    _system(row, found)
-    _words(row.get(key), key, found)
+        findings.refuse("prompt", "unknown_key", "prompt and messages stand side by side; keep one.")
+    _system(row, findings)
+    _words(row.get(key), key, findings)
     completion = row.get("completion")
     if isinstance(completion, str):
-        found.trained_characters += _text(row, "completion", found)
-        found.characters += len(completion)
+        findings.trained_characters += _text(row, "completion", findings)
+        findings.characters += len(completion)
     else:
-        _completion(completion, "completion", found)
+        _completion(completion, "completion", findings)
     if not isinstance(row.get("label"), bool):
-        found.refuse("label", "wrong_type", f"label is {shown(row.get('label'))}; use true (good) or false (bad).")
+        findings.refuse("label", "wrong_type", f"label is {shown(row.get('label'))}; use true (good) or false (bad).")
 
 
-def _conversational(row: Row, found: RowFindings) -> None:
-    names = listed_tools(row.get("tools"), "tools", found)
-    Conversation(found, tool_names=names, trained=False).check(row.get("prompt"), "prompt")
-    Conversation(found, tool_names=names).check(row.get("completion"), "completion")
+def _conversational(row: Row, findings: RowFindings) -> None:
+    names = listed_tools(row.get("tools"), "tools", findings)
+    Conversation(findings, tool_names=names, trained=False).check(row.get("prompt"), "prompt")
+    Conversation(findings, tool_names=names).check(row.get("completion"), "completion")
 
 
-def _sharegpt(row: Row, found: RowFindings) -> None:
-    _system(row, found)
-    names = _sharegpt_tools(row, found)
-    Conversation(found, tool_names=names).check(row.get("conversations"), "conversations")
+def _sharegpt(row: Row, findings: RowFindings) -> None:
+    _system(row, findings)
+    names = _sharegpt_tools(row, findings)
+    Conversation(findings, tool_names=names).check(row.get("conversations"), "conversations")
 
 
-def _system(row: Row, found: RowFindings) -> None:
+def _system(row: Row, findings: RowFindings) -> None:
     system = row.get("system")
     if isinstance(system, str):
-        found.characters += len(system)
+        findings.characters += len(system)
     elif system is not None:
-        found.refuse("system", "wrong_type", f"system is {shown(system)}; use text.")
+        findings.refuse("system", "wrong_type", f"system is {shown(system)}; use text.")
 
 
-def _alpaca(row: Row, found: RowFindings) -> None:
+def _alpaca(row: Row, findings: RowFindings) -> None:
     for key in ("input", "system"):
         if not isinstance(row.get(key), str | None):
-            found.refuse(key, "wrong_type", f"{key} is {shown(row[key])}; use text.")
+            findings.refuse(key, "wrong_type", f"{key} is {shown(row[key])}; use text.")
     asked = row.get("input")
-    found.characters += _text(row, "instruction", found, may_be_empty=isinstance(asked, str) and bool(asked.strip()))
-    trained = _text(row, "output", found)
-    found.characters += trained
-    found.trained_characters += trained
-    found.messages += 2
+    findings.characters += _text(
+        row, "instruction", findings, may_be_empty=isinstance(asked, str) and bool(asked.strip())
+    )
+    trained = _text(row, "output", findings)
+    findings.characters += trained
+    findings.trained_characters += trained
+    findings.messages += 2
     history = row.get("history")
     if history is not None and not (isinstance(history, list) and all(map(_is_turn, history))):
-        found.refuse("history", "wrong_type", "history must be a list of [question, answer] pairs of text.")
+        findings.refuse("history", "wrong_type", "history must be a list of [question, answer] pairs of text.")
         return
     for index, (_, answer) in enumerate(history or ()):
         if not answer.strip():
             text = f"history[{index}][1] is trained and empty; write the answer, or remove the pair."
-            found.refuse(f"history[{index}][1]", "empty_text", text)
+            findings.refuse(f"history[{index}][1]", "empty_text", text)
 
 
 _CHECKS: dict[Shape, Callable[[Row, RowFindings], None]] = {
@@ -159,7 +163,7 @@ _CHECKS: dict[Shape, Callable[[Row, RowFindings], None]] = {
 }
 
 
-def _completion(value: Any, at: str, found: RowFindings, *, tool_names: frozenset[str] | None = None) -> None:
+def _completion(value: Any, at: str, findings: RowFindings, *, tool_names: frozenset[str] | None = None) -> None:
     """Exactly one assistant message, alone or as a list of one."""
     messages = value if isinstance(value, list) else [value]
     if (
@@ -167,58 +171,60 @@ def _completion(value: Any, at: str, found: RowFindings, *, tool_names: frozense
         or not isinstance(messages[0], dict)
         or messages[0].get("role", messages[0].get("from")) is None
     ):
-        found.refuse(at, "wrong_completion", f"{at} is {shown(value)}; use a list with exactly one assistant message.")
+        findings.refuse(
+            at, "wrong_completion", f"{at} is {shown(value)}; use a list with exactly one assistant message."
+        )
         return
-    _words(messages, at, found, tool_names=tool_names)
-    if not found.problems:
-        _refuse_untrainable(formats.normal_messages(messages), at, found)
+    _words(messages, at, findings, tool_names=tool_names)
+    if not findings.problems:
+        _refuse_untrainable(formats.normal_messages(messages), at, findings)
 
 
-def _words(value: Any, at: str, found: RowFindings, *, tool_names: frozenset[str] | None = None) -> None:
+def _words(value: Any, at: str, findings: RowFindings, *, tool_names: frozenset[str] | None = None) -> None:
     """A prompt or a completion: text, one message, or several."""
     if isinstance(value, str):
-        found.characters += len(value)
+        findings.characters += len(value)
         if not value.strip():
-            found.refuse(at, "empty_text", f"{at} is empty; write some text.")
+            findings.refuse(at, "empty_text", f"{at} is empty; write some text.")
         return
     messages = [value] if isinstance(value, dict) else value
-    Conversation(found, tool_names=tool_names, trained=False).check(messages, at)
+    Conversation(findings, tool_names=tool_names, trained=False).check(messages, at)
 
 
-def _refuse_untrainable(messages: Iterable[Row], at: str, found: RowFindings) -> None:
+def _refuse_untrainable(messages: Iterable[Row], at: str, findings: RowFindings) -> None:
     for message in messages:
         if message["role"] != "assistant":
-            found.refuse(at, "wrong_completion", f"{at} is a {message['role']} message; use an assistant message.")
+            findings.refuse(at, "wrong_completion", f"{at} is a {message['role']} message; use an assistant message.")
         elif not message["content"].strip() and not message.get("tool_calls"):
-            found.refuse(at, "no_trainable_tokens", f"{at} is empty; give the assistant message text or tool_calls.")
+            findings.refuse(at, "no_trainable_tokens", f"{at} is empty; give the assistant message text or tool_calls.")
         else:
-            found.trained_characters += len(message["content"])
+            findings.trained_characters += len(message["content"])
 
 
-def _refuse_equal(chosen: Any, rejected: Any, at: str, found: RowFindings) -> None:
+def _refuse_equal(chosen: Any, rejected: Any, at: str, findings: RowFindings) -> None:
     if chosen == rejected:
-        found.refuse(
+        findings.refuse(
             at, "identical_completions", f"{at} equals the preferred answer; a pair must differ, drop or mend it."
         )
 
 
-def _text(row: Row, key: str, found: RowFindings, *, may_be_empty: bool = False) -> int:
+def _text(row: Row, key: str, findings: RowFindings, *, may_be_empty: bool = False) -> int:
     value = row.get(key)
     if not isinstance(value, str):
-        found.refuse(key, "wrong_type", f"{key} is {shown(value) if key in row else 'missing'}; use text.")
+        findings.refuse(key, "wrong_type", f"{key} is {shown(value) if key in row else 'missing'}; use text.")
         return 0
     if not value.strip() and not may_be_empty:
-        found.refuse(key, "empty_text", f"{key} is empty; write some text or remove the row.")
+        findings.refuse(key, "empty_text", f"{key} is empty; write some text or remove the row.")
     return len(value)
 
 
-def _sharegpt_tools(row: Row, found: RowFindings) -> frozenset[str] | None:
+def _sharegpt_tools(row: Row, findings: RowFindings) -> frozenset[str] | None:
     tools = row.get("tools") or []
     listed = _parsed(tools) if isinstance(tools, str) else tools
     if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in listed):
-        found.refuse("tools", "wrong_type", f"tools is {shown(tools)}; use a list of tools or the JSON text of one.")
+        findings.refuse("tools", "wrong_type", f"tools is {shown(tools)}; use a list of tools or the JSON text of one.")
         return None
-    return listed_tools(formats.sharegpt_tools(listed), "tools", found)
+    return listed_tools(formats.sharegpt_tools(listed), "tools", findings)
 
 
 def _parsed(text: str) -> Any:

@@ -84,13 +84,13 @@ def parse(text: str, *, long_integers: bool = False) -> Any:
 def columns(text: str, paths: Collection[str]) -> dict[str, int]:
     """Map each path to the 1-based column where it starts, or where its nearest existing parent does."""
     wanted = {step for path in paths for step in _with_parents(path)}
-    found: dict[str, int] = {}
+    column_of: dict[str, int] = {}
     for place in places(text):
         if place.path in wanted:
-            found.setdefault(place.path, place.column)
-            if len(found) == len(wanted):
+            column_of.setdefault(place.path, place.column)
+            if len(column_of) == len(wanted):
                 break
-    return {path: next((found[step] for step in _with_parents(path) if step in found), 1) for path in paths}
+    return {path: next((column_of[step] for step in _with_parents(path) if step in column_of), 1) for path in paths}
 
 
 def places(text: str) -> Iterator[JsonPlace]:

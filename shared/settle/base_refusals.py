@@ -5,6 +5,7 @@ from __future__ import annotations
 from shared.contract.families import CAUSAL_WRAPPERS, EXPANDABLE, WHOLE_ONLY, WHOLE_ONLY_REASON
 from shared.contract.methods import METHODS, with_other_weights
 from shared.settle.asked import Asked, refuse
+from shared.settle.sizing import GIB
 
 
 def check_stored_weights(asked: Asked) -> None:
@@ -22,7 +23,7 @@ def check_stored_weights(asked: Asked) -> None:
         remedy = f"use method {with_other_weights(asked.method)} with tunepool.quantization.dequantize true"
         refuse("tunepool.adapter.method", asked.method, f"{why}; {remedy}")
     if not expand:
-        needs = f"{2 * asked.facts.parameters / 1e9:.1f} GB of weights"
+        needs = f"{2 * asked.facts.parameters / GIB:.1f} GiB of weights"
         why = f"{base} is published in {stored}, which does not train"
         refuse(param, expand, f"{why}; set it to true, which expands them to 16 bits ({needs}), or use a 16-bit base")
 

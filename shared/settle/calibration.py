@@ -68,9 +68,15 @@ def calibrate(
     measurements: Sequence[Measurement], *, base: str, method: MethodName, tokens: int, device: DeviceKind = "cuda"
 ) -> Calibration:
     """What measurements of the same base, method and kind of device say, of the same length bucket if there are any."""
-    alike = [one for one in measurements if (one.base, one.method, one.device) == (base, method, device)]
-    near = [one for one in alike if bucket(one.tokens) == bucket(tokens)]
-    return _posterior([math.log(one.measured / one.predicted) for one in near or alike], remote=not near)
+    alike = [
+        measurement
+        for measurement in measurements
+        if (measurement.base, measurement.method, measurement.device) == (base, method, device)
+    ]
+    near = [measurement for measurement in alike if bucket(measurement.tokens) == bucket(tokens)]
+    return _posterior(
+        [math.log(measurement.measured / measurement.predicted) for measurement in near or alike], remote=not near
+    )
 
 
 def _posterior(ratios: Sequence[float], *, remote: bool) -> Calibration:

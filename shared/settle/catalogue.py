@@ -109,8 +109,8 @@ class Catalogue:
             NotFound: there is none; names those there are.
         """
         self.must_be_usable(name)
-        found = self.entries.get(self.aliases.get(name, name))
-        if found is None:
+        entry = self.entries.get(self.aliases.get(name, name))
+        if entry is None:
             known = ", ".join(self.names())
             raise NotFound(
                 f"The model '{name[:100]}' is not in this installation's catalogue. Known base models: {known}."
@@ -118,7 +118,7 @@ class Catalogue:
                 param="model",
                 code="model_not_found",
             )
-        return found
+        return entry
 
     def must_be_usable(self, name: str) -> None:
         """Does nothing for an entry, or an alias of one, that can be used, and for a name that is none.
@@ -204,10 +204,10 @@ def load_catalogue(settings: Settings) -> Catalogue:
         return _with_file_problem(f"TUNEPOOL_MODELS_FILE names {file}, which does not exist.", settings)
     except OSError as error:
         return Catalogue(_built_in(), file_problem=f"{file} cannot be read: {error.strerror}.")
-    found = _load(file, stamp)
-    if found.complaints():
+    catalogue = _load(file, stamp)
+    if catalogue.complaints():
         _load.cache_clear()  # what is amiss may be mended elsewhere: a folder that was not there yet
-    return found
+    return catalogue
 
 
 def _with_file_problem(problem: str, settings: Settings) -> Catalogue:
@@ -231,10 +231,10 @@ def _load(file: Path, stamp: int) -> Catalogue:
 
 
 def _table(document: dict[str, Any], name: str) -> dict[str, Any]:
-    found = document.get(name, {})
-    if not isinstance(found, dict):
+    table = document.get(name, {})
+    if not isinstance(table, dict):
         raise ValueError(f"'{name}' is no table")  # said of the file, as TOML's own errors are
-    return found
+    return table
 
 
 def _with_models(models: dict[str, Any]) -> Catalogue:
@@ -279,11 +279,11 @@ def _from_path(name: str, table: dict[str, Any]) -> CatalogueEntry:
     if not config.is_file():
         raise Invalid(f"{config} does not exist.", param=f"models.{name}.path")
     try:
-        said = json.loads(config.read_text(encoding="utf-8"))
+        document = json.loads(config.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise Invalid(f"{config} is not valid JSON: {error}.", param=f"models.{name}.path") from error
     stamps = tuple(file.stat().st_mtime_ns for file in (directory, config))
-    facts = facts_of(said, name=name, weights=_weights(directory, config, stamps))
+    facts = facts_of(document, name=name, weights=_weights(directory, config, stamps))
     return _made(name, table, source="path", locator=str(directory), facts=facts)
 
 
@@ -319,12 +319,12 @@ def _answered(pending: PendingEntry, answer: HubAnswer) -> CatalogueEntry | None
     if answer.config is None or (answer.commit is None and pending.source == "hub"):
         return None
     try:
-        said = json.loads(answer.config)
+        config = json.loads(answer.config)
     except (ValueError, RecursionError) as error:
         raise Invalid(f"The config.json of {pending.wanted} is not valid JSON: {error}.") from error
     table = {"revision": answer.commit, "owned_by": pending.owned_by, "public_name": pending.public_name}
     weights = None if answer.weights is None else Weights.model_validate(answer.weights)
-    facts = facts_of(said, name=pending.name, weights=weights)
+    facts = facts_of(config, name=pending.name, weights=weights)
     made = _made(pending.name, table, source=pending.source, locator=pending.locator, facts=facts)
     return replace(made, created=pending.created)
 

@@ -8,6 +8,7 @@ from shared.contract.families import HOW_TO_ADAPT_EXPERTS, frozen_experts
 from shared.contract.methods import METHODS
 from shared.contract.spec import JobSpec
 from shared.settle.expert_sizes import expert_adapter, expert_parameters
+from shared.settle.sizing import GIB
 
 
 def cautions(spec: JobSpec) -> list[str]:
@@ -22,7 +23,7 @@ def _of_experts(spec: JobSpec) -> Iterator[str]:
         return
     if method.quantized:
         yield (
-            f"The experts stay in 16 bits, {2 * values / 1e9:.1f} GB: bitsandbytes quantises linear modules only, and "
+            f"The experts stay in 16 bits, {2 * values / GIB:.1f} GiB: bitsandbytes quantises linear modules only, and "
             "the experts of a mixture are none."
         )
     if adapter.target_modules != "experts":

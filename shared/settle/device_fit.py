@@ -12,6 +12,7 @@ from shared.plan.fairshare import PLAN_MARGIN, Policy
 from shared.settle.calibration import Measurement
 from shared.settle.memory_fit import calibration, peak
 from shared.settle.settling import DeviceFacts
+from shared.settle.sizing import GIB
 from shared.settle.workload import workload
 
 
@@ -79,8 +80,8 @@ def fits(
 
 def _fit(spec: JobSpec, device: Candidate, *, measurements: Sequence[Measurement], abilities: Abilities) -> Fit:
     work = workload(spec, device=device.kind, memory=device.total_bytes)
-    found = calibration(work, spec=spec, measurements=measurements)
-    needed = int(found.admitted(peak(work).total) * PLAN_MARGIN)
+    correction = calibration(work, spec=spec, measurements=measurements)
+    needed = int(correction.admitted(peak(work).total) * PLAN_MARGIN)
     room = device.total_bytes - device.foreign_bytes
     if device.kind != "cpu":
         room = min(room, device.free_bytes)
@@ -93,7 +94,7 @@ def _fit(spec: JobSpec, device: Candidate, *, measurements: Sequence[Measurement
         fits=obstacle is None,
         needed_bytes=needed,
         offered_bytes=room,
-        reason=obstacle or f"needs {needed / 1e9:.1f} of {room / 1e9:.1f} GB ({found.sure}); {free}",
+        reason=obstacle or f"needs {needed / GIB:.1f} of {room / GIB:.1f} GiB ({correction.sure}); {free}",
     )
 
 
@@ -109,9 +110,9 @@ def _obstacle(spec: JobSpec, device: Candidate, *, needed: int, offered: int) ->
     if not device.usable:
         return "the device is unhealthy or quarantined"
     if needed > offered:
-        others = f" ({device.foreign_bytes / 1e9:.1f} GB are held by others)" if device.foreign_bytes else ""
+        others = f" ({device.foreign_bytes / GIB:.1f} GiB are held by others)" if device.foreign_bytes else ""
         return (
-            f"needs {needed / 1e9:.1f} GB, it offers {offered / 1e9:.1f} GB{others}; lower training.max_length or"
+            f"needs {needed / GIB:.1f} GiB, it offers {offered / GIB:.1f} GiB{others}; lower training.max_length or"
             " the micro-batch, set gradient_checkpointing, or use method qlora"
         )
     if device.kind == "cuda" and spec.training.dtype == "bfloat16" and not device.bfloat16:

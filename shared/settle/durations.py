@@ -81,12 +81,12 @@ def held_seconds(spec: JobSpec, *, ended: Sequence[tuple[JobSpec, float]]) -> fl
     Args:
         ended: finished jobs of the base model and their device-seconds.
     """
-    alike = [one for one in ended if one[0].adapter.method == spec.adapter.method] or ended
+    alike = [pair for pair in ended if pair[0].adapter.method == spec.adapter.method] or ended
     if not alike:
         return None
     wanted = characters(spec)
-    nearest = sorted(alike, key=lambda one: abs(math.log(characters(one[0]) / wanted)))[:NEAREST]
-    rate = median(device_seconds / characters(one) for one, device_seconds in nearest)
+    nearest = sorted(alike, key=lambda pair: abs(math.log(characters(pair[0]) / wanted)))[:NEAREST]
+    rate = median(device_seconds / characters(past) for past, device_seconds in nearest)
     return float(rate * wanted) / (spec.placement.gpus * spec.placement.nodes)
 
 

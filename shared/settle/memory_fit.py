@@ -10,13 +10,13 @@ from shared.contract.spec import JobSpec
 from shared.settle.automatic_values import constant, up_to_64
 from shared.settle.calibration import Calibration, Measurement, calibrate
 from shared.settle.settling import Settling
-from shared.settle.sizing import Estimate, estimate, estimate_evaluation
+from shared.settle.sizing import GIB, Estimate, estimate, estimate_evaluation
 from shared.settle.workload import CHARACTERS_PER_TOKEN, Workload, row_tokens, workload
 
 
 def peak(work: Workload) -> Estimate:
     """The larger of the peaks of training and of validating, which reads the same passes without gradients."""
-    return max(estimate(work), estimate_evaluation(work), key=lambda one: one.total)
+    return max(estimate(work), estimate_evaluation(work), key=lambda memory: memory.total)
 
 
 def calibration(work: Workload, *, spec: JobSpec, measurements: Sequence[Measurement]) -> Calibration:
@@ -42,7 +42,7 @@ def fit(settling: Settling, build: Callable[[], JobSpec]) -> None:
         pass
     size = "within" if _bytes(settling, build) <= settling.device.budget else "more than"
     room = (
-        f"{_bytes(settling, build) / 1e9:.1f} GB, {size} the {settling.device.budget / 1e9:.1f} GB to use"
+        f"{_bytes(settling, build) / GIB:.1f} GiB, {size} the {settling.device.budget / GIB:.1f} GiB to use"
         f" ({_sure(settling, build)})"
     )
     if micro in settling.reasons:

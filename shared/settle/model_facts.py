@@ -81,12 +81,12 @@ def _facts(config: dict[str, Any], *, architecture: str, weights: Weights | None
 
 
 def _number(config: dict[str, Any], name: str, older: str = "") -> int:
-    found = config.get(name) or config.get(older)
-    if not found:
+    value = config.get(name) or config.get(older)
+    if not value:
         raise KeyError(name)
-    if not 0 < int(found) <= _LARGEST:
-        raise ValueError(f"'{name}', which is {str(found)[:40]}")
-    return int(found)
+    if not 0 < int(value) <= _LARGEST:
+        raise ValueError(f"'{name}', which is {str(value)[:40]}")
+    return int(value)
 
 
 def _ties(config: dict[str, Any], weights: Weights | None) -> bool:

@@ -121,9 +121,9 @@ def _verify_config(config: Any, file: Path) -> None:
     """No key, at any depth that a model nests its parts in, may name code or a repository of it."""
     if not isinstance(config, dict):
         raise _refusal(f"{file.name} is not a JSON object.")
-    found = _CODE_KEYS.intersection(config)
-    if found:
-        raise _refusal(f"{file.name} has the key '{min(found)}', which names code to run. It is never run.")
+    code_keys = _CODE_KEYS.intersection(config)
+    if code_keys:
+        raise _refusal(f"{file.name} has the key '{min(code_keys)}', which names code to run. It is never run.")
     for key, value in config.items():
         if key in _KERNEL_KEYS and isinstance(value, str) and "/" in value:
             raise _refusal(f"{file.name} has {key} = '{value[:100]}', a repository of code to run.")

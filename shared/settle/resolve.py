@@ -90,16 +90,16 @@ def resolve(
     fit(settling, build)
     spec = build()
     work = workload(spec, device=device.kind, memory=device.total_bytes)
-    found = calibration(work, spec=spec, measurements=measurements)
+    correction = calibration(work, spec=spec, measurements=measurements)
     return Resolution(
         spec=spec,
         auto=tuple(_auto_value(name, settling) for name in settling.reasons),
-        bytes_per_device=found.admitted(peak(work).total),
+        bytes_per_device=correction.admitted(peak(work).total),
         expected_steps=expected_steps(spec),
         estimate=peak(work),
-        calibration=found,
+        calibration=correction,
         work=work,
-        fits=found.admitted(peak(work).total) <= device.budget,
+        fits=correction.admitted(peak(work).total) <= device.budget,
     )
 
 
@@ -133,25 +133,27 @@ def _builder(settling: Settling, *, base: BaseModelRef, queue: Queue, seed: int)
 
 
 def _check_data(settling: Settling) -> None:
-    objective, found = settling.objective.type, settling.data.format
-    if found not in OBJECTIVES[objective].formats:
-        fitting = next(one for one in OBJECTIVES.values() if found in one.formats)
+    objective, row_format = settling.objective.type, settling.data.format
+    if row_format not in OBJECTIVES[objective].formats:
+        fitting = next(traits for traits in OBJECTIVES.values() if row_format in traits.formats)
         reads = " or ".join(OBJECTIVES[objective].formats)
         why = f"objective {objective} reads {reads} rows; {fitting.remedy}"
-        raise Invalid(f"'training_file' has {found} rows, but {why}.", param="training_file")
-    if found == "text" and settling.wished.get("training.chat_template") is not None:
+        raise Invalid(f"'training_file' has {row_format} rows, but {why}.", param="training_file")
+    if row_format == "text" and settling.wished.get("training.chat_template") is not None:
         raise Invalid(
             "'tunepool.training.chat_template' is given, but text rows are read as they are; drop it.",
             param="tunepool.training.chat_template",
         )
     for name in ("mask_reasoning", "drop_history_reasoning"):
         asked = settling.wished.get(f"training.{name}")
-        if asked and found in ("text", "prompt_completion"):
-            refuse(f"tunepool.training.{name}", asked, f"{found} rows have no messages to find reasoning in; drop it")
-    if found in ("text", "prompt_completion") and settling.wished.get("training.system_prompt") == "merge":
-        refuse("tunepool.training.system_prompt", "merge", f"{found} rows have no system text; drop it")
-    if found not in ("text", "prompt_completion") and settling.wished.get("training.special_tokens") == "parse":
-        why = f"text of {found} rows is text; it is for text and prompt_completion rows, drop it"
+        if asked and row_format in ("text", "prompt_completion"):
+            refuse(
+                f"tunepool.training.{name}", asked, f"{row_format} rows have no messages to find reasoning in; drop it"
+            )
+    if row_format in ("text", "prompt_completion") and settling.wished.get("training.system_prompt") == "merge":
+        refuse("tunepool.training.system_prompt", "merge", f"{row_format} rows have no system text; drop it")
+    if row_format not in ("text", "prompt_completion") and settling.wished.get("training.special_tokens") == "parse":
+        why = f"text of {row_format} rows is text; it is for text and prompt_completion rows, drop it"
         refuse("tunepool.training.special_tokens", "parse", why)
 
 

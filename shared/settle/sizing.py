@@ -107,14 +107,14 @@ def linears(facts: ModelFacts) -> list[Linear]:
     if facts.architecture == "Starcoder2ForCausalLM":
         shapes["c_proj"] = [(ff, h)]
     every = [Linear(name, *shape) for name in family(facts).linear for shape in shapes[name]]
-    return every if facts.experts is None else [one for one in every if one.name not in FEED_FORWARD]
+    return every if facts.experts is None else [linear for linear in every if linear.name not in FEED_FORWARD]
 
 
 def adapter_parameters(work: Workload) -> int:
     """Trained values of the adapter: r·(in+out) per target, and DoRA's length per output."""
     chosen = _targets(work)
-    per_layer = sum(work.r * (one.inputs + one.outputs) for one in chosen)
-    magnitudes = sum(one.outputs for one in chosen) if METHODS[work.method].magnitude else 0
+    per_layer = sum(work.r * (linear.inputs + linear.outputs) for linear in chosen)
+    magnitudes = sum(linear.outputs for linear in chosen) if METHODS[work.method].magnitude else 0
     beside = (per_layer + magnitudes) * (work.layers or work.facts.num_hidden_layers)
     return beside + (expert_adapter(work.facts, r=work.r) if work.target_modules == "experts" else 0)
 
@@ -125,9 +125,9 @@ def _targets(work: Workload) -> list[Linear]:
     if isinstance(work.target_modules, str):
         return linears(work.facts)
     names = {last(name) for name in work.target_modules}
-    found = [one for one in linears(work.facts) if one.name in names]
+    targets = [linear for linear in linears(work.facts) if linear.name in names]
     # Names of an architecture that is not in the table: as if every linear module were meant, to be safe.
-    return found or linears(work.facts)
+    return targets or linears(work.facts)
 
 
 def estimate(work: Workload, *, stack: SoftwareStack | None = None) -> Estimate:
@@ -234,12 +234,12 @@ def _copy(work: Workload) -> int:
     if not work.keeps_copy:
         return 0
     layers = work.layers or work.facts.num_hidden_layers
-    return BYTES["bfloat16"] * layers * sum(one.inputs * one.outputs for one in _targets(work))
+    return BYTES["bfloat16"] * layers * sum(linear.inputs * linear.outputs for linear in _targets(work))
 
 
 def quantizable_parameters(facts: ModelFacts) -> int:
     """Weights inside the decoder's linear modules: what bitsandbytes stores in 4 bits."""
-    return facts.num_hidden_layers * sum(one.inputs * one.outputs for one in linears(facts))
+    return facts.num_hidden_layers * sum(linear.inputs * linear.outputs for linear in linears(facts))
 
 
 def _layer_bytes(work: Workload) -> int:
@@ -251,15 +251,15 @@ def _layer_bytes(work: Workload) -> int:
     facts, targets = work.facts, _targets(work)
     h, ff = facts.hidden_size, facts.intermediate_size
     q, kv = facts.num_attention_heads * facts.head_dim, facts.num_key_value_heads * facts.head_dim
-    everywhere = not METHODS[work.method].adapter or any(ff in (one.inputs, one.outputs) for one in targets)
+    everywhere = not METHODS[work.method].adapter or any(ff in (linear.inputs, linear.outputs) for linear in targets)
     if family(facts).gated_mlp:
         values = 10 * h + 4 * kv + 5 * ff if everywhere else 8 * h + 2 * q + 2 * kv + 3.5 * ff
     else:
         values = 3 * h + 2 * q + 2 * kv + 2 * ff if everywhere else h + 2 * q + 2 * kv + ff
     if METHODS[work.method].magnitude:
-        values += sum(one.outputs for one in targets)
+        values += sum(linear.outputs for linear in targets)
     if work.lora_dropout > 0:
-        values += 1.5 * sum(one.inputs for one in targets)  # a copy and a one-byte mask
+        values += 1.5 * sum(linear.inputs for linear in targets)  # a copy and a one-byte mask
     return math.ceil(BYTES[work.dtype] * values)
 
 
@@ -280,4 +280,4 @@ def _dequantised(work: Workload) -> int:
 
 
 def largest_linear(facts: ModelFacts) -> int:
-    return max(one.inputs * one.outputs for one in linears(facts))
+    return max(linear.inputs * linear.outputs for linear in linears(facts))

@@ -54,9 +54,9 @@ def standing(catalogue: Catalogue, name: str) -> Standing:
 
 def under_every_name(catalogue: Catalogue) -> Iterator[tuple[str, Standing]]:
     """(name, standing) of all that `model` may name: aliases stand beside what they name."""
-    for found in standings(catalogue):
-        for name in (found.name, *found.aliases):
-            yield name, found
+    for standing in standings(catalogue):
+        for name in (standing.name, *standing.aliases):
+            yield name, standing
 
 
 def _standing(catalogue: Catalogue, name: str) -> Standing:

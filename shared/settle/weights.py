@@ -63,7 +63,7 @@ def weigh(tensors: Tensors, *, config: Mapping[str, Any], layers: int) -> Weight
     Raises:
         Invalid: the tensors have no sizes of a model.
     """
-    counts = {name: _count(name, *told, config=config) for name, told in tensors.items() if _loaded(name, layers)}
+    counts = {name: _count(name, *tensor, config=config) for name, tensor in tensors.items() if _loaded(name, layers)}
     total = sum(counts.values())
     if not 0 < total <= _MOST:
         raise Invalid(f"The headers of its weights describe {total} parameters, which is no size of a model.")
@@ -107,8 +107,8 @@ def _type(name: str, kind: str, *, config: Mapping[str, Any]) -> str:
 
 
 def _quantised(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    said = config.get("quantization_config")
-    return said if isinstance(said, Mapping) else {}
+    declared = config.get("quantization_config")
+    return declared if isinstance(declared, Mapping) else {}
 
 
 def tensors_in(folder: Path) -> dict[str, tuple[str, list[int]]] | None:
@@ -152,8 +152,8 @@ def parsed(header: Any) -> dict[str, tuple[str, list[int]]]:
     """A header as tensors. Raises ValueError when it is none."""
     try:
         return {
-            str(name): (str(told["dtype"]), list(told["shape"]))
-            for name, told in header.items()
+            str(name): (str(entry["dtype"]), list(entry["shape"]))
+            for name, entry in header.items()
             if name != "__metadata__"
         }
     except (KeyError, TypeError, AttributeError) as error:

@@ -25,14 +25,16 @@ def held_text(text: str) -> str:
     """The text with U+FFFD for each character that Postgres cannot hold."""
     if text.isprintable():
         return text
-    return "".join("\ufffd" if one == "\0" or "\ud800" <= one <= "\udfff" else one for one in text)
+    return "".join(
+        "\ufffd" if character == "\0" or "\ud800" <= character <= "\udfff" else character for character in text
+    )
 
 
 def _held(value: Any) -> Any:
     if isinstance(value, str):
         return held_text(value)
     if isinstance(value, dict):
-        return {held_text(name) if isinstance(name, str) else name: _held(one) for name, one in value.items()}
+        return {held_text(name) if isinstance(name, str) else name: _held(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_held(one) for one in value]
+        return [_held(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

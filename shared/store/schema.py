@@ -41,11 +41,11 @@ class SchemaOutdated(Unavailable):
 
 def must_serve(session: Session) -> None:
     """Raises SchemaOutdated if a migration of this version is missing."""
-    found = None
+    revision = None
     if inspect(session.connection()).has_table("alembic_version"):
-        found = session.scalar(text("select version_num from alembic_version"))
-    if found is None or found in REVISIONS[:-1]:
+        revision = session.scalar(text("select version_num from alembic_version"))
+    if revision is None or revision in REVISIONS[:-1]:
         raise SchemaOutdated(
-            f"The database has schema {found or 'none'}, this version needs {REVISIONS[-1]}; run"
+            f"The database has schema {revision or 'none'}, this version needs {REVISIONS[-1]}; run"
             " `tunepool-server migrate`."
         )

@@ -90,20 +90,20 @@ class Store:
     async def stream(self, key: str) -> AsyncIterator[bytes]:
         """The same for async callers. The object is opened before the first part is asked for."""
         with _Translated(key):
-            found = await obstore.get_async(self._backend, key)
-        return _parts(found)
+            answer = await obstore.get_async(self._backend, key)
+        return _parts(answer)
 
     async def facts(self, key: str) -> ObjectFacts:
         """The size and version of an object, without its bytes."""
         with _Translated(key):
-            found = await obstore.head_async(self._backend, key)
-        return ObjectFacts(bytes=int(found["size"]), etag=found["e_tag"])
+            head = await obstore.head_async(self._backend, key)
+        return ObjectFacts(bytes=int(head["size"]), etag=head["e_tag"])
 
     async def stream_part(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
         """Bytes `start` to `end` (half open, not empty, within the object), like `stream`."""
         with _Translated(key):
-            found = await obstore.get_async(self._backend, key, options={"range": (start, end)})
-        return _parts(found)
+            answer = await obstore.get_async(self._backend, key, options={"range": (start, end)})
+        return _parts(answer)
 
     def get_file(self, key: str, path: Path) -> str:
         """Download to `path`. Returns the SHA-256 of what came."""
@@ -148,8 +148,8 @@ class Store:
             return  # an answer
 
 
-async def _parts(found: Any) -> AsyncIterator[bytes]:
-    async for chunk in found.stream(min_chunk_size=STREAM_BYTES):
+async def _parts(answer: Any) -> AsyncIterator[bytes]:
+    async for chunk in answer.stream(min_chunk_size=STREAM_BYTES):
         yield bytes(chunk)
 
 

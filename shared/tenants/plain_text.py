@@ -15,22 +15,22 @@ def printable(text: str, *, kept: str = "\n") -> str:
     """Without control characters, lone surrogates and marks of direction, each shown as U+FFFD; `kept` stay."""
     if text.isprintable():
         return text
-    return "".join(one if one.isprintable() or one in kept else "\ufffd" for one in text)
+    return "".join(character if character.isprintable() or character in kept else "\ufffd" for character in text)
 
 
 def acting(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """(dotted path, character) of each text of a JSON value that holds a control character or a mark of direction."""
     if isinstance(value, str):
-        found = _ACTING.search(value)
-        if found is not None:
-            yield path, found[0]
+        match = _ACTING.search(value)
+        if match is not None:
+            yield path, match[0]
     elif isinstance(value, dict):
-        for name, one in value.items():
+        for name, item in value.items():
             yield from acting(name, _below(path, name))
-            yield from acting(one, _below(path, name))
+            yield from acting(item, _below(path, name))
     elif isinstance(value, list):
-        for place, one in enumerate(value):
-            yield from acting(one, _below(path, str(place)))
+        for place, item in enumerate(value):
+            yield from acting(item, _below(path, str(place)))
 
 
 def _below(path: str, name: str) -> str:

@@ -55,8 +55,8 @@ def report(
     query = query.group_by(*columns.values()) if columns else query
     if project_id is not None:
         query = query.where(JobRow.project_id == project_id)
-    found = [_used(row._mapping, columns) for row in session.execute(query)]
-    return sorted((one for one in found if one.attempts), key=lambda one: (-one.device_seconds, repr(one)))
+    used = [_used(row._mapping, columns) for row in session.execute(query)]
+    return sorted((group for group in used if group.attempts), key=lambda group: (-group.device_seconds, repr(group)))
 
 
 def _checked(group_by: Sequence[str]) -> list[str]:
@@ -108,15 +108,15 @@ def _used(row: Any, columns: Iterable[str]) -> Used:
     )
 
 
-def as_csv(found: Sequence[Used], group_by: Sequence[str]) -> str:
+def as_csv(used: Sequence[Used], group_by: Sequence[str]) -> str:
     """One line per group, with a heading; the groups asked for come first."""
     text = io.StringIO()
     figures = [field.name for field in fields(Used) if field.name not in (*DIMENSIONS, "labels")]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*group_by, *figures])
-    for one in found:
-        named = [one.labels[n.removeprefix(LABEL)] if n.startswith(LABEL) else getattr(one, n) for n in group_by]
-        writer.writerow([*(_inert(name) for name in named), *(getattr(one, figure) for figure in figures)])
+    for group in used:
+        named = [group.labels[n.removeprefix(LABEL)] if n.startswith(LABEL) else getattr(group, n) for n in group_by]
+        writer.writerow([*(_inert(name) for name in named), *(getattr(group, figure) for figure in figures)])
     return text.getvalue()
 
 

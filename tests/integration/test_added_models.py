@@ -91,7 +91,7 @@ def look_up(api: Api, *, refusal: str = "") -> None:
             assert base_models.refused(session, claimed.lease, error=refusal, known=claimed.known)
         else:
             commit = None if claimed.source == "path" else "1" * 40
-            assert base_models.found(session, claimed.lease, commit=commit, config=json.dumps(CONFIG))
+            assert base_models.resolved(session, claimed.lease, commit=commit, config=json.dumps(CONFIG))
 
 
 def submit(api: Api, admin: httpx2.Client, model: str) -> httpx2.Response:
@@ -201,7 +201,7 @@ def test_a_model_is_removed_while_a_worker_looks_it_up(api: Api, admin: httpx2.C
     assert admin.delete(f"{ROUTE}/far-8b").status_code == 200
 
     with session_scope(api.engine) as session:
-        assert not base_models.found(session, claimed.lease, commit="1" * 40, config="{}")
+        assert not base_models.resolved(session, claimed.lease, commit="1" * 40, config="{}")
         assert session.scalars(select(BaseModelRow)).all() == []
 
 

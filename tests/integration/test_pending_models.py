@@ -57,7 +57,7 @@ def look_up(api: Api, *, refused: str = "") -> None:
         if refused:
             assert base_models.refused(session, lease, error=refused)
         else:
-            assert base_models.found(session, lease, commit="1" * 40, config=json.dumps(CONFIG))
+            assert base_models.resolved(session, lease, commit="1" * 40, config=json.dumps(CONFIG))
 
 
 def test_a_job_waits_for_the_look_up_and_is_accepted_after_it(api: Api, client: httpx2.Client) -> None:

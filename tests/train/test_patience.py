@@ -17,7 +17,7 @@ from shared.contract.events import EXIT_DONE, Alive, Metrics, Started
 from shared.settings import Settings
 from tests.lifecycle.stack import until
 from tests.train.tiny import chat_rows, make_spec, run
-from worker.program.trainer_events import EventTail, Story, told
+from worker.program.trainer_events import EventTail, Story, client_event
 from worker.train import reporting
 from worker.train.objectives.objective import Loss, MicroBatch, Separable
 from worker.train.ranks import Ranks
@@ -146,7 +146,7 @@ def test_signs_of_life_are_rare_and_no_client_reads_them(tmp_path: Path) -> None
     signs = list(EventTail(events).read())
 
     assert len(signs) == 10
-    assert [told(sign) for sign in signs if isinstance(sign, Alive)] == [None] * 10
+    assert [client_event(sign) for sign in signs if isinstance(sign, Alive)] == [None] * 10
 
 
 @pytest.mark.parametrize("works", [True, False])

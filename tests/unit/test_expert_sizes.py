@@ -90,7 +90,7 @@ def test_an_adapter_on_every_expert_is_told_by_its_size_and_by_what_each_pass_wr
 def test_a_preflight_warns_of_frozen_experts_and_of_their_16_bits() -> None:
     said = cautions(settled(QWEN3_30B, method="qlora"))
 
-    assert said[0].startswith("The experts stay in 16 bits, 58.0 GB")
+    assert said[0].startswith("The experts stay in 16 bits, 54.0 GiB")
     assert said[1].startswith("The experts stay frozen, 29 billion values")
     assert "target_modules 'experts'" in said[1]
 

@@ -32,9 +32,9 @@ GPU = Candidate(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"total_bytes": GB}, "it offers 1.0 GB"),
-        ({"foreign_bytes": 79 * GB + GB // 2}, "79.5 GB are held by others"),
-        ({"free_bytes": GB}, "it offers 1.0 GB"),
+        ({"total_bytes": GB}, "it offers 0.9 GiB"),
+        ({"foreign_bytes": 79 * GB + GB // 2}, "74.0 GiB are held by others"),
+        ({"free_bytes": GB}, "it offers 0.9 GiB"),
         ({"bfloat16": False}, "no bfloat16"),
         ({"usable": False}, "unhealthy or quarantined"),
     ],

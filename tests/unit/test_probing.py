@@ -39,7 +39,7 @@ def test_the_program_passes_on_this_processor(settings: Settings) -> None:
     outcome = try_device(CPU, settings=settings, uid=None, driver=None)
 
     assert outcome.ailment is None
-    assert outcome.found.startswith(f"PyTorch {torch.__version__}")
+    assert outcome.summary.startswith(f"PyTorch {torch.__version__}")
     assert list((settings.home / "work").iterdir()) == [], "its folder is removed again"
 
 

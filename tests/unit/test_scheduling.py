@@ -217,7 +217,7 @@ def test_a_spent_budget_stops_the_jobs_that_would_exceed_it() -> None:
 
     assert started(decision) == ["r1"]
     assert decision.verdicts["r2"].blocked_by == "BUDGET"
-    assert "charged 3,600 GPU-seconds and project red has 1,400 left" in decision.verdicts["r2"].detail
+    assert "charged 3,600 device-seconds and project red has 1,400 left" in decision.verdicts["r2"].detail
     assert decision.verdicts["r2"].eta_low is None
 
 
@@ -388,9 +388,9 @@ def test_a_gang_does_not_start_on_devices_of_two_hosts() -> None:
 def test_a_gang_over_hosts_has_devices_of_one_kind_though_others_are_free_sooner() -> None:
     mixed = [*host("cpu-a", 2, kind="cpu"), *host("gpu-a", 2), *host("gpu-b", 2)]
 
-    alone = decide([job("gang", gpus=2, hosts=2)], mixed)
-    waiting = decide([job("gang", gpus=2, hosts=2)], mixed[:4])
-    busy = decide([job("gang", gpus=2, hosts=2)], mixed, running=[runner("r", "gpu-b-0")])
+    alone = decide([job("gang", gpus=2, nodes=2)], mixed)
+    waiting = decide([job("gang", gpus=2, nodes=2)], mixed[:4])
+    busy = decide([job("gang", gpus=2, nodes=2)], mixed, running=[runner("r", "gpu-b-0")])
 
     assert set(alone.assignments[0].device_ids) == {"gpu-a-0", "gpu-a-1", "gpu-b-0", "gpu-b-1"}
     assert waiting.verdicts["gang"].blocked_by == "NO_WORKER"
@@ -401,13 +401,13 @@ def test_a_gang_over_hosts_has_devices_of_one_kind_though_others_are_free_sooner
 def test_a_gang_over_hosts_gets_its_devices_on_every_host_or_none() -> None:
     devices = [*host("a", 2), *host("b", 2), *host("c", 1)]
 
-    assert set(decide([job("gang", gpus=2, hosts=2)], devices).assignments[0].device_ids) == {
+    assert set(decide([job("gang", gpus=2, nodes=2)], devices).assignments[0].device_ids) == {
         "a-0",
         "a-1",
         "b-0",
         "b-1",
     }
-    assert started(decide([job("gang", gpus=2, hosts=3)], [*devices, *host("d", 1)])) == []
+    assert started(decide([job("gang", gpus=2, nodes=3)], [*devices, *host("d", 1)])) == []
 
 
 def blocked_gang(*others: QueuedJob, **gang: Any) -> Plan:

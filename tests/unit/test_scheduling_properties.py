@@ -57,7 +57,7 @@ def queues(draw: st.DrawFn) -> list[QueuedJob]:
             priority=draw(st.integers(0, 2)),
             submitted_at=NOON - timedelta(hours=draw(st.integers(0, 30))),
             gpus=draw(st.sampled_from((1, 1, 1, 2, 3))),
-            hosts=draw(st.sampled_from((1, 1, 1, 2))),
+            nodes=draw(st.sampled_from((1, 1, 1, 2))),
             bytes_per_device=draw(st.sampled_from((0, 10, 21, 22, 40, 90))) * GIB,
             max_runtime_seconds=draw(seconds),
             expected_seconds=draw(seconds),
@@ -136,7 +136,7 @@ def test_a_gang_starts_whole_with_its_devices_on_each_host_together(state: State
 
     for assignment in decide(state).assignments:
         job = jobs[assignment.job_id]
-        assert Counter(Counter(pool[d].host for d in assignment.device_ids).values()) == {job.gpus: job.hosts}
+        assert Counter(Counter(pool[d].host for d in assignment.device_ids).values()) == {job.gpus: job.nodes}
 
 
 @quickly

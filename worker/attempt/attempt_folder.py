@@ -65,12 +65,12 @@ class AttemptFolder:
         if self.claim.validation_file is not None:
             target = self.folder.data / "validation.jsonl"
             validation = workdir.stage_rows(store, self.claim.validation_file, target, interrupt=interrupt)
-        told = self._stage_checkpoint(interrupt)
+        events = self._stage_checkpoint(interrupt)
         self.folder.spec.write_text(
             self._attempt_spec(self.model, rows, validation).model_dump_json(), encoding="utf-8"
         )
         workdir.hand_over(self.folder, uid=self.host.trainer_uid)
-        return told
+        return events
 
     def _stage_checkpoint(self, interrupt: Callable[[], None]) -> list[NewEvent]:
         if self.claim.last_checkpoint is None:

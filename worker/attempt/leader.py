@@ -65,16 +65,16 @@ class Gang:
     @property
     def ready(self) -> bool:
         """Whether all have staged what they need."""
-        said = [self._states.get(member.node) for member in self.members]
-        return all(state is not None and state.phase == "ready" for state in said)
+        states = [self._states.get(member.node) for member in self.members]
+        return all(state is not None and state.phase == "ready" for state in states)
 
     @property
     def gone(self) -> bool:
         """Whether of no member anything lives, as far as anybody can know."""
-        said = [self._states.get(member.node) for member in self.members]
+        states = [self._states.get(member.node) for member in self.members]
         return all(
             state is not None and (state.phase == "ended" or state.node in self._silent or state.phase == "called")
-            for state in said
+            for state in states
         )
 
     @property

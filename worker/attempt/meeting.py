@@ -51,8 +51,8 @@ def own_address(settings: Settings) -> str:
     if not host or host.startswith("/"):  # a socket in the file system: everything is on this machine
         return LOOPBACK
     try:
-        found = socket.getaddrinfo(host, database.port or 5432, type=socket.SOCK_DGRAM)
-        family, kind, _, _, address = found[0]
+        addresses = socket.getaddrinfo(host, database.port or 5432, type=socket.SOCK_DGRAM)
+        family, kind, _, _, address = addresses[0]
         with socket.socket(family, kind) as probe:
             probe.connect(address)  # UDP: nothing is sent, the kernel only chooses the way
             return str(probe.getsockname()[0])
@@ -82,9 +82,9 @@ def free_port(ports: str) -> int:
 def interface(address: str) -> str | None:
     """The network interface that has the address (or name); None when none has, as behind an address translation."""
     with contextlib.suppress(OSError):
-        meant = {str(found[4][0]) for found in socket.getaddrinfo(address, None)}
+        meant = {str(info[4][0]) for info in socket.getaddrinfo(address, None)}
         for name, addresses in psutil.net_if_addrs().items():
-            if any(one.address in meant for one in addresses):
+            if any(entry.address in meant for entry in addresses):
                 return str(name)
     log.warning("meeting.no_interface", address=address, remedy="set TUNEPOOL_GANG_ADDRESS to an address of this host")
     return None

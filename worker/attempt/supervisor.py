@@ -39,7 +39,7 @@ from worker.attempt.publishing import PublishingAttempt
 from worker.host.host import AWAY, Host, full_sentence, host_code, host_sentence
 from worker.program.launcher import Exit, Trainer
 from worker.program.processes import StillAlive
-from worker.program.trainer_events import EventTail, says_out_of_memory, told
+from worker.program.trainer_events import EventTail, client_event, says_out_of_memory
 
 log = structlog.get_logger()
 
@@ -204,7 +204,7 @@ class _Attempt(PublishingAttempt):
             self.story.hear(event)
             if isinstance(event, CheckpointSaved):
                 self.uploads.append(self.uploader.submit(self.publish_checkpoint, event))
-        self.untold += self.meter.admit([said for said in map(told, events) if said is not None])
+        self.untold += self.meter.admit([news for news in map(client_event, events) if news is not None])
         return len(events)
 
     def tell(self, *, now: bool = False) -> None:

@@ -43,46 +43,48 @@ def check_next_file(host: Host) -> bool:
 def check_next_table(host: Host) -> bool:
     """Open one uploaded table, if any waits and long work may begin. False: none does, or the store is away."""
     turn = host.turn("table_check")
-    found = host.claim(partial(file_checks.claim_check, **_who(host), work=TABLES, turn=turn))
-    if found is not None:
-        host.served["table_check"] = found.project_id
-    return _check(host, found)
+    file_check = host.claim(partial(file_checks.claim_check, **_who(host), work=TABLES, turn=turn))
+    if file_check is not None:
+        host.served["table_check"] = file_check.project_id
+    return _check(host, file_check)
 
 
 def _who(host: Host) -> dict[str, Any]:
     return {"worker_id": host.worker.id, "lease_seconds": host.settings.lease_seconds}
 
 
-def _check(host: Host, found: FileCheck | None) -> bool:
-    if found is None:
+def _check(host: Host, file_check: FileCheck | None) -> bool:
+    if file_check is None:
         return False
-    return under_lease(host, FILE_CHECK, found.lease, partial(_report, host, found))
+    return under_lease(host, FILE_CHECK, file_check.lease, partial(_report, host, file_check))
 
 
-def _report(host: Host, found: FileCheck, watch: Watch) -> None:
+def _report(host: Host, file_check: FileCheck, watch: Watch) -> None:
     """Write what is in the file. Raises Stopped, too when the store is away: that is not the file's fault."""
     try:
-        report, rows = _read(host, found, watch)
+        report, rows = _read(host, file_check, watch)
     except Unavailable as error:
-        log.warning("file.unreadable", file_id=found.lease.id, error=str(error)[:200])
+        log.warning("file.unreadable", file_id=file_check.lease.id, error=str(error)[:200])
         raise Stopped from error  # the sweep rings again
     problem = listed(report) if report.problem_count else None
     document = report.document()
-    host.write_in_the_end(lambda s: file_checks.finish_check(s, found, report=document, problem=problem, rows=rows))
-    log.info("file.checked", file_id=found.lease.id, rows=report.rows, problems=report.problem_count)
+    host.write_in_the_end(
+        lambda s: file_checks.finish_check(s, file_check, report=document, problem=problem, rows=rows)
+    )
+    log.info("file.checked", file_id=file_check.lease.id, rows=report.rows, problems=report.problem_count)
 
 
-def _read(host: Host, found: FileCheck, watch: Watch) -> tuple[DatasetReport, MadeRows | None]:
+def _read(host: Host, file_check: FileCheck, watch: Watch) -> tuple[DatasetReport, MadeRows | None]:
     """What is in the file, and the rows made of it if it is not JSONL. Raises Unavailable, Stopped."""
     limits = Limits(file_bytes=host.settings.max_file_bytes)
-    if not found.packed:
-        return check(_kept_alive(host, found, watch), limits=limits), None
-    return unpack(host, found, watch, limits=limits)
+    if not file_check.packed:
+        return check(_kept_alive(host, file_check, watch), limits=limits), None
+    return unpack(host, file_check, watch, limits=limits)
 
 
-def _kept_alive(host: Host, found: FileCheck, watch: Watch) -> Iterator[bytes]:
+def _kept_alive(host: Host, file_check: FileCheck, watch: Watch) -> Iterator[bytes]:
     """The file's bytes; the lease of the check is extended while they flow. Raises Stopped."""
-    for chunk in _small(host.store.chunks(found.key)):
+    for chunk in _small(host.store.chunks(file_check.key)):
         yield chunk
         watch.check()
 
@@ -130,7 +132,7 @@ def _validate(host: Host, claim: Claim, _watch: Watch) -> None:
             expected_seconds=durations.held_seconds(
                 settled.spec, ended=measurements.held(s, base_model=settled.spec.base_model.name)
             ),
-            told=list(_oddities(claim)),
+            events=list(_oddities(claim)),
         )
     )
     ring("training", host.settings)

@@ -118,7 +118,7 @@ def _look_up(host: Host, wanted: LookUp, watch: Watch) -> None:
     else:
         weights = seen.weights.model_dump()
         host.write_in_the_end(
-            lambda s: look_ups.found(s, lease, commit=seen.commit, config=seen.config, weights=weights)
+            lambda s: look_ups.resolved(s, lease, commit=seen.commit, config=seen.config, weights=weights)
         )
         log.info("base_model.ready", locator=wanted.locator, revision=wanted.revision, commit=seen.commit)
 

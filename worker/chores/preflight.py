@@ -114,26 +114,26 @@ class _Examination:
 
     def settled(self, resolution: Resolution, needed: Abilities) -> dict[str, Any]:
         """The spec with its reasons, its memory, and where it fits."""
-        spec, found = resolution.spec, resolution.calibration
+        spec, correction = resolution.spec, resolution.calibration
         known = self.host.write(lambda s: measurements.of_kind(s, base_model=spec.base_model.name))
         devices = self.host.write(lambda s: pages.devices(s, pool_name=self.host.settings.pool))
         total = resolution.estimate.total
         return {
             "spec": spec.model_dump(mode="json"),
-            "auto": [one.model_dump(mode="json") for one in resolution.auto],
+            "auto": [choice.model_dump(mode="json") for choice in resolution.auto],
             "warnings": cautions(spec),
             "servable": servability.verdicts(spec.adapter),
             "memory": Memory(
-                predicted_bytes=found.expected(total),
-                upper_bytes=found.upper(total),
-                evaluation_bytes=found.expected(estimate_evaluation(resolution.work).total),
-                sure=found.sure,
-                measurements=found.count,
+                predicted_bytes=correction.expected(total),
+                upper_bytes=correction.upper(total),
+                evaluation_bytes=correction.expected(estimate_evaluation(resolution.work).total),
+                sure=correction.sure,
+                measurements=correction.count,
                 terms=resolution.estimate.terms,
             ),
             "devices": [
-                DeviceFit(**dataclasses.asdict(one))
-                for one in fits(spec, [candidate(row) for row in devices], measurements=known, abilities=needed)
+                DeviceFit(**dataclasses.asdict(fit))
+                for fit in fits(spec, [candidate(row) for row in devices], measurements=known, abilities=needed)
             ],
         }
 
@@ -236,8 +236,8 @@ class _Refused(TunepoolError):
 
 def _is_ok(tokens: TokenReport) -> bool:
     """Whether training would begin: no row is refused, and each file has something to learn from or to look at."""
-    files = [one for one in (tokens.training, tokens.validation) if one is not None]
-    return all(one.fault_count == 0 and one.kept_tokens > 0 for one in files)
+    files = [file for file in (tokens.training, tokens.validation) if file is not None]
+    return all(file.fault_count == 0 and file.kept_tokens > 0 for file in files)
 
 
 def _file(file: FileRef) -> CheckedFile:

@@ -212,16 +212,16 @@ class TalkProgram:
             self._warmed.set_exception(TalkBroken("The playground's program ended while it loaded the model."))
         self._ended(self)
 
-    def _take(self, said: Warmed | Answered | Held) -> None:
-        if isinstance(said, Held):
-            self.adapters = tuple(said.adapters)
-        if isinstance(said, Warmed):
+    def _take(self, message: Warmed | Answered | Held) -> None:
+        if isinstance(message, Held):
+            self.adapters = tuple(message.adapters)
+        if isinstance(message, Warmed):
             if not self._warmed.done():
                 self._warmed.set_result(None)
-        elif isinstance(said, Declined) and not self._warmed.done():
-            self._warmed.set_exception(_as_error(said))
+        elif isinstance(message, Declined) and not self._warmed.done():
+            self._warmed.set_exception(_as_error(message))
         else:
-            self._hear(said)
+            self._hear(message)
 
     # --- its end ------------------------------------------------------------------------------------------------------
 

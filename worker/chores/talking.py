@@ -55,14 +55,14 @@ class Talk:
         self.asked_at = asked_at
         self.target = call.target
         self.question = call.question.model_copy(update={"number": number})
-        self.said: asyncio.Queue[Answered] = asyncio.Queue()
+        self.answers: asyncio.Queue[Answered] = asyncio.Queue()
         self.gone = False  # its caller has left
         self.over = False
 
-    def hear(self, said: Answered) -> None:
+    def hear(self, answer: Answered) -> None:
         if not self.over:
-            self.over = isinstance(said, Ended | Declined)
-            self.said.put_nowait(said)
+            self.over = isinstance(answer, Ended | Declined)
+            self.answers.put_nowait(answer)
 
     def decline(self, code: str, message: str, *, param: str | None = None, passing: bool = True) -> None:
         self.hear(Declined(number=self.number, code=code, message=message, param=param, passing=passing))
@@ -110,15 +110,15 @@ class Desk:
         leaving = asyncio.create_task(reader.read(1))
         try:
             while True:
-                saying = asyncio.create_task(talk.said.get())
+                saying = asyncio.create_task(talk.answers.get())
                 done, _ = await asyncio.wait({saying, leaving}, return_when=asyncio.FIRST_COMPLETED)
                 if saying not in done:
                     saying.cancel()
                     return
-                said = saying.result()
-                writer.write(said.model_dump_json().encode() + b"\n")
+                answer = saying.result()
+                writer.write(answer.model_dump_json().encode() + b"\n")
                 await writer.drain()
-                if isinstance(said, Ended | Declined):
+                if isinstance(answer, Ended | Declined):
                     return
         finally:
             leaving.cancel()
@@ -176,7 +176,7 @@ class Desk:
         talk = self._waiting[0]
         if self._program is not None and self._clock() - talk.asked_at < OVERTAKEN_SECONDS:
             weights = self._program.weights
-            mine = (one for one in self._waiting if HeldWeights.of(one.target, self._device) == weights)
+            mine = (other for other in self._waiting if HeldWeights.of(other.target, self._device) == weights)
             talk = next(mine, talk)
         self._waiting.remove(talk)
         return talk
@@ -226,15 +226,15 @@ class Desk:
         log.info("playground.warm", base_model=weights.base, seconds=round(self._clock() - begun, 1))
         return program
 
-    def _hear(self, said: Answered | Held) -> None:
-        if isinstance(said, Held):
+    def _hear(self, message: Answered | Held) -> None:
+        if isinstance(message, Held):
             return
-        talk = self._running.get(said.number)
+        talk = self._running.get(message.number)
         if talk is None:
             return
-        talk.hear(said)
-        if isinstance(said, Ended | Declined):
-            self._running.pop(said.number, None)
+        talk.hear(message)
+        if isinstance(message, Ended | Declined):
+            self._running.pop(message.number, None)
             self._wake()
 
     def _lost(self, program: TalkProgram) -> None:
@@ -312,7 +312,7 @@ class Desk:
 
 async def run(host: Host, over: asyncio.Event, *, ready: Callable[[Address], None] = lambda _: None) -> None:
     """Serve until `over` is set. Whatever ends, the program ends first."""
-    device = next((found for found in host.devices if found.healthy), host.devices[0])
+    device = next((candidate for candidate in host.devices if candidate.healthy), host.devices[0])
     token = secrets.token_urlsafe(32)
     desk = Desk(host, device, token=token)
     server = await asyncio.start_server(desk.take, host.settings.playground_address, 0, limit=LINE_BYTES)

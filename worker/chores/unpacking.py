@@ -35,13 +35,13 @@ COLUMNS_BYTES: Final = 1 << 20
 _PLACE: Final = re.compile(r"(line|row|item) ([0-9]{1,12})")
 
 
-def unpack(host: Host, found: FileCheck, watch: Watch, *, limits: Limits) -> tuple[DatasetReport, MadeRows | None]:
+def unpack(host: Host, file_check: FileCheck, watch: Watch, *, limits: Limits) -> tuple[DatasetReport, MadeRows | None]:
     """Make JSONL of an upload that is none as it stands, and check that; the report counts as the file does.
 
     Raises Stopped, Unavailable.
     """
-    place = workdir.make(host.work, found.lease)
-    problem = _open(host, found, place, watch=watch, limits=limits)
+    place = workdir.make(host.work, file_check.lease)
+    problem = _open(host, file_check, place, watch=watch, limits=limits)
     if problem is not None:
         return refused(problem), None
     columns = _columns(place)
@@ -49,32 +49,32 @@ def unpack(host: Host, found: FileCheck, watch: Watch, *, limits: Limits) -> tup
         return refused(_broken()), None
     rows = place.out / "rows.jsonl"
     report = check(_chunks(rows, watch), limits=limits, made_of=columns.unit, left=columns.dropped)
-    return report, _keep(host, found, rows) if report.ok else None
+    return report, _keep(host, file_check, rows) if report.ok else None
 
 
-def _open(host: Host, found: FileCheck, place: Workdir, *, watch: Watch, limits: Limits) -> RowProblem | None:
+def _open(host: Host, file_check: FileCheck, place: Workdir, *, watch: Watch, limits: Limits) -> RowProblem | None:
     """Run the program; what is wrong with the file, or None when its rows lie in `place.out`."""
     upload = place.data / "upload"
-    host.store.get_file(found.key, upload)
+    host.store.get_file(file_check.key, upload)
     watch.check()
     wanted = UnpackSpec(
-        file=str(upload), filename=found.filename, max_bytes=limits.file_bytes, memory_bytes=MEMORY_BYTES
+        file=str(upload), filename=file_check.filename, max_bytes=limits.file_bytes, memory_bytes=MEMORY_BYTES
     )
     place.spec.write_text(wanted.model_dump_json(), encoding="utf-8")
     workdir.hand_over(place, uid=host.trainer_uid)
     try:
-        ended = run_program.run(host, UNPACK, lease=found.lease, place=place, watch=watch, seconds=UNPACK_SECONDS)
+        ended = run_program.run(host, UNPACK, lease=file_check.lease, place=place, watch=watch, seconds=UNPACK_SECONDS)
     except TooSlow:
         return at_start("too_slow", f"Opening the file took more than {UNPACK_SECONDS:g} seconds; split it.")
-    return _problem(place, ended, found)
+    return _problem(place, ended, file_check)
 
 
-def _problem(place: Workdir, ended: Exit, found: FileCheck) -> RowProblem | None:
+def _problem(place: Workdir, ended: Exit, file_check: FileCheck) -> RowProblem | None:
     if ended.code == EXIT_DONE and hostile_folder.holds(place.out, "rows.jsonl"):
         return None
     fault = run_program.users_fault(place, ended)
     if fault is None:
-        log.warning("unpack.broke", file_id=found.lease.id, exit=ended.code, last_words=ended.last_words[-2000:])
+        log.warning("unpack.broke", file_id=file_check.lease.id, exit=ended.code, last_words=ended.last_words[-2000:])
         return _broken()
     return _as_problem(fault)
 
@@ -97,14 +97,14 @@ def _as_problem(fault: Failed) -> RowProblem:
 def _columns(place: Workdir) -> TableColumns | None:
     """What the program says of the file's columns; None when it says nothing that can be read."""
     try:
-        told = TableColumns.model_validate_json(hostile_folder.read(place.out, "columns.json", most=COLUMNS_BYTES))
+        columns = TableColumns.model_validate_json(hostile_folder.read(place.out, "columns.json", most=COLUMNS_BYTES))
     except (FileNotFoundError, hostile_folder.Refused, ValidationError):
         return None
-    return told.model_copy(update={"dropped": [plain_text.printable(name) for name in told.dropped]})
+    return columns.model_copy(update={"dropped": [plain_text.printable(name) for name in columns.dropped]})
 
 
-def _keep(host: Host, found: FileCheck, rows: Path) -> MadeRows:
-    key = layout.rows_key(found.key, found.lease.fence)
+def _keep(host: Host, file_check: FileCheck, rows: Path) -> MadeRows:
+    key = layout.rows_key(file_check.key, file_check.lease.fence)
     with hostile_folder.opened(rows.parent, rows.name) as stream:
         return MadeRows(key=key, sha256=host.store.put_open(key, stream).sha256)
 

@@ -50,12 +50,12 @@ def discover(
     """
     if settings.devices == "cpu":
         return cpu(settings, own_pids=own_pids)
-    found = (
+    devices = (
         _visible(nvidia.gpus(own_pids=own_pids, ailments=ailments or {}, nvml=nvml, signs=driver_signs), settings)
         or rocm.gpus(own_pids=own_pids, load=load_amdsmi)
         or cpu(settings, own_pids=own_pids)
     )
-    return found if found[0].uuid == nvidia.MUTE else _narrowed(found, settings.devices)
+    return devices if devices[0].uuid == nvidia.MUTE else _narrowed(devices, settings.devices)
 
 
 def _visible(gpus: tuple[FoundDevice, ...], settings: Settings) -> tuple[FoundDevice, ...]:
@@ -79,13 +79,13 @@ def _visible(gpus: tuple[FoundDevice, ...], settings: Settings) -> tuple[FoundDe
     return tuple(seen)
 
 
-def _narrowed(found: tuple[FoundDevice, ...], wanted: str) -> tuple[FoundDevice, ...]:
+def _narrowed(devices: tuple[FoundDevice, ...], wanted: str) -> tuple[FoundDevice, ...]:
     if wanted == "all":
-        return found
+        return devices
     names = [name.strip() for name in wanted.split(",")]
-    kept = tuple(device for index, device in enumerate(found) if str(index) in names or device.uuid in names)
+    kept = tuple(device for index, device in enumerate(devices) if str(index) in names or device.uuid in names)
     if not kept:
-        raise NoSuchDevice(f"TUNEPOOL_DEVICES={wanted}: this host has {', '.join(device.uuid for device in found)}.")
+        raise NoSuchDevice(f"TUNEPOOL_DEVICES={wanted}: this host has {', '.join(device.uuid for device in devices)}.")
     return kept
 
 

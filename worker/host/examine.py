@@ -50,7 +50,7 @@ def _device(device: FoundDevice, settings: Settings, *, uid: int | None) -> dict
         "name": device.name,
         "total_bytes": device.total_bytes,
         "ailment": device.ailment or outcome.ailment,
-        "found": outcome.found,
+        "found": outcome.summary,
     }
 
 

@@ -77,9 +77,9 @@ class Host:
         while True:
             try:
                 return self.write(lambda s: verb(s, passed_over=self.passed_over))
-            except NotUnderstood as found:
-                self.passed_over.add(found.row_id)
-                log.warning("job.not_understood", job_id=found.row_id, remedy="a worker of a newer version takes it")
+            except NotUnderstood as error:
+                self.passed_over.add(error.row_id)
+                log.warning("job.not_understood", job_id=error.row_id, remedy="a worker of a newer version takes it")
 
     def catalogue(self) -> Catalogue:
         """Every base model, as it stands now. Raises one of `AWAY` when Postgres is needed and stays away."""

@@ -52,14 +52,14 @@ def gpus(
         return _mute(str(error)) if any(sign.exists() for sign in signs) else ()
     try:
         count = nvml.nvmlDeviceGetCount()
-        found = tuple(device for index in range(count) for device in _gpu(nvml, index, own_pids, ailments))
+        devices = tuple(device for index in range(count) for device in _gpu(nvml, index, own_pids, ailments))
     except nvml.NVMLError as error:
         return _mute(str(error))
     finally:
         nvml.nvmlShutdown()
-    if not found and (count or any(sign.exists() for sign in signs)):
+    if not devices and (count or any(sign.exists() for sign in signs)):
         return _mute(f"{count} GPUs, and none can be read")
-    return found
+    return devices
 
 
 # The uuid of what stands for GPUs that a driver does not show.
@@ -113,13 +113,13 @@ def _gpu(nvml: Any, index: int, own_pids: Collection[int], ailments: Mapping[str
         return [
             _device(
                 nvml,
-                one,
+                part,
                 name=_text(nvml.nvmlDeviceGetName(handle)),
                 ailment=ailment,
                 capability=capability,
                 own_pids=own_pids,
             )
-            for one in _mig_slices(nvml, handle) or [handle]
+            for part in _mig_slices(nvml, handle) or [handle]
         ]
     except nvml.NVMLError as error:
         log.warning("device.unreadable", index=index, error=str(error)[:200])
@@ -170,10 +170,10 @@ def _mig_slices(nvml: Any, handle: Any) -> list[Any]:
     if mode[0] != nvml.NVML_DEVICE_MIG_ENABLE:
         return []
     count = nvml.nvmlDeviceGetMaxMigDeviceCount(handle)
-    found = (
+    slices = (
         _ask(nvml, nvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, index, default=None) for index in range(count)
     )
-    return [one for one in found if one is not None]
+    return [part for part in slices if part is not None]
 
 
 def _memory_ailment(nvml: Any, handle: Any) -> str | None:

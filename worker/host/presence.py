@@ -80,20 +80,20 @@ def take_home(home: Path) -> IO[str]:
     return lock
 
 
-def describe(found: FoundDevice, *, host: str, cached: list[str]) -> DeviceReport:
+def describe(device: FoundDevice, *, host: str, cached: list[str]) -> DeviceReport:
     return DeviceReport(
-        id=f"{host}:{found.uuid}",
-        kind=found.kind,
-        name=found.name,
-        total_bytes=found.total_bytes,
-        free_bytes=found.free_bytes,
-        foreign_bytes=found.foreign_bytes,
-        healthy=found.healthy,
-        ailment=found.ailment,
-        bfloat16=found.bfloat16,
+        id=f"{host}:{device.uuid}",
+        kind=device.kind,
+        name=device.name,
+        total_bytes=device.total_bytes,
+        free_bytes=device.free_bytes,
+        foreign_bytes=device.foreign_bytes,
+        healthy=device.healthy,
+        ailment=device.ailment,
+        bfloat16=device.bfloat16,
         cached_models=cached,
-        capability=found.capability,
-        probed=found.probed,
+        capability=device.capability,
+        probed=device.probed,
     )
 
 
@@ -201,11 +201,11 @@ class Presence(threading.Thread):
         self._complain(catalogue.complaints())
         cached = cached_names(catalogue, cache=self._settings.cache)
         leased = self._leased()
-        found = discover(self._settings, own_pids=own, ailments=self._xids.look())
-        found = self._probes.judged(self._idle.applied(found, leased=leased))
+        devices = discover(self._settings, own_pids=own, ailments=self._xids.look())
+        devices = self._probes.judged(self._idle.applied(devices, leased=leased))
         if self._flags.leaving:  # a leader elsewhere must not count on devices that nobody will answer for
-            found = tuple(replace(device, ailment=LEAVING) for device in found)
-        return [describe(device, host=self._worker.host, cached=cached) for device in found]
+            devices = tuple(replace(device, ailment=LEAVING) for device in devices)
+        return [describe(device, host=self._worker.host, cached=cached) for device in devices]
 
     def _leased(self) -> set[str]:
         """Uuids of our devices that jobs have. Asked before the look: a device freed meanwhile is reported as free."""

@@ -50,7 +50,7 @@ class Outcome:
     """What a probe found: why the device must not be used, or what it is made of."""
 
     ailment: str | None
-    found: str
+    summary: str
     capability: tuple[int, int] | None = None
 
 
@@ -173,7 +173,7 @@ class Probes:
             return device
         unknown = Outcome(TOO_FULL if too_full(device) else UNTRIED, "")
         outcome, _ = self._known.get(device.uuid, (unknown, 0.0))
-        return replace(device, ailment=outcome.ailment, probed=outcome.found or None)
+        return replace(device, ailment=outcome.ailment, probed=outcome.summary or None)
 
     def _work(self, devices: list[FoundDevice]) -> None:
         # All of one probe happens in this thread: its program dies with the thread that started it.
@@ -181,7 +181,7 @@ class Probes:
             outcome = self._probe(device)
             self._known[device.uuid] = outcome, self._clock()
             if outcome.ailment is None:
-                log.info("device.passed", uuid=device.uuid, probed=outcome.found)
+                log.info("device.passed", uuid=device.uuid, probed=outcome.summary)
             else:
                 log.error("device.ailing", uuid=device.uuid, ailment=outcome.ailment)
             self._done()

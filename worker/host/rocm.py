@@ -45,7 +45,10 @@ def _gpu(smi: Any, handle: Any, own_pids: Collection[int]) -> list[FoundDevice]:
     try:
         asic, memory = smi.amdsmi_get_gpu_asic_info(handle), smi.amdsmi_get_gpu_vram_usage(handle)
         total, used = int(memory["vram_total"]) * MIB, int(memory["vram_used"]) * MIB
-        held = {one["pid"]: int(one["memory_usage"]["vram_mem"]) for one in smi.amdsmi_get_gpu_process_list(handle)}
+        held = {
+            process["pid"]: int(process["memory_usage"]["vram_mem"])
+            for process in smi.amdsmi_get_gpu_process_list(handle)
+        }
         errors = smi.amdsmi_get_gpu_total_ecc_count(handle)["uncorrectable_count"]
     except smi.AmdSmiException as error:
         log.warning("device.unreadable", error=str(error)[:200])

@@ -90,14 +90,14 @@ def files(out: Path, name: str, *, bounds: Bounds = USUAL) -> list[Found]:
     with _entered(out) as (ground, owner), _below(ground, checked(name)) as folder:
         disk = os.fstatvfs(folder)
         most = bounds.bytes if bounds.bytes is not None else disk.f_blocks * disk.f_frsize
-        found: list[Found] = []
+        listed: list[Found] = []
         total = 0
-        for one in _walk(folder, "", owner=owner, depth=bounds.depth):
-            total += one.bytes
-            found.append(one)
-            if len(found) > bounds.files or total > most:
+        for file in _walk(folder, "", owner=owner, depth=bounds.depth):
+            total += file.bytes
+            listed.append(file)
+            if len(listed) > bounds.files or total > most:
                 raise Refused(f"'{name}' of a program's output has more than {bounds.files:,} files or {most:,} bytes.")
-    return sorted(found, key=lambda one: one.name)
+    return sorted(listed, key=lambda file: file.name)
 
 
 def touch(out: Path, name: str) -> None:
@@ -144,13 +144,13 @@ def _below(ground: int, name: str) -> Iterator[int]:
         os.close(here)
 
 
-def _folder(told: str, path: str, *, dir_fd: int | None = None) -> int:
+def _folder(shown: str, path: str, *, dir_fd: int | None = None) -> int:
     try:
         return os.open(path, _ENTER, dir_fd=dir_fd)
     except FileNotFoundError:
         raise
     except OSError as error:  # a link (ELOOP), no folder (ENOTDIR), one that may not be entered
-        raise Refused(f"'{told}' of a program's output is no plain folder.") from error
+        raise Refused(f"'{shown}' of a program's output is no plain folder.") from error
 
 
 def _plain(folder: int, name: str, *, owner: int) -> BinaryIO:

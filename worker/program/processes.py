@@ -117,7 +117,7 @@ def kill_strays(tag: Tag, *, spared: frozenset[psutil.Process] | None = frozense
     `spared`: the descendants that were there before it began. None: whatever has no tag is spared, because this process
     starts others meanwhile.
     """
-    by_tag = [process for process, found, _ in tagged() if found == tag]
+    by_tag = [process for process, its_tag, _ in tagged() if its_tag == tag]
     return kill([*by_tag, *(() if spared is None else descendants(tag) - spared)])
 
 

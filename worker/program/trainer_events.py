@@ -180,7 +180,7 @@ class Meter:
         return passed
 
 
-def told(event: TrainerEvent) -> NewEvent | None:
+def client_event(event: TrainerEvent) -> NewEvent | None:
     """A trainer's event as a client reads it; None for those that only the supervisor acts on."""
     match event:
         case Message():

@@ -204,10 +204,10 @@ def publish_text(store: Store, key: str, text: str, *, scratch: Path, interrupt:
 def _upload(store: Store, out: Path, below: str, prefix: str, interrupt: Interrupt) -> tuple[ManifestEntry, ...]:
     """Upload the folder `below` of `out`. What is described is what was sent, whatever lies there by now."""
     described = []
-    found = hostile_folder.files(out, below)
-    if not found:
+    files = hostile_folder.files(out, below)
+    if not files:
         raise hostile_folder.Refused(f"'{below}' of a program's output is empty.")
-    for file in found:
+    for file in files:
         with hostile_folder.opened(out, f"{below}/{file.name}") as source:
             stored = _put(store, f"{prefix}/{file.name}", source, interrupt)
         described.append(ManifestEntry(name=file.name, bytes=stored.bytes, sha256=stored.sha256))
@@ -227,11 +227,11 @@ def _put_once(store: Store, key: str, source: BinaryIO, interrupt: Interrupt) ->
     interrupt()
     stored = store.put_open(key, source, interrupt=interrupt)
     try:
-        found = store.size(key)
+        size = store.size(key)
     except NotFound as error:
         raise Unavailable(f"The object store took '{key}' and does not have it.", code="object_store") from error
-    if found != stored.bytes:
-        raise Unavailable(f"The object store has {found} of {stored.bytes} bytes of '{key}'.", code="object_store")
+    if size != stored.bytes:
+        raise Unavailable(f"The object store has {size} of {stored.bytes} bytes of '{key}'.", code="object_store")
     return stored
 
 

@@ -63,8 +63,8 @@ def main(spec_file: Path, out: Path) -> int:
         stop = StopRequest(out, ranks=ranks)
         if ranks.world == 1:  # of several ranks the launcher takes the signal, and ends the others when one dies
             stop.listen()
-        told = reporter if ranks.first else Reporter(None, clock=time.time)
-        run_attempt(spec, out=out, reporter=told, stop=stop, ranks=ranks)
+        own_reporter = reporter if ranks.first else Reporter(None, clock=time.time)
+        run_attempt(spec, out=out, reporter=own_reporter, stop=stop, ranks=ranks)
         ranks.leave()
     except StoppedOnRequest:
         return EXIT_STOPPED
@@ -135,9 +135,9 @@ def run_attempt(spec: AttemptSpec, *, out: Path, reporter: Reporter, stop: StopR
 
 def _agree_on_start(resume_from: Path | None, ranks: Ranks) -> None:
     """Every host has its own copy of the checkpoint; ranks that began at unlike steps would wait for each other."""
-    found = ranks.gathered(None if resume_from is None else resume_from.name)
-    if len(set(found)) > 1:
-        raise RuntimeError(f"the hosts of this job would go on from unlike checkpoints: {found}")
+    starts = ranks.gathered(None if resume_from is None else resume_from.name)
+    if len(set(starts)) > 1:
+        raise RuntimeError(f"the hosts of this job would go on from unlike checkpoints: {starts}")
 
 
 def _read_data(spec: AttemptSpec, *, tokenizer: Any, reporter: Reporter) -> tuple[RowSet, RowSet | None]:
@@ -161,9 +161,9 @@ def _read_data(spec: AttemptSpec, *, tokenizer: Any, reporter: Reporter) -> tupl
 
 
 def _say_unwritten(data: RowSet, name: str, reporter: Reporter) -> None:
-    for one in data.unwritten:
-        first, count = one.rows.rows[0], one.rows.count
-        reporter.say(f"{count} {name} rows, the first of them row {first}: {one.message}", level="warn")
+    for entry in data.unwritten:
+        first, count = entry.rows.rows[0], entry.rows.count
+        reporter.say(f"{count} {name} rows, the first of them row {first}: {entry.message}", level="warn")
 
 
 def _plan(spec: AttemptSpec, *, rows: int) -> StepPlan:

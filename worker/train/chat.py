@@ -120,7 +120,7 @@ class ChatTemplate:
         text = rendered.text
 
         def stopped(span: Span) -> Span:
-            stop = next((one for one in self._stops if text.startswith(one, span[1])), "")
+            stop = next((token for token in self._stops if text.startswith(token, span[1])), "")
             already = text[slice(*span)].endswith(self._stops)
             return span[0], span[1] + (0 if already else len(stop))
 
@@ -300,18 +300,18 @@ def trained_messages(messages: list[JsonObject], training: Training) -> list[boo
 def _runs(mask: list[int], offsets: list[Span]) -> list[Span]:
     """Character spans of the runs of ones in a token mask."""
     spans: list[Span] = []
-    for position, (one, (start, end)) in enumerate(zip(mask, offsets, strict=True)):
-        if one and position and mask[position - 1]:
+    for position, (trained, (start, end)) in enumerate(zip(mask, offsets, strict=True)):
+        if trained and position and mask[position - 1]:
             spans[-1] = (spans[-1][0], end)
-        elif one:
+        elif trained:
             spans.append((start, end))
     return spans
 
 
 def _failed(error: jinja2.TemplateError) -> Invalid:
-    said = str(error).rstrip(".!")
+    reason = str(error).rstrip(".!")
     return Invalid(
-        f"The chat template fails on the conversation: {said}. Write the row as this template has it (where it"
+        f"The chat template fails on the conversation: {reason}. Write the row as this template has it (where it"
         ' knows no system text, set training.system_prompt to "merge"), choose another base model, or give a template'
         " in training.chat_template.",
         code="chat_template_failed",

@@ -131,7 +131,7 @@ def newest_intact(folder: Path, *, job_id: str) -> Path | None:
 def is_intact(place: Path, *, job_id: str) -> bool:
     try:
         manifest = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
-        expected = [(one["name"], one["bytes"], one["sha256"]) for one in manifest["files"]]
+        expected = [(entry["name"], entry["bytes"], entry["sha256"]) for entry in manifest["files"]]
         kind = (manifest["format"], manifest["job_id"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -156,7 +156,7 @@ def _places(folder: Path) -> list[Path]:
 def read_progress(place: Path) -> Progress:
     """The progress of a checkpoint; what only a newer version notes is left out."""
     noted = json.loads((place / "state.json").read_text(encoding="utf-8"))["progress"]
-    return Progress(**{one.name: noted[one.name] for one in fields(Progress) if one.name in noted})
+    return Progress(**{field.name: noted[field.name] for field in fields(Progress) if field.name in noted})
 
 
 def restore(place: Path, learner: Learner, *, rank: int = 0) -> None:
@@ -180,7 +180,7 @@ def _state(learner: Learner, ranks: Ranks) -> tuple[dict[str, torch.Tensor], Jso
     own_tensors, own_facts = _random_state()
     random_states = ranks.gathered((own_tensors, own_facts))
     tensors |= {
-        f"random.{rank}.{name}": one for rank, (each, _) in enumerate(random_states) for name, one in each.items()
+        f"random.{rank}.{name}": value for rank, (each, _) in enumerate(random_states) for name, value in each.items()
     }
     # safetensors refuses tensors that share memory (bitsandbytes' quantile maps do): each gets its own copy.
     alone = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
@@ -188,7 +188,7 @@ def _state(learner: Learner, ranks: Ranks) -> tuple[dict[str, torch.Tensor], Jso
         "optimizer": optimizer,
         "scheduler": scheduler,
         "scaler": None if learner.scaler is None else learner.scaler.state_dict(),
-        "random": [one for _, one in random_states],
+        "random": [value for _, value in random_states],
     }
 
 

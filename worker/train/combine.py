@@ -39,7 +39,7 @@ def combine(spec: MergeSpec, folder: Path) -> None:
     try:
         model.add_weighted_adapter(
             adapters=names,
-            weights=[one.weight for one in request.adapters],
+            weights=[part.weight for part in request.adapters],
             adapter_name=COMBINED,
             combination_type=request.combination_type,
             svd_rank=request.svd_rank,
@@ -88,7 +88,7 @@ def _save(model: Any, folder: Path, *, spec: MergeSpec) -> None:
 def _card(spec: MergeSpec) -> str:
     assert isinstance(spec.request, CreateCombination)
     base = spec.job.base_model
-    parts = "\n".join(f"- {one.weight:g} × {one.adapter}" for one in spec.request.adapters)
+    parts = "\n".join(f"- {part.weight:g} × {part.adapter}" for part in spec.request.adapters)
     return f"""---
 base_model: {json.dumps(base.public_name)}
 library_name: peft

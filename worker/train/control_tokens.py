@@ -64,18 +64,18 @@ class ControlTokens:
             and (token.special or token.content in wanted or (number < 3 and token.content in _OF_SENTENCEPIECE))
         }
         self._pattern = re.compile(_any_of(self.ids))
-        self._edges = tuple({edge for one in self.ids for edge in (one[0], one[-1])})
+        self._edges = tuple({edge for spelled in self.ids for edge in (spelled[0], spelled[-1])})
         self._longest = max(map(len, self.ids), default=0)
 
     def spelled_in(self, text: str) -> list[int]:
         """Where control tokens are spelled in `text`, in characters."""
         if not any(edge in text for edge in self._edges):
             return []
-        return [one.start() for one in self._pattern.finditer(text)]
+        return [match.start() for match in self._pattern.finditer(text)]
 
     def first_kept(self, text: str, own: Sequence[int]) -> str | None:
         """The first control token in `text` that covers a place of `own`: it is read as text."""
-        return next((one[0] for one in self._pattern.finditer(text) if _covers(one, own)), None) if own else None
+        return next((match[0] for match in self._pattern.finditer(text) if _covers(match, own)), None) if own else None
 
     def marked(self, messages: list[JsonObject], tools: list[JsonObject] | None) -> MarkedRow:
         """A row as it is rendered, its own text marked where that reads like control tokens.
@@ -109,7 +109,7 @@ class ControlTokens:
         if isinstance(value, str):
             return self._marked_text(value, mark) if at in _COMPARED and not names else self._marked_name(value, mark)
         if isinstance(value, list):
-            return [self._marked_below(one, mark, at=at, names=names) for one in value]
+            return [self._marked_below(item, mark, at=at, names=names) for item in value]
         if not isinstance(value, dict):
             return value
         of_call = names or at == "arguments"
@@ -130,7 +130,9 @@ class ControlTokens:
         if not any(edge in text for edge in self._edges):
             return text
         places = {
-            one.start() for one in self._pattern.finditer(text) if not (keeps_tags and _REASONING_TAG.fullmatch(one[0]))
+            match.start()
+            for match in self._pattern.finditer(text)
+            if not (keeps_tags and _REASONING_TAG.fullmatch(match[0]))
         }
         places |= set(self._edges_of(text))
         for place in sorted(places, reverse=True):
@@ -148,14 +150,17 @@ class ControlTokens:
     @functools.cached_property
     def _cut(self) -> tuple[frozenset[str], frozenset[str]]:
         """Beginnings and ends of control tokens, none of them whole."""
-        heads = {one[:size] for one in self.ids for size in range(1, len(one))}
-        return frozenset(heads), frozenset(one[size:] for one in self.ids for size in range(1, len(one)))
+        heads = {token[:size] for token in self.ids for size in range(1, len(token))}
+        return frozenset(heads), frozenset(token[size:] for token in self.ids for size in range(1, len(token)))
 
     @functools.cached_property
     def _inner(self) -> frozenset[str]:
         """What stands within control tokens, without their first and last character."""
         return frozenset(
-            one[start:end] for one in self.ids for start in range(1, len(one)) for end in range(start + 1, len(one))
+            token[start:end]
+            for token in self.ids
+            for start in range(1, len(token))
+            for end in range(start + 1, len(token))
         )
 
 
@@ -179,7 +184,7 @@ class Respelling:
         Raises:
             Invalid: the text holds characters of every block that control tokens could be spelled with.
         """
-        blocks = (one for one in self._BLOCKS if not re.search(f"[{chr(one)}-{chr(one + 0x3FFF)}]", text))
+        blocks = (block for block in self._BLOCKS if not re.search(f"[{chr(block)}-{chr(block + 0x3FFF)}]", text))
         tokens = self._tokens(block=next(blocks, None))
 
         def spelled(match: re.Match[str]) -> str:
@@ -192,7 +197,9 @@ class Respelling:
         if block is None:
             raise _no_character_left()
         filler = chr(block + 0x3FFF)
-        spelling = {one: chr(block + place) + filler * (len(one) - 1) for place, one in enumerate(self._controls.ids)}
+        spelling = {
+            token: chr(block + place) + filler * (len(token) - 1) for place, token in enumerate(self._controls.ids)
+        }
         return RespelledTokens(self._backend, self._controls, spelling)
 
 
@@ -213,7 +220,7 @@ class RespelledTokens:
         if not self._reserved.isdisjoint(encoded.ids):  # the model itself makes a control token of plain text
             backend, known = self._guarded
             encoded = backend.encode(text, add_special_tokens=False)
-        return [known.get(one, one) for one in encoded.ids], encoded.offsets
+        return [known.get(token_id, token_id) for token_id in encoded.ids], encoded.offsets
 
     @functools.cached_property
     def _reserved(self) -> frozenset[int]:
@@ -238,11 +245,13 @@ class RespelledTokens:
             if (theirs := getattr(self._theirs, part)) is not None:
                 setattr(backend, part, theirs)
         flags = ("single_word", "lstrip", "rstrip", "normalized")
-        added = [one for one in self._theirs.get_added_tokens_decoder().values() if one.content]
+        added = [token for token in self._theirs.get_added_tokens_decoder().values() if token.content]
         backend.add_tokens(
             [
-                AddedToken(self.spelling.get(one.content, one.content), **{flag: getattr(one, flag) for flag in flags})
-                for one in added
+                AddedToken(
+                    self.spelling.get(token.content, token.content), **{flag: getattr(token, flag) for flag in flags}
+                )
+                for token in added
             ]
         )
         theirs = {backend.token_to_id(content): number for content, number in self.ids.items()}
@@ -259,11 +268,11 @@ def _without_mark(text: str, spans: list[Span], mark: str) -> PlainText:
     escape = f"u{ord(mark):04x}"
     marks = list(re.finditer(rf"{mark}|\\+{escape}", text))
     pieces, own, places, gone, end = [], [], [0], [0], 0
-    for one in marks:
-        pieces.append(text[end : one.start()])
-        own.append(one.start() - gone[-1] - 1)
-        end = one.end()
-        gone.append(gone[-1] + len(one[0]))
+    for match in marks:
+        pieces.append(text[end : match.start()])
+        own.append(match.start() - gone[-1] - 1)
+        end = match.end()
+        gone.append(gone[-1] + len(match[0]))
         places.append(end)
     clean = "".join([*pieces, text[end:]])
     if escape in clean.lower():
@@ -283,7 +292,7 @@ def _without_mark(text: str, spans: list[Span], mark: str) -> PlainText:
 def _unused(*parts: Any) -> str:
     """A mark that a row does not hold, in any form. Raises Invalid."""
     text = ascii(parts).lower()
-    mark = next((one for one in _MARKS if f"u{ord(one):04x}" not in text), None)
+    mark = next((candidate for candidate in _MARKS if f"u{ord(candidate):04x}" not in text), None)
     if mark is None:
         raise _no_character_left()
     return mark

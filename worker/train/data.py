@@ -174,13 +174,13 @@ class RowReader:
                 code="no_trainable_tokens",
                 param="training_file",
             )
-        return RowSet(rows=rows, truncated=truncated, dropped=dropped, unwritten=unwritten.told())
+        return RowSet(rows=rows, truncated=truncated, dropped=dropped, unwritten=unwritten.entries())
 
     def take(self, records: Iterable[JsonObject]) -> Iterator[Taken | Invalid]:
         """Each row, or why the chat template cannot write it."""
         left = iter(records)
         while some := [self._render(record) for record in islice(left, AT_ONCE)]:
-            yield from [one if isinstance(one, Invalid) else self._encode(one) for one in some]
+            yield from [item if isinstance(item, Invalid) else self._encode(item) for item in some]
 
     def _render(self, record: JsonObject) -> _Text | _Answers | Invalid:
         try:
@@ -206,25 +206,25 @@ class RowReader:
         row = self._controls.marked(messages, tools)
         if self._training.train_on == "all":
             text, _, own = row.plain(self._template.render(row.messages, tools=row.tools))
-            found = _numbered(lost(messages, tools=tools, text=text, spans=None), numbers)
-            refuse_lost(found, trained=lambda _: True)
-            return _Text(text, spans=None, own=own, lost=found + self._kept(text, own))
+            losses = _numbered(lost(messages, tools=tools, text=text, spans=None), numbers)
+            refuse_lost(losses, trained=lambda _: True)
+            return _Text(text, spans=None, own=own, lost=losses + self._kept(text, own))
         rendered = self._template.render_with_spans(row.messages, tools=row.tools)
         text, spans, own = row.plain(rendered.text, rendered.spans)
         carries_loss = trained_messages(written, self._training)
         places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
-        trained = {numbers[place] for place, one in zip(places, carries_loss, strict=True) if one}
-        found = _numbered(lost(messages, tools=tools, text=text, spans=spans), numbers)
-        refuse_lost(found, trained=trained.__contains__)
-        for place, (start, end), one in zip(places, rendered.spans, carries_loss, strict=True):
-            if one:
+        trained = {numbers[place] for place, carries in zip(places, carries_loss, strict=True) if carries}
+        losses = _numbered(lost(messages, tools=tools, text=text, spans=spans), numbers)
+        refuse_lost(losses, trained=trained.__contains__)
+        for place, (start, end), carries in zip(places, rendered.spans, carries_loss, strict=True):
+            if carries:
                 refuse_empty(rendered.text[start:end], numbers[place], ends=self._template.ends)
         answers = [(messages[place], span) for place, span in zip(places, spans, strict=True)]
         if self._training.mask_reasoning:
             spans = [behind_reasoning(message, text, span) for message, span in answers]
-        kept_spans = [span for span, one in zip(spans, carries_loss, strict=True) if one]
-        told = self._kept(text, own) + self._dropped(record["messages"])
-        return _Text(text, kept_spans, own=own, lost=found + told)
+        kept_spans = [span for span, carries in zip(spans, carries_loss, strict=True) if carries]
+        further = self._kept(text, own) + self._dropped(record["messages"])
+        return _Text(text, kept_spans, own=own, lost=losses + further)
 
     def _as_asked(self, messages: list[JsonObject]) -> tuple[list[JsonObject], list[int]]:
         """The messages that are rendered, and their places in the row."""
@@ -276,13 +276,13 @@ class RowReader:
         marked = row.messages[: len(asked)]
         prompt = self._template.render(marked, tools=row.tools, prompt_only=True)
         plain = row.plain(prompt)
-        found = _numbered(lost(asked, tools=tools, text=plain.text, spans=None), numbers)
+        losses = _numbered(lost(asked, tools=tools, text=plain.text, spans=None), numbers)
         wholes = [
             self._answered_once(prompt, row, answer, len(asked), at=len(asked) + place)
             for place, answer in enumerate(given)
         ]
         return _Answers(
-            plain, wholes, label, lost=found + self._kept_in(plain, *wholes) + self._dropped(record["messages"])
+            plain, wholes, label, lost=losses + self._kept_in(plain, *wholes) + self._dropped(record["messages"])
         )
 
     def _answered_once(self, prompt: str, row: MarkedRow, answer: JsonObject, asked: int, *, at: int) -> PlainText:
@@ -291,13 +291,13 @@ class RowReader:
         whole = self._template.render([*row.messages[:asked], row.messages[at]], tools=row.tools)
         span = self._template.answer_behind(prompt, whole)
         plain = row.plain(whole, [span])
-        found = lost([answer], tools=None, text=plain.text, spans=plain.spans)
-        refuse_lost([one._replace(message=asked) for one in found], trained=lambda _: True)
+        losses = lost([answer], tools=None, text=plain.text, spans=plain.spans)
+        refuse_lost([loss._replace(message=asked) for loss in losses], trained=lambda _: True)
         refuse_empty(whole[slice(*span)], asked, ends=self._template.ends)
         return row.plain(whole[: span[1]])
 
     def _kept_in(self, *texts: PlainText) -> list[Lost]:
-        return next((kept for one in texts if (kept := self._kept(one.text, one.own))), [])
+        return next((kept for side in texts if (kept := self._kept(side.text, side.own))), [])
 
     # ---- to tokens
 
@@ -331,9 +331,9 @@ class RowReader:
         return ids if self._ends_turn(ids) else [*ids, int(self._tokenizer.eos_token_id)]
 
 
-def _numbered(found: list[Lost], numbers: Sequence[int]) -> list[Lost]:
-    """`found` with messages by their places in the row."""
-    return [one if one.message is None else one._replace(message=numbers[one.message]) for one in found]
+def _numbered(losses: list[Lost], numbers: Sequence[int]) -> list[Lost]:
+    """`losses` with messages by their places in the row."""
+    return [loss if loss.message is None else loss._replace(message=numbers[loss.message]) for loss in losses]
 
 
 def _records(file: Path) -> Iterator[JsonObject]:
@@ -351,6 +351,6 @@ def _cut(row: Row, max_length: int) -> Row | None:
             return None
         if all(len(answer) <= room for answer in row.answers):
             return row
-        return AnswersRow(prompt_ids=row.prompt_ids, answers=[one[:room] for one in row.answers], label=row.label)
+        return AnswersRow(prompt_ids=row.prompt_ids, answers=[tokens[:room] for tokens in row.answers], label=row.label)
     cut = row if row.tokens <= max_length else TokenRow(ids=row.ids[:max_length], labelled=row.labelled[:max_length])
     return cut if cut.labelled.any() else None

@@ -43,7 +43,7 @@ def with_marks(template: str) -> str | None:
             return None
         ends = _END_OF_LOOP.finditer(template)
         candidates = (f"{template[: end.start()]}{{%{end[1]}{_WRITES_MARK}{template[end.start() :]}" for end in ends)
-        return next((one for one in candidates if _differs_by_the_mark(one, tree)), None)
+        return next((candidate for candidate in candidates if _differs_by_the_mark(candidate, tree)), None)
     except (jinja2.TemplateError, RecursionError):
         return None
 
@@ -82,8 +82,8 @@ def _alias(node: nodes.Node) -> str | None:
 def _place_of_loop(tree: nodes.Template, aliases: frozenset[str]) -> int | None:
     names = {"messages", *aliases}
     loops = [node for node in tree.body if isinstance(node, nodes.For)]
-    found = [one for one in loops if isinstance(one.iter, nodes.Name) and one.iter.name in names]
-    return tree.body.index(found[0]) if len(found) == 1 else None
+    matching = [loop for loop in loops if isinstance(loop.iter, nodes.Name) and loop.iter.name in names]
+    return tree.body.index(matching[0]) if len(matching) == 1 else None
 
 
 def _looks_back(node: nodes.Node, guarded: frozenset[str], *, inner: bool = False) -> bool:

@@ -55,7 +55,7 @@ def pack(lengths: Sequence[int], *, capacity: int) -> list[list[int]]:
     """Best-fit decreasing: bins of indices whose lengths sum to `capacity` at most; a longer row is alone."""
     bins: list[list[int]] = []
     room: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda one: -lengths[one]):
+    for index in sorted(range(len(lengths)), key=lambda position: -lengths[position]):
         fitting = [place for place, left in enumerate(room) if left >= lengths[index]]
         if fitting:
             best = min(fitting, key=lambda place: room[place])
@@ -69,5 +69,5 @@ def pack(lengths: Sequence[int], *, capacity: int) -> list[list[int]]:
 
 def group(lengths: Sequence[int], *, size: int) -> list[list[int]]:
     """At most `size` rows per forward pass, rows of like length together: little padding."""
-    order = sorted(range(len(lengths)), key=lambda one: -lengths[one])
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
     return [order[start : start + size] for start in range(0, len(order), size)]

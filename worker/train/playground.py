@@ -121,8 +121,8 @@ class Playground:
         if answer.reason is not None:
             return
         try:
-            for said in answer.step(self._speaker.forward):
-                self._say(said)
+            for piece in answer.step(self._speaker.forward):
+                self._say(piece)
         except MAY_MEAN_MEMORY as error:
             answer.reason = "stop"  # there is no more of it
             self._say(_failure(answer.number, error))

@@ -50,7 +50,7 @@ from worker.train.data import AnswersRow, Row, RowReader
 from worker.train.reporting import Reporter
 from worker.train.template_abilities import abilities
 from worker.train.token_spans import Ids, Mask
-from worker.train.unwritten import Unwritten, told
+from worker.train.unwritten import Unwritten, message_of
 from worker.train.written_parts import written_parts
 
 STRETCH_BYTES: Final = 1 << 20
@@ -154,8 +154,8 @@ def _limit_memory(gain: int) -> None:
 
 def count(file: Path, pool: Executor) -> Counted:
     """Read every row of `file`."""
-    waiting: list[Future[Counted]] = [pool.submit(count_stretch, one) for one in stretches(file)]
-    parts = [one.result() for one in waiting]
+    waiting: list[Future[Counted]] = [pool.submit(count_stretch, stretch) for stretch in stretches(file)]
+    parts = [future.result() for future in waiting]
     return Counted(
         tokens=_joined([part.tokens for part in parts], np.int64),
         kept=_joined([part.kept for part in parts], np.int64),
@@ -172,7 +172,7 @@ def _unwritten(parts: Iterable[list[UnwrittenRows]]) -> list[UnwrittenRows]:
     whole = Unwritten()
     for part in parts:
         whole.extend(part)
-    return whole.told()
+    return whole.entries()
 
 
 def _joined(arrays: list[npt.NDArray[Any]], dtype: type) -> npt.NDArray[Any]:
@@ -215,7 +215,7 @@ def count_stretch(stretch: Stretch) -> Counted:
     columns = list(zip(*numbers, strict=True)) or [()] * 5
     tokens, kept, trained = (np.asarray(column, dtype=np.int64) for column in columns[:3])
     digests, prompts = (np.asarray(column, dtype=np.uint64) for column in columns[3:])
-    return Counted(tokens, kept, trained, digests, prompts, faults, fault_count, unwritten.told())
+    return Counted(tokens, kept, trained, digests, prompts, faults, fault_count, unwritten.entries())
 
 
 def _numbers(whole: Row | None, kept: Row | None) -> tuple[int, int, int, int, int]:
@@ -290,9 +290,9 @@ def histogram(tokens: Numbers) -> list[Bin]:
 def repeats(digests: Digests) -> Mask:
     """Which entries equal an earlier one."""
     _, first = np.unique(digests, return_index=True)
-    found = np.ones(len(digests), dtype=np.bool_)
-    found[first] = False
-    return found
+    repeated = np.ones(len(digests), dtype=np.bool_)
+    repeated[first] = False
+    return repeated
 
 
 def leakage(training: Counted, validation: Counted) -> Leakage:
@@ -302,8 +302,8 @@ def leakage(training: Counted, validation: Counted) -> Leakage:
     return Leakage(rows=_rows(same_row), prompts=_rows(same_prompt))
 
 
-def _rows(found: Mask) -> Rows:
-    places = np.flatnonzero(found)
+def _rows(mask: Mask) -> Rows:
+    places = np.flatnonzero(mask)
     return Rows(count=len(places), rows=[int(place) + 1 for place in places[:SHOWN]])
 
 
@@ -341,7 +341,7 @@ def preview(number: int, record: dict[str, Any]) -> RowPreview:
     if isinstance(taken, Invalid):
         written = written_parts(record, [])
         return RowPreview(row=number, truncated=False, sequences=[], fault=taken.message, written=written)
-    row, lost, written = taken.kept, [told(one) for one in taken.lost], written_parts(record, taken.lost)
+    row, lost, written = taken.kept, [message_of(loss) for loss in taken.lost], written_parts(record, taken.lost)
     if row is None:
         return RowPreview(row=number, truncated=False, sequences=[], fault=fault, unwritten=lost, written=written)
     shown = [_sequence(name, ids, trained) for name, ids, trained in sequences(row, kto="label" in record)]
@@ -367,7 +367,7 @@ def _sequence(name: Any, ids: Ids, trained: Mask) -> ShownSequence:
         text=decode(ids),
         token_count=len(ids),
         trained_token_count=int(trained.sum()),
-        tokens=[Token(id=one, text=decode([one]), trained=carries_loss) for one, carries_loss in shown],
+        tokens=[Token(id=token_id, text=decode([token_id]), trained=carries_loss) for token_id, carries_loss in shown],
         spans=[Span(start=start, end=end, text=decode(ids[start:end])) for start, end in edges.tolist()],
     )
 

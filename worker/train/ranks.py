@@ -34,7 +34,7 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
-    hosts: int = 1
+    nodes: int = 1
 
     @classmethod
     def join(cls, spec: AttemptSpec) -> Ranks:
@@ -54,7 +54,7 @@ class Ranks:
             backend = "cpu:gloo,cuda:nccl" if spec.device == "cuda" else "gloo"
             torch.distributed.init_process_group(backend, timeout=_PATIENCE)
         rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        ranks = cls(rank=rank, world=world, hosts=placement.nodes)
+        ranks = cls(rank=rank, world=world, nodes=placement.nodes)
         if ranks.world != placement.gpus * placement.nodes:
             raise RuntimeError(f"{ranks.world} ranks met, and the placement has {placement.gpus} x {placement.nodes}")
         return ranks
@@ -106,9 +106,9 @@ class Ranks:
         """`what` of every rank, in order."""
         if self.world == 1:
             return [what]
-        found: list[Any] = [None] * self.world
-        torch.distributed.all_gather_object(found, what)
-        return found
+        answers: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(answers, what)
+        return answers
 
     @torch.no_grad()
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
@@ -116,7 +116,7 @@ class Ranks:
         if self.world == 1:
             return
         for bucket in _buckets([parameter for parameter in parameters if parameter.requires_grad]):
-            grads = [torch.zeros_like(one) if one.grad is None else one.grad for one in bucket]
+            grads = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in bucket]
             flat = torch.cat([grad.flatten() for grad in grads])
             torch.distributed.all_reduce(flat)
             for parameter, part in zip(bucket, flat.split([grad.numel() for grad in grads]), strict=True):
@@ -141,7 +141,7 @@ def _buckets(parameters: Sequence[torch.nn.Parameter]) -> Iterable[list[torch.nn
     """Neighbours of one type, up to a message's size together."""
     bucket: list[torch.nn.Parameter] = []
     for parameter in parameters:
-        full = sum(one.nbytes for one in bucket) + parameter.nbytes > _BUCKET_BYTES
+        full = sum(member.nbytes for member in bucket) + parameter.nbytes > _BUCKET_BYTES
         if bucket and (full or bucket[0].dtype != parameter.dtype):
             yield bucket
             bucket = []

@@ -38,7 +38,7 @@ def attend(  # noqa: PLR0917 -- transformers passes by position
 ) -> tuple[torch.Tensor, None]:
     """As transformers calls it: (batch, heads, length, size) each; returns (batch, length, heads, size)."""
     starts = kwargs.get(ROW_STARTS)
-    plain = len(query) == 1 and not dropout and all(kwargs.get(one) is None for one in _MORE)
+    plain = len(query) == 1 and not dropout and all(kwargs.get(name) is None for name in _MORE)
     lengths: list[int] = [] if starts is None or not plain else starts.diff().tolist()
     if sum(lengths) != query.shape[2] or max(lengths) > LONGEST:
         return sdpa_attention_forward(

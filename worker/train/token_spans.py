@@ -29,7 +29,7 @@ class Alignment:
         self._respelling = Respelling(backend, controls or ControlTokens(backend))
         self._bytes = token_bytes(backend)
         self._words = None if self._bytes is None else words_of(backend, self._bytes)
-        self._sizes = np.asarray([len(one) for one in self._bytes or ()], dtype=np.int64)
+        self._sizes = np.asarray([len(spelling) for spelling in self._bytes or ()], dtype=np.int64)
         self._before, self._behind = _added_around(backend)
 
     def encode(self, text: str, *, own: Sequence[int] = ()) -> list[int]:
@@ -67,11 +67,11 @@ class Alignment:
 
     def _plain(self, text: str, spans: Sequence[Span]) -> tuple[Ids, Mask]:
         if self._bytes is not None:
-            found = self._known(text)
-            if found is None:
-                found = self._checked(text, self._bytes)
-            if found is not None:
-                return found, self._by_size(found, spans if text.isascii() else _in_bytes(text, spans))
+            exact = self._known(text)
+            if exact is None:
+                exact = self._checked(text, self._bytes)
+            if exact is not None:
+                return exact, self._by_size(exact, spans if text.isascii() else _in_bytes(text, spans))
         return self._by_offsets(text, spans)
 
     def _by_offsets(self, text: str, spans: Sequence[Span]) -> tuple[Ids, Mask]:
@@ -82,9 +82,9 @@ class Alignment:
         """As `_plain`, of a text some of whose control tokens are text."""
         respelled, tokens = self._respelling.respelled(text, own)
         if self._words is not None:
-            found = self._words.ids_of_pieces(tokens.split(respelled), tokens.ids)
-            if found is not None:
-                return found, self._by_size(found, spans if text.isascii() else _in_bytes(text, spans))
+            exact = self._words.ids_of_pieces(tokens.split(respelled), tokens.ids)
+            if exact is not None:
+                return exact, self._by_size(exact, spans if text.isascii() else _in_bytes(text, spans))
         ids, offsets = tokens.encode(respelled)
         return self._by_size_or_offsets(text, ids, offsets, spans)
 

@@ -32,8 +32,8 @@ class AnswerTurn:
         """How many characters of `answer` are the answer and its end of turn."""
         last = len(answer.rstrip())
         rest = last
-        while found := next((one for one in self.special_tokens if answer.endswith(one, 0, rest)), None):
-            rest = len(answer[: rest - len(found)].rstrip())
+        while end_token := next((token for token in self.special_tokens if answer.endswith(token, 0, rest)), None):
+            rest = len(answer[: rest - len(end_token)].rstrip())
         if self.end and answer.startswith(self.end, rest):
             return rest + len(self.end)
         if self.end and answer.endswith(self.end, 0, last):  # an end that is no control token
@@ -79,13 +79,13 @@ def _end_of_turn(tails: Sequence[str], special_tokens: tuple[str, ...]) -> str:
     """What both tails begin with, up to the last control token: a text may go on with the next header or a last end."""
     last, followed = tails
     common = last[: common_prefix_length(last, followed)]
-    found = [one.end() for one in re.finditer("|".join(map(re.escape, special_tokens)) or "(?!)", common)]
-    if found:
-        return common[: found[-1]]
+    ends = [match.end() for match in re.finditer("|".join(map(re.escape, special_tokens)) or "(?!)", common)]
+    if ends:
+        return common[: ends[-1]]
     return common.rstrip() if common == last else ""
 
 
 def common_prefix_length(left: Sequence[Any], right: Sequence[Any]) -> int:
     """How many items two sequences (of characters or of token ids) share at their start."""
     pairs = enumerate(zip(left, right, strict=False))
-    return next((place for place, (one, other) in pairs if one != other), min(len(left), len(right)))
+    return next((place for place, (first, other) in pairs if first != other), min(len(left), len(right)))

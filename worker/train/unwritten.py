@@ -25,13 +25,13 @@ class Unwritten:
 
     def add(self, row: int, lost: Sequence[Lost]) -> None:
         """Count what `row` lost; a row counts once per kind."""
-        for code, one in {one.code: one for one in reversed(lost)}.items():
-            self._add(UnwrittenRows(code=code, message=told(one), rows=Rows(count=1, rows=[row])))
+        for code, loss in {loss.code: loss for loss in reversed(lost)}.items():
+            self._add(UnwrittenRows(code=code, message=message_of(loss), rows=Rows(count=1, rows=[row])))
 
     def extend(self, later: Iterable[UnwrittenRows]) -> None:
         """Take over what later rows of the same file lost."""
-        for one in later:
-            self._add(one)
+        for entry in later:
+            self._add(entry)
 
     def _add(self, new: UnwrittenRows) -> None:
         known = self._kinds.get(new.code)
@@ -41,17 +41,17 @@ class Unwritten:
         rows = Rows(count=known.rows.count + new.rows.count, rows=(known.rows.rows + new.rows.rows)[:SHOWN])
         self._kinds[new.code] = known.model_copy(update={"rows": rows})
 
-    def told(self) -> list[UnwrittenRows]:
+    def entries(self) -> list[UnwrittenRows]:
         return list(self._kinds.values())
 
 
-def told(lost: Lost) -> str:
+def message_of(lost: Lost) -> str:
     """What a row lost, or is to be known of it, as a sentence."""
     if lost.code in TOLD_AS_IT_IS:
         return lost.what
     where = "the row's tools" if lost.message is None else f"messages[{lost.message}]"
-    told = f"The chat template leaves out what {where} says: {lost.what}. The model will not see it."
-    return f"{told} {lost.remedy}".rstrip()
+    message = f"The chat template leaves out what {where} says: {lost.what}. The model will not see it."
+    return f"{message} {lost.remedy}".rstrip()
 
 
 def kept_as_text(token: str, *, raw: bool) -> Lost:

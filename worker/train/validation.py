@@ -92,7 +92,7 @@ class Evaluator:
             try:
                 return self._evaluate(model, rows, should_stop=should_stop)
             except MAY_MEAN_MEMORY as error:
-                if out_of_memory_code(error) is None or self.rows_at_once == 1 or self.ranks.hosts > 1:
+                if out_of_memory_code(error) is None or self.rows_at_once == 1 or self.ranks.nodes > 1:
                     raise
             # Outside the handler: only now are the tensors of the failed pass let go.
             self.rows_at_once //= 2

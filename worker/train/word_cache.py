@@ -104,18 +104,18 @@ class Words:
         return self._looked_up(pieces, {piece: np.int32(added[piece]).tobytes() for piece in set(pieces[1::2])})
 
     def _looked_up(self, pieces: Sequence[str], added: Mapping[str, bytes]) -> npt.NDArray[np.int32] | None:
-        found = bytearray()
+        encoded = bytearray()
         for place, piece in enumerate(pieces):
             if place % 2:
-                found += added[piece]
+                encoded += added[piece]
                 continue
             words = self._cut(piece)
             self._asked += len(words)
             try:
-                found += b"".join(map(self._known.__getitem__, words))
+                encoded += b"".join(map(self._known.__getitem__, words))
             except KeyError:
                 return None
-        return np.frombuffer(found, dtype=np.int32)
+        return np.frombuffer(encoded, dtype=np.int32)
 
     def _hardly_repeat(self) -> bool:
         return self._asked > TRIED and self._known.new > MOST_NEW * self._asked
@@ -143,10 +143,10 @@ class _Known(dict[str, bytes]):
         ids = [token.id for token in self._model.tokenize(data.decode("latin-1").translate(_WRITTEN))]
         if b"".join(map(self._bytes.__getitem__, ids)) != data or not self._added.isdisjoint(ids):
             raise KeyError(word)
-        found = array("i", ids).tobytes()
+        encoded = array("i", ids).tobytes()
         if len(self) < REMEMBERED and len(word) <= LONGEST_REMEMBERED:
-            self[word] = found
-        return found
+            self[word] = encoded
+        return encoded
 
 
 def words_of(backend: Any, known: Sequence[bytes]) -> Words | None:
@@ -171,8 +171,8 @@ def _cuts_plainly(added: list[Any], *, normalizer: dict[str, Any]) -> bool:
 
 def _state(part: Any) -> dict[str, Any]:
     """The settings of a part of a tokenizer, as its file has them."""
-    found: dict[str, Any] = {} if part is None else json.loads(part.__getstate__())
-    return found
+    state: dict[str, Any] = {} if part is None else json.loads(part.__getstate__())
+    return state
 
 
 def _splitter(added: Sequence[str]) -> re.Pattern[str]:
@@ -185,15 +185,15 @@ def token_bytes(backend: Any) -> list[bytes] | None:
     """The bytes of each token by its id; None when the vocabulary is not written in GPT-2's alphabet."""
     added = backend.get_added_tokens_decoder()
     vocabulary = backend.get_vocab(with_added_tokens=False)
-    found = [b""] * (max([*added, *vocabulary.values()], default=-1) + 1)
+    spellings = [b""] * (max([*added, *vocabulary.values()], default=-1) + 1)
     try:
         for token, number in vocabulary.items():
-            found[number] = bytes(map(_ALPHABET.__getitem__, token))
+            spellings[number] = bytes(map(_ALPHABET.__getitem__, token))
     except KeyError:
         return None
     for number, token in added.items():
-        found[number] = token.content.encode()
-    return found
+        spellings[number] = token.content.encode()
+    return spellings
 
 
 def _alphabet() -> dict[str, int]:

@@ -53,27 +53,27 @@ def lost(
     `spans` are the answers' places in the text, in order; None where they are not known: then all is looked for in
     order alone. Messages are as the template got them: arguments are objects where they are JSON.
     """
-    found = list(_lost_tools(tools, text)) if tools else []
+    losses = list(_lost_tools(tools, text)) if tools else []
     cursor, answers = 0, list(spans or ())
     for place, message in enumerate(messages):
         if message["role"] == "assistant" and answers:
             start, cursor = answers.pop(0)
-            found += _lost_answer(place, message, text, (start, cursor))
+            losses += _lost_answer(place, message, text, (start, cursor))
             continue
         # Some templates write the system message before the last question, others at the start.
         start, end = (
             (0, len(text)) if message["role"] == "system" else (cursor, answers[0][0] if answers else len(text))
         )
         missing = list(_lost_answer(place, message, text, (start, end)))
-        found += missing
+        losses += missing
         if not missing and spans is None and message["role"] != "system":
             cursor = max(cursor, _end(message["content"].strip(), text, (start, end)))
-    return found
+    return losses
 
 
-def refuse_lost(found: Sequence[Lost], *, trained: Callable[[int], bool]) -> None:
+def refuse_lost(losses: Sequence[Lost], *, trained: Callable[[int], bool]) -> None:
     """Raise Invalid (code `not_rendered`) where a message that `trained` tells to carry loss has lost something."""
-    gone = next((one for one in found if one.message is not None and trained(one.message)), None)
+    gone = next((loss for loss in losses if loss.message is not None and trained(loss.message)), None)
     if gone is not None:
         if gone.remedy:
             raise Invalid(f"{_leaves_out(gone)} {gone.remedy}", code="not_rendered", param="training.system_prompt")
@@ -142,7 +142,7 @@ def _lost_piece(content: str, part: str) -> str | None:
     cursor = 0
     for piece in _pieces(content):
         places = [(part.find(form, cursor), form) for form in forms(piece)]
-        place, form = next((one for one in places if one[0] >= 0), (-1, ""))
+        place, form = next((candidate for candidate in places if candidate[0] >= 0), (-1, ""))
         if place < 0:
             return None if _is_json_in(content, part) else piece
         cursor = place + len(form)
@@ -200,7 +200,7 @@ def _first_lost(values: Iterator[_Value] | list[_Value], part: str) -> str | Non
 def _is_in(value: Any, part: str, *, times: int = 1) -> bool:
     """Whether `part` holds `value` in any form, `times` over. Any order: keys are sorted by some templates."""
     if not isinstance(value, str):
-        return any(_count_words(one, part) >= times for one in {json.dumps(value), str(value)})
+        return any(_count_words(spelling, part) >= times for spelling in {json.dumps(value), str(value)})
     plain = value.strip()
     if part.count(plain) >= times if plain else True:
         return True
@@ -215,7 +215,7 @@ def _count_words(word: str, part: str) -> int:
 def forms(text: str) -> list[str]:
     """How templates write a text: as it is, as JSON (plain, in ASCII, safe in HTML, twice), as HTML, as Python does."""
     plain, ascii_only = (json.dumps(text, ensure_ascii=only)[1:-1] for only in (False, True))
-    twice = [json.dumps(one, ensure_ascii=False)[1:-1] for one in (plain, ascii_only)]
+    twice = [json.dumps(form, ensure_ascii=False)[1:-1] for form in (plain, ascii_only)]
     safe = [plain.translate(_HTML_SAFE), ascii_only.translate(_HTML_SAFE)]
     as_html = html.escape(text)
     as_jinja = as_html.replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
@@ -249,7 +249,7 @@ def _words_of_schema(schema: Any, at: str) -> Iterator[_Value]:
         elif key in {"description", "const"}:
             yield _Value(f"{at}, {key}", value)
         elif key == "enum" and isinstance(value, list):
-            yield from (_Value(f"{at}, the value {_shown(one)}", one) for one in value)
+            yield from (_Value(f"{at}, the value {_shown(item)}", item) for item in value)
         else:
             yield from _words_of_schema(value, at)
 

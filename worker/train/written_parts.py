@@ -16,8 +16,8 @@ _RAW: Final = ("text", "prompt", "completion")
 def written_parts(record: JsonObject, lost: Sequence[Lost]) -> list[WrittenPart]:
     """Tools, then each message: its reasoning, text and calls. What the template leaves out says so."""
     gone: dict[int | None, str] = {}
-    for one in lost:
-        gone.setdefault(one.message, one.what)
+    for loss in lost:
+        gone.setdefault(loss.message, loss.what)
     parts = [_part("tools", json.dumps(record["tools"], ensure_ascii=False))] if record.get("tools") else []
     for place, message in enumerate(record.get("messages", ())):
         parts += _parts_of(message, place, gone.get(place))

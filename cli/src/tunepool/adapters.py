@@ -30,8 +30,8 @@ def names(client: OpenAI) -> list[str]:
 def describe(client: OpenAI, name: str) -> dict[str, Any]:
     """The server's record of an adapter, merge or combination: base model and files (name, bytes, sha256, url)."""
     kind = "merges" if name.startswith("merge_") else "adapters"
-    found = client.get(f"/tunepool/{kind}/{quote(name, safe=':')}", cast_to=object)
-    return _record(found)
+    record = client.get(f"/tunepool/{kind}/{quote(name, safe=':')}", cast_to=object)
+    return _record(record)
 
 
 def lines(adapter: dict[str, Any]) -> list[str]:
@@ -58,7 +58,7 @@ def merge(client: OpenAI, name: str, *, onto: str) -> dict[str, Any]:
 
 def combine(client: OpenAI, weighted: list[str], *, combination_type: str, **options: Any) -> dict[str, Any]:
     """Have adapters, each given as NAME or NAME=WEIGHT, combined. Raises BadSetting for a weight that is no number."""
-    body = {"adapters": [_weighted(one) for one in weighted], "combination_type": combination_type, **options}
+    body = {"adapters": [_weighted(item) for item in weighted], "combination_type": combination_type, **options}
     return _record(client.post("/tunepool/combinations", cast_to=object, body=body))
 
 

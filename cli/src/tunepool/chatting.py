@@ -118,10 +118,10 @@ def _answer(client: OpenAI, voices: list[Voice], question: str, options: dict[st
 
 def _speak(client: OpenAI, voice: Voice, question: str, options: dict[str, Any]) -> None:
     """Each piece as it comes."""
-    told = 0
+    shown = 0
     for _ in voice.ask(client, question, **options):
-        print(printable(voice.answer[told:]), end="", flush=True)
-        told = len(voice.answer)
+        print(printable(voice.answer[shown:]), end="", flush=True)
+        shown = len(voice.answer)
     print()
 
 

@@ -28,8 +28,8 @@ def read_credentials(home: Path) -> Credentials:
     """The credentials in a server's home. Raises NoServerKnown when there are none, or none that can be read."""
     file = home / "credentials.json"
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return Credentials(base_url=str(found["base_url"]), api_key=str(found["api_key"]))
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        return Credentials(base_url=str(saved["base_url"]), api_key=str(saved["api_key"]))
     except OSError as error:
         remedy = (
             f"Set OPENAI_BASE_URL and OPENAI_API_KEY, or TUNEPOOL_HOME to a server's home ({file}: {error.strerror})."

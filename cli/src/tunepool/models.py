@@ -45,17 +45,17 @@ def list_models(context: typer.Context) -> None:
 @models_cli.command("show")
 def show_model(context: typer.Context, name: str) -> None:
     """Show one base model with everything that is known of it."""
-    found = native.get(context, f"models/{native.part(name)}")
-    sizes = found.pop("sizes") if not context.obj.as_json else None
-    rows = {**found, **(sizes or {})}
-    show(context, found, "\n".join(f"{field}: {_words(value)}" for field, value in rows.items()))
+    model = native.get(context, f"models/{native.part(name)}")
+    sizes = model.pop("sizes") if not context.obj.as_json else None
+    rows = {**model, **(sizes or {})}
+    show(context, model, "\n".join(f"{field}: {_words(value)}" for field, value in rows.items()))
 
 
 @models_cli.command("check")
 def check_model(context: typer.Context, name: str, wait: Wait = False) -> None:
     """Have a worker look at it again, for instance once its terms are accepted."""
-    found = native.post(context, f"models/{native.part(name)}/check")
-    _tell(context, _settled(context, found) if wait else found)
+    model = native.post(context, f"models/{native.part(name)}/check")
+    _tell(context, _settled(context, model) if wait else model)
 
 
 @models_cli.command("prefetch")
@@ -82,18 +82,18 @@ def remove_model(context: typer.Context, name: str) -> None:
     show(context, gone, f"{gone['id']} removed")
 
 
-def _settled(context: typer.Context, found: dict[str, Any]) -> dict[str, Any]:
+def _settled(context: typer.Context, model: dict[str, Any]) -> dict[str, Any]:
     """The base model once it is no longer being looked at."""
-    while found["state"] == "resolving":
+    while model["state"] == "resolving":
         time.sleep(_POLL_SECONDS)
-        found = native.get(context, f"models/{native.part(found['id'])}")
-    return found
+        model = native.get(context, f"models/{native.part(model['id'])}")
+    return model
 
 
-def _tell(context: typer.Context, found: dict[str, Any]) -> None:
-    detail = f"\n{found['detail']}" if found["detail"] else ""
-    show(context, found, f"{found['id']} {found['state']}{detail}")
-    if found["state"] == "error":
+def _tell(context: typer.Context, model: dict[str, Any]) -> None:
+    detail = f"\n{model['detail']}" if model["detail"] else ""
+    show(context, model, f"{model['id']} {model['state']}{detail}")
+    if model["state"] == "error":
         raise typer.Exit(_EXIT_ERROR)
 
 

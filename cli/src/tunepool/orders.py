@@ -14,14 +14,14 @@ from tunepool.requests import BadSetting, given, pairs
 
 def hold_job(context: typer.Context, job_id: str) -> None:
     """Keep a job from being started; one that runs goes on."""
-    found = native.post(context, f"jobs/{native.part(job_id)}/hold")
-    show(context, found, f"{found['id']} held")
+    job = native.post(context, f"jobs/{native.part(job_id)}/hold")
+    show(context, job, f"{job['id']} held")
 
 
 def release_job(context: typer.Context, job_id: str) -> None:
     """Let a held job go."""
-    found = native.post(context, f"jobs/{native.part(job_id)}/release")
-    show(context, found, f"{found['id']} released")
+    job = native.post(context, f"jobs/{native.part(job_id)}/release")
+    show(context, job, f"{job['id']} released")
 
 
 def set_priority(
@@ -31,8 +31,8 @@ def set_priority(
     tier: Annotated[str | None, typer.Option(help="interactive, normal or best_effort.")] = None,
 ) -> None:
     """Move a job in the order (negative numbers after `--`)."""
-    found = native.post(context, f"jobs/{native.part(job_id)}/priority", given(priority=priority, tier=tier))
-    show(context, found, f"{found['id']} {found['status']}")
+    job = native.post(context, f"jobs/{native.part(job_id)}/priority", given(priority=priority, tier=tier))
+    show(context, job, f"{job['id']} {job['status']}")
 
 
 def cancel_jobs(  # noqa: PLR0917 -- typer makes options of them
@@ -57,5 +57,5 @@ def cancel_jobs(  # noqa: PLR0917 -- typer makes options of them
         raise BadSetting("Name jobs, or --all, --group, --metadata.")
     body = given(job_ids=job_ids or None, group=group, metadata=pairs(metadata or []) or None, project_id=project)
     statuses = ["validating_files", "queued", "paused", *(["running"] if running or job_ids else [])]
-    found = native.post(context, "jobs/cancel", {**body, "all": all_jobs, "statuses": statuses})
-    show(context, found, f"{len(found['cancelled'])} cancelled, {len(found['asked_to_stop'])} being stopped")
+    answer = native.post(context, "jobs/cancel", {**body, "all": all_jobs, "statuses": statuses})
+    show(context, answer, f"{len(answer['cancelled'])} cancelled, {len(answer['asked_to_stop'])} being stopped")

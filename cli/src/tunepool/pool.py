@@ -18,24 +18,22 @@ devices_cli = typer.Typer(no_args_is_help=True, help="Devices of the pool.")
 @pool_cli.command("show")
 def show_pool(context: typer.Context) -> None:
     """Devices, projects and the queue in its order."""
-    found = native.get(context, "pool")
+    pool = native.get(context, "pool")
     if context.obj.as_json:
-        show(context, found, "")
+        show(context, pool, "")
         return
-    counts = ", ".join(f"{count} {status}" for status, count in found["jobs"].items())
-    print(f"pool {found['name']}{' (held)' if found['held'] else ''}: {counts}\n")
-    devices = [{**device, "state": _state(device)} for device in found["devices"]]
+    counts = ", ".join(f"{count} {status}" for status, count in pool["jobs"].items())
+    print(f"pool {pool['name']}{' (held)' if pool['held'] else ''}: {counts}\n")
+    devices = [{**device, "state": _state(device)} for device in pool["devices"]]
     show_rows(context, devices, ("id", "name", "total_bytes", "free_bytes", "state", "job_id"))
     print()
-    if gangs := found.get("gangs"):  # a server of before has none
+    if gangs := pool.get("gangs"):  # a server of before has none
         show_rows(context, gangs, ("job_id", "node", "host", "worker_id", "phase"))
         print()
     columns = ("name", "weight", "usage.share", "usage.running_devices", "usage.queued_jobs", "usage.month_gpu_hours")
-    show_rows(context, found["projects"], columns)
+    show_rows(context, pool["projects"], columns)
     print()
-    show_rows(
-        context, found["queue"], ("position", "job_id", "project_id", "tier", "blocked_by", "eta_low", "eta_high")
-    )
+    show_rows(context, pool["queue"], ("position", "job_id", "project_id", "tier", "blocked_by", "eta_low", "eta_high"))
 
 
 def _state(device: dict[str, Any]) -> str:
@@ -62,12 +60,12 @@ def set_pool(
     rules: Annotated[list[str], typer.Argument(metavar="RULE=VALUE...", help="For instance max_wait_seconds=3600.")],
 ) -> None:
     """Change rules; `null` goes back to the default."""
-    found = native.patch(context, "pool", nested(rules))
-    show(context, found, "\n".join(f"{name}={value}" for name, value in found["policy"].items()))
+    pool = native.patch(context, "pool", nested(rules))
+    show(context, pool, "\n".join(f"{name}={value}" for name, value in pool["policy"].items()))
 
 
-def _say_pool(context: typer.Context, found: dict[str, Any]) -> None:
-    show(context, found, f"{found['name']} {'held' if found['held'] else 'released'}")
+def _say_pool(context: typer.Context, pool: dict[str, Any]) -> None:
+    show(context, pool, f"{pool['name']} {'held' if pool['held'] else 'released'}")
 
 
 @workers_cli.command("list")
@@ -108,8 +106,8 @@ def undrain_worker(context: typer.Context, worker_id: str) -> None:
     _say_worker(context, native.post(context, f"workers/{native.part(worker_id)}/undrain"))
 
 
-def _say_worker(context: typer.Context, found: dict[str, Any]) -> None:
-    show(context, found, f"{found['id']} {'draining' if found['draining'] else 'takes work'}")
+def _say_worker(context: typer.Context, worker: dict[str, Any]) -> None:
+    show(context, worker, f"{worker['id']} {'draining' if worker['draining'] else 'takes work'}")
 
 
 @devices_cli.command("list")
@@ -136,8 +134,8 @@ def release_device(context: typer.Context, device_id: str) -> None:
     _say_device(context, native.post(context, f"devices/{native.part(device_id)}/release"))
 
 
-def _say_device(context: typer.Context, found: dict[str, Any]) -> None:
-    show(context, found, f"{found['id']} {'quarantined' if found['quarantined'] else 'released'}")
+def _say_device(context: typer.Context, device: dict[str, Any]) -> None:
+    show(context, device, f"{device['id']} {'quarantined' if device['quarantined'] else 'released'}")
 
 
 def show_audit(
@@ -166,9 +164,9 @@ def show_usage(  # noqa: PLR0917 -- typer makes options of them
         given = {name: value for name, value in query.items() if value is not None}
         print(_csv(context, given), end="")
         return
-    found = native.get(context, "usage", **query)
-    groups = [name.replace("label:", "labels.") for name in found["group_by"]]
-    show_rows(context, found["data"], (*groups, "device_seconds", "attempts", "jobs"))
+    report = native.get(context, "usage", **query)
+    groups = [name.replace("label:", "labels.") for name in report["group_by"]]
+    show_rows(context, report["data"], (*groups, "device_seconds", "attempts", "jobs"))
 
 
 def _csv(context: typer.Context, query: dict[str, Any]) -> str:

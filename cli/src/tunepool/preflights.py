@@ -41,13 +41,13 @@ def wait(
     """The answered preflight. Raises TookTooLong."""
     began = clock()
     while True:
-        found = client.get(f"{PATH}/{preflight_id}", cast_to=object)
-        assert isinstance(found, dict)
-        if found["status"] in {"succeeded", "failed"}:
-            return found
+        preflight = client.get(f"{PATH}/{preflight_id}", cast_to=object)
+        assert isinstance(preflight, dict)
+        if preflight["status"] in {"succeeded", "failed"}:
+            return preflight
         if clock() - began > patience_seconds:
             raise TookTooLong(
-                f"Preflight {preflight_id} is {found['status']} after {patience_seconds:g} s; does a worker run?"
+                f"Preflight {preflight_id} is {preflight['status']} after {patience_seconds:g} s; does a worker run?"
             )
         sleep(interval_seconds)
 
@@ -99,14 +99,14 @@ def _files(report: dict[str, Any]) -> Iterator[RenderableType]:
         "file", "rows", "tokens", "trained", "mean", "p95", "longest", "cut", "left out", "repeated", "refused"
     )
     for name in report["files"]:
-        found = (report["tokens"] or {}).get(name)
-        if found:
+        counts = (report["tokens"] or {}).get(name)
+        if counts:
             table.add_row(
                 name,
-                *(f"{found[one]:,}" for one in ("rows", "kept_tokens", "trained_tokens")),
-                *(f"{found[one]:,.0f}" for one in ("mean_tokens", "p95_tokens", "longest_tokens")),
-                *(f"{found[one]['count']:,}" for one in ("truncated", "empty", "duplicates")),
-                f"{found['fault_count']:,}",
+                *(f"{counts[figure]:,}" for figure in ("rows", "kept_tokens", "trained_tokens")),
+                *(f"{counts[figure]:,.0f}" for figure in ("mean_tokens", "p95_tokens", "longest_tokens")),
+                *(f"{counts[figure]['count']:,}" for figure in ("truncated", "empty", "duplicates")),
+                f"{counts['fault_count']:,}",
             )
     if table.row_count:
         yield table
@@ -129,17 +129,17 @@ def _findings(report: dict[str, Any]) -> Iterator[RenderableType]:
             style="yellow",
         )
     bins = (tokens.get("training") or {}).get("histogram", ())
-    most = max((one["rows"] for one in bins), default=1)
-    for one in bins:
-        yield Text(f"up to {one['up_to']:>7,} tokens {'█' * round(BAR * one['rows'] / most):{BAR}} {one['rows']:,}")
+    most = max((part["rows"] for part in bins), default=1)
+    for part in bins:
+        yield Text(f"up to {part['up_to']:>7,} tokens {'█' * round(BAR * part['rows'] / most):{BAR}} {part['rows']:,}")
 
 
 def _run(report: dict[str, Any]) -> Iterator[RenderableType]:
     if run := report["run"]:
         yield Text(f"{run['steps']:,} steps over {run['rows']:,} rows, {run['tokens']:,} tokens")
     if memory := report["memory"]:
-        sizes = [memory[one] / 1e9 for one in ("predicted_bytes", "upper_bytes")]
-        yield Text(f"memory {sizes[0]:.1f} GB, at most {sizes[1]:.1f} GB ({memory['sure']})")
+        sizes = [memory[name] / 2**30 for name in ("predicted_bytes", "upper_bytes")]
+        yield Text(f"memory {sizes[0]:.1f} GiB, at most {sizes[1]:.1f} GiB ({memory['sure']})")
     if time_ := report["time"]:
         span = f"{_clock(time_['low'])} to {_clock(time_['high'])}"
         yield Text(f"time {span} on {time_['device']} ({time_['basis']})")
@@ -147,17 +147,19 @@ def _run(report: dict[str, Any]) -> Iterator[RenderableType]:
         yield Text("time unknown: no job of this kind has finished yet")
     if report["devices"]:
         table = _table("device", "kind", "fits", "why")
-        for one in report["devices"]:
-            table.add_row(plain(one["name"]), one["kind"], "yes" if one["fits"] else "no", plain(one["reason"] or ""))
+        for device in report["devices"]:
+            table.add_row(
+                plain(device["name"]), device["kind"], "yes" if device["fits"] else "no", plain(device["reason"] or "")
+            )
         yield table
 
 
 def _rows(report: dict[str, Any]) -> Iterator[RenderableType]:
     for row in (report["tokens"] or {}).get("preview", ()):
         yield from _faults(row)
-        for one in row["sequences"]:
-            yield _heading(row, one)
-            yield _rendered(one)
+        for sequence in row["sequences"]:
+            yield _heading(row, sequence)
+            yield _rendered(sequence)
 
 
 def _diffs(report: dict[str, Any]) -> Iterator[RenderableType]:
@@ -166,7 +168,7 @@ def _diffs(report: dict[str, Any]) -> Iterator[RenderableType]:
         yield from _faults(row)
         table = Table("written", "rendered (trained: bold)", show_lines=True)
         written = Text("\n").join(_written(part) for part in row.get("written", ()))
-        rendered = [line for one in row["sequences"] for line in (_heading(row, one), _rendered(one))]
+        rendered = [line for sequence in row["sequences"] for line in (_heading(row, sequence), _rendered(sequence))]
         table.add_row(written, Text("\n").join(rendered))
         yield table
 
@@ -174,16 +176,20 @@ def _diffs(report: dict[str, Any]) -> Iterator[RenderableType]:
 def _faults(row: dict[str, Any]) -> Iterator[Text]:
     if row["fault"]:
         yield Text(f"row {row['row']}: {printable(row['fault'])}", style="red")
-    for one in row.get("unwritten", ()):
-        yield Text(f"row {row['row']}: {printable(one)}", style="yellow")
+    for text in row.get("unwritten", ()):
+        yield Text(f"row {row['row']}: {printable(text)}", style="yellow")
 
 
-def _heading(row: dict[str, Any], one: dict[str, Any]) -> Text:
-    return Text(f"row {row['row']}, {one['name']}: {one['trained_token_count']} of {one['token_count']} trained")
+def _heading(row: dict[str, Any], sequence: dict[str, Any]) -> Text:
+    return Text(
+        f"row {row['row']}, {sequence['name']}: {sequence['trained_token_count']} of {sequence['token_count']} trained"
+    )
 
 
-def _rendered(one: dict[str, Any]) -> Text:
-    shown = (Text(printable(token["text"]), "bold green" if token["trained"] else "dim") for token in one["tokens"])
+def _rendered(sequence: dict[str, Any]) -> Text:
+    shown = (
+        Text(printable(token["text"]), "bold green" if token["trained"] else "dim") for token in sequence["tokens"]
+    )
     return Text.assemble(*shown)
 
 

@@ -45,16 +45,16 @@ def _is_id(column: str) -> bool:
 def json_line(answer: Any) -> str:
     """One line. Whatever would act on a terminal is escaped, which changes nothing for a program that reads it."""
     text = json.dumps(answer, ensure_ascii=False)
-    return "".join(one if one.isprintable() else _escaped(one) for one in text)
+    return "".join(character if character.isprintable() else _escaped(character) for character in text)
 
 
-def _escaped(one: str) -> str:
-    return json.dumps(one)[1:-1] if ord(one) > 0xFFFF else f"\\u{ord(one):04x}"
+def _escaped(character: str) -> str:
+    return json.dumps(character)[1:-1] if ord(character) > 0xFFFF else f"\\u{ord(character):04x}"
 
 
 def printable(text: str) -> str:
     """Without control characters and marks that turn the direction: what others wrote does not act on a terminal."""
-    return "".join(one if one.isprintable() or one == "\n" else "\ufffd" for one in text)
+    return "".join(character if character.isprintable() or character == "\n" else "\ufffd" for character in text)
 
 
 def plain(text: str) -> Text:
@@ -73,7 +73,7 @@ def _cell(column: str, value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, list):
-        return ",".join(str(one) for one in value)
+        return ",".join(str(item) for item in value)
     if column.endswith(("_at", "_seen", "eta_high", "eta_low")):
         return f"{datetime.fromtimestamp(value, tz=UTC):%Y-%m-%d %H:%M:%SZ}"
     if column.endswith("_bytes"):

@@ -39,8 +39,8 @@ def create_project(
 @projects_cli.command("set")
 def edit_project(context: typer.Context, project_id: str, settings: Settings) -> None:
     """Change weight, guarantee, quotas, budgets or name."""
-    found = native.patch(context, f"projects/{native.part(project_id)}", nested(settings))
-    show(context, found, "\n".join(f"{name}={found[name]}" for name in nested(settings)))
+    project = native.patch(context, f"projects/{native.part(project_id)}", nested(settings))
+    show(context, project, "\n".join(f"{name}={project[name]}" for name in nested(settings)))
 
 
 @projects_cli.command("hold")
@@ -55,8 +55,8 @@ def release_project(context: typer.Context, project_id: str) -> None:
     _say(context, native.post(context, f"projects/{native.part(project_id)}/release"))
 
 
-def _say(context: typer.Context, found: dict[str, Any]) -> None:
-    show(context, found, f"{found['id']} {'held' if found['held'] else 'released'}")
+def _say(context: typer.Context, project: dict[str, Any]) -> None:
+    show(context, project, f"{project['id']} {'held' if project['held'] else 'released'}")
 
 
 @keys_cli.command("list")
@@ -88,12 +88,12 @@ def create_key(
 @keys_cli.command("set")
 def edit_key(context: typer.Context, key_id: str, settings: Settings) -> None:
     """Change a key's name, caps, bounds or scopes (scopes='["jobs:read"]')."""
-    found = native.patch(context, f"keys/{native.part(key_id)}", nested(settings))
-    show(context, found, "\n".join(f"{name}={found[name]}" for name in nested(settings)))
+    key = native.patch(context, f"keys/{native.part(key_id)}", nested(settings))
+    show(context, key, "\n".join(f"{name}={key[name]}" for name in nested(settings)))
 
 
 @keys_cli.command("revoke")
 def revoke_key(context: typer.Context, key_id: str) -> None:
     """End a key at once."""
-    found = native.delete(context, f"keys/{native.part(key_id)}")
-    show(context, found, f"{found['id']} revoked")
+    key = native.delete(context, f"keys/{native.part(key_id)}")
+    show(context, key, f"{key['id']} revoked")

@@ -19,16 +19,16 @@ class BadSetting(Exception):
 
 def nested(settings: Iterable[str]) -> dict[str, Any]:
     """`adapter.r=8` becomes `{"adapter": {"r": 8}}`. Values are JSON where they can be, else text."""
-    found: dict[str, Any] = {}
+    body: dict[str, Any] = {}
     for path, text in _split(settings):
         *parents, last = path.split(".")
-        place = found
+        place = body
         for name in parents:
             place = place.setdefault(name, {})
             if not isinstance(place, dict):
                 raise BadSetting(f"'{path}' goes below '{name}', which has a value already.")
         place[last] = _value(text)
-    return found
+    return body
 
 
 def pairs(settings: Iterable[str]) -> dict[str, str]:

@@ -35,8 +35,8 @@ class Update:
 
 def ours(job: FineTuningJob) -> dict[str, Any]:
     """The server's extension of a job; empty on servers that have none."""
-    found = (job.model_extra or {}).get("tunepool")
-    return found if isinstance(found, dict) else {}
+    extension = (job.model_extra or {}).get("tunepool")
+    return extension if isinstance(extension, dict) else {}
 
 
 def follow(
@@ -156,9 +156,9 @@ class Lines:
 
     def show(self, update: Update) -> None:
         place = ours(update.job).get("queue") or {}
-        if update.job.status == "queued" and self._place != (told := _place(place)) and told:
-            self._place = told
-            self.tell(told)
+        if update.job.status == "queued" and self._place != (line := _place(place)) and line:
+            self._place = line
+            self.tell(line)
         for event in update.events:
             data = event.data if isinstance(event.data, dict) else {}
             if event.type != "metrics" or "train_loss" not in data:

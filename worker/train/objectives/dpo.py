@@ -35,7 +35,9 @@ class PairsObjective(Separable):
 
     def micro_batches(self, rows: Sequence[AnswersRow]) -> list[MicroBatch]:
         size = self._spec.micro_batch_size
-        return [self._batch([rows[place] for place in one]) for one in group([row.tokens for row in rows], size=size)]
+        return [
+            self._batch([rows[place] for place in places]) for places in group([row.tokens for row in rows], size=size)
+        ]
 
     def sequences(self, rows: Sequence[AnswersRow]) -> int:
         return 2 * len(rows)

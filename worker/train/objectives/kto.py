@@ -48,7 +48,7 @@ class PreparedAnswersTrainer(KTOTrainer, OwnFigures):
 
     def _compute_kl_logps(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Upstream's KL term is the policy's figure less the reference's: the divergence, and nothing."""
-        policy = not next(one for one in model.modules() if isinstance(one, BaseTunerLayer)).disable_adapters
+        policy = not next(module for module in model.modules() if isinstance(module, BaseTunerLayer)).disable_adapters
         return torch.tensor([self.divergence * policy], device=batch["input_ids"].device)
 
     def summed_divergence(self, model: Any, batch: dict[str, torch.Tensor]) -> float:
@@ -72,7 +72,9 @@ class KtoObjective:
 
     def micro_batches(self, rows: Sequence[PairedRow]) -> list[MicroBatch]:
         size = self._spec.micro_batch_size
-        return [self._batch([rows[place] for place in one]) for one in group([row.tokens for row in rows], size=size)]
+        return [
+            self._batch([rows[place] for place in places]) for places in group([row.tokens for row in rows], size=size)
+        ]
 
     def sequences(self, rows: Sequence[AnswersRow]) -> int:
         return len(rows)
@@ -80,8 +82,8 @@ class KtoObjective:
     def survey(self, model: Any, batches: Iterable[MicroBatch], *, summed: Callable[..., Sequence[float]]) -> None:
         total = rows = 0.0
         for batch in batches:
-            found = self.trainer.summed_divergence(model, self._inputs(batch))
-            total, rows = total + found * (batch.weight > 0), rows + batch.weight
+            divergence = self.trainer.summed_divergence(model, self._inputs(batch))
+            total, rows = total + divergence * (batch.weight > 0), rows + batch.weight
         total, rows = summed(total, rows)
         self.trainer.divergence = max(0.0, total / max(rows, 1))
 
@@ -94,15 +96,15 @@ class KtoObjective:
     def _batch(self, rows: Sequence[PairedRow]) -> MicroBatch:
         records = [
             {
-                "prompt_ids": one.row.prompt_ids,
-                "completion_ids": one.row.answers[0],
-                "KL_completion_ids": one.neighbours,
-                "label": one.row.label,
+                "prompt_ids": item.row.prompt_ids,
+                "completion_ids": item.row.answers[0],
+                "KL_completion_ids": item.neighbours,
+                "label": item.row.label,
             }
-            for one in rows
+            for item in rows
         ]
         return MicroBatch(
-            inputs=self.trainer.data_collator(records), weight=len(rows), tokens=sum(one.tokens for one in rows)
+            inputs=self.trainer.data_collator(records), weight=len(rows), tokens=sum(item.tokens for item in rows)
         )
 
 

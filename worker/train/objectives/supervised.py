@@ -105,9 +105,14 @@ class SupervisedObjective(Separable):
     def micro_batches(self, rows: Sequence[TokenRow]) -> list[MicroBatch]:
         lengths = [row.tokens for row in rows]
         if self._packing:
-            return [packed([rows[index] for index in one]) for one in pack(lengths, capacity=self._capacity(lengths))]
+            return [
+                packed([rows[index] for index in indices])
+                for indices in pack(lengths, capacity=self._capacity(lengths))
+            ]
         size = self._spec.micro_batch_size
-        return [padded([rows[index] for index in one], pad_id=self._pad_id) for one in group(lengths, size=size)]
+        return [
+            padded([rows[index] for index in indices], pad_id=self._pad_id) for indices in group(lengths, size=size)
+        ]
 
     def sequences(self, rows: Sequence[TokenRow]) -> int:
         lengths = [row.tokens for row in rows]

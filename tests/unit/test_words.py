@@ -1,0 +1,56 @@
+"""The words of the house, read from the source: what a variable must not be called."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+import pytest
+
+from tests.unit.test_architecture import SOURCE, at, files, tree
+
+SPENT = {"found", "one", "told", "said"}
+"""They say how a value came, never what it is. The noun says it: `catalogue`, `events`, `match`, `reply`."""
+
+
+def named(node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
+    """Every name that `node` gives to something: a variable, a parameter, an attribute, a function."""
+    for child in ast.walk(node):
+        match child:
+            case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name) | ast.Attribute(attr=name, ctx=ast.Store()):
+                yield child, name
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield child, name
+            case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+                yield child, name
+
+
+def test_nothing_is_called_found_one_told_or_said() -> None:
+    spent = [
+        f"{at(path, node)}: {name}"  # type: ignore[arg-type]  # each of these nodes has a line
+        for path in files(*SOURCE)
+        for node, name in named(tree(path))
+        if name in SPENT
+    ]
+
+    assert not spent, "\n".join(spent)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "found = 1",
+        "def f(one): ...",
+        "def f(*, told=()): ...",
+        "[said for said in ()]",
+        "self.found = 1",
+        "(one := 1)",
+        "with f() as told: ...",
+        "try: ...\nexcept E as found: ...",
+        "class A:\n    said: int",
+        "match a:\n    case [one, *_]: ...",
+        "def found(): ...",
+    ],
+)
+def test_the_scan_for_spent_names_sees_what_it_must(source: str) -> None:
+    assert {name for _, name in named(ast.parse(source))} & SPENT
