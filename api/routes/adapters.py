@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
 from api.deps import Door, DoorDep, ModelsReader
+from api.downloads import linked
 from api.views import product_views, view
 from shared.contract.preflight_report import ServerVerdict
 from shared.products import adapters, servability
-from shared.products.adapters import PublishedAdapter, StoredFile
+from shared.products.adapters import PublishedAdapter
 
 router = APIRouter(prefix="/v1/tunepool", tags=["tunepool"])
 
@@ -60,21 +60,3 @@ def _location(adapter: PublishedAdapter, door: Door) -> str:
     if first is None:  # of a version that published an empty folder
         return ""
     return f"{door.settings.storage.rstrip('/')}/{first.key.removesuffix(first.name).rstrip('/')}"
-
-
-def linked(files: Iterable[StoredFile], door: Door, request: Request) -> list[product_views.AdapterFile]:
-    """Files as their downloaders see them."""
-    return [
-        product_views.AdapterFile(
-            name=file.name, bytes=file.bytes, sha256=file.sha256, url=_link(file.key, file.name, door, request)
-        )
-        for file in files
-    ]
-
-
-def _link(key: str, name: str, door: Door, request: Request) -> str:
-    signed = door.store.presign(key, seconds=door.settings.link_seconds)
-    if signed is not None:
-        return signed
-    base = door.settings.public_url.rstrip("/") or str(request.base_url).rstrip("/")
-    return f"{base}/v1/tunepool/objects/{door.links.make(key, name=name)}"

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from datetime import timedelta
 from typing import Annotated, Any, Literal
-from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from api.deps import Door, DoorDep, FilesReader, FilesWriter
-from api.uploads import FormStream, Received
+from api.downloads import attachment
+from api.upload_form import PURPOSES, upload_of
+from api.uploads import FormStream
 from api.views import file_views, view
-from shared.errors import Invalid, LimitReached, TunepoolError, Unavailable
+from shared.errors import LimitReached, TunepoolError, Unavailable
 from shared.ids import new_id
 from shared.products import files, quota
 from shared.products.files import Upload
-from shared.rows.kinds import NAMES, is_offered, kind_of
 from shared.store import layout
 from shared.tenants import audit
 from shared.tenants.keys import Caller
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
-PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 FORM_SCHEMA: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -57,7 +55,17 @@ async def upload_file(request: Request, door: DoorDep, caller: FilesWriter) -> f
     await run_in_threadpool(_look_for_room, door, caller)
     await _store(door, key, form)
     try:
-        upload = _upload(form.received, file_id=file_id, key=key)
+        received = form.received
+        assert received.filename is not None
+        upload = upload_of(
+            received.fields,
+            filename=received.filename,
+            size=received.bytes,
+            sha256=received.sha256,
+            head=received.head,
+            key=key,
+            file_id=file_id,
+        )
     except TunepoolError:
         await run_in_threadpool(door.store.delete, [key])
         raise
@@ -88,55 +96,6 @@ async def _store(door: Door, key: str, form: FormStream) -> None:
         if faults:
             raise faults[0] from None
         raise
-
-
-def _upload(received: Received, *, file_id: str, key: str) -> Upload:
-    fields = dict(received.fields)
-    purpose = fields.pop("purpose", None)
-    if purpose is None:
-        raise Invalid("Missing required parameter: 'purpose'.", param="purpose", code="missing_required_parameter")
-    if purpose not in PURPOSES:
-        raise Invalid(
-            f"Invalid value for 'purpose': must be one of {', '.join(PURPOSES)}, not '{purpose[:100]}'.",
-            param="purpose",
-        )
-    expires_after = _expiry(fields.pop("expires_after[anchor]", None), fields.pop("expires_after[seconds]", None))
-    if fields:
-        name = sorted(fields)[0]
-        raise Invalid(
-            f"Unknown parameter: '{name[:100]}'. Known here: file, purpose, expires_after.",
-            param=name[:100],
-            code="unknown_parameter",
-        )
-    if received.bytes == 0:
-        raise Invalid("The file is empty.", param="file", code="empty_file")
-    assert received.filename is not None
-    if purpose == "fine-tune" and not is_offered(received.filename):
-        raise Invalid(
-            f"A fine-tuning file must have a name ending in {NAMES}, not '{received.filename}'.",
-            param="file",
-            code="invalid_file_format",
-        )
-    return Upload(
-        id=file_id,
-        filename=received.filename,
-        purpose=purpose,
-        bytes=received.bytes,
-        sha256=received.sha256,
-        key=key,
-        expires_after=expires_after,
-        packed=purpose == "fine-tune" and kind_of(received.head, filename=received.filename) != "lines",
-    )
-
-
-def _expiry(anchor: str | None, text: str | None) -> timedelta | None:
-    if anchor is None and text is None:
-        return None
-    if anchor != "created_at":
-        raise Invalid("expires_after.anchor must be 'created_at'.", param="expires_after.anchor")
-    if text is None or not (text.isascii() and text.isdigit() and len(text) < 10 and 3600 <= int(text) <= 2_592_000):
-        raise Invalid("expires_after.seconds must be an integer from 3600 to 2592000.", param="expires_after.seconds")
-    return timedelta(seconds=int(text))
 
 
 def _keep(door: Door, caller: Caller, upload: Upload) -> file_views.File:
@@ -200,15 +159,6 @@ async def file_content(file_id: str, door: DoorDep, caller: FilesReader) -> Stre
     return StreamingResponse(
         await door.store.stream(key), media_type="application/octet-stream", headers=attachment(filename, size=size)
     )
-
-
-def attachment(filename: str, *, size: int | None = None) -> dict[str, str]:
-    """Headers of a download: never shown in place, whatever it holds."""
-    headers = {
-        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(filename)}",
-        "X-Content-Type-Options": "nosniff",
-    }
-    return headers if size is None else {**headers, "Content-Length": str(size)}
 
 
 @router.delete("/{file_id}", response_model=view.Deleted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request, Response
@@ -21,6 +22,7 @@ from shared.jobs import moves, pages, submission
 from shared.products import adapters
 from shared.store.lifecycle import JobStatus
 from shared.tenants import audit
+from shared.tenants.keys import Caller
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
@@ -194,29 +196,25 @@ def _is_known(etag: str, if_none_match: str | None) -> bool:
 @router.post("/{job_id}/cancel", response_model=job_views.FineTuningJob)
 def cancel_job(job_id: str, door: DoorDep, caller: JobsWriter) -> job_views.FineTuningJob:
     """Cancel at once what waits; what runs is stopped within seconds. Cancelling twice is fine."""
-    with door.session() as session:
-        view = job_views.job(moves.request_cancel(session, job_id, project_id=caller.project_id), caller=caller)
-        audit.record(session, caller, "job.cancel", job_id, after={"status": view.status})
-    door.ring("training")
-    return view
+    return _move(door, caller, job_id, moves.request_cancel, verb="job.cancel")
 
 
 @router.post("/{job_id}/pause", response_model=job_views.FineTuningJob)
 def pause_job(job_id: str, door: DoorDep, caller: JobsWriter) -> job_views.FineTuningJob:
     """Hold a waiting job; a running one saves a checkpoint and gives its devices back."""
-    with door.session() as session:
-        view = job_views.job(moves.request_pause(session, job_id, project_id=caller.project_id), caller=caller)
-        audit.record(session, caller, "job.pause", job_id, after={"status": view.status})
-    door.ring("training")
-    return view
+    return _move(door, caller, job_id, moves.request_pause, verb="job.pause")
 
 
 @router.post("/{job_id}/resume", response_model=job_views.FineTuningJob)
 def resume_job(job_id: str, door: DoorDep, caller: JobsWriter) -> job_views.FineTuningJob:
     """Queue a paused job again; it goes on from its last checkpoint."""
+    return _move(door, caller, job_id, moves.resume, verb="job.resume")
+
+
+def _move(door: Door, caller: Caller, job_id: str, move: Callable[..., Any], *, verb: str) -> job_views.FineTuningJob:
     with door.session() as session:
-        view = job_views.job(moves.resume(session, job_id, project_id=caller.project_id), caller=caller)
-        audit.record(session, caller, "job.resume", job_id, after={"status": view.status})
+        view = job_views.job(move(session, job_id, project_id=caller.project_id), caller=caller)
+        audit.record(session, caller, verb, job_id, after={"status": view.status})
     door.ring("training")
     return view
 

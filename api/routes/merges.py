@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 
 from api.body import RawBody, parse
 from api.deps import Door, DoorDep, ModelsReader, ModelsWriter
-from api.routes.adapters import linked
+from api.downloads import linked
 from api.views import product_views, view
 from shared.chores import merges
 from shared.contract.merge_request import CreateCombination, CreateMerge

@@ -10,7 +10,7 @@ from fastapi.responses import Response, StreamingResponse
 from api import byte_ranges, errors
 from api.byte_ranges import ByteRange, OutOfRange
 from api.deps import DoorDep
-from api.routes.files import attachment
+from api.downloads import attachment
 from api.views import error_views, view
 from shared.errors import Invalid
 from shared.store.storage import ObjectFacts

@@ -15,13 +15,14 @@ from sqlalchemy.orm import Session
 from shared.contract.documents import error_document
 from shared.contract.job_request import DEFAULT_PREVIEW_ROWS, CreateJob, CreatePreflight
 from shared.contract.spec import BaseModelRef
-from shared.errors import Conflict, Invalid, LimitReached, NotFound
+from shared.errors import Conflict, LimitReached, NotFound
 from shared.ids import new_id
 from shared.lease import lease as leasing
 from shared.lease import turns
 from shared.lease.lease import MAX_FAILURES, Kind
 from shared.lease.turns import ChoreTurn, Work
 from shared.lease.values import FileRef, Lease, NotUnderstood
+from shared.products.files import usable
 from shared.store.tables import FileRow, PreflightRow
 from shared.tenants.keys import Caller
 
@@ -68,9 +69,9 @@ class PreflightClaim:
 
 def create(session: Session, wanted: CreatePreflight, *, caller: Caller, base: BaseModelRef) -> PreflightRow:
     """Accept a preflight; it waits until its files are checked. Raises Invalid, LimitReached."""
-    _must_exist(session, caller, wanted.training_file, param="training_file")
-    if wanted.validation_file is not None:
-        _must_exist(session, caller, wanted.validation_file, param="validation_file")
+    for param, file_id in (("training_file", wanted.training_file), ("validation_file", wanted.validation_file)):
+        if file_id is not None:
+            usable(session.get(FileRow, file_id), project_id=caller.project_id, file_id=file_id, param=param)
     waiting = session.scalar(
         select(func.count()).where(PreflightRow.project_id == caller.project_id, PreflightRow.status.in_(OPEN))
     )
@@ -90,22 +91,6 @@ def create(session: Session, wanted: CreatePreflight, *, caller: Caller, base: B
     session.flush()
     session.refresh(row)
     return row
-
-
-def _must_exist(session: Session, caller: Caller, file_id: str, *, param: str) -> None:
-    row = session.get(FileRow, file_id)
-    if row is None or row.project_id != caller.project_id or row.deleted_at is not None:
-        raise Invalid(
-            f"{param} '{file_id[:100]}' does not exist in this project. Upload it with POST /v1/files.",
-            param=param,
-            code="file_not_found",
-        )
-    if row.purpose != "fine-tune":
-        raise Invalid(
-            f"{param} '{file_id}' has purpose '{row.purpose}'; a job needs a file of purpose 'fine-tune'.",
-            param=param,
-            code="invalid_file",
-        )
 
 
 def find(session: Session, preflight_id: str, *, project_id: str) -> PreflightRow:

@@ -19,6 +19,7 @@ from shared.jobs import moves
 from shared.lease import journal
 from shared.lease.journal import NewEvent
 from shared.plan.preemption import RANK
+from shared.products.files import usable
 from shared.settle import refusals
 from shared.store.locks import one_at_a_time, turn
 from shared.store.tables import ApiKeyRow, FileRow, IdempotencyRow, JobRow, ProjectRow
@@ -156,18 +157,7 @@ def _ground(session: Session, caller: Caller, file_id: str, *, own_turn: str, pa
     """The file as a submission may use it, beside the limits of whoever submits. Raises Invalid."""
     values = {"turn": own_turn, "key_id": caller.key_id, "file_id": file_id}
     row = session.connection().execute(_GROUND, values).one_or_none()
-    if row is None or row.project_id != caller.project_id or row.deleted_at is not None:
-        raise Invalid(
-            f"{param} '{file_id[:100]}' does not exist in this project. Upload it with POST /v1/files.",
-            param=param,
-            code="file_not_found",
-        )
-    if row.purpose != "fine-tune":
-        raise Invalid(
-            f"{param} '{file_id}' has purpose '{row.purpose}'; a job needs a file of purpose 'fine-tune'.",
-            param=param,
-            code="invalid_file",
-        )
+    row = usable(row, project_id=caller.project_id, file_id=file_id, param=param)
     if row.status == "error":
         raise Invalid(f"{param} '{file_id}' failed its check: {row.status_details}", param=param, code="invalid_file")
     return row

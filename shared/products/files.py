@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from shared.errors import Conflict, NotFound
+from shared.errors import Conflict, Invalid, NotFound
 from shared.store.lifecycle import UNFINISHED
 from shared.store.tables import FileRow, JobRow
 
@@ -47,6 +47,28 @@ def add(session: Session, upload: Upload, *, project_id: str) -> FileRow:
     session.add(row)
     session.flush()
     session.refresh(row)
+    return row
+
+
+def usable(row: Any, *, project_id: str, file_id: str, param: str) -> Any:
+    """`row` itself, if it is a file that a job of this project may train on. Raises Invalid.
+
+    Args:
+        row: the file's row, or a selection that has its project, purpose and deletion; None where there is none.
+        param: the field of the request that names the file.
+    """
+    if row is None or row.project_id != project_id or row.deleted_at is not None:
+        raise Invalid(
+            f"{param} '{file_id[:100]}' does not exist in this project. Upload it with POST /v1/files.",
+            param=param,
+            code="file_not_found",
+        )
+    if row.purpose != "fine-tune":
+        raise Invalid(
+            f"{param} '{file_id}' has purpose '{row.purpose}'; a job needs a file of purpose 'fine-tune'.",
+            param=param,
+            code="invalid_file",
+        )
     return row
 
 

@@ -97,6 +97,17 @@ def test_a_process_that_serves_requests_never_loads_the_training_stack(module: s
     assert done.stdout.split() == []
 
 
+def test_no_route_stands_on_another_route() -> None:
+    stray = [
+        f"{at(path, node)}: {node.module}"
+        for path in files("api/routes")
+        for node in imports(tree(path))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("api.routes")
+    ]
+
+    assert not stray, f"{stray}: what two routes share stands beside them, in api/"
+
+
 def test_modules_of_the_house_do_not_import_each_other_in_circles() -> None:
     graph = {name: _imported(path) for name, path in _modules().items()}
     waiting = dict(graph)

@@ -36,12 +36,11 @@ def load_model(spec: AttemptSpec, *, weights: Path, quantized: bool, trains_in_f
         trains_in_full: every weight trains, so they stay in float32 whatever the arithmetic is.
 
     Raises:
-        Invalid: float16 asked for on a CPU, which has no loss scaling for it; 4 bits for a family that cannot.
+        Invalid: the weights are published in a form that does not train as it is.
     """
-    if spec.device == "cpu" and spec.job.training.dtype == "float16":
-        raise Invalid("float16 does not train on a CPU; use bfloat16 or float32.", param="training.dtype")
-    if quantized and spec.job.base_model.facts.architecture in WHOLE_ONLY:
-        raise Invalid(f"{WHOLE_ONLY_REASON}; use method lora.", param="adapter.method", code="unsupported_combination")
+    # Both were refused before the job was queued.
+    assert spec.device != "cpu" or spec.job.training.dtype != "float16", "CPUs have no loss scaling for float16"
+    assert not quantized or spec.job.base_model.facts.architecture not in WHOLE_ONLY, WHOLE_ONLY_REASON
     config = AutoConfig.from_pretrained(weights, trust_remote_code=False, local_files_only=True)
     return load_frozen(
         weights,
