@@ -1,4 +1,4 @@
-"""OpenAI's routes that Tunepool has none of, each with what to use instead.
+"""Routes of OpenAI that Tunepool lacks, each with what to use instead.
 
 A script that was written for OpenAI meets them. "Unknown request URL" would make its owner look for a typing error.
 """

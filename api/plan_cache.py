@@ -42,7 +42,7 @@ class _Latest:
 
 
 class Look(NamedTuple):
-    """What the plan says of a queued job. Neither a verdict nor `starting`: it was queued after the plan was made."""
+    """The plan's word on one queued job. Neither a verdict nor `starting`: it was queued after the plan was made."""
 
     verdict: Verdict | None
     starting: bool

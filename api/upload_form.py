@@ -1,4 +1,4 @@
-"""What the fields of an upload's form must say, and the upload that they make."""
+"""Judges the form of an upload, field by field, and makes the upload of it."""
 
 from __future__ import annotations
 

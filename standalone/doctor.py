@@ -200,7 +200,7 @@ class Installation:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What Postgres knows. Without this version's schema: only that it answers."""
+    """Facts from Postgres. Without this version's schema there is one: that it answers."""
 
     milliseconds: float
     ahead_seconds: float  # this host's clock against the database's

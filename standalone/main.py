@@ -84,7 +84,7 @@ def _running_database(settings: Settings) -> str | None:
 
 
 def _database_url(settings: Settings) -> str:
-    """Of the server that the environment names, else of the one that `up` runs in this home."""
+    """The URL of the server that the environment names, else of the one that `up` runs in this home."""
     url = _running_database(settings)
     if not url:
         _give_up(

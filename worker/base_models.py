@@ -30,7 +30,7 @@ from shared.store.db import make_engine, session_scope
 _HUB_PATTERNS: Final = "*.safetensors *.safetensors.index.json *.json tokenizer.model *.jinja merges.txt vocab.txt"
 # The same weights once more, in other forms: gpt-oss, Llama and Mistral publish them so.
 _HUB_DUPLICATES: Final = "original/* consolidated* metal/*"
-# Exits with the status of a refusal less 360; what may pass (an outage, too many requests) is an error of its own.
+# Refused by the hub: exits with the HTTP status minus 360. An outage, or too many requests: another exit status.
 _HUB_PROGRAM: Final = """
 import sys
 from huggingface_hub import snapshot_download
@@ -198,7 +198,7 @@ def bytes_here(entry: CatalogueEntry, *, cache: Path) -> int:
 
 
 def bytes_in(place: Path) -> int:
-    """Of all files of a folder. What goes away meanwhile does not count."""
+    """Bytes of all files of a folder. A file that goes away meanwhile does not count."""
     total = 0
     for file in place.rglob("*"):
         with suppress(FileNotFoundError):
@@ -298,7 +298,7 @@ def is_known(config: Path, interrupt: Interrupt) -> bool:
 
 
 def refused_by_hub(name: str, wanted: str, ended: int) -> Invalid:
-    """What a hub's program says by its exit code, for whoever may correct the entry `name` of the catalogue."""
+    """The meaning of a hub program's exit code, for the people who can correct the entry `name` of the catalogue."""
     if ended in _NOT_THERE:
         return Invalid(
             f"The hub has no {wanted} (HTTP 404). Ask your administrator to correct repository and revision of "

@@ -42,7 +42,7 @@ FIRST_GARBAGE_SECONDS: Final = 60.0
 
 @dataclass
 class Rounds:
-    """When each pass is next due, on the monotonic clock. Pure but for what it is told."""
+    """When each pass is next due, on the monotonic clock. Pure: the caller tells the time."""
 
     settings: Settings
     began: float

@@ -68,7 +68,7 @@ def _drift(verdict: Verdict, row: JobRow) -> int | None:
 
 
 def etag(version: int, look: Look | None) -> str:
-    """Of a job: its row's version, and its place. A forecast slides with the clock; only whole minutes of it count."""
+    """The ETag of a job: its row's version and its place. Forecasts count in whole minutes, for they slide."""
     if look is None:
         return f'"{version}"'
     parts, verdict = [str(look.starting)], look.verdict

@@ -1,4 +1,4 @@
-"""What all views share: their class, moments in Unix seconds, and the answers that several routes give."""
+"""Parts shared by all views: their class, moments in Unix seconds, and the answers that several routes give."""
 
 from __future__ import annotations
 

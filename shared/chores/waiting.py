@@ -1,4 +1,4 @@
-"""Which lanes have work: what a bell is rung for that no commit rings for."""
+"""Looks which lanes have work. The janitor rings for work that came without a commit, such as a passed deadline."""
 
 from __future__ import annotations
 

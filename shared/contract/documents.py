@@ -1,4 +1,4 @@
-"""The JSON documents that rows keep: one class for each, by which it is written and read.
+"""The JSON documents in rows, one class for each. Writers and readers use the same class.
 
 A reader passes over keys that it does not know: a newer version may have written them.
 """

@@ -1,4 +1,4 @@
-"""What is known of families of base models that no config.json says, by `model_type`.
+"""Facts about families of base models that no config.json holds, by `model_type`.
 
 Seen in transformers 5.23; `tests/train/test_attention.py` reads the installed sources again.
 """

@@ -1,4 +1,4 @@
-"""The table of objectives: what tells one from another. Pure.
+"""The table of objectives and of all that differs between them. Pure.
 
 A new objective is a class in `shared/contract/spec.py`, a row here, a loss in `worker/train/objectives/` and a line in
 its `table.py`. Nobody else asks for an objective by name.

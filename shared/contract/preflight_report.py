@@ -1,4 +1,4 @@
-"""What a preflight answers: written by the worker that examined the files, read by the API.
+"""The report of a preflight. The worker that examined the files writes it, the API reads it.
 
 A job that would fail before it trains has a refusal, and nothing of what comes after it.
 """

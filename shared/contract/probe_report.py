@@ -31,7 +31,7 @@ class ProbeSpec(BaseModel):
 
 
 class ProbeReport(BaseModel):
-    """What was found until the first stage that failed."""
+    """The results of the stages up to the first one that failed."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -1,4 +1,4 @@
-"""What a trainer is told: a job with every value settled, and the parts that its request shares with it.
+"""The spec of a job: every value is settled. Its parts are shared with the request.
 
 The request nests the *open* form of a part (every field may be "auto"); the resolved `JobSpec` nests the part itself.
 Pure: pydantic only, no I/O, no clock.

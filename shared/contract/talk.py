@@ -1,4 +1,4 @@
-"""What a playground is asked and what it answers: one JSON object per line, each way.
+"""The talk between API and playground: one JSON object per line, each way.
 
 Two walls are crossed with these words. The API asks a host's playground over TCP (`Call`, answered by `Said`); the
 playground asks the program that holds the weights over a socket that it was born with (`Question`, answered by `Said`
@@ -151,7 +151,7 @@ class Target(Part):
 
 
 class Call(Part):
-    """What the API asks of a playground, in the one line that it sends. Closing the connection withdraws it."""
+    """The question that the API sends to a playground, as one line. Closing the connection withdraws it."""
 
     token: str
     target: Target

@@ -1,4 +1,4 @@
-"""Rows by which the leader and the members of a gang talk to each other. Nothing here moves a job or holds a lease.
+"""The leader and the members of a gang talk through these rows. Nothing here moves a job or holds a lease.
 
 Everything is guarded by the attempt being open under its fence: who finds it closed has nothing to say any more.
 """

@@ -55,7 +55,7 @@ class Warm:
 
 @dataclass(frozen=True, slots=True)
 class Pressure:
-    """What trainings want of a host: its devices are leased, or a job waits that would fit on one of them.
+    """The need of trainings for a host: its devices are leased, or a job waits that would fit on one of them.
 
     `waiting_bytes`: the most that such a job needs on a device; 0 when none waits.
     """

@@ -1,4 +1,4 @@
-"""What this host can keep programs on strangers' data from: measured by trying it, and what to do where it cannot.
+"""The walls that this host can put around programs on strangers' data. Each is measured by trying it.
 
 A program is one of four kinds of company: it works alone, with ranks on this host, or with ranks on several hosts. Only
 the last keeps the host's network, because it needs it.
@@ -199,7 +199,7 @@ def _code() -> Iterable[Path]:
 
 
 def _without(folder: Path, home: Path | None) -> Iterator[tuple[Path, int]]:
-    """The folder and all below it, but for what is hidden and the home: an installation may lie in its checkout."""
+    """The folder and all below it, except the hidden paths and the home: an installation may lie in its checkout."""
     try:
         children = list(folder.iterdir())
     except OSError:  # a zip file, or closed to us

@@ -55,7 +55,7 @@ def slip_of(value: Any) -> str | None:
 
 
 def calls_in(text: str) -> list[dict[str, Any]] | None:
-    """The calls of which a text is the JSON: one object with name and arguments, or a list; None for other texts."""
+    """The calls that a text holds as JSON: one object with name and arguments, or a list; None for other texts."""
     try:
         value = strict_json.parse(text, long_integers=True)
     except strict_json.BadJson:

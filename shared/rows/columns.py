@@ -1,4 +1,4 @@
-"""Columns beside those that a shape reads: refused where they mean something, else dropped and reported by name."""
+"""Judges columns that a shape does not read: refused if they mean something, else dropped and reported by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what users bring to what the trainer reads: canonical JSONL out of JSONL, CSV or tables, streaming and pure."""
+"""Turns JSONL, CSV and tables of users into the canonical JSONL of the trainer. Streaming and pure."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def canonical_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def checked_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """What `canonical_lines` makes of a file that the check has accepted: the same, in half the time."""
+    """The lines of `canonical_lines`, in half the time, for a file that the check has accepted."""
     shape: formats.Shape | None = None
     for line in lines(chunks, limit=DEFAULT_LIMITS.line_bytes):
         if not line.data.strip():

@@ -14,7 +14,7 @@ from shared.rows.loss_flags import weight_of
 
 
 def messages(items: Any) -> list[Message] | None:
-    """Messages with `tool_calls` from ShareGPT items of which one holds tagged calls; None for all other items.
+    """Messages with `tool_calls` from ShareGPT items if one of them holds tagged calls; None for all other items.
 
     Text may stand before calls, not behind or between them. As many answers follow as there were calls.
     """

@@ -135,7 +135,7 @@ _UNICODE: tuple[tuple[bytes, str], ...] = (
 
 
 def is_refused(head: bytes) -> bool:
-    """Whether a file that begins so is of a kind that is refused by its name."""
+    """Whether a file with this beginning is of a kind that is refused by name."""
     try:
         _refuse_other_kinds(head)
     except FileRefused:

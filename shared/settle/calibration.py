@@ -1,4 +1,4 @@
-"""What finished jobs teach about the memory estimate: how far it is off, and how sure that is. Pure."""
+"""Corrects the memory estimate by finished jobs: how far it is off, and how sure that is. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a preflight tells beforehand of a base that is not a plain language model in 16 bits."""
+"""Warnings of a preflight about a base that is no plain language model in 16 bits."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class DeviceFacts:
 
     @property
     def budget(self) -> int:
-        """What a job may ask the plan for, so that the plan finds it: the plan takes `PLAN_MARGIN` times as much.
+        """The most bytes that a job may ask of the device. The plan asks for `PLAN_MARGIN` times as much.
 
         A reserve stays for what changes between the settling and the start, such as a desktop.
         """

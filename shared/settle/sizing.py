@@ -212,7 +212,7 @@ def _weights_and_experts(work: Workload, *, stack: SoftwareStack) -> dict[str, i
 
 
 def _weights(work: Workload, *, stack: SoftwareStack) -> int:
-    """The base's weights. What is neither a known linear nor an embedding (MoE experts, say) stays 16-bit."""
+    """The base's weights. All others (MoE experts, say) stay 16-bit: only known linears are quantised."""
     parameters, wide = work.facts.parameters, BYTES[work.dtype]
     if not METHODS[work.method].adapter:
         return parameters * (4 if wide == 4 else 6)  # float32, and autocast's 16-bit copies

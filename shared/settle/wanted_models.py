@@ -64,7 +64,7 @@ class HubAnswer:
 
 @dataclass(frozen=True, slots=True)
 class WantedModel:
-    """What a request to add a base model asks for, judged: every name in it is one that may be used."""
+    """A judged request for a base model: every name in it may be used."""
 
     name: str
     source: Source

@@ -1,4 +1,4 @@
-"""What runs on one device: the few numbers of a resolved job that decide its memory. Pure."""
+"""The workload of one device: the few numbers of a resolved job that decide its memory. Pure."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def make_engine(url: str, *, pool_size: int = 20, max_overflow: int = 10) -> Eng
         max_overflow=max_overflow,
         pool_timeout=5,
         json_serializer=written,
-        pool_use_lifo=True,  # what few connections can do stays with those that have their statements prepared
+        pool_use_lifo=True,  # few connections do most of the work, and these have their statements prepared
         pool_recycle=1800,
         connect_args={
             "connect_timeout": 3,

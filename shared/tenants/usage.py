@@ -25,7 +25,7 @@ _HELD_DEVICES: Final = func.jsonb_array_length(AttemptRow.device_ids)
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """The usage of one group of leases. A dimension that was not asked for is None; so is a label that a job lacks."""
+    """The usage of one group of leases. None: a dimension outside `group_by`, or a label that a job lacks."""
 
     project: str | None
     key: str | None

@@ -104,7 +104,7 @@ class AttemptFolder:
 
     @property
     def _threads(self) -> int:
-        """Of each rank: a CPU slot's cores, else a GPU's part of all that this worker may run on."""
+        """Threads of each rank: a CPU slot's cores, else a GPU's part of this worker's cores."""
         everything = self.host.settings.cpu_threads or len(os.sched_getaffinity(0))
         return self.device.cores or max(1, everything // len(self.host.devices))
 

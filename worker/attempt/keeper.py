@@ -19,8 +19,8 @@ log = structlog.get_logger()
 
 # Why an attempt must end before its trainer is done, most urgent first.
 Wish = Literal["lost", "cancel", "deserted", "blind", "preempt", "pause", "drain"]
-# These want the trainer dead now; the others want a checkpoint first, but for `deserted`: ranks that lack some of
-# their number can make none, and end by themselves.
+# These end the trainer at once. The others let it save a checkpoint first, except `deserted`: ranks that have lost
+# a member can save none, and end by themselves.
 AT_ONCE: frozenset[Wish] = frozenset({"lost", "cancel"})
 
 

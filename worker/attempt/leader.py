@@ -28,7 +28,7 @@ class GangFault:
 
 
 class Gang:
-    """What the members have said. A job on one host has a gang of none, which is always ready and always gone."""
+    """The members' last reports. A job on one host has no members: its gang counts as ready, and as gone."""
 
     def __init__(
         self, members: Sequence[Member], settings: Settings, *, clock: Callable[[], float] = time.monotonic

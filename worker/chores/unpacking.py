@@ -95,7 +95,7 @@ def _as_problem(fault: Failed) -> RowProblem:
 
 
 def _columns(place: Workdir) -> TableColumns | None:
-    """What the program says of the file's columns; None when it says nothing that can be read."""
+    """The program's report on the file's columns; None if it cannot be read."""
     try:
         columns = TableColumns.model_validate_json(hostile_folder.read(place.out, "columns.json", most=COLUMNS_BYTES))
     except (FileNotFoundError, hostile_folder.Refused, ValidationError):

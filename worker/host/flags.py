@@ -50,7 +50,7 @@ class SharedFlags:
         self._bytes[0] = 1
 
     def follow(self, *, drained: bool) -> bool:
-        """What an administrator has ordered of this worker; True when that has changed."""
+        """Take over what an administrator has ordered of this worker. True when it has changed."""
         before, self._bytes[1] = self._bytes[1], int(drained)
         return before != self._bytes[1]
 

@@ -73,7 +73,7 @@ class Host:
         raise AssertionError("a retry ends in a value or in its error")
 
     def claim(self, verb: Callable[..., T | None]) -> T | None:
-        """A claim (or a part in one) by `verb(session, passed_over=…)`, of a row that this version understands."""
+        """Call `verb(session, passed_over=…)` until it claims a row that this version understands, or there is none."""
         while True:
             try:
                 return self.write(lambda s: verb(s, passed_over=self.passed_over))

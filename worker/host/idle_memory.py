@@ -1,4 +1,4 @@
-"""What each GPU offers when none of our trainers is on it: the plan and the settling of jobs reckon with that.
+"""Memory of each GPU while none of our trainers is on it. The plan and the settling of jobs count with it.
 
 While a device is leased its memory is our trainer's, and NVML cannot be asked whose it is: in a container it lists
 processes by the host's numbers, or by ours without their memory. So a leased device is reported as it was when it was

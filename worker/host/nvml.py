@@ -67,7 +67,7 @@ MUTE: Final = "nvidia-driver"
 
 
 def _mute(why: str) -> tuple[FoundDevice, ...]:
-    """What stands for the GPUs of a driver that shows none."""
+    """The device that stands for GPUs whose driver shows none."""
     ailment = (
         f"an NVIDIA driver is loaded and shows no GPU that works ({why[:200]}): see `nvidia-smi` and the kernel log; "
         "after an upgrade of the driver, reboot; to train on the CPU all the same, set TUNEPOOL_DEVICES=cpu"

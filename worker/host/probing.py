@@ -128,7 +128,7 @@ def too_full(device: FoundDevice) -> bool:
 
 
 class Probes:
-    """What is known of each GPU of this worker. A thread tries those that nothing is known of.
+    """The probes of this worker's GPUs. A thread tries each GPU that has none yet.
 
     Args:
         done: called from that thread when a device has been tried.

@@ -19,7 +19,7 @@ MIB: Final = 1 << 20
 
 
 def load_amdsmi() -> Any:
-    """The library, or None: neither installed nor, where it is, with a driver under it."""
+    """The library; None if it is not installed or has no driver under it."""
     try:
         return importlib.import_module("amdsmi")
     except (ImportError, OSError, KeyError):  # its import loads the driver's library, and reads ROCM_PATH

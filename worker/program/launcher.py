@@ -282,7 +282,7 @@ def _limits(out: Path, *, uid: int | None, cpu_seconds: float | None) -> list[tu
 
 
 def _most_of_one_file(out: Path) -> int:
-    """No file is larger than its file system, were it of nothing but holes; nor than what the limit here allows."""
+    """The largest file allowed: the size of the file system, or the limit here if that is smaller."""
     disk = os.statvfs(out)
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     size = disk.f_blocks * disk.f_frsize

@@ -108,7 +108,7 @@ class StopStrings:
         return self._met
 
     def push(self, text: str) -> str:
-        """What may be shown of all that has come: nothing that could still become a stop string."""
+        """The text that may be shown now; text that could still become a stop string is held back."""
         self._held += text
         places = [place for place in map(self._held.find, self._stops) if place >= 0]
         if places:

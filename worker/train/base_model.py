@@ -1,4 +1,4 @@
-"""Act two: the frozen weights."""
+"""Loads the frozen weights of the base model."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _quantization(config: Any, job: JobSpec, *, quantized: bool) -> Any:
 
 
 def stored_as(config: Any) -> str | None:
-    """The method by which a base's published weights are quantised."""
+    """How the published weights of a base are quantised; None for plain weights."""
     stored = getattr(config, "quantization_config", None) or {}
     method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
     return None if method is None else str(getattr(method, "value", method))

@@ -157,7 +157,7 @@ class ChatTemplate:
             raise slow from error
 
     def _spans_by_counting(self, messages: list[JsonObject], *, tools: list[JsonObject] | None) -> Rendered | None:
-        """What `_spans_by_prefix` finds, by one rendering; None where that is not known."""
+        """The spans of `_spans_by_prefix`, by one rendering; None where that cannot be told."""
         if self._counting_template is None or messages[0]["role"] == "assistant":  # a header after nothing is apart
             return None
         try:

@@ -1,4 +1,4 @@
-"""Act three: canonical JSONL rows become token ids with a mask of the tokens that carry loss.
+"""Canonical JSONL rows become token ids with a mask of the tokens that carry loss.
 
 Some rows at a time: first all are rendered, then all encoded. Either has its data in the processor's caches then, which
 takes a tenth less time than going to and fro.

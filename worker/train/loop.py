@@ -1,4 +1,4 @@
-"""Act six: the optimizer loop. Forward and backward per micro-batch, one update per step, a look, a checkpoint.
+"""The optimizer loop. Forward and backward per micro-batch, one update per step, a look, a checkpoint.
 
 The loop is ours and not `Trainer.train`: a step here has as many forward passes as its rows need when packed, stops
 between any two steps, and resumes from state without pickles. The loss, the model's preparation, the optimizer, the

@@ -1,4 +1,4 @@
-"""What memory this process may use and has used, and how libraries say that there was not enough."""
+"""Memory: how much this process may use, how much it has used, and the signs of libraries that it was too little."""
 
 from __future__ import annotations
 

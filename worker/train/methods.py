@@ -1,4 +1,4 @@
-"""Act four: how the base model is adapted. What tells the methods apart is in shared/contract/methods.py."""
+"""Adapts the base model by the method of the job. The table of methods is in shared/contract/methods.py."""
 
 from __future__ import annotations
 

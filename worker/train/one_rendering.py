@@ -139,7 +139,7 @@ def _is_constant(node: nodes.Node, tree: nodes.Template) -> bool:
 
 
 def _differs_by_the_mark(template: str, tree: nodes.Template) -> bool:
-    """Whether `template` is the one of `tree` but for the mark at the end of the loop's body, white space included."""
+    """Whether `template` equals that of `tree`, white space included, except for the mark at the end of the body."""
     try:
         marked = _GRAMMAR.parse(template)
     except jinja2.TemplateError:  # that tag stood within a text

@@ -236,7 +236,7 @@ def _numbers(whole: Row | None, kept: Row | None) -> tuple[int, int, int, int, i
 
 
 def prompt_of(ids: Ids, labelled: Mask) -> Ids:
-    """What stands before the last trained span; nothing for a row that is trained whole."""
+    """The tokens before the last trained span; none for a row that is trained whole."""
     trained = np.flatnonzero(labelled)
     if not len(trained):
         return ids[:0]

@@ -1,4 +1,4 @@
-"""What the programs that make a product without training have in common: their contract with whoever starts them."""
+"""The frame of all programs that make a product without training: how they start, report and end."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class Ranks:
         return [rows[place] for place in sorted(mine)]
 
     def evened(self, batches: Sequence[MicroBatch]) -> list[MicroBatch]:
-        """`batches` with empty-handed repeats of the last one, so that every rank has as many forward passes.
+        """`batches`, filled up with empty copies of the last one until every rank has as many forward passes.
 
         A sharded base is put together in each pass by all ranks: all must take part.
         """

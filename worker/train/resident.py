@@ -49,7 +49,7 @@ def _four_bits(quantization: Quantization | None) -> Any:
 
 
 class ResidentModel:
-    """A base with up to `kept` adapters in memory, of which one at a time speaks.
+    """A base with up to `kept` adapters in memory. One of them answers at a time.
 
     Attributes:
         spoilt: the first adapter did not load whole; the base must be loaded anew.

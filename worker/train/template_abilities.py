@@ -1,4 +1,4 @@
-"""What a chat template can write, found by rendering known conversations: the law that rows are held to, asked once."""
+"""The abilities of a chat template, learnt by rendering known conversations once. Rows are judged by them."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class Alignment:
 
     Where tokens are bytes (GPT-2's alphabet: most of today's tokenizers) their lengths tell it, as long as they give
     back the text byte for byte, which every text is checked for. That takes two thirds of the time of asking the
-    tokenizer for offsets, which is done for all others. Most such tokenizers go word by word, and are hardly asked.
+    tokenizer for offsets, which is done for all others. Words that were met before come from `word_cache`.
     """
 
     def __init__(self, backend: Any, controls: ControlTokens | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Act one: the tokenizer. Without the libraries of weights, which a preflight has no use for."""
+"""Loads the tokenizer. It imports no library of weights: a preflight needs none."""
 
 from __future__ import annotations
 

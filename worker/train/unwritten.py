@@ -1,4 +1,4 @@
-"""What is counted of a file's rows that their chat template does not write, or not whole."""
+"""Counts the rows of a file that their chat template does not write, or not whole."""
 
 from __future__ import annotations
 

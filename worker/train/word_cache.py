@@ -1,9 +1,9 @@
 """Byte-level tokenizers by memory: most words of a file were met before, and their tokens need no second search.
 
 Such a tokenizer cuts a text at its added tokens, the pieces into words by a pattern, and finds the tokens of each word
-by itself. The patterns of today's models are written here for Python, which cuts the words in a tenth of the time. Only
-what is known to come out the same is done so: a tokenizer with other parts, or a text with characters whose kind is not
-settled, is left to the tokenizer.
+by itself. The patterns of today's models are written here for Python, which cuts the words in a tenth of the time. The
+tokenizer itself does the rest, where the result might differ: tokenizers with other parts, and texts with characters
+whose kind is not settled.
 """
 
 from __future__ import annotations

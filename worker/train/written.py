@@ -39,7 +39,7 @@ class Lost(NamedTuple):
 
 
 class _Value(NamedTuple):
-    """A value of a call or of a tool, and where it stands."""
+    """A value in a call or in a tool, and its place."""
 
     what: str
     value: Any

@@ -36,7 +36,7 @@ class Objective(Protocol):
     trainer: Trainer
 
     def acquainted(self, rows: Sequence[Any]) -> Sequence[Any]:
-        """The rows of one optimizer step (or of a look at validation), each with what its loss takes of the others."""
+        """Pairs each row of an optimizer step (or of a validation pass) with the other rows that its loss needs."""
         ...
 
     def micro_batches(self, rows: Sequence[Any]) -> list[MicroBatch]:
