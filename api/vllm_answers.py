@@ -50,7 +50,7 @@ class Forwarded(BaseModel):
 
 
 @dataclass(frozen=True)
-class Question:
+class UpstreamQuestion:
     """A request that vLLM can answer."""
 
     path: str
@@ -105,7 +105,7 @@ async def _unless_gone(work: asyncio.Task[Made], gone: asyncio.Task[None]) -> Ma
 
 
 async def _stream(
-    question: Question, opened: httpx2.Response, answering: contextlib.AsyncExitStack
+    question: UpstreamQuestion, opened: httpx2.Response, answering: contextlib.AsyncExitStack
 ) -> AsyncIterator[str]:
     try:
         async for chunk in vllm.events(opened):
@@ -121,7 +121,7 @@ async def _stream(
 # --- what passes ------------------------------------------------------------------------------------------------------
 
 
-def _question(door: Door, body: bytes, shape: type[AskedCompletion], project_id: str) -> Question:
+def _question(door: Door, body: bytes, shape: type[AskedCompletion], project_id: str) -> UpstreamQuestion:
     document = json_object(body)
     try:
         forwarded = Forwarded.model_validate(document)
@@ -133,7 +133,7 @@ def _question(door: Door, body: bytes, shape: type[AskedCompletion], project_id:
         raise Unserved("the request has fields that OpenAI's have not")
     if not all(_is_text(message) for message in document.get("messages") or ()):
         raise Unserved("the request holds more than text")
-    return Question(
+    return UpstreamQuestion(
         path="/v1/chat/completions" if shape is CreateChatCompletion else "/v1/completions",
         body={name: value for name, value in document.items() if name not in {"model", "tunepool"}},
         model=forwarded.model,
