@@ -216,7 +216,7 @@ async def events(answer: httpx2.Response) -> AsyncIterator[dict[str, Any] | None
     raise failed("its answer broke off")
 
 
-def _parsed(text: str | bytes) -> Any:
+def _parsed(text: str | bytes | bytearray) -> Any:
     """Raises ValueError, RecursionError. A probability of zero may come as -Infinity, which is no JSON."""
     return json.loads(text, parse_constant=lambda _: None)
 
