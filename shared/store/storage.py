@@ -51,11 +51,6 @@ class Store:
     def __init__(self, backend: Any) -> None:
         self._backend = backend
 
-    def put_file(self, key: str, path: Path) -> StoredObject:
-        """Upload a file, in parts when it is large."""
-        with path.open("rb") as source:
-            return self.put_open(key, source)
-
     def put_open(self, key: str, source: BinaryIO, *, interrupt: Callable[[], None] = lambda: None) -> StoredObject:
         """Upload an open file from its beginning. What is told are size and hash of the very bytes that were sent.
 

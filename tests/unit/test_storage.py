@@ -55,7 +55,8 @@ def test_a_stream_that_breaks_leaves_no_object_and_no_scraps(store: Store, setti
 def test_an_uploaded_file_is_described_by_its_size_and_hash(store: Store, tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(CONTENT)
 
-    stored = store.put_file("k", tmp_path / "f")
+    with (tmp_path / "f").open("rb") as source:
+        stored = store.put_open("k", source)
 
     assert (stored.bytes, stored.sha256) == (len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
 

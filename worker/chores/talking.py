@@ -43,7 +43,6 @@ log = structlog.get_logger()
 CALL_SECONDS: Final = 10.0  # within which a caller says what it wants
 OVERTAKEN_SECONDS: Final = 10.0  # so long may later questions to the weights in memory go before one to others
 YIELDS: Final = "A training needs the playground's device now. Try again when it has ended, or later."
-
 LET_GO: Final = "The playground has let the model go. Try again."
 
 
@@ -251,9 +250,7 @@ class Desk:
         self._running.clear()
         self._wake()
 
-    async def let_go(
-        self, code: str = "playground_crashed", message: str = "The playground has let the model go."
-    ) -> None:
+    async def let_go(self, code: str = "playground_crashed", message: str = LET_GO) -> None:
         """End the program, if there is one; answers that it owes are declined."""
         program, self._program = self._program, None
         self._decline_running(code, message)
