@@ -12,7 +12,7 @@ from api.app import create_app
 from shared.store.db import session_scope
 from shared.store.storage import open_store
 from shared.store.tables import AdapterRow
-from tests.factories import make_job
+from tests.factories import make_queued_job
 from tests.integration.conftest import Api
 from tests.integration.test_bad_requests import refused
 
@@ -101,7 +101,7 @@ def test_a_download_goes_on_only_while_the_file_is_the_same(app_client: tuple[Te
 
 def test_links_lead_to_the_configured_address_whatever_host_the_caller_names(api: Api) -> None:
     with session_scope(api.engine) as session:
-        job = make_job(session, api.caller)
+        job = make_queued_job(session, api.caller)
         file = {"name": "adapter.bin", "bytes": len(BYTES), "sha256": "0" * 64}
         manifest = {"prefix": "adapters/downloads", "files": [file]}
         row = AdapterRow(
