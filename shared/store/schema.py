@@ -30,6 +30,7 @@ REVISIONS: Final = (
     "0014_walls",
     "0015_packed_files",
     "0016_playgrounds",
+    "0017_evaluations",
 )
 
 

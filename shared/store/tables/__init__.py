@@ -4,6 +4,7 @@ The one door to the tables: a foreign key names its table by a word, so whoever 
 """
 
 from shared.store.tables.columns import Json, Leased
+from shared.store.tables.evaluation_tables import EvaluationAnswerRow, EvaluationRow
 from shared.store.tables.job_tables import (
     AttemptRow,
     CheckpointRow,
@@ -34,6 +35,8 @@ __all__ = [
     "BaseModelRow",
     "CheckpointRow",
     "DeviceRow",
+    "EvaluationAnswerRow",
+    "EvaluationRow",
     "EventRow",
     "FetchRow",
     "FileRow",
