@@ -72,7 +72,7 @@ class LikelihoodMeasure(Part):
 
 
 class TextMeasure(Part):
-    """1 where the answer is the reference (exact_match), or holds it (contains), white space around both aside."""
+    """1 where the answer is the reference (exact_match) or has it in it (contains), white space around both aside."""
 
     type: Literal["exact_match", "contains"]
     name: MeasureName
@@ -202,7 +202,7 @@ class CreateEvaluation(Part):
 
     name: Annotated[str, StringConstraints(max_length=200)] | None = None
     subjects: Annotated[list[SubjectName], Field(min_length=1, max_length=MAX_SUBJECTS)] = Field(
-        description="Base models, aliases, `ft:…`, `ft:…:ckpt-step-N` or ids of combinations; all on one base model."
+        description="Base models, aliases, `ft:…`, `…:ckpt-step-N` or ids of combinations; those on one base share it."
     )
     items: ItemsWanted
     measures: Annotated[list[Measure], Field(min_length=1, max_length=MAX_MEASURES)] = Field(

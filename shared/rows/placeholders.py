@@ -56,6 +56,12 @@ def fill(text: str, variables: Mapping[str, Any]) -> str:
     return "".join((*filled, text[at:]))
 
 
+def reach(value: Any, path: str) -> Any:
+    """What lies at `path` (`order.lines[0].sku`) in a value of JSON. Raises BadPlaceholder, NoSuchVariable."""
+    _, steps = _path_of(f"item{path}" if path.startswith("[") else f"item.{path}")
+    return _look(value, steps, path)
+
+
 def _path_of(inner: str) -> tuple[str, list[str | int]]:
     path = _PATH.fullmatch(inner)
     if path is None:
