@@ -25,6 +25,7 @@ from api.routes import (
     adapters,
     catalogue,
     completions,
+    evaluations,
     files,
     graders,
     health,
@@ -118,7 +119,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestId)  # added last, so outermost
     errors.install(app)
     for part in (
-        *(files, jobs, preflights, graders, models, completions, adapters, objects, merges, streams),
+        *(files, jobs, preflights, graders, models, completions, adapters, objects, merges, evaluations, streams),
         *(catalogue, pool, job_operations, projects, usage, health, reference),
     ):
         app.include_router(part.router)

@@ -108,6 +108,10 @@ class Settings(BaseSettings):
     )
     merger: str = Field(default="worker.train.merge", description="Module run for a merge; tests name another.")
     combiner: str = Field(default="worker.train.combine", description="Module run for a combination.")
+    evaluator: str = Field(default="worker.train.evaluate", description="Module run for an evaluation.")
+    evaluation_turn_seconds: float = Field(
+        default=600.0, gt=0, description="After so long an evaluation makes room for other long work that waits."
+    )
     playground: str = Field(default="worker.train.playground", description="Module run to answer questions.")
     playground_address: str = Field(
         default="127.0.0.1",

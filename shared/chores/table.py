@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from shared.chores import base_models, fetches, file_checks, merges, preflights
+from shared.chores import base_models, evaluations, fetches, file_checks, merges, preflights
 from shared.jobs.claims import SETTLING
 from shared.lease import lease
 from shared.lease.lease import Kind
@@ -25,6 +26,7 @@ CHORES: Final[dict[str, Work]] = {
     "preflight": preflights.WORK,
     "fetch": fetches.WORK,
     "merge": merges.WORK,
+    "evaluation": evaluations.WORK,
 }
 
 
@@ -47,3 +49,12 @@ def turn(*, at_most: int, after: str) -> ChoreTurn:
 def reap(session: Session, *, grace_seconds: float) -> list[str]:
     """Take back the rows of lost workers, of every kind. Returns their ids."""
     return [row for kind in kinds() for row in lease.reap(session, kind, grace_seconds=grace_seconds)]
+
+
+def long_work_waits(session: Session) -> bool:
+    """Whether long work may begin, for which what can be gone on with later makes room."""
+    return any(
+        session.scalars(select(work.kind.row.id).where(work.may_begin()).limit(1)).one_or_none() is not None
+        for work in CHORES.values()
+        if work.long
+    )

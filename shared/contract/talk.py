@@ -42,6 +42,7 @@ class Question(Part):
     adapter_path: str | None = Field(default=None, description="Its PEFT directory on this host.")
     scale: float = Field(default=1.0, description="Multiplies the adapter's update.")
     messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
     text: str | None = None
     chat_template: str | None = Field(default=None, description="Of the adapter's job; null: the base model's own.")
     sampling: Sampling = Sampling()

@@ -69,7 +69,7 @@ class Series:
 
     def _of(self, weighted: Numbers, weights: Numbers) -> Numbers:
         with np.errstate(over="ignore"):
-            mean = weighted.sum(axis=-1) / weights.sum(axis=-1)
+            mean: Numbers = weighted.sum(axis=-1) / weights.sum(axis=-1)
             return np.exp(mean) if self.exponential else mean
 
 
@@ -153,10 +153,8 @@ class _Part:
             return []
         other = request.subjects.index(request.against)
         return [
-            Difference(
-                subject=name, against=request.against, measure=measure.name, **self._versus(place, other, measure)
-            )
-            for place, name in enumerate(request.subjects)
+            self._versus(place, other, measure)
+            for place in range(len(request.subjects))
             if place != other
             for measure in request.measures
             if not isinstance(measure, WinRateMeasure)  # it is a comparison already
@@ -166,10 +164,19 @@ class _Part:
         self._interrupt()
         return figure(self.series(place, measure), seed=self._request.seed)
 
-    def _versus(self, place: int, other: int, measure: Measure) -> dict[str, int | float | None]:
+    def _versus(self, place: int, other: int, measure: Measure) -> Difference:
         self._interrupt()
+        names = self._request.subjects
         apart = difference(self.series(place, measure), self.series(other, measure), seed=self._request.seed)
-        return {"n": apart.n, "mean": apart.mean, "low": apart.low, "high": apart.high}
+        return Difference(
+            subject=names[place],
+            against=names[other],
+            measure=measure.name,
+            n=apart.n,
+            mean=apart.mean,
+            low=apart.low,
+            high=apart.high,
+        )
 
     def series(self, place: int, measure: Measure) -> Series:
         """A subject's values of a measure."""

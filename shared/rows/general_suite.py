@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from shared.contract.evaluation_run import PartName
 from shared.rows import evaluation_items
 from shared.rows.evaluation_items import EvaluationItem
 
@@ -97,7 +98,7 @@ def rows() -> list[dict[str, Any]]:
     ]
 
 
-def general(*, part: evaluation_items.PartName) -> list[EvaluationItem]:
+def general(*, part: PartName) -> list[EvaluationItem]:
     """The items of the suite."""
     return [
         evaluation_items.of_row(row, number=number, line=None, part=part) for number, row in enumerate(rows(), start=1)

@@ -90,18 +90,20 @@ def run(
     seconds: float | None = None,
     threads: int = 1,
     reads: tuple[Path, ...] = (),
+    device_ids: tuple[str, ...] = (),
+    kind: str = "cpu",
     clock: Callable[[], float] = time.monotonic,
 ) -> Exit:
     """Run `python -m module place.spec place.out` to its end, for `seconds` at most. Nothing of it lives afterwards.
 
-    `reads`: what it may read beside its own folder.
+    `reads`: what it may read beside its own folder. `device_ids`: of the devices that it sees, all of one `kind`.
 
     Raises Stopped, TooSlow.
     """
     tag = processes.own_tag(home=host.settings.home.resolve(), job_id=lease.id, fence=lease.fence)
     program = launcher.start(
         launcher.command(module, placement=Placement(), spec_file=place.spec, out=place.out),
-        environment=launcher.environment(tag=tag, device_ids=(), kind="cpu", threads=threads, scratch=place.out),
+        environment=launcher.environment(tag=tag, device_ids=device_ids, kind=kind, threads=threads, scratch=place.out),
         tag=tag,
         out=place.out,
         log_file=place.log,

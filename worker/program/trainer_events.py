@@ -41,8 +41,9 @@ class EventTail:
     Where no plain file of the program's own lies, or too large a one, there is nothing to read, and `refused` says why.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, line_bytes: int = LINE_BYTES) -> None:
         self._file = file
+        self._line_bytes = line_bytes
         self._offset = 0
         self._rest = b""
         self.unreadable = 0
@@ -50,16 +51,25 @@ class EventTail:
 
     def read(self) -> Iterator[TrainerEvent]:
         """The events that have come since the last read."""
-        chunk = self._chunk()
-        self._offset += len(chunk)
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        if len(self._rest) > LINE_BYTES:
-            self._rest = b""
-            self.unreadable += 1
-        for line in lines:
+        for line in self.lines():
             event = self._parse(line)
             if event is not None:
                 yield event
+
+    @property
+    def offset(self) -> int:
+        """How many bytes have been read."""
+        return self._offset
+
+    def lines(self) -> list[bytes]:
+        """The whole lines that have come since the last read."""
+        chunk = self._chunk()
+        self._offset += len(chunk)
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        if len(self._rest) > self._line_bytes:
+            self._rest = b""
+            self.unreadable += 1
+        return lines
 
     def _chunk(self) -> bytes:
         try:

@@ -104,15 +104,20 @@ def stage_rows(store: Store, file: FileRef, target: Path, *, interrupt: Interrup
         DataChanged: the store has other bytes than those that were checked.
         Unavailable: the store stays away for longer than we wait.
     """
-    upload = target.with_name(f"{target.name}.upload")
-    _patiently(partial(_fetch, store, file, upload, interrupt))
-    if _sha256(upload) != file.sha256:
-        raise DataChanged(
-            f"File '{file.id}' has changed since it was uploaded; upload it again.", param="training_file"
-        )
+    upload = stage_upload(store, file, target.with_name(f"{target.name}.upload"), interrupt=interrupt)
     with target.open("wb") as sink:
         sink.writelines(checked_lines(_chunks(upload, interrupt)))
     upload.unlink()
+    return target
+
+
+def stage_upload(store: Store, file: FileRef, target: Path, *, interrupt: Interrupt) -> Path:
+    """Bring a data file here as it was uploaded. Raises as `stage_rows` does."""
+    _patiently(partial(_fetch, store, file, target, interrupt))
+    if _sha256(target) != file.sha256:
+        raise DataChanged(
+            f"File '{file.id}' has changed since it was uploaded; upload it again.", param="training_file"
+        )
     return target
 
 

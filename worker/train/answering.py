@@ -42,7 +42,7 @@ class Prompts:
         else:
             template = self._template(question.chat_template)
             messages = [template.prepared(message) for message in question.messages]
-            text = template.render(messages, tools=None, prompt_only=True)
+            text = template.render(messages, tools=question.tools, prompt_only=True)
             tokens = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         if not tokens:
             raise Invalid("The prompt is empty; write something to go on from.", param="prompt")
@@ -142,6 +142,11 @@ class Speaker:
         self._context = min(context_tokens, _context_of(model) or context_tokens)
         self._last_only = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._prompts = Prompts(tokenizer, ends=_end_tokens(model, tokenizer))
+
+    @property
+    def context(self) -> int:
+        """Tokens of a prompt and its answer together, at the most."""
+        return self._context
 
     def use(self, model: Any) -> None:
         """Speak through `model`, the same one with adapters around it."""

@@ -1,0 +1,228 @@
+"""Answers items and foretells references, subject by subject: `python -m worker.train.evaluate SPEC OUT`.
+
+One base stays in memory, its adapters take turns on it. `OUT/answers.jsonl` gets a line as soon as an item is done, so
+that whoever goes on later asks no item again. Exit codes and `OUT/events.jsonl` are the trainer's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from shared.contract.evaluation_run import (
+    ANSWER_CHARACTERS,
+    EvaluationSpec,
+    ItemAnswer,
+    ItemAsked,
+    ItemFault,
+    SubjectAsked,
+    storable,
+)
+from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
+from shared.contract.spec import DataFacts, Format, Training
+from shared.contract.talk import Ended, PlaygroundSpec, Question, Sampling
+from shared.errors import Invalid, TunepoolError
+from worker.train.answering import Speaker
+from worker.train.data import RowReader, TokenRow
+from worker.train.memory import MAY_MEAN_MEMORY, out_of_memory_code
+from worker.train.reporting import Reporter
+from worker.train.resident import ResidentModel, load_resident
+from worker.train.stack_faults import refused_for_good
+from worker.train.tokenizer import generation_ends, load_tokenizer_of
+
+# Logits of so many positions are turned into float32 together: 160 MB with a vocabulary of 150,000.
+POSITIONS_AT_ONCE: Final = 256
+NICENESS: Final = 10  # trainings go first where they share a processor
+
+Write = Callable[[ItemAnswer], None]
+
+
+class References:
+    """Turns references into tokens as training does, and measures how well a model foretells them."""
+
+    def __init__(self, tokenizer: Any, *, base: Path, context: int) -> None:
+        self._tokenizer, self._context = tokenizer, context
+        self._own_template = tokenizer.chat_template
+        self._ends = generation_ends(tokenizer, base)
+        self._readers: dict[tuple[Format, str | None], RowReader] = {}
+
+    def tokens(self, item: ItemAsked, *, template: str | None) -> TokenRow | None:
+        """The row with the reference labelled; None: nothing to foretell. Raises Invalid: the template fails on it."""
+        if item.record is None or item.format is None:
+            return None
+        (taken,) = self._reader(item.format, template).take([item.record])
+        if isinstance(taken, Invalid):
+            raise taken
+        if taken.whole is None or not taken.whole.labelled_tokens:
+            return None
+        assert isinstance(taken.whole, TokenRow), "items are supervised rows"
+        if taken.whole.tokens > self._context:
+            raise Invalid(
+                f"Prompt and reference have {taken.whole.tokens} tokens; this model's context has {self._context}.",
+                code="context_length_exceeded",
+            )
+        return taken.whole
+
+    def _reader(self, format_: Format, template: str | None) -> RowReader:
+        self._tokenizer.chat_template = template or self._own_template
+        key = format_, template
+        if key not in self._readers:
+            training = Training(train_on="last_assistant", max_length=max(8, self._context))
+            facts = DataFacts(format=format_, train_rows=1)
+            self._readers[key] = RowReader(self._tokenizer, facts=facts, training=training, ends=self._ends)
+        return self._readers[key]
+
+
+@torch.inference_mode()
+def foretold(model: Any, row: TokenRow) -> tuple[float, int, int]:
+    """(mean negative logarithm per labelled token, labelled tokens, how many of them were the likeliest)."""
+    ids = torch.from_numpy(row.ids.astype("int64")).to(model.device)
+    places = torch.from_numpy(row.labelled.nonzero()[0]).to(model.device)
+    output = model(input_ids=ids[None], use_cache=False).logits[0]
+    total, correct = 0.0, 0
+    for some in places.split(POSITIONS_AT_ONCE):
+        logits = output[some - 1].float()
+        wanted = ids[some]
+        total += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
+        correct += int((logits.argmax(dim=-1) == wanted).sum())
+    return total / len(places), len(places), correct
+
+
+class Examiner:
+    """Puts items to subjects, one after the other."""
+
+    def __init__(self, spec: EvaluationSpec, base: Any, tokenizer: Any) -> None:
+        self._spec = spec
+        self._model = ResidentModel(base, kept=max(1, len(spec.subjects)))
+        self._speaker = Speaker(
+            base, tokenizer, answer_tokens=spec.generation.max_tokens, context_tokens=spec.context_tokens
+        )
+        self._references = References(tokenizer, base=Path(spec.base_model_path), context=self._speaker.context)
+
+    def examine(self, write: Write) -> None:
+        """Every item of every subject. Raises what a subject that cannot be loaded raises."""
+        for subject in self._spec.subjects:
+            if subject.adapter is not None:
+                self._model.need(subject.adapter, Path(subject.adapter_path or ""))
+            with self._model.speaking(subject.adapter, 1.0) as model:
+                self._speaker.use(model)
+                for item in items(Path(self._spec.items_path), of=subject.place):
+                    write(self._answer(model, item, subject))
+
+    def _answer(self, model: Any, item: ItemAsked, subject: SubjectAsked) -> ItemAnswer:
+        done: dict[str, Any] = {"part": item.part, "item": item.item, "subject": subject.place}
+        try:
+            if self._spec.likelihood:
+                done |= self._likelihood(model, item, subject)
+            if self._spec.answers and (item.messages is not None or item.text is not None):
+                done |= self._generated(item, subject)
+        except TunepoolError as error:
+            done["error"] = ItemFault(code=error.code, message=storable(error.message)[:1000])
+        except MAY_MEAN_MEMORY as error:
+            if out_of_memory_code(error) is not None:
+                raise
+            last = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+            done["error"] = ItemFault(code="generation_failed", message=f"The model failed on this item: {last}")
+        return ItemAnswer(**done)
+
+    def _likelihood(self, model: Any, item: ItemAsked, subject: SubjectAsked) -> dict[str, Any]:
+        row = self._references.tokens(item, template=subject.chat_template)
+        if row is None:
+            return {}
+        loss, tokens, correct = foretold(model, row)
+        if not math.isfinite(loss):
+            raise Invalid("The model's loss on this item is no finite number.", code="loss_not_finite")
+        return {"loss": loss, "loss_tokens": tokens, "correct_tokens": correct}
+
+    def _generated(self, item: ItemAsked, subject: SubjectAsked) -> dict[str, Any]:
+        settings = self._spec.generation
+        # The seed goes with the item, not with the order in which items are asked.
+        seed = (settings.seed + item.item) % 2**31
+        question = Question(
+            number=item.item,
+            messages=item.messages,
+            tools=item.tools,
+            text=item.text,
+            chat_template=subject.chat_template,
+            sampling=Sampling(temperature=settings.temperature, top_p=settings.top_p, seed=seed),
+        )
+        began = time.monotonic()
+        answer, prompt_tokens = self._speaker.begin(question)
+        pieces: list[str] = []
+        while answer.reason is None:
+            pieces += [said.text for said in answer.step(self._speaker.forward) if not isinstance(said, Ended)]
+        return {
+            "answer": storable("".join(pieces))[:ANSWER_CHARACTERS],
+            "finish_reason": answer.reason,
+            "prompt_tokens": prompt_tokens,
+            "tokens": answer.tokens,
+            "seconds": time.monotonic() - began,
+        }
+
+
+def items(file: Path, *, of: int) -> Iterator[ItemAsked]:
+    """The items that a subject has not answered yet."""
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            item = ItemAsked.model_validate(json.loads(line))
+            if of in item.subjects:
+                yield item
+
+
+def main(spec_file: Path, out: Path) -> int:
+    """Examine all subjects; returns one of the trainer's exit codes."""
+    out.mkdir(parents=True, exist_ok=True)
+    reporter = Reporter(out / "events.jsonl", clock=time.time)
+    spec = EvaluationSpec.model_validate_json(spec_file.read_bytes())
+    torch.set_num_threads(spec.cpu_threads)
+    if spec.device == "cpu":
+        os.nice(NICENESS)
+    kept = os.open(out / "answers.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        _examine(spec, lambda answer: _append(kept, answer))
+    except TunepoolError as error:
+        reporter.write(Failed, code=error.code, message=error.message, param=error.param)
+        return EXIT_USER_FAULT
+    except MAY_MEAN_MEMORY as error:
+        code = out_of_memory_code(error)
+        if code is None:
+            raise
+        reporter.write(Failed, code=code, message="The memory did not suffice for this evaluation.")
+        return EXIT_OUT_OF_MEMORY
+    finally:
+        os.close(kept)
+    return EXIT_DONE
+
+
+def _append(file: int, answer: ItemAnswer) -> None:
+    """One write, so that a reader never sees a line without its end but at the end of the file."""
+    line = answer.model_dump_json().encode() + b"\n"
+    while line:
+        line = line[os.write(file, line) :]
+
+
+def _examine(spec: EvaluationSpec, write: Write) -> None:
+    with refused_for_good("loading the base model"):
+        tokenizer = load_tokenizer_of(spec.base_model_path)
+        base = load_resident(
+            PlaygroundSpec(
+                base_model_path=spec.base_model_path,
+                quantization=spec.quantization,
+                dtype=spec.dtype,
+                device=spec.device,
+                channel=0,
+            )
+        )
+    Examiner(spec, base, tokenizer).examine(write)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
