@@ -20,16 +20,17 @@ from shared.rows import figures
 from shared.store.db import session_scope
 from shared.store.tables import EvaluationAnswerRow, EvaluationRow
 from shared.tenants.keys import Caller
-from tests.factories import make_caller, make_file, make_job
+from tests.factories import make_caller, make_file, make_queued_job, make_spec
 from tests.integration.conftest import Api
 from tests.integration.test_merges import make_adapter
 
+BASE = "smollm2-135m-instruct"
 SUITE = {"type": "suite", "suite": "general"}
 PATH = "/v1/tunepool/evaluations"
 
 
 def body(**values: Any) -> dict[str, Any]:
-    return {"subjects": ["tiny"], "items": SUITE, **values}
+    return {"subjects": [BASE], "items": SUITE, **values}
 
 
 def post(api: Api, **values: Any) -> httpx2.Response:
@@ -79,14 +80,14 @@ def test_a_strangers_evaluation_subject_file_and_job_are_not_found(api: Api, str
     made = post(api).json()["id"]
     with session_scope(api.engine) as session:
         name = make_adapter(session, api.caller)
-        file, job = make_file(session, api.caller).id, make_job(session, api.caller).id
+        file, job = make_file(session, api.caller).id, make_queued_job(session, api.caller).id
     with api.http(stranger) as http:
         for path in ("", "/items"):
             assert http.get(f"{PATH}/{made}{path}").status_code == 404
         assert http.post(f"{PATH}/{made}/cancel").status_code == 404
         assert http.delete(f"{PATH}/{made}").status_code == 404
         asked = [
-            ({"subjects": ["tiny", name]}, ("model_not_found", "subjects[1]")),
+            ({"subjects": [BASE, name]}, ("model_not_found", "subjects[1]")),
             ({"items": {"type": "file", "file_id": file}}, ("not_found", "items.file_id")),
             ({"items": {"type": "split", "job": job}}, ("not_found", "items.job")),
         ]
@@ -98,7 +99,7 @@ def test_a_strangers_evaluation_subject_file_and_job_are_not_found(api: Api, str
     ("values", "param"),
     [
         ({"subjects": []}, "subjects"),
-        ({"subjects": ["tiny", "tiny"]}, "subjects"),
+        ({"subjects": [BASE, BASE]}, "subjects"),
         ({"measures": []}, "measures"),
         ({"measures": [{"type": "regex", "name": "r", "pattern": "("}]}, "measures[0].pattern"),
         ({"measures": [{"type": "json_schema", "name": "s", "json_schema": {"type": "x"}}]}, "measures[0].json_schema"),
@@ -113,7 +114,7 @@ def test_what_cannot_be_evaluated_is_refused_by_name(api: Api, values: dict[str,
 
 def test_a_split_reads_the_file_of_a_job_of_the_project(api: Api) -> None:
     with session_scope(api.engine) as session:
-        job = make_job(session, api.caller)
+        job = make_queued_job(session, api.caller)
         job_id, file = job.id, job.training_file
 
     made = post(api, items={"type": "split", "job": job_id, "share": 0.2})
@@ -126,7 +127,7 @@ def test_a_split_reads_the_file_of_a_job_of_the_project(api: Api) -> None:
 def test_answers_are_listed_page_by_page_and_by_subject_while_it_runs(api: Api) -> None:
     with session_scope(api.engine) as session:
         name = make_adapter(session, api.caller)
-    made = post(api, subjects=["tiny", name]).json()["id"]
+    made = post(api, subjects=[BASE, name]).json()["id"]
     with session_scope(api.engine) as session:
         claim = claim_of(session, made)
         assert evaluations.begin(session, claim.lease, items=3, device="CPU")
@@ -160,7 +161,7 @@ def test_a_cancelled_one_stays_cancelled_and_a_finished_one_cannot_be(api: Api) 
         answer = http.post(f"{PATH}/{second}/cancel")
     assert refusal(answer, 409) == ("conflict", "evaluation_id")
     done = get(api, f"/{second}").json()
-    assert done["report"]["subjects"]["tiny"]["measures"]["exact_match"] == {
+    assert done["report"]["subjects"][BASE]["measures"]["exact_match"] == {
         "n": 1,
         "mean": 1.0,
         "low": None,
@@ -214,7 +215,7 @@ def test_one_that_is_cancelled_or_withdrawn_ends_its_worker_and_withdrawn_answer
     caller = make_caller(alone)
     cancelled, withdrawn = make_row(alone, caller), make_row(alone, caller)
     holders = []
-    for row in (cancelled, withdrawn):
+    for _ in range(2):
         claim = evaluations.claim(alone, worker_id=new_id("worker_"), lease_seconds=60)
         assert claim is not None
         evaluations.keep(alone, claim.lease, [stored(1)])
@@ -252,7 +253,7 @@ def test_a_project_has_a_bounded_number_of_unfinished_ones(alone: Session, monke
     with pytest.raises(LimitReached) as refused:
         evaluations.submit(
             alone,
-            CreateEvaluation.model_validate(body(subjects=["tiny"])),
+            CreateEvaluation.model_validate(body(subjects=[BASE])),
             project_id=caller.project_id,
             catalogue=_Everything(),  # type: ignore[arg-type]
         )
@@ -267,9 +268,7 @@ class _Everything:
         pass
 
     def names(self) -> list[str]:
-        return ["tiny"]
+        return [BASE]
 
     def find(self, _name: str) -> Any:
-        from tests.factories import make_spec
-
         return make_spec().base_model
