@@ -192,7 +192,7 @@ def test_other_long_work_has_its_turn_and_the_evaluation_goes_on_behind_it(quiet
 
     ended = row(quiet, first)
     assert (ended.status, ended.answered, ended.failures) == ("succeeded", 10, 0), ended.error
-    assert len({one.answer.split()[1] for one in answers(quiet, first) if one.answer}) == 2, "two programs answered"
+    assert len({one.answer.split()[1] for one in answers(quiet, first) if one.answer}) > 1, "one program after another"
     assert row(quiet, second).finished_at < ended.finished_at
 
 

@@ -366,7 +366,8 @@ class _Attending(Watch):
         super().__init__(sitting.host, EVALUATION, sitting.lease)
         self._sitting, self._tail, self._device = sitting, tail, device
         self._settings = sitting.host.settings
-        self._began = self._looked = time.monotonic()
+        self._looked = time.monotonic()
+        self._first: float | None = None  # when an answer came first: loading is no part of the turn
 
     def check(self) -> None:
         """Raises Stopped, MakesRoom."""
@@ -380,13 +381,17 @@ class _Attending(Watch):
         """Keep what has come; with `last` all there is."""
         while True:
             before = self._tail.offset
-            self._sitting.keep(list(self._tail.answers()))
+            answers = list(self._tail.answers())
+            self._sitting.keep(answers)
+            if answers and self._first is None:
+                self._first = time.monotonic()
             if not last or self._tail.offset == before:
                 return
 
     def _make_room(self) -> None:
         if self._sitting.wanted(self._device):
             raise MakesRoom("A training wants the device. The evaluation goes on where it was.")
-        late = time.monotonic() - self._began > self._settings.evaluation_turn_seconds
+        # Whoever has answered nothing yet stays, or two could make room for each other for ever.
+        late = self._first is not None and time.monotonic() - self._first > self._settings.evaluation_turn_seconds
         if late and self._sitting.host.write(chores.long_work_waits):
             raise TurnOver("Other long work has its turn. The evaluation goes on where it was.")
