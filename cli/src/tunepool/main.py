@@ -18,7 +18,7 @@ from openai.types.fine_tuning import FineTuningJob
 from pydantic import BaseModel
 from rich.console import Console
 
-from tunepool import adapters, chatting, models, orders, pool, preflights, projects, requests, watching
+from tunepool import adapters, chatting, evaluating, models, orders, pool, preflights, projects, requests, watching
 from tunepool.connection import NoServerKnown, find_credentials
 from tunepool.printing import json_line, printable, show, show_rows
 
@@ -61,6 +61,7 @@ jobs_cli.command("hold")(orders.hold_job)
 jobs_cli.command("release")(orders.release_job)
 jobs_cli.command("priority")(orders.set_priority)
 jobs_cli.command("cancel")(orders.cancel_jobs)
+cli.command("evaluate")(evaluating.evaluate)
 
 # Progress and messages go to stderr, so that stdout holds only what was asked for.
 messages = Console(stderr=True)
@@ -91,7 +92,7 @@ def app() -> None:
         _quit(str(error), EXIT_UNREACHABLE)
     except watching.WatchInterrupted as interrupted:
         _quit(str(interrupted), 128 + interrupted.signal)
-    except watching.NotInTime as late:
+    except (watching.NotInTime, evaluating.EvaluationNotInTime) as late:
         _quit(str(late), EXIT_TIMEOUT)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
