@@ -12,7 +12,7 @@ from sqlalchemy import Engine, Text, func, text, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from shared.chores import base_models, fetches, file_checks, merges, preflights, waiting
+from shared.chores import base_models, evaluations, fetches, file_checks, merges, preflights, waiting
 from shared.chores import table as chores
 from shared.fleet import workers
 from shared.fleet.workers import NewWorker
@@ -26,7 +26,7 @@ from shared.lease.values import Lease, NotUnderstood
 from shared.settings import Settings
 from shared.settle.wanted_models import PendingEntry
 from shared.store.db import session_scope
-from shared.store.tables import BaseModelRow, FetchRow, FileRow, JobRow, Leased, MergeRow, PreflightRow
+from shared.store.tables import BaseModelRow, EvaluationRow, FetchRow, FileRow, JobRow, Leased, MergeRow, PreflightRow
 from shared.tenants.keys import Caller
 from tests.factories import make_caller, make_file, make_job, make_spec, make_worker
 from worker.chores import table as handlers
@@ -88,6 +88,19 @@ def make_merge(session: Session, caller: Caller) -> str:
     return row.id
 
 
+def make_evaluation(session: Session, caller: Caller) -> str:
+    row = EvaluationRow(
+        id=new_id("eval_"),
+        project_id=caller.project_id,
+        status="queued",
+        request={"subjects": ["tiny"], "items": {"type": "suite", "suite": "general"}},
+        targets=[],
+    )
+    session.add(row)
+    session.flush()
+    return row.id
+
+
 def make_look_up(session: Session, _caller: Caller) -> str:
     name = new_id("example/")
     entry = PendingEntry(name, name, "main", owned_by="organization", public_name=name)
@@ -120,6 +133,7 @@ CASES = {
     "file_check": Case(file_checks.FILE_CHECK, make_checked),
     "preflight": Case(preflights.PREFLIGHT, make_preflight),
     "merge": Case(merges.MERGE, make_merge),
+    "evaluation": Case(evaluations.EVALUATION, make_evaluation),
     "base_model": Case(base_models.LOOK_UP, make_look_up),
     "fetch": Case(fetches.FETCH, make_fetch),
     "echo": Case(ECHO, make_echo),
@@ -249,6 +263,7 @@ CLAIMS: dict[str, Callable[..., Any]] = {
     "job": moves.claim_validation,
     "preflight": preflights.claim,
     "merge": merges.claim,
+    "evaluation": evaluations.claim,
 }
 
 
