@@ -1,7 +1,7 @@
-"""The arithmetic of OpenAI's `multi` grader: `calculate_output`, a formula over the scores of named graders. Pure.
+"""Arithmetic over named figures: `calculate_output` of OpenAI's `multi` grader, and the sides of a gate. Pure.
 
 A formula comes from a stranger. It is read into Python's syntax tree, of which a few kinds of node are allowed and
-computed here; nothing is ever evaluated by Python itself.
+computed here; nothing is ever evaluated by Python itself. A name may have dots, as `candidate.exact_match`.
 """
 
 from __future__ import annotations
@@ -50,16 +50,20 @@ class Formula:
 
     Args:
         text: as the user wrote it; `^` is the power.
+        names: what it may name; None: anything, which `named` lists.
 
     Raises:
         BadFormula: the text is no formula, or names something that is not in `names`.
     """
 
-    def __init__(self, text: str, *, names: frozenset[str]) -> None:
+    def __init__(self, text: str, *, names: frozenset[str] | None) -> None:
         self._tree = _tree(text)
         self._names = names
         for node in ast.walk(self._tree):
             self._check(node)
+        self.named = _named(self._tree)
+        if bare := self.named & _FUNCTIONS.keys() - (names or frozenset()):
+            raise BadFormula(f"names the function '{min(bare)}' without its arguments")
 
     def of(self, scores: Mapping[str, float]) -> float:
         """The value for these scores, one for each name. Raises NoNumber."""
@@ -71,6 +75,18 @@ class Formula:
             raise NoNumber("the value is not finite")
         return value
 
+    def terms(self) -> dict[str, float]:
+        """The factor of each name, and the constant under "", for a sum of names that are multiplied by numbers.
+
+        Raises BadFormula for a formula that is no such sum, NoNumber where a factor has no finite value.
+        """
+        try:
+            return _terms(self._tree)
+        except (ArithmeticError, ValueError) as error:
+            if isinstance(error, BadFormula):
+                raise
+            raise NoNumber(str(error)) from None
+
     def _check(self, node: ast.AST) -> None:
         match node:
             case ast.Constant(value=bool()) | ast.Constant(value=str()) | ast.Constant(value=bytes()):
@@ -78,7 +94,7 @@ class Formula:
             case ast.Constant(value=int()) | ast.Constant(value=float()) | ast.Load():
                 return
             case ast.Name(id=name):
-                if name not in self._names and name not in _FUNCTIONS:
+                if self._names is not None and name not in self._names and name not in _FUNCTIONS:
                     raise BadFormula(
                         f"names '{name[:100]}', which is no grader; graders: {', '.join(sorted(self._names))}"
                     )
@@ -105,7 +121,18 @@ def _tree(text: str) -> ast.expr:
         raise BadFormula(f"cannot be read; it may hold {KNOWN}") from None
     if sum(1 for _ in ast.walk(tree)) > MAX_NODES:
         raise BadFormula(f"may have at most {MAX_NODES} parts")
-    return tree
+    joined: ast.expr = _JoinedNames().visit(tree)
+    return joined
+
+
+class _JoinedNames(ast.NodeTransformer):
+    """Makes one name of `a.b.c`. Of anything else, such as `(1).real`, the attribute stays, and is refused."""
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        inner = self.visit(node.value)
+        if isinstance(inner, ast.Name) and inner.id not in _FUNCTIONS:
+            return ast.Name(id=f"{inner.id}.{node.attr}", ctx=ast.Load())
+        return node
 
 
 def _check_call(call: ast.Call) -> None:
@@ -130,3 +157,37 @@ def _value(node: Any, scores: Mapping[str, float]) -> float:
         case ast.Call(func=ast.Name(id=name), args=arguments):
             return _FUNCTIONS[name][0](*(_value(argument, scores) for argument in arguments))
     raise AssertionError(f"unchecked node {ast.dump(node)[:100]}")
+
+
+def _terms(node: Any) -> dict[str, float]:
+    match node:
+        case ast.Name(id=name):
+            return {name: 1.0}
+        case ast.BinOp(left=left, op=ast.Add() | ast.Sub() as op, right=right):
+            return _sum(_terms(left), _terms(right), factor=1.0 if isinstance(op, ast.Add) else -1.0)
+        case ast.BinOp(left=left, op=ast.Mult(), right=right) if _constant(left) or _constant(right):
+            number, rest = (left, right) if _constant(left) else (right, left)
+            return _sum({}, _terms(rest), factor=_value(number, {}))
+        case ast.BinOp(left=left, op=ast.Div(), right=right) if _constant(right):
+            return _sum({}, _terms(left), factor=1.0 / _value(right, {}))
+        case ast.UnaryOp(op=op, operand=operand):
+            return _sum({}, _terms(operand), factor=-1.0 if isinstance(op, ast.USub) else 1.0)
+    if _constant(node):
+        return {"": _value(node, {})}
+    raise BadFormula("may here only add up names that are multiplied by numbers")
+
+
+def _constant(node: ast.expr) -> bool:
+    return not _named(node)
+
+
+def _named(tree: ast.expr) -> frozenset[str]:
+    called = {id(part.func) for part in ast.walk(tree) if isinstance(part, ast.Call)}
+    return frozenset(part.id for part in ast.walk(tree) if isinstance(part, ast.Name) and id(part) not in called)
+
+
+def _sum(left: dict[str, float], right: dict[str, float], *, factor: float) -> dict[str, float]:
+    total = dict(left)
+    for name, number in right.items():
+        total[name] = total.get(name, 0.0) + factor * number
+    return total

@@ -32,7 +32,10 @@ BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "base", 
 @cache
 def files(*folders: str) -> tuple[Path, ...]:
     return tuple(
-        path for folder in folders for path in sorted((ROOT / folder).rglob("*.py")) if "__pycache__" not in path.parts
+        path
+        for folder in folders
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if "__pycache__" not in path.parts and not path.is_symlink()  # of a module that stands elsewhere
     )
 
 

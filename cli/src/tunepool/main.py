@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,19 @@ from openai.types.fine_tuning import FineTuningJob
 from pydantic import BaseModel
 from rich.console import Console
 
-from tunepool import adapters, chatting, evaluating, models, orders, pool, preflights, projects, requests, watching
+from tunepool import (
+    adapters,
+    chatting,
+    evaluating,
+    gating,
+    models,
+    orders,
+    pool,
+    preflights,
+    projects,
+    requests,
+    watching,
+)
 from tunepool.connection import NoServerKnown, find_credentials
 from tunepool.printing import json_line, printable, show, show_rows
 
@@ -33,6 +46,7 @@ EXIT_SUPERSEDED: Final = 6
 EXIT_INTERRUPTED: Final = 130
 NOT_OFFERED: Final = 501
 JOBS_PER_PAGE: Final = 100
+WITHOUT_A_SERVER: Final = frozenset({"gate"})
 
 Method = Literal["supervised", "dpo", "kto", "orpo", "simpo"]
 # Options that submit and watch share.
@@ -49,6 +63,7 @@ cli.add_typer(files_cli, name="files")
 cli.add_typer(jobs_cli, name="jobs")
 cli.add_typer(adapters_cli, name="adapters")
 cli.add_typer(models.models_cli, name="models")
+cli.add_typer(gating.gate_cli, name="gate")
 cli.add_typer(pool.pool_cli, name="pool")
 cli.add_typer(pool.workers_cli, name="workers")
 cli.add_typer(pool.devices_cli, name="devices")
@@ -69,8 +84,13 @@ messages = Console(stderr=True)
 
 @dataclass(frozen=True)
 class Context:
-    client: OpenAI
     as_json: bool
+    find: Callable[[], OpenAI] = field(repr=False)
+
+    @cached_property
+    def client(self) -> OpenAI:
+        """Raises NoServerKnown. Not asked by what works without a server."""
+        return self.find()
 
 
 def app() -> None:
@@ -133,9 +153,9 @@ def connect(
     ] = False,
 ) -> None:
     """Command line of a Tunepool server."""
-    if not {"--help", "-h"} & set(sys.argv):
-        client = find_credentials(home, base_url=base_url, api_key=api_key).client()
-        context.obj = Context(client, as_json)
+    context.obj = Context(as_json, lambda: find_credentials(home, base_url=base_url, api_key=api_key).client())
+    if context.invoked_subcommand not in WITHOUT_A_SERVER and not {"--help", "-h"} & set(sys.argv):
+        _ = context.obj.client  # what is missing is said before anything is read
 
 
 @files_cli.command("upload")
