@@ -31,6 +31,7 @@ REVISIONS: Final = (
     "0015_packed_files",
     "0016_playgrounds",
     "0017_evaluations",
+    "0018_aliases",
 )
 
 

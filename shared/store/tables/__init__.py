@@ -3,6 +3,7 @@
 The one door to the tables: a foreign key names its table by a word, so whoever has one table needs all of them.
 """
 
+from shared.store.tables.alias_tables import AliasRow, AliasVersionRow
 from shared.store.tables.columns import Json, Leased
 from shared.store.tables.evaluation_tables import EvaluationAnswerRow, EvaluationRow
 from shared.store.tables.job_tables import (
@@ -29,6 +30,8 @@ from shared.store.tables.tenant_tables import ApiKeyRow, AuditRow, OrganizationR
 __all__ = [
     "AdapterRow",
     "AddedModelRow",
+    "AliasRow",
+    "AliasVersionRow",
     "ApiKeyRow",
     "AttemptRow",
     "AuditRow",
