@@ -9,7 +9,7 @@ from api.views import product_views, view
 from shared.errors import Invalid
 from shared.fleet import playgrounds
 from shared.fleet.playgrounds import Warm
-from shared.products import adapters
+from shared.products import adapters, aliases
 from shared.settle.standings import under_every_name
 from shared.tenants import audit
 
@@ -25,8 +25,9 @@ def _base_models(door: Door, warm: Warm) -> list[product_views.Model]:
 
 @router.get("", response_model=product_views.ModelPage)
 def list_models(door: DoorDep, caller: ModelsReader) -> product_views.ModelPage:
-    """Everything `model` may name: base models with their states, then the project's adapters; which answer at once."""
+    """Everything `model` may name: base models with their states, the project's adapters and aliases; what is warm."""
     with door.session() as session:
+        named, _ = aliases.page(session, project_id=caller.project_id, after=None, limit=10_000)
         rows, _ = adapters.page(session, project_id=caller.project_id, after=None, limit=10_000)
         warm = playgrounds.warm(session, pool_name=door.settings.pool)
     return product_views.ModelPage(
@@ -38,13 +39,17 @@ def list_models(door: DoorDep, caller: ModelsReader) -> product_views.ModelPage:
                 )
                 for row in rows
             ),
+            *(
+                product_views.alias(row, owner=caller.organization_name, warm=row.model_id in warm.adapters)
+                for row in named
+            ),
         ]
     )
 
 
 @router.get("/{model:path}", response_model=product_views.Model)
 def retrieve_model(model: str, door: DoorDep, caller: ModelsReader) -> product_views.Model:
-    """A base model, an adapter or a checkpoint."""
+    """A base model, an adapter, a checkpoint, or an alias, which stands under its own name."""
     with door.session() as session:
         warm = playgrounds.warm(session, pool_name=door.settings.pool)
     known = next((entry for entry in _base_models(door, warm) if entry.id == model), None)
@@ -52,7 +57,8 @@ def retrieve_model(model: str, door: DoorDep, caller: ModelsReader) -> product_v
         return known
     with door.session() as session:
         published = adapters.find_published(session, model, project_id=caller.project_id)
-    return product_views.model(published, owner=caller.organization_name, warm=published.id in warm.adapters)
+    shown = product_views.model(published, owner=caller.organization_name, warm=published.id in warm.adapters)
+    return shown.model_copy(update={"id": model}) if aliases.SIGN in model else shown
 
 
 @router.delete("/{model:path}", response_model=view.Deleted)

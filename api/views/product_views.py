@@ -12,7 +12,7 @@ from shared.contract.merge_request import CreateCombination, CreateMerge
 from shared.contract.preflight_report import ServerVerdict
 from shared.products.adapters import PublishedAdapter
 from shared.settle.standings import Standing
-from shared.store.tables import MergeRow
+from shared.store.tables import AliasRow, MergeRow
 
 
 class ModelState(View):
@@ -94,6 +94,11 @@ def base_model(name: str, standing: Standing, *, warm: bool) -> Model:
 def model(adapter: PublishedAdapter, *, owner: str, warm: bool) -> Model:
     state = ModelState(state="ready", detail=None, warm=warm)
     return Model(id=adapter.name, created=seconds(adapter.created_at), owned_by=owner, tunepool=state)
+
+
+def alias(row: AliasRow, *, owner: str, warm: bool) -> Model:
+    state = ModelState(state="ready", detail=None, warm=warm)
+    return Model(id=row.name, created=seconds(row.moved_at), owned_by=owner, tunepool=state)
 
 
 def merge(row: MergeRow, *, files: list[AdapterFile]) -> Merge:

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from shared.chores import base_models
 from shared.chores.preflights import OPEN
 from shared.errors import Conflict
+from shared.products import aliases
 from shared.settings import Settings
 from shared.settle.catalogue import Catalogue
 from shared.settle.standings import Standing, standing
@@ -82,7 +83,7 @@ def remove(session: Session, caller: Caller, name: str, settings: Settings) -> N
 
     Raises:
         NotFound: there is none.
-        Conflict: it is an alias, an entry of the file or built in, or jobs, merges or preflights use it.
+        Conflict: it is an alias, an entry of the file or built in, or jobs, merges, preflights or aliases use it.
     """
     one_at_a_time(session, _TURN)
     catalogue = base_models.offered(session, settings)
@@ -93,6 +94,7 @@ def remove(session: Session, caller: Caller, name: str, settings: Settings) -> N
         where = "built in" if shown.origin == "built_in" else "an entry of models.toml; take it out of that file"
         raise Conflict(f"'{name}' cannot be removed here: it is {where}.", param="name", code="base_model_not_added")
     _refuse_used(session, name)
+    aliases.refuse_base_needed(session, name)
     row = session.get_one(AddedModelRow, name)
     key, before = base_models.pending(row).key, _facts(row)
     session.delete(row)

@@ -22,7 +22,7 @@ from shared.lease import turns
 from shared.lease.lease import MAX_FAILURES, Kind
 from shared.lease.turns import ChoreTurn, Work
 from shared.lease.values import Lease, NotUnderstood
-from shared.products import adapters
+from shared.products import adapters, aliases
 from shared.products.adapters import Source, StoredFile
 from shared.store.locks import one_at_a_time
 from shared.store.tables import MergeRow
@@ -73,6 +73,7 @@ def submit(session: Session, request: Request, *, project_id: str) -> MergeRow:
     one_at_a_time(session, f"merges:{project_id}")
     sources = [adapters.find_source(session, name, project_id=project_id) for name in named(request)]
     check(request, sources)
+    request = _as_resolved(request, sources)
     waiting = session.scalar(select(func.count()).where(MergeRow.project_id == project_id, MERGE.open))
     if (waiting or 0) >= MAX_UNFINISHED:
         raise LimitReached(
@@ -93,6 +94,21 @@ def submit(session: Session, request: Request, *, project_id: str) -> MergeRow:
     session.flush()
     session.refresh(row)
     return row
+
+
+def _as_resolved(request: Request, sources: Sequence[Source]) -> Request:
+    """The request by the names of what its aliases name now: it is made later, and they may have moved by then."""
+    if isinstance(request, CreateMerge):
+        return request.model_copy(update={"adapter": _own_name(request.adapter, sources[0])})
+    parts = [
+        part.model_copy(update={"adapter": _own_name(part.adapter, source)})
+        for part, source in zip(request.adapters, sources, strict=True)
+    ]
+    return request.model_copy(update={"adapters": parts})
+
+
+def _own_name(asked: str, source: Source) -> str:
+    return source.adapter.name if aliases.SIGN in asked else asked
 
 
 def check(request: Request, sources: Sequence[Source]) -> None:
@@ -187,8 +203,10 @@ def product(row: MergeRow) -> tuple[StoredFile, ...]:
 
 
 def delete(session: Session, merge_id: str, *, project_id: str) -> MergeRow:
-    """Withdraw a product, or end its making. Raises NotFound."""
+    """Withdraw a product, or end its making. Raises NotFound, Conflict if an alias needs it."""
     row = find(session, merge_id, project_id=project_id)
+    session.refresh(row, with_for_update=True)  # a promotion that is under way ends first
+    aliases.refuse_needed(session, row.id, name=row.id)
     session.execute(update(MergeRow).where(MergeRow.id == row.id).values(deleted_at=func.now()))
     return row
 

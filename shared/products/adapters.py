@@ -12,7 +12,8 @@ from sqlalchemy.orm import Session
 
 from shared.contract.documents import Manifest
 from shared.contract.spec import JobSpec
-from shared.errors import NotFound
+from shared.errors import Invalid, NotFound
+from shared.products import aliases
 from shared.store.tables import AdapterRow, CheckpointRow, JobRow, MergeRow
 
 # A checkpoint's folder holds what resuming needs, and its own adapter below this.
@@ -66,7 +67,8 @@ def find(session: Session, name: str, *, project_id: str) -> AdapterRow:
 
 
 def find_published(session: Session, name: str, *, project_id: str) -> PublishedAdapter:
-    """The adapter, checkpoint (`ft:…:ckpt-step-N`) or combination with this id or name. Raises NotFound."""
+    """The adapter, checkpoint (`ft:…:ckpt-step-N`) or combination with this id, name or alias. Raises NotFound."""
+    name = aliases.resolved(session, name, project_id=project_id)
     combined = _combination(session, name, project_id=project_id)
     if combined is not None:
         return _published_combination(combined)
@@ -162,8 +164,14 @@ def of_job(session: Session, job_id: str) -> AdapterRow | None:
 
 
 def delete(session: Session, name: str, *, project_id: str) -> AdapterRow:
-    """Withdraw an adapter; its name is never used again. Raises NotFound."""
+    """Withdraw an adapter; its name is never used again. Raises NotFound, Invalid, Conflict if an alias needs it."""
+    if aliases.SIGN in name:
+        raise Invalid(
+            f"'{name[:200]}' is an alias; DELETE /v1/tunepool/aliases/{name[:200]} removes it.", param="model"
+        )
     row = find(session, name, project_id=project_id)
+    session.refresh(row, with_for_update=True)  # a promotion that is under way ends first
+    aliases.refuse_needed(session, row.id, name=row.name)
     row.deleted_at = session.scalars(select(func.now())).one()
     session.flush()
     return row

@@ -49,7 +49,7 @@ class Voice:
 
 def chat(  # noqa: PLR0917 -- typer makes options of them
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="A base model, `ft:…`, `ft:…:ckpt-step-N` or a combination.")],
+    model: Annotated[str, typer.Argument(help="A base model, an alias, `ft:…`, `ft:…:ckpt-step-N` or a combination.")],
     against: Annotated[
         str | None,
         typer.Option(help="Another model beside it. The model's own base is the same weights without the adapter."),

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from tunepool import requests
-from tunepool.gate import BadGate, Gate, GateReport, judge, read_report
+from tunepool.gate import BadGate, Gate, judge, read_report
 from tunepool.gate_file import MAX_BYTES, SCHEMA, read_gate
 from tunepool.printing import json_line, printable
 
@@ -46,7 +46,7 @@ def check_gate(
         print(f"{gate}: {len(stated.assertions)} assertions, sha256 {stated.sha256}")
         return
     try:
-        result = judge(stated, _report_of(report, requests.pairs(roles or [])))
+        result = judge(stated, read_report(report_document(report), roles=requests.pairs(roles or [])))
     except BadGate as error:
         raise requests.BadSetting(_placed(gate if error.line else report, error)) from None
     document = result.document()
@@ -70,7 +70,8 @@ def gate_of(path: Path) -> Gate:
         raise requests.BadSetting(_placed(path, error)) from None
 
 
-def _report_of(path: Path, roles: dict[str, str]) -> GateReport:
+def report_document(path: Path) -> Any:
+    """The report in a file, which may hold a whole evaluation. Raises BadGate."""
     if path.stat().st_size > MAX_REPORT_BYTES:
         raise BadGate(f"The report has {path.stat().st_size:,} bytes; at most {MAX_REPORT_BYTES:,} are read.")
     try:
@@ -78,8 +79,16 @@ def _report_of(path: Path, roles: dict[str, str]) -> GateReport:
     except (ValueError, RecursionError) as error:
         raise BadGate(f"The report is no JSON: {str(error)[:200]}.") from None
     if isinstance(document, dict) and isinstance(document.get("report"), dict):  # a whole evaluation
-        document = document["report"]
-    return read_report(document, roles=roles)
+        return document["report"]
+    return document
+
+
+def report_of(path: Path) -> Any:
+    """The same. Raises BadSetting with the file's name."""
+    try:
+        return report_document(path)
+    except BadGate as error:
+        raise requests.BadSetting(_placed(path, error)) from None
 
 
 def _placed(path: Path, error: BadGate) -> str:

@@ -29,6 +29,7 @@ from tunepool import (
     pool,
     preflights,
     projects,
+    releasing,
     requests,
     watching,
 )
@@ -64,6 +65,10 @@ cli.add_typer(jobs_cli, name="jobs")
 cli.add_typer(adapters_cli, name="adapters")
 cli.add_typer(models.models_cli, name="models")
 cli.add_typer(gating.gate_cli, name="gate")
+cli.add_typer(releasing.aliases_cli, name="aliases")
+cli.command("promote")(releasing.promote)
+cli.command("rollback")(releasing.rollback)
+cli.command("compare")(releasing.compare)
 cli.add_typer(pool.pool_cli, name="pool")
 cli.add_typer(pool.workers_cli, name="workers")
 cli.add_typer(pool.devices_cli, name="devices")
