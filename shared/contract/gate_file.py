@@ -20,7 +20,7 @@ import yaml
 from .gate import Assertion, BadGate, Gate, Place, read_assertion
 
 MAX_BYTES: Final = 256 * 1024
-MAX_DEPTH: Final = 6
+MAX_DEPTH: Final = 12
 MAX_PARTS: Final = 4000  # keys, values and brackets: twice what the longest gate has
 MAX_ASSERTIONS: Final = 200
 MAX_TITLE: Final = 200
@@ -89,43 +89,43 @@ _KINDS: Final[dict[str, tuple[type, str]]] = {
 
 def read_gate(data: bytes) -> Gate:
     """The gate in a file's bytes. Raises BadGate."""
+    return Gate(_assertions(composed(data, what="gate")), hashlib.sha256(data).hexdigest())
+
+
+def composed(data: bytes, *, what: str) -> yaml.Node:
+    """The tree of a small YAML file, its nodes with their places. Raises BadGate; `what` is the file's name in it."""
     if len(data) > MAX_BYTES:
-        raise BadGate(f"The gate has {len(data):,} bytes; at most {MAX_BYTES:,} are read.")
+        raise BadGate(f"The {what} has {len(data):,} bytes; at most {MAX_BYTES:,} are read.")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise BadGate(f"The gate is not UTF-8: byte {error.start} is invalid.") from None
+        raise BadGate(f"The {what} is not UTF-8: byte {error.start} is invalid.") from None
     try:
-        root = _composed(text)
+        _refuse_bombs(text, what)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         where = error.problem_mark or error.context_mark
-        raise BadGate(f"The gate is no YAML: {error.problem or error.context}.", **_where(where)) from None
+        raise BadGate(f"The {what} is no YAML: {error.problem or error.context}.", **_where(where)) from None
     except yaml.YAMLError as error:  # a character that YAML does not allow
-        raise BadGate(f"The gate is no YAML: {str(error).splitlines()[0][:200]}.") from None
-    return Gate(_assertions(root), hashlib.sha256(data).hexdigest())
-
-
-def _composed(text: str) -> yaml.Node:
-    _refuse_bombs(text)
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
+        raise BadGate(f"The {what} is no YAML: {str(error).splitlines()[0][:200]}.") from None
     if root is None:
-        raise BadGate("The gate is empty; it needs assertions.", line=1, column=1)
+        raise BadGate(f"The {what} is empty.", line=1, column=1)
     return root
 
 
-def _refuse_bombs(text: str) -> None:
-    """Read events only, which takes no memory per level, and stop at the first that a gate has no use for."""
+def _refuse_bombs(text: str, what: str) -> None:
+    """Read events only, which takes no memory per level, and stop at the first that such a file has no use for."""
     depth = 0
     for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise BadGate("A gate has no anchors and aliases (& and *).", **_where(event.start_mark))
+            raise BadGate(f"A {what} has no anchors and aliases (& and *).", **_where(event.start_mark))
         if getattr(event, "tag", None):
-            raise BadGate("A gate has no tags (!).", **_where(event.start_mark))
+            raise BadGate(f"A {what} has no tags (!).", **_where(event.start_mark))
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
-            raise BadGate(f"The gate nests deeper than {MAX_DEPTH} levels.", **_where(event.start_mark))
+            raise BadGate(f"The {what} nests deeper than {MAX_DEPTH} levels.", **_where(event.start_mark))
         if count > MAX_PARTS:
-            raise BadGate(f"The gate has more than {MAX_PARTS:,} parts.", **_where(event.start_mark))
+            raise BadGate(f"The {what} has more than {MAX_PARTS:,} parts.", **_where(event.start_mark))
 
 
 def _where(mark: Any) -> dict[str, Any]:

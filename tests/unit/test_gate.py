@@ -181,7 +181,7 @@ def test_a_result_is_json_with_figures_place_and_reason_even_of_what_is_not_fini
         ("assertions: [!!python/object:os.system x]\n", "no tags", (1, 14)),
         ("assertions:\n\t- a.b > 1\n", "no YAML", (2, 1)),
         ("assertions: [a.b > 1\n", "no YAML", (2, 1)),
-        ("a: {b: {c: {d: {e: {f: {g: 1}}}}}}\n", "deeper than 6", (1, 24)),
+        ("a: " + "[" * 12 + "]" * 12 + "\n", "deeper than 12", (1, 15)),
     ],
 )
 def test_what_is_no_gate_is_refused_with_line_and_column(text: str, words: str, place: tuple[int, int]) -> None:

@@ -34,6 +34,7 @@ from tunepool import (
     watching,
 )
 from tunepool.connection import NoServerKnown, find_credentials
+from tunepool.pipeline import command
 from tunepool.printing import json_line, printable, show, show_rows
 
 Onto = Literal["base", "dequantized"]
@@ -47,7 +48,7 @@ EXIT_SUPERSEDED: Final = 6
 EXIT_INTERRUPTED: Final = 130
 NOT_OFFERED: Final = 501
 JOBS_PER_PAGE: Final = 100
-WITHOUT_A_SERVER: Final = frozenset({"gate"})
+WITHOUT_A_SERVER: Final = frozenset({"gate", "run"})  # `run` reads its files first, and has its own exit codes
 
 Method = Literal["supervised", "dpo", "kto", "orpo", "simpo"]
 # Options that submit and watch share.
@@ -69,6 +70,7 @@ cli.add_typer(releasing.aliases_cli, name="aliases")
 cli.command("promote")(releasing.promote)
 cli.command("rollback")(releasing.rollback)
 cli.command("compare")(releasing.compare)
+cli.command("run")(command.run)
 cli.add_typer(pool.pool_cli, name="pool")
 cli.add_typer(pool.workers_cli, name="workers")
 cli.add_typer(pool.devices_cli, name="devices")

@@ -110,6 +110,17 @@ def interruptible(client: OpenAI, job_id: str, *, cancel: bool) -> Iterator[None
 
     Raises WatchInterrupted.
     """
+    with interruptible_work(
+        cancel=(lambda: client.fine_tuning.jobs.cancel(job_id)) if cancel else None,
+        cancelled=f"Job {job_id} is being cancelled.",
+        left=f"Job {job_id} goes on: tunepool watch {job_id}",
+    ):
+        yield
+
+
+@contextmanager
+def interruptible_work(*, cancel: Callable[[], object] | None, cancelled: str, left: str) -> Iterator[None]:
+    """The same for any work of the server: `cancel` ends it, None leaves it. Raises WatchInterrupted."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
         raise _Stopped(number)
@@ -120,10 +131,10 @@ def interruptible(client: OpenAI, job_id: str, *, cancel: bool) -> Iterator[None
     except _Stopped as stopped:
         for number in before:  # no second signal cuts the cancelling short
             signal.signal(number, signal.SIG_IGN)
-        if cancel:
-            client.fine_tuning.jobs.cancel(job_id)
-            raise WatchInterrupted(stopped.signal, f"Job {job_id} is being cancelled.") from None
-        raise WatchInterrupted(stopped.signal, f"Job {job_id} goes on: tunepool watch {job_id}") from None
+        if cancel is not None:
+            cancel()
+            raise WatchInterrupted(stopped.signal, cancelled) from None
+        raise WatchInterrupted(stopped.signal, left) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

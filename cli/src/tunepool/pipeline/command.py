@@ -1,0 +1,139 @@
+"""`tunepool run`: a pipeline from its file to its exit code."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import typer
+from openai import APIConnectionError, APIStatusError, InternalServerError
+from rich.console import Console
+
+from tunepool import gating, preflights, watching
+from tunepool.connection import NoServerKnown
+from tunepool.pipeline import document, outcome
+from tunepool.pipeline.outcome import Outcome
+from tunepool.pipeline.runner import Runner, Stopped
+from tunepool.pipeline.surroundings import Surroundings, surroundings
+from tunepool.printing import json_line, printable
+from tunepool.requests import BadSetting
+
+SIGNALLED: Final = 128  # and the signal's number
+
+
+def run(  # noqa: PLR0917 -- typer makes options of them
+    context: typer.Context,
+    pipeline: Annotated[Path, typer.Argument(dir_okay=False, metavar="PIPELINE.YAML")],
+    timeout: Annotated[
+        float | None, typer.Option(min=1, help="Seconds for all steps; then exit 5. The work goes on.")
+    ] = None,
+    on_interrupt: Annotated[
+        Literal["leave", "cancel"], typer.Option(help="What becomes of the job or evaluation on SIGINT or SIGTERM.")
+    ] = "leave",
+    junit: Annotated[Path | None, typer.Option(dir_okay=False, help="Write JUnit XML here.")] = None,
+    summary: Annotated[Path | None, typer.Option(dir_okay=False, help="Add a Markdown summary here.")] = None,
+    code_quality: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Write GitLab's code-quality JSON here: faults of the data.")
+    ] = None,
+    print_schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of pipeline.yaml.")] = False,
+) -> None:
+    """Preflight, submit, evaluate, gate, promote. Started again, it goes on; the same content trains once.
+
+    Exit 0 passed or promoted, 1 gate failed, 2 bad input, 3 job failed, 4 cancelled, superseded or overtaken,
+    5 timeout, 6 service unavailable, 7 undecided; 130 and 143 after a signal.
+    """
+    if print_schema:
+        print(json.dumps(document.schema(), indent=2, ensure_ascii=False))
+        return
+    where = surroundings(pipeline.parent)
+    result = Outcome(pipeline.stem, git_sha=where.git_sha)
+    ended_by_signal = 0
+    try:
+        runner = _runner(context, pipeline, where, result, timeout=timeout)
+        runner.cancel_on_interrupt = on_interrupt == "cancel"
+        runner.run()
+    except _ENDS as error:
+        result.exit_code, result.message = _ending(error)
+        if isinstance(error, watching.WatchInterrupted):  # "cancelled" in files, and a shell's own code
+            ended_by_signal = SIGNALLED + error.signal
+    outcome.write_files(result, junit_file=junit, summary_file=summary, quality=code_quality)
+    _tell(context, result, where)
+    raise typer.Exit(ended_by_signal or result.exit_code)
+
+
+_ENDS: Final = (
+    Stopped,
+    BadSetting,
+    NoServerKnown,
+    APIConnectionError,
+    APIStatusError,
+    preflights.TookTooLong,
+    watching.NotInTime,
+    watching.WatchInterrupted,
+    OSError,
+)
+
+
+def _runner(
+    context: typer.Context, path: Path, where: Surroundings, result: Outcome, *, timeout: float | None
+) -> Runner:
+    """Everything that can be read is read before a server is asked. Raises BadSetting, NoServerKnown."""
+    asked = document.read_pipeline(path)
+    result.pipeline = asked.name
+    gate_text = None
+    if asked.gate is not None:
+        gate = path.parent / asked.gate
+        if not gate.is_file():
+            raise BadSetting(f"{path}: gate: there is no file '{gate}'.")
+        gating.gate_of(gate)
+        gate_text = gate.read_text(encoding="utf-8")
+    lines = watching.Lines(Console(stderr=True))
+    return Runner(
+        client=context.obj.client,
+        pipeline=asked,
+        folder=path.parent,
+        where=where,
+        gate_text=gate_text,
+        outcome=result,
+        tell=lines.tell,
+        show=lines.show,
+        deadline=None if timeout is None else time.monotonic() + timeout,
+    )
+
+
+def _ending(error: BaseException) -> tuple[int, str]:
+    """The exit code and the sentence of what ended a run."""
+    match error:
+        case Stopped():
+            return error.exit_code, error.message
+        case watching.WatchInterrupted():
+            return outcome.ENDED_EARLY, str(error)
+        case watching.NotInTime() | preflights.TookTooLong():
+            return outcome.TIMEOUT, str(error)
+        case InternalServerError() | APIConnectionError():
+            return outcome.UNAVAILABLE, f"The service is not available: {error}"
+        case APIStatusError():
+            body: Any = error.body if isinstance(error.body, dict) else {}
+            return (
+                outcome.BAD_INPUT,
+                f"{body.get('message') or error.message} ({body.get('code') or error.status_code})",
+            )
+    return outcome.BAD_INPUT, str(error)
+
+
+def _tell(context: typer.Context, result: Outcome, where: Surroundings) -> None:
+    if where.github:
+        for line in outcome.annotations(result):
+            print(line)
+    if where.step_summary is not None:
+        outcome.write_files(result, junit_file=None, summary_file=where.step_summary, quality=None)
+    if context.obj.as_json:
+        print(json_line(result.document()))
+        return
+    for fault in result.data_faults:
+        print(printable(f"{fault.path}:{fault.line}{f':{fault.column}' if fault.column else ''}: {fault.message}"))
+    if result.gate is not None:
+        print(printable(gating.text_of(result.gate)))
+    print(printable(f"{outcome.STATUSES[result.exit_code]}: {result.message}"))
