@@ -32,6 +32,7 @@ REVISIONS: Final = (
     "0016_playgrounds",
     "0017_evaluations",
     "0018_aliases",
+    "0017_uploads",
 )
 
 

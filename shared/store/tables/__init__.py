@@ -26,6 +26,7 @@ from shared.store.tables.product_tables import (
     PreflightRow,
 )
 from shared.store.tables.tenant_tables import ApiKeyRow, AuditRow, OrganizationRow, ProjectRow
+from shared.store.tables.upload_tables import UploadPartRow, UploadRow
 
 __all__ = [
     "AdapterRow",
@@ -55,5 +56,7 @@ __all__ = [
     "PoolRow",
     "PreflightRow",
     "ProjectRow",
+    "UploadPartRow",
+    "UploadRow",
     "WorkerRow",
 ]
