@@ -27,7 +27,6 @@ NOT_OFFERED: Final = {
     "/v1/evals": "Grade answers by POST /v1/fine_tuning/alpha/graders/run, or give the job a validation_file.",
     "/v1/vector_stores": "Training files need no index: upload them by POST /v1/files.",
     "/v1/containers": "No code of others is run here.",
-    "/v1/uploads": "Upload the whole file by POST /v1/files; an operator may raise TUNEPOOL_MAX_FILE_BYTES.",
     "/v1/webhook_endpoints": "Poll the job, or follow GET /v1/tunepool/jobs/{id}/events/stream.",
     "/v1/webhook_event_types": "Poll the job, or follow GET /v1/tunepool/jobs/{id}/events/stream.",
     "/v1/fine_tuning/checkpoints": "Checkpoints are not shared between projects: use a key of their project.",

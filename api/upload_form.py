@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Final
 
+from api.file_rules import refuse_name, refuse_purpose
 from shared.errors import Invalid
 from shared.products.files import Upload
-from shared.rows.kinds import NAMES, is_offered, kind_of
-
-PURPOSES: Final = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
+from shared.rows.kinds import kind_of
 
 
 def upload_of(
@@ -30,11 +28,7 @@ def upload_of(
     purpose = known.pop("purpose", None)
     if purpose is None:
         raise Invalid("Missing required parameter: 'purpose'.", param="purpose", code="missing_required_parameter")
-    if purpose not in PURPOSES:
-        raise Invalid(
-            f"Invalid value for 'purpose': must be one of {', '.join(PURPOSES)}, not '{purpose[:100]}'.",
-            param="purpose",
-        )
+    refuse_purpose(purpose)
     expires_after = _expiry(known.pop("expires_after[anchor]", None), known.pop("expires_after[seconds]", None))
     if known:
         name = sorted(known)[0]
@@ -45,12 +39,7 @@ def upload_of(
         )
     if size == 0:
         raise Invalid("The file is empty.", param="file", code="empty_file")
-    if purpose == "fine-tune" and not is_offered(filename):
-        raise Invalid(
-            f"A fine-tuning file must have a name ending in {NAMES}, not '{filename}'.",
-            param="file",
-            code="invalid_file_format",
-        )
+    refuse_name(filename, purpose=purpose, param="file")
     return Upload(
         id=file_id,
         filename=filename,

@@ -12,13 +12,13 @@ from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from shared.errors import Invalid, TooLarge
+from api.file_rules import clean_name
+from shared.errors import Invalid, TooLarge, TunepoolError
 from shared.rows.kinds import HEAD_BYTES
-from shared.tenants.plain_text import printable
+from shared.store.storage import Store
 
 MAX_FIELD_BYTES: Final = 4096
 MAX_FIELDS: Final = 16
-MAX_NAME_CHARACTERS: Final = 255
 
 
 @dataclass
@@ -41,13 +41,14 @@ class _Part:
 
 
 class FormStream:
-    """Reads one multipart form. Iterate `chunks()` for the file part; the fields are complete afterwards."""
+    """Reads one multipart form. Iterate `chunks()` for the file, named `part`; the fields are complete afterwards."""
 
-    def __init__(self, request: Request, *, max_file_bytes: int) -> None:
+    def __init__(self, request: Request, *, max_file_bytes: int, part: str = "file") -> None:
         kind, options = parse_options_header(request.headers.get("content-type", ""))
         if kind != b"multipart/form-data" or b"boundary" not in options:
+            also = " and a part 'purpose'" if part == "file" else ""
             raise Invalid(
-                "Upload with multipart/form-data: a part 'file' and a part 'purpose'.",
+                f"Upload with multipart/form-data: a part '{part}'{also}.",
                 param="Content-Type",
                 code="unsupported_media_type",
             )
@@ -58,6 +59,7 @@ class FormStream:
                 code="unsupported_media_type",
             )
         self.received = Received()
+        self._file = part
         self._stream = request.stream()
         self._max = max_file_bytes
         self._ready: deque[bytes] = deque()
@@ -100,12 +102,14 @@ class FormStream:
             # Without its closing boundary the file's end is unknown: half a data set must not pass for a whole one.
             raise Invalid(
                 "The upload ends before the form does: it was cut off on its way. Send it again.",
-                param="file",
+                param=self._file,
                 code="invalid_multipart",
             )
         self.received.sha256 = self._digest.hexdigest()
         if self.received.filename is None:
-            raise Invalid("Missing required parameter: 'file'.", param="file", code="missing_required_parameter")
+            raise Invalid(
+                f"Missing required parameter: '{self._file}'.", param=self._file, code="missing_required_parameter"
+            )
 
     def _close(self) -> None:
         self._closed = True
@@ -122,13 +126,15 @@ class FormStream:
     def _open(self) -> None:
         _, options = parse_options_header(self._part.headers.get(b"content-disposition", b""))
         self._part.name = options.get(b"name", b"")
-        if self._part.name != b"file":
+        if self._part.name != self._file.encode():
             return
         if self.received.filename is not None:
-            raise Invalid("The form has more than one part 'file'; upload one file at a time.", param="file")
+            raise Invalid(
+                f"The form has more than one part '{self._file}'; upload one file at a time.", param=self._file
+            )
         if b"filename" not in options:
-            raise Invalid("The part 'file' has no filename; send it as a file, not as text.", param="file")
-        self._part.filename = self.received.filename = _clean_name(options[b"filename"])
+            raise Invalid(f"The part '{self._file}' has no filename; send it as a file, not as text.", param=self._file)
+        self._part.filename = self.received.filename = clean_name(options[b"filename"].decode("utf-8", "replace"))
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         piece = data[start:end]
@@ -140,7 +146,10 @@ class FormStream:
         self.received.bytes += len(piece)
         if self.received.bytes > self._max:
             raise TooLarge(
-                f"The file is larger than {self._max} bytes. Split it, or ask for a higher limit.", param="file"
+                f"The file is larger than {self._max} bytes. Send it in parts by /v1/uploads."
+                if self._file == "file"
+                else f"A part has at most {self._max} bytes. Send smaller ones.",
+                param=self._file,
             )
         self._digest.update(piece)
         if len(self.received.head) < HEAD_BYTES:
@@ -158,7 +167,25 @@ class FormStream:
             self.received.fields[self._name] = self._part.value.decode("utf-8", "replace")
 
 
-def _clean_name(raw: bytes) -> str:
-    """The last part of the name the client gave; it is shown, and never used as a path."""
-    text = raw.decode("utf-8", "replace").replace("\\", "/").rsplit("/", 1)[-1]
-    return printable(text, kept="")[-MAX_NAME_CHARACTERS:] or "unnamed"
+async def store_form(store: Store, key: str, form: FormStream) -> None:
+    """Stream the file part of a form into the store. What is wrong with the form leaves no object.
+
+    Raises Invalid, TooLarge, Unavailable.
+    """
+    faults: list[TunepoolError] = []
+
+    async def chunks() -> AsyncIterator[bytes]:
+        # The store wraps what its source raises; ours must come out as it went in.
+        try:
+            async for chunk in form.chunks():
+                yield chunk
+        except TunepoolError as error:
+            faults.append(error)
+            raise
+
+    try:
+        await store.put_stream(key, chunks())
+    except BaseException:
+        if faults:
+            raise faults[0] from None
+        raise

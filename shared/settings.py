@@ -39,6 +39,8 @@ class Settings(BaseSettings):
     link_seconds: int = Field(default=900, ge=1, description="Life of a download link.")
 
     max_file_bytes: int = Field(default=512 * 1024 * 1024, ge=1, description="Largest upload.")
+    max_upload_bytes: int = Field(default=8 * 1024**3, ge=1, description="Largest file that comes in parts.")
+    upload_seconds: float = Field(default=3600.0, gt=0, description="An upload in parts that is open so long expires.")
     max_body_bytes: int = Field(default=1024 * 1024, ge=1, description="Largest JSON body.")
     project_bytes: int = Field(
         default=2**40,

@@ -24,7 +24,7 @@ from shared.errors import Unavailable
 from shared.fleet import members, playgrounds, workers
 from shared.jobs import moves
 from shared.operating.secrecy import hide_secrets
-from shared.products import files, garbage
+from shared.products import files, garbage, parted_uploads
 from shared.settings import Settings
 from shared.store import schema
 from shared.store.bell import call, ring
@@ -144,8 +144,9 @@ class Janitor:
         self._alone("playgrounds", playgrounds.forget)
         store = open_store(self._settings)
         self._alone("expire", files.expire)
+        self._alone("uploads", parted_uploads.expire)
         store.delete(self._alone("deleted", garbage.deleted_file_keys) or [])
-        for find in (garbage.dead_prefixes, garbage.dead_merge_prefixes):
+        for find in (garbage.dead_prefixes, garbage.dead_merge_prefixes, garbage.dead_upload_prefixes):
             for prefix, kept in self._alone("garbage", find) or []:
                 self._empty(store, prefix, kept=kept)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
@@ -12,8 +11,9 @@ from fastapi.responses import StreamingResponse
 
 from api.deps import Door, DoorDep, FilesReader, FilesWriter
 from api.downloads import attachment
-from api.upload_form import PURPOSES, upload_of
-from api.uploads import FormStream
+from api.file_rules import MAX_LIFE_SECONDS, MIN_LIFE_SECONDS, PURPOSES
+from api.upload_form import upload_of
+from api.uploads import FormStream, store_form
 from api.views import file_views, view
 from shared.errors import LimitReached, TunepoolError, Unavailable
 from shared.ids import new_id
@@ -37,7 +37,11 @@ FORM_SCHEMA: dict[str, Any] = {
                         "file": {"type": "string", "format": "binary"},
                         "purpose": {"type": "string", "enum": list(PURPOSES)},
                         "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
-                        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2592000},
+                        "expires_after[seconds]": {
+                            "type": "integer",
+                            "minimum": MIN_LIFE_SECONDS,
+                            "maximum": MAX_LIFE_SECONDS,
+                        },
                     },
                 }
             }
@@ -53,7 +57,7 @@ async def upload_file(request: Request, door: DoorDep, caller: FilesWriter) -> f
     key = layout.file_key(caller.project_id, file_id)
     form = FormStream(request, max_file_bytes=door.settings.max_file_bytes)
     await run_in_threadpool(_look_for_room, door, caller)
-    await _store(door, key, form)
+    await store_form(door.store, key, form)
     try:
         received = form.received
         assert received.filename is not None
@@ -76,26 +80,6 @@ def _look_for_room(door: Door, caller: Caller) -> None:
     """Nothing is streamed that could not be kept. Raises LimitReached."""
     with door.session() as session:
         quota.refuse_when_full(session, caller.project_id, quota.quota_of(door.settings))
-
-
-async def _store(door: Door, key: str, form: FormStream) -> None:
-    faults: list[TunepoolError] = []
-
-    async def chunks() -> AsyncIterator[bytes]:
-        # The store wraps what its source raises; ours must come out as it went in.
-        try:
-            async for chunk in form.chunks():
-                yield chunk
-        except TunepoolError as error:
-            faults.append(error)
-            raise
-
-    try:
-        await door.store.put_stream(key, chunks())
-    except BaseException:
-        if faults:
-            raise faults[0] from None
-        raise
 
 
 def _keep(door: Door, caller: Caller, upload: Upload) -> file_views.File:

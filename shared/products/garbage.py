@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from shared.contract.documents import Manifest
 from shared.store import layout
-from shared.store.tables import AttemptRow, CheckpointRow, FileRow, JobRow, MergeRow
+from shared.store.tables import AttemptRow, CheckpointRow, FileRow, JobRow, MergeRow, UploadRow
 
 # No transaction is open for so long.
 SETTLED: Final = timedelta(hours=1)
@@ -55,6 +55,19 @@ def dead_merge_prefixes(session: Session) -> list[tuple[str, frozenset[str]]]:
             frozenset({_prefix(row.manifest)}) if row.manifest and row.deleted_at is None else frozenset(),
         )
         for row in rows
+    ]
+
+
+def dead_upload_prefixes(session: Session) -> list[tuple[str, frozenset[str]]]:
+    """The same for uploads in parts that have ended: of a completed one the file stays, and the rows made of it."""
+    ended = session.execute(
+        select(UploadRow.project_id, UploadRow.id, FileRow.key)
+        .outerjoin(FileRow, FileRow.id == UploadRow.file_id)
+        .where(UploadRow.ended_at.between(func.now() - MAX_AGE, func.now() - SETTLED))
+    )
+    return [
+        (layout.upload_prefix(row.project_id, row.id), frozenset() if row.key is None else frozenset({row.key}))
+        for row in ended
     ]
 
 

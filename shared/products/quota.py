@@ -1,4 +1,7 @@
-"""How many files and bytes a project may keep: uploads, and what its jobs made as files. Products are not counted."""
+"""How many files and bytes a project may keep: uploads, and what its jobs made as files. Products are not counted.
+
+An upload that is open counts as the file that it will be, with all its bytes.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from sqlalchemy.orm import Session
 from shared.errors import LimitReached
 from shared.settings import Settings
 from shared.store.locks import one_at_a_time
-from shared.store.tables import FileRow, ProjectRow
+from shared.store.tables import FileRow, ProjectRow, UploadRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,12 @@ def refuse_when_full(session: Session, project_id: str, usual: Quota, *, adding:
     kept = select(func.count(), cast(func.coalesce(func.sum(FileRow.bytes), 0), BigInteger)).where(
         FileRow.project_id == project_id, FileRow.deleted_at.is_(None)
     )
+    coming = select(func.count(), cast(func.coalesce(func.sum(UploadRow.bytes), 0), BigInteger)).where(
+        UploadRow.project_id == project_id, UploadRow.status == "pending", UploadRow.expires_at > func.now()
+    )
     files, size = session.execute(kept).one()
+    open_files, open_size = session.execute(coming).one()
+    files, size = files + open_files, size + open_size
     if (own_files is not None or most_files) and files + 1 > most_files:
         raise _full(f"The project keeps {files:,} files, and its limit is {most_files:,}.")
     if (own_bytes is not None or most_bytes) and size + adding > most_bytes:

@@ -22,6 +22,20 @@ def rows_key(file_key: str, number: int) -> str:
     return f"{file_key}.rows{number:03d}"
 
 
+def upload_prefix(project_id: str, upload_id: str) -> str:
+    """Everything that was ever written for an upload in parts."""
+    return f"{_id(project_id)}/uploads/{_id(upload_id)}"
+
+
+def part_key(project_id: str, upload_id: str, part_id: str) -> str:
+    return f"{upload_prefix(project_id, upload_id)}/{_id(part_id)}"
+
+
+def assembled_key(project_id: str, upload_id: str, file_id: str) -> str:
+    """Where the file of an upload in parts lies."""
+    return f"{upload_prefix(project_id, upload_id)}/{_id(file_id)}"
+
+
 def attempt_prefix(project_id: str, job_id: str, fence: int) -> str:
     """Everything that one lease writes. A later lease has another fence, so nothing is ever overwritten."""
     return f"{_id(project_id)}/jobs/{_id(job_id)}/a{fence:06d}"

@@ -6,11 +6,15 @@ import hashlib
 import json
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from openai import OpenAI, PermissionDeniedError
+from openai.types import FileObject
 from openai.types.fine_tuning.job_create_params import Method
+
+LARGE_BYTES: Final = 64 * 1024 * 1024  # as much as a part may hold
 
 
 class BadSetting(Exception):
@@ -57,7 +61,21 @@ def file_id(client: OpenAI, source: str) -> str:
         return source
     if not Path(source).is_file():
         raise BadSetting(f"'{source}' is neither a file nor the id of one.")
-    return _uploaded(client, Path(source)) or client.files.create(file=Path(source), purpose="fine-tune").id
+    return _uploaded(client, Path(source)) or upload(client, Path(source)).id
+
+
+def upload(client: OpenAI, path: Path) -> FileObject:
+    """The file, uploaded: in parts when it is large, so that a lost line costs one part."""
+    if path.stat().st_size <= LARGE_BYTES:
+        return client.files.create(file=path, purpose="fine-tune")
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+    made = client.uploads.upload_file_chunked(
+        file=path, mime_type="application/octet-stream", purpose="fine-tune", md5=digest
+    )
+    if made.file is None:
+        raise BadSetting(f"'{path}' was uploaded, and its file was deleted since.")
+    return made.file
 
 
 def _uploaded(client: OpenAI, path: Path) -> str | None:
