@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-from collections.abc import AsyncIterator
 from contextlib import suppress
-from datetime import timedelta
-from typing import Any, Final
+from typing import Any
 
-import anyio
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
+from api import assembling
 from api.body import RawBody, body_of, parse
 from api.deps import Door, DoorDep, FilesWriter
 from api.file_rules import clean_name, refuse_name
@@ -21,18 +17,11 @@ from api.uploads import FormStream, store_form
 from api.views import upload_views
 from shared.errors import Invalid, TooLarge, TunepoolError, Unavailable
 from shared.products import parted_uploads, quota
-from shared.products.files import Upload
-from shared.products.parted_uploads import MAX_PART_BYTES, Announcement, Assembly
-from shared.rows.kinds import HEAD_BYTES, kind_of
-from shared.store.storage import Store
-from shared.store.tables import UploadRow
+from shared.products.parted_uploads import MAX_PART_BYTES, Announcement
 from shared.tenants.keys import Caller
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 
-# To put a file together takes a thread until the store has it. They are not those that answer requests.
-AT_ONCE: Final = 4
-_ASSEMBLERS: Final = anyio.CapacityLimiter(AT_ONCE)
 PART_FORM: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -125,89 +114,7 @@ async def complete_upload(
 ) -> upload_views.PartedUpload:
     """Make the file of its parts, in this order. Asked again, the answer is the same."""
     wanted = parse(body, CompleteUpload)
-
-    def complete() -> upload_views.PartedUpload:
-        work = _assembly(door, caller, upload_id, wanted)
-        if isinstance(work, Assembly):
-            try:
-                file = asyncio.run(_assemble(door.store, work, md5=wanted.md5))
-            except Unavailable:
-                # Another request may have completed it meanwhile, and removed the parts.
-                if isinstance(_assembly(door, caller, upload_id, wanted), Assembly):
-                    raise
-            else:
-                _publish(door, caller, upload_id, wanted, file)
-        return _completed(door, caller, upload_id, wanted)
-
-    return await anyio.to_thread.run_sync(complete, limiter=_ASSEMBLERS)
-
-
-def _assembly(door: Door, caller: Caller, upload_id: str, wanted: CompleteUpload) -> Assembly | UploadRow:
-    with door.session() as session:
-        return parted_uploads.assembly(session, upload_id, wanted.part_ids, project_id=caller.project_id)
-
-
-def _publish(door: Door, caller: Caller, upload_id: str, wanted: CompleteUpload, file: Upload) -> None:
-    """Record the file, unless another request has ended the upload meanwhile: then these bytes are for nobody."""
-    with door.session() as session:
-        done = parted_uploads.complete(session, upload_id, wanted.part_ids, file, project_id=caller.project_id)
-        spent = [file.key] if done is None else parted_uploads.part_keys(session, done)
-    with suppress(Unavailable):  # the janitor deletes them again
-        door.store.delete(spent)
-    door.ring("cpu")
-
-
-def _completed(door: Door, caller: Caller, upload_id: str, wanted: CompleteUpload) -> upload_views.PartedUpload:
-    with door.session() as session:
-        row = parted_uploads.assembly(session, upload_id, wanted.part_ids, project_id=caller.project_id)
-        assert isinstance(row, UploadRow)
-        return upload_views.upload(row, file=parted_uploads.file_of(session, row))
-
-
-class _Whole:
-    """The bytes of a file out of its parts, counted and hashed as they go."""
-
-    def __init__(self, store: Store, part_keys: tuple[str, ...]) -> None:
-        self._store, self._keys = store, part_keys
-        self.bytes, self.head = 0, b""
-        self.sha256, self.md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for key in self._keys:
-            async for chunk in await self._store.stream(key):
-                self.bytes += len(chunk)
-                self.sha256.update(chunk)
-                self.md5.update(chunk)
-                if len(self.head) < HEAD_BYTES:
-                    self.head = (self.head + chunk)[:HEAD_BYTES]
-                yield chunk
-
-
-async def _assemble(store: Store, work: Assembly, *, md5: str | None) -> Upload:
-    """The file as one object. It runs in a loop of its own, where hashing delays no request.
-
-    Raises Unavailable, Invalid when its hash is not the one that was given.
-    """
-    whole, announced = _Whole(store, work.part_keys), work.announced
-    await store.put_stream(work.key, aiter(whole))
-    if md5 is not None and whole.md5.hexdigest() != md5.lower():
-        store.delete([work.key])
-        raise Invalid(
-            f"The parts in this order have the MD5 {whole.md5.hexdigest()}, not {md5.lower()}.",
-            param="md5",
-            code="checksum_mismatch",
-        )
-    lives = announced.file_lives_seconds
-    return Upload(
-        id=work.file_id,
-        filename=announced.filename,
-        purpose=announced.purpose,
-        bytes=whole.bytes,
-        sha256=whole.sha256.hexdigest(),
-        key=work.key,
-        expires_after=None if lives is None else timedelta(seconds=lives),
-        packed=announced.purpose == "fine-tune" and kind_of(whole.head, filename=announced.filename) != "lines",
-    )
+    return await assembling.complete(door, caller, upload_id, wanted)
 
 
 @router.post("/{upload_id}/cancel", response_model=upload_views.PartedUpload)
