@@ -33,6 +33,7 @@ REVISIONS: Final = (
     "0017_evaluations",
     "0018_aliases",
     "0017_uploads",
+    "0018_webhooks",
 )
 
 

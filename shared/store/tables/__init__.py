@@ -27,6 +27,7 @@ from shared.store.tables.product_tables import (
 )
 from shared.store.tables.tenant_tables import ApiKeyRow, AuditRow, OrganizationRow, ProjectRow
 from shared.store.tables.upload_tables import UploadPartRow, UploadRow
+from shared.store.tables.webhook_tables import DeliveryRow, WebhookRow
 
 __all__ = [
     "AdapterRow",
@@ -38,6 +39,7 @@ __all__ = [
     "AuditRow",
     "BaseModelRow",
     "CheckpointRow",
+    "DeliveryRow",
     "DeviceRow",
     "EvaluationAnswerRow",
     "EvaluationRow",
@@ -58,5 +60,6 @@ __all__ = [
     "ProjectRow",
     "UploadPartRow",
     "UploadRow",
+    "WebhookRow",
     "WorkerRow",
 ]
