@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 
-from api import alias_bodies, errors, pool_bodies, upload_bodies
+from api import alias_bodies, errors, pool_bodies, upload_bodies, webhook_bodies
 from api.admission import Admission
 from api.bell import RingThread
 from api.deps import Door
@@ -42,6 +42,7 @@ from api.routes import (
     reference,
     streams,
     usage,
+    webhooks,
 )
 from api.streams import Streams
 from api.views import completion_views, error_views, job_views
@@ -122,7 +123,7 @@ def create_app(settings: Settings) -> FastAPI:
     errors.install(app)
     for part in (
         *(files, jobs, preflights, graders, models, completions, adapters, aliases, objects, merges, evaluations, streams, parted_uploads),
-        *(catalogue, pool, job_operations, projects, usage, health, reference),
+        *(catalogue, pool, job_operations, projects, usage, health, reference, webhooks),
     ):
         app.include_router(part.router)
     _describe(app)
@@ -138,7 +139,7 @@ def _describe(app: FastAPI) -> None:
             schema = plain()
             components = schema["components"]
             parsed = (CreateJob, CreatePreflight, ValidateGrader, RunGrader, CreateChatCompletion, CreateCompletion)
-            for body in (*parsed, *pool_bodies.BODIES, *alias_bodies.BODIES, *upload_bodies.BODIES):
+            for body in (*parsed, *pool_bodies.BODIES, *alias_bodies.BODIES, *upload_bodies.BODIES, *webhook_bodies.BODIES):
                 reference = body.model_json_schema(ref_template="#/components/schemas/{model}")
                 components["schemas"] |= {**reference.pop("$defs", {}), body.__name__: reference}
             # FastAPI drops every null of an example, and these nulls are fields that are always there.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Final, Literal
 
@@ -36,6 +37,15 @@ class Settings(BaseSettings):
     signing_secret: SecretStr = Field(
         default=SecretStr(""), description="Signs download links of the local store; empty: made at first start."
     )
+    secrets_key: SecretStr = Field(
+        default=SecretStr(""),
+        description="Encrypts stored secrets; further keys behind commas decrypt older ones; empty: none are stored.",
+    )
+    webhook_networks: str = Field(
+        default="",
+        description="Private networks that webhooks may go to, such as 10.0.0.0/8, with commas; http:// is for these.",
+    )
+    webhook_seconds: float = Field(default=10.0, gt=0, le=60, description="A webhook's answer takes no longer.")
     link_seconds: int = Field(default=900, ge=1, description="Life of a download link.")
 
     max_file_bytes: int = Field(default=512 * 1024 * 1024, ge=1, description="Largest upload.")
@@ -211,6 +221,14 @@ class Settings(BaseSettings):
     def _empty_is_unset(cls, value: object) -> object:
         """Compose passes variables that nobody set as empty ones; `Path("")` would be the current folder."""
         return None if value == "" else value
+
+    @field_validator("webhook_networks")
+    @classmethod
+    def _networks_are_networks(cls, text: str) -> str:
+        for part in text.split(","):
+            if part.strip():
+                ip_network(part.strip())  # raises ValueError, whose words name the part
+        return text
 
     @field_validator("gang_ports")
     @classmethod

@@ -2,6 +2,7 @@
 
 credentials.json   base URL and API key, for clients on this host
 signing-secret     signs download links; the API makes it
+secrets-key        encrypts the secrets that the database keeps; back it up beside the database
 up.lock            held by the running `up`, with its process id
 logs/              one file per child
 postgres/          the database; when root starts it below a folder that Postgres' user may not enter, `data-location`
@@ -12,6 +13,7 @@ storage/ cache/ work/   objects, base models, attempts: when no STORAGE_URL says
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
@@ -89,6 +91,19 @@ class Home:
         except (FileNotFoundError, ValueError):
             return ""
         return str(saved.get("api_key", "")) if isinstance(saved, dict) else ""
+
+    def make_secrets_key(self) -> None:
+        """Make the key that encrypts stored secrets, unless there is one: what it has encrypted, no other opens."""
+        with suppress(FileExistsError):
+            descriptor = os.open(self.path / "secrets-key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(base64.urlsafe_b64encode(os.urandom(32)))
+
+    def secrets_key(self) -> str:
+        """The key that `up` made here; empty when it has not."""
+        with suppress(FileNotFoundError):
+            return (self.path / "secrets-key").read_text(encoding="ascii")
+        return ""
 
     def worker_beats(self, seconds: float) -> bool:
         """Whether the worker of this home has been heard of within so many seconds (worker/pulse.py)."""

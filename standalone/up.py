@@ -49,6 +49,7 @@ class Up:
 
     def bring_up(self) -> None:
         """Returns when clients can come. Raises ChildFailed, Stopped; `stack.stop` ends what runs by then."""
+        self.home.make_secrets_key()
         environment = own_environment(
             self.home,
             self.settings,
@@ -162,6 +163,7 @@ def own_environment(home: Home, settings: Settings, **servers: str) -> dict[str,
     return child_environment(
         STORAGE_URL=settings.storage,
         TUNEPOOL_HOME=str(home.path),
+        TUNEPOOL_SECRETS_KEY=settings.secrets_key.get_secret_value() or home.secrets_key(),
         **paths,
         **servers,
     )

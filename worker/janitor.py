@@ -17,7 +17,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from shared import failpoints
-from shared.chores import preflights
+from shared.chores import deliveries, preflights
 from shared.chores import table as chores
 from shared.chores import waiting as lanes
 from shared.errors import Unavailable
@@ -141,6 +141,7 @@ class Janitor:
         """Delete expired files, and objects that no row names and none ever will."""
         self._alone("forget", workers.forget)
         self._alone("preflights", preflights.forget)
+        self._alone("deliveries", deliveries.forget)
         self._alone("playgrounds", playgrounds.forget)
         store = open_store(self._settings)
         self._alone("expire", files.expire)

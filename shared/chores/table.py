@@ -10,7 +10,7 @@ from typing import Final
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from shared.chores import base_models, evaluations, fetches, file_checks, merges, preflights
+from shared.chores import base_models, evaluations, fetches, file_checks, merges, preflights, deliveries
 from shared.jobs.claims import SETTLING
 from shared.lease import lease
 from shared.lease.lease import Kind
@@ -23,6 +23,7 @@ CHORES: Final[dict[str, Work]] = {
     "file_check": file_checks.LINES,
     "table_check": file_checks.TABLES,
     "base_model": base_models.WORK,
+    "delivery": deliveries.WORK,
     "preflight": preflights.WORK,
     "fetch": fetches.WORK,
     "merge": merges.WORK,

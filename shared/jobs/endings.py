@@ -16,7 +16,7 @@ from shared.fleet import snapshot
 from shared.ids import new_id
 from shared.jobs import measurements
 from shared.jobs.rows import held, model_name, touch
-from shared.lease import journal
+from shared.lease import journal, outbox
 from shared.lease.journal import NewEvent
 from shared.lease.lease import dead
 from shared.lease.values import Lease, NewFile
@@ -291,6 +291,8 @@ def _settle(
     ).scalar_one_or_none()
     if job is None:
         return None
+    if final:
+        outbox.tell(session, [job.id], status=status)
     session.execute(
         update(DeviceRow)
         .where(DeviceRow.leased_by == lease.id, DeviceRow.fence == lease.fence)

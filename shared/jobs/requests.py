@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from shared.errors import Invalid, NotFound
 from shared.jobs.rows import touch
-from shared.lease import journal
+from shared.lease import journal, outbox
 from shared.lease.journal import NewEvent
 from shared.store.lifecycle import is_terminal
 from shared.store.tables import JobRow
@@ -99,6 +99,7 @@ def cancel_all_waiting(
         .execution_options(synchronize_session=False)
     ).all()
     journal.append_to_each(session, gone, NewEvent(reason))
+    outbox.tell(session, gone, status="cancelled")
     return list(gone)
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, Text, func, text, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from shared.chores import base_models, evaluations, fetches, file_checks, merges, preflights, waiting
+from shared.chores import base_models, deliveries, evaluations, fetches, file_checks, merges, preflights, waiting
 from shared.chores import table as chores
 from shared.fleet import workers
 from shared.fleet.workers import NewWorker
@@ -26,7 +26,18 @@ from shared.lease.values import Lease, NotUnderstood
 from shared.settings import Settings
 from shared.settle.wanted_models import PendingEntry
 from shared.store.db import session_scope
-from shared.store.tables import BaseModelRow, EvaluationRow, FetchRow, FileRow, JobRow, Leased, MergeRow, PreflightRow
+from shared.store.tables import (
+    BaseModelRow,
+    DeliveryRow,
+    EvaluationRow,
+    FetchRow,
+    FileRow,
+    JobRow,
+    Leased,
+    MergeRow,
+    PreflightRow,
+    WebhookRow,
+)
 from shared.tenants.keys import Caller
 from tests.factories import make_caller, make_file, make_job, make_spec, make_worker
 from worker.chores import table as handlers
@@ -115,6 +126,23 @@ def make_fetch(session: Session, _caller: Caller) -> str:
     return row_id
 
 
+def make_delivery(session: Session, caller: Caller) -> str:
+    values = {"url": "https://example.com/", "event_types": ["fine_tuning.job.failed"], "secret": "", "secret_hint": ""}
+    webhook = WebhookRow(id=new_id("webhook_"), project_id=caller.project_id, name="ci", **values)
+    session.add(webhook)
+    session.flush()
+    row = DeliveryRow(
+        id=new_id("delivery_"),
+        project_id=caller.project_id,
+        webhook_id=webhook.id,
+        event_id=new_id("evt_"),
+        event_type="fine_tuning.job.failed",
+    )
+    session.add(row)
+    session.flush()
+    return row.id
+
+
 def make_echo(session: Session, caller: Caller) -> str:
     echo = new_id("echo_")
     values = {"id": echo, "project_id": caller.project_id}
@@ -136,6 +164,7 @@ CASES = {
     "evaluation": Case(evaluations.EVALUATION, make_evaluation),
     "base_model": Case(base_models.LOOK_UP, make_look_up),
     "fetch": Case(fetches.FETCH, make_fetch),
+    "delivery": Case(deliveries.DELIVERY, make_delivery),
     "echo": Case(ECHO, make_echo),
 }
 
@@ -149,6 +178,7 @@ def quiet(session: Session, monkeypatch: pytest.MonkeyPatch) -> Session:
     session.execute(update(MergeRow).values(deleted_at=func.now()))
     session.execute(update(BaseModelRow).values(state="error"))
     session.execute(update(FetchRow).values(state="error"))
+    session.execute(update(DeliveryRow).values(state="failed"))
     session.execute(update(JobRow).where(JobRow.status == "validating_files").values(status="queued", lease_until=None))
     monkeypatch.setitem(chores.CHORES, "echo", Work(ECHO))
     return session

@@ -12,6 +12,7 @@ from worker.chores.fetching import fetch_next
 from worker.chores.looking_up import look_up_next
 from worker.chores.merging import make_next
 from worker.chores.preflight import examine_next
+from worker.chores.sending import send_next
 from worker.host.host import Host
 
 # Each does one piece of work if any may begin. False: there is none now.
@@ -20,6 +21,7 @@ HANDLERS: Final[dict[str, Callable[[Host], bool]]] = {
     "file_check": check_next_file,
     "table_check": check_next_table,
     "base_model": look_up_next,
+    "delivery": send_next,
     "preflight": examine_next,
     "fetch": fetch_next,
     "merge": make_next,

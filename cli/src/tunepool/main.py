@@ -32,6 +32,7 @@ from tunepool import (
     releasing,
     requests,
     watching,
+    webhooks,
 )
 from tunepool.connection import NoServerKnown, find_credentials
 from tunepool.pipeline import command
@@ -76,6 +77,7 @@ cli.add_typer(pool.workers_cli, name="workers")
 cli.add_typer(pool.devices_cli, name="devices")
 cli.add_typer(projects.projects_cli, name="projects")
 cli.add_typer(projects.keys_cli, name="keys")
+cli.add_typer(webhooks.webhooks_cli, name="webhooks")
 cli.command("usage")(pool.show_usage)
 cli.command("audit")(pool.show_audit)
 cli.command("chat")(chatting.chat)

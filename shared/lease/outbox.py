@@ -1,0 +1,33 @@
+"""What is to be told of ended jobs: rows of the transaction that ends them, so that neither goes without the other."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from shared.ids import new_id
+
+# OpenAI's names. A job ends once, in one of these.
+EVENT_TYPES: Final = ("fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled")
+
+# Whoever listens is found by the statement that writes: however many jobs, one round trip. The ids of deliveries
+# begin with the event's, so that they sort by time.
+_TELL: Final = text("""
+    insert into webhook_deliveries (id, project_id, webhook_id, event_id, event_type, job_id)
+    select 'delivery_' || substr(ended.event_id, 5) || right(webhooks.id, 24),
+           webhooks.project_id, webhooks.id, ended.event_id, :event_type, ended.job_id
+    from unnest(cast(:job_id as text[]), cast(:event_id as text[])) as ended (job_id, event_id)
+         join jobs on jobs.id = ended.job_id
+         join webhooks on webhooks.project_id = jobs.project_id
+    where webhooks.deleted_at is null and webhooks.enabled and jsonb_exists(webhooks.event_types, :event_type)
+""")
+
+
+def tell(session: Session, job_ids: Collection[str], *, status: str) -> None:
+    """Have the webhooks of the jobs' projects told that they have ended so."""
+    if job_ids:
+        values = {"job_id": list(job_ids), "event_id": [new_id("evt_") for _ in job_ids]}
+        session.execute(_TELL, {**values, "event_type": f"fine_tuning.job.{status}"})

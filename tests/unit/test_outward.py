@@ -1,0 +1,191 @@
+"""Where requests may go that users named: the public internet, allowed networks, and nothing that looks like them."""
+
+from __future__ import annotations
+
+import http.server
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+
+import pytest
+
+from shared.errors import Invalid
+from shared.tenants import outward
+from shared.tenants.outward import NotAllowed
+from tests.patience import patience
+from worker.chores import pinned_line
+
+LOOPBACK = outward.networks("127.0.0.0/8")
+HIDDEN = [
+    *("127.0.0.1", "0.1.2.3", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "224.0.0.1"),
+    *("255.255.255.255", "192.0.2.1", "240.0.0.1", "::", "::1", "fe80::1", "fd00::1", "ff02::1", "2001:db8::1"),
+    # Addresses that hold another one.
+    *("::ffff:127.0.0.1", "::ffff:169.254.169.254", "2002:7f00:1::", "64:ff9b::a9fe:a9fe", "64:ff9b::7f00:1"),
+]
+
+
+@pytest.mark.parametrize("address", HIDDEN)
+def test_an_address_inside_is_refused_however_it_is_written(address: str) -> None:
+    with pytest.raises(NotAllowed):
+        outward.refuse(ip_address(address), allowed=())
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700:4700::1111", "64:ff9b::808:808", "::ffff:8.8.8.8"])
+def test_the_public_internet_is_allowed_but_not_without_encryption(address: str) -> None:
+    outward.refuse(ip_address(address), allowed=())
+    with pytest.raises(NotAllowed):
+        outward.refuse(ip_address(address), allowed=LOOPBACK, plain=True)
+
+
+def test_an_allowed_network_is_allowed_and_no_other() -> None:
+    outward.refuse(ip_address("127.3.2.1"), allowed=LOOPBACK, plain=True)
+    outward.refuse(ip_address("::ffff:127.0.0.1"), allowed=LOOPBACK)
+    with pytest.raises(NotAllowed):
+        outward.refuse(ip_address("10.0.0.1"), allowed=LOOPBACK)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://example.com/", "ftp://example.com/", "https://", "example.com", "https://user:p@example.com/", "//x"),
+        *("https://example.com/#part", "https://127.0.0.1/", "https://[::1]/", "https://exämple.com/", "https://a b/"),
+        *("https://example.com:99999/", "https://a\\b/", "https://example.com/\r\nX: y", "https://[::1/"),
+        "https://" + "a" * 2000,
+    ],
+)
+def test_a_url_that_leads_nowhere_good_is_refused_by_field(url: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        outward.target(url, allowed=())
+
+    assert refused.value.param == "url"
+
+
+def test_a_url_is_taken_apart_once() -> None:
+    assert outward.target("https://Example.com:8443/a/b?c=d", allowed=()) == outward.Target(
+        "https", "example.com", 8443, "/a/b?c=d"
+    )
+
+
+class _Receiver(http.server.BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.server.heard.append(self.path)  # type: ignore[attr-defined]
+        status = int(self.path.strip("/") or 200)
+        self.send_response(status)
+        if status == 302:
+            self.send_header("Location", "/200")
+        self.end_headers()
+
+    def log_message(self, *words: object) -> None: ...
+
+
+@contextmanager
+def receiver() -> Iterator[tuple[int, list[str]]]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Receiver)
+    server.heard = []  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server.server_address[1], server.heard  # type: ignore[attr-defined]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def post(url: str, *, addresses: list[str] | None = None, allowed=LOOPBACK, seconds: float | None = None):
+    resolve = pinned_line.resolve if addresses is None else lambda _host, _port: addresses
+    return pinned_line.post(
+        url, b"{}", {"webhook-id": "evt_1"}, allowed=allowed, seconds=seconds or patience(5), resolve=resolve
+    )
+
+
+def test_only_a_success_is_taken_and_a_redirect_is_not_followed() -> None:
+    with receiver() as (port, heard):
+        outcomes = [post(f"http://127.0.0.1:{port}/{status}") for status in (200, 204, 302, 410, 500)]
+
+    assert [outcome.status for outcome in outcomes] == [200, 204, 302, 410, 500]
+    assert [outcome.taken for outcome in outcomes] == [True, True, False, False, False]
+    assert heard == ["/200", "/204", "/302", "/410", "/500"]
+
+
+def test_a_name_that_leads_inside_is_not_connected_to() -> None:
+    with receiver() as (port, heard):
+        for host in ("localhost", "127.1", "2130706433"):
+            outcome = post(f"https://{host}:{port}/", allowed=())
+            assert outcome.status is None
+            assert "TUNEPOOL_WEBHOOK_NETWORKS" in (outcome.error or "")
+
+    assert heard == []
+
+
+def test_one_hidden_address_among_public_ones_refuses_the_name() -> None:
+    outcome = post("https://mixed.example/", addresses=["8.8.8.8", "10.0.0.1"], allowed=())
+
+    assert "10.0.0.1" in (outcome.error or "")
+
+
+def test_a_name_that_changes_between_the_look_and_the_connection_changes_nothing() -> None:
+    # A rebinding resolver answers with an allowed address first and a hidden one ever after: it is asked once.
+    asked: list[str] = []
+    with receiver() as (port, heard), receiver() as (other, hidden):
+
+        def rebinding(host: str, _port: int) -> list[str]:
+            asked.append(host)
+            return ["127.0.0.1"] if len(asked) == 1 else ["127.0.0.2"]
+
+        outcome = pinned_line.post(
+            f"http://rebinding.example:{port}/200",
+            b"{}",
+            {},
+            allowed=outward.networks("127.0.0.1/32"),
+            seconds=patience(5),
+            resolve=rebinding,
+        )
+        assert other
+
+    assert outcome.taken
+    assert (asked, heard, hidden) == (["rebinding.example"], ["/200"], [])
+
+
+def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    with receiver() as (port, _):
+        assert post(f"http://127.0.0.1:{port}/200").taken
+
+
+def test_an_answer_that_comes_byte_by_byte_is_cut_off_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port, over = listener.getsockname()[1], threading.Event()
+
+        def drip() -> None:
+            line, _ = listener.accept()
+            with line:
+                line.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+                while not over.wait(0.05):
+                    try:
+                        line.sendall(b"y")
+                    except OSError:
+                        return
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        began = time.monotonic()
+        outcome = post(f"http://127.0.0.1:{port}/", seconds=0.5)
+        over.set()
+        thread.join()
+
+    assert (outcome.status, outcome.error) == (None, "It did not answer in time.")
+    assert time.monotonic() - began < patience(5)
+
+
+def test_what_goes_wrong_is_said_without_details_of_our_network() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        closed = listener.getsockname()[1]
+    assert post(f"http://127.0.0.1:{closed}/").error == "It refused the connection."
+    assert post("https://nowhere.invalid/", addresses=[]).error == "Its name has no address."
+    with receiver() as (port, heard):
+        assert "TLS" in (post(f"https://127.0.0.1:{port}/").error or "")
+    assert heard == []
