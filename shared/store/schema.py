@@ -34,6 +34,7 @@ REVISIONS: Final = (
     "0018_aliases",
     "0017_uploads",
     "0018_webhooks",
+    "0019_permissions",
 )
 
 

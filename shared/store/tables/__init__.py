@@ -23,6 +23,7 @@ from shared.store.tables.product_tables import (
     FetchRow,
     FileRow,
     MergeRow,
+    PermissionRow,
     PreflightRow,
 )
 from shared.store.tables.tenant_tables import ApiKeyRow, AuditRow, OrganizationRow, ProjectRow
@@ -54,6 +55,7 @@ __all__ = [
     "MemberRow",
     "MergeRow",
     "OrganizationRow",
+    "PermissionRow",
     "PlaygroundRow",
     "PoolRow",
     "PreflightRow",

@@ -5,7 +5,18 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, CheckConstraint, ForeignKey, Index, Integer, Text, func, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    Integer,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.store.db import Base
@@ -60,6 +71,23 @@ class AdapterRow(Base):
 
     __table_args__ = (
         Index("ix_adapters_project_id_id", "project_id", "id", postgresql_where=text("deleted_at is null")),
+    )
+
+
+class PermissionRow(Base):
+    """Another project may use a tuned model or a checkpoint."""
+
+    __tablename__ = "checkpoint_permissions"
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    checkpoint: Mapped[str] = mapped_column(Text)  # its `ft:` name, which is never used again
+    owner_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    created_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
+
+    __table_args__ = (
+        UniqueConstraint("checkpoint", "project_id"),
+        Index("ix_checkpoint_permissions_project_id", "project_id"),
     )
 
 
