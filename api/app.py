@@ -36,6 +36,7 @@ from api.routes import (
     models,
     objects,
     parted_uploads,
+    permissions,
     pool,
     preflights,
     projects,
@@ -122,8 +123,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestId)  # added last, so outermost
     errors.install(app)
     for part in (
-        *(files, jobs, preflights, graders, models, completions, adapters, aliases, objects, merges, evaluations, streams, parted_uploads),
-        *(catalogue, pool, job_operations, projects, usage, health, reference, webhooks),
+        *(files, parted_uploads, jobs, preflights, graders, models, completions, adapters, aliases, permissions),
+        *(objects, merges, evaluations, streams, catalogue, pool, job_operations, projects, webhooks, usage),
+        *(health, reference),
     ):
         app.include_router(part.router)
     _describe(app)

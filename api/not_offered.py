@@ -29,7 +29,6 @@ NOT_OFFERED: Final = {
     "/v1/containers": "No code of others is run here.",
     "/v1/webhook_endpoints": "Webhooks of a project are under /v1/tunepool/webhooks.",
     "/v1/webhook_event_types": "Webhooks of a project are under /v1/tunepool/webhooks.",
-    "/v1/fine_tuning/checkpoints": "Checkpoints are not shared between projects: use a key of their project.",
     "/v1/fine-tunes": "It ended with OpenAI's first fine-tuning API: use /v1/fine_tuning/jobs.",
     "/v1/organization": "Projects and keys are under /v1/tunepool/projects and /v1/tunepool/keys.",
 }

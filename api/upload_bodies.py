@@ -1,4 +1,4 @@
-"""Bodies of the routes of uploads in parts. Strict, like every body."""
+"""Bodies of OpenAI's routes of uploads in parts and of permissions. Strict, like every body."""
 
 from __future__ import annotations
 
@@ -39,4 +39,12 @@ class CompleteUpload(Part):
     )
 
 
-BODIES: Final = (CreateUpload, CompleteUpload)
+class CreatePermissions(Part):
+    """Who may use it from now on."""
+
+    project_ids: list[Annotated[str, StringConstraints(min_length=1, max_length=100)]] = Field(
+        min_length=1, max_length=100
+    )
+
+
+BODIES: Final = (CreateUpload, CompleteUpload, CreatePermissions)

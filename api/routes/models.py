@@ -9,7 +9,7 @@ from api.views import product_views, view
 from shared.errors import Invalid
 from shared.fleet import playgrounds
 from shared.fleet.playgrounds import Warm
-from shared.products import adapters, aliases
+from shared.products import adapters, aliases, sharing
 from shared.settle.standings import under_every_name
 from shared.tenants import audit
 
@@ -25,10 +25,11 @@ def _base_models(door: Door, warm: Warm) -> list[product_views.Model]:
 
 @router.get("", response_model=product_views.ModelPage)
 def list_models(door: DoorDep, caller: ModelsReader) -> product_views.ModelPage:
-    """Everything `model` may name: base models with their states, the project's adapters and aliases; what is warm."""
+    """Everything `model` may name: base models with their states, the project's adapters, shared ones, aliases."""
     with door.session() as session:
         named, _ = aliases.page(session, project_id=caller.project_id, after=None, limit=10_000)
-        rows, _ = adapters.page(session, project_id=caller.project_id, after=None, limit=10_000)
+        own, _ = adapters.page(session, project_id=caller.project_id, after=None, limit=10_000)
+        rows = [*own, *sharing.shared_with(session, caller.project_id)]
         warm = playgrounds.warm(session, pool_name=door.settings.pool)
     return product_views.ModelPage(
         data=[

@@ -137,7 +137,7 @@ def finish(session: Session, delivery: Delivery, outcome: Outcome) -> bool:
     """
     # Read, not a column: the row is written by the statement that checks the lease.
     row = session.get_one(DeliveryRow, delivery.lease.id, populate_existing=True)
-    noted = {"log": _log(session, row, outcome), "tries": row.tries + 1, "next_try_at": None}
+    noted: dict[str, Any] = {"log": _log(session, row, outcome), "tries": row.tries + 1, "next_try_at": None}
     webhook = update(WebhookRow).where(WebhookRow.id == delivery.webhook_id)
     if outcome.taken:
         kept = leasing.end(session, DELIVERY, delivery.lease, state="delivered", finished_at=func.now(), **noted)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, SQLColumnExpression, func, select
 from sqlalchemy.orm import Session
 
 from shared.contract.documents import Manifest
 from shared.contract.spec import JobSpec
 from shared.errors import Invalid, NotFound
 from shared.products import aliases
-from shared.store.tables import AdapterRow, CheckpointRow, JobRow, MergeRow
+from shared.store.tables import AdapterRow, CheckpointRow, JobRow, MergeRow, PermissionRow
 
 # A checkpoint's folder holds what resuming needs, and its own adapter below this.
 _ADAPTER_FOLDER: Final = "adapter/"
@@ -51,23 +51,36 @@ class Source:
 
 
 def find(session: Session, name: str, *, project_id: str) -> AdapterRow:
-    """The adapter with this id or `ft:` name. Raises NotFound."""
+    """The project's own adapter with this id or `ft:` name. Raises NotFound."""
+    return _find(session, name, AdapterRow.project_id == project_id)
+
+
+def _find(session: Session, name: str, reachable: ColumnElement[bool]) -> AdapterRow:
     row = session.scalars(
         select(AdapterRow).where(
-            (AdapterRow.name == name) | (AdapterRow.id == name),
-            AdapterRow.project_id == project_id,
-            AdapterRow.deleted_at.is_(None),
+            (AdapterRow.name == name) | (AdapterRow.id == name), reachable, AdapterRow.deleted_at.is_(None)
         )
     ).one_or_none()
     if row is None:
-        raise NotFound(
-            f"The model '{name[:200]}' does not exist in this project.", param="model", code="model_not_found"
-        )
+        raise unknown(name)
     return row
 
 
+def unknown(name: str, *, param: str = "model") -> NotFound:
+    return NotFound(f"The model '{name[:200]}' does not exist in this project.", param=param, code="model_not_found")
+
+
+def _may_use(name: SQLColumnExpression[str], owner: SQLColumnExpression[str], project_id: str) -> ColumnElement[bool]:
+    """It is the project's own, or shared with it (shared/products/sharing.py)."""
+    shared = select(PermissionRow.id).where(PermissionRow.checkpoint == name, PermissionRow.project_id == project_id)
+    return (owner == project_id) | shared.exists()
+
+
 def find_published(session: Session, name: str, *, project_id: str) -> PublishedAdapter:
-    """The adapter, checkpoint (`ft:…:ckpt-step-N`) or combination with this id, name or alias. Raises NotFound."""
+    """The adapter, checkpoint (`ft:…:ckpt-step-N`) or combination with this id, name or alias that the project may use.
+
+    Raises NotFound.
+    """
     name = aliases.resolved(session, name, project_id=project_id)
     combined = _combination(session, name, project_id=project_id)
     if combined is not None:
@@ -75,10 +88,13 @@ def find_published(session: Session, name: str, *, project_id: str) -> Published
     pair = session.execute(
         select(CheckpointRow, JobRow.base_model)
         .join(JobRow, JobRow.id == CheckpointRow.job_id)
-        .where((CheckpointRow.name == name) | (CheckpointRow.id == name), JobRow.project_id == project_id)
+        .where(
+            (CheckpointRow.name == name) | (CheckpointRow.id == name),
+            _may_use(CheckpointRow.name, JobRow.project_id, project_id),
+        )
     ).one_or_none()
     if pair is None:
-        return published(find(session, name, project_id=project_id))
+        return published(_find(session, name, _may_use(AdapterRow.name, AdapterRow.project_id, project_id)))
     row, base_model = pair
     return PublishedAdapter(
         id=row.id,

@@ -212,5 +212,5 @@ def _is(row: UploadRow) -> ColumnElement[bool]:
     return UploadRow.id == row.id
 
 
-def _parts(upload: UploadRow) -> Select[tuple[UploadPartRow]]:
+def _parts(upload: UploadRow) -> Select[UploadPartRow]:
     return select(UploadPartRow).where(UploadPartRow.upload_id == upload.id)

@@ -187,10 +187,10 @@ def listed(client: httpx2.Client, webhook_id: str) -> list[dict[str, Any]]:
 
 def test_a_job_that_did_not_end_after_all_is_told_to_nobody(secret_api: Api, http_: httpx2.Client) -> None:
     webhook = created(http_)
-    with pytest.raises(ZeroDivisionError), session_scope(secret_api.engine) as session:
+    with Session(secret_api.engine) as session:
         caller = keys.authenticate(session, http_.key)  # type: ignore[attr-defined]
         moves.request_cancel(session, make_job(session, caller).id, project_id=caller.project_id)
-        raise ZeroDivisionError
+        session.rollback()
 
     assert listed(http_, webhook["id"]) == []
 

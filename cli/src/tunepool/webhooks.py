@@ -8,16 +8,12 @@ import typer
 
 from tunepool import native
 from tunepool.printing import show, show_rows
-from tunepool.requests import given
+from tunepool.requests import nested
 
 webhooks_cli = typer.Typer(no_args_is_help=True, help="Webhooks: addresses that are told of ended jobs.")
 
 EVENTS: Final = ("succeeded", "failed", "cancelled")
 Events = Annotated[list[str] | None, typer.Option("--event", help="succeeded, failed or cancelled; may be repeated.")]
-
-
-def _types(events: list[str] | None) -> list[str] | None:
-    return None if events is None else [f"fine_tuning.job.{event}" for event in events]
 
 
 def _path(webhook_id: str, *rest: str) -> str:
@@ -33,7 +29,8 @@ def create_webhook(
     rich: Annotated[bool, typer.Option(help="Bodies say how the job ended, beside OpenAI's fields.")] = False,
 ) -> None:
     """Have an address told of jobs that end; print the secret, which nothing shows again."""
-    wanted = {"name": name, "url": url, "event_types": _types(list(event or EVENTS)), "rich": rich}
+    types = [f"fine_tuning.job.{ending}" for ending in event or EVENTS]
+    wanted = {"name": name, "url": url, "event_types": types, "rich": rich}
     made = native.post(context, "webhooks", wanted)
     show(context, made, f"{made['id']} {made['signing_secret']}")
 
@@ -49,14 +46,10 @@ def list_webhooks(context: typer.Context) -> None:
 def edit_webhook(
     context: typer.Context,
     webhook_id: str,
-    url: Annotated[str | None, typer.Option()] = None,
-    event: Events = None,
-    name: Annotated[str | None, typer.Option()] = None,
-    rich: Annotated[bool | None, typer.Option("--rich/--plain")] = None,
+    settings: Annotated[list[str], typer.Argument(metavar="FIELD=VALUE...", help="name, url, rich, event_types.")],
 ) -> None:
-    """Change what is given."""
-    changes = given(url=url, event_types=_types(event or None), name=name, rich=rich)
-    _say(context, native.patch(context, _path(webhook_id), changes))
+    """Change what is given, for instance url=https://… or rich=true."""
+    _say(context, native.patch(context, _path(webhook_id), nested(settings)))
 
 
 @webhooks_cli.command("test")
