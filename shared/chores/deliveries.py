@@ -78,7 +78,7 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SendResult:
     """What came of a try. `status`: of the answer, None where there was none; `error`: what was wrong, else None."""
 
     status: int | None
@@ -130,7 +130,7 @@ def body(session: Session, row: DeliveryRow, *, rich: bool) -> dict[str, Any]:
     return {"id": row.event_id, "object": "event", "created_at": at, "type": row.event_type, "data": data}
 
 
-def finish(session: Session, delivery: Delivery, outcome: Outcome) -> bool:
+def finish(session: Session, delivery: Delivery, outcome: SendResult) -> bool:
     """Note the try: delivered, or again later, or given up. False: the lease is lost.
 
     A webhook whose deliveries have failed for three days, or that answers 410, is disabled, and its view says why.
@@ -169,13 +169,13 @@ def wait_seconds(tries: int) -> float:
     return wait * random.uniform(1 - SPREAD, 1 + SPREAD)  # noqa: S311  # spreading load, no secret
 
 
-def _log(session: Session, row: DeliveryRow, outcome: Outcome) -> list[dict[str, Any]]:
+def _log(session: Session, row: DeliveryRow, outcome: SendResult) -> list[dict[str, Any]]:
     now = session.scalars(select(func.now())).one()
     entry = {"at": int(now.timestamp()), "status": outcome.status, "error": outcome.error}
     return [*row.log, {**entry, "seconds": round(outcome.seconds, 3)}][-MAX_LOG:]
 
 
-def _disable_when_dead(session: Session, delivery: Delivery, outcome: Outcome) -> None:
+def _disable_when_dead(session: Session, delivery: Delivery, outcome: SendResult) -> None:
     reason = None
     if outcome.status == GONE:
         reason = "It answered 410: it wants no more deliveries."

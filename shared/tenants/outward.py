@@ -28,7 +28,7 @@ class NotAllowed(Invalid):
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Destination:
     """A URL, taken apart."""
 
     scheme: str
@@ -42,7 +42,7 @@ def networks(text: str) -> tuple[Network, ...]:
     return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
 
 
-def target(url: str, *, allowed: Sequence[Network]) -> Target:
+def target(url: str, *, allowed: Sequence[Network]) -> Destination:
     """The parts of a URL that may be sent to as far as it says itself. Raises Invalid.
 
     Plain http is for allowed networks alone, which shows when its host is an address; a name is looked up later.
@@ -59,7 +59,7 @@ def target(url: str, *, allowed: Sequence[Network]) -> Target:
     if split.scheme == "http" and not allowed:
         raise Invalid("'url' must begin with https://; http:// is for networks that the operator allows.", param="url")
     path = (split.path or "/") + (f"?{split.query}" if split.query else "")
-    return Target(split.scheme, host, split.port or _PORTS[split.scheme], path)
+    return Destination(split.scheme, host, split.port or _PORTS[split.scheme], path)
 
 
 def _split(url: str) -> SplitResult:

@@ -13,6 +13,7 @@ import openai
 import pytest
 from openai import OpenAI
 from sqlalchemy import func, select, update
+from tunepool import requests
 
 from shared.products import garbage, parted_uploads
 from shared.store.db import session_scope
@@ -66,6 +67,22 @@ def test_the_official_client_uploads_a_file_in_parts_and_it_is_a_file_as_any_oth
     assert api.client.files.retrieve(upload.file.id) == upload.file
     assert api.client.files.content(upload.file.id).read() == ROWS
     assert objects(api) == [key for key in objects(api) if upload.file.id in key]  # its parts are gone
+
+
+def test_the_command_line_sends_a_large_file_in_parts_and_a_small_one_whole(
+    api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(ROWS)
+    before = {key for key in objects(api) if "file-" in key}
+
+    whole = requests.upload(api.client, path)
+    assert {key for key in objects(api) if "file-" in key} == before
+    monkeypatch.setattr(requests, "LARGE_BYTES", 1000)
+    parted = requests.upload(api.client, path)
+
+    assert any(parted.id in key for key in objects(api))
+    assert parted.model_extra["tunepool"]["sha256"] == whole.model_extra["tunepool"]["sha256"]
 
 
 def test_the_parts_are_joined_in_the_order_that_is_asked_for_and_may_come_at_once(api: Api) -> None:

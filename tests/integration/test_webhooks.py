@@ -20,9 +20,11 @@ import pytest
 from openai import OpenAI
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
+from tunepool.main import cli
+from typer.testing import CliRunner
 
 from shared.chores import deliveries
-from shared.chores.deliveries import Delivery, Outcome
+from shared.chores.deliveries import Delivery, SendResult
 from shared.errors import Invalid
 from shared.jobs import moves
 from shared.settings import Settings
@@ -87,7 +89,7 @@ def claim(api: Api) -> Delivery | None:
         return deliveries.claim(session, worker_id="worker_1", lease_seconds=60)
 
 
-def finish(api: Api, due: Delivery, outcome: Outcome) -> bool:
+def finish(api: Api, due: Delivery, outcome: SendResult) -> bool:
     with session_scope(api.engine) as session:
         return deliveries.finish(session, due, outcome)
 
@@ -200,15 +202,15 @@ def test_what_is_not_taken_is_sent_again_later_with_the_same_id(secret_api: Api,
     cancelled(secret_api, http_)
     first = claim(secret_api)
     assert first is not None
-    assert finish(secret_api, first, Outcome(500, 0.1, "It answered 500."))
+    assert finish(secret_api, first, SendResult(500, 0.1, "It answered 500."))
     assert claim(secret_api) is None
 
     now(secret_api, webhook["id"])
     again = claim(secret_api)
     assert again is not None
     assert (again.event_id, again.body, again.tries) == (first.event_id, first.body, 1)
-    assert finish(secret_api, again, Outcome(200, 0.1))
-    assert not finish(secret_api, first, Outcome(200, 0.1)), "a late sender writes nothing"
+    assert finish(secret_api, again, SendResult(200, 0.1))
+    assert not finish(secret_api, first, SendResult(200, 0.1)), "a late sender writes nothing"
     (row,) = listed(http_, webhook["id"])
     assert (row["state"], row["tries"]) == ("delivered", 2)
     assert [entry["status"] for entry in row["log"]] == [500, 200]
@@ -247,17 +249,19 @@ def test_events_of_one_job_go_out_in_order_and_other_jobs_do_not_wait(secret_api
     assert job_id in first.body
     assert job_id not in second.body  # the other job's
     assert claim(secret_api) is None
-    assert finish(secret_api, first, Outcome(200, 0.1))
+    assert finish(secret_api, first, SendResult(200, 0.1))
     third = claim(secret_api)
     assert third is not None
     assert third.event_id == "evt_later"
-    finish(secret_api, second, Outcome(200, 0.1))
-    finish(secret_api, third, Outcome(200, 0.1))
+    finish(secret_api, second, SendResult(200, 0.1))
+    finish(secret_api, third, SendResult(200, 0.1))
 
 
-@pytest.mark.parametrize("outcome", [Outcome(410, 0.1, "It answered 410."), Outcome(None, 0.1, "It did not answer.")])
+@pytest.mark.parametrize(
+    "outcome", [SendResult(410, 0.1, "It answered 410."), SendResult(None, 0.1, "It did not answer.")]
+)
 def test_a_dead_webhook_is_disabled_with_the_reason_and_what_waits_may_be_replayed(
-    secret_api: Api, http_: httpx2.Client, outcome: Outcome
+    secret_api: Api, http_: httpx2.Client, outcome: SendResult
 ) -> None:
     webhook = created(http_)
     cancelled(secret_api, http_)
@@ -288,7 +292,7 @@ def test_a_dead_webhook_is_disabled_with_the_reason_and_what_waits_may_be_replay
     again = claim(secret_api)
     assert again is not None
     assert rows[0]["job_id"] in again.body
-    finish(secret_api, again, Outcome(200, 0.1))
+    finish(secret_api, again, SendResult(200, 0.1))
 
 
 def test_after_a_rotation_both_secrets_sign_for_a_day_if_asked(secret_api: Api, http_: httpx2.Client) -> None:
@@ -303,14 +307,14 @@ def test_after_a_rotation_both_secrets_sign_for_a_day_if_asked(secret_api: Api, 
     for secret in (made["signing_secret"], rotated["signing_secret"]):
         event = secret_api.client.webhooks.unwrap(due.body, headers, secret=secret)
         assert event.data.id == "ftjob-test"
-    finish(secret_api, due, Outcome(200, 0.1))
+    finish(secret_api, due, SendResult(200, 0.1))
 
     http_.post(f"{where}/rotate", json={})
     http_.post(f"{where}/test", json={"event_type": ALL[0]})
     due = claim(secret_api)
     assert due is not None
     assert len(due.secrets) == 1
-    finish(secret_api, due, Outcome(200, 0.1))
+    finish(secret_api, due, SendResult(200, 0.1))
 
 
 def test_a_rich_body_says_how_the_job_ended_and_the_official_client_takes_it(
@@ -326,7 +330,7 @@ def test_a_rich_body_says_how_the_job_ended_and_the_official_client_takes_it(
     extension = json.loads(due.body)["data"]["tunepool"]
     assert (extension["status"], extension["fine_tuned_model"]) == ("cancelled", None)
     assert extension["finished_at"] > 0
-    finish(secret_api, due, Outcome(200, 0.1))
+    finish(secret_api, due, SendResult(200, 0.1))
 
 
 def test_a_secret_is_shown_once_and_stored_encrypted(secret_api: Api, http_: httpx2.Client) -> None:
@@ -432,3 +436,23 @@ def test_ended_deliveries_are_forgotten_after_a_month(secret_api: Api, http_: ht
         deliveries.forget(session)
 
     assert listed(http_, made["id"]) == []
+
+
+def test_webhooks_are_run_from_the_command_line(secret_api: Api, http_: httpx2.Client) -> None:
+    def tunepool(*words: str) -> str:
+        options = ["--base-url", f"{secret_api.url}/v1", "--api-key", http_.key]  # type: ignore[attr-defined]
+        done = CliRunner().invoke(cli, [*options, "webhooks", *words])
+        assert done.exit_code == 0, done.output
+        return done.stdout.strip()
+
+    webhook_id, secret = tunepool("create", "http://127.0.0.1:9/hook", "--event", "failed").split()
+    assert secret.startswith("whsec_")
+    assert webhook_id in tunepool("list")
+    assert tunepool("set", webhook_id, "rich=true").endswith("enabled http://127.0.0.1:9/hook")
+    assert tunepool("rotate", webhook_id, "--keep").startswith("whsec_")
+    delivery_id = tunepool("test", webhook_id)
+    assert delivery_id in tunepool("deliveries", webhook_id)
+    assert tunepool("replay", webhook_id, delivery_id).startswith("delivery_")
+    assert "disabled" in tunepool("disable", webhook_id)
+    assert "enabled" in tunepool("enable", webhook_id)
+    assert tunepool("delete", webhook_id) == f"{webhook_id} deleted"

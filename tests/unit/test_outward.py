@@ -64,7 +64,7 @@ def test_a_url_that_leads_nowhere_good_is_refused_by_field(url: str) -> None:
 
 
 def test_a_url_is_taken_apart_once() -> None:
-    assert outward.target("https://Example.com:8443/a/b?c=d", allowed=()) == outward.Target(
+    assert outward.target("https://Example.com:8443/a/b?c=d", allowed=()) == outward.Destination(
         "https", "example.com", 8443, "/a/b?c=d"
     )
 

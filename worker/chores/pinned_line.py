@@ -16,10 +16,10 @@ from contextlib import suppress
 from ipaddress import ip_address
 from typing import Final
 
-from shared.chores.deliveries import Outcome
+from shared.chores.deliveries import SendResult
 from shared.errors import Invalid
 from shared.tenants import outward
-from shared.tenants.outward import Network, Target
+from shared.tenants.outward import Destination, Network
 
 ANSWER_BYTES: Final = 64 * 1024
 Resolve = Callable[[str, int], Sequence[str]]
@@ -38,22 +38,22 @@ def post(
     allowed: Sequence[Network],
     seconds: float,
     resolve: Resolve = resolve,
-) -> Outcome:
+) -> SendResult:
     """Send `body`, and say what came of it. Only a 2xx is taken: a redirect is a failure, and is not followed."""
     began = time.monotonic()
     try:
         target = outward.target(url, allowed=allowed)
         status = _send(target, _addresses(target, allowed, resolve), body, headers, seconds=seconds)
     except Invalid as error:
-        return Outcome(None, time.monotonic() - began, error.message)
+        return SendResult(None, time.monotonic() - began, error.message)
     except (OSError, http.client.HTTPException, ValueError) as error:
         took = time.monotonic() - began
-        return Outcome(None, took, _words(TimeoutError() if took >= seconds else error))
+        return SendResult(None, took, _words(TimeoutError() if took >= seconds else error))
     wrong = None if 200 <= status < 300 else f"It answered {status}."
-    return Outcome(status, time.monotonic() - began, wrong)
+    return SendResult(status, time.monotonic() - began, wrong)
 
 
-def _addresses(target: Target, allowed: Sequence[Network], resolve: Resolve) -> Sequence[str]:
+def _addresses(target: Destination, allowed: Sequence[Network], resolve: Resolve) -> Sequence[str]:
     """Where the name leads, after every address has been looked at. Raises NotAllowed, OSError."""
     addresses = resolve(target.host, target.port)
     for address in addresses:
@@ -63,7 +63,9 @@ def _addresses(target: Target, allowed: Sequence[Network], resolve: Resolve) -> 
     return addresses
 
 
-def _send(target: Target, addresses: Sequence[str], body: bytes, headers: Mapping[str, str], *, seconds: float) -> int:
+def _send(
+    target: Destination, addresses: Sequence[str], body: bytes, headers: Mapping[str, str], *, seconds: float
+) -> int:
     line = _PinnedLine(target, addresses, seconds=seconds)
     # Each byte may come just in time for the socket; the whole may not take longer all the same.
     alarm = threading.Timer(seconds, line.cut)
@@ -84,7 +86,7 @@ def _send(target: Target, addresses: Sequence[str], body: bytes, headers: Mappin
 class _PinnedLine(http.client.HTTPConnection):
     """A connection to the first address that takes it. The name is for the Host header and the certificate only."""
 
-    def __init__(self, target: Target, addresses: Sequence[str], *, seconds: float) -> None:
+    def __init__(self, target: Destination, addresses: Sequence[str], *, seconds: float) -> None:
         super().__init__(target.host, target.port, timeout=seconds)
         self.default_port = {"https": 443, "http": 80}[target.scheme]  # as in Host, which names no usual port
         self._target, self._addresses, self._seconds = target, addresses, seconds

@@ -11,7 +11,7 @@ import structlog
 from standardwebhooks.webhooks import Webhook
 
 from shared.chores import deliveries
-from shared.chores.deliveries import DELIVERY, Delivery, Outcome
+from shared.chores.deliveries import DELIVERY, Delivery, SendResult
 from shared.errors import Invalid
 from shared.settings import Settings
 from shared.tenants import outward
@@ -37,12 +37,12 @@ def _send(host: Host, due: Delivery, _watch: Watch) -> None:
     log.info("webhook.sent", webhook=due.webhook_id, event=due.event_id, status=outcome.status, error=outcome.error)
 
 
-def send(due: Delivery, settings: Settings) -> Outcome:
+def send(due: Delivery, settings: Settings) -> SendResult:
     """One try."""
     try:
         headers = signed(due, SecretBox(settings), at=datetime.now(UTC))
     except Invalid as error:  # a worker without the key, or with another one
-        return Outcome(None, 0.0, f"The worker could not sign it ({error.code}).")
+        return SendResult(None, 0.0, f"The worker could not sign it ({error.code}).")
     return pinned_line.post(
         due.url,
         due.body.encode(),
