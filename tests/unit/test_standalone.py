@@ -7,12 +7,15 @@ import stat
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
+from shared.settings import Settings
+from shared.tenants.secret_box import SecretBox
 from standalone.home import Home, HomeInUse, HomeUnusable
 from standalone.postgres import ServerUser
 from standalone.processes import LONGEST_PAUSE_SECONDS, STEADY_SECONDS, Backoff
 from standalone.sockets import forget_socket_dir, make_socket_dir, noted_socket_dir
-from standalone.up import PortTaken, free_port
+from standalone.up import PortTaken, free_port, own_environment
 from standalone.valkey import could_not_read_its_file
 
 
@@ -99,6 +102,21 @@ def test_credentials_that_say_nothing_are_no_key(tmp_path: Path, content: str | 
         (tmp_path / "credentials.json").write_text(content)
 
     assert Home(tmp_path).known_key() == ""
+
+
+def test_the_key_of_stored_secrets_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    assert home.secrets_key() == ""  # whoever only uses a home makes none
+
+    home.make_secrets_key()
+    key = home.secrets_key()
+    home.make_secrets_key()
+
+    assert home.secrets_key() == key
+    assert stat.S_IMODE((tmp_path / "secrets-key").stat().st_mode) == 0o600
+    box = SecretBox(Settings(secrets_key=SecretStr(key)))
+    assert box.open(box.close("whsec_x")) == "whsec_x"
+    assert own_environment(home, Settings())["TUNEPOOL_SECRETS_KEY"] == key
 
 
 def test_a_home_is_held_once_and_free_again_afterwards(tmp_path: Path) -> None:
