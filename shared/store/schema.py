@@ -35,6 +35,7 @@ REVISIONS: Final = (
     "0017_uploads",
     "0018_webhooks",
     "0019_permissions",
+    "0017_sign_ins",
 )
 
 

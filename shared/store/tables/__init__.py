@@ -26,7 +26,7 @@ from shared.store.tables.product_tables import (
     PermissionRow,
     PreflightRow,
 )
-from shared.store.tables.tenant_tables import ApiKeyRow, AuditRow, OrganizationRow, ProjectRow
+from shared.store.tables.tenant_tables import ApiKeyRow, AuditRow, OrganizationRow, ProjectRow, SignInRow
 from shared.store.tables.upload_tables import UploadPartRow, UploadRow
 from shared.store.tables.webhook_tables import DeliveryRow, WebhookRow
 
@@ -60,6 +60,7 @@ __all__ = [
     "PoolRow",
     "PreflightRow",
     "ProjectRow",
+    "SignInRow",
     "UploadPartRow",
     "UploadRow",
     "WebhookRow",

@@ -65,6 +65,20 @@ class ApiKeyRow(Base):
     last_used_at: Mapped[datetime | None] = mapped_column(Moment)
 
 
+class SignInRow(Base):
+    """A browser that is signed in to the page with a key. Its token itself is never stored, only its SHA-256."""
+
+    __tablename__ = "sign_ins"
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    sha256: Mapped[str] = mapped_column(Text, unique=True)
+    created_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
+    seen_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
+
+    __table_args__ = (Index("ix_sign_ins_key_id", "key_id"),)
+
+
 class AuditRow(Base):
     """One act of operation: who did what to what, and how it stood before and after. Only ever inserted."""
 
