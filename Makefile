@@ -34,6 +34,7 @@ $(STAMP): pyproject.toml cli/pyproject.toml constraints.txt
 	@echo "Installing the pinned set of constraints.txt into $(VENV); a few minutes the first time."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,train,dev]' -e ./cli
+	@$(BIN)/python -m standalone.page_parts || true
 	@rm -f $(VENV)/.installed* && printf '%s' '$(TORCH)' > $(VENV)/.torch && touch $@
 
 env: ## .env with random secrets for `docker compose`, readable by you alone; one that is there stays

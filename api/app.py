@@ -46,6 +46,7 @@ from api.routes import (
     webhooks,
 )
 from api.streams import Streams
+from api.ui import wing
 from api.views import completion_views, error_views, job_views
 from api.vllm import Vllm
 from shared import log
@@ -128,6 +129,7 @@ def create_app(settings: Settings) -> FastAPI:
         *(health, reference),
     ):
         app.include_router(part.router)
+    wing.install(app, secure=settings.public_url.startswith("https://"))
     _describe(app)
     return app
 

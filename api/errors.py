@@ -38,6 +38,7 @@ STATUS: Final[dict[type[errors.TunepoolError], tuple[int, str]]] = {
 POINTLESS: Final = frozenset({"quota_exceeded"})
 # Codes whose number differs from their class's.
 STATUS_OF_CODE: Final = {"idempotency_key_reused": 422, "unsupported_media_type": 415, "range_not_satisfiable": 416}
+DATABASE_AWAY: Final = (OperationalError, InterfaceError, PoolTimeout)
 _PLAIN: Final = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -77,7 +78,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(errors.TunepoolError, _named)
     app.add_exception_handler(HTTPException, _plain)
     app.add_exception_handler(RequestValidationError, _unvalidated)
-    for kind in (OperationalError, InterfaceError, PoolTimeout):
+    for kind in DATABASE_AWAY:
         app.add_exception_handler(kind, _database_away)
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unexpected)

@@ -71,6 +71,9 @@ class Settled:
     include_usage: bool
 
 
+Reading = Callable[[Door, bytes, str], Settled]
+
+
 @router.post("/chat/completions", response_model=views.ChatCompletion, openapi_extra=CHAT)
 async def create_chat_completion(request: Request) -> Response:
     """Answer a conversation: a base model, a tuned model (`ft:…`), a checkpoint of one, or a combination.
@@ -148,21 +151,29 @@ def _settled(
 # --- the answer -------------------------------------------------------------------------------------------------------
 
 
-async def _answer(
-    request: Request, read: Callable[[Door, bytes, str], Settled], shape: type[AskedCompletion]
+async def _answer(request: Request, read: Reading, shape: type[AskedCompletion]) -> Response:
+    caller = await run_in_threadpool(door_of(request).caller, request, scope=SCOPE)  # before the body, however long
+    return await _answered(request, caller.project_id, await raw_body(request), read, shape)
+
+
+async def answered_chat(request: Request, project_id: str, body: bytes) -> Response:
+    """The answer to a conversation whose asker is known already. Raises Invalid, NotFound, NotYet."""
+    return await _answered(request, project_id, body, _chat, CreateChatCompletion)
+
+
+async def _answered(
+    request: Request, project_id: str, body: bytes, read: Reading, shape: type[AskedCompletion]
 ) -> Response:
     """By vLLM where there is one that can, else by a playground. Headers say which, and why it was not vLLM."""
     door = door_of(request)
-    caller = await run_in_threadpool(door.caller, request, scope=SCOPE)  # before the body, however long that is
-    body = await raw_body(request)
     headers = {"x-tunepool-backend": "playground"}
     if door.vllm is not None:
         try:
-            return await vllm_answers.answer(request, door, door.vllm, body, shape, project_id=caller.project_id)
+            return await vllm_answers.answer(request, door, door.vllm, body, shape, project_id=project_id)
         except Unserved as why:
             log.info("vllm.unserved", why=str(why))
             headers["x-tunepool-fallback"] = ascii(str(why)).strip("'\"")[:500]
-    settled = await run_in_threadpool(read, door, body, caller.project_id)
+    settled = await run_in_threadpool(read, door, body, project_id)
     answer = await _by_playground(request, settled)
     answer.headers.update(headers)
     return answer

@@ -13,6 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from api.answers import written
 from api.body import is_short, parse, raw_body
 from api.deps import Door, DoorDep, JobsReader, JobsWriter, bearer_of, door_of
+from api.plan_cache import Look
 from api.views import history_views, job_views, queue_views
 from shared import failpoints
 from shared.contract.job_request import CreateJob
@@ -85,6 +86,20 @@ async def create_job(request: Request) -> Response:
 
 def _create_job(door: Door, asked: Request, body: bytes) -> Response:
     caller, headers = door.caller(asked, scope="jobs:write"), asked.headers
+    view, told = submitted(
+        door,
+        caller,
+        body,
+        retried=_is_retry(headers.get("x-stainless-retry-count")),
+        idempotency_key=_checked_key(headers.get("idempotency-key")),
+    )
+    return written(view, **told)
+
+
+def submitted(
+    door: Door, caller: Caller, body: bytes, *, retried: bool = False, idempotency_key: str | None = None
+) -> tuple[job_views.FineTuningJob, dict[str, str]]:
+    """Accept a job: its view, and what the answer says beside it. Raises Invalid, NotYet, LimitReached, Conflict."""
     request = parse(body, CreateJob)
     base = door.base_model(request.model)
     with door.session() as session:
@@ -94,8 +109,8 @@ def _create_job(door: Door, asked: Request, body: bytes) -> Response:
             caller=caller,
             base=base,
             request_sha256=hashlib.sha256(body).hexdigest(),
-            retried=_is_retry(headers.get("x-stainless-retry-count")),
-            idempotency_key=_checked_key(headers.get("idempotency-key")),
+            retried=retried,
+            idempotency_key=idempotency_key,
         )
         view = job_views.job(made.job, caller=caller)
         failpoints.reach("submit_before_commit", door.settings)
@@ -106,7 +121,7 @@ def _create_job(door: Door, asked: Request, body: bytes) -> Response:
     if made.warning is not None:
         answer_headers["tunepool_warning"] = made.warning.encode("ascii", "replace").decode()
     door.ring("cpu")
-    return written(view, **answer_headers)
+    return view, answer_headers
 
 
 def _is_retry(count: str | None) -> bool:
@@ -175,6 +190,12 @@ def _retrieve_job(door: Door, request: Request, job_id: str, if_none_match: str 
         etag = queue_views.etag(version, look)
         if _is_known(etag, if_none_match):
             return Response(status_code=304, headers={"ETag": etag})
+    view, etag = whole_job(door, caller, job_id, look)
+    return written(view, etag=etag)
+
+
+def whole_job(door: Door, caller: Caller, job_id: str, look: Look | None = None) -> tuple[job_views.FineTuningJob, str]:
+    """A job with all that surrounds it, and its ETag. `look`: its place, if that is known already. Raises NotFound."""
     with door.reading() as session:
         row = pages.job(session, job_id, project_id=caller.project_id)
         # What has never started has neither: most polls of a full queue.
@@ -184,7 +205,7 @@ def _retrieve_job(door: Door, request: Request, job_id: str, if_none_match: str 
     look = (look or door.outlook.of(job_id)) if row.status == "queued" else None  # it may have moved since
     queue = None if look is None else queue_views.queue_state(look, row)
     view = job_views.job(row, caller=caller, attempts=attempts, members=members, adapter=adapter, queue=queue)
-    return written(view, etag=queue_views.etag(row.version, look))
+    return view, queue_views.etag(row.version, look)
 
 
 def _is_known(etag: str, if_none_match: str | None) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -27,6 +28,26 @@ def recorded_metrics(session: Session, job_id: str) -> list[dict[str, Any]]:
         select(EventRow.data).where(EventRow.job_id == job_id, EventRow.type == "metrics").order_by(EventRow.seq)
     )
     return [row for row in rows if row is not None]
+
+
+class Figures(NamedTuple):
+    """A metrics event, and when it was recorded."""
+
+    at: datetime
+    data: dict[str, Any]
+
+
+def metrics_history(session: Session, job_ids: Collection[str]) -> dict[str, list[Figures]]:
+    """Every metrics event of each job, oldest first, by one query."""
+    history: dict[str, list[Figures]] = {job_id: [] for job_id in job_ids}
+    rows = session.execute(
+        select(EventRow.job_id, EventRow.created_at, EventRow.data)
+        .where(EventRow.job_id.in_(job_ids), EventRow.type == "metrics", EventRow.data.is_not(None))
+        .order_by(EventRow.job_id, EventRow.seq)
+    )
+    for job_id, at, data in rows:
+        history[job_id].append(Figures(at, data))
+    return history
 
 
 def metrics_csv(figures: Iterable[Mapping[str, Any]]) -> str:

@@ -22,6 +22,12 @@ def job(session: Session, job_id: str, *, project_id: str) -> JobRow:
     return row
 
 
+def several(session: Session, job_ids: Sequence[str], *, project_id: str) -> Sequence[JobRow]:
+    """Those of the jobs that are this project's, in the order of `job_ids`; of others nothing is said."""
+    rows = session.scalars(select(JobRow).where(JobRow.id.in_(job_ids), JobRow.project_id == project_id)).all()
+    return sorted(rows, key=lambda row: job_ids.index(row.id))
+
+
 def job_version(session: Session, job_id: str, *, project_id: str) -> tuple[int, str]:
     """Version and status of a job, for a poll. Raises NotFound like `job`."""
     known = session.execute(
@@ -45,8 +51,10 @@ def jobs(
     metadata: dict[str, str] | None,
     without_metadata: bool,
     status: str | None = None,
+    model: str | None = None,
+    group: str | None = None,
 ) -> tuple[Sequence[JobRow], bool]:
-    """Newest first, and whether more follow."""
+    """Newest first, and whether more follow. `model`: the base as it was named, or its own name."""
     query = select(JobRow).where(JobRow.project_id == project_id)
     if after is not None:
         query = query.where(JobRow.id < after)
@@ -54,6 +62,10 @@ def jobs(
         query = query.where(JobRow.job_metadata.contains(metadata))
     if status is not None:
         query = query.where(JobRow.status == status)
+    if model is not None:
+        query = query.where((JobRow.model == model) | (JobRow.base_model == model))
+    if group is not None:
+        query = query.where(JobRow.group_name == group)
     if without_metadata:
         query = query.where(JobRow.job_metadata.is_(None))
     rows = session.scalars(query.order_by(JobRow.id.desc()).limit(limit + 1)).all()

@@ -7,7 +7,7 @@ import re
 import secrets
 import string
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -46,9 +46,13 @@ class Caller:
         """Whether the key runs the pool: it sees and orders across projects."""
         return ADMIN in self.scopes
 
+    def may(self, scope: str) -> bool:
+        """Whether the key has `scope`. `*` stands for every scope but `admin`."""
+        return bool(self.scopes & ({scope} if scope == ADMIN else {scope, "*"}))
+
     def must(self, scope: str) -> None:
-        """Raises Forbidden unless the key has `scope`. `*` stands for every scope but `admin`."""
-        if not self.scopes & ({scope} if scope == ADMIN else {scope, "*"}):
+        """Raises Forbidden unless the key has `scope`."""
+        if not self.may(scope):
             raise Forbidden(
                 f"This API key lacks the scope '{scope}'. Use a key that has it, or ask your administrator."
             )
@@ -91,8 +95,8 @@ def create(
     return row, bearer
 
 
-# Every request asks this, so it is built once. Nothing of its answer is kept: a revoked key ends with the next request.
-_OWNER: Final = (
+# Nothing of its answer is kept: a revoked key ends with the next request.
+OWNERS: Final = (
     select(
         ApiKeyRow.id.label("key_id"),
         ApiKeyRow.project_id,
@@ -104,12 +108,10 @@ _OWNER: Final = (
     )
     .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
     .join(OrganizationRow, OrganizationRow.id == ProjectRow.organization_id)
-    .where(
-        ApiKeyRow.sha256 == bindparam("sha256"),
-        ApiKeyRow.revoked_at.is_(None),
-        ApiKeyRow.expires_at.is_(None) | (ApiKeyRow.expires_at > func.now()),
-    )
+    .where(ApiKeyRow.revoked_at.is_(None), ApiKeyRow.expires_at.is_(None) | (ApiKeyRow.expires_at > func.now()))
 )
+# Every request asks this, so it is built once.
+_OWNER: Final = OWNERS.where(ApiKeyRow.sha256 == bindparam("sha256"))
 
 
 def authenticate(session: Session, bearer: str) -> Caller:
@@ -120,7 +122,12 @@ def authenticate(session: Session, bearer: str) -> Caller:
     row = session.connection().execute(_OWNER, {"sha256": _digest(bearer)}).one_or_none()
     if row is None:
         raise Unauthenticated("This API key is unknown, revoked or expired.")
-    return Caller(**{**row._mapping, "scopes": frozenset(row.scopes)})
+    return caller_of(row._mapping)
+
+
+def caller_of(owner: Mapping[str, Any]) -> Caller:
+    """The caller that a row of `OWNERS` describes."""
+    return Caller(**{**owner, "scopes": frozenset(owner["scopes"])})
 
 
 def revoke(session: Session, key_id: str) -> None:

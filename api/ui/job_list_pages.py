@@ -1,0 +1,96 @@
+"""/ui/jobs: the project's jobs, by filters that stand in the address."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Request, Response
+
+from api.deps import Door, DoorDep
+from api.ui import rendering, visits, wording
+from api.ui.job_pages import title_of
+from api.ui.visits import JobsVisitor, Visitor
+from api.views import job_views
+from shared.errors import Invalid
+from shared.jobs import pages
+from shared.store.lifecycle import JOB_STATUSES
+from shared.tenants.sign_ins import SignedIn
+
+router = APIRouter(prefix="/ui", route_class=visits.PageRoute, include_in_schema=False)
+
+ROWS: Final = 50
+_PAIR: Final = re.compile(r"([^=]{1,64})=(.{0,512})", re.DOTALL)
+
+
+class Wanted(NamedTuple):
+    """Which jobs a visitor asks for; None: any."""
+
+    status: str | None
+    model: str | None
+    group: str | None
+    metadata: str | None  # key=value
+    after: str | None
+
+    def query(self, **other: str | None) -> str:
+        """The address's query with these filters, other ones replaced."""
+        values = {**self._asdict(), **other}
+        return urlencode({name: value for name, value in values.items() if value})
+
+    @property
+    def any(self) -> bool:
+        return any((self.status, self.model, self.group, self.metadata))
+
+    def pairs(self) -> dict[str, str] | None:
+        if self.metadata is None:
+            return None
+        pair = _PAIR.fullmatch(self.metadata)
+        if pair is None:
+            raise Invalid("Write metadata as key=value.", param="metadata")
+        return {pair[1]: pair[2]}
+
+
+def wanted(request: Request) -> Wanted:
+    """The filters of an address. Raises Invalid."""
+    given = {name: (request.query_params.get(name) or "").strip()[:600] or None for name in Wanted._fields}
+    if given["status"] is not None and given["status"] not in JOB_STATUSES:
+        raise Invalid(f"'status' must be one of {', '.join(JOB_STATUSES)}.", param="status")
+    return Wanted(**given)
+
+
+@router.get("")
+def front(visit: Visitor) -> Response:
+    return visits.back("/ui/jobs" if visit.caller.may("jobs:read") else "/ui/account")
+
+
+@router.get("/jobs")
+def jobs_page(request: Request, door: DoorDep, visit: JobsVisitor) -> Response:
+    asked = wanted(request)
+    values = _listed(door, visit, asked)
+    return rendering.page(request, visit, "jobs.html", **values, statuses=JOB_STATUSES)
+
+
+def rows_fragment(door: Door, visit: SignedIn, asked: Wanted) -> str:
+    return rendering.fragment("job_rows.html", visit, **_listed(door, visit, asked))
+
+
+def _listed(door: Door, visit: SignedIn, asked: Wanted) -> dict[str, Any]:
+    with door.reading() as session:
+        rows, more = pages.jobs(
+            session,
+            project_id=visit.caller.project_id,
+            after=asked.after,
+            limit=ROWS,
+            metadata=asked.pairs(),
+            without_metadata=False,
+            status=asked.status,
+            model=asked.model,
+            group=asked.group,
+        )
+    jobs = [job_views.job(row, caller=visit.caller) for row in rows]
+    return {
+        "jobs": [(job, title_of(job), wording.progress(job)) for job in jobs],
+        "more": more,
+        "wanted": asked,
+    }

@@ -1,0 +1,154 @@
+"""/ui/jobs/ID: one job, from why it waits to what came of it, and the orders that may be given about it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Annotated, Any, Final, get_args
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from api.deps import Door, DoorDep
+from api.routes import job_operations as operation_routes
+from api.routes import jobs as job_routes
+from api.ui import curves, rendering, visits, wording
+from api.ui.curves import Axis
+from api.ui.visits import JobsOrderer, JobsVisitor, ProvenForm
+from api.views.history_views import Event
+from api.views.job_views import FineTuningJob
+from shared.contract.spec import Tier
+from shared.jobs import metrics_file, pages
+from shared.tenants.keys import Caller
+from shared.tenants.sign_ins import SignedIn
+
+router = APIRouter(prefix="/ui/jobs", route_class=visits.PageRoute, include_in_schema=False)
+
+EVENTS: Final = 100
+CHECKPOINTS: Final = 100
+
+
+@router.get("/{job_id}")
+def job_page(job_id: str, request: Request, door: DoorDep, visit: JobsVisitor, x: Axis = "step") -> Response:
+    with door.session() as session:
+        pages.job(session, job_id, project_id=visit.caller.project_id)
+        newest = pages.newest_event(session, job_id)
+    events = job_routes.list_events(job_id, door, visit.caller, limit=EVENTS)
+    checkpoints = job_routes.list_checkpoints(job_id, door, visit.caller, limit=CHECKPOINTS)
+    values = head_values(door, visit.caller, job_id)
+    job: FineTuningJob = values["job"]
+    return rendering.page(
+        request,
+        visit,
+        "job.html",
+        **values,
+        axis=x,
+        axes=curves.AXES,
+        tiers=get_args(Tier),
+        charts=curves.CHARTS,
+        newest=newest,
+        events=[event for event in events.data if event.type == "message"],
+        more_events=events.has_more,
+        checkpoints=checkpoints.data,
+        reasons={entry.get("field"): entry for entry in job.tunepool.auto},
+        settled=_flat(job.tunepool.spec or {}),
+    )
+
+
+def head_values(door: Door, caller: Caller, job_id: str) -> dict[str, Any]:
+    """What the part of the page shows that changes while the job lives."""
+    job, _ = job_routes.whole_job(door, caller, job_id)
+    done, total = wording.progress(job)
+    return {
+        "job": job,
+        "title": title_of(job),
+        "situation": wording.situation(job),
+        "done": done,
+        "total": total,
+        "spans": wording.time_line(job, now=time.time()),
+        "unfinished": job.status in wording.UNFINISHED,
+        "stopping": job.tunepool.cancel_requested_at is not None,
+    }
+
+
+def title_of(job: FineTuningJob) -> str:
+    """What people call the job: its suffix, else its model."""
+    return job.tunepool.suffix or job.model
+
+
+_LEFT_OUT: Final = frozenset({"version", "facts"})
+
+
+def _flat(spec: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """The spec's fields in dotted form."""
+    fields: list[tuple[str, Any]] = []
+    for name, value in spec.items():
+        if name in _LEFT_OUT:
+            continue
+        if isinstance(value, dict) and value:
+            fields += _flat(value, f"{prefix}{name}.")
+        else:
+            fields.append((f"{prefix}{name}", value))
+    return fields
+
+
+def message_rows(visit: SignedIn, events: list[Event]) -> str:
+    return rendering.fragment("event_rows.html", visit, events=events)
+
+
+@router.get("/{job_id}/events")
+def events_page(
+    job_id: str,
+    request: Request,
+    door: DoorDep,
+    visit: JobsVisitor,
+    after: Annotated[str | None, Query(max_length=100)] = None,
+) -> Response:
+    """Every event, those with figures too, newest first."""
+    listed = job_routes.list_events(job_id, door, visit.caller, after=after, limit=200)
+    return rendering.page(request, visit, "events.html", job_id=job_id, events=listed.data, more=listed.has_more)
+
+
+@router.get("/{job_id}/curves")
+def job_curves(job_id: str, door: DoorDep, visit: JobsVisitor, x: Axis = "step") -> Response:
+    with door.session() as session:
+        row = pages.job(session, job_id, project_id=visit.caller.project_id)
+        history = metrics_file.metrics_history(session, [row.id])
+    return JSONResponse(curves.document({"": curves.run_of(history[row.id], x)}))
+
+
+@router.get("/{job_id}/metrics.csv")
+def metrics_csv(job_id: str, door: DoorDep, visit: JobsVisitor) -> Response:
+    """The raw figures, also of a job that has not ended."""
+    with door.session() as session:
+        pages.job(session, job_id, project_id=visit.caller.project_id)
+        figures = metrics_file.recorded_metrics(session, job_id)
+    headers = {"Content-Disposition": f'attachment; filename="{job_id}.csv"'}
+    return Response(metrics_file.metrics_csv(figures), media_type="text/csv; charset=utf-8", headers=headers)
+
+
+Order = Callable[[str, Door, Caller], Any]
+ORDERS: Final[dict[str, Order]] = {
+    "cancel": job_routes.cancel_job,
+    "pause": job_routes.pause_job,
+    "resume": job_routes.resume_job,
+    "hold": lambda job_id, door, caller: operation_routes.hold_job(job_id, caller, door),
+    "release": lambda job_id, door, caller: operation_routes.release_job(job_id, caller, door),
+}
+
+
+@router.post("/{job_id}/priority")
+def set_priority(job_id: str, door: DoorDep, visit: JobsOrderer, form: ProvenForm) -> Response:
+    body = {"priority": form.number("priority"), "tier": form.get("tier")}
+    operation_routes.set_priority(job_id, visit.caller, json.dumps(body).encode(), door)
+    return visits.back(f"/ui/jobs/{job_id}")
+
+
+@router.post("/{job_id}/{order}")
+def order_job(job_id: str, order: str, door: DoorDep, visit: JobsOrderer, form: ProvenForm) -> Response:
+    give = ORDERS.get(order)
+    if give is None:
+        raise visits.no_such_page(f"/ui/jobs/{job_id}/{order}")
+    give(job_id, door, visit.caller)
+    return visits.back(f"/ui/jobs/{job_id}")

@@ -1,0 +1,166 @@
+"""What keeps open pages fresh: one stream of server-sent events each. Parts of the page are sent when they changed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from markupsafe import Markup
+
+from api.deps import Door, DoorDep
+from api.routes.streams import get_seat
+from api.streams import StreamEnd, Told
+from api.ui import job_list_pages, job_pages, pool_pages, rendering, visits
+from api.ui.curves import Axis, Run
+from api.ui.visits import JobsVisitor
+from api.views.history_views import Event
+from shared.jobs import metrics_file, pages
+from shared.jobs.metrics_file import Figures
+from shared.tenants.sign_ins import SignedIn
+
+router = APIRouter(prefix="/ui/live", route_class=visits.PageRoute, include_in_schema=False)
+
+REFRESH_SECONDS: Final = 3.0  # of what no event tells: the place in the queue, the pool
+GATHER_SECONDS: Final = 0.3  # so long news are gathered, so that a fast trainer does not redraw for each step
+MOST_GATHERED: Final = 200
+Seat = Depends(get_seat)
+
+
+def part(target: str, html: str, *, swap: str = "innerMorph") -> str:
+    """A fragment for an element of the page, as htmx reads it from a stream."""
+    return Markup('<hx-partial hx-target="#{}" hx-swap="{}">{}</hx-partial>').format(target, swap, Markup(html))  # noqa: S704  # rendered by our templates
+
+
+@router.get("/jobs/{job_id}", response_class=EventSourceResponse, dependencies=[Seat])
+async def live_job(
+    job_id: str,
+    request: Request,
+    door: DoorDep,
+    visit: JobsVisitor,
+    after: Annotated[int, Query(ge=0)] = 0,
+    x: Axis = "step",
+) -> AsyncIterator[ServerSentEvent]:
+    """A job's page: its head when it changed, its new events, and `points` for its charts; `end` when it has ended."""
+    known = request.headers.get("last-event-id", "")
+    seq = int(known) if known.isascii() and known.isdigit() and len(known) < 18 else after
+    follower = JobFollower(door, visit, job_id, x)
+    await run_in_threadpool(follower.begin, seq)
+    async for event in follower.follow(seq):
+        yield event
+
+
+class JobFollower:
+    """One open page of a job."""
+
+    def __init__(self, door: Door, visit: SignedIn, job_id: str, axis: Axis) -> None:
+        self._door, self._visit, self._job_id = door, visit, job_id
+        self._run = Run(axis)
+        self._head = ""
+
+    def begin(self, seq: int) -> None:
+        """Look once, so that a stranger's job is a 404, and learn the run so far. Raises NotFound."""
+        with self._door.session() as session:
+            pages.job(session, self._job_id, project_id=self._visit.caller.project_id)
+            for figures in metrics_file.metrics_history(session, [self._job_id])[self._job_id]:
+                self._run.add(figures)
+
+    async def follow(self, seq: int) -> AsyncIterator[ServerSentEvent]:
+        stream = self._door.streams.follow(self._job_id, after=seq)
+        coming: asyncio.Future[Told | StreamEnd] | None = None
+        try:
+            while True:
+                told, coming, ended = await _gathered(stream, coming)
+                for event in self._news(told):
+                    yield event
+                head = await run_in_threadpool(self._changed_head)
+                if head:
+                    yield ServerSentEvent(raw_data=head)
+                if isinstance(ended, StreamEnd):
+                    yield ServerSentEvent(event="end", raw_data=ended.status)
+                if ended is not None:
+                    return
+        finally:
+            if coming is not None:
+                coming.cancel()
+
+    def _news(self, told: list[Told]) -> list[ServerSentEvent]:
+        if not told:
+            return []
+        events = [Event.model_validate_json(item.body) for item in told]
+        points: dict[str, list[tuple[float, float]]] = {}
+        for event in events:
+            if event.type == "metrics" and event.data is not None:
+                at = datetime.fromtimestamp(event.created_at, tz=UTC)
+                for name, point in self._run.add(Figures(at, event.data)).items():
+                    points.setdefault(name, []).append(point)
+        sent = []
+        if points:
+            sent.append(ServerSentEvent(event="points", raw_data=json.dumps(points)))
+        messages = [event for event in reversed(events) if event.type == "message"]
+        if messages:
+            rows = job_pages.message_rows(self._visit, messages)
+            sent.append(ServerSentEvent(raw_data=part("events", rows, swap="afterbegin")))
+        sent.append(ServerSentEvent(event="seen", raw_data="", id=str(told[-1].seq)))
+        return sent
+
+    def _changed_head(self) -> str:
+        values = job_pages.head_values(self._door, self._visit.caller, self._job_id)
+        head = rendering.fragment("job_head.html", self._visit, **values)
+        if head == self._head:
+            return ""
+        self._head = head
+        return part("head", head)
+
+
+async def _gathered(
+    stream: AsyncIterator[Told | StreamEnd], coming: asyncio.Future[Told | StreamEnd] | None
+) -> tuple[list[Told], asyncio.Future[Told | StreamEnd] | None, StreamEnd | str | None]:
+    """What came until now: events, the read that is still open, and whether the stream is over."""
+    told: list[Told] = []
+    patience = REFRESH_SECONDS
+    while len(told) < MOST_GATHERED:
+        coming = coming or asyncio.ensure_future(anext(stream))
+        await asyncio.wait({coming}, timeout=patience)
+        if not coming.done():
+            break
+        try:
+            item = coming.result()
+        except StopAsyncIteration:
+            return told, None, "over"
+        coming = None
+        if isinstance(item, StreamEnd):
+            return told, None, item
+        told.append(item)
+        patience = GATHER_SECONDS
+    return told, coming, None
+
+
+@router.get("/pool", response_class=EventSourceResponse, dependencies=[Seat])
+async def live_pool(door: DoorDep, visit: JobsVisitor) -> AsyncIterator[ServerSentEvent]:
+    async for event in _refreshed(door, "pool", lambda: pool_pages.pool_fragment(door, visit)):
+        yield event
+
+
+@router.get("/jobs", response_class=EventSourceResponse, dependencies=[Seat])
+async def live_jobs(request: Request, door: DoorDep, visit: JobsVisitor) -> AsyncIterator[ServerSentEvent]:
+    wanted = job_list_pages.wanted(request)
+    async for event in _refreshed(door, "jobs", lambda: job_list_pages.rows_fragment(door, visit, wanted)):
+        yield event
+
+
+async def _refreshed(door: Door, target: str, render: Callable[[], str]) -> AsyncIterator[ServerSentEvent]:
+    """The part of a page whenever it has changed, until the stream has lasted its time."""
+    shown, left = "", door.settings.stream_seconds
+    while left > 0:
+        html = await run_in_threadpool(render)
+        if html != shown:
+            shown = html
+            yield ServerSentEvent(raw_data=part(target, html))
+        await asyncio.sleep(REFRESH_SECONDS)
+        left -= REFRESH_SECONDS

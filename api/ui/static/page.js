@@ -1,0 +1,99 @@
+"use strict";
+// Moments in the viewer's zone; a question before what cannot be undone; the playground.
+(() => {
+  const format = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+  const exact = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "long" });
+  const localize = (root) => {
+    for (const time of root.querySelectorAll("time[datetime]")) {
+      const at = new Date(time.getAttribute("datetime"));
+      const text = format.format(at);
+      if (Number.isNaN(at.getTime()) || time.textContent === text) continue;
+      time.textContent = text;
+      time.title = exact.format(at);
+    }
+  };
+  localize(document);
+  // Whatever a stream brings in is in UTC again.
+  new MutationObserver(() => localize(document)).observe(document.body, { childList: true, subtree: true, characterData: true });
+
+  const ask = (form) => {
+    const dialog = document.createElement("dialog");
+    const words = document.createElement("p");
+    words.textContent = form.dataset.ask;
+    const buttons = document.createElement("div");
+    buttons.className = "row";
+    for (const [word, kind, act] of [["Yes", "danger", () => form.submit()], ["No", "", () => {}]]) {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = word;
+      button.className = kind;
+      button.addEventListener("click", () => { dialog.close(); act(); });
+      buttons.append(button);
+    }
+    dialog.append(words, buttons);
+    dialog.addEventListener("close", () => dialog.remove());
+    document.body.append(dialog);
+    dialog.showModal();
+  };
+  document.addEventListener("submit", (event) => {
+    if (!event.target.dataset.ask) return;
+    event.preventDefault();
+    ask(event.target);
+  });
+
+  const talk = document.querySelector("form[data-talk]");
+  if (!talk) return;
+  let going = [];
+  const say = async (pane, signal) => {
+    const answer = pane.querySelector(".answer");
+    const remark = pane.querySelector(".remark");
+    const model = pane.querySelector("[name=model]").value;
+    answer.textContent = remark.textContent = "";
+    if (!model) return;
+    const system = talk.elements.system.value.trim();
+    const body = { model, stream: true, max_tokens: Number(talk.elements.max_tokens.value),
+      temperature: Number(talk.elements.temperature.value),
+      messages: [...(system ? [{ role: "system", content: system }] : []), { role: "user", content: talk.elements.question.value }] };
+    const scale = Number(pane.querySelector("[name=scale]").value);
+    if (scale !== 1) body.tunepool = { scale };
+    const begun = performance.now();
+    remark.textContent = "…";
+    const response = await fetch("/ui/playground/answers", { method: "POST", signal,
+      headers: { "Content-Type": "application/json", "X-Page-Proof": talk.elements.proof.value }, body: JSON.stringify(body) });
+    if (!response.ok) {
+      const told = await response.json().catch(() => null);
+      remark.textContent = told?.error?.message ?? `The answer failed (${response.status}).`;
+      return;
+    }
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    let rest = "", pieces = 0;
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      const lines = (rest + value).split("\n");
+      rest = lines.pop();
+      for (const line of lines) {
+        if (!line.startsWith("data: ") || line === "data: [DONE]") continue;
+        const chunk = JSON.parse(line.slice(6));
+        if (chunk.error) { remark.textContent = chunk.error.message; return; }
+        const text = chunk.choices?.[0]?.delta?.content ?? "";
+        pieces += text ? 1 : 0;
+        answer.textContent += text;
+      }
+    }
+    remark.textContent = `${pieces} pieces in ${((performance.now() - begun) / 1000).toFixed(1)} s`;
+  };
+  talk.addEventListener("submit", (event) => {
+    event.preventDefault();
+    going.forEach((one) => one.abort());
+    going = [];
+    for (const pane of talk.querySelectorAll("[data-pane]")) {
+      const control = new AbortController();
+      going.push(control);
+      say(pane, control.signal).catch((error) => {
+        if (error.name !== "AbortError") pane.querySelector(".remark").textContent = "The connection was lost. Ask again.";
+      });
+    }
+  });
+  talk.querySelector("[data-stop]").addEventListener("click", () => going.forEach((one) => one.abort()));
+})();

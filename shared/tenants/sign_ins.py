@@ -1,0 +1,110 @@
+"""Sign-ins of the page: a browser shows a key once, and a random token in a cookie from then on.
+
+The token stands for the key within the page, never at the API. A key that ends, ends its sign-ins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from sqlalchemy import ColumnElement, delete, func, select, update
+from sqlalchemy.orm import Session
+
+from shared.errors import Forbidden, Unauthenticated
+from shared.ids import new_id
+from shared.settings import Settings
+from shared.store.tables import ApiKeyRow, SignInRow
+from shared.tenants import audit, keys
+from shared.tenants.keys import Caller
+
+# How old `seen_at` may be before it is written again: reading a page is rarely a write.
+SEEN_SECONDS: Final = 60
+_BYTES: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class SignedIn:
+    """A browser that is signed in, and whom it acts for."""
+
+    sign_in_id: str
+    caller: Caller
+    token: str
+
+    def proof(self, act: str = "") -> str:
+        """What a form of ours carries and a stranger's cannot know; bound to the sign-in, and to an act if named."""
+        return hmac.new(self.token.encode(), f"form:{act}".encode(), hashlib.sha256).hexdigest()
+
+    def must_prove(self, proof: str, *, act: str = "") -> None:
+        """Raises Forbidden unless the form was one of ours."""
+        if not hmac.compare_digest(proof.encode(), self.proof(act).encode()):
+            raise Forbidden(
+                "This form does not belong to your sign-in. Go back, load the page again and send it once more.",
+                code="form_not_ours",
+            )
+
+
+def begin(session: Session, caller: Caller) -> SignedIn:
+    """Sign a browser in as this caller, noted in the audit."""
+    token = secrets.token_urlsafe(_BYTES)
+    row = SignInRow(id=new_id("signin_"), key_id=caller.key_id, sha256=_digest(token))
+    session.add(row)
+    session.flush()
+    audit.record(session, caller, "page.sign_in", row.id)
+    return SignedIn(row.id, caller, token)
+
+
+def _digest(token: str) -> str:
+    # 256 random bits need no slow hash: there is no guessing them.
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def resume(session: Session, token: str, settings: Settings) -> SignedIn:
+    """Who shows this token. Raises Unauthenticated when the sign-in or its key has ended."""
+    row = session.execute(
+        keys.OWNERS.join(SignInRow, SignInRow.key_id == ApiKeyRow.id)
+        .add_columns(SignInRow.id.label("sign_in_id"), SignInRow.seen_at, func.now().label("now"))
+        .where(SignInRow.sha256 == _digest(token), *_alive(settings))
+    ).one_or_none()
+    if row is None:
+        raise Unauthenticated("You are signed out. Sign in with your API key.", code="signed_out")
+    owner = dict(row._mapping)
+    sign_in_id, seen_at, now = owner.pop("sign_in_id"), owner.pop("seen_at"), owner.pop("now")
+    _see(session, sign_in_id, seen_at=seen_at, now=now)
+    return SignedIn(sign_in_id, keys.caller_of(owner), token)
+
+
+def _see(session: Session, sign_in_id: str, *, seen_at: datetime, now: datetime) -> None:
+    if now - seen_at > timedelta(seconds=SEEN_SECONDS):
+        session.execute(update(SignInRow).where(SignInRow.id == sign_in_id).values(seen_at=func.now()))
+
+
+def _alive(settings: Settings) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return (
+        SignInRow.seen_at > func.now() - timedelta(seconds=settings.page_idle_seconds),
+        SignInRow.created_at > func.now() - timedelta(seconds=settings.page_sign_in_seconds),
+    )
+
+
+def end(session: Session, signed_in: SignedIn, *, everywhere: bool = False) -> None:
+    """Sign this browser out, or every browser that is signed in with the same key."""
+    mine = SignInRow.key_id == signed_in.caller.key_id if everywhere else SignInRow.id == signed_in.sign_in_id
+    session.execute(delete(SignInRow).where(mine))
+    action = "page.sign_out_everywhere" if everywhere else "page.sign_out"
+    audit.record(session, signed_in.caller, action, signed_in.sign_in_id)
+
+
+def count(session: Session, key_id: str, settings: Settings) -> int:
+    """Browsers that are signed in with the key."""
+    query = select(func.count()).select_from(SignInRow).where(SignInRow.key_id == key_id, *_alive(settings))
+    return session.scalar(query) or 0
+
+
+def forget(session: Session, *, settings: Settings) -> None:
+    """Drop sign-ins that have ended by themselves."""
+    idle, old = _alive(settings)
+    session.execute(delete(SignInRow).where(~idle | ~old))
