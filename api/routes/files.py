@@ -73,7 +73,7 @@ async def upload_file(request: Request, door: DoorDep, caller: FilesWriter) -> f
     except TunepoolError:
         await run_in_threadpool(door.store.delete, [key])
         raise
-    return await run_in_threadpool(_keep, door, caller, upload)
+    return await run_in_threadpool(keep, door, caller, upload)
 
 
 def _look_for_room(door: Door, caller: Caller) -> None:
@@ -82,7 +82,8 @@ def _look_for_room(door: Door, caller: Caller) -> None:
         quota.refuse_when_full(session, caller.project_id, quota.quota_of(door.settings))
 
 
-def _keep(door: Door, caller: Caller, upload: Upload) -> file_views.File:
+def keep(door: Door, caller: Caller, upload: Upload) -> file_views.File:
+    """Note a file whose bytes lie in the store. Raises LimitReached, and then they are deleted."""
     usual = quota.quota_of(door.settings)
     try:
         with door.session() as session:

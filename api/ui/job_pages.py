@@ -52,7 +52,7 @@ def job_page(job_id: str, request: Request, door: DoorDep, visit: JobsVisitor, x
         more_events=events.has_more,
         checkpoints=checkpoints.data,
         reasons={entry.get("field"): entry for entry in job.tunepool.auto},
-        settled=_flat(job.tunepool.spec or {}),
+        settled=flat(job.tunepool.spec or {}),
     )
 
 
@@ -80,14 +80,14 @@ def title_of(job: FineTuningJob) -> str:
 _LEFT_OUT: Final = frozenset({"version", "facts"})
 
 
-def _flat(spec: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def flat(spec: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """The spec's fields in dotted form."""
     fields: list[tuple[str, Any]] = []
     for name, value in spec.items():
         if name in _LEFT_OUT:
             continue
         if isinstance(value, dict) and value:
-            fields += _flat(value, f"{prefix}{name}.")
+            fields += flat(value, f"{prefix}{name}.")
         else:
             fields.append((f"{prefix}{name}", value))
     return fields

@@ -37,24 +37,6 @@ def part(target: str, html: str, *, swap: str = "innerMorph") -> str:
     return Markup('<hx-partial hx-target="#{}" hx-swap="{}">{}</hx-partial>').format(target, swap, Markup(html))  # noqa: S704  # rendered by our templates
 
 
-@router.get("/jobs/{job_id}", response_class=EventSourceResponse, dependencies=[Seat])
-async def live_job(
-    job_id: str,
-    request: Request,
-    door: DoorDep,
-    visit: JobsVisitor,
-    after: Annotated[int, Query(ge=0)] = 0,
-    x: Axis = "step",
-) -> AsyncIterator[ServerSentEvent]:
-    """A job's page: its head when it changed, its new events, and `points` for its charts; `end` when it has ended."""
-    known = request.headers.get("last-event-id", "")
-    seq = int(known) if known.isascii() and known.isdigit() and len(known) < 18 else after
-    follower = JobFollower(door, visit, job_id, x)
-    await run_in_threadpool(follower.begin, seq)
-    async for event in follower.follow(seq):
-        yield event
-
-
 class JobFollower:
     """One open page of a job."""
 
@@ -63,8 +45,8 @@ class JobFollower:
         self._run = Run(axis)
         self._head = ""
 
-    def begin(self, seq: int) -> None:
-        """Look once, so that a stranger's job is a 404, and learn the run so far. Raises NotFound."""
+    def begin(self) -> None:
+        """Learn the run so far. Raises NotFound."""
         with self._door.session() as session:
             pages.job(session, self._job_id, project_id=self._visit.caller.project_id)
             for figures in metrics_file.metrics_history(session, [self._job_id])[self._job_id]:
@@ -116,6 +98,26 @@ class JobFollower:
             return ""
         self._head = head
         return part("head", head)
+
+
+def get_follower(job_id: str, door: DoorDep, visit: JobsVisitor, x: Axis = "step") -> JobFollower:
+    """Raises NotFound while that can still be told."""
+    follower = JobFollower(door, visit, job_id, x)
+    follower.begin()
+    return follower
+
+
+@router.get("/jobs/{job_id}", response_class=EventSourceResponse, dependencies=[Seat])
+async def live_job(
+    request: Request,
+    follower: Annotated[JobFollower, Depends(get_follower)],
+    after: Annotated[int, Query(ge=0)] = 0,
+) -> AsyncIterator[ServerSentEvent]:
+    """A job's page: its head when it changed, its new events, and `points` for its charts; `end` when it has ended."""
+    known = request.headers.get("last-event-id", "")
+    seq = int(known) if known.isascii() and known.isdigit() and len(known) < 18 else after
+    async for event in follower.follow(seq):
+        yield event
 
 
 async def _gathered(

@@ -132,6 +132,10 @@ class Form:
     def all(self, name: str) -> list[str]:
         return self._fields.get(name, [])
 
+    def flat(self) -> dict[str, str]:
+        """The first value of each field, to fill the form again."""
+        return {name: values[0] for name, values in self._fields.items() if name != "proof"}
+
     def must(self, name: str) -> str:
         value = self.get(name)
         if value is None:

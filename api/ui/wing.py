@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from fastapi import APIRouter, FastAPI, Response
 
-from api.ui import job_list_pages, job_pages, live, page_files, pool_pages, sign_in_pages, visits
+from api.ui import (
+    compare_pages,
+    demo_job,
+    file_pages,
+    job_list_pages,
+    job_pages,
+    live,
+    model_pages,
+    new_job_pages,
+    operator_pages,
+    page_files,
+    playground_pages,
+    pool_pages,
+    sign_in_pages,
+    visits,
+)
 from api.ui.page_headers import PageHeaders
 from api.ui.visits import PageRoute, Visitor
 
@@ -16,9 +33,15 @@ def unknown_page(rest: str, visit: Visitor) -> Response:
     raise visits.no_such_page(f"/ui/{rest}")
 
 
+PARTS: Final = (
+    *(page_files, sign_in_pages, live, job_list_pages, job_pages, pool_pages, new_job_pages),
+    *(file_pages, model_pages, compare_pages, playground_pages, operator_pages, demo_job),
+)
+
+
 def install(app: FastAPI, *, secure: bool) -> None:
     """Serve the page under /ui. `secure`: clients reach it by TLS."""
-    for part in (page_files, sign_in_pages, live, job_list_pages, job_pages, pool_pages):
+    for part in PARTS:
         app.include_router(part.router)
     app.include_router(closing)
     app.add_middleware(PageHeaders, secure=secure)

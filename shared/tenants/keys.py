@@ -125,7 +125,7 @@ def authenticate(session: Session, bearer: str) -> Caller:
     return caller_of(row._mapping)
 
 
-def caller_of(owner: Mapping[str, Any]) -> Caller:
+def caller_of(owner: Mapping[Any, Any]) -> Caller:
     """The caller that a row of `OWNERS` describes."""
     return Caller(**{**owner, "scopes": frozenset(owner["scopes"])})
 

@@ -1,0 +1,519 @@
+"""Every page of the project: hostile text stays text, another project stays unnamed, and scopes decide."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import httpx2
+import pytest
+from sqlalchemy import Engine, event, update
+
+from api.ui import page_files, rendering, wing
+from api.ui.page_headers import POLICY
+from shared.contract.preflight_report import Report
+from shared.jobs import moves
+from shared.lease.journal import NewEvent
+from shared.store.db import session_scope
+from shared.store.tables import JobRow, PreflightRow, WorkerRow
+from shared.tenants import audit, keys
+from shared.tenants.keys import Caller
+from tests.browsing import browser, proof_of
+from tests.factories import claim_on, make_file, make_key, make_queued_job, make_worker
+from tests.integration.conftest import Api
+
+EVIL = "<img src=x onerror=alert(1)>\"'&\u202e"
+ESCAPED = "&lt;img src=x onerror=alert(1)&gt;"
+SECRET = "another-projects-own-words"
+
+
+@dataclass(frozen=True)
+class Site:
+    """What stands in every field that a tenant writes."""
+
+    api: Api
+    key: str
+    caller: Caller
+    running: str
+    ended: str
+    queued: str
+    adapter: str
+    file: str
+    preflight: str
+    theirs: str
+
+
+def seed(api: Api, *, words: str, name: str) -> Site:
+    with session_scope(api.engine) as session:
+        _, key = make_key(session, name=name, scopes=("*", "admin"))
+        caller = keys.authenticate(session, key)
+        keys.create(session, project_id=caller.project_id, name=words, scopes=("jobs:read",))
+        worker = make_worker(session, devices=1, name=words)
+        session.get_one(WorkerRow, worker.id).host = words
+        file = make_file(session, caller, filename=words, status_details=words)
+        file.report = {
+            "format": "chat",
+            "rows": 20,
+            "dropped_columns": [words],
+            "warnings": [{"code": "dropped_columns", "message": words, "line": 1, "rows": 1}],
+        }
+        metadata = {words[:60]: words}
+        ended = _trained(session, caller, worker, words, file=file, metadata=metadata)
+        adapter = session.get_one(JobRow, ended).fine_tuned_model
+        job = make_queued_job(session, caller, file=file, metadata=metadata)
+        claim = claim_on(session, worker)
+        assert claim is not None
+        moves.record(session, claim.lease, [NewEvent(words, level="error"), *_steps(30)])
+        waiting = make_queued_job(session, caller, file=file, metadata=metadata)
+        audit.record(session, caller, "job.cancel", words, before={"words": words}, after={"words": words})
+        preflight = _examined(session, caller, file.id, words)
+    return Site(api, key, caller, job.id, ended, waiting.id, str(adapter), file.id, preflight, "")
+
+
+def _steps(count: int) -> list[NewEvent]:
+    return [
+        NewEvent(
+            f"Step {step}",
+            type="metrics",
+            data={
+                "step": step,
+                "total_steps": count,
+                "train_loss": 1 / step,
+                "learning_rate": 0.1,
+                "trained_tokens": 10 * step,
+                "seconds_per_step": 0.5,
+            },
+        )
+        for step in range(1, count + 1)
+    ]
+
+
+def _trained(session, caller, worker, words: str, **job) -> str:
+    made = make_queued_job(session, caller, **job)
+    claim = claim_on(session, worker)
+    assert claim is not None
+    moves.record(session, claim.lease, [NewEvent(words, level="warn"), *_steps(5)])
+    moves.record_checkpoint(
+        session,
+        claim.lease,
+        step=1,
+        name=f"{claim.model_name}:ckpt-step-1",
+        metrics={"step": 1, "train_loss": 1.0},
+        manifest={"prefix": "c", "files": []},
+    )
+    manifest = {"prefix": "p", "files": [{"name": words.replace("/", ""), "bytes": 3, "sha256": "0" * 64}]}
+    assert moves.succeed(session, claim.lease, manifest=manifest)
+    session.execute(
+        update(JobRow)
+        .where(JobRow.id == made.id)
+        .values(
+            error={"code": "data_error", "message": words, "param": words},
+            auto=[{"field": "training.learning_rate", "value": words, "reason": words}],
+        )
+    )
+    return made.id
+
+
+def _examined(session, caller, file_id: str, words: str) -> str:
+    tokens = {"id": 1, "text": words, "trained": True}
+    rows = {"count": 0, "rows": []}
+    figures = dict.fromkeys(
+        [
+            "rows",
+            "tokens",
+            "kept_tokens",
+            "trained_tokens",
+            "mean_tokens",
+            "median_tokens",
+            "p95_tokens",
+            "longest_row",
+            "longest_tokens",
+            "fault_count",
+        ],
+        1,
+    )
+    training = {
+        **figures,
+        "histogram": [{"up_to": 8, "rows": 3}],
+        "truncated": rows,
+        "empty": rows,
+        "duplicates": rows,
+        "faults": [{"row": 1, "code": "x", "message": words}],
+    }
+    sequence = {
+        "name": "row",
+        "text": words,
+        "token_count": 1,
+        "trained_token_count": 1,
+        "tokens": [tokens],
+        "spans": [],
+    }
+    report = {
+        "ok": False,
+        "refusal": {"code": "invalid_file", "message": words},
+        "files": {
+            "training": {
+                "id": file_id,
+                "problem_count": 1,
+                "problems": [{"line": 3, "column": 1, "param": words, "code": "bad_json", "message": words}],
+            }
+        },
+        "warnings": [words],
+        "devices": [
+            {
+                "id": "d",
+                "name": words,
+                "kind": "cuda",
+                "fits": False,
+                "needed_bytes": 5,
+                "offered_bytes": 3,
+                "reason": words,
+            }
+        ],
+        "auto": [{"field": words, "value": words, "reason": words}],
+        "tokens": {
+            "training": training,
+            "validation": None,
+            "leakage": None,
+            "preview": [{"row": 1, "truncated": False, "sequences": [sequence], "fault": words}],
+        },
+    }
+    Report.model_validate(report)
+    row = PreflightRow(
+        id=f"preflight_{caller.project_id[5:]}",
+        project_id=caller.project_id,
+        status="succeeded",
+        base_model="smollm2-135m-instruct",
+        seed=1,
+        training_file=file_id,
+        report=report,
+        request={"model": "smollm2-135m-instruct", "training_file": file_id, "metadata": {"a": words}},
+    )
+    session.add(row)
+    session.flush()
+    return row.id
+
+
+@pytest.fixture(scope="module")
+def site(api: Api) -> Site:
+    other = seed(api, words=SECRET, name=SECRET)
+    mine = seed(api, words=EVIL, name=EVIL)
+    return Site(**{**mine.__dict__, "theirs": other.running})
+
+
+@pytest.fixture(scope="module")
+def visitor(site: Site) -> Iterator[httpx2.Client]:
+    with browser(site.api.url, site.key) as client:
+        yield client
+
+
+Without = Callable[[str | None], httpx2.Client]
+
+
+@pytest.fixture(scope="module")
+def without(site: Site) -> Iterator[Without]:
+    """A browser that is signed in with every scope but one."""
+    opened: dict[str | None, httpx2.Client] = {}
+    with ExitStack() as stack:
+
+        def sign_in(scope: str | None) -> httpx2.Client:
+            if scope not in opened:
+                scopes = keys.SCOPES - {scope} - (set() if scope == "admin" else {"*"})
+                with session_scope(site.api.engine) as session:
+                    _, key = keys.create(
+                        session, project_id=site.caller.project_id, name="narrow", scopes=sorted(scopes)
+                    )
+                opened[scope] = stack.enter_context(browser(site.api.url, key))
+            return opened[scope]
+
+        yield sign_in
+
+
+PAGES = {
+    "/ui/jobs": ("jobs:read", 6),
+    "/ui/jobs?metadata=a%3Db&status=queued&model=x&group=%3Cb%3E": ("jobs:read", 0),
+    "/ui/jobs/{running}": ("jobs:read", 2),
+    "/ui/jobs/{ended}": ("jobs:read", 4),
+    "/ui/jobs/{queued}?x=time": ("jobs:read", 2),
+    "/ui/jobs/{running}/events": ("jobs:read", 1),
+    "/ui/pool": ("jobs:read", 2),
+    "/ui/compare": ("jobs:read", 0),
+    "/ui/compare?job={running}&job={ended}&x=tokens": ("jobs:read", 3),
+    "/ui/usage?group_by=key&group_by=label:a": ("jobs:read", 0),
+    "/ui/new": ("jobs:write", 1),
+    "/ui/new?like={ended}": ("jobs:write", 2),
+    "/ui/preflights": ("jobs:read", 0),
+    "/ui/preflights/{preflight}": ("jobs:read", 10),
+    "/ui/preflights/{preflight}/change": ("jobs:write", 1),
+    "/ui/files": ("files:read", 1),
+    "/ui/files/{file}": ("files:read", 4),
+    "/ui/models": ("models:read", 0),
+    "/ui/models/{adapter}": ("models:read", 1),
+    "/ui/models/base/smollm2-135m-instruct": ("models:read", 0),
+    "/ui/playground?model={adapter}": ("models:read", 0),
+    "/ui/keys": ("admin", 1),
+    "/ui/audit": ("admin", 2),
+    "/ui/account": (None, 1),
+}
+
+
+def filled(path: str, site: Site) -> str:
+    return re.sub(r"{(\w+)}", lambda name: getattr(site, name[1]), path)
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_hostile_words_stay_words_on_every_page(site: Site, visitor: httpx2.Client, path: str) -> None:
+    answer = visitor.get(filled(path, site))
+    html = answer.text
+
+    assert answer.status_code == 200, html
+    assert answer.headers["content-security-policy"] == POLICY
+    assert html.count(ESCAPED) >= PAGES[path][1]
+    assert "<img src=x" not in html
+    assert "\u202e" not in re.sub(r"<[a-zA-Z][^<>]*>", "", html)
+    tags = re.findall(r"<[a-zA-Z][^<>]*>", html)
+    assert [tag for tag in tags if re.search(r"\s(style|on\w+)=", re.sub(r'"[^"]*"', '""', tag))] == []
+    assert re.findall(r"<script(?! defer src=\"/ui/files-of-the-page/)", html) == []
+    assert "<style" not in html
+    assert len(html.encode()) < 100_000
+
+
+@pytest.mark.parametrize("path", [path for path, (scope, _) in PAGES.items() if scope != "admin"])
+def test_another_projects_names_never_appear(site: Site, without: Without, path: str) -> None:
+    html = without("admin").get(filled(path, site)).text
+
+    # A device is the pool's, and its worker's host has a name for everybody.
+    if not path.startswith("/ui/pool"):
+        assert SECRET not in html
+    assert site.theirs not in html
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/ui/jobs/{theirs}",
+        "/ui/jobs/{theirs}/curves",
+        "/ui/jobs/{theirs}/metrics.csv",
+        "/ui/jobs/{theirs}/events",
+        "/ui/live/jobs/{theirs}",
+        "/ui/new?like={theirs}",
+    ],
+)
+def test_another_projects_job_is_not_there(site: Site, visitor: httpx2.Client, path: str) -> None:
+    assert visitor.get(filled(path, site)).status_code == 404
+
+
+def test_a_comparison_says_nothing_of_another_projects_job(site: Site, visitor: httpx2.Client) -> None:
+    told = visitor.get(f"/ui/compare/curves?job={site.theirs}&job={site.ended}").json()
+
+    assert {series["run"] for chart in told["charts"] for series in chart["series"]} == {0}
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_needs_the_scope_of_its_route(site: Site, without: Without, path: str) -> None:
+    scope = PAGES[path][0]
+    answer = without(scope).get(filled(path, site))
+
+    assert answer.status_code == (200 if scope is None else 403)
+
+
+FORMS = {
+    "/ui/jobs/{queued}/cancel": "jobs:write",
+    "/ui/jobs/{queued}/pause": "jobs:write",
+    "/ui/jobs/{queued}/resume": "jobs:write",
+    "/ui/jobs/{queued}/hold": "jobs:write",
+    "/ui/jobs/{queued}/priority": "jobs:write",
+    "/ui/new": "jobs:write",
+    "/ui/demo": "jobs:write",
+    "/ui/preflights/{preflight}/submit": "jobs:write",
+    "/ui/files/{file}/delete": "files:write",
+    "/ui/files": "files:write",
+    "/ui/models": "admin",
+    "/ui/models/base/x/check": "admin",
+    "/ui/models/base/x/prefetch": "admin",
+    "/ui/pool/hold": "admin",
+    "/ui/pool/release": "admin",
+    "/ui/pool/workers/x/drain": "admin",
+    "/ui/pool/devices/quarantine": "admin",
+    "/ui/pool/devices/release": "admin",
+    "/ui/pool/projects/x/hold": "admin",
+    "/ui/keys": "admin",
+    "/ui/keys/x/revoke": "admin",
+}
+
+
+@pytest.mark.parametrize("path", FORMS)
+def test_a_form_needs_its_proof_and_the_scope_of_its_route(
+    site: Site, visitor: httpx2.Client, without: Without, path: str
+) -> None:
+    narrow = without(FORMS[path])
+
+    unproven = visitor.post(filled(path, site), data={"proof": "0" * 64})
+    unscoped = narrow.post(filled(path, site), data={"proof": proof_of(narrow)})
+
+    assert (unproven.status_code, unscoped.status_code) == (403, 403)
+    assert FORMS[path] in unscoped.text
+
+
+def test_every_form_of_the_page_is_in_the_table() -> None:
+    forms = [route.path for part in wing.PARTS for route in part.router.routes if "POST" in route.methods]
+    patterns = {path: re.sub(r"{\w+}", "[^/]+", path) for path in forms if not path.startswith("/ui/sign-")}
+    missing = {path for path, pattern in patterns.items() if not any(re.fullmatch(pattern, form) for form in FORMS)}
+
+    assert missing == {"/ui/playground/answers"}  # its proof is in a header; it has a test of its own
+
+
+def test_a_list_of_a_hundred_jobs_asks_as_often_as_one_of_ten(site: Site) -> None:
+    with session_scope(site.api.engine) as session:
+        _, key = make_key(session)
+        caller = keys.authenticate(session, key)
+        file = make_file(session, caller)
+        for _ in range(10):
+            make_queued_job(session, caller, file=file)
+    with browser(site.api.url, key) as client:
+        few = _statements(site, client)
+        with session_scope(site.api.engine) as session:
+            for _ in range(45):
+                make_queued_job(session, caller, file=file)
+        many = _statements(site, client)
+
+        assert many == few
+        assert len(client.get("/ui/jobs").content) < 100_000
+
+
+def _statements(site: Site, client: httpx2.Client) -> int:
+    counted: list[str] = []
+
+    def count(*told: object) -> None:
+        counted.append(str(told[2]))
+
+    event.listen(Engine, "before_cursor_execute", count)
+    try:
+        assert client.get("/ui/jobs").status_code == 200
+    finally:
+        event.remove(Engine, "before_cursor_execute", count)
+    return len(counted)
+
+
+def test_files_of_the_page_are_within_their_budget() -> None:
+    sizes = {name: len(file.content) for name, file in page_files.FILES.items()}
+
+    assert sum(size for name, size in sizes.items() if name.endswith(".js")) <= 150_000
+    assert sum(size for name, size in sizes.items() if name.endswith(".css")) <= 40_000
+
+
+def test_a_job_is_submitted_checked_and_cancelled_by_forms_alone(site: Site, visitor: httpx2.Client) -> None:
+    form = {
+        "proof": proof_of(visitor),
+        "model": "smollm2-135m-instruct",
+        "training_file": site.file,
+        "n_epochs": "2",
+        "suffix": "by-hand",
+        "metadata": "team=shop",
+        "learning_rate": "0.001",
+        "more": '{"training": {"packing": false}}',
+    }
+    submitted = visitor.post("/ui/new", data=form)
+    assert submitted.status_code == 303, submitted.text
+    job_id = submitted.headers["location"].rsplit("/", 1)[1]
+    with session_scope(site.api.engine) as session:
+        request = session.get_one(JobRow, job_id).request
+    assert request["method"]["supervised"]["hyperparameters"] == {"n_epochs": 2}
+    assert request["tunepool"]["training"] == {"packing": False, "learning_rate": 0.001}
+    assert request["metadata"] == {"team": "shop"}
+    again = visitor.get(f"/ui/new?like={job_id}").text
+    assert 'value="by-hand"' in again
+
+    checked = visitor.post("/ui/new", data={**form, "act": "check"})
+    assert checked.headers["location"].startswith("/ui/preflights/preflight_")
+    assert visitor.get(checked.headers["location"]).status_code == 200
+
+    cancelled = visitor.post(f"/ui/jobs/{job_id}/cancel", data={"proof": form["proof"]})
+    assert cancelled.headers["location"] == f"/ui/jobs/{job_id}"
+    assert "Cancelled" in visitor.get(f"/ui/jobs/{job_id}").text
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("n_epochs", "many", "must be a number"),
+        ("n_epochs", "99", "n_epochs"),
+        ("more", "{", "no JSON"),
+        ("metadata", "nothing", "name=value"),
+        ("model", "<b>", "&lt;b&gt;"),
+    ],
+)
+def test_a_form_with_a_fault_comes_back_as_it_was_filled(
+    site: Site, visitor: httpx2.Client, field: str, value: str, said: str
+) -> None:
+    form = {"proof": proof_of(visitor), "model": "smollm2-135m-instruct", "training_file": site.file, "suffix": "kept"}
+    answer = visitor.post("/ui/new", data={**form, field: value})
+
+    assert answer.status_code == 400
+    assert said in answer.text
+    assert 'value="kept"' in answer.text
+
+
+def test_a_file_is_brought_by_the_form(site: Site, visitor: httpx2.Client) -> None:
+    action = re.findall(r'action="(/ui/files\?proof=\w+)"', visitor.get("/ui/files").text)[0]
+    rows = "\n".join(json.dumps({"text": f"row {number}"}) for number in range(12)).encode()
+
+    wrong = visitor.post("/ui/files?proof=0", data={"purpose": "fine-tune"}, files={"file": ("rows.jsonl", rows)})
+    right = visitor.post(action, data={"purpose": "fine-tune"}, files={"file": ("rows.jsonl", rows)})
+
+    assert wrong.status_code == 403
+    assert right.status_code == 303, right.text
+    assert "rows.jsonl" in visitor.get(right.headers["location"]).text
+
+
+def test_the_demo_job_is_one_click(site: Site, visitor: httpx2.Client) -> None:
+    answer = visitor.post("/ui/demo", data={"proof": proof_of(visitor)})
+
+    assert answer.status_code == 303, answer.text
+    assert visitor.get(answer.headers["location"]).status_code == 200
+
+
+def test_a_secret_is_shown_once(site: Site, visitor: httpx2.Client) -> None:
+    form = {"proof": proof_of(visitor), "project_id": site.caller.project_id, "name": "ci", "scopes": ["jobs:read"]}
+    made = visitor.post("/ui/keys", data=form).text
+    secret = re.findall(r"tp_\w{32}_\w{6}", made)[0]
+
+    assert secret not in visitor.get("/ui/keys").text
+    with session_scope(site.api.engine) as session:
+        assert keys.authenticate(session, secret).scopes == {"jobs:read"}
+
+
+def test_curves_have_every_series_and_the_csv_every_step(site: Site, visitor: httpx2.Client) -> None:
+    told = visitor.get(f"/ui/jobs/{site.running}/curves?x=tokens").json()
+    series = {entry["name"]: entry["points"] for chart in told["charts"] for entry in chart["series"]}
+
+    assert len(series["train_loss"]) == 30
+    assert series["train_loss"][1] == [20, 0.5]
+    assert series["throughput"][0][1] == 20.0
+    assert len(visitor.get(f"/ui/jobs/{site.running}/metrics.csv").text.splitlines()) == 31
+
+
+def test_a_playground_that_is_not_there_says_so(visitor: httpx2.Client) -> None:
+    proof = {"X-Page-Proof": proof_of(visitor)}
+    body = {"model": "smollm2-135m-instruct", "messages": [{"role": "user", "content": "Hello"}]}
+
+    assert visitor.post("/ui/playground/answers", json=body).status_code == 403
+    answer = visitor.post("/ui/playground/answers", json=body, headers=proof)
+    assert answer.status_code == 503
+    assert "playground" in answer.json()["error"]["message"]
+
+
+def test_without_the_parts_the_page_says_what_is_missing(site: Site, visitor: httpx2.Client) -> None:
+    kept = rendering.ENVIRONMENT.globals["missing"]
+    rendering.ENVIRONMENT.globals["missing"] = ("htmx.js",)
+    try:
+        html = visitor.get(f"/ui/jobs/{site.running}").text
+    finally:
+        rendering.ENVIRONMENT.globals["missing"] = kept
+
+    assert "standalone.page_parts" in html
+    assert "hx-sse" not in html
+    assert "Starting" in html
