@@ -84,5 +84,9 @@ def _fields(job: FineTuningJob) -> list[tuple[str, Any]]:
 @router.get("/curves")
 def compared_curves(door: DoorDep, visit: JobsVisitor, job: Jobs = None, x: Axis = "step") -> Response:
     compared = _compared(door, visit.caller, job or [], x)
-    runs = {f"{title_of(entry)} {rendering.short(entry.id)}": run for entry, run in compared}
+    titles = [title_of(entry) for entry, _ in compared]
+    runs = {
+        title if titles.count(title) == 1 else f"{title} {rendering.short(entry.id)}": run
+        for title, (entry, run) in zip(titles, compared, strict=True)
+    }
     return JSONResponse(curves.document(runs))

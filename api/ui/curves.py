@@ -114,7 +114,7 @@ def document(runs: Mapping[str, Run]) -> dict[str, Any]:
                     {
                         "name": name,
                         "run": number,
-                        "label": label if alone else f"{title} · {label}",
+                        "label": label if alone else title if name == chart.series[0][0] else f"{title} · {label}",
                         "points": run.series(name),
                     }
                     for number, (title, run) in enumerate(runs.items())

@@ -1,0 +1,149 @@
+"""The page in a real browser, on a real stack with the fake trainer: no console message, no rule of CSP broken."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api.ui import page_files
+from shared.store.db import session_scope
+from shared.tenants import keys
+from standalone.page_parts import NotFetched, NpmFile, fetch
+from tests.lifecycle.stack import Stack
+from tests.live import live_api
+from tests.page_stand import CHROMIUM, chromium
+from tests.patience import paced, patience
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium of the distribution is installed"),
+    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="the extra `browser` is not installed"),
+    pytest.mark.skipif(bool(page_files.MISSING), reason="npm did not bring the page's parts"),
+]
+AXE = NpmFile(
+    "axe-core@4.14.1",
+    "package/axe.min.js",
+    "axe.js",
+    "29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def address(running: Stack) -> Iterator[str]:
+    with live_api(running.settings) as url:
+        yield url
+
+
+@pytest.fixture
+def page(browser: Any, address: str, running: Stack) -> Iterator[Any]:
+    """A tab that is signed in; what its console says, and what fails in it, fails the test."""
+    with session_scope(running.engine) as session:
+        _, key = keys.create(session, project_id=running.caller.project_id, name="eve", scopes=("*", "admin"))
+    context = browser.new_context(base_url=address)
+    context.set_default_timeout(1000 * patience(20))
+    tab = context.new_page()
+    said: list[str] = []
+    tab.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+    tab.on("pageerror", lambda error: said.append(f"error: {error}"))
+    tab.goto("/ui/jobs")
+    tab.fill("[name=key]", key)
+    tab.click("text=Sign in >> nth=-1")
+    tab.wait_for_url("**/ui/jobs")
+    yield tab
+    context.close()
+    assert said == []
+
+
+def rows(behaviour: str) -> bytes:
+    lines = [f'{{"text": "fake: {paced(behaviour)}"}}', *(f'{{"text": "row {number}"}}' for number in range(12))]
+    return "\n".join(lines).encode()
+
+
+def bring_and_submit(page: Any, behaviour: str, suffix: str) -> str:
+    """By hand, from a file to a job; its id."""
+    page.goto("/ui/files")
+    page.set_input_files("[name=file]", {"name": f"{suffix}.jsonl", "mimeType": "", "buffer": rows(behaviour)})
+    page.click("text=Upload")
+    page.click("text=Train on it")
+    page.select_option("[name=model]", "tiny")
+    page.fill("[name=suffix]", suffix)
+    page.click("button[value=submit]")
+    page.wait_for_url("**/ui/jobs/ftjob-*")
+    return str(page.url.rsplit("/", 1)[1].partition("?")[0])
+
+
+def test_a_job_is_submitted_and_watched_live_to_its_end_without_a_reload(page: Any, running: Stack) -> None:
+    job_id = bring_and_submit(page, "steps=12 step_seconds=0.1 save=5", "watched")
+    page.evaluate("window.neverReloaded = true")
+
+    page.wait_for_selector("#head .badge.succeeded", timeout=1000 * patience(60))
+    page.wait_for_selector(".chart[data-chart=loss] canvas")
+
+    assert page.evaluate("window.neverReloaded") is True
+    assert running.job(job_id).status == "succeeded"
+    assert page.locator("#head .headline").inner_text() == "Trained and published"
+    legend = page.locator(".chart[data-chart=loss] .u-legend").inner_text()
+    assert "training" in legend
+    assert "Training 1 of 10 parameters" in page.locator("#events").inner_text()
+    assert not re.search(r"\d UTC", page.locator("#head").inner_text())  # the viewer's zone
+    page.reload()
+    page.wait_for_selector("[data-drawn=yes]")
+    assert page.locator(".chart[data-chart=loss] canvas").count() == 1
+
+
+def test_a_running_job_is_cancelled_after_a_question(page: Any, running: Stack) -> None:
+    job_id = bring_and_submit(page, "steps=4000 step_seconds=0.05", "stopped")
+    page.wait_for_selector("#head .badge.running", timeout=1000 * patience(60))
+
+    page.click("#head >> text=Cancel")
+    page.click("dialog >> text=No")
+    assert running.job(job_id).cancel_requested_at is None
+    page.click("#head >> text=Cancel")
+    page.click("dialog >> text=Yes")
+
+    page.wait_for_selector("#head .badge.cancelled", timeout=1000 * patience(60))
+    assert running.job(job_id).status == "cancelled"
+
+
+def test_two_runs_are_compared_and_every_page_is_quiet_and_accessible(
+    page: Any, running: Stack, tmp_path: Path
+) -> None:
+    made = [running.submit("steps=6 step_seconds=0.01"), running.submit("steps=6 step_seconds=0.01")]
+    for job_id in made:
+        running.wait(job_id, "succeeded", seconds=60)
+    page.goto("/ui/jobs")
+    for job_id in made:
+        page.check(f"[value={job_id}]")
+    page.click("text=Compare the ticked")
+    page.wait_for_selector("[data-drawn=yes]")
+    assert page.locator(".chart[data-chart=loss] .u-legend .u-series").count() == 3
+
+    axe = checker(tmp_path)
+    visited = ["", "/jobs", f"/jobs/{made[0]}", f"/compare?job={made[0]}&job={made[1]}", "/new", "/pool", "/files",
+               "/models", "/playground", "/usage", "/keys", "/audit", "/account", "/preflights"]  # fmt: skip
+    for path in visited:
+        page.goto(f"/ui{path}")
+        assert page.title().endswith("Tunepool")
+        if axe is not None:
+            page.evaluate(axe)  # by the debugger's line, which the policy of pages does not concern
+            found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+            assert [(broken["id"], broken["nodes"][0]["html"][:200]) for broken in found["violations"]] == [], path
+
+
+def checker(place: Path) -> str | None:
+    try:
+        fetch(place, [AXE])
+    except NotFetched:
+        return None
+    return (place / AXE.name).read_text(encoding="utf-8")
