@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
 
 from api import errors
 from api.body import raw_body
@@ -43,14 +42,13 @@ def playground_page(
 
 @router.post("/answers")
 async def answer(
-    request: Request, door: DoorDep, visit: ModelsVisitor, x_page_proof: Annotated[str, Header(max_length=100)] = ""
+    request: Request, visit: ModelsVisitor, x_page_proof: Annotated[str, Header(max_length=100)] = ""
 ) -> Response:
     """The body and the answer of `POST /v1/chat/completions`, for a visitor. Its errors are the API's."""
     try:
         visits.must_come_from_here(request)
         visit.must_prove(x_page_proof)
         body = await raw_body(request)
-        settled = await run_in_threadpool(completion_routes.settled_chat, door, visit.caller.project_id, body)
-        return await completion_routes.answered(request, settled)
+        return await completion_routes.answered_chat(request, visit.caller.project_id, body)
     except TunepoolError as error:
         return errors.answer(error)
