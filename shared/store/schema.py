@@ -36,6 +36,7 @@ REVISIONS: Final = (
     "0018_webhooks",
     "0019_permissions",
     "0017_sign_ins",
+    "0017_fetch_codes",
 )
 
 

@@ -195,6 +195,7 @@ class FetchRow(Leased, Base):
     bytes_done: Mapped[int] = mapped_column(BigInteger, default=0, server_default=text("0"))
     bytes_total: Mapped[int] = mapped_column(BigInteger, default=0, server_default=text("0"))
     error: Mapped[str | None] = mapped_column(Text)
+    code: Mapped[str | None] = mapped_column(Text)  # of an error that only people can mend
     updated_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
 
     __table_args__ = (CheckConstraint("state in ('waiting','fetching','done','error')", name="state"),)
