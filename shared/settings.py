@@ -191,6 +191,11 @@ class Settings(BaseSettings):
         description="Ports at which the hosts of a job meet, for firewalls, such as 29500-29599; empty: any free one.",
     )
     models_file: Path | None = Field(default=None, description="TOML with more base models and aliases.")
+    cache_dir: Path | None = Field(
+        default=None,
+        description="Where fetched base models lie; workers of one host that name one folder share each fetch. Empty: "
+        "HOME/cache.",
+    )
     cache_bytes: int | None = Field(
         default=None, ge=1, description="Disk that fetched base models may take on a host; empty: no bound."
     )
@@ -222,7 +227,7 @@ class Settings(BaseSettings):
     )
     log_json: bool = Field(default=False, description="Logs as JSON lines.")
 
-    @field_validator("models_file", "cache_bytes", "vllm_adapters", mode="before")
+    @field_validator("models_file", "cache_dir", "cache_bytes", "vllm_adapters", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         """Compose passes variables that nobody set as empty ones; `Path("")` would be the current folder."""
@@ -256,7 +261,7 @@ class Settings(BaseSettings):
 
     @property
     def cache(self) -> Path:
-        return self.home.resolve() / "cache"
+        return self.home.resolve() / "cache" if self.cache_dir is None else self.cache_dir.resolve()
 
 
 def child_environment(**overrides: str) -> dict[str, str]:

@@ -121,6 +121,7 @@ def make_worker(session: Session, *, devices: int = 1, pool: str = "default", **
                     "name": "Test GPU",
                     "total_bytes": 16 * GIB,
                     "free_bytes": 16 * GIB,
+                    "cached_models": [SMOLLM2.ref.name],
                     **values,
                 }
             )

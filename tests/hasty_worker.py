@@ -13,6 +13,7 @@ from shared.fleet import workers
 from shared.jobs import moves
 from shared.settings import Settings
 from worker.attempt.supervisor import run_attempt
+from worker.base_models import cached_names
 from worker.chores.checks import check_next_file, validate_next_job
 from worker.host.flags import SharedFlags
 from worker.host.host import open_host
@@ -23,7 +24,8 @@ from worker.program import processes
 def main(speed: float) -> None:
     processes.adopt_strays()
     host = open_host(Settings(), flags=SharedFlags())
-    devices = [describe(found, host=host.worker.host, cached=[]) for found in host.devices]
+    cached = cached_names(host.catalogue(), cache=host.settings.cache)
+    devices = [describe(found, host=host.worker.host, cached=cached) for found in host.devices]
     host.write(lambda s: workers.register(s, host.worker, devices, leased=chores.leased_rows()))
     while check_next_file(host) or validate_next_job(host):
         pass

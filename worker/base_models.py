@@ -27,28 +27,6 @@ from shared.settle.catalogue import Catalogue, CatalogueEntry, load_catalogue, l
 from shared.settle.plain_models import leave_code_out, must_be_plain, naming_code
 from shared.store.db import make_engine, session_scope
 
-_HUB_PATTERNS: Final = "*.safetensors *.safetensors.index.json *.json tokenizer.model *.jinja merges.txt vocab.txt"
-# The same weights once more, in other forms: gpt-oss, Llama and Mistral publish them so.
-_HUB_DUPLICATES: Final = "original/* consolidated* metal/*"
-# Refused by the hub: exits with the HTTP status minus 360. An outage, or too many requests: another exit status.
-_HUB_PROGRAM: Final = """
-import sys
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
-repository, revision, folder, patterns, duplicates = sys.argv[1:]
-try:
-    snapshot_download(
-        repository, revision=revision, local_dir=folder,
-        allow_patterns=patterns.split(), ignore_patterns=duplicates.split(),
-    )
-except Exception as error:
-    cause = error
-    while cause is not None and not isinstance(cause, HfHubHTTPError):
-        cause = cause.__cause__
-    if cause is None or cause.response.status_code not in (401, 403, 404):
-        raise
-    sys.exit(cause.response.status_code - 360)
-"""
 # Whether this installation's transformers has the architecture itself. Whoever reads a bad config refuses it by name.
 KNOWS: Final = """
 import json, pathlib, sys
@@ -279,8 +257,7 @@ def _extract(wheel: Path, member: str, scratch: Path) -> Path:
 def _from_hub(entry: CatalogueEntry, scratch: Path, interrupt: Interrupt) -> Path:
     """A commit of a repository, in a process of its own: a stuck download can be killed."""
     made = scratch / "model"
-    patterns = (_HUB_PATTERNS, _HUB_DUPLICATES)
-    argv = [sys.executable, "-c", _HUB_PROGRAM, entry.locator, entry.ref.revision, str(made), *patterns]
+    argv = [sys.executable, "-m", "worker.program.hub_download", entry.locator, entry.ref.revision, str(made)]
     ended = run_step(argv, interrupt, what=f"download of {entry.locator}", answers=HUB_REFUSALS)
     if ended != 0:
         raise refused_by_hub(entry.ref.name, f"{entry.locator} at revision {entry.ref.revision[:12]}", ended)

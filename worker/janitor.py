@@ -18,7 +18,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from shared import failpoints
-from shared.chores import deliveries, preflights
+from shared.chores import deliveries, preflights, cold_jobs
 from shared.chores import table as chores
 from shared.chores import waiting as lanes
 from shared.errors import Unavailable
@@ -132,6 +132,7 @@ class Janitor:
 
     def sweep(self) -> None:
         """Ring for work that waits: the bell that should have brought it may be lost."""
+        self._alone("cold", cold_jobs.call)
         waiting = self._alone("sweep", lanes.waiting) or set()
         for lane in LANES:
             if lane in waiting:

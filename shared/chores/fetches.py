@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import ColumnElement, delete, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared.chores import base_models
-from shared.contract.spec import BaseModelRef
 from shared.errors import Conflict, Invalid
 from shared.fleet.workers import SILENCE
 from shared.lease import lease as leasing
@@ -27,6 +27,8 @@ from shared.tenants import audit
 from shared.tenants.keys import Caller
 
 _RETRY_SECONDS: Final = 30.0
+# After so long a host is asked again that could not have the model, or that has removed it since.
+_AGAIN_SECONDS: Final = {"error": 300.0, "done": 60.0}
 
 # A worker that is silent or drains takes nothing, and nobody else takes its rows: no bell is rung for them.
 _ALIVE: Final = FetchRow.worker_id.in_(
@@ -78,18 +80,33 @@ def ask(session: Session, caller: Caller, name: str, settings: Settings) -> None
         raise Conflict(f"No worker of the pool '{settings.pool}' is alive; start one.", code="no_worker")
     session.execute(delete(FetchRow).where(FetchRow.worker_id.not_in(select(WorkerRow.id))))
     for worker_id in workers:
-        _put(session, worker_id, base)
+        _put(session, worker_id, base.name, base.revision, FetchRow.lease_owner.is_(None))
     audit.record(session, caller, "base_model.prefetch", base.name, after={"workers": list(workers)})
 
 
-def _put(session: Session, worker_id: str, base: BaseModelRef) -> None:
-    key = hashlib.sha256(f"{worker_id}\0{base.name}\0{base.revision}".encode()).hexdigest()[:32]
-    fresh = {"state": "waiting", "failures": 0, "error": None, "lease_until": None, "updated_at": func.now()}
-    wanted = {"id": f"fetch_{key}", "worker_id": worker_id, "model": base.name, "revision": base.revision}
+def put(session: Session, worker_id: str, model: str, revision: str, *, at_once: bool = False) -> bool:
+    """Have a worker fetch a model for jobs that wait. False: it is at it, or its last answer still holds.
+
+    Args:
+        at_once: ask again whatever it has answered.
+    """
+    old = [
+        (FetchRow.state == state) & (FetchRow.updated_at < func.now() - timedelta(seconds=seconds))
+        for state, seconds in _AGAIN_SECONDS.items()
+    ]
+    over = FetchRow.state.in_(_AGAIN_SECONDS) if at_once else or_(*old)
+    return _put(session, worker_id, model, revision, FetchRow.lease_owner.is_(None) & over)
+
+
+def _put(session: Session, worker_id: str, model: str, revision: str, again: ColumnElement[bool]) -> bool:
+    key = hashlib.sha256(f"{worker_id}\0{model}\0{revision}".encode()).hexdigest()[:32]
+    fresh = {"state": "waiting", "failures": 0, "error": None, "code": None, "lease_until": None}
+    wanted = {"id": f"fetch_{key}", "worker_id": worker_id, "model": model, "revision": revision}
     asked = insert(FetchRow).values(**wanted, state="waiting")
-    session.execute(
-        asked.on_conflict_do_update(index_elements=["id"], set_=fresh, where=FetchRow.lease_owner.is_(None))
-    )
+    fresh_row = asked.on_conflict_do_update(
+        index_elements=["id"], set_=fresh | {"updated_at": func.now()}, where=again
+    ).returning(FetchRow.id)
+    return session.execute(fresh_row).one_or_none() is not None
 
 
 def listed(session: Session, name: str, settings: Settings) -> Sequence[tuple[FetchRow, str]]:
@@ -138,9 +155,9 @@ def finish(session: Session, lease: Lease, *, size: int) -> bool:
     return leasing.end(session, FETCH, lease, state="done", **values)
 
 
-def fail(session: Session, lease: Lease, *, error: str) -> bool:
+def fail(session: Session, lease: Lease, *, error: str, code: str) -> bool:
     """Only people can mend it. False: the lease is lost."""
-    return leasing.end(session, FETCH, lease, state="error", error=error, updated_at=func.now())
+    return leasing.end(session, FETCH, lease, state="error", error=error, code=code, updated_at=func.now())
 
 
 def try_again(session: Session, lease: Lease, *, error: str) -> bool:

@@ -5,8 +5,8 @@ Only `charge` and `keep_first_etas` write; shared/jobs writes the decisions of a
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, fields, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -18,8 +18,8 @@ from shared.fleet.workers import SILENCE
 from shared.plan.capacity import Device
 from shared.plan.fairshare import charge as entry_charge
 from shared.plan.preemption import RunningJob
-from shared.plan.scheduling import Plan, Policy, QueuedJob, Share, decayed, plan
-from shared.store.tables import ApiKeyRow, AttemptRow, DeviceRow, JobRow, PoolRow, ProjectRow, WorkerRow
+from shared.plan.scheduling import Fetching, Plan, Policy, QueuedJob, Share, decayed, plan
+from shared.store.tables import ApiKeyRow, AttemptRow, DeviceRow, FetchRow, JobRow, PoolRow, ProjectRow, WorkerRow
 from shared.tenants import usage
 
 DEFAULTS: Final = Policy()
@@ -38,6 +38,7 @@ class Snapshot:
     devices: tuple[Device, ...]
     shares: tuple[Share, ...]
     policy: Policy = DEFAULTS
+    fetches: Mapping[str, Fetching] = field(default_factory=dict)
 
     def without(self, job_ids: Collection[str]) -> Snapshot:
         """The same without these waiting jobs."""
@@ -55,9 +56,10 @@ def snapshot(session: Session, *, pool_name: str) -> Snapshot:
         now=now,
         queue=_queue(session),
         running=_running(session, now),
-        devices=_devices(session, pool_name),
+        devices=devices(session, pool_name),
         shares=_shares(session, now),
         policy=policy(session, pool_name),
+        fetches=_fetches(session, pool_name),
     )
 
 
@@ -79,7 +81,9 @@ def _or_default(seconds: float | None, default: timedelta) -> timedelta:
 
 
 def make_plan(view: Snapshot) -> Plan:
-    return plan(view.queue, view.running, view.devices, view.shares, policy=view.policy, now=view.now)
+    return plan(
+        view.queue, view.running, view.devices, view.shares, policy=view.policy, now=view.now, fetches=view.fetches
+    )
 
 
 # Field of QueuedJob -> the column it is read from. By name: two columns of one type cannot be swapped in silence.
@@ -146,7 +150,8 @@ def _seconds_left(job: JobRow, *, ran: float) -> float | None:
     return None if job.expected_seconds is None else max(0.0, job.expected_seconds - ran)
 
 
-def _devices(session: Session, pool_name: str) -> tuple[Device, ...]:
+def devices(session: Session, pool_name: str) -> tuple[Device, ...]:
+    """The devices of the pool's live workers."""
     rows = session.execute(
         select(DeviceRow, WorkerRow.draining)
         .join(WorkerRow, WorkerRow.id == DeviceRow.worker_id)
@@ -171,6 +176,21 @@ def _devices(session: Session, pool_name: str) -> tuple[Device, ...]:
         )
         for row, draining in rows
     )
+
+
+def _fetches(session: Session, pool_name: str) -> dict[str, Fetching]:
+    """How far each base model is on the host of this pool that is farthest."""
+    rows = session.execute(
+        select(FetchRow, WorkerRow.host)
+        .join(WorkerRow, WorkerRow.id == FetchRow.worker_id)
+        .where(FetchRow.state != "done", WorkerRow.pool == pool_name, WorkerRow.last_seen > func.now() - SILENCE)
+        # The farthest comes last, and so it stays.
+        .order_by(FetchRow.state != "error", FetchRow.bytes_done, FetchRow.id)
+    )
+    return {
+        row.model: Fetching(host, row.bytes_done, row.bytes_total, over=row.state == "error", error=row.error)
+        for row, host in rows
+    }
 
 
 def _shares(session: Session, now: datetime) -> tuple[Share, ...]:

@@ -167,6 +167,28 @@ def fail(
     return True
 
 
+def fail_waiting(
+    session: Session, *which: ColumnElement[bool], code: str, message: str, param: str | None = None
+) -> list[str]:
+    """queued -> failed, for jobs that nobody could ever start. Returns their ids."""
+    ended = session.scalars(
+        update(JobRow)
+        .where(JobRow.status == "queued", *which)
+        .values(
+            status="failed",
+            error=error_document(code, message, param=param),
+            finished_at=func.now(),
+            estimated_finish=None,
+            version=JobRow.version + 1,
+        )
+        .returning(JobRow.id)
+        .execution_options(synchronize_session=False)
+    ).all()
+    told = NewEvent(message, level="error", data={"code": code, "param": param})
+    journal.append_to_each(session, list(ended), told)
+    return list(ended)
+
+
 def confirm_cancelled(session: Session, lease: Lease, *, exit_code: int | None = None) -> bool:
     """running -> cancelled, once the trainer is proven dead."""
     job = _settle(

@@ -4,7 +4,16 @@ Zero rows is a normal answer: somebody else owns the job now, and the caller dro
 """
 
 from shared.jobs.claims import claim_membership, claim_training, claim_validation
-from shared.jobs.endings import confirm_cancelled, confirm_paused, fail, give_back, reap, succeed, validated
+from shared.jobs.endings import (
+    confirm_cancelled,
+    confirm_paused,
+    fail,
+    fail_waiting,
+    give_back,
+    reap,
+    succeed,
+    validated,
+)
 from shared.jobs.progress import heartbeat, read_orders, record, record_checkpoint, set_phase
 from shared.jobs.requests import (
     cancel_all_waiting,
@@ -24,6 +33,7 @@ __all__ = [
     "confirm_cancelled",
     "confirm_paused",
     "fail",
+    "fail_waiting",
     "give_back",
     "heartbeat",
     "read_orders",

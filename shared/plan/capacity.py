@@ -42,6 +42,7 @@ class Abilities(NamedTuple):
     bfloat16: bool = False
     capability: int = 0  # at least, of an NVIDIA GPU: 80 is 8.0
     whole: bool = False  # no slice of a GPU
+    base_model: str = ""  # its host has it: a device never waits for a download
 
     def met_by(self, device: Device) -> bool:
         return not (
@@ -49,6 +50,7 @@ class Abilities(NamedTuple):
             or (self.bfloat16 and not device.bfloat16)
             or (device.capability is not None and device.capability < self.capability)
             or (self.whole and device.is_slice)
+            or (self.base_model and self.base_model not in device.cached_models)
         )
 
     def __str__(self) -> str:
@@ -187,19 +189,18 @@ class HostMap:
         fitting = [device for device, room in rooms.values() if room >= demand.bytes_needed]
         return sorted(fitting, key=lambda device: (device.total_bytes, device.id))
 
-    def choose(self, demand: Demand, *, base_model: str = "") -> tuple[Device, ...]:
+    def choose(self, demand: Demand) -> tuple[Device, ...]:
         """Devices for a demand that `fits`.
 
-        Smallest devices first (large ones are left for large jobs), then a host that already has the base model,
-        then the host that is left with the fewest free devices (whole hosts are left for gangs), then the host's name.
+        Smallest devices first (large ones are left for large jobs), then the host that is left with the fewest free
+        devices (whole hosts are left for gangs), then the host's name.
         """
-        teams = [sorted(self._offer(host, demand, base_model) for host in team) for team in self.teams(demand)]
+        teams = [sorted(self._offer(host, demand) for host in team) for team in self.teams(demand)]
         best = min(team[: demand.nodes] for team in teams)
-        picked = [(host, ids) for _, _, _, host, ids in best]
+        picked = [(host, ids) for _, _, host, ids in best]
         return tuple(self._rooms[host][device_id][0] for host, ids in picked for device_id in ids)
 
-    def _offer(self, host: str, demand: Demand, base_model: str) -> tuple[int, bool, int, str, tuple[str, ...]]:
+    def _offer(self, host: str, demand: Demand) -> tuple[int, int, str, tuple[str, ...]]:
         chosen = self.devices(host, demand)[: demand.gpus]
-        cold = not any(base_model in device.cached_models for device, _ in self._rooms[host].values())
         left = len(self._rooms[host]) - demand.gpus
-        return chosen[-1].total_bytes, cold, left, host, tuple(device.id for device in chosen)
+        return chosen[-1].total_bytes, left, host, tuple(device.id for device in chosen)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
-from typing import Final
+from typing import Final, NamedTuple
 
 from shared.plan.capacity import Demand, Device, HostMap
 from shared.plan.fairshare import GIB, Policy, QueuedJob, expected_seconds, longest_seconds
@@ -28,13 +28,43 @@ OCCUPIED: Final = (
     "needs {:.1f} GiB on each of {} devices (safety {} included); {:.1f} GiB can be had, because processes outside "
     "the pool hold device memory ({}); unblocked when they end"
 )
+COLD: Final = (
+    "its base model {0} is on no host that fits; {1}; unblocked when such a host has it, which no device waits for "
+    "(`tunepool models prefetch {0}` asks for it again, `python -m worker.base_models {0}` fetches it on a host)"
+)
+
+
+class Fetching(NamedTuple):
+    """How far the host that is farthest has come with a base model."""
+
+    host: str
+    done: int  # bytes
+    total: int  # bytes, reckoned; 0: nothing has begun
+    over: bool = False  # it failed, and is not tried again soon
+    error: str | None = None  # of the last try
+
+    def __str__(self) -> str:
+        progress = f"{self.host} has {self.done:,} of {self.total:,} bytes"
+        if self.over:
+            return f"{self.host} could not fetch it: {(self.error or '').rstrip('.')}"
+        if self.error:
+            return f"{progress} and tries again, because: {self.error.rstrip('.')}"
+        return progress if self.total else f"{self.host} is about to fetch it"
 
 
 class Occupancy:
     """The pool's devices with their jobs. Times are POSIX seconds."""
 
-    def __init__(self, devices: Iterable[Device], running: Sequence[RunningJob], *, policy: Policy, now: float) -> None:
-        self.policy, self.now = policy, now
+    def __init__(
+        self,
+        devices: Iterable[Device],
+        running: Sequence[RunningJob],
+        *,
+        policy: Policy,
+        now: float,
+        fetches: Mapping[str, Fetching] | None = None,
+    ) -> None:
+        self.policy, self.now, self._fetches = policy, now, fetches or {}
         self.devices = {device.id: device for device in sorted(devices, key=lambda device: device.id)}
         self.running = {device_id: job for job in running for device_id in job.device_ids}
         everything = self.devices.values()
@@ -71,6 +101,15 @@ class Occupancy:
         """Why the demand cannot be met as the pool is, even when every job has ended; None if it can."""
         if self.obtainable.fits(demand):
             return None
+        anywhere = demand._replace(needs=demand.needs._replace(base_model=""))
+        if not self.obtainable.fits(anywhere):
+            return self._unfit(anywhere)
+        base_model = demand.needs.base_model
+        progress = self._fetches.get(base_model, "its hosts are about to be asked")
+        return Reason("BASE_MODEL_FETCHING", COLD, (base_model, progress))
+
+    def _unfit(self, demand: Demand) -> Reason:
+        """Why no host could take the demand, whatever base models it has."""
         gpus, nodes, need = demand.gpus, demand.nodes, demand.bytes_needed / GIB
         widest = self._registered.widest(gpus, nodes)
         if widest < 0:

@@ -41,7 +41,8 @@ class QueuedJob:
     @property
     def needs(self) -> Abilities:
         """What it asks of each device besides memory. Several devices of one job are whole GPUs."""
-        return Abilities(self.needs_gpu, self.needs_bfloat16, self.needs_capability or 0, self.devices > 1)
+        capability = self.needs_capability or 0
+        return Abilities(self.needs_gpu, self.needs_bfloat16, capability, self.devices > 1, self.base_model)
 
     @property
     def devices(self) -> int:

@@ -15,7 +15,7 @@ from math import inf
 from typing import Final, NamedTuple
 
 from shared.plan.capacity import Demand, Device
-from shared.plan.device_times import Occupancy
+from shared.plan.device_times import Fetching, Occupancy
 from shared.plan.fairshare import Policy, ProjectQueue, QueuedJob, Share, charge, decayed, lanes, turns
 from shared.plan.preemption import (
     BEST_EFFORT,
@@ -38,6 +38,7 @@ __all__ = [
     "Assignment",
     "BlockedBy",
     "Device",
+    "Fetching",
     "Ground",
     "Plan",
     "Policy",
@@ -115,11 +116,15 @@ def plan(
     *,
     policy: Policy,
     now: datetime,
+    fetches: Mapping[str, Fetching] | None = None,
 ) -> Plan:
-    """Decide one pass over one pool. Ids are unique; a project without a share has weight 1 and no usage."""
+    """Decide one pass over one pool. Ids are unique; a project without a share has weight 1 and no usage.
+
+    `fetches`: base model -> how far its fetch is; only told, never decided by.
+    """
     moment = now.timestamp()
     leases = list(running)
-    occupancy = Occupancy(devices, leases, policy=policy, now=moment)
+    occupancy = Occupancy(devices, leases, policy=policy, now=moment, fetches=fetches)
     queues = lanes(
         queue,
         leases,
@@ -248,9 +253,9 @@ class _Pass:
 
     def _start(self, job: QueuedJob, lane: ProjectQueue, demand: Demand, cost: float) -> bool:
         if self.open.fits(demand):
-            chosen = self.open.choose(demand, base_model=job.base_model)
+            chosen = self.open.choose(demand)
         elif self.reserved is not None and self.every.fits(demand) and self._may_backfill(job, lane, cost):
-            chosen = self.every.choose(demand, base_model=job.base_model)
+            chosen = self.every.choose(demand)
         else:
             return False
         kept = self.reserved.device_ids if self.reserved is not None else frozenset[str]()
@@ -299,7 +304,7 @@ class _Pass:
             stopped = self._stop(job, demand, claimant)
             if not stopped:
                 return None
-        chosen = self.soon.choose(demand, base_model=job.base_model)
+        chosen = self.soon.choose(demand)
         for device in chosen:
             self.occupancy.promise(device)
             self._take(device)

@@ -22,6 +22,7 @@ BlockedBy = Literal[
     "BUDGET",
     "NO_FIT_MEMORY",
     "NO_FIT_DEVICE",
+    "BASE_MODEL_FETCHING",
     "NO_FREE_DEVICE",
     "RESERVED_FOR",
     "HELD",
@@ -29,7 +30,17 @@ BlockedBy = Literal[
     "DEVICE_QUARANTINED",
     "NO_WORKER",
 ]
-NO_FORECAST: Final = frozenset({"HELD", "BUDGET", "NO_FIT_MEMORY", "NO_FIT_DEVICE", "DEVICE_QUARANTINED", "NO_WORKER"})
+NO_FORECAST: Final = frozenset(
+    {
+        "HELD",
+        "BUDGET",
+        "NO_FIT_MEMORY",
+        "NO_FIT_DEVICE",
+        "BASE_MODEL_FETCHING",
+        "DEVICE_QUARANTINED",
+        "NO_WORKER",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE
 from sqlalchemy import func, select
 
 from shared.chores import added_models, base_models, fetches
@@ -21,7 +22,8 @@ from shared.fleet import workers
 from shared.settle.catalogue import Catalogue, local_folder
 from shared.settle.wanted_models import wanted_model
 from shared.store.db import session_scope
-from shared.store.tables import BaseModelRow, FetchRow
+from shared.store.tables import BaseModelRow, DeviceRow, FetchRow
+from tests.factories import verdict_of
 from tests.lifecycle.stack import Stack, make_model, until
 from tests.patience import patience
 from worker.base_models import BaseModelUnavailable, ensure
@@ -45,6 +47,7 @@ class Hub:
         self.breaks = ""  # the file in whose midst the line breaks, once another is sent; then the hub is away
         self.whole = threading.Event()  # a file of weights was sent whole
         self.away = False
+        self.slow: threading.Event | None = None  # the second half of each file of weights waits for it
 
     def answer(self, path: str) -> tuple[int, bytes]:
         self.asked.append(path)
@@ -92,6 +95,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
                 content, made.breaks, made.away = content[: len(content) // 2], "", True
             if file.endswith(".safetensors"):
                 made.weight_bytes += len(content)
+            if made.slow is not None and file.endswith(".safetensors"):
+                self.wfile.write(content[: -len(content) // 2])
+                made.slow.wait(patience(60))
+                content = content[-len(content) // 2 :]
             self.wfile.write(content)
             if file.endswith(".safetensors") and not breaks:
                 made.whole.set()
@@ -150,6 +157,39 @@ def test_an_entry_without_config_becomes_ready_and_its_job_trains_on_the_commit(
     assert base.facts == offered(stack).find("tiny").facts
     assert job.status == "succeeded"
     assert job.spec["base_model"]["revision"] == COMMIT
+    assert stack.broken_invariants() == []
+
+
+def test_while_a_slow_hub_sends_a_model_its_job_waits_and_no_device_is_leased(stack: Stack, hub: Hub) -> None:
+    large = weights(numbers=12_000_000)
+    hub.repositories["example/far"] = tiny(stack) | {"model.safetensors": large}
+    add(stack, "far")
+    offered(stack)
+    stack.start_worker()
+    stack.start_janitor()
+    until(lambda: offered(stack).entries.get("far"), seconds=90, what="an entry that is ready")
+    hub.slow = threading.Event()
+
+    waits = stack.submit("steps=2", model="far")
+    row = until(lambda: [one for one in prefetches(stack, "far") if one.bytes_done >= DOWNLOAD_CHUNK_SIZE], seconds=60)[
+        0
+    ]
+    with session_scope(stack.engine) as session:
+        verdict = verdict_of(session, waits, pool_name=stack.settings.pool)
+        leased = session.scalars(select(DeviceRow.id).where(DeviceRow.leased_by.is_not(None))).all()
+    near = stack.wait(stack.submit("steps=2"), seconds=60)
+
+    assert verdict is not None
+    assert (verdict.blocked_by, list(leased)) == ("BASE_MODEL_FETCHING", [])
+    assert " bytes" in verdict.detail
+    assert row.bytes_done < row.bytes_total
+    assert near.status == "succeeded", "the device is free for others meanwhile"
+    assert stack.job(waits).status == "queued"
+    hub.slow.set()
+    assert stack.wait(waits, seconds=60).status == "succeeded"
+    told = [event.message for event in stack.events(waits)]
+    assert any("is on no host that fits this job: 1 fetch it" in message for message in told)
+    assert any("has the base model 'far' now" in message for message in told)
     assert stack.broken_invariants() == []
 
 
@@ -368,10 +408,11 @@ def test_a_tokenizer_that_needs_code_is_refused(stack: Stack, hub: Hub, host: Ho
 # --- a fetch that breaks ------------------------------------------------------------------------------------------
 
 
-def test_a_broken_fetch_goes_on_with_the_files_that_it_lacks(
+def test_a_broken_fetch_goes_on_with_the_bytes_that_it_lacks(
     stack: Stack, hub: Hub, host: Host, tmp_path: Path
 ) -> None:
-    hub.repositories["example/far"] = tiny(stack) | {"model-2.safetensors": weights(), "model.safetensors": weights()}
+    large = weights(numbers=12_000_000)
+    hub.repositories["example/far"] = tiny(stack) | {"model-2.safetensors": large, "model.safetensors": weights()}
     add(stack, "far")
     offered(stack)
     assert look_up_next(host)
@@ -385,9 +426,30 @@ def test_a_broken_fetch_goes_on_with_the_files_that_it_lacks(
 
     folder = ensure(entry, cache=tmp_path, interrupt=lambda: None)
 
-    assert hub.weight_bytes == len(weights()), "only what was lacking"
-    for name in ("model.safetensors", "model-2.safetensors"):
-        assert (folder / name).read_bytes() == weights()
+    assert hub.weight_bytes == len(large) - DOWNLOAD_CHUNK_SIZE, "only what was lacking, of a half file too"
+    assert (folder / "model-2.safetensors").read_bytes() == large
+    assert (folder / "model.safetensors").read_bytes() == weights()
+    assert list(folder.glob("*.part")) == []
+
+
+def test_a_part_with_other_bytes_than_promised_is_fetched_anew(
+    stack: Stack, hub: Hub, host: Host, tmp_path: Path
+) -> None:
+    hub.repositories["example/far"] = tiny(stack) | {"model.safetensors": weights()}
+    add(stack, "far")
+    offered(stack)
+    assert look_up_next(host)
+    entry = offered(stack).entry("far")
+    half = local_folder(entry, cache=tmp_path).with_name(f"{local_folder(entry, cache=tmp_path).name}.fetch") / "model"
+    half.mkdir(parents=True)
+    part = half / f"model.safetensors.{hashlib.sha256(weights()).hexdigest()}.part"
+    part.write_bytes(b"\xff" * 1000)
+
+    with pytest.raises(BaseModelUnavailable, match="it is fetched anew"):
+        ensure(entry, cache=tmp_path, interrupt=lambda: None)
+    folder = ensure(entry, cache=tmp_path, interrupt=lambda: None)
+
+    assert (folder / "model.safetensors").read_bytes() == weights()
     assert [place.name for place in (tmp_path / "models").iterdir() if place.suffix == ".fetch"] == []
 
 

@@ -103,12 +103,12 @@ def test_what_may_pass_is_not_the_users_fault(config: Path, tmp_path: Path, list
     assert "Once its source answers this host, the job goes on" in away.value.message
 
 
-def test_a_job_whose_model_the_hub_refuses_fails_at_its_first_attempt(stack: Stack) -> None:
+def test_a_job_whose_model_the_hub_refuses_fails_before_it_takes_a_device(stack: Stack) -> None:
     catalogue(stack.home / "models.toml", stack.home / "tiny" / "config.json")
     with hub(403, 403):
         stack.start_worker()
         stack.start_janitor()
         job = stack.wait(stack.submit("steps=2", model="far"), seconds=60)
 
-    assert (job.status, job.error["code"], job.attempts) == ("failed", "base_model_forbidden", 1)
+    assert (job.status, job.error["code"], job.attempts) == ("failed", "base_model_forbidden", 0)
     assert stack.broken_invariants() == []

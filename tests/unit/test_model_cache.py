@@ -11,6 +11,7 @@ import pytest
 
 from shared.contract.spec import BaseModelRef, ModelFacts
 from shared.errors import Invalid
+from shared.settings import Settings
 from shared.settle.catalogue import SMOLLM2, CatalogueEntry, local_folder
 from tests.lifecycle.stack import make_model
 from tests.patience import patience
@@ -117,6 +118,13 @@ def test_a_part_that_nobody_fetches_makes_room_and_one_that_is_fetched_stays(
 
     assert [part.is_dir() for part in parts] == [False, True]
     assert fetches == ["a", "b"]
+
+
+def test_workers_of_one_host_may_share_one_cache(tmp_path: Path) -> None:
+    first, second = (Settings(home=tmp_path / name, cache_dir=tmp_path / "models") for name in ("one", "two"))
+
+    assert first.cache == second.cache == tmp_path / "models"
+    assert Settings(home=tmp_path).cache == tmp_path / "cache"
 
 
 def test_several_that_want_one_model_share_one_fetch(tmp_path: Path, fetches: list[str]) -> None:

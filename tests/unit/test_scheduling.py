@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from shared.plan.fairshare import GIB
-from shared.plan.scheduling import Device, Plan, Policy, QueuedJob, RunningJob, Share, decayed, plan
+from shared.plan.scheduling import Device, Fetching, Plan, Policy, QueuedJob, RunningJob, Share, decayed, plan
 
 NOON = datetime(2026, 6, 2, 12, tzinfo=UTC)
 HOUR = 3600.0
@@ -355,10 +356,60 @@ def test_the_smallest_device_that_fits_is_taken() -> None:
     assert decide([job("r", bytes_per_device=GIB)], devices).assignments[0].device_ids == ("small",)
 
 
-def test_a_host_that_has_the_base_model_wins_among_equals() -> None:
+def test_a_job_starts_only_where_its_base_model_is() -> None:
     devices = [*host("a", 1), *host("b", 1, cached_models=frozenset({"smollm2"}))]
 
-    assert decide([job("r", base_model="smollm2")], devices).assignments[0].device_ids == ("b-0",)
+    first, second = job("r", base_model="smollm2"), job("s", base_model="smollm2")
+    decision = decide([first, second], devices)
+
+    assert decision.assignments[0].device_ids == ("b-0",)
+    assert decision.verdicts["s"].blocked_by == "NO_FREE_DEVICE", "it waits for a device, not for a fetch"
+
+
+def test_a_job_whose_base_model_is_on_no_fitting_host_waits_for_its_fetch_and_keeps_nobody() -> None:
+    devices = [device("a-0"), device("small", gib=1, cached_models=frozenset({"far"}))]
+    queue = [job("r", base_model="far", bytes_per_device=2 * GIB, priority=9), job("s", bytes_per_device=2 * GIB)]
+
+    decision = plan(
+        queue, [], devices, [], policy=POLICY, now=NOON, fetches={"far": Fetching("a", 1_234_567, 7_654_321)}
+    )
+
+    assert started(decision) == ["s"]
+    verdict = decision.verdicts["r"]
+    assert (verdict.blocked_by, verdict.eta_low) == ("BASE_MODEL_FETCHING", None)
+    assert "base model far is on no host that fits; a has 1,234,567 of 7,654,321 bytes" in verdict.detail
+
+
+@pytest.mark.parametrize(
+    ("fetching", "says"),
+    [
+        (Fetching("a", 0, 0), "a is about to fetch it;"),
+        (Fetching("a", 1, 9, error="It is away."), "a has 1 of 9 bytes and tries again, because: It is away;"),
+        (Fetching("a", 1, 9, over=True, error="It is away."), "a could not fetch it: It is away;"),
+        (None, "its hosts are about to be asked;"),
+    ],
+)
+def test_a_fetch_is_told_as_it_stands(fetching: Fetching | None, says: str) -> None:
+    fetches = {"far": fetching} if fetching else {}
+
+    made = plan([job("r", base_model="far")], [], [device("a")], [], policy=POLICY, now=NOON, fetches=fetches)
+
+    assert says in made.verdicts["r"].detail
+
+
+def test_a_job_that_no_host_could_take_is_not_told_of_its_base_model() -> None:
+    (verdict,) = decide([job("r", base_model="far", bytes_per_device=100 * GIB)], [device("a")]).verdicts.values()
+
+    assert verdict.blocked_by == "NO_FIT_MEMORY"
+
+
+def test_a_gang_wants_its_base_model_on_each_of_its_hosts() -> None:
+    devices = [*host("a", 1), *host("b", 1, cached_models=frozenset({"far"}))]
+    gang = job("r", nodes=2, base_model="far")
+
+    assert decide([gang], devices).verdicts["r"].blocked_by == "BASE_MODEL_FETCHING"
+    warm = [replace(one, cached_models=frozenset({"far"})) for one in devices]
+    assert started(decide([gang], warm)) == ["r"]
 
 
 def test_a_warm_base_model_never_beats_the_fair_order() -> None:

@@ -7,8 +7,9 @@ from functools import partial
 from typing import Any, Final, Literal
 
 import structlog
+from sqlalchemy.orm import Session
 
-from shared.chores import file_checks
+from shared.chores import cold_jobs, file_checks
 from shared.chores.file_checks import FILE_CHECK, TABLES, FileCheck, MadeRows
 from shared.chores.preflights import PreflightClaim
 from shared.contract.passes import device_kind
@@ -19,6 +20,7 @@ from shared.jobs import measurements, moves
 from shared.jobs.claims import SETTLING
 from shared.lease.journal import NewEvent
 from shared.lease.values import Claim, FileRef
+from shared.plan.capacity import Abilities
 from shared.rows.check import DatasetReport, Limits, check, read_report
 from shared.settle import device_fit, durations
 from shared.settle.resolve import Resolution, resolve
@@ -121,21 +123,26 @@ def _validate(host: Host, claim: Claim, _watch: Watch) -> None:
         host.write_in_the_end(lambda s: moves.fail(s, claim.lease, code=code, message=message, param=param))
         log.info("job.refused", job_id=claim.lease.id, code=code)
         return
-    host.write_in_the_end(
-        lambda s: moves.validated(
-            s,
-            claim.lease,
-            spec=settled.spec,
-            auto=settled.auto,
-            bytes_per_device=settled.bytes_per_device,
-            needs=device_fit.needs(settled.spec, device),
-            expected_seconds=durations.held_seconds(
-                settled.spec, ended=measurements.held(s, base_model=settled.spec.base_model.name)
-            ),
-            events=list(_oddities(claim)),
-        )
-    )
+    if host.write_in_the_end(partial(_queue, claim, settled, needs=device_fit.needs(settled.spec, device))):
+        ring("cpu", host.settings)
     ring("training", host.settings)
+
+
+def _queue(claim: Claim, settled: Resolution, session: Session, *, needs: Abilities) -> int:
+    """Queue a settled job. Returns how many hosts are to fetch its base model before it can start."""
+    moved = moves.validated(
+        session,
+        claim.lease,
+        spec=settled.spec,
+        auto=settled.auto,
+        bytes_per_device=settled.bytes_per_device,
+        needs=needs,
+        expected_seconds=durations.held_seconds(
+            settled.spec, ended=measurements.held(session, base_model=settled.spec.base_model.name)
+        ),
+        events=list(_oddities(claim)),
+    )
+    return cold_jobs.call_for(session, claim.lease.id) if moved else 0
 
 
 def _oddities(claim: Claim) -> Iterator[NewEvent]:

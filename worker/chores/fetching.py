@@ -7,10 +7,11 @@ from functools import partial
 
 import structlog
 
-from shared.chores import fetches
+from shared.chores import cold_jobs, fetches
 from shared.chores.fetches import FETCH, Fetch
 from shared.errors import TunepoolError, Unavailable
 from shared.settle.catalogue import CatalogueEntry
+from shared.store.bell import ring
 from worker import base_models
 from worker.chores.run_program import Watch, under_lease
 from worker.host.host import AWAY, Host
@@ -36,7 +37,7 @@ def fetch_next(host: Host) -> bool:
 
 def _fetch(host: Host, wanted: Fetch, watch: Watch) -> None:
     """Raises Stopped."""
-    lease, settings = wanted.lease, host.settings
+    settings = host.settings
     try:
         entry = host.catalogue().entry(wanted.model)
         teller = _Teller(host, wanted, entry, watch)
@@ -44,15 +45,16 @@ def _fetch(host: Host, wanted: Fetch, watch: Watch) -> None:
         folder = base_models.ensure(entry, cache=settings.cache, interrupt=teller.check, most=settings.cache_bytes)
     except Unavailable as error:
         reason, log_reason = "Its source does not answer this host, or there is no room for it now.", error.message
-        host.write_in_the_end(lambda s: fetches.try_again(s, lease, error=reason))
+        host.write_in_the_end(lambda s: cold_jobs.put_off(s, wanted, error=reason))
         log.warning("fetch.unavailable", model=wanted.model, reason=log_reason)
     except TunepoolError as error:
-        sentence = error.message
-        host.write_in_the_end(lambda s: fetches.fail(s, lease, error=sentence))
+        code, sentence = error.code, error.message
+        host.write_in_the_end(lambda s: cold_jobs.refuse(s, wanted, code=code, error=sentence))
         log.warning("fetch.refused", model=wanted.model, reason=sentence)
     else:
         size = base_models.bytes_in(folder)
-        host.write_in_the_end(lambda s: fetches.finish(s, lease, size=size))
+        host.write_in_the_end(lambda s: cold_jobs.arrived(s, wanted, size=size))
+        ring("training", host.settings)  # jobs wait for it
         log.info("fetch.done", model=wanted.model, bytes=size)
 
 
