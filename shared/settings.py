@@ -116,6 +116,9 @@ class Settings(BaseSettings):
     ring_seconds: float = Field(default=0.2, gt=0, description="Budget for waking a worker.")
 
     trainer: str = Field(default="worker.train", description="Module run as the trainer; tests name the fake one.")
+    describer: str = Field(
+        default="worker.train.description", description="Module run to describe a base model; empty: none is described."
+    )
     preflight: str = Field(default="worker.train.preflight", description="Module run to examine a job's rows.")
     preflight_seconds: float = Field(default=900.0, gt=0, description="A longer examination is ended.")
     preflight_memory_bytes: int = Field(

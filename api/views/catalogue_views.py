@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from api.views.view import View, seconds
+from shared.contract.model_description import ModelDescription
 from shared.settle.standings import Origin, Standing, State
 from shared.store.tables import FetchRow
 
@@ -39,6 +40,10 @@ class BaseModelView(View):
     created_at: int
     looked_at: int | None = Field(description="When a worker looked at it last. null: not yet, or nothing to look at.")
     sizes: BaseModelSizes | None = Field(description="null: not known yet.")
+    description: ModelDescription | None = Field(
+        description="What its chat template writes, and how it is built, as a program of the trainer found it in its "
+        "config and tokenizer. null: not known, such as of the built-in model."
+    )
 
 
 class FetchView(View):
@@ -79,6 +84,7 @@ def base_model(standing: Standing) -> BaseModelView:
         created_at=standing.created,
         looked_at=standing.looked_at,
         sizes=None if sizes is None else BaseModelSizes.model_validate(sizes),
+        description=found.description,
     )
 
 

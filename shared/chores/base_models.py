@@ -127,7 +127,8 @@ def look_again(session: Session, key: str) -> None:
 def _answer(row: BaseModelRow) -> HubAnswer:
     error, at = row.error or "", int(row.updated_at.timestamp())
     if row.config is not None:
-        return HubAnswer(commit=row.commit, config=row.config, note=error, weights=row.weights, looked_at=at)
+        known = {"config": row.config, "weights": row.weights, "description": row.description}
+        return HubAnswer(commit=row.commit, note=error, looked_at=at, **known)
     return HubAnswer(refused=error, looked_at=at) if row.state == "error" else HubAnswer(note=error)
 
 
@@ -149,10 +150,16 @@ def claim(
 
 
 def resolved(
-    session: Session, lease: Lease, *, commit: str | None, config: str, weights: dict[str, Any] | None = None
+    session: Session,
+    lease: Lease,
+    *,
+    commit: str | None,
+    config: str,
+    weights: dict[str, Any] | None = None,
+    description: dict[str, Any] | None = None,
 ) -> bool:
     """resolving -> ready. A folder has no commit. False: the lease is lost."""
-    values = {"commit": commit, "config": config, "weights": weights, "error": None}
+    values = {"commit": commit, "config": config, "weights": weights, "description": description, "error": None}
     return leasing.end(session, LOOK_UP, lease, state="ready", updated_at=func.now(), **values)
 
 

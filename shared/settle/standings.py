@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import ValidationError
+
+from shared.contract.model_description import ModelDescription
 from shared.contract.spec import ModelFacts
 from shared.errors import NotFound
 from shared.settle.catalogue import SMOLLM2, Catalogue
+from shared.settle.wanted_models import HubAnswer
 
 State = Literal["resolving", "ready", "error"]
 Origin = Literal["built_in", "models.toml", "added"]
@@ -32,6 +36,7 @@ class Standing:
     owned_by: str
     looked_at: int | None
     facts: ModelFacts | None
+    description: ModelDescription | None = None  # what a program of the trainer tells of it
 
 
 def standings(catalogue: Catalogue) -> list[Standing]:
@@ -76,7 +81,18 @@ def _standing(catalogue: Catalogue, name: str) -> Standing:
         owned_by=asked.owned_by if asked else entry.owned_by if entry else OWNER,
         looked_at=(answer.looked_at or None) if answer else None,
         facts=entry.ref.facts if entry else None,
+        description=_description(answer),
     )
+
+
+def _description(answer: HubAnswer | None) -> ModelDescription | None:
+    """None too where another version wrote it."""
+    if answer is None or answer.description is None:
+        return None
+    try:
+        return ModelDescription.model_validate(answer.description)
+    except ValidationError:
+        return None
 
 
 def _state(catalogue: Catalogue, name: str) -> State:

@@ -60,6 +60,7 @@ class HubAnswer:
     note: str = ""  # not yet; or, of one that can be used, what the last look-up has met
     weights: Mapping[str, Any] | None = None  # what the headers of its weights say
     looked_at: int = 0  # Unix seconds
+    description: Mapping[str, Any] | None = None  # shared/contract/model_description.py
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ REVISIONS: Final = (
     "0019_permissions",
     "0017_sign_ins",
     "0017_fetch_codes",
+    "0018_descriptions",
 )
 
 

@@ -16,16 +16,19 @@ import pytest
 from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE
 from sqlalchemy import func, select
 
+from api.views.catalogue_views import base_model
 from shared.chores import added_models, base_models, fetches
 from shared.errors import Conflict, Invalid, NotFound, NotYet
 from shared.fleet import workers
 from shared.settle.catalogue import Catalogue, local_folder
+from shared.settle.standings import standing
 from shared.settle.wanted_models import wanted_model
 from shared.store.db import session_scope
 from shared.store.tables import BaseModelRow, DeviceRow, FetchRow
 from tests.factories import verdict_of
 from tests.lifecycle.stack import Stack, make_model, until
 from tests.patience import patience
+from tests.train.tiny import make_model_directory
 from worker.base_models import BaseModelUnavailable, ensure
 from worker.base_models import main as fetch_by_hand
 from worker.chores.fetching import fetch_next
@@ -243,6 +246,23 @@ def test_only_the_config_and_headers_are_fetched_to_know_a_model(stack: Stack, h
     assert "/api/models/example/far/revision/v1.0" in hub.asked
     assert {path.rsplit("/", 1)[1] for path in hub.asked if "/resolve/" in path} == {"config.json", "model.safetensors"}
     assert hub.weight_bytes < 200_000
+
+
+def test_a_model_is_described_by_a_program_of_the_trainer_and_shown(stack: Stack, hub: Hub, tmp_path: Path) -> None:
+    folder = make_model_directory(tmp_path / "model")
+    hub.repositories["example/far"] = {file.name: file.read_bytes() for file in folder.iterdir()}
+    add(stack, "far")
+    offered(stack)
+    stack.start_worker(TUNEPOOL_DESCRIBER="worker.train.description")
+
+    until(lambda: offered(stack).entries.get("far"), seconds=120, what="an entry that is ready")
+
+    shown = base_model(standing(offered(stack), "far")).model_dump(mode="json")
+    assert shown["description"]["notes"] == [], "the headers count as many parameters as the build"
+    assert shown["description"]["template"]["end_of_turn"] == "<|im_end|>"
+    assert shown["description"]["build"]["layer_types"] == {"LlamaDecoderLayer": 2}
+    assert shown["description"]["build"]["parameters"] == shown["sizes"]["parameters"]
+    assert hub.weight_bytes < 200_000, "the header alone"
 
 
 def test_the_fetcher_by_hand_knows_what_a_worker_has_looked_up(

@@ -56,6 +56,7 @@ QUICK = {
     "TUNEPOOL_BACKOFF_BASE_SECONDS": "0.2",
     "TUNEPOOL_BACKOFF_CAP_SECONDS": "0.5",
     "TUNEPOOL_TRAINER": "tests.fake_trainer",
+    "TUNEPOOL_DESCRIBER": "",  # it loads PyTorch
     "TUNEPOOL_GANG_LAUNCHER": "tests.fake_trainer",
     "TUNEPOOL_MIN_TRAINING_ROWS": "1",
     "TUNEPOOL_CPU_MEMORY_BYTES": str(8 * 2**30),

@@ -1,6 +1,7 @@
 """Looks up what a hub or a folder has: the commit of a branch or a tag, config.json, and the headers of the weights.
 
-Of a hub nothing but these is fetched: headers come by requests for a range of bytes.
+Of a hub nothing but these and the tokenizer is fetched: headers come by requests for a range of bytes. A program of the
+trainer then tells what the template writes and how the model is built.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import structlog
+from pydantic import ValidationError
 
 from shared.chores import base_models as look_ups
 from shared.chores.base_models import LOOK_UP, LookUp
+from shared.contract.model_description import DescriptionSpec, ModelDescription
 from shared.errors import Invalid
 from shared.settle.model_facts import facts_of, weights_of
 from shared.settle.plain_models import read_config
@@ -32,9 +35,11 @@ from worker.base_models import (
     run_step,
     verify,
 )
-from worker.chores.run_program import Watch, under_lease
+from worker.chores import run_program as programs
+from worker.chores.run_program import TooSlow, Watch, under_lease
 from worker.host.host import Host
-from worker.program import workdir
+from worker.program import hostile_folder, workdir
+from worker.program.workdir import Workdir
 
 log = structlog.get_logger()
 
@@ -42,6 +47,15 @@ _SECONDS: Final = 300.0  # for a few small answers of the hub, and the start of 
 _CONFIG_BYTES: Final = 2**20
 _TENSORS_BYTES: Final = 2**27
 _NO_WEIGHTS, _NO_HEADERS = 46, 47
+_TOKENIZER: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+_DESCRIPTION_BYTES: Final = 2**20
 _INDEX: Final = "model.safetensors.index.json"
 # A process of its own has the hub's token, can be ended, and may load transformers. Its refusals are those of the
 # fetcher (worker/base_models.py), and more: the architecture is not known here, no safetensors, no header in them.
@@ -60,6 +74,9 @@ try:
         sys.exit(0)  # whoever reads it refuses it
     if not known(file):
         sys.exit({UNKNOWN})
+    for name in {sorted(_TOKENIZER)}:
+        if name in there:
+            hf_hub_download(repository, name, revision=commit, local_dir=folder)
     names = {{"model.safetensors"}} & there
     if not names and "{_INDEX}" in there:
         index = pathlib.Path(hf_hub_download(repository, "{_INDEX}", revision=commit, local_dir=folder))
@@ -103,10 +120,10 @@ def look_up_next(host: Host) -> bool:
 
 
 def _look_up(host: Host, wanted: LookUp, watch: Watch) -> None:
-    lease, place = wanted.lease, workdir.make(host.work, wanted.lease).data
+    lease, place = wanted.lease, workdir.make(host.work, wanted.lease)
     look = _in_folder if wanted.source == "path" else _at_hub
     try:
-        seen = look(wanted, place, _impatient(watch))
+        seen = look(wanted, place.data, _impatient(watch))
     except Invalid as error:
         sentence = error.message
         host.write_in_the_end(lambda s: look_ups.refused(s, lease, error=sentence, known=wanted.known))
@@ -116,11 +133,45 @@ def _look_up(host: Host, wanted: LookUp, watch: Watch) -> None:
         host.write_in_the_end(lambda s: look_ups.unheard(s, lease, error=_away(wanted)))
         log.warning("base_model.unheard", locator=wanted.locator, revision=wanted.revision, reason=reason)
     else:
-        weights = seen.weights.model_dump()
-        host.write_in_the_end(
-            lambda s: look_ups.resolved(s, lease, commit=seen.commit, config=seen.config, weights=weights)
-        )
+        answer = {"commit": seen.commit, "config": seen.config, "weights": seen.weights.model_dump()}
+        description = _described(host, wanted, seen, place, watch)
+        host.write_in_the_end(lambda s: look_ups.resolved(s, lease, **answer, description=description))
         log.info("base_model.ready", locator=wanted.locator, revision=wanted.revision, commit=seen.commit)
+
+
+def _described(host: Host, wanted: LookUp, seen: Seen, place: Workdir, watch: Watch) -> dict[str, Any] | None:
+    """What a program of the trainer tells of the model; None when it does not. The model is usable without.
+
+    Raises Stopped.
+    """
+    if not host.settings.describer:
+        return None
+    folder = Path(wanted.locator) if wanted.source == "path" else place.data
+    if wanted.source == "hub":
+        (folder / "config.json").write_text(seen.config, encoding="utf-8")  # without names of code
+    place.spec.write_text(DescriptionSpec(folder=str(folder)).model_dump_json(), encoding="utf-8")
+    workdir.hand_over(place, uid=host.trainer_uid)
+    run = partial(programs.run, host, host.settings.describer, lease=wanted.lease, place=place, watch=watch)
+    try:
+        ended = run(seconds=_SECONDS, reads=(folder,))
+        told = hostile_folder.read(place.out, "description.json", most=_DESCRIPTION_BYTES)
+        made = ModelDescription.model_validate_json(told)
+    except (TooSlow, OSError, hostile_folder.Refused, ValidationError) as error:
+        log.warning("base_model.undescribed", locator=wanted.locator, reason=str(error)[:200])
+        return None
+    log.info("base_model.described", locator=wanted.locator, exit=ended.code)
+    return _compared(made, seen.weights).model_dump(mode="json")
+
+
+def _compared(made: ModelDescription, weights: Weights) -> ModelDescription:
+    """The description, with what the headers of the weights say otherwise."""
+    if made.build is None or made.build.parameters == weights.parameters:
+        return made
+    note = (
+        f"Its files hold {weights.parameters:,} parameters, and the model that transformers builds from its config has "
+        f"{made.build.parameters:,}: parts that are not trained, or a packed form. Memory is reckoned from the files."
+    )
+    return made.model_copy(update={"notes": [*made.notes, note]})
 
 
 def _impatient(watch: Watch) -> Callable[[], None]:

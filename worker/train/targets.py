@@ -66,6 +66,11 @@ def linear_modules(model: Any) -> dict[str, torch.nn.Module]:
     return {path: module for path, module in model.named_modules() if is_linear(module) and path and module is not head}
 
 
+def adaptable(model: Any) -> set[str]:
+    """Paths of the linear layers that all-linear adapts."""
+    return linear_modules(model).keys() - _barred(model).keys()
+
+
 def is_linear(module: torch.nn.Module) -> bool:
     """Whether PEFT adapts it as a linear layer."""
     # Conv1D: GPT-2's linear layer with transposed weights; 4-bit layers are subclasses of Linear.
