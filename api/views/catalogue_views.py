@@ -84,7 +84,7 @@ def base_model(standing: Standing) -> BaseModelView:
         created_at=standing.created,
         looked_at=standing.looked_at,
         sizes=None if sizes is None else BaseModelSizes.model_validate(sizes),
-        description=found.description,
+        description=standing.description,
     )
 
 

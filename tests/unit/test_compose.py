@@ -133,11 +133,11 @@ def test_the_dockerfile_passes_hadolint() -> None:
 
 
 def test_every_part_of_the_pool_is_there(compose: dict[str, Any]) -> None:
-    assert set(compose["services"]) == {"postgres", "valkey", "s3", "migrate", "api", "janitor", "worker"}
+    assert set(compose["services"]) == {"postgres", "valkey", "s3", "migrate", "api", "janitor", "worker", "playground"}
 
 
 def test_nothing_starts_before_the_schema_is_current(compose: dict[str, Any]) -> None:
-    for name in ("api", "janitor", "worker"):
+    for name in ("api", "janitor", "worker", "playground"):
         waits = compose["services"][name]["depends_on"]
         assert waits["migrate"]["condition"] == "service_completed_successfully", name
     assert compose["services"]["migrate"]["depends_on"]["postgres"]["condition"] == "service_healthy"
@@ -148,14 +148,26 @@ def test_api_and_worker_read_one_list_of_models_and_cannot_write_it() -> None:
     named["HF_ENDPOINT"] = "https://mirror.example"
     services = json.loads(run(*CONFIG, "--format", "json", **named).stdout)["services"]
 
-    for name in ("api", "worker"):
+    asking = {"worker", "playground"}
+    for name in ("api", *asking):
         file = services[name]["environment"]["TUNEPOOL_MODELS_FILE"]
         (mounted,) = [volume for volume in services[name]["volumes"] if volume["target"] == file]
         assert (mounted["source"], mounted["read_only"]) == ("/srv/models.toml", True)
-    assert [name for name in services if "HF_TOKEN" in services[name].get("environment", {})] == ["worker"]
-    assert services["worker"]["environment"]["HF_TOKEN"] == "hf_x"
-    assert [name for name in services if "HF_ENDPOINT" in services[name].get("environment", {})] == ["worker"]
-    assert services["worker"]["environment"]["HF_ENDPOINT"] == "https://mirror.example"
+    for variable, value in (("HF_TOKEN", "hf_x"), ("HF_ENDPOINT", "https://mirror.example")):
+        assert {name for name in services if variable in services[name].get("environment", {})} == asking
+        assert {services[name]["environment"][variable] for name in asking} == {value}
+
+
+def test_the_playground_shares_the_workers_models_and_is_reached_by_its_name(compose: dict[str, Any]) -> None:
+    playground, worker = compose["services"]["playground"], compose["services"]["worker"]
+
+    assert playground["command"] == ["tunepool-server", "playground"]
+    assert playground["environment"]["TUNEPOOL_PLAYGROUND_ADDRESS"] == "playground"
+    assert playground["image"] == worker["image"]
+    assert playground["deploy"] == worker["deploy"]
+    state = [next(one["source"] for one in service["volumes"]) for service in (playground, worker)]
+    assert state == ["worker-state", "worker-state"]
+    assert playground["healthcheck"]["disable"], "the image's probe would tell of the worker"
 
 
 def test_without_a_mirror_workers_ask_the_hub_itself(compose: dict[str, Any]) -> None:

@@ -46,9 +46,32 @@ def list_models(context: typer.Context) -> None:
 def show_model(context: typer.Context, name: str) -> None:
     """Show one base model with everything that is known of it."""
     model = native.get(context, f"models/{native.part(name)}")
-    sizes = model.pop("sizes") if not context.obj.as_json else None
-    rows = {**model, **(sizes or {})}
+    sizes, description = (None, None) if context.obj.as_json else (model.pop("sizes"), model.pop("description", None))
+    rows = {**model, **(sizes or {}), **_described(description or {})}
     show(context, model, "\n".join(f"{field}: {_words(value)}" for field, value in rows.items()))
+
+
+def _described(description: dict[str, Any]) -> dict[str, Any]:
+    """What a program of the trainer tells of the model, in lines."""
+    build, template = description.get("build") or {}, description.get("template") or {}
+    linear = [
+        f"{kind['name']} {kind['inputs']}x{kind['outputs']} ({kind['count']})" for kind in build.get("linear", ())
+    ]
+    experts = [
+        f"{kind['name']} {'x'.join(map(str, kind['shape']))} ({kind['count']})" for kind in build.get("experts", ())
+    ]
+    rows = {
+        "template writes": [name for name, writes in template.items() if writes is True],
+        "template leaves out": [name for name, writes in template.items() if writes is False],
+        "ends": template.get("stops"),
+        "layers": [f"{count} {kind}" for kind, count in build.get("layer_types", {}).items()],
+        "linear layers": linear,
+        "experts": experts,
+        "tied": [" = ".join(names) for names in build.get("tied", ())],
+        "beside the language model": build.get("beside"),
+        "notes": description.get("notes"),
+    }
+    return {field: ", ".join(values) for field, values in rows.items() if values}
 
 
 @models_cli.command("check")
