@@ -127,8 +127,14 @@ def look_again(session: Session, key: str) -> None:
 def _answer(row: BaseModelRow) -> HubAnswer:
     error, at = row.error or "", int(row.updated_at.timestamp())
     if row.config is not None:
-        known = {"config": row.config, "weights": row.weights, "description": row.description}
-        return HubAnswer(commit=row.commit, note=error, looked_at=at, **known)
+        return HubAnswer(
+            commit=row.commit,
+            config=row.config,
+            note=error,
+            weights=row.weights,
+            looked_at=at,
+            description=row.description,
+        )
     return HubAnswer(refused=error, looked_at=at) if row.state == "error" else HubAnswer(note=error)
 
 

@@ -133,9 +133,12 @@ def _look_up(host: Host, wanted: LookUp, watch: Watch) -> None:
         host.write_in_the_end(lambda s: look_ups.unheard(s, lease, error=_away(wanted)))
         log.warning("base_model.unheard", locator=wanted.locator, revision=wanted.revision, reason=reason)
     else:
-        answer = {"commit": seen.commit, "config": seen.config, "weights": seen.weights.model_dump()}
-        description = _described(host, wanted, seen, place, watch)
-        host.write_in_the_end(lambda s: look_ups.resolved(s, lease, **answer, description=description))
+        weights, description = seen.weights.model_dump(), _described(host, wanted, seen, place, watch)
+        host.write_in_the_end(
+            lambda s: look_ups.resolved(
+                s, lease, commit=seen.commit, config=seen.config, weights=weights, description=description
+            )
+        )
         log.info("base_model.ready", locator=wanted.locator, revision=wanted.revision, commit=seen.commit)
 
 

@@ -22,7 +22,8 @@ from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_download, hf_hub
 from huggingface_hub.constants import MAX_HTTP_DOWNLOAD_SIZE
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import HfFileMetadata, http_get
-from huggingface_hub.utils import build_hf_headers, filter_repo_objects
+from huggingface_hub.utils import build_hf_headers
+from huggingface_hub.utils._paths import filter_repo_objects
 
 WEIGHTS: Final = ("*.safetensors",)
 BESIDE: Final = ("*.safetensors.index.json", "*.json", "tokenizer.model", "*.jinja", "merges.txt", "vocab.txt")
@@ -34,10 +35,12 @@ AT_ONCE: Final = 4  # files
 
 def download(repository: str, commit: str, folder: Path) -> None:
     """Bring everything that a base model needs. Raises HfHubHTTPError, OSError and what the network raises."""
-    rules = {"repo_id": repository, "revision": commit, "local_dir": folder, "ignore_patterns": list(DUPLICATES)}
-    snapshot_download(**rules, allow_patterns=list(BESIDE))
+    others = list(DUPLICATES)
+    snapshot_download(
+        repository, revision=commit, local_dir=folder, allow_patterns=list(BESIDE), ignore_patterns=others
+    )
     names = HfApi().list_repo_files(repository, revision=commit)
-    weights = filter_repo_objects(names, allow_patterns=list(WEIGHTS), ignore_patterns=list(DUPLICATES))
+    weights = filter_repo_objects(names, allow_patterns=list(WEIGHTS), ignore_patterns=others)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for _ in pool.map(partial(_bring, repository, commit, folder), sorted(weights)):
             pass
