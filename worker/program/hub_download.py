@@ -13,6 +13,7 @@ import hashlib
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -22,8 +23,7 @@ from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_download, hf_hub
 from huggingface_hub.constants import MAX_HTTP_DOWNLOAD_SIZE
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import HfFileMetadata, http_get
-from huggingface_hub.utils import build_hf_headers
-from huggingface_hub.utils._paths import filter_repo_objects
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented there
 
 WEIGHTS: Final = ("*.safetensors",)
 BESIDE: Final = ("*.safetensors.index.json", "*.json", "tokenizer.model", "*.jinja", "merges.txt", "vocab.txt")
@@ -40,10 +40,15 @@ def download(repository: str, commit: str, folder: Path) -> None:
         repository, revision=commit, local_dir=folder, allow_patterns=list(BESIDE), ignore_patterns=others
     )
     names = HfApi().list_repo_files(repository, revision=commit)
-    weights = filter_repo_objects(names, allow_patterns=list(WEIGHTS), ignore_patterns=others)
+    weights = [name for name in names if _is_any(name, WEIGHTS) and not _is_any(name, DUPLICATES)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for _ in pool.map(partial(_bring, repository, commit, folder), sorted(weights)):
             pass
+
+
+def _is_any(name: str, patterns: tuple[str, ...]) -> bool:
+    """As huggingface_hub reads patterns."""
+    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def _bring(repository: str, commit: str, folder: Path, name: str) -> None:

@@ -91,7 +91,7 @@ def built(folder: Path) -> ModelBuild:
 
 def _shape(module: torch.nn.Module) -> tuple[int, int]:
     """(inputs, outputs) of a linear layer."""
-    first, second = module.weight.shape  # type: ignore[misc, union-attr]  # a matrix
+    first, second = module.weight.shape
     return (second, first) if isinstance(module, torch.nn.Linear) else (first, second)  # Conv1D keeps it transposed
 
 
@@ -108,7 +108,7 @@ def _layer_types(model: Any) -> dict[str, int]:
     if listed:
         return dict(Counter(str(kind) for kind in listed))
     lists = [module for module in model.get_decoder().modules() if isinstance(module, torch.nn.ModuleList)]
-    longest = max(lists, key=len, default=[])
+    longest = max(lists, key=len, default=torch.nn.ModuleList())
     return dict(Counter(type(layer).__name__ for layer in longest))
 
 
