@@ -29,6 +29,17 @@ Preset = Literal["prototype", "general", "complex", "large_dataset"]
 ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]{1,200}$")]
 
 
+# Names by which rows are read; those of shared.rows.formats, which a test compares.
+ColumnName = Literal[
+    "messages", "prompt", "completion", "text", "label", "chosen", "rejected", "preferred_completion",
+    "non_preferred_completion", "conversations", "instruction", "input", "output", "history", "system", "tools",
+    "functions", "parallel_tool_calls",
+]  # fmt: skip
+Columns = Annotated[
+    dict[ColumnName, Annotated[str, StringConstraints(min_length=1, max_length=200)]], Field(min_length=1)
+]
+
+
 class Part(BaseModel):
     """A strict, frozen piece of a spec: unknown keys, coercions, NaN and infinity are refused."""
 
@@ -130,6 +141,11 @@ class Training(Part):
     special_tokens: Literal["text", "parse"] = Field(
         default="text",
         description="What control tokens spelled in raw text and completions are: text, or the tokens (parse).",
+    )
+    columns: Columns | None = Field(
+        default=None,
+        description="Names of the file's columns where they are others than ours, each beside ours: "
+        '{"prompt": "question", "completion": "answer"}.',
     )
     logging_steps: int = Field(default=1, ge=1, le=10_000)
     save_steps: int | None = Field(

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, bindparam, func, insert, inspect, select
 from sqlalchemy.orm import Session, make_transient_to_detached
 from sqlalchemy.orm.attributes import set_committed_value
 
-from shared.contract.job_request import CreateJob
+from shared.contract.job_request import CreateJob, chosen
 from shared.contract.spec import BaseModelRef, Queue
 from shared.errors import Conflict, Forbidden, Invalid, LimitReached
 from shared.ids import new_id
@@ -60,8 +60,9 @@ def submit(
             return Submission(earlier, replayed=True)
     refuse_out_of_bounds(request.tunepool.queue or Queue(), caller)
     named = {"training_file": request.training_file, "validation_file": request.validation_file}
+    renamed = bool(chosen(request.tunepool.training).get("columns"))
     grounds = [
-        _ground(session, caller, file_id, own_turn=own_turn, param=param)
+        _ground(session, caller, file_id, own_turn=own_turn, param=param, renamed=renamed)
         for param, file_id in named.items()
         if file_id is not None
     ]
@@ -138,6 +139,8 @@ _GROUND: Final = (
         FileRow.purpose,
         FileRow.status,
         FileRow.status_details,
+        FileRow.packed,
+        FileRow.rows_key,
         ProjectRow.name.label("project_name"),
         ProjectRow.max_queued.label("project_max_queued"),
         ProjectRow.budget_soft_device_seconds,
@@ -153,12 +156,15 @@ _GROUND: Final = (
 )
 
 
-def _ground(session: Session, caller: Caller, file_id: str, *, own_turn: str, param: str) -> Any:
-    """The file as a submission may use it, beside the limits of whoever submits. Raises Invalid."""
+def _ground(session: Session, caller: Caller, file_id: str, *, own_turn: str, param: str, renamed: bool) -> Any:
+    """The file as a submission may use it, beside the limits of whoever submits. Raises Invalid.
+
+    `renamed`: the job reads its columns under other names, so its rows are checked once more as the job is settled.
+    """
     values = {"turn": own_turn, "key_id": caller.key_id, "file_id": file_id}
     row = session.connection().execute(_GROUND, values).one_or_none()
     row = usable(row, project_id=caller.project_id, file_id=file_id, param=param)
-    if row.status == "error":
+    if row.status == "error" and not (renamed and (row.rows_key is not None or not row.packed)):
         raise Invalid(f"{param} '{file_id}' failed its check: {row.status_details}", param=param, code="invalid_file")
     return row
 

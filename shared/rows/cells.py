@@ -10,7 +10,8 @@ import csv
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Final
 
 from pydantic import Field
@@ -29,20 +30,22 @@ _JSON_COLUMNS: Final = frozenset(
 )
 _TALK_OR_TEXT: Final = frozenset({"input", "prompt", "completion", "chosen", "rejected"})
 # An empty cell is an empty text in these, where they are the row; in all other columns it is nothing.
-_TEXTS: Final = frozenset({"prompt", "completion", "instruction", "output", "text"})
-_TALKS: Final = frozenset({"messages", "conversations", "chosen"})
+TEXTS: Final = frozenset({"prompt", "completion", "instruction", "output", "text"})
+TALKS: Final = frozenset({"messages", "conversations", "chosen"})
 _BOOLEAN_COLUMNS: Final = frozenset({"label", "kto_tag", "parallel_tool_calls", "train_on_input"})
 _BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
 _LINE_BYTES: Final = 8 * 1024 * 1024
 NAMES_TOLD: Final = 1000
 _NAME_CHARACTERS: Final = 80
+_MOST_OTHERS: Final = 100  # a table with more has features in its columns, not rows of text
 
 
 class TableColumns(Part):
     """`columns.json`, beside the rows that were made of a file: what was left out of them, and what counts them."""
 
     read: list[str] = Field(default=[], max_length=NAMES_TOLD)
-    dropped: list[str] = Field(default=[], max_length=NAMES_TOLD, description="No rule of rows asks for them.")
+    dropped: list[str] = Field(default=[], max_length=NAMES_TOLD, description="They are not among the rows.")
+    cells: bool = Field(default=False, description="The rows' values are cells of a CSV file.")
     unit: Unit | None = Field(default=None, description="What the rows' numbers count; null: the file's own lines.")
 
 
@@ -60,27 +63,44 @@ class RowRefused(ValueError):
         self.unit = unit
 
 
-def chosen(names: list[str], *, unit: Unit = "line") -> TableColumns:
+def chosen(names: list[str], *, unit: Unit = "line", others: Collection[str] | None = None) -> TableColumns:
     """Tell the columns of a table that its rows need from those that no rule asks for.
+
+    Args:
+        others: columns that a job may read under our names (`training.columns`): read too, each that has a name of its
+            own, unless there are very many. None: only what rules ask for; a table without such a column is refused.
 
     Raises:
         RowRefused: a name stands twice, differs from a known one in capitals or spaces, or none is known.
     """
+    counts, listed = Counter(names), ", ".join(names)[:200]
+    known = [name for name in names if _is_read(name)]
+    if others is None:
+        _refuse_unknown(names, listed, unit=unit)
+    if len(set(known)) != len(known) or len(known) > NAMES_TOLD:
+        message = f"the columns ({listed}) must name known columns each once"
+        raise RowRefused(message, line=1, code="unknown_format", unit=unit)
+    more = [name for name in others or () if counts[name] == 1 and name and not _is_read(name)]
+    read = known + more if len(more) <= _MOST_OTHERS else known
+    if not read:
+        raise _no_known(listed, unit)
+    dropped = sorted({name[:_NAME_CHARACTERS] for name in counts.keys() - set(read)})
+    return TableColumns(read=read, dropped=dropped[:NAMES_TOLD], unit=unit)
+
+
+def _refuse_unknown(names: list[str], listed: str, *, unit: Unit) -> None:
     for name in names:
         plain = name.strip().casefold()
         if plain != name and plain in _MARKS and plain not in names:
             message = f"the column {name[:80]!r} differs from {plain} in capitals or spaces; write it small"
             raise RowRefused(message, line=1, code="unknown_format", unit=unit)
-    listed = ", ".join(names)[:200]
     if not _KNOWN & set(names):
-        message = f"the columns ({listed}) must name known columns, such as messages, text, or prompt and completion"
-        raise RowRefused(message, line=1, code="unknown_format", unit=unit)
-    read = [name for name in names if _is_read(name)]
-    if len(set(read)) != len(read) or len(read) > NAMES_TOLD:
-        message = f"the columns ({listed}) must name known columns each once"
-        raise RowRefused(message, line=1, code="unknown_format", unit=unit)
-    dropped = sorted({name[:_NAME_CHARACTERS] for name in names if not _is_read(name)})
-    return TableColumns(read=read, dropped=dropped[:NAMES_TOLD], unit=unit)
+        raise _no_known(listed, unit)
+
+
+def _no_known(listed: str, unit: Unit) -> RowRefused:
+    message = f"the columns ({listed}) must name known columns, such as messages, text, or prompt and completion"
+    return RowRefused(message, line=1, code="unknown_format", unit=unit)
 
 
 def _is_read(name: str) -> bool:
@@ -96,12 +116,13 @@ def is_header(head: bytes) -> bool:
     return bool(names & _KNOWN)
 
 
-def csv_lines(chunks: Iterable[bytes], *, noted: Noted | None = None) -> Iterator[bytes]:
+def csv_lines(chunks: Iterable[bytes], *, noted: Noted | None = None, others: bool = False) -> Iterator[bytes]:
     """Stream a CSV or TSV file (UTF-8, one header row) as JSONL; each row stands on the line where it begins there.
 
     The header tells commas from tabs. Cells of list-like columns may hold JSON. Empty cells are left out, unless the
     row is made of such texts.
-    A cell may hold 131,072 characters (the csv module's guard). `noted` hears of the columns.
+    A cell may hold 131,072 characters (the csv module's guard). `noted` hears of the columns. With `others`, columns
+    that no rule asks for are among the rows.
 
     Raises:
         RowRefused: not CSV, not UTF-8, or a header that names no known column; `line` is the file's.
@@ -112,7 +133,7 @@ def csv_lines(chunks: Iterable[bytes], *, noted: Noted | None = None) -> Iterato
     reader = csv.reader(itertools.chain([first], texts), strict=True, delimiter=delimiter)
     try:
         header = [name.strip() for name in next(reader, [])]
-        columns = chosen(header)
+        columns = chosen(header, others=header if others else None).model_copy(update={"cells": True})
         if noted:
             noted(columns)
         read, written, begins = set(columns.read), 0, reader.line_num + 1
@@ -123,6 +144,9 @@ def csv_lines(chunks: Iterable[bytes], *, noted: Noted | None = None) -> Iterato
                 written = begins
             begins = reader.line_num + 1
     except csv.Error as error:
+        if "new-line character" in str(error):
+            message = "lines end with a lone carriage return (CR); save the file with LF or CRLF line endings"
+            raise RowRefused(message, line=max(1, reader.line_num), code="cr_line_endings") from None
         raise RowRefused(f"not valid CSV ({error})", line=max(1, reader.line_num), code="invalid_csv") from None
 
 
@@ -134,10 +158,10 @@ def _delimiter(header: str) -> str:
         raise RowRefused(message, line=1, code="invalid_csv")
     if "\t" in plain and "," not in plain:
         return "\t"
-    if ";" in plain and "," not in plain and is_header(header.encode()):
-        raise RowRefused(
-            "semicolons stand between the columns; save it with commas or tabs", line=1, code="invalid_csv"
-        )
+    for mark, word in ((";", "semicolons"), ("|", "bars")):
+        if mark in plain and "," not in plain:
+            message = f"{word} stand between the columns; save it with commas or tabs"
+            raise RowRefused(message, line=1, code="invalid_csv")
     return ","
 
 
@@ -145,10 +169,11 @@ def _row(header: list[str], cells: list[str], read: set[str], *, line: int) -> b
     if len(cells) != len(header):
         message = f"{len(cells)} cells stand under {len(header)} columns; quote cells that hold commas or tabs"
         raise RowRefused(message, line=line, code="wrong_cell_count")
-    row = {name: _cell(name, cell) for name, cell in zip(header, cells, strict=True) if name in read}
-    if not _TALKS & row.keys():
-        row |= {name: "" for name in _TEXTS & row.keys() if row[name] is None}
-    return _line({name: value for name, value in row.items() if value is not None or name.casefold() in MEDIA})
+    row = {name: cell(name, text) for name, text in zip(header, cells, strict=True) if name in read}
+    if not TALKS & row.keys():
+        row |= {name: "" for name in TEXTS & row.keys() if row[name] is None}
+    kept = {name: value for name, value in row.items() if value is not None or name.casefold() in MEDIA}
+    return _line(kept | {name: None for name in row.keys() - kept.keys() if not _is_read(name)})
 
 
 def table_lines(rows: Iterable[dict[str, Any]]) -> Iterator[bytes]:
@@ -161,7 +186,7 @@ def table_lines(rows: Iterable[dict[str, Any]]) -> Iterator[bytes]:
     """
     for number, row in enumerate(rows, start=1):
         known = {
-            name: _medium(value) if name.casefold() in MEDIA else value
+            name: _medium(value) if name.casefold() in MEDIA else _without_nulls(value)
             for name, value in row.items()
             if value is not None or name.casefold() in MEDIA  # a message may point to it all the same
         }
@@ -170,6 +195,13 @@ def table_lines(rows: Iterable[dict[str, Any]]) -> Iterator[bytes]:
         except (TypeError, ValueError) as error:
             message = f"a cell cannot be read as text ({error})"
             raise RowRefused(message, line=number, code="wrong_type", unit="row") from None
+
+
+def _without_nulls(value: Any) -> Any:
+    """A cell without the fields that are null: an object of a table has the fields of all rows, its own and theirs."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(field) for name, field in value.items() if field is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _medium(value: Any) -> Any:
@@ -203,16 +235,17 @@ def _decoded(data: bytes, number: int) -> str:
         raise RowRefused("not valid UTF-8; save the file as UTF-8", line=number, code="invalid_utf8") from None
 
 
-def _cell(name: str, cell: str) -> Any:
+def cell(name: str, text: str) -> Any:
+    """What the text of a CSV file's cell means in the column `name`."""
     if name in _BOOLEAN_COLUMNS:
-        return _BOOLEANS.get(cell.strip().lower(), cell or None)
-    if name in _JSON_COLUMNS and cell.lstrip()[:1] in {"[", "{"}:
+        return _BOOLEANS.get(text.strip().lower(), text or None)
+    if name in _JSON_COLUMNS and text.lstrip()[:1] in {"[", "{"}:
         try:
-            value = strict_json.parse(cell, long_integers=True)
+            value = strict_json.parse(text, long_integers=True)
         except strict_json.BadJson:
-            return cell
-        return cell if name in _TALK_OR_TEXT and not _is_talk(value) else value
-    return cell or None
+            return text
+        return text if name in _TALK_OR_TEXT and not _is_talk(value) else value
+    return text or None
 
 
 def _is_talk(value: Any) -> bool:

@@ -6,7 +6,6 @@ Memory holds one line (at most `Limits.line_bytes`), twenty problems, and at mos
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 import time
 from collections import Counter
@@ -18,11 +17,14 @@ from pydantic import TypeAdapter
 from shared.contract.spec import Format
 from shared.rows import formats, strict_json
 from shared.rows.arguments import slip_of
-from shared.rows.conversation import RowFinding, RowFindings, shown
+from shared.rows.findings import RowFinding, RowFindings, shown
 from shared.rows.foreign import SAYS, recast
 from shared.rows.formats import Shape
 from shared.rows.lines import BOM, FileRefused, Line, RowProblem, Unit, at_start, decode, lines
+from shared.rows.renaming import RENAMED, ColumnCounts, Misnamed, in_file, renamed
+from shared.rows.repeats import Repeats
 from shared.rows.rules import check_row
+from shared.rows.secrets import holds_secret
 
 _MAX_PROBLEMS = 20
 
@@ -50,7 +52,7 @@ class DatasetWarning:
 
 @dataclasses.dataclass(frozen=True)
 class DatasetReport:
-    """What the check found. Characters feed token estimates: in English about four make a token."""
+    """What the check findings. Characters feed token estimates: in English about four make a token."""
 
     format: Format | None
     shape: Shape | None
@@ -67,6 +69,9 @@ class DatasetReport:
     problems: tuple[RowProblem, ...]
     warnings: tuple[DatasetWarning, ...]
     stopped_at: int | None = None  # the line after which so many problems were known that reading stopped
+    made_of: Unit | None = None  # what the rows were made of, where they are no JSONL as uploaded
+    left: tuple[str, ...] = ()  # columns of that which are not among the rows
+    cells: bool = False  # the rows' values are cells of a CSV file
 
     @property
     def ok(self) -> bool:
@@ -75,7 +80,7 @@ class DatasetReport:
     def document(self) -> dict[str, Any]:
         """As the file's row keeps it."""
         report = dataclasses.asdict(self)
-        for key in ("dropped_columns", "problems", "warnings"):
+        for key in ("dropped_columns", "problems", "warnings", "left"):
             report[key] = list(report[key])
         return report
 
@@ -97,6 +102,8 @@ def check(
     limits: Limits = DEFAULT_LIMITS,
     made_of: Unit | None = None,
     left: Collection[str] = (),
+    cells: bool = False,
+    columns: Mapping[str, str] | None = None,
     clock: Callable[[], float] = time.thread_time,
 ) -> DatasetReport:
     """Check a JSONL file from its bytes, in one pass. Never raises for any content.
@@ -104,10 +111,12 @@ def check(
     Args:
         made_of: the rows were made of another file, whose lines, rows or items the line numbers count.
         left: columns of that file which are not among the rows.
+        cells: the rows' values are cells of a CSV file.
+        columns: `training.columns` of the job that reads the file (`shared.rows.renaming`).
         clock: seconds, for `limits.seconds`.
     """
     deadline = clock() + limits.seconds
-    tally = _Tally(made_of=made_of, left=left)
+    tally = _Tally(made_of=made_of, left=left, cells=cells, columns=columns)
     try:
         for line in lines(tally.counted(chunks, limits), limit=limits.line_bytes):
             _check_line(line, tally, limits)
@@ -162,11 +171,17 @@ def _too_slow(line: Line, limits: Limits) -> RowProblem:
 
 
 def _check_object(line: Line, text: str, row: dict[str, Any], tally: _Tally) -> None:
-    read = recast(row)
     try:
+        read = recast(tally.named(row, line))
         shape = formats.detect(read.row)
+    except Misnamed as fault:
+        tally.columns.refuse(line.number, fault)
+        return
     except formats.UnknownShape as unknown:
-        tally.refuse(RowProblem(line=line.number, column=1, param="", code=unknown.code, message=str(unknown)))
+        problem = RowProblem(line=line.number, column=1, param="", code=unknown.code, message=str(unknown))
+        if tally.made_of in {"row", "line"} and tally.rows == 1:  # a table: all its rows have the same columns
+            raise FileRefused(problem) from None
+        tally.refuse(problem)
         return
     if tally.shape is None:
         tally.shape, tally.shape_line = shape, line.number
@@ -175,18 +190,22 @@ def _check_object(line: Line, text: str, row: dict[str, Any], tally: _Tally) -> 
         tally.refuse(RowProblem(line=line.number, column=1, param="", code="mixed_formats", message=message))
         return
     findings = check_row(read.row, shape)
+    findings.dropped += [name for name in read.dropped if name not in findings.dropped]
     tally.add(line, findings)
     for form in read.forms:
         tally.warn(line.number, f"converted_{form}", SAYS[form])
     if findings.problems:
-        tally.refuse_all(line.number, text, [_as_in_file(fault, read.names) for fault in findings.problems])
+        faults = [_as_in_file(fault, read.names, tally.columns.columns) for fault in findings.problems]
+        tally.refuse_all(line.number, text, faults)
     _warn_of_content(line, tally)
 
 
-def _as_in_file(fault: RowFinding, names: Mapping[str, str]) -> RowFinding:
+def _as_in_file(fault: RowFinding, names: Mapping[str, str], columns: Mapping[str, str]) -> RowFinding:
     """A fault under the name that its column has in the file."""
-    name = names.get(fault.param)
-    return fault._replace(param=name, message=fault.message.replace(fault.param, name, 1)) if name else fault
+    name = in_file(names.get(fault.param, fault.param), columns)
+    if name == fault.param:
+        return fault
+    return fault._replace(param=name, message=fault.message.replace(fault.param, name, 1))
 
 
 _PRETTY: Final = "A row takes several lines (indented JSON); write each on one line (json.dumps), or all in one array."
@@ -212,6 +231,8 @@ def _bad_line(line: Line, bad: strict_json.BadJson) -> RowProblem:
 
 
 def _check_whole(tally: _Tally, limits: Limits) -> None:
+    for line, param, code, message in tally.columns.faults(tally.left):
+        tally.refuse_first(RowProblem(line=line, column=1, param=param, code=code, message=message))
     if tally.rows == 0 and not tally.problem_count:
         what = "holds only blank lines" if tally.bytes else "is empty"
         tally.refuse(at_start("empty_file", f"The file {what}; write one JSON object per line."))
@@ -222,27 +243,14 @@ def _check_whole(tally: _Tally, limits: Limits) -> None:
         )
 
 
-# The search for a literal is an order of magnitude faster than the pattern, and most lines hold none.
-_SECRET = {
-    b"AKIA": re.compile(rb"\bAKIA[0-9A-Z]{16}\b"),
-    b"sk-": re.compile(rb"\bsk-[A-Za-z0-9_-]{20,}"),
-    b"ghp_": re.compile(rb"\bghp_[A-Za-z0-9]{36}"),
-    b"github_pat_": re.compile(rb"\bgithub_pat_[A-Za-z0-9_]{22,}"),
-    b"PRIVATE KEY": re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
-    b"xox": re.compile(rb"\bxox[bp]-[A-Za-z0-9-]{10,}"),
-    b"hf_": re.compile(rb"\bhf_[A-Za-z0-9]{30,}"),
-    b"AIza": re.compile(rb"\bAIza[A-Za-z0-9_-]{35}"),
-}
 _CONTROL_TOKEN = re.compile(rb"<\|[a-z_]{2,40}\|>")
 
 
 def _warn_of_content(line: Line, tally: _Tally) -> None:
     data = line.data
-    for hint, pattern in _SECRET.items():
-        if hint in data and pattern.search(data):
-            message = "A row seems to hold a secret (key or token); a trained model may repeat it."
-            tally.warn(line.number, "possible_secret", message)
-            break
+    if holds_secret(data):
+        message = "A row seems to hold a secret (key or token); a trained model may repeat it."
+        tally.warn(line.number, "possible_secret", message)
     if b"<|" in data and _CONTROL_TOKEN.search(data):
         tally.warn(
             line.number,
@@ -255,8 +263,16 @@ def _warn_of_content(line: Line, tally: _Tally) -> None:
 class _Tally:
     """The running counts of one check."""
 
-    def __init__(self, *, made_of: Unit | None = None, left: Collection[str] = ()) -> None:
-        self.made_of, self.left = made_of, left
+    def __init__(
+        self,
+        *,
+        made_of: Unit | None = None,
+        left: Collection[str] = (),
+        cells: bool = False,
+        columns: Mapping[str, str] | None = None,
+    ) -> None:
+        self.made_of, self.left, self.cells = made_of, left, cells
+        self.columns = ColumnCounts(columns or {})
         self.shape: Shape | None = None
         self.shape_line = 0
         self.stopped_at: int | None = None
@@ -268,7 +284,7 @@ class _Tally:
         self.warnings: dict[str, DatasetWarning] = {}
         self.dropped: Counter[str] = Counter()
         self.dropped_rows = self.dropped_line = 0
-        self.duplicates = _Duplicates()
+        self.duplicates = Repeats()
 
     def counted(self, chunks: Iterable[bytes], limits: Limits) -> Iterator[bytes]:
         for chunk in chunks:
@@ -283,6 +299,15 @@ class _Tally:
                     )
                 )
             yield chunk
+
+    def named(self, row: dict[str, Any], line: Line) -> dict[str, Any]:
+        """The row under our names. Raises Misnamed."""
+        if not self.columns.columns:
+            return row
+        self.columns.meet(row)
+        read = renamed(row, self.columns.columns, cells=self.cells)
+        self.warn(line.number, RENAMED, self.columns.says)
+        return read
 
     def add(self, line: Line, findings: RowFindings) -> None:
         self.messages += findings.messages
@@ -335,7 +360,8 @@ class _Tally:
             self.dropped_rows, self.dropped_line = self.rows, 1
 
     def _warn_of_columns(self) -> None:
-        counts = ", ".join(f"{name} ({rows:,} rows)" for name, rows in self.dropped.most_common(12))
+        most = sorted(self.dropped.items(), key=lambda one: (-one[1], one[0]))[:12]
+        counts = ", ".join(f"{name} ({rows:,} rows)" for name, rows in most)
         more = f" and {len(self.dropped) - 12:,} more" if len(self.dropped) > 12 else ""
         message = f"Columns that this format does not use were dropped: {counts}{more}."
         self.warn(self.dropped_line, "dropped_columns", message, rows=self.dropped_rows)
@@ -368,30 +394,7 @@ class _Tally:
             problems=tuple(map(self._placed, self.problems)),
             warnings=tuple(self.warnings.values()),
             stopped_at=self.stopped_at,
+            made_of=self.made_of,
+            left=tuple(self.left),
+            cells=self.cells,
         )
-
-
-class _Duplicates:
-    """Counts repeated rows: exactly up to 2 * 10^5 distinct rows, beyond that from a sample by digest.
-
-    All copies of a row share a digest, so keeping only digests divisible by a growing power of two
-    is an unbiased sample (distinct sampling, Gibbons 2001).
-    """
-
-    _KEPT = 200_000
-
-    def __init__(self) -> None:
-        self._counts: dict[int, int] = {}
-        self._mask = 0
-
-    def add(self, data: bytes) -> None:
-        digest = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
-        if digest & self._mask:
-            return
-        self._counts[digest] = self._counts.get(digest, 0) + 1
-        if len(self._counts) > self._KEPT:
-            self._mask = self._mask * 2 + 1
-            self._counts = {digest: count for digest, count in self._counts.items() if not digest & self._mask}
-
-    def estimate(self) -> int:
-        return (sum(self._counts.values()) - len(self._counts)) * (self._mask + 1)

@@ -8,7 +8,7 @@ import json
 from typing import Any, Final
 
 from shared.rows import formats
-from shared.rows.conversation import RowFindings, shown
+from shared.rows.findings import RowFindings, shown
 from shared.rows.formats import Row, Shape
 
 MEDIA: Final = frozenset(
@@ -19,6 +19,7 @@ _PLACEHOLDERS: Final = ("<image>", "<video>", "<audio>")
 MEANT: Final = frozenset(
     {"system", "system_prompt", "tools", "functions", "history", "label", "kto_tag", "completion", "chosen", "rejected"}
     | {"weight", "train", "loss", "mask", "loss_scale", "train_on_input", "train_on_inputs"}
+    | {"sample_weight", "loss_mask", "rejected_response", "rejected_messages", "reasoning_content", "thinking"}
 )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import json
-from typing import Any, NamedTuple
+from typing import Any
 
 from shared.rows import formats
 from shared.rows.arguments import BadArguments, calls_in, object_text, slip_of
+from shared.rows.findings import RowFindings, shown
 from shared.rows.formats import Row
-from shared.rows.loss_flags import NOT_OFFERED, TRUTHS, asks_to_train, unread_keys, weight_of
+from shared.rows.items import check_item_keys, parts_size
+from shared.rows.loss_flags import REASONING, asks_to_train, weight_of
 from shared.rows.slips import is_python
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -20,53 +21,15 @@ ENCODED_TWICE = "Arguments are JSON of JSON; the object inside was read. Call js
 _PLAIN = frozenset({"role", "content", "name"})
 _KEYS_OF_ROLE: dict[str, frozenset[str]] = {
     **dict.fromkeys(("system", "developer", "user", "function"), _PLAIN),
-    "assistant": _PLAIN | {"weight", "tool_calls", "function_call", "refusal"},
+    "assistant": _PLAIN | {"weight", "tool_calls", "function_call", "refusal", REASONING},
     "tool": _PLAIN | {"tool_call_id"},
 }
-
-
-class RowFinding(NamedTuple):
-    """One thing wrong (or, as a warning, odd) in a row. `param` is a path such as `messages[2].role`."""
-
-    param: str
-    code: str
-    message: str
-
-
-class RowFindings:
-    """What one row showed: its faults, and the sizes that token estimates start from (characters)."""
-
-    __slots__ = ("characters", "dropped", "messages", "problems", "trained_characters", "warnings")
-
-    def __init__(self) -> None:
-        self.problems: list[RowFinding] = []
-        self.warnings: list[RowFinding] = []
-        self.dropped: list[str] = []
-        self.messages = 0
-        self.characters = 0
-        self.trained_characters = 0
-
-    def refuse(self, param: str, code: str, message: str) -> None:
-        self.problems.append(RowFinding(param, code, message))
-
-    def warn(self, param: str, code: str, message: str) -> None:
-        self.warnings.append(RowFinding(param, code, message))
-
-
-def shown(value: Any) -> str:
-    """A value as it reads in a message: at most 60 characters, and never a walk into nested data."""
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    if isinstance(value, dict):
-        return f"an object with keys {', '.join(sorted(value))[:60]}" if value else "an empty object"
-    text = json.dumps(value[:80] if isinstance(value, str) else value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "…"
 
 
 class Conversation:
     """A pass over one list of messages, remembering tool calls and what would be trained."""
 
-    __slots__ = ("calls", "empty", "findings", "legacy_calls", "tool_names", "trainable", "trained")
+    __slots__ = ("by_tag", "calls", "empty", "findings", "legacy_calls", "tool_names", "trainable", "trained")
 
     def __init__(
         self, findings: RowFindings, *, tool_names: frozenset[str] | None = None, trained: bool = True
@@ -78,6 +41,7 @@ class Conversation:
         self.empty: list[str] = []
         self.calls: set[str] = set()
         self.legacy_calls = 0
+        self.by_tag = False  # an item spells a call in tags, which nobody could read
 
     def check(self, messages: Any, at: str) -> None:
         findings = self.findings
@@ -114,6 +78,9 @@ class Conversation:
         size = len(content) if isinstance(content, str) else self._odd_content(message, role, f"{at}[{index}]")
         findings.characters += size
         if role == "assistant":
+            if not isinstance(message.get(REASONING), str | None):
+                text = f"{at}[{index}].{REASONING} is {shown(message[REASONING])}; use text."
+                findings.refuse(f"{at}[{index}].{REASONING}", "wrong_type", text)
             self._assistant(message, size, f"{at}[{index}]")
         elif role in {"tool", "function"}:
             self._answer(message, role, f"{at}[{index}]")
@@ -140,7 +107,7 @@ class Conversation:
         """Size of content that is not a plain string: parts, or nothing where something else stands in its place."""
         content = message.get("content")
         if isinstance(content, list):
-            return self._parts(content, f"{at}.content")
+            return parts_size(content, f"{at}.content", self.findings)
         if content is not None:
             self.findings.refuse(f"{at}.content", "wrong_type", f"{at}.content is {shown(content)}; use text.")
             return 0
@@ -150,20 +117,6 @@ class Conversation:
             remedy = "use text; only an assistant message with tool_calls may leave it out"
             self.findings.refuse(f"{at}.content", "missing_content", f"{at}.content is missing or null; {remedy}.")
         return 0
-
-    def _parts(self, parts: list[Any], at: str) -> int:
-        size = 0
-        for index, part in enumerate(parts):
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind == "text" and isinstance(part.get("text"), str):
-                size += len(part["text"])
-            elif isinstance(kind, str) and kind != "text":
-                text = f"{at}[{index}].type is {shown(kind)}; training is text-only, keep only parts of type text."
-                self.findings.refuse(f"{at}[{index}].type", "unsupported_content", text)
-            else:
-                text = f'{at}[{index}] is {shown(part)}; use {{"type": "text", "text": "…"}}.'
-                self.findings.refuse(f"{at}[{index}]", "wrong_type", text)
-        return size
 
     def _assistant(self, message: Row, size: int, at: str) -> None:
         weight = message.get("weight")
@@ -259,6 +212,11 @@ class Conversation:
         if self.legacy_calls < 1:
             role = message.get("role") or message.get("from")
             text = f'{at}.role is "{role}" but no earlier message calls a function; add the call.'
+            if self.by_tag:
+                text = (
+                    f"{at} answers a call, but the <tool_call> before it cannot be read; write JSON with name and"
+                    " arguments in each (json.dumps), and no text behind it."
+                )
             self.findings.refuse(f"{at}.role", "unknown_tool_call_id", text)
         self.legacy_calls -= 1
 
@@ -276,7 +234,8 @@ class Conversation:
         if not isinstance(value, str):
             self.findings.refuse(f"{at}.value", "wrong_type", f"{at}.value is {shown(value)}; use text.")
             return ""
-        self._check_keys(item, name, at)
+        if len(item) > 2:
+            check_item_keys(item, role, name, at, self.findings)
         if role not in {"assistant", "function_call"} and (flag := asks_to_train(item)):
             text = f"{at}.{flag} asks to train a {role} message; only the assistant's are trained, remove it."
             self.findings.refuse(f"{at}.{flag}", "invalid_weight", text)
@@ -284,25 +243,11 @@ class Conversation:
         if role == "function_call":
             return self._sharegpt_call(item, at)
         if role == "assistant":
+            self.by_tag = self.by_tag or "<tool_call>" in value
             self._assistant({"content": value, "weight": weight_of(item)}, len(value), at)
         elif role == "tool":
             self._legacy_answer(item, at)
         return role
-
-    def _check_keys(self, item: Row, name: str, at: str) -> None:
-        refuse, dropped = self.findings.refuse, self.findings.dropped
-        for key, near in unread_keys(item) if len(item) > 2 else ():
-            if near:
-                refuse(f"{at}.{key}", "unknown_key", f"{at}.{key} is not a known key; did you mean {near}?")
-            elif f"{name}[].{key}" not in dropped:
-                dropped.append(f"{name}[].{key}")
-        for key in TRUTHS:
-            if not isinstance(item.get(key), bool | None):
-                refuse(f"{at}.{key}", "wrong_type", f"{at}.{key} is {shown(item[key])}; use true or false.")
-        for key in NOT_OFFERED:
-            if item.get(key) is not None:
-                text = f"{at}.{key} is not offered; use train (true or false) for the whole message."
-                refuse(f"{at}.{key}", "unknown_key", text)
 
     def _sharegpt_call(self, item: Row, at: str) -> str:
         calls = calls_in(item["value"])

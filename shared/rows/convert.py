@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 import msgspec
@@ -14,6 +14,7 @@ from shared.rows.cells import RowRefused, csv_lines
 from shared.rows.check import DEFAULT_LIMITS
 from shared.rows.foreign import recast
 from shared.rows.lines import decode, lines
+from shared.rows.renaming import renamed
 from shared.rows.rules import check_row
 
 
@@ -59,12 +60,18 @@ def canonical_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield msgspec.json.encode(formats.normalise(row, shape)) + b"\n"
 
 
-def checked_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines of `canonical_lines`, in half the time, for a file that the check has accepted."""
+def checked_lines(
+    chunks: Iterable[bytes], *, columns: Mapping[str, str] | None = None, cells: bool = False
+) -> Iterator[bytes]:
+    """What `canonical_lines` makes of a file that the check has accepted: the same, in half the time.
+
+    `columns` and `cells` are those of `shared.rows.check.check`.
+    """
     shape: formats.Shape | None = None
     for line in lines(chunks, limit=DEFAULT_LIMITS.line_bytes):
         if not line.data.strip():
             continue
-        row = recast(msgspec.json.decode(line.data)).row
+        row = msgspec.json.decode(line.data)
+        row = recast(renamed(row, columns, cells=cells) if columns else row).row
         shape = shape or formats.detect(row)
         yield msgspec.json.encode(formats.normalise(row, shape)) + b"\n"

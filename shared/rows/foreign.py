@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from shared.rows import hermes
+from shared.rows import hermes, message_forms
 from shared.rows.formats import Message, Row
 
 # A row with these keys alone needs no rewriting: most rows of most files.
@@ -22,6 +22,12 @@ _ASKED: Final = ("messages", "prompt", "conversations", "instruction", "text")
 # What the forms read beside the columns of `shared.rows.formats`, and the marks of forms that are refused by name.
 COLUMNS: Final = frozenset(
     {*_ANSWERS, *_QUESTIONS, "context", "system_prompt", "kto_tag", "chat", "completions", "train_on_input"}
+    | {"rejected_response", "rejected_messages"}
+)
+# Columns that may hold messages.
+_SPOKEN: Final = frozenset(
+    {"messages", "conversations", "prompt", "completion", "chosen", "rejected", "input", "rejected_messages"}
+    | {"preferred_completion", "non_preferred_completion"}
 )
 _SPEAKER: Final = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
@@ -32,14 +38,18 @@ class Recast(NamedTuple):
     row: Row
     forms: tuple[str, ...] = ()
     names: Mapping[str, str] = MappingProxyType({})
+    dropped: tuple[str, ...] = ()
 
 
 def recast(row: Row) -> Recast:
     """Rewrite a row of a known foreign form; every other row comes back as it is. Pure, never raises."""
+    row, written_as, dropped = _in_our_form(_with_truths(row))
     if row.keys() <= _NATIVE:
         called = _tagged_calls(row) if "conversations" in row else None
-        return Recast(row) if called is None else called._replace(forms=("tagged_calls",))
-    forms: list[str] = []
+        if called is None:
+            return Recast(row, written_as, dropped=dropped)
+        return called._replace(forms=("tagged_calls", *written_as), dropped=dropped)
+    forms = list(written_as)
     names: dict[str, str] = {}
     for form, read in _FORMS:
         foreign = read(row)
@@ -47,7 +57,38 @@ def recast(row: Row) -> Recast:
             row = foreign.row
             forms.append(form)
             names.update(foreign.names)
-    return Recast(row, tuple(forms), names)
+    return Recast(row, tuple(forms), names, dropped)
+
+
+def _with_truths(row: Row) -> Row:
+    """The row with 1 and 0 of its label as true and false, as a table has them."""
+    tags = [tag for tag in ("label", "kto_tag") if type(row.get(tag)) is int and row[tag] in (0, 1)]
+    if not tags or not ("kto_tag" in tags or "completion" in row):
+        return row
+    return row | {tag: bool(row[tag]) for tag in tags}
+
+
+def _in_our_form(row: Row) -> tuple[Row, tuple[str, ...], tuple[str, ...]]:
+    """The row with its messages and tools in OpenAI's form, the forms they were read from, and the keys left out."""
+    changed: Row = {}
+    forms: list[str] = []
+    dropped: list[str] = []
+    for column in row.keys() & _SPOKEN:
+        value = row[column]
+        nested = isinstance(value, dict) and column == "input"
+        messages = value.get("messages") if nested else value
+        plain = message_forms.rewritten(messages) if isinstance(messages, list) else None
+        if plain is not None:
+            changed[column] = {**value, "messages": plain.messages} if nested else plain.messages
+            forms += plain.forms
+            dropped += message_forms.listed(plain.dropped, column)
+    if "tools" in row and not ("conversations" in row or "chosen" in row):
+        tools = hermes.tools(row["tools"]) if isinstance(row["tools"], str) and row["tools"] else row["tools"]
+        tools = message_forms.bare_tools(tools) or tools
+        if tools is not row["tools"]:
+            changed["tools"] = tools
+            forms.append("tools")
+    return {**row, **changed} if changed else row, tuple(dict.fromkeys(forms)), tuple(dropped)
 
 
 def _transcripts(row: Row) -> Recast | None:
@@ -86,6 +127,9 @@ def _question(row: Row) -> Recast | None:
         return None
     del rest[answer]
     names = {"instruction": asked, "output": answer} | ({"system": "system_prompt"} if system else {})
+    if isinstance(rest.get("context"), str) and not rest.get("input"):
+        rest["input"] = rest.pop("context")
+        names["input"] = "context"
     return Recast({**rest, **system, "instruction": row[asked], "output": row[answer]}, names=names)
 
 
@@ -137,6 +181,19 @@ def _tagged(row: Row) -> Recast | None:
     return None
 
 
+def _rejected(row: Row) -> Recast | None:
+    """ms-swift's pairs: a conversation that ends with the better answer, and the worse one in a column of its own."""
+    worse = next((key for key in ("rejected_response", "rejected_messages") if row.get(key) is not None), None)
+    talk = row.get("messages")
+    if worse is None or not isinstance(talk, list) or len(talk) < 2 or _has(row, "chosen", "rejected"):
+        return None
+    rest = {name: value for name, value in row.items() if name not in {"messages", worse}}
+    names = {"chosen": "messages", "prompt": "messages", "rejected": worse}
+    if worse == "rejected_messages":
+        return Recast({**rest, "chosen": talk, "rejected": row[worse]}, names=names)
+    return Recast({**rest, "prompt": talk[:-1], "chosen": talk[-1:], "rejected": row[worse]}, names=names)
+
+
 def _system_column(row: Row) -> Recast | None:
     """OpenHermes, orca: the system text under the name system_prompt."""
     if not row.get("system_prompt") or row.get("system"):
@@ -168,6 +225,7 @@ _FORMS: Final[tuple[tuple[str, Callable[[Row], Recast | None]], ...]] = (
     ("dolly", _dolly),
     ("instruction_pair", _instruction_pair),
     ("tagged", _tagged),
+    ("rejected", _rejected),
     ("system_column", _system_column),
 )
 
@@ -179,5 +237,14 @@ SAYS: Final = {
     "instruction_pair": "instruction and input were read as the prompt of chosen and rejected.",
     "tagged": "The last answer of a conversation was read as the completion of its label or kto_tag.",
     "tagged_calls": "<tool_call> and <tool_response> in text were read as calls and their answers.",
+    "rejected": "The last answer was read as chosen, rejected_response or rejected_messages as rejected.",
+    "train_flag": "train, training, trainable and loss of messages were read as their weight.",
+    "reasoning": "reasoning and thinking of messages were read as reasoning_content.",
+    "arguments_as_object": "Arguments given as an object were read as its JSON text.",
+    "calls_without_ids": "Calls and answers without ids were given some, in their order.",
+    "bare_calls": "Calls of name and arguments alone were read as calls of functions.",
+    "call_roles": "Messages of role tool_call or function_call were read as calls, those of tool_response as answers.",
+    "parts": "Parts of type input_text, output_text, refusal or thinking were read as text or reasoning_content.",
+    "tools": "tools as JSON text or as bare functions were read as a list of tools.",
     "system_column": "system_prompt was read as the system message.",
 }

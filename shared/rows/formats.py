@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 from shared.contract.spec import Format
 from shared.rows.arguments import is_encoded_again, plain
-from shared.rows.loss_flags import weight_of
+from shared.rows.loss_flags import REASONING, reasoning_of, weight_of
 
 Row = dict[str, Any]
 Message = dict[str, Any]
@@ -68,7 +68,9 @@ SHAREGPT_ROLES = {
     "tool": "tool",
     "observation": "tool",
     "function_response": "tool",
+    "tool_response": "tool",
     "function_call": "function_call",
+    "tool_call": "function_call",
 }
 
 
@@ -125,6 +127,9 @@ def detect(row: Row) -> Shape:
     for marks, sentence in _TOLD:
         if marks <= row.keys():
             raise UnknownShape(sentence)
+    under = _rows_under(row)
+    if under is not None:
+        raise UnknownShape(f"The rows lie in a list under {under[:80]}; upload that list itself, or one row per line.")
     keys = ", ".join(sorted(row)[:8]) or "none"
     if any(key.strip().lower() == mark != key for key in row for mark, _ in _MARKS):
         raise UnknownShape(
@@ -132,8 +137,18 @@ def detect(row: Row) -> Shape:
         )
     raise UnknownShape(
         f"The row's keys ({keys[:200]}) belong to no known format; use messages (chat), prompt and completion, text,"
-        " input with preferred_completion and non_preferred_completion, or completion with label."
+        " input with preferred_completion and non_preferred_completion, or completion with label; or name the columns"
+        " in training.columns of the job."
     )
+
+
+def _rows_under(row: Row) -> str | None:
+    """The only key of an object that holds rows, as `{"data": […]}`; None where it is a conversation, or no such."""
+    if len(row) != 1:
+        return None
+    ((key, value),) = row.items()
+    first = value[0] if isinstance(value, list) and value else None
+    return key if isinstance(first, dict) and not {"role", "from", "content", "value"} & first.keys() else None
 
 
 def normalise(row: Row, shape: Shape) -> Row:
@@ -142,7 +157,7 @@ def normalise(row: Row, shape: Shape) -> Row:
     Canonical rows: `{"messages", "tools"?}` · `{"prompt", "completion"}` · `{"text"}` ·
     `{"messages", "tools"?, "chosen", "rejected"}` · `{"messages", "completion", "label"}`.
     Messages carry `role` (system, user, assistant, tool), `content` (always a string), and where given
-    `name`, `weight`, `tool_calls` (arguments stay JSON text), `tool_call_id`.
+    `reasoning_content`, `name`, `weight`, `tool_calls` (arguments stay JSON text), `tool_call_id`.
     """
     return _NORMALISERS[shape](row)
 
@@ -266,7 +281,7 @@ _NORMALISERS: dict[Shape, Callable[[Row], Row]] = {
 }
 
 _CANONICAL_ROLE = {"developer": "system", "function": "tool"}
-_MESSAGE_KEYS = ("role", "content", "name", "weight", "tool_calls", "tool_call_id")
+_MESSAGE_KEYS = ("role", "content", REASONING, "name", "weight", "tool_calls", "tool_call_id")
 
 
 def _message(message: Message) -> Message:
@@ -275,6 +290,8 @@ def _message(message: Message) -> Message:
     kept["content"] = _content(message)
     if "weight" in kept:
         kept["weight"] = int(kept["weight"])
+    if kept.get(REASONING) == "":
+        del kept[REASONING]
     if kept.get("tool_calls") == []:
         del kept["tool_calls"]
     if message.get("function_call"):
@@ -331,7 +348,9 @@ def _from_sharegpt(item: Row) -> Message:
     asked = weight_of(item)
     weight = {"weight": asked} if asked is not None and role in {"assistant", "function_call"} else {}
     if role != "function_call":
-        return {"role": role, "content": item["value"], **weight}
+        reasoning = reasoning_of(item) if role == "assistant" else None
+        thought = {} if reasoning is None else {REASONING: reasoning}
+        return {"role": role, "content": item["value"], **thought, **weight}
     value = json.loads(item["value"])
     functions = [
         {"name": call["name"], "arguments": arguments_text(call["arguments"])}

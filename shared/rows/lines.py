@@ -119,6 +119,7 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"PAR1", "Parquet", "export it as JSONL"),
     (b"ARROW1", "Arrow", "export it as JSONL"),
     (b"FEA1", "Feather of version 1", "write it as Feather of version 2, Parquet or JSONL"),
+    (b"version https://git-lfs", "a pointer of Git LFS", "fetch the file that it stands for (git lfs pull)"),
     (b"SQLite format 3", "SQLite", "export the table as JSONL"),
     (b"%PDF", "PDF", "extract its text and write JSONL"),
     (b"\x93NUMPY", "NumPy", "export it as JSONL"),
@@ -156,7 +157,7 @@ def _refuse_other_kinds(head: bytes) -> None:
             raise FileRefused(at_start("wrong_encoding", f"The file is in {encoding}; save it as UTF-8."))
     start = head.removeprefix(BOM).lstrip()
     if start.startswith(b"["):
-        message = "The file is one JSON array; write one object per line, without brackets and commas around them."
+        message = "The row is a list; write one object per line, without brackets and commas around them."
         raise FileRefused(at_start("json_array", message))
     if start[:9].lower().startswith((b"<!doctype", b"<html")):
         raise FileRefused(at_start("wrong_file_type", "The file is a web page, not JSONL; download the data itself."))

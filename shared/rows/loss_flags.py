@@ -5,11 +5,14 @@ from __future__ import annotations
 import difflib
 from typing import Any, Final
 
-TRUTHS: Final = ("train", "loss")  # axolotl's and ms-swift's: true or false
-NOT_OFFERED: Final = ("mask", "train_detail", "training_detail", "loss_scale")  # read in unlike ways, or by parts
-
-
-_ITEM_KEYS: Final = frozenset({"from", "value", "weight", *TRUTHS, *NOT_OFFERED})
+TRUTHS: Final = ("train", "training", "trainable", "loss")  # axolotl's, others', and ms-swift's: true or false
+# They are read in unlike ways, or say it by parts.
+NOT_OFFERED: Final = ("mask", "loss_mask", "train_detail", "training_detail", "loss_scale")
+CALLS: Final = ("tool_calls", "function_call")  # of OpenAI's messages; an item is a call itself
+# Reasoning beside an answer: Qwen and DeepSeek, OpenRouter, gpt-oss. Canonical rows have the first.
+REASONING_KEYS: Final = ("reasoning_content", "reasoning", "thinking")
+REASONING: Final = REASONING_KEYS[0]
+_ITEM_KEYS: Final = frozenset({"from", "value", "weight", *TRUTHS, *NOT_OFFERED, *CALLS, *REASONING_KEYS})
 
 
 def unread_keys(item: dict[str, Any]) -> list[tuple[str, str | None]]:
@@ -27,6 +30,12 @@ def weight_of(item: dict[str, Any]) -> Any:
         given += [] if weight is None else [weight]
         return min(given, default=None)
     return weight
+
+
+def reasoning_of(item: dict[str, Any]) -> str | None:
+    """The reasoning beside an answer, under whichever name; None where there is none, or two that differ."""
+    named = {item[key] for key in REASONING_KEYS if isinstance(item.get(key), str) and item[key]}
+    return named.pop() if len(named) == 1 else None
 
 
 def asks_to_train(item: dict[str, Any]) -> str | None:

@@ -9,15 +9,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from shared.rows import columns, formats, strict_json
-from shared.rows.conversation import (
-    Conversation,
-    RowFindings,
-    listed_functions,
-    listed_tools,
-    refuse_unknown_keys,
-    shown,
-)
+from shared.rows.conversation import Conversation, listed_functions, listed_tools, refuse_unknown_keys
+from shared.rows.findings import RowFindings, shown
 from shared.rows.formats import Row, Shape
+
+# Columns that may be the completion of a prompt: read as text, or as an answer to a question?
+_ANSWERS = ("response", "answer", "output", "target", "chosen")
 
 
 def check_row(row: Row, shape: Shape) -> RowFindings:
@@ -42,6 +39,11 @@ def _chat(row: Row, findings: RowFindings) -> None:
 def _prompt_completion(row: Row, findings: RowFindings) -> None:
     # OpenAI and Azure tell users to leave the prompt empty for open-ended text: the whole completion is trained.
     findings.characters += _text(row, "prompt", findings, may_be_empty=True)
+    answer = next((key for key in _ANSWERS if isinstance(row.get(key), str)), None)
+    if "completion" not in row and answer is not None:
+        remedy = f'to read {answer} as it, set training.columns to {{"completion": "{answer}"}}'
+        findings.refuse("completion", "wrong_type", f"completion is missing; {remedy}.")
+        return
     trained = _text(row, "completion", findings)
     findings.characters += trained
     findings.trained_characters += trained
@@ -110,8 +112,16 @@ def _kto(row: Row, findings: RowFindings) -> None:
 
 def _conversational(row: Row, findings: RowFindings) -> None:
     names = listed_tools(row.get("tools"), "tools", findings)
-    Conversation(findings, tool_names=names, trained=False).check(row.get("prompt"), "prompt")
-    Conversation(findings, tool_names=names).check(row.get("completion"), "completion")
+    if isinstance(row.get("prompt"), str):
+        findings.characters += _text(row, "prompt", findings)
+    else:
+        Conversation(findings, tool_names=names, trained=False).check(row.get("prompt"), "prompt")
+    if isinstance(row.get("completion"), str):
+        trained = _text(row, "completion", findings)
+        findings.characters += trained
+        findings.trained_characters += trained
+    else:
+        Conversation(findings, tool_names=names).check(row.get("completion"), "completion")
 
 
 def _sharegpt(row: Row, findings: RowFindings) -> None:
@@ -195,6 +205,10 @@ def _refuse_untrainable(messages: Iterable[Row], at: str, findings: RowFindings)
     for message in messages:
         if message["role"] != "assistant":
             findings.refuse(at, "wrong_completion", f"{at} is a {message['role']} message; use an assistant message.")
+        elif message.get("weight") == 0:
+            findings.refuse(
+                at, "invalid_weight", f"{at} has weight 0, but an answer of such a row is trained; remove it."
+            )
         elif not message["content"].strip() and not message.get("tool_calls"):
             findings.refuse(at, "no_trainable_tokens", f"{at} is empty; give the assistant message text or tool_calls.")
         else:

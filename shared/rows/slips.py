@@ -20,6 +20,10 @@ _SLIPS: Final[tuple[tuple[Callable[[str, str], object], str], ...]] = (
         lambda before, rest: before.endswith(",") and _AFTER_COMMA.match(rest),
         "A comma stands before the closing {0}; remove it.",
     ),
+    (
+        lambda before, rest: before.endswith("}") and rest.strip() == ",",
+        "A comma stands behind the object, as in an array; remove it, or put all rows in one array, in brackets.",
+    ),
     (lambda before, rest: before.endswith(",") and rest.startswith(","), "Two commas stand in a row; remove one."),
     (
         lambda _, rest: rest[:1] and rest[0] in _QUOTES,

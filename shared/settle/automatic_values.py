@@ -249,6 +249,7 @@ RULES: Final[dict[str, Callable[[Settling], tuple[Any, str]]]] = {
     "training.drop_history_reasoning": constant(value=False, reason="rows are trained as they are"),
     "training.system_prompt": constant("keep", "the chat template writes it"),
     "training.special_tokens": constant("text", "what a row says is text"),
+    "training.columns": constant(None, "the file's own names"),
     "training.logging_steps": constant(1, "every step"),
     "training.save_steps": constant(None, "a checkpoint per epoch"),
     "training.eval": constant(Evaluation(), "four times a run, on at most 500 rows"),

@@ -108,6 +108,16 @@ def _refuse_second_value(seen: dict[str, tuple[str, Any]], *, field: str, path: 
         refuse(path, value, f"'{first_path}' says {shown(first)}; give it in one place")
 
 
+def _check_columns(asked: Asked) -> None:
+    """Two of our names for one column of the file would write it twice."""
+    named: dict[str, str] = {}
+    for name, column in (asked.get("training.columns") or {}).items():
+        if column in named:
+            why = f"{named[column]} and {name} would both be {column}; give each column of the file one name"
+            refuse(f"tunepool.training.columns.{name}", column, why)
+        named[column] = name
+
+
 def _check_learning_rate(asked: Asked) -> None:
     path, multiplier = hyperparameters(asked.request).get("learning_rate_multiplier", ("", 1.0))
     if multiplier != 1.0 and "training.learning_rate" in asked.wished:
@@ -310,6 +320,7 @@ _CHECKS: Final[tuple[Callable[[Asked], None], ...]] = (
     _check_integrations,
     _check_objective,
     _check_one_source,
+    _check_columns,
     _check_learning_rate,
     _check_length_of_run,
     _check_lora_flag,

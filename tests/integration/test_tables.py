@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import json
@@ -14,7 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from openai import BadRequestError
 
+from shared.lease.values import FileRef
 from shared.rows.cells import TableColumns
 from shared.rows.check import DatasetReport, check
 from shared.rows.convert import UnpackSpec
@@ -24,6 +27,7 @@ from shared.store.storage import open_store
 from shared.store.tables import FileRow
 from tests.integration.conftest import Api
 from tests.patience import patience
+from worker.program.workdir import stage_rows
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
@@ -69,7 +73,8 @@ def test_a_parquet_file_of_conversations_becomes_rows_and_its_other_columns_go(a
     file = checked(api, "rows.parquet", content)
 
     assert (file.status, file.report["format"], file.report["rows"]) == ("processed", "chat", 5)
-    assert rows_of(api, file) == CHAT
+    assert rows_of(api, file) == [{**row, "source": "x"} for row in CHAT]  # read, should a job call it by our name
+    assert file.report["dropped_columns"] == ["score", "source"]
     assert api.client.files.content(file.id).read() == content
 
 
@@ -132,8 +137,8 @@ def test_a_csv_file_becomes_rows_and_formulas_in_it_stay_text(api: Api) -> None:
 
     assert (file.status, file.report["format"]) == ("processed", "prompt_completion")
     assert rows_of(api, file) == [
-        {"prompt": 'a, "b"', "completion": "=1+1"},
-        {"prompt": "c", "completion": "@SUM(A1)"},
+        {"prompt": 'a, "b"', "completion": "=1+1", "id": "7"},
+        {"prompt": "c", "completion": "@SUM(A1)", "id": "8"},
     ]
 
 
@@ -157,7 +162,57 @@ def test_a_bad_row_of_a_table_is_named_by_its_number(api: Api) -> None:
 
     assert file.status == "error"
     assert "row 6: messages" in str(file.status_details)
-    assert file.rows_key is None
+
+
+QUESTIONS = [{"frage": f"{n}?", "antwort": str(n), "vektor": [0.5, n]} for n in range(12)]
+NAMED = {"prompt": "frage", "completion": "antwort"}
+OTHERWISE = {
+    "rows.jsonl": b"".join(json.dumps(row).encode() + b"\n" for row in QUESTIONS),
+    "rows.csv.gz": gzip.compress(b"frage,antwort\n" + b"".join(f"{n}?,{n}\n".encode() for n in range(12))),
+    "rows.parquet": parquet(QUESTIONS),
+    "rows.json": json.dumps(QUESTIONS).encode(),
+}
+
+
+def test_columns_of_other_names_are_trained_from_every_type_of_file(api: Api, tmp_path: Path) -> None:
+    ask = functools.partial(api.client.fine_tuning.jobs.create, model="smollm2-135m-instruct")
+    uploads = [api.client.files.create(file=file, purpose="fine-tune").id for file in OTHERWISE.items()]
+    do_waiting_work(api)
+    with pytest.raises(BadRequestError, match=r"training\.columns of the job"):
+        ask(training_file=uploads[0])
+    jobs = [
+        ask(training_file=upload, extra_body={"tunepool": {"training": {"columns": columns}}}).id
+        for upload in uploads
+        for columns in (NAMED, {**NAMED, "prompt": "farge"})
+    ]
+    do_waiting_work(api)
+
+    for good, bad in zip(jobs[::2], jobs[1::2], strict=True):
+        job = api.client.fine_tuning.jobs.retrieve(good)
+        told = [one.message for one in api.client.fine_tuning.jobs.list_events(good).data]
+        assert (job.status, job.error) == ("queued", None)
+        assert any("frage as prompt, antwort as completion was read. (12 rows)" in one for one in told)
+        refused = api.client.fine_tuning.jobs.retrieve(bad)
+        assert (refused.status, refused.error and refused.error.code) == ("failed", "unknown_column")
+        assert "did you mean frage?" in str(refused.error)
+    for upload in uploads:
+        with session_scope(api.engine) as session:
+            file = FileRef.of(session.get_one(FileRow, upload))
+        rows = stage_rows(
+            open_store(api.settings), file, tmp_path / "rows.jsonl", columns=NAMED, interrupt=lambda: None
+        )
+        assert [json.loads(line) for line in rows.read_text().splitlines()] == [
+            {"prompt": f"{n}?", "completion": str(n)} for n in range(12)
+        ]
+
+
+def test_an_idle_column_that_is_too_large_is_left_alone(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "completion": "b", "page": "x" * 400_000}] * 30
+
+    report = made_and_checked(tmp_path, "rows.parquet", parquet(rows, compression="zstd"))
+
+    assert (report.ok, report.rows, report.dropped_columns) == (True, 30, ("page",))
+    assert (tmp_path / "out" / "rows.jsonl").stat().st_size < 10_000
 
 
 WHOLE = parquet(CHAT)
@@ -169,11 +224,10 @@ WHOLE = parquet(CHAT)
         ("no.parquet", b"PAR1 this is not a table PAR1", "unreadable_table"),
         ("cut.parquet", WHOLE[: len(WHOLE) // 2], "unreadable_table"),
         ("footer.parquet", WHOLE[:-8] + b"\xff\xff\xff\x7fPAR1", "unreadable_table"),
-        ("columns.parquet", parquet([{"a": 1}]), "unknown_format"),
+        ("columns.parquet", parquet([{"a": 1.5}]), "unknown_format"),
         ("bytes.parquet", parquet([{"text": b"\xff\xfe"}]), "wrong_type"),
         ("quote.csv", b'prompt,completion\n"' + b"a\n" * 200_000, "invalid_csv"),
         ("cells.csv", b"prompt,completion\na,b,c\n", "wrong_cell_count"),
-        ("header.csv", b"a,b\n1,2\n", "unknown_format"),
         ("latin.csv", "prompt,completion\na,ü\n".encode("latin-1"), "invalid_utf8"),
     ],
 )
@@ -205,7 +259,7 @@ def made_and_checked(tmp_path: Path, name: str, content: bytes) -> DatasetReport
     assert unpacked(tmp_path, name, content)[0] == 0, (tmp_path / "log").read_text()
     columns = TableColumns.model_validate_json((tmp_path / "out" / "columns.json").read_bytes())
     rows = (tmp_path / "out" / "rows.jsonl").read_bytes()
-    return check([rows], made_of=columns.unit, left=columns.dropped)
+    return check([rows], made_of=columns.unit, left=columns.dropped, cells=columns.cells)
 
 
 def refusal(tmp_path: Path, name: str, content: bytes, **options: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer
 
 from shared.contract.spec import AttemptSpec, DataFacts, Training
 from shared.errors import Invalid
+from tests.train.template_families import family_tokenizer
 from tests.train.tiny import CHATML, kto_rows, make_spec, make_tokenizer, preference_rows, write_rows
 from worker.train.data import RowReader
 from worker.train.tokenizer import generation_ends, load_tokenizer
@@ -135,3 +137,60 @@ def test_a_tokenizer_that_does_not_tell_its_tokens_characters_is_refused_by_name
         load_tokenizer(spec.model_copy(update={"base_model_path": str(folder)}))
 
     assert refused.value.code == "no_fast_tokenizer"
+
+
+def test_ids_of_calls_have_nine_characters_where_the_template_takes_no_others() -> None:
+    call = {"id": "call_abcdefghijkl", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    kept = {**call, "id": "Abc123xyz"}
+    messages = [
+        {"role": "user", "content": "Hi?"},
+        {"role": "assistant", "content": "", "tool_calls": [call, kept]},
+        *({"role": "tool", "tool_call_id": one["id"], "content": "r"} for one in (call, kept)),
+        {"role": "assistant", "content": "Hello."},
+    ]
+
+    def taken(name: str) -> Any:
+        reader = RowReader(
+            family_tokenizer(name), facts=DataFacts(format="chat", train_rows=1), training=Training(max_length=9999)
+        )
+        (row,) = reader.take([{"messages": messages}])
+        assert not isinstance(row, Invalid), row.message
+        return family_tokenizer(name).decode(row.whole.ids), [one.code for one in row.lost]
+
+    text, codes = taken("mistral_v3")
+    call_id, other = re.findall(r'"id": "(\w+)"', text)
+    assert (len(call_id), other, codes) == (9, "Abc123xyz", ["call_ids_mapped"])
+    assert re.findall(r'"call_id": "(\w+)"', text) == [call_id, other]
+    assert taken("qwen3")[1] == []
+
+
+def test_a_sentencepiece_model_alone_is_refused_with_the_way_to_convert_it(tmp_path: Path, model: Path) -> None:
+    spec = AttemptSpec.model_validate_json(make_spec(tmp_path, model=model).read_bytes())
+    folder = tmp_path / "slow"
+    folder.mkdir()
+    (folder / "tokenizer.model").write_bytes(b"\x0a\x0e\x0a\x05<unk>\x15\0\0\0\0\x18\x02")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}', encoding="utf-8")
+    (folder / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+
+    with pytest.raises(Invalid, match=r"\(tokenizer\.model\).*save_pretrained") as refused:
+        load_tokenizer(spec.model_copy(update={"base_model_path": str(folder)}))
+
+    assert refused.value.code == "no_fast_tokenizer"
+
+
+def test_a_tokenizer_of_words_and_merges_is_served_as_one_with_a_tokenizer_json(tmp_path: Path, model: Path) -> None:
+    spec = AttemptSpec.model_validate_json(make_spec(tmp_path, model=model).read_bytes())
+    folder = tmp_path / "words"
+    folder.mkdir()
+    words = [*map(chr, range(33, 127)), "\u0120", "\u010a", "he", "hel", "<|end|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: place for place, word in enumerate(words)}), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\nh e\nhe l\n", encoding="utf-8")
+    settings = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|end|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (folder / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
+
+    tokenizer = load_tokenizer(spec.model_copy(update={"base_model_path": str(folder)}))
+    rows = [{"prompt": "say ", "completion": "hello"}]
+    (row,) = read(tmp_path, rows, data_format="prompt_completion", tokenizer=tokenizer)
+
+    assert tokenizer.convert_ids_to_tokens(row.ids[row.labelled]) == ["hel", "l", "o", "<|end|>"]

@@ -10,6 +10,7 @@ import pytest
 from shared.contract.spec import DataFacts, Training
 from shared.errors import Invalid
 from tests.train.template_families import family_tokenizer
+from tests.train.tiny import CHATML, make_tokenizer
 from worker.train.data import RowReader
 
 TAGGED = {"role": "assistant", "content": "<think>\nA greeting.\n</think>\n\nHello."}
@@ -46,6 +47,18 @@ def test_masked_reasoning_is_read_and_not_trained(name: str, end: str, answer: d
     assert trained(name, answer, mask_reasoning=True) == [f"Hello.{end}"]
     assert "A greeting." in family_tokenizer(name).decode(row.whole.ids)
     assert "A greeting." in trained(name, answer)[0]
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_a_template_gets_reasoning_under_the_key_that_it_reads(key: str) -> None:
+    template = CHATML.replace("message['content']", f"(message.{key} or '') + '/' + message['content']")
+    assert template != CHATML
+    facts = DataFacts(format="chat", train_rows=1)
+    reader = RowReader(make_tokenizer(template), facts=facts, training=Training())
+    (row,) = reader.take([{"messages": [{"role": "user", "content": "Hi?"}, NAMED]}])
+
+    assert not isinstance(row, Invalid), row.message
+    assert make_tokenizer().decode(row.whole.ids[row.whole.labelled]) == "A greeting./Hello.<|im_end|>"
 
 
 def test_a_call_behind_masked_reasoning_is_trained() -> None:

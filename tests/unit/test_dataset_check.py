@@ -212,7 +212,7 @@ ROWS = [
         "arguments an object",
         chat(
             USER,
-            {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": {}}}]},
+            {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": []}}]},
             tools=[TOOL],
         ),
         "messages[1].tool_calls[0].function.arguments",
@@ -234,7 +234,7 @@ ROWS = [
     ),
     (
         "call without id",
-        chat(USER, {"role": "assistant", "tool_calls": [{**CALL, "id": ""}]}, tools=[TOOL]),
+        chat(USER, {"role": "assistant", "tool_calls": [{**CALL, "id": ""}, CALL]}, tools=[TOOL]),
         "messages[1].tool_calls[0].id",
         "missing_tool_call_id",
         '"id"',

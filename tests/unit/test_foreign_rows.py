@@ -86,7 +86,7 @@ def test_the_old_function_call_and_sharegpt_have_their_arguments_read_too() -> N
         ('{"a": 1, "a": 2}', "stands twice"),
         ('{"a": NaN}', "NaN"),
         (json.dumps('{"a": 1e999}'), "out of range"),
-        ({"a": 1}, "json.dumps"),
+        (["a"], "json.dumps"),
     ],
 )
 def test_arguments_that_are_no_object_stay_refused_with_their_reason(arguments: Any, words: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from shared.rows.cells import RowRefused, csv_lines
+from shared.rows.cells import RowRefused, csv_lines, table_lines
 from shared.rows.check import Limits, check
 
 U = {"role": "user", "content": "Hi"}
@@ -82,6 +82,54 @@ def test_a_slip_in_a_table_is_called_by_its_name(text: str, line: int, code: str
         list(csv_lines([text.encode()]))
 
     assert (refused.value.line, refused.value.code) == (line, code)
+
+
+REAL_FILES = [
+    ("a Git LFS pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n", "git lfs pull"),
+    ("commas behind rows", b'{"text": "a"},\n', "A comma stands behind the object"),
+    ("rows under a key", b'{"data": [{"text": "a"}, {"text": "b"}]}\n', "The rows lie in a list under data"),
+    ("a list per line", b'[{"text": "a"}]\n', "The row is a list"),
+    ("a conversation under another key", b'{"dialog": [{"role": "user", "content": "a"}]}\n', "training.columns"),
+]
+
+
+@pytest.mark.parametrize(("content", "words"), [case[1:] for case in REAL_FILES], ids=[case[0] for case in REAL_FILES])
+def test_a_file_of_another_form_is_told_with_what_to_do(content: bytes, words: str) -> None:
+    assert words in check([content]).problems[0].message
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "words"),
+    [
+        (b"prompt|completion\na|b\n", "invalid_csv", "bars stand between"),
+        (b"frage;antwort\na;b\n", "invalid_csv", "semicolons stand between"),
+        (b"prompt,completion\ra,b\rc,d\r", "cr_line_endings", "carriage return"),
+    ],
+)
+def test_other_marks_between_cells_and_rows_are_named(content: bytes, code: str, words: str) -> None:
+    with pytest.raises(RowRefused, match=words) as refused:
+        list(csv_lines([content], others=True))
+
+    assert refused.value.code == code
+
+
+def test_the_fields_that_a_table_gives_to_all_its_objects_are_not_trained() -> None:
+    rows = [
+        {"messages": [{"content": "a", "calls": [{"arguments": {"x": 1, "y": None}}]}]},
+        {"messages": [{"content": "b", "calls": [{"arguments": {"x": None, "y": [None, {"z": None}]}}]}]},
+    ]
+
+    assert [json.loads(line) for line in table_lines(rows)] == [
+        {"messages": [{"content": "a", "calls": [{"arguments": {"x": 1}}]}]},
+        {"messages": [{"content": "b", "calls": [{"arguments": {"y": [None, {}]}}]}]},
+    ]
+
+
+@pytest.mark.parametrize(
+    "row", [{"prompt": "a", "completion": "b", "label": 1}, {"instruction": "a", "output": "b", "kto_tag": 0}]
+)
+def test_a_label_of_one_or_zero_is_a_truth(row: dict) -> None:
+    assert check([json.dumps(row).encode()]).format == "kto"
 
 
 def test_an_empty_cell_is_an_empty_text_where_a_row_is_made_of_texts() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -58,13 +59,11 @@ class AttemptFolder:
         self.model = base_models.ensure(
             entry, cache=settings.cache, interrupt=interrupt, user=self.folder.root, most=settings.cache_bytes
         )
-        rows = workdir.stage_rows(
-            store, self.claim.training_file, self.folder.data / "train.jsonl", interrupt=interrupt
-        )
+        stage = partial(workdir.stage_rows, store, columns=self.spec.training.columns, interrupt=interrupt)
+        rows = stage(self.claim.training_file, self.folder.data / "train.jsonl")
         validation = None
         if self.claim.validation_file is not None:
-            target = self.folder.data / "validation.jsonl"
-            validation = workdir.stage_rows(store, self.claim.validation_file, target, interrupt=interrupt)
+            validation = stage(self.claim.validation_file, self.folder.data / "validation.jsonl")
         events = self._stage_checkpoint(interrupt)
         self.folder.spec.write_text(
             self._attempt_spec(self.model, rows, validation).model_dump_json(), encoding="utf-8"

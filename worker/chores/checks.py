@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import structlog
 from sqlalchemy.orm import Session
@@ -12,6 +13,7 @@ from sqlalchemy.orm import Session
 from shared.chores import cold_jobs, file_checks
 from shared.chores.file_checks import FILE_CHECK, TABLES, FileCheck, MadeRows
 from shared.chores.preflights import PreflightClaim
+from shared.contract.job_request import chosen
 from shared.contract.passes import device_kind
 from shared.contract.spec import DataFacts
 from shared.errors import Invalid, TunepoolError, Unavailable
@@ -35,6 +37,7 @@ log = structlog.get_logger()
 
 PROBLEMS_SHOWN: Final = 20
 Param = Literal["training_file", "validation_file"]
+AnyClaim = TypeVar("AnyClaim", Claim, PreflightClaim)
 
 
 def check_next_file(host: Host) -> bool:
@@ -80,13 +83,13 @@ def _read(host: Host, file_check: FileCheck, watch: Watch) -> tuple[DatasetRepor
     """What is in the file, and the rows made of it if it is not JSONL. Raises Unavailable, Stopped."""
     limits = Limits(file_bytes=host.settings.max_file_bytes)
     if not file_check.packed:
-        return check(_kept_alive(host, file_check, watch), limits=limits), None
+        return check(_kept_alive(host, file_check.key, watch), limits=limits), None
     return unpack(host, file_check, watch, limits=limits)
 
 
-def _kept_alive(host: Host, file_check: FileCheck, watch: Watch) -> Iterator[bytes]:
+def _kept_alive(host: Host, key: str, watch: Watch) -> Iterator[bytes]:
     """The file's bytes; the lease of the check is extended while they flow. Raises Stopped."""
-    for chunk in _small(host.store.chunks(file_check.key)):
+    for chunk in _small(host.store.chunks(key)):
         yield chunk
         watch.check()
 
@@ -114,7 +117,11 @@ def validate_next_job(host: Host) -> bool:
     return claim is not None and under_lease(host, SETTLING.kind, claim.lease, partial(_validate, host, claim))
 
 
-def _validate(host: Host, claim: Claim, _watch: Watch) -> None:
+def _validate(host: Host, claim: Claim, watch: Watch) -> None:
+    try:
+        claim = read_as_asked(host, claim, watch)
+    except Unavailable as error:  # the store is away: the sweep rings again
+        raise Stopped from error
     try:
         device = offered_device(host)
         settled = settle(host, claim, device=device)
@@ -153,6 +160,33 @@ def _oddities(claim: Claim) -> Iterator[NewEvent]:
         for warning in read_report(file.report).warnings:
             text = printable(f"{param} '{file.id}': {warning.message} ({warning.rows:,} rows)")
             yield NewEvent(text, level="warn", data={"code": warning.code, "line": warning.line, "rows": warning.rows})
+
+
+def read_as_asked(host: Host, claim: AnyClaim, watch: Watch) -> AnyClaim:
+    """The claim with its files' rows checked under the names of `training.columns`, where it has some.
+
+    Raises Stopped, Unavailable.
+    """
+    columns = chosen(claim.request.tunepool.training).get("columns")
+    if not columns:
+        return claim
+
+    def read(file: FileRef) -> FileRef:
+        if file.report is None:
+            return file
+        before = read_report(file.report)
+        report = check(
+            _kept_alive(host, file.key, watch),
+            limits=Limits(file_bytes=host.settings.max_file_bytes),
+            made_of=before.made_of,
+            left=before.left,
+            cells=before.cells,
+            columns=columns,
+        )
+        return replace(file, report=report.document())
+
+    validation = None if claim.validation_file is None else read(claim.validation_file)
+    return replace(claim, training_file=read(claim.training_file), validation_file=validation)
 
 
 def settle(host: Host, claim: Claim | PreflightClaim, *, device: DeviceFacts) -> Resolution:

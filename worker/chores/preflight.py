@@ -36,7 +36,7 @@ from shared.settle.sizing import estimate_evaluation
 from shared.store.tables import DeviceRow
 from worker import base_models
 from worker.chores import run_program as programs
-from worker.chores.checks import offered_device, settle
+from worker.chores.checks import offered_device, read_as_asked, settle
 from worker.chores.run_program import TooSlow, Watch, under_lease
 from worker.host.host import Host
 from worker.program import hostile_folder, workdir
@@ -91,6 +91,7 @@ class _Examination:
 
     def answer(self) -> Report:
         """The whole report. What would make the job fail is an answer too. Raises Stopped, Unavailable, NoAnswer."""
+        self.claim = read_as_asked(self.host, self.claim, self.watch)
         report = Report(ok=False, files=self.files(), refusal=None)
         try:
             device = offered_device(self.host)
@@ -177,10 +178,10 @@ class _Examination:
         wanted = PreflightSpec(
             job=spec,
             base_model_path=str(model),
-            train_file=self.stage_file(self.claim.training_file, place.data / "train.jsonl"),
+            train_file=self.stage_file(spec, self.claim.training_file, place.data / "train.jsonl"),
             validation_file=None
             if self.claim.validation_file is None
-            else self.stage_file(self.claim.validation_file, place.data / "validation.jsonl"),
+            else self.stage_file(spec, self.claim.validation_file, place.data / "validation.jsonl"),
             preview_rows=list(self.claim.preview_rows),
             processes=self.threads,
             memory_bytes=self.host.settings.preflight_memory_bytes,
@@ -189,8 +190,9 @@ class _Examination:
         workdir.hand_over(place, uid=self.host.trainer_uid)
         return model
 
-    def stage_file(self, file: FileRef, target: Path) -> str:
-        return str(workdir.stage_rows(self.host.store, file, target, interrupt=self.watch.check))
+    def stage_file(self, spec: JobSpec, file: FileRef, target: Path) -> str:
+        columns = spec.training.columns
+        return str(workdir.stage_rows(self.host.store, file, target, columns=columns, interrupt=self.watch.check))
 
     @property
     def threads(self) -> int:

@@ -48,8 +48,8 @@ def unpack(host: Host, file_check: FileCheck, watch: Watch, *, limits: Limits) -
     if columns is None:
         return refused(_broken()), None
     rows = place.out / "rows.jsonl"
-    report = check(_chunks(rows, watch), limits=limits, made_of=columns.unit, left=columns.dropped)
-    return report, _keep(host, file_check, rows) if report.ok else None
+    report = check(_chunks(rows, watch), limits=limits, made_of=columns.unit, left=columns.dropped, cells=columns.cells)
+    return report, _keep(host, file_check, rows)  # of a file in error, too: a job may read its columns by other names
 
 
 def _open(host: Host, file_check: FileCheck, place: Workdir, *, watch: Watch, limits: Limits) -> RowProblem | None:

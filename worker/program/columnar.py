@@ -28,8 +28,8 @@ class Unreadable(TunepoolError):
     code = "unreadable_table"
 
 
-def parquet_rows(file: Path, noted: Noted) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file.
+def parquet_rows(file: Path, noted: Noted, *, others: bool = False) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file. With `others`, of columns of text that no rule asks for, too.
 
     Raises:
         Unreadable: code `unreadable_table` for what is no Parquet or damaged, `table_too_large` for a footer that is.
@@ -48,13 +48,14 @@ def parquet_rows(file: Path, noted: Noted) -> Iterator[dict[str, Any]]:
             file, thrift_string_size_limit=FOOTER_BYTES, thrift_container_size_limit=1_000_000, pre_buffer=False
         ) as opened,
     ):
-        columns = chosen(opened.schema_arrow.names, unit="row")
+        schema = opened.schema_arrow
+        columns = chosen(schema.names, unit="row", others=_of_text(schema) if others else None)
         noted(columns)
         for batch in opened.iter_batches(batch_size=BATCH_ROWS, columns=columns.read, use_threads=False):
             yield from batch.to_pylist()
 
 
-def arrow_rows(file: Path, noted: Noted) -> Iterator[dict[str, Any]]:
+def arrow_rows(file: Path, noted: Noted, *, others: bool = False) -> Iterator[dict[str, Any]]:
     """The rows of an Arrow file (Feather, too) or stream. It is mapped; each of its batches is validated before use.
 
     Raises:
@@ -62,8 +63,9 @@ def arrow_rows(file: Path, noted: Noted) -> Iterator[dict[str, Any]]:
         RowRefused: no column is known, or one is not named as it should be.
     """
     with _named_errors("Arrow"), pa.memory_map(str(file)) as source:
-        names = _opened(source, ipc.IpcReadOptions(use_threads=False)).schema.names
-        columns = chosen(names, unit="row")
+        schema = _opened(source, ipc.IpcReadOptions(use_threads=False)).schema
+        names = schema.names
+        columns = chosen(names, unit="row", others=_of_text(schema) if others else None)
         noted(columns)
         wanted = [names.index(name) for name in columns.read]
         reader = _opened(source, ipc.IpcReadOptions(use_threads=False, included_fields=wanted))
@@ -72,6 +74,28 @@ def arrow_rows(file: Path, noted: Noted) -> Iterator[dict[str, Any]]:
             batch.validate(full=True)
             for start in range(0, batch.num_rows, BATCH_ROWS):
                 yield from batch.slice(start, BATCH_ROWS).to_pylist()
+
+
+def _of_text(schema: Any) -> list[str]:
+    """Columns that may be rows under another name: texts, truths, whole numbers, and lists and objects of them."""
+    return [field.name for field in schema if _is_plain(field.type) or _is_nested(field.type)]
+
+
+def _is_plain(kind: Any) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return _is_text(kind) or pa.types.is_boolean(kind) or pa.types.is_integer(kind)
+
+
+def _is_text(kind: Any) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_nested(kind: Any) -> bool:
+    """Lists of numbers (token ids, embeddings) are none: no row of ours has them."""
+    if pa.types.is_struct(kind):
+        return all(_is_plain(field.type) or _is_nested(field.type) for field in kind)
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return is_list and (_is_text(kind.value_type) or _is_nested(kind.value_type))
 
 
 def _opened(source: Any, options: ipc.IpcReadOptions) -> Any:

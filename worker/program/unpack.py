@@ -22,12 +22,14 @@ from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAUL
 from shared.errors import TunepoolError
 from shared.rows.arrays import item_lines
 from shared.rows.cells import Noted, RowRefused, TableColumns, csv_lines, table_lines
+from shared.rows.check import DEFAULT_LIMITS
 from shared.rows.convert import UnpackSpec
 from shared.rows.kinds import HEAD_BYTES, Kind, kind_of, unpacked_name
 from worker.program.columnar import BATCH_ROWS, Unreadable, arrow_rows, parquet_rows
 from worker.program.inflate import inflate
 
 CHUNK_BYTES: Final = 1 << 20
+_TABLES: Final = ("parquet", "arrow", "delimited")
 
 
 def main(spec_file: Path, out: Path) -> int:
@@ -85,7 +87,29 @@ def make_rows(spec: UnpackSpec, out: Path) -> None:
         inflate(file, inner, codec="gzip" if kind == "gzip" else "zstd", most=spec.max_bytes)
         file, name = inner, unpacked_name(name)
         kind = _kind(file, name)
-    write(lines_of(kind, file, partial(note, out)), out / "rows.jsonl", most=spec.max_bytes)
+    if kind not in _TABLES or not _all_written(kind, file, out, most=spec.max_bytes):
+        write(lines_of(kind, file, partial(note, out)), out / "rows.jsonl", most=spec.max_bytes)
+
+
+def _all_written(kind: Kind, file: Path, out: Path, *, most: int) -> bool:
+    """Write the rows with all their columns, for jobs that read them under other names; False: that is too much."""
+    try:
+        write(_short(lines_of(kind, file, partial(note, out), others=True)), out / "rows.jsonl", most=most)
+    except (MemoryError, pa.ArrowMemoryError):
+        return False
+    except Unreadable as error:
+        if error.code != "file_too_large":
+            raise
+        return False
+    return True
+
+
+def _short(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines. Raises Unreadable for one that is longer than a row may be: it may be so for an idle column."""
+    for line in lines:
+        if len(line) > DEFAULT_LIMITS.line_bytes:
+            raise Unreadable("A row is too long.", code="file_too_large")
+        yield line
 
 
 def _kind(file: Path, name: str) -> Kind:
@@ -98,14 +122,17 @@ def note(out: Path, columns: TableColumns) -> None:
     (out / "columns.json").write_text(columns.model_dump_json(), encoding="utf-8")
 
 
-def lines_of(kind: Kind, file: Path, noted: Noted) -> Iterator[bytes]:
-    """The file's rows as JSONL lines. Raises RowRefused, Unreadable."""
+def lines_of(kind: Kind, file: Path, noted: Noted, *, others: bool = False) -> Iterator[bytes]:
+    """The file's rows as JSONL lines; with `others` tables bring columns that no rule asks for.
+
+    Raises RowRefused, Unreadable.
+    """
     if kind == "parquet":
-        return table_lines(parquet_rows(file, noted))
+        return table_lines(parquet_rows(file, noted, others=others))
     if kind == "arrow":
-        return table_lines(arrow_rows(file, noted))
+        return table_lines(arrow_rows(file, noted, others=others))
     if kind == "delimited":
-        return csv_lines(_chunks(file), noted=noted)
+        return csv_lines(_chunks(file), noted=noted, others=others)
     if kind == "array":
         noted(TableColumns(unit="item"))
         return item_lines(_chunks(file))

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from shared.contract.events import CheckpointSaved
 from shared.errors import NotFound, TunepoolError, Unavailable
 from shared.lease.values import Claim, FileRef, Lease
 from shared.products.adapters import StoredFile
+from shared.rows.check import read_report
 from shared.rows.convert import checked_lines
 from shared.store import layout
 from shared.store.storage import Store, StoredObject
@@ -97,16 +98,19 @@ def hand_over(workdir: Workdir, *, uid: int | None) -> None:
         path.chmod((0o700 if written else 0o750) if path.is_dir() else (0o600 if written else 0o640))
 
 
-def stage_rows(store: Store, file: FileRef, target: Path, *, interrupt: Interrupt) -> Path:
-    """Bring a data file here as canonical JSONL.
+def stage_rows(
+    store: Store, file: FileRef, target: Path, *, columns: Mapping[str, str] | None, interrupt: Interrupt
+) -> Path:
+    """Bring a data file here as canonical JSONL; `columns`: `training.columns` of the job.
 
     Raises:
         DataChanged: the store has other bytes than those that were checked.
         Unavailable: the store stays away for longer than we wait.
     """
     upload = stage_upload(store, file, target.with_name(f"{target.name}.upload"), interrupt=interrupt)
+    cells = file.report is not None and read_report(file.report).cells
     with target.open("wb") as sink:
-        sink.writelines(checked_lines(_chunks(upload, interrupt)))
+        sink.writelines(checked_lines(_chunks(upload, interrupt), columns=columns, cells=cells))
     upload.unlink()
     return target
 

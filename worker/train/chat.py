@@ -21,12 +21,14 @@ import jinja2
 from shared.contract.spec import Training
 from shared.errors import Invalid
 from worker.train.arguments import for_template, wants_arguments_as_text
+from worker.train.call_ids import wants_nine_characters, with_nine
 from worker.train.control_tokens import ControlTokens
 from worker.train.one_rendering import MARK, with_marks
+from worker.train.reasoning import key_of, under_key
 from worker.train.time_limit import TimeIsUp, time_limit
 from worker.train.token_spans import Span
 from worker.train.turns import ASKED, AnswerTurn, common_prefix_length, learnt_turn
-from worker.train.written import refuse_system_text_left_out
+from worker.train.written import REASONING, refuse_system_text_left_out
 
 RENDER_SECONDS = 5.0
 SLOW_ROWS = 3  # so often it may be too slow; then it is not tried again, or every row of a file would take its time
@@ -74,7 +76,21 @@ class ChatTemplate:
 
     def prepared(self, message: JsonObject) -> JsonObject:
         """A message in the form that this template expects."""
+        if (message.get("tool_calls") or message.get("tool_call_id")) and self.call_ids_of_nine:
+            message = with_nine(message)
+        if message["role"] == "assistant" and any(key in message for key in REASONING):
+            message = under_key(message, self.reasoning_key)
         return for_template(message, arguments_as_text="tool_calls" in message and self.arguments_as_text)
+
+    @functools.cached_property
+    def call_ids_of_nine(self) -> bool:
+        """Whether the template takes ids of calls of nine characters only."""
+        return wants_nine_characters(functools.partial(self._render, tools=None))
+
+    @functools.cached_property
+    def reasoning_key(self) -> str:
+        """The key under which the template reads an answer's reasoning."""
+        return key_of(functools.partial(self._render, tools=None))
 
     @functools.cached_property
     def arguments_as_text(self) -> bool:

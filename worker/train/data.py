@@ -20,13 +20,21 @@ import numpy as np
 from shared.contract.events import UnwrittenRows
 from shared.contract.spec import DataFacts, Training
 from shared.errors import Invalid
+from worker.train.call_ids import are_changed
 from worker.train.chat import ChatTemplate, JsonObject, trained_messages
 from worker.train.control_tokens import ControlTokens, MarkedRow, PlainText
 from worker.train.reasoning import behind_reasoning, without_history
 from worker.train.system_text import merged
 from worker.train.token_spans import Alignment, Ids, Mask, Span
 from worker.train.turns import common_prefix_length
-from worker.train.unwritten import RefusedRows, Unwritten, history_dropped, kept_as_text, parsed
+from worker.train.unwritten import (
+    RefusedRows,
+    Unwritten,
+    call_ids_mapped,
+    history_dropped,
+    kept_as_text,
+    parsed,
+)
 from worker.train.written import Lost, lost, refuse_empty, refuse_lost
 
 
@@ -208,7 +216,7 @@ class RowReader:
             text, _, own = row.plain(self._template.render(row.messages, tools=row.tools))
             losses = _numbered(lost(messages, tools=tools, text=text, spans=None), numbers)
             refuse_lost(losses, trained=lambda _: True)
-            return _Text(text, spans=None, own=own, lost=losses + self._kept(text, own))
+            return _Text(text, spans=None, own=own, lost=losses + self._kept(text, own) + self._mapped(written))
         rendered = self._template.render_with_spans(row.messages, tools=row.tools)
         text, spans, own = row.plain(rendered.text, rendered.spans)
         carries_loss = trained_messages(written, self._training)
@@ -223,7 +231,7 @@ class RowReader:
         if self._training.mask_reasoning:
             spans = [behind_reasoning(message, text, span) for message, span in answers]
         kept_spans = [span for span, carries in zip(spans, carries_loss, strict=True) if carries]
-        further = self._kept(text, own) + self._dropped(record["messages"])
+        further = self._kept(text, own) + self._dropped(record["messages"]) + self._mapped(written)
         return _Text(text, kept_spans, own=own, lost=losses + further)
 
     def _as_asked(self, messages: list[JsonObject]) -> tuple[list[JsonObject], list[int]]:
@@ -238,6 +246,12 @@ class RowReader:
         if not self._training.drop_history_reasoning or without_history(messages) == messages:
             return []
         return [history_dropped()]
+
+    def _mapped(self, messages: Sequence[JsonObject]) -> list[Lost]:
+        assert self._template is not None
+        if not are_changed(messages) or not self._template.call_ids_of_nine:
+            return []
+        return [call_ids_mapped()]
 
     def _kept(self, text: str, own: Sequence[int]) -> list[Lost]:
         token = self._controls.first_kept(text, own)
@@ -282,7 +296,13 @@ class RowReader:
             for place, answer in enumerate(given)
         ]
         return _Answers(
-            plain, wholes, label, lost=losses + self._kept_in(plain, *wholes) + self._dropped(record["messages"])
+            plain,
+            wholes,
+            label,
+            lost=losses
+            + self._kept_in(plain, *wholes)
+            + self._dropped(record["messages"])
+            + self._mapped([*written, *answers]),
         )
 
     def _answered_once(self, prompt: str, row: MarkedRow, answer: JsonObject, asked: int, *, at: int) -> PlainText:

@@ -5,9 +5,12 @@ It stands in a key of its own, or between tags at the front of an answer's text.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
+
+import jinja2
 
 from worker.train.written import REASONING, forms
 
@@ -17,6 +20,27 @@ Span = tuple[int, int]  # characters, half open
 _END_TAG: Final = r"(?:</think(?:ing)?>|\[/THINK\])"
 _TAGGED: Final = re.compile(rf"\s*(?:<think(?:ing)?>|\[THINK\])(.*?){_END_TAG}\s*", re.DOTALL)
 _CLOSED: Final = re.compile(rf"\s*{_END_TAG}\s*")
+
+
+def key_of(render: Callable[[list[JsonObject]], str]) -> str:
+    """The key under which a template reads reasoning; that of rows where it reads none.
+
+    `render` takes messages, and raises TemplateError where the template fails.
+    """
+    for key in REASONING:
+        answer = {"role": "assistant", "content": "An answ3r", key: "A th0ught"}
+        with contextlib.suppress(jinja2.TemplateError):
+            if "A th0ught" in render([{"role": "user", "content": "A qu3stion"}, answer]):
+                return key
+    return REASONING[0]
+
+
+def under_key(message: JsonObject, key: str) -> JsonObject:
+    """The message with its reasoning under the key that a template reads it by."""
+    named = next((name for name in REASONING if message.get(name)), None)
+    if named is None or named == key:
+        return message
+    return {key if name == named else name: value for name, value in message.items()}
 
 
 def without_history(messages: Sequence[JsonObject]) -> list[JsonObject]:

@@ -12,7 +12,8 @@ from worker.train.written import Lost
 KEPT_AS_TEXT: Final = "control_token_text"
 PARSED: Final = "control_tokens_parsed"
 DROPPED: Final = "history_reasoning_dropped"
-TOLD_AS_IT_IS: Final = frozenset({KEPT_AS_TEXT, PARSED, DROPPED})  # nothing is lost in such rows
+MAPPED: Final = "call_ids_mapped"
+TOLD_AS_IT_IS: Final = frozenset({KEPT_AS_TEXT, PARSED, DROPPED, MAPPED})  # nothing is lost in such rows
 
 _TOO_MANY: Final = 20  # each may have taken the whole time that a template is given
 
@@ -72,6 +73,11 @@ def parsed(token: str) -> Lost:
 def history_dropped() -> Lost:
     """A row whose earlier answers lost their reasoning because the job asks for it."""
     return Lost(None, DROPPED, "The reasoning of earlier answers is left out, as training.drop_history_reasoning asks.")
+
+
+def call_ids_mapped() -> Lost:
+    """A row whose template takes calls with other ids only."""
+    return Lost(None, MAPPED, "Ids of calls and of their answers are written as nine characters, as the template asks.")
 
 
 class RefusedRows:

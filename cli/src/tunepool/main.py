@@ -56,6 +56,10 @@ Method = Literal["supervised", "dpo", "kto", "orpo", "simpo"]
 Timeout = Annotated[
     float | None, typer.Option(min=1, help="Seconds to wait for the job; then exit 5. The job goes on.")
 ]
+ColumnNames = Annotated[
+    list[str] | None,
+    typer.Option("--column", metavar="NAME=COLUMN", help="A column of the file, such as prompt=question; repeatable."),
+]
 OnInterrupt = Annotated[Literal["leave", "cancel"], typer.Option(help="What becomes of the job on SIGINT or SIGTERM.")]
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -247,6 +251,7 @@ def submit(  # noqa: PLR0917 -- typer makes options of them
         list[str] | None,
         typer.Option("--set", metavar="PART.FIELD=VALUE", help="For instance adapter.r=8; may be repeated."),
     ] = None,
+    columns: ColumnNames = None,
     metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be repeated.")] = None,
     method: Annotated[Method, typer.Option(help="How the rows are learnt.")] = "supervised",
     wait: Annotated[bool, typer.Option(help="Watch the job; exit 1 unless it succeeds.")] = False,
@@ -254,7 +259,8 @@ def submit(  # noqa: PLR0917 -- typer makes options of them
     on_interrupt: OnInterrupt = "leave",
 ) -> None:
     """Upload what is not there yet, create a job and print its id."""
-    extension, labels = requests.nested(settings or []), requests.pairs(metadata or [])
+    extension = requests.with_columns(requests.nested(settings or []), columns or [])
+    labels = requests.pairs(metadata or [])
     client: OpenAI = context.obj.client
     requests.check_model(client, model)  # a wrong name costs no upload
     job = client.fine_tuning.jobs.create(
@@ -284,6 +290,7 @@ def preflight(  # noqa: PLR0917 -- typer makes options of them
         list[str] | None,
         typer.Option("--set", metavar="PART.FIELD=VALUE", help="For instance adapter.r=8; may be repeated."),
     ] = None,
+    columns: ColumnNames = None,
     rows: Annotated[list[int] | None, typer.Option("--row", min=1, help="Show this row; may be repeated.")] = None,
     diff: Annotated[bool, typer.Option("--diff", help="Show rows as written beside what is read of them.")] = False,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for a worker.")] = 900.0,
@@ -296,7 +303,7 @@ def preflight(  # noqa: PLR0917 -- typer makes options of them
         training_file=requests.file_id(client, training),
         validation_file=requests.file_id(client, validation) if validation else None,
         preview_rows=rows or None,
-        tunepool=requests.nested(settings or []) or None,
+        tunepool=requests.with_columns(requests.nested(settings or []), columns or []) or None,
         method=requests.method("dpo" if dpo else method, n_epochs=epochs, batch_size=batch_size),
     )
     answer = preflights.answer(client, asked, patience_seconds=timeout)

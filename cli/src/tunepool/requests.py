@@ -35,6 +35,17 @@ def nested(settings: Iterable[str]) -> dict[str, Any]:
     return body
 
 
+def with_columns(extension: dict[str, Any], columns: Iterable[str]) -> dict[str, Any]:
+    """The extension with `prompt=question` and the like as `training.columns`."""
+    named = pairs(columns)
+    training = extension.setdefault("training", {}) if named else {}
+    if not isinstance(training, dict):
+        raise BadSetting("'training' has a value already; --column goes below it.")
+    if named:
+        training["columns"] = {**training.get("columns", {}), **named}
+    return extension
+
+
 def pairs(settings: Iterable[str]) -> dict[str, str]:
     return dict(_split(settings))
 

@@ -1,0 +1,64 @@
+"""The rules of what stands within a message: parts of its content, and the keys of a ShareGPT item."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from shared.rows.findings import RowFindings, shown
+from shared.rows.formats import Row
+from shared.rows.loss_flags import CALLS, NOT_OFFERED, REASONING_KEYS, TRUTHS, reasoning_of, unread_keys
+
+# Parts of other services, each with what stands for it here.
+_PARTS: Final = {
+    "tool_use": "write it as tool_calls",
+    "function_call": "write it as tool_calls",
+    "tool_result": "write it as a message of role tool",
+    "function_call_output": "write it as a message of role tool",
+    "thinking": "write it as reasoning_content",
+    "reasoning": "write it as reasoning_content",
+}
+
+
+def parts_size(parts: list[Any], at: str, findings: RowFindings) -> int:
+    """Characters of content that is a list of parts; parts that are no text are refused."""
+    size = 0
+    for index, part in enumerate(parts):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            size += len(part["text"])
+        elif isinstance(kind, str) and kind != "text":
+            remedy = _PARTS.get(kind, "training is text-only, keep only parts of type text")
+            text = f"{at}[{index}].type is {shown(kind)}; {remedy}."
+            findings.refuse(f"{at}[{index}].type", "unsupported_content", text)
+        else:
+            text = f'{at}[{index}] is {shown(part)}; use {{"type": "text", "text": "…"}}.'
+            findings.refuse(f"{at}[{index}]", "wrong_type", text)
+    return size
+
+
+def check_item_keys(item: Row, role: str, name: str, at: str, findings: RowFindings) -> None:
+    """Judge what stands beside `from` and `value`: obeyed, refused by name, or dropped and counted."""
+    for key, near in unread_keys(item):
+        if near:
+            findings.refuse(f"{at}.{key}", "unknown_key", f"{at}.{key} is not a known key; did you mean {near}?")
+        elif f"{name}[].{key}" not in findings.dropped:
+            findings.dropped.append(f"{name}[].{key}")
+    for key in TRUTHS:
+        if not isinstance(item.get(key), bool | None):
+            findings.refuse(f"{at}.{key}", "wrong_type", f"{at}.{key} is {shown(item[key])}; use true or false.")
+    for key in NOT_OFFERED:
+        if item.get(key) is not None:
+            text = f"{at}.{key} is not offered; use train (true or false) for the whole message."
+            findings.refuse(f"{at}.{key}", "unknown_key", text)
+    for key in CALLS:
+        if item.get(key) not in (None, [], {}):
+            text = f"{at}.{key} is not read in this shape; write the call as an item from function_call."
+            findings.refuse(f"{at}.{key}", "unknown_key", text)
+    _check_reasoning(item, role, at, findings)
+
+
+def _check_reasoning(item: Row, role: str, at: str, findings: RowFindings) -> None:
+    named = [key for key in REASONING_KEYS if item.get(key) not in (None, "")]
+    if named and (role != "assistant" or reasoning_of(item) is None):
+        text = f"{at}.{named[0]} must be one text beside an answer; remove it, or write it in one place."
+        findings.refuse(f"{at}.{named[0]}", "wrong_type", text)
