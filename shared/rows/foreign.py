@@ -62,6 +62,8 @@ def recast(row: Row) -> Recast:
 
 def _with_truths(row: Row) -> Row:
     """The row with 1 and 0 of its label as true and false, as a table has them."""
+    if "label" not in row and "kto_tag" not in row:
+        return row
     tags = [tag for tag in ("label", "kto_tag") if type(row.get(tag)) is int and row[tag] in (0, 1)]
     if not tags or not ("kto_tag" in tags or "completion" in row):
         return row
@@ -73,8 +75,9 @@ def _in_our_form(row: Row) -> tuple[Row, tuple[str, ...], tuple[str, ...]]:
     changed: Row = {}
     forms: list[str] = []
     dropped: list[str] = []
-    for column in row.keys() & _SPOKEN:
-        value = row[column]
+    for column, value in row.items():
+        if column not in _SPOKEN:
+            continue
         nested = isinstance(value, dict) and column == "input"
         messages = value.get("messages") if nested else value
         plain = message_forms.rewritten(messages) if isinstance(messages, list) else None
@@ -88,7 +91,7 @@ def _in_our_form(row: Row) -> tuple[Row, tuple[str, ...], tuple[str, ...]]:
         if tools is not row["tools"]:
             changed["tools"] = tools
             forms.append("tools")
-    return {**row, **changed} if changed else row, tuple(dict.fromkeys(forms)), tuple(dropped)
+    return ({**row, **changed}, tuple(dict.fromkeys(forms)), tuple(dropped)) if changed else (row, (), ())
 
 
 def _transcripts(row: Row) -> Recast | None:

@@ -17,7 +17,7 @@ from shared.rows.formats import Message, arguments_text
 from shared.rows.loss_flags import REASONING, REASONING_KEYS, TRUTHS, weight_of
 
 _PLAIN: Final = frozenset({"role", "content", "name"})
-_ROLES: Final = frozenset({"system", "developer", "user", "assistant"})
+_ROLES: Final = ("user", "assistant", "system", "developer")
 _CALLERS: Final = frozenset({"tool_call", "function_call"})
 _RESULTS: Final = frozenset({"tool_response", "observation"})
 _READ: Final = frozenset(
@@ -42,6 +42,13 @@ class Rewritten(NamedTuple):
 
 def rewritten(messages: list[Any]) -> Rewritten | None:
     """The messages in OpenAI's form; None where they are in it already. What has no meaning here stays as it is."""
+    for message in messages:  # nearly all messages of nearly all files
+        if type(message) is not dict or len(message) != 2 or message.get("role") not in _ROLES:
+            break
+        if type(message.get("content")) is not str:
+            break
+    else:
+        return None
     if all(map(_is_plain, messages)):
         return None
     reading = _Reading()
@@ -147,9 +154,9 @@ class _Reading:
         if message["role"] == "assistant" and len({message[key] for key in named}) == 1 and named != [REASONING]:
             self.forms.add("reasoning")
             message[REASONING] = message[named[0]]
-            for key in named:
-                if key != REASONING:
-                    del message[key]
+            for name in named:
+                if name != REASONING:
+                    del message[name]
 
     def _calls(self, message: Message) -> None:
         calls = message.get("tool_calls")

@@ -83,18 +83,18 @@ def _of_text(schema: Any) -> list[str]:
 
 def _is_plain(kind: Any) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return _is_text(kind) or pa.types.is_boolean(kind) or pa.types.is_integer(kind)
+    return _is_text(kind) or bool(pa.types.is_boolean(kind) or pa.types.is_integer(kind))
 
 
 def _is_text(kind: Any) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _is_nested(kind: Any) -> bool:
     """Lists of numbers (token ids, embeddings) are none: no row of ours has them."""
     if pa.types.is_struct(kind):
         return all(_is_plain(field.type) or _is_nested(field.type) for field in kind)
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    is_list = bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
     return is_list and (_is_text(kind.value_type) or _is_nested(kind.value_type))
 
 

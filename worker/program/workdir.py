@@ -99,7 +99,7 @@ def hand_over(workdir: Workdir, *, uid: int | None) -> None:
 
 
 def stage_rows(
-    store: Store, file: FileRef, target: Path, *, columns: Mapping[str, str] | None, interrupt: Interrupt
+    store: Store, file: FileRef, target: Path, *, columns: Mapping[Any, str] | None, interrupt: Interrupt
 ) -> Path:
     """Bring a data file here as canonical JSONL; `columns`: `training.columns` of the job.
 
