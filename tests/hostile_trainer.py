@@ -120,11 +120,21 @@ def daemon(out: Path, _victim: Path) -> None:
     folder(out / "adapter", {"adapter_config.json": {}})
 
 
+def memory(_out: Path, _victim: Path) -> None:
+    """Hold more and more, a part in each of many processes, and report nothing."""
+    while True:
+        held = [b"x" * 2**26 for _ in range(4)]
+        if os.fork():
+            time.sleep(600)
+        held.clear()
+
+
 LAYS: dict[str, Callable[[Path, Path], None]] = {
     lay.__name__: lay
     for lay in (
         *(link_folder, link_file, dangling_link, hard_link, fifo, open_socket, file_for_folder, events_fifo),
         *(events_link, stop_fifo, stop_link, name_in_event, many_files, sparse_file, deep_folders, daemon),
+        memory,
     )
 }
 

@@ -23,7 +23,8 @@ def taken(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     Walls that would keep a trainer from laying these things are off: what a supervisor follows is judged alone.
     """
     home = tmp_path_factory.mktemp("taken")
-    with open_stack(home, servers, TUNEPOOL_TRAINER="tests.hostile_trainer", TUNEPOOL_ISOLATION="off") as made:
+    hostile = {"TUNEPOOL_TRAINER": "tests.hostile_trainer", "TUNEPOOL_ISOLATION": "off"}
+    with open_stack(home, servers, **hostile, TUNEPOOL_CPU_MEMORY_BYTES=str(2**31)) as made:
         victim = made.home / "victim"
         victim.mkdir()
         (victim / "secret.json").write_text(SECRET)
@@ -93,6 +94,17 @@ def test_nothing_of_an_attempt_stays_behind_however_it_was_laid(taken: Stack, wh
     assert job.status == "succeeded", job.error
     until(lambda: not (taken.home / "home" / "work" / job.id).exists())
     until(lambda: taken.trainers() == [])
+
+
+def test_a_trainer_that_takes_the_hosts_memory_is_out_of_memory_as_any_other(taken: Stack) -> None:
+    job = taken.wait(lay(taken, "memory"))
+
+    assert job.status == "failed"
+    assert job.error["code"] == "host_oom"
+    assert "Out of memory" in job.error["message"]
+    attempts = taken.attempts(job.id)
+    assert {row.exit_code for row in attempts} == {4}
+    assert [row.outcome for row in attempts[:-1]] == ["out_of_memory"] * (len(attempts) - 1)
 
 
 def _laid(stack: Stack, job_id: str) -> list[Path]:

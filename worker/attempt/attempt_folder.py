@@ -22,9 +22,11 @@ from shared.settle.wishes import wishes
 from shared.settle.workload import keeps_copy
 from worker import base_models
 from worker.attempt import meeting
+from worker.host.devices import CPU_SHARE, host_memory
 from worker.host.host import Host
 from worker.program import launcher, processes, workdir
 from worker.program.launcher import Meeting, Trainer
+from worker.program.memory_wall import Allowance, MemoryWall
 
 log = structlog.get_logger()
 
@@ -141,6 +143,15 @@ class AttemptFolder:
             reads=(self.folder.root, self.model),
             home=settings.home.resolve(),
         )
+
+    def memory_wall(self) -> MemoryWall:
+        """What bounds the host's memory of the trainer: all that its devices are, or its part of a host with GPUs."""
+        ours = len(self.claim.device_ids)
+        offered = self.device.total_bytes * ours
+        if self.kind == "cpu":
+            return MemoryWall(Allowance(share=offered, most=offered), memory=host_memory)
+        total, _ = host_memory()
+        return MemoryWall(Allowance(share=int(total * CPU_SHARE) * ours // len(self.host.devices)), memory=host_memory)
 
     @property
     def _company(self) -> Company:

@@ -145,8 +145,13 @@ class _Member:
 
     def watch(self, trainer: Trainer) -> None:
         """Stay beside the ranks until they end by themselves; raises Dismissed when they are to end."""
+        wall = self.place.memory_wall()
         while trainer.poll() is None:
             self.reporter.check()
+            if (held := wall.exceeded()) is not None:
+                ended, failed = wall.end(trainer, held)
+                self.leave(exit_code=ended.code, error=failed.model_dump(mode="json", exclude={"type", "time"}))
+                return
             time.sleep(LOOK_SECONDS)
         ended = trainer.end(grace_seconds=0)
         log.info("member.ranks_ended", job_id=self.part.claim.lease.id, exit_code=ended.code)

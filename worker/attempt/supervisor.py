@@ -155,6 +155,7 @@ class _Attempt(PublishingAttempt):
         """Stay beside the trainer until nothing of it lives; tell what it tells."""
         tail, settings = EventTail(self.place.folder.events), self.host.settings
         begun, why, stop_at = self.clock(), cast("Ending | None", None), float("inf")
+        wall = self.place.memory_wall()
         self.story.heard = begun
         runtime = self.spec.queue.max_runtime_seconds or float("inf")
         while trainer.poll() is None:
@@ -176,6 +177,9 @@ class _Attempt(PublishingAttempt):
                 factor=settings.stall_factor, floor_seconds=settings.stall_floor_seconds
             ):
                 return TrainerEnd("stalled", trainer.abort())
+            if (held := wall.exceeded()) is not None:
+                ended, self.story.failed = wall.end(trainer, held)
+                return TrainerEnd(None, ended)
             self.rest(stopping=why is not None)
         return TrainerEnd(why, self.bury(trainer, tail, grace=0))
 

@@ -15,15 +15,19 @@ from shared.errors import TunepoolError
 from shared.lease import lease as leasing
 from shared.lease.lease import Kind
 from shared.lease.values import Lease
+from worker.host.devices import host_memory
 from worker.host.host import AWAY, Host
 from worker.program import launcher, processes, workdir
 from worker.program.launcher import Exit
+from worker.program.memory_wall import Allowance, MemoryWall
 from worker.program.trainer_events import EventTail
 from worker.program.workdir import Workdir
 
 log = structlog.get_logger()
 
 LOOK_SECONDS: Final = 0.1
+# On a host that is short of memory, a program of the CPU lane may hold this part of it. Most bound themselves below.
+SHARES: Final = 4
 
 
 class Stopped(Exception):
@@ -114,10 +118,13 @@ def run(
         reads=(place.root, *reads),
         home=host.settings.home.resolve(),
     )
-    began = clock()
+    began, total = clock(), host_memory()[0]
+    wall = MemoryWall(Allowance(share=total // SHARES), memory=host_memory)
     try:
         while program.poll() is None:
             watch.check()
+            if (held := wall.exceeded()) is not None:
+                return wall.end(program, held)[0]
             if seconds is not None and clock() - began > seconds:
                 raise TooSlow(f"The program took more than {seconds:g} seconds.")
             time.sleep(LOOK_SECONDS)

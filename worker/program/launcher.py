@@ -264,6 +264,7 @@ def start(
         )
     finally:
         walls.forget()
+    processes.give_up_first(process.pid)
     return Trainer(process, tag=tag, out=out, log_file=log_file, temporary_files=temporary_files, spared=spared)
 
 

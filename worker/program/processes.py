@@ -83,6 +83,12 @@ def die_with_parent(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def give_up_first(pid: int) -> None:
+    """Have the kernel, when memory runs out, end this process and what it forks before anybody else (proc(5))."""
+    with contextlib.suppress(OSError):  # it has ended already, or the kernel has no such file
+        Path(f"/proc/{pid}/oom_score_adj").write_text("1000", encoding="ascii")
+
+
 def adopt_strays() -> None:
     """Become the parent of whatever a trainer forks and abandons, so that `kill_strays` can find it without its tag."""
     _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
