@@ -18,7 +18,7 @@ SIDE ?= 3
 export GOMP_SPINCOUNT := 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup env demo test check bench gpu chaos sbom clean
+.PHONY: help setup env demo test check bench gpu chaos lock audit sbom clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 10
@@ -60,12 +60,13 @@ demo: setup ## the main job: a real model, real QLoRA, through the real API; bas
 test: setup ## every test, on a real Postgres and a real Valkey from wheels; FAST=1: the quick ones, for the loop of work
 	$(BIN)/python -m pytest $(if $(FAST),tests/unit tests/integration -m "not slow") -n $(SIDE) --dist loadfile --no-loadscope-reorder --durations 20
 
-check: setup ## format, lint, types, import laws
+check: setup ## format, lint, types, import laws, locks
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mypy --strict -p tunepool -p examples
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/unit/test_locks.py
 
 bench: setup ## the measured claims; each prints ratios taken side by side in one run
 	@for script in $(filter-out bench/gpu_acceptance.py,$(wildcard bench/*.py)); do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
@@ -76,6 +77,19 @@ gpu: setup ## on a host with a GPU: what only one can show, as JSON lines, in te
 
 chaos: setup ## N random fault schedules from SEED against real processes
 	TUNEPOOL_CHAOS_SCHEDULES=$(N) TUNEPOOL_CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -v tests/faults/test_chaos.py
+
+# Resolved by uv, which lists the hash of every file of a release, so that each architecture finds its own.
+LOCK = $(BIN)/uv pip compile -q pyproject.toml - -c constraints.txt --universal --python-version 3.11 \
+	--generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links
+lock: setup ## requirements.*.lock anew: what the images install, each file by its sha256; needs the package index
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	printf '%s\n' 'hatchling>=1.27' editables pip | $(LOCK) -o requirements.api.lock
+	printf '%s\n' 'hatchling>=1.27' editables pip | $(LOCK) --extra train -o requirements.worker.lock
+	@$(BIN)/python -m pip uninstall --quiet --yes uv
+
+audit: setup ## what the public database of advisories knows of our versions; needs the network
+	@test -x .audit/bin/pip-audit || { $(PYTHON) -m venv .audit && .audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1; }
+	.audit/bin/pip-audit --disable-pip --no-deps -r requirements.worker.lock
 
 sbom: setup ## sbom.json: what this installation is made of, as CycloneDX
 	$(BIN)/python -m standalone.parts_list > sbom.json
