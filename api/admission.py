@@ -21,9 +21,9 @@ class Admission:
     rates: Rates
 
     def caller(self, session: Session, request: HTTPConnection, bearer: str) -> Caller:
-        """The owner of the key. Raises Unauthenticated, LimitReached."""
+        """The owner of the key, who is whom the request names. Raises Unauthenticated, LimitReached."""
         try:
-            return keys.authenticate(session, bearer)
+            caller = keys.authenticate(session, bearer)
         except Unauthenticated:
             address = request.client.host if request.client else "unknown"
             standing = self.rates.refuse(address)
@@ -35,6 +35,8 @@ class Admission:
                     code="too_many_failed_keys",
                 ) from None
             raise
+        _must_match(request, caller)
+        return caller
 
     def count(self, request: HTTPConnection, caller: Caller) -> None:
         """Count the request, once. Raises LimitReached."""
@@ -54,6 +56,21 @@ class Admission:
                 f" {standing.wait_seconds:.3g} s, or ask for a higher limit.",
                 standing,
                 code="rate_limit_exceeded",
+            )
+
+
+def _must_match(request: HTTPConnection, caller: Caller) -> None:
+    """The openai client names organization and project when it was told them. Raises Unauthenticated when not ours."""
+    for part, own in (
+        ("Organization", {caller.organization_id, caller.organization_name}),
+        ("Project", {caller.project_id}),
+    ):
+        named = request.headers.get(f"openai-{part}".lower())
+        if named and named not in own:
+            raise Unauthenticated(
+                f"The OpenAI-{part} header names '{named[:100]}', and this API key belongs to another one. Leave the"
+                " header out, or use a key of that one.",
+                code=f"mismatched_{part}".lower(),
             )
 
 

@@ -109,6 +109,8 @@ class BoundedHead(HttpToolsProtocol):
         self._in_head, self._unfinished = False, 0
         self._crowd.work(self, self._address)
         super().on_headers_complete()
+        if (cycle := self.cycle) is not None and cycle.scope is self.scope:
+            self.scope["gone"] = lambda: cycle.disconnected  # api/turnstile.py: nobody waits for the answer any more
 
     def on_chunk_header(self) -> None:
         self._trailing, self._unfinished = True, 0

@@ -2,7 +2,8 @@
 
 Each attack goes on while a bystander with a key of another project polls at a steady rate (latency counts from when a
 request was due), and while a training of that project runs. Shown per attack: median and p99 of the bystander against
-those of a quiet time in the same run, failures, how the attacker was answered, and how often the training was begun.
+those of the quiet times right before and after it, failures, how the attacker was answered, and how often the training
+was begun. Attackers are processes of their own at the lowest priority: they stand for other machines.
 
 The attacks: one endless header; half requests without end; half bodies; 64 clients at /readyz; slow preflights that
 fill the children of the worker, beside templates that compute without end.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
 import socket
 import tempfile
@@ -20,6 +22,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -32,9 +35,11 @@ from bench.plane.load import Client, Request, Seen, Target, at_rate
 
 RATE = 10.0  # polls a second of the bystander
 CLIENTS = 2
+STAND_SECONDS = 3.0
 STEPS = 100_000  # the training outlasts every attack
 SLOW = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 ENDLESS = "{{ 10 ** (10 ** 9) }}"
+_FORK = multiprocessing.get_context("fork")
 Attack = Callable[[Installation, threading.Event, Counter[str]], None]
 
 
@@ -74,20 +79,49 @@ class Training:
 
 
 def run(one: Installation, bystander: Target, training: Training, *, seconds: float) -> Iterator[tuple[Any, ...]]:
-    """(name, what the bystander saw, attempts, steps of the training meanwhile, answers to the attacker)."""
-    for name, attack in {"quiet": None, **ATTACKS}.items():
-        over, answers = threading.Event(), Counter[str]()
-        attackers = [] if attack is None else [threading.Thread(target=attack, args=(one, over, answers))]
-        _, before = training.seen()
-        for thread in attackers:
-            thread.start()
-        time.sleep(2)  # until the attack stands
-        seen = at_rate(bystander, lambda _: Request("GET", "/v1/models"), clients=CLIENTS, rate=RATE, seconds=seconds)
-        attempts, after = training.seen()
-        over.set()
-        for thread in attackers:
-            thread.join()
-        yield name, seen, attempts, after - before, answers
+    """(name, what the bystander saw then and in the quiet beside, attempts, steps of the training, answers to it)"""
+    look = partial(watch, bystander, training, seconds=seconds)
+    quiet, attempts, steps = look()
+    yield "quiet", quiet, quiet, attempts, steps, Counter[str]()
+    for name, attack in ATTACKS.items():
+        with attacking(attack, one) as answers:
+            seen, attempts, steps = look()
+        before, quiet = quiet, look()[0]
+        beside = Seen([*before.seconds, *quiet.seconds], before.failures + quiet.failures)
+        yield name, seen, beside, attempts, steps, answers
+
+
+def watch(bystander: Target, training: Training, *, seconds: float) -> tuple[Seen, int, int]:
+    """(what the bystander saw, attempts of the training, its steps meanwhile)"""
+    _, before = training.seen()
+    seen = at_rate(bystander, lambda _: Request("GET", "/v1/models"), clients=CLIENTS, rate=RATE, seconds=seconds)
+    attempts, after = training.seen()
+    return seen, attempts, after - before
+
+
+@contextlib.contextmanager
+def attacking(attack: Attack, one: Installation) -> Iterator[Counter[str]]:
+    """While it is open the attack goes on; afterwards the counter holds how it was answered."""
+    answers, over, answered = Counter[str](), _FORK.Event(), _FORK.SimpleQueue()
+
+    def go_on() -> None:
+        os.nice(19)
+        counted, ended = Counter[str](), threading.Event()
+        attacker = threading.Thread(target=attack, args=(one, ended, counted))
+        attacker.start()
+        over.wait()
+        ended.set()
+        attacker.join()
+        answered.put(counted)
+
+    attacker = _FORK.Process(target=go_on)
+    attacker.start()
+    time.sleep(STAND_SECONDS)
+    yield answers
+    over.set()
+    answers.update(answered.get())
+    attacker.join()
+    time.sleep(STAND_SECONDS)  # until what the attack left is gone
 
 
 # --- attacks ----------------------------------------------------------------------------------------------------------
@@ -178,9 +212,7 @@ ATTACKS: dict[str, Attack] = {
 
 def show(rows: Iterator[tuple[Any, ...]]) -> None:
     table = Table("attack", "median ms", "p99 ms", "p99 / quiet", "failures", "attempts", "steps", "attacker saw")
-    quiet: Seen | None = None
-    for name, seen, attempts, steps, answers in rows:
-        quiet = quiet or seen
+    for name, seen, quiet, attempts, steps, answers in rows:
         table.add_row(
             name,
             f"{seen.quantile(0.5) * 1000:.1f}",

@@ -1,0 +1,92 @@
+"""How much of a process one caller may have at a time: the others' requests go on beside whoever sends a flood.
+
+All requests of a process share its interpreter. A caller that has more of them in work than a share waits with the next
+one; nobody else does. Whoever shows no key gets a few answers a second, and later ones a little later: such answers are
+the same for all, and nobody needs them often.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+IN_WORK: Final = 16  # requests of one key that a process works at, before the first byte of their answers
+KEYLESS_PER_SECOND: Final = 20.0
+KEYLESS_BURST: Final = 20
+LONGEST_WAIT_SECONDS: Final = 2.0  # of the keyless: a probe still comes in time
+_MOST_ADDRESSES: Final = 10_000
+# They wait for others, for minutes maybe, and have bounds of their own.
+_PATIENT: Final = ("/v1/chat/completions", "/v1/completions", "/v1/files", "/v1/tunepool/objects/")
+
+
+@dataclass
+class _Gate:
+    """One caller's requests: so many in work, and those that wait for one of them to end."""
+
+    free: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(IN_WORK))
+    inside: int = 0
+
+
+def _never() -> bool:
+    return False
+
+
+class Turnstile:
+    """Plain ASGI. A request is in work until its answer begins: a stream holds nothing."""
+
+    def __init__(self, app: ASGIApp, clock: Callable[[], float] = time.monotonic) -> None:
+        self._app, self._clock = app, clock
+        self._gates: dict[bytes, _Gate] = {}
+        self._paid: dict[str, float] = {}  # address -> until when its answers without a key are paid for
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith(_PATIENT):
+            await self._app(scope, receive, send)
+            return
+        key = next((value for name, value in scope["headers"] if name == b"authorization"), None)
+        if key is None:
+            await asyncio.sleep(self.wait_seconds(scope["client"][0] if scope.get("client") else ""))
+            await self._app(scope, receive, send)
+            return
+        await self._in_turn(key, scope, receive, send)
+
+    async def _in_turn(self, key: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        gate = self._gates.setdefault(key, _Gate())
+        gate.inside += 1
+        held = False
+
+        def let_go() -> None:
+            nonlocal held
+            if held:
+                held = False
+                gate.free.release()
+
+        async def answered(message: Message) -> None:
+            let_go()
+            await send(message)
+
+        try:
+            await gate.free.acquire()
+            held = True
+            if not scope.get("gone", _never)():  # of a flood most have left by now
+                await self._app(scope, receive, answered)
+        finally:
+            let_go()
+            gate.inside -= 1
+            if gate.inside == 0:
+                self._gates.pop(key, None)
+
+    def wait_seconds(self, address: str) -> float:
+        """How long this answer without a key has to wait; 0 for the first ones of a second."""
+        now, each = self._clock(), 1 / KEYLESS_PER_SECOND
+        if len(self._paid) >= _MOST_ADDRESSES:
+            self._paid.clear()
+        paid = max(now, self._paid.get(address, now)) + each
+        wait = max(0.0, paid - now - KEYLESS_BURST * each)
+        self._paid[address] = min(paid, now + KEYLESS_BURST * each + LONGEST_WAIT_SECONDS)
+        return min(wait, LONGEST_WAIT_SECONDS)

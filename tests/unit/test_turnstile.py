@@ -1,0 +1,114 @@
+"""A flood of one caller leaves room for the others, and keeps nobody out for good."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from api.turnstile import IN_WORK, KEYLESS_BURST, KEYLESS_PER_SECOND, LONGEST_WAIT_SECONDS, Turnstile
+
+
+class Handler:
+    """An application that answers when it is let."""
+
+    def __init__(self) -> None:
+        self.begun: list[bytes] = []
+        self.may_answer = asyncio.Event()
+        self.may_end = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.begun.append(dict(scope["headers"]).get(b"authorization", b""))
+        await self.may_answer.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await self.may_end.wait()
+
+
+async def nothing(*_: Any) -> Any: ...
+
+
+def request(key: bytes | None, path: str = "/v1/models") -> Scope:
+    headers = [] if key is None else [(b"authorization", key)]
+    return {"type": "http", "path": path, "headers": headers, "client": ("198.51.100.7", 1)}
+
+
+async def settle() -> None:
+    for _ in range(5 * IN_WORK):
+        await asyncio.sleep(0)
+
+
+def test_a_key_has_a_share_of_the_process_and_another_key_waits_for_nothing() -> None:
+    async def act() -> None:
+        handler = Handler()
+        turnstile = Turnstile(handler)
+        flood = [asyncio.create_task(turnstile(request(b"a"), nothing, nothing)) for _ in range(3 * IN_WORK)]
+        await settle()
+        other = asyncio.create_task(turnstile(request(b"b"), nothing, nothing))
+        await settle()
+        assert (handler.begun.count(b"a"), handler.begun.count(b"b")) == (IN_WORK, 1)
+
+        handler.may_answer.set()  # an answer that has begun is a stream at most: it holds no place
+        await settle()
+        assert handler.begun.count(b"a") == 3 * IN_WORK
+
+        handler.may_end.set()
+        await asyncio.gather(*flood, other)
+        assert turnstile._gates == {}
+
+    asyncio.run(act())
+
+
+def test_a_client_that_leaves_while_it_waits_takes_no_place_with_it() -> None:
+    async def act() -> None:
+        handler = Handler()
+        turnstile = Turnstile(handler)
+        tasks = [asyncio.create_task(turnstile(request(b"a"), nothing, nothing)) for _ in range(2 * IN_WORK)]
+        await settle()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert turnstile._gates == {}
+
+    asyncio.run(act())
+
+
+def test_who_has_left_while_it_waited_costs_nothing_more() -> None:
+    async def act() -> None:
+        handler = Handler()
+        turnstile = Turnstile(handler)
+        flood = [asyncio.create_task(turnstile(request(b"a"), nothing, nothing)) for _ in range(IN_WORK)]
+        left = asyncio.create_task(turnstile({**request(b"a"), "gone": lambda: True}, nothing, nothing))
+        handler.may_end.set()
+        await settle()
+        handler.may_answer.set()
+        await asyncio.gather(*flood, left)
+        assert len(handler.begun) == IN_WORK
+
+    asyncio.run(act())
+
+
+def test_answers_that_wait_for_others_are_not_counted() -> None:
+    async def act() -> None:
+        handler = Handler()
+        turnstile = Turnstile(handler)
+        for _ in range(2 * IN_WORK):
+            asyncio.create_task(turnstile(request(b"a", "/v1/chat/completions"), nothing, nothing))  # noqa: RUF006
+        await settle()
+        assert len(handler.begun) == 2 * IN_WORK
+
+    asyncio.run(act())
+
+
+def test_answers_without_a_key_come_a_little_later_when_an_address_asks_often() -> None:
+    now = 100.0
+    turnstile = Turnstile(nothing, clock=lambda: now)
+
+    waits = [turnstile.wait_seconds("a") for _ in range(1000)]
+
+    assert waits[:KEYLESS_BURST] == [0.0] * KEYLESS_BURST
+    assert 0 < waits[KEYLESS_BURST] <= 1 / KEYLESS_PER_SECOND + 1e-9
+    assert max(waits) == LONGEST_WAIT_SECONDS  # a probe between them comes in time
+    assert turnstile.wait_seconds("b") == 0.0
+    now += KEYLESS_BURST / KEYLESS_PER_SECOND + LONGEST_WAIT_SECONDS
+    assert turnstile.wait_seconds("a") == 0.0
