@@ -12,12 +12,14 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from fastapi import FastAPI
+from sqlalchemy import Engine
 
 from api import alias_bodies, errors, pool_bodies, upload_bodies, webhook_bodies
 from api.admission import Admission
 from api.bell import RingThread
 from api.deps import Door
 from api.links import make_links
+from api.measures import Measures
 from api.plan_cache import PlanCache
 from api.request_id import RequestId
 from api.request_url import RequestUrl
@@ -33,6 +35,7 @@ from api.routes import (
     job_operations,
     jobs,
     merges,
+    metrics,
     models,
     objects,
     parted_uploads,
@@ -46,6 +49,7 @@ from api.routes import (
     webhooks,
 )
 from api.streams import Streams
+from api.turnstile import Turnstile
 from api.ui import wing
 from api.views import completion_views, error_views, job_views
 from api.vllm import Vllm
@@ -53,6 +57,8 @@ from shared import log
 from shared.contract.completions import CreateChatCompletion, CreateCompletion
 from shared.contract.graders import RunGrader, ValidateGrader
 from shared.contract.job_request import CreateJob, CreatePreflight
+from shared.operating import census
+from shared.operating.census import Figure
 from shared.operating.secrecy import hide_secrets
 from shared.settings import Settings
 from shared.store.bell import ring
@@ -86,6 +92,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 def create_app(settings: Settings) -> FastAPI:
     """The application on these settings. Opens no connection before the first request."""
     engine, store = make_engine(settings.database_url), open_store(settings)
+    outlook = PlanCache(engine, pool_name=settings.pool)
+    measures = Measures(partial(_census, engine), outlook.blocked, processes=settings.api_processes)
     door = Door(
         settings=settings,
         engine=engine,
@@ -93,10 +101,11 @@ def create_app(settings: Settings) -> FastAPI:
         store=store,
         links=make_links(settings),
         streams=Streams(partial(session_scope, engine), limit=settings.max_streams, seconds=settings.stream_seconds),
-        outlook=PlanCache(engine, pool_name=settings.pool),
+        outlook=outlook,
         bell=RingThread(partial(ring, settings=settings)),
         admission=Admission(Rates(settings)),
         vllm=Vllm(settings, store) if settings.vllm_url else None,
+        measures=measures,
     )
 
     @asynccontextmanager
@@ -121,17 +130,23 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.door = door
     app.add_middleware(RequestUrl)
-    app.add_middleware(RequestId)  # added last, so outermost
+    app.add_middleware(Turnstile)
+    app.add_middleware(RequestId, answered=measures.answered)  # added last, so outermost
     errors.install(app)
     for part in (
         *(files, parted_uploads, jobs, preflights, graders, models, completions, adapters, aliases, permissions),
         *(objects, merges, evaluations, streams, catalogue, pool, job_operations, projects, webhooks, usage),
-        *(health, reference),
+        *(metrics, health, reference),
     ):
         app.include_router(part.router)
     wing.install(app, secure=settings.public_url.startswith("https://"))
     _describe(app)
     return app
+
+
+def _census(engine: Engine) -> list[Figure]:
+    with session_scope(engine) as session:
+        return census.count(session)
 
 
 def _describe(app: FastAPI) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from api.admission import Admission
 from api.bell import RingThread
 from api.links import Links
+from api.measures import Measures
 from api.plan_cache import PlanCache
 from api.streams import Streams
 from api.vllm import Vllm
@@ -42,6 +43,7 @@ class Door:
     outlook: PlanCache
     admission: Admission
     vllm: Vllm | None
+    measures: Measures
 
     def session(self) -> AbstractContextManager[Session]:
         """A session that commits when the block ends, before the answer is sent."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -77,6 +78,13 @@ class PlanCache:
             self._planned()
         plan = latest.plan
         return Look(plan.verdicts.get(job_id), job_id in plan.starting, plan.as_of)
+
+    def blocked(self) -> Counter[tuple[str, str]]:
+        """How many jobs wait by (project, reason), as of a plan like that of `of`. Raises SQLAlchemy's errors."""
+        latest = self._latest
+        if latest is None or latest.age() > 2 * latest.life:
+            latest = self._planned().result()
+        return latest.plan.blocked
 
     def _planned(self) -> Future[_Latest]:
         """The plan that is being made now; begins one if none is."""

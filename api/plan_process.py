@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -39,6 +40,7 @@ class PlanAnswer:
     starting: frozenset[str]  # jobs that a worker is about to start
     as_of: datetime  # the database's clock
     seconds: float  # that it took
+    blocked: Counter[tuple[str, str]]  # how many wait by (project, reason)
 
 
 class Planner:
@@ -84,7 +86,7 @@ def make(engine: Engine, pool_name: str) -> PlanAnswer:
     made = snapshot.make_plan(view)
     next(iter(made.verdicts.values()), None)  # wording the first verdict works out the forecast for all
     starting = frozenset(assignment.job_id for assignment in made.assignments)
-    return PlanAnswer(made.verdicts, starting, view.now, time.monotonic() - begun)
+    return PlanAnswer(made.verdicts, starting, view.now, time.monotonic() - begun, made.verdicts.blocked())
 
 
 class _Packed(Mapping[str, Verdict]):
@@ -124,8 +126,8 @@ def _ask(apart: subprocess.Popen[bytes]) -> PlanAnswer:
     poller.register(apart.stdout, select.POLLIN)
     if not poller.poll(PATIENCE_SECONDS * 1000):
         raise TimeoutError(f"no plan within {PATIENCE_SECONDS:g} s")
-    packed, starting, as_of, seconds = pickle.load(apart.stdout)  # noqa: S301  # from our own process, by a pipe
-    return PlanAnswer(_Packed(packed), starting, as_of, seconds)
+    packed, starting, as_of, seconds, blocked = pickle.load(apart.stdout)  # noqa: S301  # from our own process
+    return PlanAnswer(_Packed(packed), starting, as_of, seconds, blocked)
 
 
 def _send(pipe: Any, what: object) -> None:
@@ -148,7 +150,7 @@ def main() -> None:
         begun = time.monotonic()
         made = make(engine, pool_name)
         packed = {job_id: pickle.dumps(verdict) for job_id, verdict in made.verdicts.items()}
-        _send(answers, (packed, made.starting, made.as_of, time.monotonic() - begun))
+        _send(answers, (packed, made.starting, made.as_of, time.monotonic() - begun, made.blocked))
 
 
 if __name__ == "__main__":

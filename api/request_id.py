@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import structlog
 from starlette.datastructures import MutableHeaders
@@ -14,8 +15,9 @@ from shared.ids import new_id
 class RequestId:
     """Plain ASGI: a wrapper that buffers nothing, so streams stay streams. A client's own id is not taken over."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, *, answered: Callable[[str, str, int, float], None]) -> None:
+        """`answered`: (method, the route's template, status, seconds) of each request."""
+        self._app, self._answered = app, answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -32,7 +34,10 @@ class RequestId:
                 headers["x-request-id"] = request_id
                 for name, value in answer_headers.items():
                     headers[name] = value
-                headers["openai-processing-ms"] = str(round((time.perf_counter() - begun) * 1000))
+                seconds = time.perf_counter() - begun
+                headers["openai-processing-ms"] = str(round(seconds * 1000))
+                route = getattr(scope.get("route"), "path", "none")  # a path itself may be anything
+                self._answered(scope["method"], route, message["status"], seconds)
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):

@@ -50,6 +50,7 @@ class DeviceReport:
     ailment: str | None = None  # why it is not healthy
     capability: int | None = None  # NVIDIA's compute capability: 80 is 8.0
     probed: str | None = None  # what the trainer's own program found there
+    readings: dict[str, float] | None = None  # of a GPU: utilization (of 1), watts, celsius
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, select, update
+from sqlalchemy import Row, func, select, update
 from sqlalchemy.orm import Session
 
 from shared.contract.documents import JobProgress
@@ -66,8 +66,24 @@ def record(session: Session, lease: Lease, events: Sequence[NewEvent], *, progre
     """Append events of the attempt; False when the lease is lost."""
     if not advance(session, lease, progress=progress):
         return False
+    if progress is not None:
+        _note_work(session, lease, progress)
     journal.append(session, lease.id, events)
     return True
+
+
+def _note_work(session: Session, lease: Lease, progress: JobProgress) -> None:
+    """On the attempt's row, from where it began to where it is: what all attempts did only grows."""
+    session.execute(
+        update(AttemptRow)
+        .where(AttemptRow.job_id == lease.id, AttemptRow.fence == lease.fence, AttemptRow.ended_at.is_(None))
+        .values(
+            first_step=func.coalesce(AttemptRow.first_step, progress.step),
+            last_step=progress.step,
+            first_tokens=func.coalesce(AttemptRow.first_tokens, progress.trained_tokens),
+            last_tokens=progress.trained_tokens,
+        )
+    )
 
 
 def record_checkpoint(

@@ -7,6 +7,7 @@ each and words them on demand.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -107,6 +108,10 @@ class Verdicts(Mapping[str, Verdict]):
             eta_low=_moment(low),
             eta_high=_moment(high),
         )
+
+    def blocked(self) -> Counter[tuple[str, str]]:
+        """How many wait by (project, reason); nothing is worded."""
+        return Counter((turn.job.project, str(turn.reason.code)) for turn in self._turns.values())
 
     def _eta(self, turn: Turn) -> tuple[float, float]:
         if turn.reason.code in NO_FORECAST:

@@ -38,6 +38,7 @@ REVISIONS: Final = (
     "0017_sign_ins",
     "0017_fetch_codes",
     "0018_descriptions",
+    "0017_metrics",
 )
 
 

@@ -21,10 +21,11 @@ from shared.store.tables import ApiKeyRow, OrganizationRow, ProjectRow
 
 ALPHABET: Final = string.digits + string.ascii_letters
 SCOPES: Final = frozenset(
-    {"*", "jobs:read", "jobs:write", "files:read", "files:write", "models:read", "models:write", "admin"}
+    {"*", "jobs:read", "jobs:write", "files:read", "files:write", "models:read", "models:write", "metrics", "admin"}
 )
 # `*` is everything in the key's own project. The pool and the other projects are not in it.
 ADMIN: Final = "admin"
+METRICS: Final = "metrics"  # figures of the whole installation, and nothing else
 EVERYTHING: Final = ("*", ADMIN)
 _SHAPE: Final = re.compile(r"tp_([0-9A-Za-z]{32})_([0-9A-Za-z]{6})")
 
@@ -47,8 +48,8 @@ class Caller:
         return ADMIN in self.scopes
 
     def may(self, scope: str) -> bool:
-        """Whether the key has `scope`. `*` stands for every scope but `admin`."""
-        return bool(self.scopes & ({scope} if scope == ADMIN else {scope, "*"}))
+        """Whether the key has `scope`. `*` stands for every scope but `admin` and `metrics`; `admin` has both."""
+        return bool(self.scopes & ({scope, ADMIN} if scope in {ADMIN, METRICS} else {scope, "*"}))
 
     def must(self, scope: str) -> None:
         """Raises Forbidden unless the key has `scope`."""

@@ -12,7 +12,9 @@ import pytest
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from api import errors
 from api.app import create_app
+from shared.errors import TunepoolError
 from shared.jobs import moves
 from shared.lease.journal import NewEvent
 from shared.lease.values import Claim
@@ -59,6 +61,7 @@ SCOPE = {
     "POST /v1/tunepool/models/{name}/prefetch": "admin",
     "GET /v1/tunepool/models/{name}/prefetch": "models:read",
     "DELETE /v1/tunepool/models/{name}": "admin",
+    "GET /metrics": "metrics",
     "POST /v1/chat/completions": "models:read",
     "POST /v1/completions": "models:read",
     "GET /v1/tunepool/adapters": "models:read",
@@ -161,7 +164,9 @@ def test_without_a_key_every_route_is_closed_before_it_reads_a_body(api: Api, ro
 @pytest.mark.parametrize("route", SCOPE)
 def test_every_scope_but_the_right_one_is_a_403_and_the_right_one_opens(api: Api, route: str) -> None:
     # `*` stands for everything in one project: it opens no route that operates the pool.
-    others = keys.SCOPES - {SCOPE[route]} - (set() if SCOPE[route] == "admin" else {"*"})
+    # `*` is for a key's own project, and an administrator also sees figures.
+    enough = {"admin": set(), keys.METRICS: {"admin"}}.get(SCOPE[route], {"*"})
+    others = keys.SCOPES - {SCOPE[route]} - enough
 
     with api.http(key_with(api, *others)) as wrong, api.http(key_with(api, SCOPE[route])) as right:
         error = refused(api, ask(wrong, route), status=403)
@@ -296,3 +301,22 @@ def trained(api: Api) -> tuple[str, str]:
         )
         assert moves.succeed(session, claim.lease, manifest={"prefix": "p", "files": []})
     return claim.model_name, checkpoint
+
+
+@pytest.mark.parametrize("part", ["organization", "project"])
+def test_a_request_that_names_another_organization_or_project_than_its_keys_is_refused(api: Api, part: str) -> None:
+    own = {"organization": api.caller.organization_id, "project": api.caller.project_id}[part]
+    header = f"OpenAI-{part.capitalize()}"
+
+    with api.http() as client:
+        assert client.get("/v1/models", headers={header: own}).status_code == 200
+        assert client.get("/v1/models", headers={header: ""}).status_code == 200
+        answer = client.get("/v1/models", headers={header: f"{own}x"})
+    assert refused(api, answer, status=401)["code"] == f"mismatched_{part}"
+
+
+@pytest.mark.parametrize("kind", [kind for kind, (status, _) in errors.STATUS.items() if status in {409, 503}])
+def test_what_clients_retry_by_themselves_says_whether_that_helps(kind: type[TunepoolError]) -> None:
+    answer = errors.answer(kind("It does not work."))
+
+    assert answer.headers["x-should-retry"] == {409: "false", 503: "true"}[answer.status_code]

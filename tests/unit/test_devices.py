@@ -114,6 +114,18 @@ class FakeNvml:
             raise pynvml.NVMLError(gpu.silent)
         return gpu.pending
 
+    def nvmlDeviceGetUtilizationRates(self, gpu: Gpu) -> SimpleNamespace:  # noqa: N802
+        if gpu.ecc < 0:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return SimpleNamespace(gpu=75, memory=10)
+
+    def nvmlDeviceGetPowerUsage(self, gpu: Gpu) -> int:  # noqa: N802
+        return 301_500
+
+    def nvmlDeviceGetTemperature(self, gpu: Gpu, sensor: int) -> int:  # noqa: N802
+        assert sensor == pynvml.NVML_TEMPERATURE_GPU
+        return 66
+
     def nvmlDeviceGetRemappedRows(self, gpu: Gpu) -> tuple[int, int, int, int]:  # noqa: N802
         return (0, 0, 0, int(gpu.remap_failed))
 
@@ -155,6 +167,13 @@ def test_every_gpu_is_found_by_its_uuid_with_what_is_free(settings: Settings) ->
     assert (one.total_bytes, one.free_bytes, one.foreign_bytes) == (80 * GIB, 79 * GIB, 0)
     assert (one.bfloat16, two.bfloat16) == (True, False)
     assert one.healthy
+
+
+def test_a_gpu_tells_how_much_it_computes_draws_and_heats_as_far_as_it_can(settings: Settings) -> None:
+    whole, short = (discover(settings, nvml=FakeNvml(Gpu("GPU-a", ecc=ecc)))[0] for ecc in (0, -1))
+
+    assert whole.readings == {"utilization": 0.75, "watts": 301.5, "celsius": 66.0}
+    assert short.readings == {"watts": 301.5, "celsius": 66.0}
 
 
 def test_a_strangers_memory_is_foreign_and_our_trainers_is_free_once_it_has_ended(settings: Settings) -> None:

@@ -42,7 +42,8 @@ def take_part(host: Host, part: Membership) -> None:
     lease = part.claim.lease
     bound = log.bind(job_id=lease.id, attempt=lease.attempt, node=part.node)
     bound.info("member.called", devices=list(part.claim.device_ids))
-    with MemberReporter(host, part) as reporter:
+    named = structlog.contextvars.bound_contextvars(job_id=lease.id, attempt=lease.attempt, node=part.node)
+    with named, MemberReporter(host, part) as reporter:
         member = _Member(host, part, reporter)
         try:
             member.run()

@@ -69,7 +69,8 @@ def run_attempt(host: Host, claim: Claim, *, clock: Callable[[], float] = time.m
     attempt = _Attempt(host, claim, clock=clock)
     bound = log.bind(job_id=claim.lease.id, attempt=claim.lease.attempt)
     bound.info("attempt.claimed", devices=list(claim.device_ids))
-    with LeaseKeeper(host, claim.lease, attempt.gang) as keeper:
+    named = structlog.contextvars.bound_contextvars(job_id=claim.lease.id, attempt=claim.lease.attempt)
+    with named, LeaseKeeper(host, claim.lease, attempt.gang) as keeper:
         attempt.keeper = keeper
         try:
             attempt.run()

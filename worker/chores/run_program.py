@@ -74,7 +74,8 @@ def under_lease(host: Host, kind: Kind, lease: Lease, work: Callable[[Watch], No
     is away for too long. The folder of this lease goes away, and no other: a later holder may work beside it.
     """
     try:
-        work(Watch(host, kind, lease))
+        with structlog.contextvars.bound_contextvars(chore=kind.name, chore_id=lease.id):
+            work(Watch(host, kind, lease))
     except (Stopped, *AWAY) as error:
         log.info("chore.stopped", kind=kind.name, id=lease.id, reason=type(error).__name__)
         host.write_in_the_end(lambda s: leasing.give_back(s, kind, lease, counted=False))

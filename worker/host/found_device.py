@@ -22,6 +22,7 @@ class FoundDevice:
     ailment: str | None = None  # why it must not be used
     cores: int | None = None  # of a CPU slot
     capability: int | None = None  # NVIDIA's compute capability: 80 is 8.0
+    readings: dict[str, float] | None = None  # utilization (of 1), watts, celsius, as far as the GPU tells
     probed: str | None = None  # what the trainer's own program found there (worker/host/probing.py)
 
     @property

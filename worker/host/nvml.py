@@ -153,7 +153,21 @@ def _device(
         ailment=ailment,
         bfloat16=capability >= _BFLOAT16_CAPABILITY,
         capability=capability[0] * 10 + capability[1],
+        readings=_readings(nvml, handle),
     )
+
+
+def _readings(nvml: Any, handle: Any) -> dict[str, float] | None:
+    """How much it computes (of 1), draws and heats, as far as it tells: MIG slices and vGPUs tell little."""
+    computes = _ask(nvml, nvml.nvmlDeviceGetUtilizationRates, handle, default=None)
+    milliwatts = _ask(nvml, nvml.nvmlDeviceGetPowerUsage, handle, default=None)
+    celsius = _ask(nvml, nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU, default=None)
+    readings = {
+        "utilization": None if computes is None else computes.gpu / 100,
+        "watts": None if milliwatts is None else milliwatts / 1000,
+        "celsius": celsius,
+    }
+    return {name: float(value) for name, value in readings.items() if value is not None} or None
 
 
 def _memory(nvml: Any, handle: Any) -> tuple[int, int]:

@@ -94,6 +94,7 @@ def describe(device: FoundDevice, *, host: str, cached: list[str]) -> DeviceRepo
         cached_models=cached,
         capability=device.capability,
         probed=device.probed,
+        readings=device.readings,
     )
 
 

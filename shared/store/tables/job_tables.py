@@ -136,6 +136,8 @@ class AttemptRow(Base):
     peak_bytes: Mapped[int | None] = mapped_column(BigInteger)
     first_step: Mapped[int | None] = mapped_column(Integer)
     last_step: Mapped[int | None] = mapped_column(Integer)
+    first_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    last_tokens: Mapped[int | None] = mapped_column(BigInteger)
     # Of a job on several hosts: where they meet, and since when its leader needs the members no more.
     meeting: Mapped[dict[str, Any] | None] = mapped_column(Json)
     dismissed_at: Mapped[datetime | None] = mapped_column(Moment)

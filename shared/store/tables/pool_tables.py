@@ -60,6 +60,7 @@ class DeviceRow(Base):
     bfloat16: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
     capability: Mapped[int | None] = mapped_column()  # NVIDIA's compute capability: 80 is 8.0
     probed: Mapped[str | None] = mapped_column(Text)  # what the trainer's own program found there
+    readings: Mapped[dict[str, float] | None] = mapped_column(Json)  # of a GPU: utilization, watts, celsius
     cached_models: Mapped[list[str]] = mapped_column(Json, server_default=text("'[]'::jsonb"))
     leased_by: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
     fence: Mapped[int | None] = mapped_column(BigInteger)
