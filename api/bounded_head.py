@@ -11,7 +11,7 @@ import asyncio
 import json
 from asyncio.events import TimerHandle
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -110,7 +110,9 @@ class BoundedHead(HttpToolsProtocol):
         self._crowd.work(self, self._address)
         super().on_headers_complete()
         if (cycle := self.cycle) is not None and cycle.scope is self.scope:
-            self.scope["gone"] = lambda: cycle.disconnected  # api/turnstile.py: nobody waits for the answer any more
+            cast("dict[str, Any]", self.scope)["gone"] = lambda: (
+                cycle.disconnected
+            )  # api/turnstile.py: nobody waits for the answer any more
 
     def on_chunk_header(self) -> None:
         self._trailing, self._unfinished = True, 0

@@ -118,7 +118,9 @@ def _families(figures: Sequence[Figure], blocked: Blocked) -> Iterator[Metric]:
     yield _gauge("tunepool_queue_oldest_seconds", "Age of the oldest waiting job", {(): {(): total("oldest")}})
     yield _histogram("tunepool_admission_wait_seconds", "From queued to its first start", figures, "wait", WAIT_BUCKETS)
     yield _counter("tunepool_attempts", "Attempts that have ended", {("outcome",): attempts})
-    preempted = {(reason,): attempts.get((outcome,), 0.0) for outcome, reason in _PREEMPTED.items()}
+    preempted: dict[tuple[str, ...], float] = {
+        (reason,): attempts.get((outcome,), 0.0) for outcome, reason in _PREEMPTED.items()
+    }
     yield _counter("tunepool_preemptions", "Attempts that gave their device away", {("reason",): preempted})
     yield _counter(
         "tunepool_leases_expired", "Attempts whose worker fell silent", {(): {(): attempts.get(("lost",), 0.0)}}
@@ -132,7 +134,7 @@ def _families(figures: Sequence[Figure], blocked: Blocked) -> Iterator[Metric]:
     memory = by_both("memory")
     yield _gauge("tunepool_device_memory_bytes", "Memory of a device, for jobs", {("device", "part"): memory})
     for key, (name, what) in _READINGS.items():
-        readings = {(one.first,): one.value for one in of("reading") if one.second == key}
+        readings: dict[tuple[str, ...], float] = {(one.first,): one.value for one in of("reading") if one.second == key}
         yield _gauge(name, what, {("device",): readings})
     yield _histogram(
         "tunepool_estimate_error_ratio",

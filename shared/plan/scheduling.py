@@ -105,7 +105,7 @@ class Preemption:
 class Plan:
     assignments: tuple[Assignment, ...]
     preemptions: tuple[Preemption, ...]
-    verdicts: Mapping[str, Verdict]  # in the effective order; one per queued job that is not assigned
+    verdicts: Verdicts  # in the effective order; one per queued job that is not assigned
 
 
 def plan(

@@ -122,3 +122,24 @@ def test_links_lead_to_the_configured_address_whatever_host_the_caller_names(api
     assert found["url"].startswith("https://tunepool.example/v1/tunepool/objects/")
     with httpx2.Client(base_url=api.url) as http:
         assert http.get(f"/v1{found['url'].partition('/v1')[2]}").content == BYTES
+
+
+def test_an_adapter_without_files_is_shown_and_is_no_fault_of_ours(api: Api) -> None:
+    with session_scope(api.engine) as session:
+        job = make_job(session, api.caller)
+        manifest = {"prefix": "adapters/nothing", "files": []}
+        row = AdapterRow(
+            id="adapter-empty",
+            job_id=job.id,
+            project_id=job.project_id,
+            name="ft:empty",
+            base_model="b",
+            manifest=manifest,
+        )
+        session.add(row)
+
+    with api.http() as client:
+        answer = client.get("/v1/tunepool/adapters/ft:empty")
+
+    assert answer.status_code == 200
+    assert answer.json()["files"] == []
