@@ -110,9 +110,8 @@ class BoundedHead(HttpToolsProtocol):
         self._crowd.work(self, self._address)
         super().on_headers_complete()
         if (cycle := self.cycle) is not None and cycle.scope is self.scope:
-            cast("dict[str, Any]", self.scope)["gone"] = lambda: (
-                cycle.disconnected
-            )  # api/turnstile.py: nobody waits for the answer any more
+            # For api/turnstile.py: nobody waits for the answer any more.
+            cast("dict[str, Any]", self.scope)["gone"] = lambda: cycle.disconnected
 
     def on_chunk_header(self) -> None:
         self._trailing, self._unfinished = True, 0
