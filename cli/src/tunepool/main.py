@@ -24,6 +24,7 @@ from tunepool import (
     chatting,
     evaluating,
     gating,
+    importing,
     models,
     orders,
     pool,
@@ -69,6 +70,7 @@ adapters_cli = typer.Typer(no_args_is_help=True, help="What jobs have made.")
 cli.add_typer(files_cli, name="files")
 cli.add_typer(jobs_cli, name="jobs")
 cli.add_typer(adapters_cli, name="adapters")
+cli.add_typer(importing.import_cli, name="import")
 cli.add_typer(models.models_cli, name="models")
 cli.add_typer(gating.gate_cli, name="gate")
 cli.add_typer(releasing.aliases_cli, name="aliases")
@@ -85,6 +87,7 @@ cli.add_typer(webhooks.webhooks_cli, name="webhooks")
 cli.command("usage")(pool.show_usage)
 cli.command("audit")(pool.show_audit)
 cli.command("chat")(chatting.chat)
+jobs_cli.command("create")(orders.create_job)
 jobs_cli.command("hold")(orders.hold_job)
 jobs_cli.command("release")(orders.release_job)
 jobs_cli.command("priority")(orders.set_priority)
@@ -114,11 +117,11 @@ def app() -> None:
         _quit(str(error), EXIT_USAGE)
     except InternalServerError as error:
         reason = f"The server is ill (HTTP {error.status_code}): {error.message}"
-        _quit(_reason(error) if error.status_code == NOT_OFFERED else reason, EXIT_UNREACHABLE, error)
+        _quit(requests.reason(error) if error.status_code == NOT_OFFERED else reason, EXIT_UNREACHABLE, error)
     except APIConnectionError as error:
         _quit(f"No server answers at {error.request.url.host}:{error.request.url.port}.", EXIT_UNREACHABLE)
     except APIStatusError as error:
-        _quit(_reason(error), EXIT_REFUSED, error)
+        _quit(requests.reason(error), EXIT_REFUSED, error)
     except (httpx2.HTTPError, adapters.Damaged) as error:
         _quit(f"The download failed: {error}", EXIT_UNREACHABLE)
     except preflights.TookTooLong as error:
@@ -138,12 +141,6 @@ def _quit(message: str, code: int, error: APIStatusError | None = None) -> None:
         body = error.body if error is not None and isinstance(error.body, dict) else {"message": message}
         print(json_line({"error": body}))
     sys.exit(code)
-
-
-def _reason(error: APIStatusError) -> str:
-    body = error.body if isinstance(error.body, dict) else {}
-    named = ", ".join(f"{key}: {body[key]}" for key in ("code", "param") if body.get(key))
-    return f"{body.get('message') or error.message} ({named or error.status_code})"
 
 
 def _print_version(asked: bool) -> None:

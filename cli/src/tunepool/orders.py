@@ -1,15 +1,32 @@
-"""`tunepool jobs hold|release|priority|cancel`: orders beyond OpenAI's API."""
+"""`tunepool jobs create|hold|release|priority|cancel`: a request as it stands, and orders beyond OpenAI's API."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from openai import OpenAI
+from openai.types.fine_tuning import FineTuningJob
 
 from tunepool import native
 from tunepool.printing import show
 from tunepool.requests import BadSetting, given, pairs
+
+
+def create_job(
+    context: typer.Context,
+    request: Annotated[Path, typer.Argument(metavar="REQUEST.json", exists=True, dir_okay=False)],
+) -> None:
+    """Send a request that was written before, as `import openai` writes them, and print the job's id."""
+    try:
+        body = json.loads(request.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadSetting(f"{request.name} is no JSON: {error}.") from None
+    client: OpenAI = context.obj.client
+    job = client.post("/fine_tuning/jobs", cast_to=FineTuningJob, body=body)
+    show(context, job.model_dump(mode="json"), job.id)
 
 
 def hold_job(context: typer.Context, job_id: str) -> None:

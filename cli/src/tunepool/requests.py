@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from openai import OpenAI, PermissionDeniedError
+from openai import APIStatusError, OpenAI, PermissionDeniedError
 from openai.types import FileObject
 from openai.types.fine_tuning.job_create_params import Method
 
@@ -92,15 +92,25 @@ def upload(client: OpenAI, path: Path) -> FileObject:
 def _uploaded(client: OpenAI, path: Path) -> str | None:
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    same = with_content(client, digest)
+    return next((file.id for file in same if file.filename == path.name and file.status != "error"), None)
+
+
+def with_content(client: OpenAI, digest: str) -> list[FileObject]:
+    """The project's files of these bytes, newest first; none for a key that may only write."""
     try:
         page = client.files.list(purpose="fine-tune", limit=20, order="desc", extra_query={"sha256": digest})
-    except PermissionDeniedError:  # a key that may only write
-        return None
-    for file in page.data:  # another service would not know the filter, and answer any file
-        extension = (file.model_extra or {}).get("tunepool") or {}
-        if extension.get("sha256") == digest and file.filename == path.name and file.status != "error":
-            return file.id
-    return None
+    except PermissionDeniedError:
+        return []
+    # Another service would not know the filter, and answer any file.
+    return [file for file in page.data if ((file.model_extra or {}).get("tunepool") or {}).get("sha256") == digest]
+
+
+def reason(error: APIStatusError) -> str:
+    """The server's sentence, and the code and parameter that it names."""
+    body = error.body if isinstance(error.body, dict) else {}
+    named = ", ".join(f"{key}: {body[key]}" for key in ("code", "param") if body.get(key))
+    return f"{body.get('message') or error.message} ({named or error.status_code})"
 
 
 def _split(settings: Iterable[str]) -> list[tuple[str, str]]:
