@@ -32,7 +32,7 @@ def export(tmp_path: Path) -> list[dict[str, Any]]:
     row = {"messages": [{"role": "user", "content": mark}, {"role": "assistant", "content": "hello"}]}
     for name in ("train.jsonl", "file-same.jsonl"):
         (tmp_path / name).write_text(json.dumps(row) + "\n")
-    (tmp_path / "file-valid.jsonl").write_text(json.dumps({"messages": [*row["messages"], *row["messages"]]}) + "\n")
+    (tmp_path / "file-valid").write_text(json.dumps({"messages": [*row["messages"], *row["messages"]]}) + "\n")
     (tmp_path / "files.json").write_text(json.dumps([{"id": "file-abc123", "filename": "train.jsonl"}]))
     return [
         record(f"ftjob-a{mark}", metadata={"team": "search"}, validation_file="file-valid"),

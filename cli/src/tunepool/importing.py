@@ -114,8 +114,8 @@ class Names:
         """The name here, and why it cannot be used if it cannot."""
         if theirs.startswith("ft:") and theirs not in self._mapped:
             return theirs, (
-                f"it goes on from '{theirs}', whose weights stay at OpenAI: recreate that job first, "
-                f"then --map '{theirs}=ft:…' with the model that it makes here."
+                f"it goes on from '{theirs}', whose weights stay at OpenAI: --map '{theirs}=OURS' names a model "
+                "here to train instead."
             )
         ours = self._mapped.get(theirs) or self._default or theirs
         if self._is_here(ours):
@@ -197,7 +197,10 @@ class Plan:
                 raise Unusable(f"the server found it unusable as {same[0].id}: {same[0].status_details}")
             if usable:
                 self.uploaded[digest] = usable[0]
-        return DataFile(self._folder.filename(file_id) or path.name, path, digest, self.uploaded.get(digest))
+        name = self._folder.filename(file_id) or path.name
+        if not name.lower().endswith(".jsonl"):  # else the server would refuse it by its name
+            name += ".jsonl"
+        return DataFile(name, path, digest, self.uploaded.get(digest))
 
     def _digest(self, path: Path) -> str:
         with path.open("rb") as stream:
