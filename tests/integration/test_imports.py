@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from openai.types.fine_tuning import FineTuningJob
 from sqlalchemy import update
+from tunepool import openai_export
 from tunepool.main import cli
 from typer.testing import CliRunner, Result
 
@@ -21,6 +23,7 @@ from tests.unit.test_openai_export import record
 
 THEIRS = "gpt-4o-mini-2024-07-18"
 OURS = "smollm2-135m-instruct"
+GUIDE = Path(__file__).parents[2] / "docs/migrate-from-openai.md"
 MAP = ("--map", f"{THEIRS}={OURS}")
 Import = Callable[..., Result]
 
@@ -174,3 +177,23 @@ def test_a_file_that_failed_its_check_is_not_uploaded_again(
     assert result.exit_code == 1
     assert f"the server found it unusable as {file_id}: row 7" in result.stdout
     assert file_count(api) == before
+
+
+def test_the_script_of_the_guide_exports_what_the_import_reads(
+    api: Api, imported: Import, export: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imported(export[:1], *MAP, "--resubmit", "--apply")
+    (job,) = made_of(api, export[0])
+    for name, value in {"OPENAI_BASE_URL": f"{api.url}/v1", "OPENAI_API_KEY": api.key}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    script = re.search(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    assert script is not None
+
+    exec(script[1], {})  # noqa: S102 -- the guide is ours
+
+    exported = {known.id: known for known in openai_export.jobs(tmp_path / "export/jobs.json")[0]}
+    folder = openai_export.DataFolder(tmp_path / "export")
+    assert exported[job.id].metadata == {"team": "search"}
+    assert folder.filename(job.training_file) == "train.jsonl"
+    assert folder.path(job.training_file).read_bytes() == (tmp_path / "train.jsonl").read_bytes()
