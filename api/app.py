@@ -158,7 +158,13 @@ def _describe(app: FastAPI) -> None:
             schema = plain()
             components = schema["components"]
             parsed = (CreateJob, CreatePreflight, ValidateGrader, RunGrader, CreateChatCompletion, CreateCompletion)
-            for body in (*parsed, *pool_bodies.BODIES, *alias_bodies.BODIES, *upload_bodies.BODIES, *webhook_bodies.BODIES):
+            for body in (
+                *parsed,
+                *pool_bodies.BODIES,
+                *alias_bodies.BODIES,
+                *upload_bodies.BODIES,
+                *webhook_bodies.BODIES,
+            ):
                 reference = body.model_json_schema(ref_template="#/components/schemas/{model}")
                 components["schemas"] |= {**reference.pop("$defs", {}), body.__name__: reference}
             # FastAPI drops every null of an example, and these nulls are fields that are always there.

@@ -18,7 +18,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from shared import failpoints
-from shared.chores import deliveries, preflights, cold_jobs
+from shared.chores import cold_jobs, deliveries, preflights
 from shared.chores import table as chores
 from shared.chores import waiting as lanes
 from shared.errors import Unavailable

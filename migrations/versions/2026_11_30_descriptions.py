@@ -7,8 +7,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0018_descriptions"
-down_revision = "0017_fetch_codes"
+revision = "0024_descriptions"
+down_revision = "0023_fetch_codes"
 branch_labels = None
 depends_on = None
 

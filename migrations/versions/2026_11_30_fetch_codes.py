@@ -6,8 +6,8 @@ Expand only: the version before leaves the column empty, and knows no job that w
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0017_fetch_codes"
-down_revision = "0016_playgrounds"
+revision = "0023_fetch_codes"
+down_revision = "0022_sign_ins"
 branch_labels = None
 depends_on = None
 

@@ -4,8 +4,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0017_metrics"
-down_revision = "0016_playgrounds"
+revision = "0025_metrics"
+down_revision = "0024_descriptions"
 branch_labels = None
 depends_on = None
 

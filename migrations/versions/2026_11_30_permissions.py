@@ -6,8 +6,8 @@ Expand only: the version before knows no such table, and lets nobody else use an
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0019_permissions"
-down_revision = "0018_webhooks"
+revision = "0021_permissions"
+down_revision = "0020_webhooks"
 branch_labels = None
 depends_on = None
 

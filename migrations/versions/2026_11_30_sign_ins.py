@@ -6,8 +6,8 @@ Expand only: the version before knows no such table.
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0017_sign_ins"
-down_revision = "0016_playgrounds"
+revision = "0022_sign_ins"
+down_revision = "0021_permissions"
 branch_labels = None
 depends_on = None
 

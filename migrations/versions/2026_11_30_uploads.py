@@ -7,8 +7,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0017_uploads"
-down_revision = "0016_playgrounds"
+revision = "0019_uploads"
+down_revision = "0018_aliases"
 branch_labels = None
 depends_on = None
 

@@ -7,8 +7,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0018_webhooks"
-down_revision = "0017_uploads"
+revision = "0020_webhooks"
+down_revision = "0019_uploads"
 branch_labels = None
 depends_on = None
 

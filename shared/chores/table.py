@@ -10,7 +10,7 @@ from typing import Final
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from shared.chores import base_models, evaluations, fetches, file_checks, merges, preflights, deliveries
+from shared.chores import base_models, deliveries, evaluations, fetches, file_checks, merges, preflights
 from shared.jobs.claims import SETTLING
 from shared.lease import lease
 from shared.lease.lease import Kind

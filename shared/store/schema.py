@@ -32,13 +32,13 @@ REVISIONS: Final = (
     "0016_playgrounds",
     "0017_evaluations",
     "0018_aliases",
-    "0017_uploads",
-    "0018_webhooks",
-    "0019_permissions",
-    "0017_sign_ins",
-    "0017_fetch_codes",
-    "0018_descriptions",
-    "0017_metrics",
+    "0019_uploads",
+    "0020_webhooks",
+    "0021_permissions",
+    "0022_sign_ins",
+    "0023_fetch_codes",
+    "0024_descriptions",
+    "0025_metrics",
 )
 
 

@@ -126,7 +126,7 @@ def test_links_lead_to_the_configured_address_whatever_host_the_caller_names(api
 
 def test_an_adapter_without_files_is_shown_and_is_no_fault_of_ours(api: Api) -> None:
     with session_scope(api.engine) as session:
-        job = make_job(session, api.caller)
+        job = make_queued_job(session, api.caller)
         manifest = {"prefix": "adapters/nothing", "files": []}
         row = AdapterRow(
             id="adapter-empty",
