@@ -161,7 +161,7 @@ def _parts(format_: Format, record: dict[str, Any]) -> dict[str, Any]:
     if not messages:
         raise _Unfit("The row's first message is the answer; nothing is asked before it.")
     chat = {"messages": [*messages, answer], **({"tools": record["tools"]} if record.get("tools") else {})}
-    wanted = format_ != "kto" or record["label"]  # a bad answer is no reference
+    wanted = record.get("label", True)  # a bad answer is no reference
     return {
         "messages": messages,
         "reference": (answer.get("content") or "") if wanted else None,
