@@ -14,8 +14,8 @@ from rich.console import Console
 from tunepool import gating, preflights, watching
 from tunepool.connection import NoServerKnown
 from tunepool.pipeline import document, outcome
-from tunepool.pipeline.outcome import Outcome
-from tunepool.pipeline.runner import Runner, Stopped
+from tunepool.pipeline.outcome import RunOutcome
+from tunepool.pipeline.runner import RunEnded, Runner
 from tunepool.pipeline.surroundings import Surroundings, surroundings
 from tunepool.printing import json_line, printable
 from tunepool.requests import BadSetting
@@ -48,7 +48,7 @@ def run(  # noqa: PLR0917 -- typer makes options of them
         print(json.dumps(document.schema(), indent=2, ensure_ascii=False))
         return
     where = surroundings(pipeline.parent)
-    result = Outcome(pipeline.stem, git_sha=where.git_sha)
+    result = RunOutcome(pipeline.stem, git_sha=where.git_sha)
     ended_by_signal = 0
     try:
         runner = _runner(context, pipeline, where, result, timeout=timeout)
@@ -64,7 +64,7 @@ def run(  # noqa: PLR0917 -- typer makes options of them
 
 
 _ENDS: Final = (
-    Stopped,
+    RunEnded,
     BadSetting,
     NoServerKnown,
     APIConnectionError,
@@ -77,7 +77,7 @@ _ENDS: Final = (
 
 
 def _runner(
-    context: typer.Context, path: Path, where: Surroundings, result: Outcome, *, timeout: float | None
+    context: typer.Context, path: Path, where: Surroundings, result: RunOutcome, *, timeout: float | None
 ) -> Runner:
     """Everything that can be read is read before a server is asked. Raises BadSetting, NoServerKnown."""
     asked = document.read_pipeline(path)
@@ -106,7 +106,7 @@ def _runner(
 def _ending(error: BaseException) -> tuple[int, str]:
     """The exit code and the sentence of what ended a run."""
     match error:
-        case Stopped():
+        case RunEnded():
             return error.exit_code, error.message
         case watching.WatchInterrupted():
             return outcome.ENDED_EARLY, str(error)
@@ -123,7 +123,7 @@ def _ending(error: BaseException) -> tuple[int, str]:
     return outcome.BAD_INPUT, str(error)
 
 
-def _tell(context: typer.Context, result: Outcome, where: Surroundings) -> None:
+def _tell(context: typer.Context, result: RunOutcome, where: Surroundings) -> None:
     if where.github:
         for line in outcome.annotations(result):
             print(line)

@@ -46,7 +46,7 @@ class DataFault:
 
 
 @dataclass
-class Outcome:
+class RunOutcome:
     """All that a run has found out, in the order in which it did."""
 
     pipeline: str
@@ -67,7 +67,7 @@ class Outcome:
         return {"object": "tunepool.run", "status": STATUSES[self.exit_code], **asdict(self)}
 
 
-def junit(outcome: Outcome) -> bytes:
+def junit(outcome: RunOutcome) -> bytes:
     """A test suite: a case for each step, and one for each assertion of the gate."""
     suite = ElementTree.Element("testsuite", name=f"tunepool.{outcome.pipeline}")
     for step in outcome.steps:
@@ -87,7 +87,7 @@ def _mark(case: ElementTree.Element, tag: str | None, words: str) -> None:
         ElementTree.SubElement(case, tag, message=printable(words).replace("\n", " "))
 
 
-def code_quality(outcome: Outcome) -> str:
+def code_quality(outcome: RunOutcome) -> str:
     """GitLab's report of code quality: the faults of the data, each at its file and line."""
     return json.dumps(
         [
@@ -104,7 +104,7 @@ def code_quality(outcome: Outcome) -> str:
     )
 
 
-def annotations(outcome: Outcome) -> list[str]:
+def annotations(outcome: RunOutcome) -> list[str]:
     """GitHub's workflow commands: errors at file and line of the data."""
     return [
         f"::error file={_property(fault.path)},line={fault.line}"
@@ -122,7 +122,7 @@ def _property(text: str) -> str:
     return _escaped(text).replace(":", "%3A").replace(",", "%2C")
 
 
-def summary(outcome: Outcome) -> str:
+def summary(outcome: RunOutcome) -> str:
     """Markdown: verdict, steps, gate with figures, and cost."""
     lines = [
         f"## {_cell(outcome.pipeline)}: {STATUSES[outcome.exit_code].replace('_', ' ')}",
@@ -163,7 +163,9 @@ def _cell(text: str) -> str:
     return printable(text).replace("\n", " ").replace("|", "\\|").replace("<", "&lt;")
 
 
-def write_files(outcome: Outcome, *, junit_file: Path | None, summary_file: Path | None, quality: Path | None) -> None:
+def write_files(
+    outcome: RunOutcome, *, junit_file: Path | None, summary_file: Path | None, quality: Path | None
+) -> None:
     if junit_file is not None:
         junit_file.write_bytes(junit(outcome))
     if summary_file is not None:

@@ -28,7 +28,7 @@ from tunepool.pipeline.outcome import (
     JOB_FAILED,
     UNDECIDED,
     DataFault,
-    Outcome,
+    RunOutcome,
     Step,
 )
 from tunepool.pipeline.surroundings import Surroundings
@@ -40,7 +40,7 @@ OVER: Final = frozenset({"succeeded", "failed", "cancelled"})
 FORMAT: Final = 1  # of the content that is hashed
 
 
-class Stopped(Exception):
+class RunEnded(Exception):
     """The run ends here, with an exit code and a sentence."""
 
     def __init__(self, exit_code: int, message: str) -> None:
@@ -58,7 +58,7 @@ class Runner:
     folder: Path
     where: Surroundings
     gate_text: str | None
-    outcome: Outcome
+    outcome: RunOutcome
     tell: Callable[[str], None]
     show: Callable[[watching.Update], None] = lambda _: None
     cancel_on_interrupt: bool = False
@@ -69,7 +69,7 @@ class Runner:
     _ids: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Raises Stopped, and what the client raises."""
+        """Raises RunEnded, and what the client raises."""
         model = self._trained()
         if self.pipeline.evaluate is None:
             self.outcome.message = f"{model} is trained."
@@ -177,11 +177,11 @@ class Runner:
             answer = preflights.answer(self.client, body, patience_seconds=self._left(self.preflight_seconds))
             report = answer["report"]
             if report is None:
-                raise Stopped(BAD_INPUT, f"The preflight found no answer: {answer['error']['message']}")
+                raise RunEnded(BAD_INPUT, f"The preflight found no answer: {answer['error']['message']}")
             self._collect_faults(report)
             if not report["ok"]:
                 refusal = report["refusal"] or {"message": "its rows are not trained as they are"}
-                raise Stopped(BAD_INPUT, f"The job would not train: {refusal['message']}")
+                raise RunEnded(BAD_INPUT, f"The job would not train: {refusal['message']}")
             step.words = "The job would train."
 
     def _collect_faults(self, report: dict[str, Any]) -> None:
@@ -232,10 +232,10 @@ class Runner:
             self._keep(job)
             step.words = f"{job.id} has {job.status}."
             if job.status == "failed":
-                raise Stopped(JOB_FAILED, f"{job.id} failed: {job.error.message if job.error else 'no reason given'}")
+                raise RunEnded(JOB_FAILED, f"{job.id} failed: {job.error.message if job.error else 'no reason given'}")
             if job.status == "cancelled":
                 newer = watching.ours(job).get("superseded_by")
-                raise Stopped(ENDED_EARLY, f"{job.id} was {f'superseded by {newer}' if newer else 'cancelled'}.")
+                raise RunEnded(ENDED_EARLY, f"{job.id} was {f'superseded by {newer}' if newer else 'cancelled'}.")
         assert job.fine_tuned_model is not None
         return job.fine_tuned_model
 
@@ -311,9 +311,9 @@ class Runner:
                 self.sleep(POLL_SECONDS)
                 record = self._get(place)
         if record["status"] == "failed":
-            raise Stopped(JOB_FAILED, f"Evaluation {record['id']} failed: {record['error']['message']}")
+            raise RunEnded(JOB_FAILED, f"Evaluation {record['id']} failed: {record['error']['message']}")
         if record["status"] == "cancelled":
-            raise Stopped(ENDED_EARLY, f"Evaluation {record['id']} was cancelled.")
+            raise RunEnded(ENDED_EARLY, f"Evaluation {record['id']} was cancelled.")
         return record
 
     # --- the verdict -------------------------------------------------------------------------------------------------
@@ -333,7 +333,7 @@ class Runner:
             if gate["status"] != "passed":
                 first = next(stated for stated in gate["assertions"] if stated["status"] == gate["status"])
                 code = GATE_FAILED if gate["status"] == "failed" else UNDECIDED
-                raise Stopped(code, f"{step.words} {first['title'] or first['assert']}: {first['reason']}")
+                raise RunEnded(code, f"{step.words} {first['title'] or first['assert']}: {first['reason']}")
         self.outcome.message = f"{model} passes the gate."
 
     def _promote(self, model: str, evaluation: dict[str, Any]) -> None:
@@ -347,7 +347,7 @@ class Runner:
             except APIStatusError as error:
                 if _code(error) != "alias_moved":
                     raise
-                raise Stopped(ENDED_EARLY, f"{alias} was moved by another: {error.message}") from None
+                raise RunEnded(ENDED_EARLY, f"{alias} was moved by another: {error.message}") from None
             step.words = f"{alias} names {model} (version {version['number']})."
         self.outcome.alias = alias
         self.outcome.message = step.words
@@ -362,7 +362,7 @@ class Runner:
         try:
             yield step
             step.status = "passed"
-        except Stopped as stopped:
+        except RunEnded as stopped:
             step.words = stopped.message
             raise
         except (APIStatusError, watching.NotInTime, watching.WatchInterrupted, preflights.TookTooLong) as error:
