@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from api.deps import Door, DoorDep
 from api.ui import curves, rendering, visits
-from api.ui.curves import Axis, Run
+from api.ui.curves import Axis, RunCurves
 from api.ui.job_pages import flat, title_of
 from api.ui.visits import JobsVisitor
 from api.views import job_views
@@ -25,7 +25,7 @@ MOST: Final = 8
 Jobs = Annotated[list[str] | None, Query(max_length=100)]
 
 
-def _compared(door: Door, caller: Caller, job_ids: list[str], axis: Axis) -> list[tuple[FineTuningJob, Run]]:
+def _compared(door: Door, caller: Caller, job_ids: list[str], axis: Axis) -> list[tuple[FineTuningJob, RunCurves]]:
     """The jobs of this project among those named, each with its whole run: two queries."""
     wanted = list(dict.fromkeys(job_ids))
     if len(wanted) > MOST:

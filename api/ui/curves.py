@@ -37,7 +37,7 @@ Point = tuple[float, float]
 
 
 @dataclass
-class Run:
+class RunCurves:
     """The series of one run, in the order of its events; a step that is repeated replaces what it was."""
 
     axis: Axis
@@ -81,8 +81,8 @@ class Run:
         return {name: min(y for _, y in points.values()) for name, points in self._points.items() if points}
 
 
-def run_of(history: Iterable[Figures], axis: Axis) -> Run:
-    run = Run(axis)
+def run_of(history: Iterable[Figures], axis: Axis) -> RunCurves:
+    run = RunCurves(axis)
     for figures in history:
         run.add(figures)
     return run
@@ -101,7 +101,7 @@ def thinned(points: Sequence[Point], *, most: int = MOST_POINTS) -> list[Point]:
     return [points[0], *kept, points[-1]]
 
 
-def document(runs: Mapping[str, Run]) -> dict[str, Any]:
+def document(runs: Mapping[str, RunCurves]) -> dict[str, Any]:
     """What charts.js draws: each chart with the series of every run, labelled by the run where there are several."""
     alone = len(runs) == 1
     return {

@@ -17,7 +17,7 @@ from api.deps import Door, DoorDep
 from api.routes.streams import get_seat
 from api.streams import StreamEnd, Told
 from api.ui import job_list_pages, job_pages, pool_pages, rendering, visits
-from api.ui.curves import Axis, Run
+from api.ui.curves import Axis, RunCurves
 from api.ui.visits import JobsVisitor
 from api.views.history_views import Event
 from shared.jobs import metrics_file, pages
@@ -42,7 +42,7 @@ class JobFollower:
 
     def __init__(self, door: Door, visit: SignedIn, job_id: str, axis: Axis) -> None:
         self._door, self._visit, self._job_id = door, visit, job_id
-        self._run = Run(axis)
+        self._run = RunCurves(axis)
         self._head = ""
 
     def begin(self) -> None:

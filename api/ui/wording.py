@@ -109,7 +109,7 @@ def progress(job: FineTuningJob) -> tuple[int, int]:
     return int(told.get("step") or 0), int(told.get("total_steps") or 0)
 
 
-class Span(NamedTuple):
+class AttemptSpan(NamedTuple):
     """An attempt on the time line, in per cent of the whole."""
 
     attempt: Attempt
@@ -117,7 +117,7 @@ class Span(NamedTuple):
     width: float
 
 
-def time_line(job: FineTuningJob, *, now: float) -> list[Span]:
+def time_line(job: FineTuningJob, *, now: float) -> list[AttemptSpan]:
     """The attempts side by side between the first start and now or the last end."""
     attempts = job.tunepool.attempts
     if not attempts:
@@ -126,7 +126,7 @@ def time_line(job: FineTuningJob, *, now: float) -> list[Span]:
     last = max(attempt.ended_at or now for attempt in attempts)
     whole = max(1.0, last - first)
     return [
-        Span(
+        AttemptSpan(
             attempt,
             100 * (attempt.started_at - first) / whole,
             max(0.6, 100 * ((attempt.ended_at or now) - attempt.started_at) / whole),
