@@ -44,7 +44,7 @@ class DataFile:
 
 
 @dataclass
-class Step:
+class ImportStep:
     """What becomes of one exported job."""
 
     job: ExportedJob
@@ -89,8 +89,8 @@ def import_openai(  # noqa: PLR0917 -- typer makes options of them
 ) -> None:
     """Recreate OpenAI's jobs. Exit 1 when one has no equivalent here, 4 when the server refuses one."""
     exported, more = openai_export.jobs(jobs)
-    names = Names(context.obj.client, requests.pairs(mapped or []), model)
-    plan = Plan(context.obj.client, DataFolder(files), names, resubmit=resubmit, every=every)
+    names = ModelNames(context.obj.client, requests.pairs(mapped or []), model)
+    plan = ImportPlan(context.obj.client, DataFolder(files), names, resubmit=resubmit, every=every)
     steps = []
     for step in map(plan.step, exported):
         if apply and step.outcome in _TO_DO:
@@ -101,7 +101,7 @@ def import_openai(  # noqa: PLR0917 -- typer makes options of them
     _conclude(steps, plan, notes, applied=apply, as_json=context.obj.as_json)
 
 
-class Names:
+class ModelNames:
     """Base models here for those of OpenAI: by `--map`, else by `--model`, else of the same name (an alias)."""
 
     def __init__(self, client: OpenAI, mapped: dict[str, str], default: str | None) -> None:
@@ -140,10 +140,10 @@ class Names:
         return [f"--map: no job of the list has the model '{name}'." for name in self._mapped if name not in theirs]
 
 
-class Plan:
+class ImportPlan:
     """Says of each job what is to be done, from what is there already. Reads only."""
 
-    def __init__(self, client: OpenAI, folder: DataFolder, names: Names, *, resubmit: bool, every: bool) -> None:
+    def __init__(self, client: OpenAI, folder: DataFolder, names: ModelNames, *, resubmit: bool, every: bool) -> None:
         self.uploaded: dict[str, str] = {}  # sha256 → id here
         self.to_upload: dict[str, int] = {}  # sha256 → bytes
         self._client = client
@@ -153,10 +153,10 @@ class Plan:
         self._every = every
         self._digests: dict[Path, str] = {}
 
-    def step(self, job: ExportedJob) -> Step:
+    def step(self, job: ExportedJob) -> ImportStep:
         """Raises openai.APIError when the server cannot be asked."""
         model, obstacle = self._names.ours(job.model)
-        step = Step(job, self._outcome, model, list(job.notes))
+        step = ImportStep(job, self._outcome, model, list(job.notes))
         if job.status != "succeeded" and not self._every:
             step.outcome = "left out"
             step.notes = [f"it has not succeeded at OpenAI ('{job.status}'); --all takes it too."]
@@ -176,7 +176,7 @@ class Plan:
         # Another service may not know the filter.
         return next((ours.id for ours in page.data if (ours.metadata or {}).get(IMPORTED_FROM) == job.id), None)
 
-    def _find_files(self, step: Step) -> Iterator[str]:
+    def _find_files(self, step: ImportStep) -> Iterator[str]:
         """Fill in the step's files; yields a sentence for each that cannot be used."""
         job = step.job
         for param, file_id in (("training_file", job.training_file), ("validation_file", job.validation_file)):
@@ -208,13 +208,13 @@ class Plan:
         self._digests[path] = digest
         return digest
 
-    def _count(self, step: Step) -> None:
+    def _count(self, step: ImportStep) -> None:
         for file in step.files.values():
             if file.uploaded is None:
                 self.to_upload[file.sha256] = file.path.stat().st_size
 
 
-def _carry_out(client: OpenAI, step: Step, uploaded: dict[str, str], out: Path) -> None:
+def _carry_out(client: OpenAI, step: ImportStep, uploaded: dict[str, str], out: Path) -> None:
     """Upload what is missing, then create the job or write its request. A refusal of this job is noted."""
     try:
         for file in step.files.values():
@@ -266,7 +266,7 @@ _WORDS: Final[dict[Outcome, str]] = {
 }
 
 
-def _show(step: Step, uploaded: dict[str, str], *, as_json: bool) -> None:
+def _show(step: ImportStep, uploaded: dict[str, str], *, as_json: bool) -> None:
     """One job: a line, and a line for each note; with --json one document."""
     job = step.job
     places = {file.sha256: uploaded.get(file.sha256) or str(file.path) for file in step.files.values()}
@@ -285,7 +285,7 @@ def _line(text: str) -> str:
     return printable(text).replace("\n", "\ufffd")  # what others wrote makes no lines of its own
 
 
-def _conclude(steps: list[Step], plan: Plan, notes: list[str], *, applied: bool, as_json: bool) -> None:
+def _conclude(steps: list[ImportStep], plan: ImportPlan, notes: list[str], *, applied: bool, as_json: bool) -> None:
     outcomes = Counter(step.outcome for step in steps)
     sizes = [size for digest, size in plan.to_upload.items() if not applied or digest in plan.uploaded]
     if as_json:
