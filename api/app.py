@@ -58,7 +58,7 @@ from shared.contract.completions import CreateChatCompletion, CreateCompletion
 from shared.contract.graders import RunGrader, ValidateGrader
 from shared.contract.job_request import CreateJob, CreatePreflight
 from shared.operating import census
-from shared.operating.census import Figure
+from shared.operating.census import CountedFigure
 from shared.operating.secrecy import hide_secrets
 from shared.settings import Settings
 from shared.store.bell import ring
@@ -144,7 +144,7 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def _census(engine: Engine) -> list[Figure]:
+def _census(engine: Engine) -> list[CountedFigure]:
     with session_scope(engine) as session:
         return census.count(session)
 

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 
 from shared.operating import census
-from shared.operating.census import ERROR_BUCKETS, WAIT_BUCKETS, Figure
+from shared.operating.census import ERROR_BUCKETS, WAIT_BUCKETS, CountedFigure
 
 log = structlog.get_logger()
 
@@ -42,7 +42,7 @@ class Measures(Collector):
 
     def __init__(
         self,
-        look: Callable[[], Sequence[Figure]],
+        look: Callable[[], Sequence[CountedFigure]],
         blocked: Callable[[], Blocked],
         *,
         processes: int,
@@ -95,8 +95,8 @@ class Measures(Collector):
 _UP: Final = "Whether the database could be counted; without it this process tells of its requests alone"
 
 
-def _families(figures: Sequence[Figure], blocked: Blocked) -> Iterator[Metric]:
-    def of(name: str) -> list[Figure]:
+def _families(figures: Sequence[CountedFigure], blocked: Blocked) -> Iterator[Metric]:
+    def of(name: str) -> list[CountedFigure]:
         return [figure for figure in figures if figure.name == name]
 
     def total(name: str) -> float:
@@ -134,7 +134,9 @@ def _families(figures: Sequence[Figure], blocked: Blocked) -> Iterator[Metric]:
     memory = by_both("memory")
     yield _gauge("tunepool_device_memory_bytes", "Memory of a device, for jobs", {("device", "part"): memory})
     for key, (name, what) in _READINGS.items():
-        readings: dict[tuple[str, ...], float] = {(one.first,): one.value for one in of("reading") if one.second == key}
+        readings: dict[tuple[str, ...], float] = {
+            (reading.first,): reading.value for reading in of("reading") if reading.second == key
+        }
         yield _gauge(name, what, {("device",): readings})
     yield _histogram(
         "tunepool_estimate_error_ratio",
@@ -167,7 +169,7 @@ def _filled(
     return family
 
 
-def _histogram(name: str, what: str, figures: Sequence[Figure], key: str, bounds: Sequence[float]) -> Metric:
+def _histogram(name: str, what: str, figures: Sequence[CountedFigure], key: str, bounds: Sequence[float]) -> Metric:
     family = HistogramMetricFamily(name, what)
     sums = sum(figure.value for figure in figures if figure.name == f"{key}_sum")
     family.add_metric([], census.buckets(figures, key, bounds), sums)

@@ -88,13 +88,13 @@ def list_evaluation_items(
     after: Annotated[str | None, Query(max_length=100)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> EvaluationItemPage:
-    """Answers so far with their scores, item by item; those of one `subject`, if it is named."""
+    """Answers so far with their scores, item by item; those of stored `subject`, if it is named."""
     with door.session() as session:
         row = evaluations.find(session, evaluation_id, project_id=caller.project_id)
         subjects = list(row.request["subjects"])
         place = None if subject is None else _place(subject, subjects)
         answers, more = evaluations.answers_page(session, row.id, subject=place, after=_key(after), limit=limit)
-    data = [evaluation_views.answer(one, subjects=subjects) for one in answers]
+    data = [evaluation_views.answer(stored, subjects=subjects) for stored in answers]
     return EvaluationItemPage(data=data, has_more=more)
 
 

@@ -86,14 +86,14 @@ async def create_job(request: Request) -> Response:
 
 def _create_job(door: Door, asked: Request, body: bytes) -> Response:
     caller, headers = door.caller(asked, scope="jobs:write"), asked.headers
-    view, told = submitted(
+    view, answer_headers = submitted(
         door,
         caller,
         body,
         retried=_is_retry(headers.get("x-stainless-retry-count")),
         idempotency_key=_checked_key(headers.get("idempotency-key")),
     )
-    return written(view, **told)
+    return written(view, **answer_headers)
 
 
 def submitted(

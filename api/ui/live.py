@@ -57,8 +57,8 @@ class JobFollower:
         coming: asyncio.Future[Told | StreamEnd] | None = None
         try:
             while True:
-                told, coming, ended = await _gathered(stream, coming)
-                for event in self._news(told):
+                events, coming, ended = await _gathered(stream, coming)
+                for event in self._news(events):
                     yield event
                 head = await run_in_threadpool(self._changed_head)
                 if head:
@@ -71,10 +71,10 @@ class JobFollower:
             if coming is not None:
                 coming.cancel()
 
-    def _news(self, told: list[Told]) -> list[ServerSentEvent]:
-        if not told:
+    def _news(self, items: list[Told]) -> list[ServerSentEvent]:
+        if not items:
             return []
-        events = [Event.model_validate_json(item.body) for item in told]
+        events = [Event.model_validate_json(item.body) for item in items]
         points: dict[str, list[tuple[float, float]]] = {}
         for event in events:
             if event.type == "metrics" and event.data is not None:
@@ -88,7 +88,7 @@ class JobFollower:
         if messages:
             rows = job_pages.message_rows(self._visit, messages)
             sent.append(ServerSentEvent(raw_data=part("events", rows, swap="afterbegin")))
-        sent.append(ServerSentEvent(event="seen", raw_data="", id=str(told[-1].seq)))
+        sent.append(ServerSentEvent(event="seen", raw_data="", id=str(items[-1].seq)))
         return sent
 
     def _changed_head(self) -> str:
@@ -124,9 +124,9 @@ async def _gathered(
     stream: AsyncIterator[Told | StreamEnd], coming: asyncio.Future[Told | StreamEnd] | None
 ) -> tuple[list[Told], asyncio.Future[Told | StreamEnd] | None, StreamEnd | str | None]:
     """What came until now: events, the read that is still open, and whether the stream is over."""
-    told: list[Told] = []
+    gathered: list[Told] = []
     patience = REFRESH_SECONDS
-    while len(told) < MOST_GATHERED:
+    while len(gathered) < MOST_GATHERED:
         coming = coming or asyncio.ensure_future(anext(stream))
         await asyncio.wait({coming}, timeout=patience)
         if not coming.done():
@@ -134,13 +134,13 @@ async def _gathered(
         try:
             item = coming.result()
         except StopAsyncIteration:
-            return told, None, "over"
+            return gathered, None, "over"
         coming = None
         if isinstance(item, StreamEnd):
-            return told, None, item
-        told.append(item)
+            return gathered, None, item
+        gathered.append(item)
         patience = GATHER_SECONDS
-    return told, coming, None
+    return gathered, coming, None
 
 
 @router.get("/pool", response_class=EventSourceResponse, dependencies=[Seat])

@@ -105,8 +105,8 @@ _SITUATIONS: Final[dict[str, Callable[[FineTuningJob], Situation]]] = {
 
 def progress(job: FineTuningJob) -> tuple[int, int]:
     """Steps done, and in all; 0 when not known."""
-    told = job.tunepool.progress or {}
-    return int(told.get("step") or 0), int(told.get("total_steps") or 0)
+    progress = job.tunepool.progress or {}
+    return int(progress.get("step") or 0), int(progress.get("total_steps") or 0)
 
 
 class AttemptSpan(NamedTuple):

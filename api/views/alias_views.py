@@ -102,7 +102,7 @@ def alias(row: AliasRow, *, model: str) -> Alias:
 
 def with_history(row: AliasRow, versions: Sequence[AliasVersionRow]) -> AliasWithHistory:
     shown = alias(row, model=versions[0].model)
-    return AliasWithHistory(**shown.model_dump(), history=[version(one) for one in versions])
+    return AliasWithHistory(**shown.model_dump(), history=[version(past) for past in versions])
 
 
 def moved(row: AliasRow, now: AliasVersionRow, *, moved: bool) -> AliasMoved:

@@ -276,8 +276,8 @@ def must_be_there(session: Session, claim: EvaluationClaim) -> None:
 def answered(session: Session, evaluation_id: str) -> set[AnswerKey]:
     """What needs not be asked again."""
     rows = EvaluationAnswerRow
-    found = session.execute(select(rows.part, rows.item, rows.subject).where(rows.evaluation_id == evaluation_id))
-    return {(part, item, subject) for part, item, subject in found}
+    keys = session.execute(select(rows.part, rows.item, rows.subject).where(rows.evaluation_id == evaluation_id))
+    return {(part, item, subject) for part, item, subject in keys}
 
 
 def answers(session: Session, evaluation_id: str) -> list[StoredAnswer]:

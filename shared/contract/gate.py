@@ -254,8 +254,13 @@ class AssertionOutcome:
             "line": stated.place.line,
             "column": stated.place.column,
             "figures": {
-                name: {"n": one.n, "mean": _finite(one.mean), "low": _finite(one.low), "high": _finite(one.high)}
-                for name, one in self.figures.items()
+                name: {
+                    "n": figure.n,
+                    "mean": _finite(figure.mean),
+                    "low": _finite(figure.low),
+                    "high": _finite(figure.high),
+                }
+                for name, figure in self.figures.items()
             },
         }
 

@@ -184,8 +184,8 @@ def fail_waiting(
         .returning(JobRow.id)
         .execution_options(synchronize_session=False)
     ).all()
-    told = NewEvent(message, level="error", data={"code": code, "param": param})
-    journal.append_to_each(session, list(ended), told)
+    event = NewEvent(message, level="error", data={"code": code, "param": param})
+    journal.append_to_each(session, list(ended), event)
     return list(ended)
 
 

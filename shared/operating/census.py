@@ -19,7 +19,7 @@ ERROR_BUCKETS: Final = (0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class CountedFigure:
     """One number: of what, and for which two labels (empty where there are fewer)."""
 
     name: str
@@ -69,14 +69,14 @@ union all select 'error_sum', '', '', coalesce(sum(measured_bytes::float8 / pred
 """)
 
 
-def count(session: Session) -> list[Figure]:
+def count(session: Session) -> list[CountedFigure]:
     """Every figure as of now. Raises SQLAlchemy's OperationalError when it takes too long."""
     session.execute(text("set local statement_timeout = '2s'"))
     rows = session.execute(_STATEMENT, {"waits": list(WAIT_BUCKETS), "errors": list(ERROR_BUCKETS)})
-    return [Figure(name, first, second, float(value)) for name, first, second, value in rows]
+    return [CountedFigure(name, first, second, float(value)) for name, first, second, value in rows]
 
 
-def buckets(figures: Sequence[Figure], name: str, bounds: Sequence[float]) -> list[tuple[str, float]]:
+def buckets(figures: Sequence[CountedFigure], name: str, bounds: Sequence[float]) -> list[tuple[str, float]]:
     """(upper bound, how many up to it), as Prometheus counts a histogram. Pure."""
     counts = {int(figure.first): figure.value for figure in figures if figure.name == name}
     below, cumulated = 0.0, []

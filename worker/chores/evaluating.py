@@ -152,7 +152,7 @@ class _Sitting:
     def read_items(self, folder: Workdir) -> list[EvaluationItem]:
         """All items. Raises Invalid when there is none."""
         asked = self.request.items
-        found = general_suite.general(part="items")
+        read = general_suite.general(part="items")
         if isinstance(asked, ItemsOfFile | ItemsOfSplit):
             assert self.claim.file is not None, "the claim names the file"
             upload = workdir.stage_upload(
@@ -160,13 +160,13 @@ class _Sitting:
             )
             share = asked.share if isinstance(asked, ItemsOfSplit) else 1.0
             with upload.open("rb") as lines:
-                found = list(evaluation_items.items(lines, most=asked.max_items, share=share))
+                read = list(evaluation_items.items(lines, most=asked.max_items, share=share))
             upload.unlink()
-        if not found:
+        if not read:
             raise Invalid(
                 "There is no item: the file has no row, or none falls into the share.", param="items", code="no_items"
             )
-        return found + (general_suite.general(part="forgetting") if self.request.forgetting else [])
+        return read + (general_suite.general(part="forgetting") if self.request.forgetting else [])
 
     def left(self, place: int) -> list[EvaluationItem]:
         """Items that a subject has not answered."""
@@ -323,11 +323,11 @@ class _Sitting:
 
     # --- answers ----------------------------------------------------------------------------------------------------
 
-    def keep(self, said: list[ItemAnswer]) -> None:
+    def keep(self, answers: list[ItemAnswer]) -> None:
         """Score and store answers that were asked for; anything else that a program says is passed over."""
         wanted = {
             key: answer
-            for answer in said
+            for answer in answers
             if (key := (answer.part, answer.item, answer.subject)) not in self.done
             and (answer.part, answer.item) in self.items
             and answer.subject < len(self.claim.targets)

@@ -157,8 +157,8 @@ def _described(host: Host, wanted: LookUp, seen: Seen, place: Workdir, watch: Wa
     run = partial(programs.run, host, host.settings.describer, lease=wanted.lease, place=place, watch=watch)
     try:
         ended = run(seconds=_SECONDS, reads=(folder,))
-        told = hostile_folder.read(place.out, "description.json", most=_DESCRIPTION_BYTES)
-        made = ModelDescription.model_validate_json(told)
+        content = hostile_folder.read(place.out, "description.json", most=_DESCRIPTION_BYTES)
+        made = ModelDescription.model_validate_json(content)
     except (TooSlow, OSError, hostile_folder.Refused, ValidationError) as error:
         log.warning("base_model.undescribed", locator=wanted.locator, reason=str(error)[:200])
         return None

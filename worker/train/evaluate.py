@@ -158,7 +158,7 @@ class Examiner:
         answer, prompt_tokens = self._speaker.begin(question)
         pieces: list[str] = []
         while answer.reason is None:
-            pieces += [said.text for said in answer.step(self._speaker.forward) if not isinstance(said, Ended)]
+            pieces += [part.text for part in answer.step(self._speaker.forward) if not isinstance(part, Ended)]
         return {
             "answer": storable("".join(pieces))[:ANSWER_CHARACTERS],
             "finish_reason": answer.reason,

@@ -10,7 +10,7 @@ from functools import cached_property
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 import httpx2
 import typer
@@ -29,6 +29,7 @@ from tunepool import (
     orders,
     pool,
     preflights,
+    products,
     projects,
     releasing,
     requests,
@@ -38,8 +39,6 @@ from tunepool import (
 from tunepool.connection import NoServerKnown, find_credentials
 from tunepool.pipeline import command
 from tunepool.printing import json_line, printable, show, show_rows
-
-Onto = Literal["base", "dequantized"]
 
 EXIT_JOB_NOT_DONE: Final = 1
 EXIT_USAGE: Final = 2
@@ -66,33 +65,38 @@ OnInterrupt = Annotated[Literal["leave", "cancel"], typer.Option(help="What beco
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 files_cli = typer.Typer(no_args_is_help=True, help="Training and validation files.")
 jobs_cli = typer.Typer(no_args_is_help=True, help="Fine-tuning jobs.")
-adapters_cli = typer.Typer(no_args_is_help=True, help="What jobs have made.")
-cli.add_typer(files_cli, name="files")
-cli.add_typer(jobs_cli, name="jobs")
-cli.add_typer(adapters_cli, name="adapters")
-cli.add_typer(importing.import_cli, name="import")
-cli.add_typer(models.models_cli, name="models")
-cli.add_typer(gating.gate_cli, name="gate")
-cli.add_typer(releasing.aliases_cli, name="aliases")
-cli.command("promote")(releasing.promote)
-cli.command("rollback")(releasing.rollback)
-cli.command("compare")(releasing.compare)
-cli.command("run")(command.run)
-cli.add_typer(pool.pool_cli, name="pool")
-cli.add_typer(pool.workers_cli, name="workers")
-cli.add_typer(pool.devices_cli, name="devices")
-cli.add_typer(projects.projects_cli, name="projects")
-cli.add_typer(projects.keys_cli, name="keys")
-cli.add_typer(webhooks.webhooks_cli, name="webhooks")
+for _name, _group in {
+    "files": files_cli,
+    "jobs": jobs_cli,
+    "adapters": products.adapters_cli,
+    "import": importing.import_cli,
+    "models": models.models_cli,
+    "gate": gating.gate_cli,
+    "aliases": releasing.aliases_cli,
+    "pool": pool.pool_cli,
+    "workers": pool.workers_cli,
+    "devices": pool.devices_cli,
+    "projects": projects.projects_cli,
+    "keys": projects.keys_cli,
+    "webhooks": webhooks.webhooks_cli,
+}.items():
+    cli.add_typer(_group, name=_name)
+for _alone in (
+    releasing.promote,
+    releasing.rollback,
+    releasing.compare,
+    command.run,
+    chatting.chat,
+    evaluating.evaluate,
+):
+    cli.command(_alone.__name__)(_alone)
 cli.command("usage")(pool.show_usage)
 cli.command("audit")(pool.show_audit)
-cli.command("chat")(chatting.chat)
 jobs_cli.command("create")(orders.create_job)
 jobs_cli.command("hold")(orders.hold_job)
 jobs_cli.command("release")(orders.release_job)
 jobs_cli.command("priority")(orders.set_priority)
 jobs_cli.command("cancel")(orders.cancel_jobs)
-cli.command("evaluate")(evaluating.evaluate)
 
 # Progress and messages go to stderr, so that stdout holds only what was asked for.
 messages = Console(stderr=True)
@@ -329,62 +333,6 @@ def _wait(context: typer.Context, job_id: str, *, timeout: float | None, on_inte
     _print_one(context, job, job.fine_tuned_model or (job.error.message if job.error else ended))
     if job.status != "succeeded":
         raise typer.Exit(EXIT_SUPERSEDED if newer else EXIT_JOB_NOT_DONE)
-
-
-@adapters_cli.command("list")
-def list_adapters(context: typer.Context) -> None:
-    """Print the names of the tuned models."""
-    for name in adapters.names(context.obj.client):
-        print(json.dumps({"id": name}) if context.obj.as_json else name)
-
-
-@adapters_cli.command("show")
-def show_adapter(context: typer.Context, name: str) -> None:
-    """Print where an adapter's files are, and which servers can serve it."""
-    adapter = adapters.describe(context.obj.client, name)
-    print(json.dumps(adapter) if context.obj.as_json else printable("\n".join(adapters.lines(adapter))))
-
-
-@adapters_cli.command("download")
-def download_adapter(context: typer.Context, name: str, out: Path) -> None:
-    """Fetch an adapter's files into a folder; every file is verified by its sha256."""
-    for path in adapters.download(context.obj.client, name, out=out):
-        print(json.dumps({"path": str(path)}) if context.obj.as_json else path)
-
-
-@adapters_cli.command("merge")
-def merge_adapter(
-    context: typer.Context,
-    name: str,
-    onto: Annotated[Onto, typer.Option(help="The weights as published, or those that QLoRA trained on.")],
-    wait: Annotated[bool, typer.Option(help="Wait for the end; exit 1 unless it succeeds.")] = False,
-) -> None:
-    """Merge an adapter into its base model and print the merge's id; `download` takes that id."""
-    _print_made(context, adapters.merge(context.obj.client, name, onto=onto), wait=wait)
-
-
-@adapters_cli.command("combine")
-def combine_adapters(  # noqa: PLR0917 -- typer makes options of them
-    context: typer.Context,
-    weighted: Annotated[list[str], typer.Argument(metavar="NAME=WEIGHT…")],
-    combination_type: Annotated[str, typer.Option("--type", help="cat, svd, linear, ties, dare_linear, …")],
-    density: Annotated[float | None, typer.Option(help="Share of values to keep: ties, dare, magnitude_prune.")] = None,
-    svd_rank: Annotated[int | None, typer.Option(min=1)] = None,
-    wait: Annotated[bool, typer.Option(help="Wait for the end; exit 1 unless it succeeds.")] = False,
-) -> None:
-    """Combine adapters of one base model and print the combination's id; `download` takes that id."""
-    options = requests.given(density=density, svd_rank=svd_rank)
-    made = adapters.combine(context.obj.client, weighted, combination_type=combination_type, **options)
-    _print_made(context, made, wait=wait)
-
-
-def _print_made(context: typer.Context, record: dict[str, Any], *, wait: bool) -> None:
-    if wait:
-        record = adapters.wait(context.obj.client, record["id"])
-    print(json_line(record) if context.obj.as_json else record["id"])
-    if record["status"] == "failed":
-        messages.print(printable(record["error"]["message"]), markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(EXIT_JOB_NOT_DONE)
 
 
 def _print_status(context: typer.Context, job: FineTuningJob) -> None:

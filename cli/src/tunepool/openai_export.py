@@ -152,7 +152,7 @@ def _checked_id(record: dict[str, Any], where: str) -> str:
 
 
 def _field(record: dict[str, Any], name: str, where: str) -> str:
-    value = _maybe(record, name, where)
+    value: str = _maybe(record, name, where)
     if not value:
         raise BadExport(f"{where}: '{name}' is missing.")
     return value

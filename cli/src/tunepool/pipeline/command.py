@@ -125,7 +125,7 @@ def _ending(error: BaseException) -> tuple[int, str]:
 
 def _tell(context: typer.Context, result: RunOutcome, where: Surroundings) -> None:
     if where.github:
-        for line in outcome.annotations(result):
+        for line in outcome.workflow_commands(result):
             print(line)
     if where.step_summary is not None:
         outcome.write_files(result, junit_file=None, summary_file=where.step_summary, quality=None)

@@ -79,7 +79,8 @@ def junit(outcome: RunOutcome) -> bytes:
     for tag, attribute in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
         suite.set(attribute, str(len(suite.findall(f"testcase/{tag}"))))
     suite.set("tests", str(len(suite)))
-    return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+    written: bytes = ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+    return written
 
 
 def _mark(case: ElementTree.Element, tag: str | None, words: str) -> None:
@@ -104,7 +105,7 @@ def code_quality(outcome: RunOutcome) -> str:
     )
 
 
-def annotations(outcome: RunOutcome) -> list[str]:
+def workflow_commands(outcome: RunOutcome) -> list[str]:
     """GitHub's workflow commands: errors at file and line of the data."""
     return [
         f"::error file={_property(fault.path)},line={fault.line}"

@@ -160,8 +160,7 @@ class Runner:
 
     def _body(self) -> dict[str, Any]:
         asked = self.pipeline
-        method = requests.method(asked.method)
-        method[asked.method]["hyperparameters"] = asked.hyperparameters  # type: ignore[literal-required]
+        method = {"type": asked.method, asked.method: {"hyperparameters": asked.hyperparameters}}
         return requests.given(
             model=asked.model,
             training_file=self._file_id(asked.training),
