@@ -16,7 +16,7 @@ def differences(session: Session, first: AliasVersionRow, second: AliasVersionRo
     sides = [dict(_flat(_facts(session, version))) for version in (first, second)]
     fields = sorted(sides[0].keys() | sides[1].keys())
     pairs = ((name, sides[0].get(name), sides[1].get(name)) for name in fields)
-    return [{"field": name, "first": one, "second": other} for name, one, other in pairs if one != other]
+    return [{"field": name, "first": first, "second": other} for name, first, other in pairs if first != other]
 
 
 def _facts(session: Session, version: AliasVersionRow) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def _facts_of_job(session: Session, job_id: str) -> dict[str, Any]:
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
-        for name, one in value.items():
-            yield from _flat(one, f"{path}.{name}" if path else name)
+        for name, inner in value.items():
+            yield from _flat(inner, f"{path}.{name}" if path else name)
     else:
         yield path, value

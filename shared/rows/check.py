@@ -360,7 +360,7 @@ class _Tally:
             self.dropped_rows, self.dropped_line = self.rows, 1
 
     def _warn_of_columns(self) -> None:
-        most = sorted(self.dropped.items(), key=lambda one: (-one[1], one[0]))[:12]
+        most = sorted(self.dropped.items(), key=lambda column: (-column[1], column[0]))[:12]
         counts = ", ".join(f"{name} ({rows:,} rows)" for name, rows in most)
         more = f" and {len(self.dropped) - 12:,} more" if len(self.dropped) > 12 else ""
         message = f"Columns that this format does not use were dropped: {counts}{more}."

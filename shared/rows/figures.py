@@ -196,7 +196,7 @@ class _Part:
         request = self._request
         assert request.against is not None, "the request's own check says so"
         other = request.subjects.index(request.against)
-        by = next(one for one in request.measures if one.name == measure.by)
+        by = next(candidate for candidate in request.measures if candidate.name == measure.by)
         mine = {} if place == other else self._scores(place, by)
         theirs = self._scores(other, by)
         sign = 1.0 if better(by) == "higher" else -1.0
@@ -210,7 +210,7 @@ class _Part:
 
 
 def report(request: CreateEvaluation, answers: Sequence[StoredAnswer], *, interrupt: Interrupt) -> EvaluationReport:
-    """All figures of an evaluation. `interrupt` is called before each one, and may raise.
+    """All figures of an evaluation. `interrupt` is called before each measure, and may raise.
 
     Args:
         answers: in the order of items.
@@ -220,7 +220,9 @@ def report(request: CreateEvaluation, answers: Sequence[StoredAnswer], *, interr
     forgetting = [answer for answer in answers if answer.part == "forgetting"]
     return EvaluationReport(
         **dict(whole),
-        measures={one.name: MeasureFacts(type=one.type, better=better(one)) for one in request.measures},
+        measures={
+            measure.name: MeasureFacts(type=measure.type, better=better(measure)) for measure in request.measures
+        },
         slices=[slice_ for key in request.slices for slice_ in _slices(request, asked, key, interrupt)],
         forgetting=_Part(request, forgetting, interrupt).report() if request.forgetting else None,
         resamples=RESAMPLES,

@@ -203,7 +203,7 @@ _Steps = tuple[str | int, ...]
 
 
 def _leaves(value: Any) -> list[tuple[_Steps, Any]]:
-    found: list[tuple[_Steps, Any]] = []
+    leaves: list[tuple[_Steps, Any]] = []
     waiting: list[tuple[_Steps, Any]] = [((), value)]
     while waiting:
         path, here = waiting.pop()
@@ -212,20 +212,20 @@ def _leaves(value: Any) -> list[tuple[_Steps, Any]]:
         elif isinstance(here, list) and here:
             waiting.extend(((*path, place), inner) for place, inner in enumerate(here))
         else:
-            found.append((path, here))
-        if len(found) + len(waiting) > MAX_LEAVES:
+            leaves.append((path, here))
+        if len(leaves) + len(waiting) > MAX_LEAVES:
             raise TooMuch(f"The reference has more than {MAX_LEAVES:,} fields.")
-    return found
+    return leaves
 
 
 def _named(reference: Any, fields: Sequence[str]) -> list[tuple[str, Any]]:
-    found = []
+    named = []
     for path in fields:
         try:
-            found.append((path, placeholders.reach(reference, path)))
+            named.append((path, placeholders.reach(reference, path)))
         except (NoSuchVariable, BadPlaceholder):
             continue
-    return found
+    return named
 
 
 def _at(value: Any, path: str | _Steps) -> Any:

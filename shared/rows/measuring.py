@@ -41,11 +41,11 @@ Scored = Callable[[EvaluationItem, ItemAnswer], float]
 
 def needs_answers(measures: Sequence[Measure]) -> bool:
     """Whether anything must be generated."""
-    return any(not isinstance(one, LikelihoodMeasure | WinRateMeasure) for one in measures)
+    return any(not isinstance(measure, LikelihoodMeasure | WinRateMeasure) for measure in measures)
 
 
 def needs_likelihood(measures: Sequence[Measure]) -> bool:
-    return any(isinstance(one, LikelihoodMeasure) for one in measures)
+    return any(isinstance(measure, LikelihoodMeasure) for measure in measures)
 
 
 class Scorer:

@@ -103,7 +103,7 @@ class ColumnCounts:
             return f"training.columns reads {column} as {name}, but {why}."
         near = difflib.get_close_matches(column, self._names, n=1)
         hint = f"did you mean {near[0][:80]}? " if near else ""
-        listed = ", ".join(one[:80] for one in self._names[:_SHOWN])
+        listed = ", ".join(other[:80] for other in self._names[:_SHOWN])
         return f"training.columns reads {column} as {name}, but no row has it; {hint}the first has: {listed}."
 
 

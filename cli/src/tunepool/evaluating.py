@@ -173,9 +173,11 @@ def show(record: dict[str, Any], *, wide: bool) -> None:
         console.print(_figures(report["forgetting"]["subjects"]))
         if report["forgetting"]["differences"]:
             console.print(_differences(report["forgetting"]["differences"]))
-    for one in report["slices"]:
-        console.print(plain(f"{one['key']} = {'-' if one['value'] is None else one['value']}: {one['items']} items"))
-        console.print(_figures(one["subjects"]))
+    for part in report["slices"]:
+        console.print(
+            plain(f"{part['key']} = {'-' if part['value'] is None else part['value']}: {part['items']} items")
+        )
+        console.print(_figures(part["subjects"]))
 
 
 def _figures(subjects: dict[str, Any]) -> Table:
@@ -188,8 +190,8 @@ def _figures(subjects: dict[str, Any]) -> Table:
 
 def _differences(differences: list[dict[str, Any]]) -> Table:
     table = _table("subject", "less", "measure", "n", "mean", "95 %")
-    for one in differences:
-        table.add_row(*map(plain, (one["subject"], one["against"], one["measure"], *_cells(one))))
+    for row in differences:
+        table.add_row(*map(plain, (row["subject"], row["against"], row["measure"], *_cells(row))))
     return table
 
 

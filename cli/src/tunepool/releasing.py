@@ -149,13 +149,13 @@ def compare(
     second: Annotated[int, typer.Argument(min=1)],
 ) -> None:
     """Print every field in which two versions differ: data, settled spec, figures of the gates."""
-    told = native.get(context, f"aliases/{_part(alias)}/compare", first=first, second=second)
+    comparison = native.get(context, f"aliases/{_part(alias)}/compare", first=first, second=second)
     if context.obj.as_json:
-        print(json_line(told))
+        print(json_line(comparison))
         return
     rows = [
         {"field": entry["field"], str(first): json.dumps(entry["first"]), f"{second} ": json.dumps(entry["second"])}
-        for entry in told["differences"]
+        for entry in comparison["differences"]
     ]
     show_rows(context, rows, ("field", str(first), f"{second} "))
 

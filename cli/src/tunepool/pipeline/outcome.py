@@ -150,9 +150,9 @@ def summary(outcome: RunOutcome) -> str:
 def _figures(gate: dict[str, Any]) -> list[str]:
     figures = {name: figure for stated in gate["assertions"] for name, figure in stated["figures"].items()}
     return [
-        f"| {_cell(name)} | {_number(one['mean'])} | {_number(one['low'])} to {_number(one['high'])} "
-        f"| {'-' if one['n'] is None else one['n']} |"
-        for name, one in figures.items()
+        f"| {_cell(name)} | {_number(figure['mean'])} | {_number(figure['low'])} to {_number(figure['high'])} "
+        f"| {'-' if figure['n'] is None else figure['n']} |"
+        for name, figure in figures.items()
     ]
 
 
