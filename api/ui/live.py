@@ -22,6 +22,7 @@ from api.ui.visits import JobsVisitor
 from api.views.history_views import Event
 from shared.jobs import metrics_file, pages
 from shared.jobs.metrics_file import Figures
+from shared.tenants import sign_ins
 from shared.tenants.sign_ins import SignedIn
 
 router = APIRouter(prefix="/ui/live", route_class=visits.PageRoute, include_in_schema=False)
@@ -29,6 +30,7 @@ router = APIRouter(prefix="/ui/live", route_class=visits.PageRoute, include_in_s
 REFRESH_SECONDS: Final = 3.0  # of what no event tells: the place in the queue, the pool
 GATHER_SECONDS: Final = 0.3  # so long news are gathered, so that a fast trainer does not redraw for each step
 MOST_GATHERED: Final = 200
+SCOPE: Final = "jobs:read"  # of JobsVisitor
 Seat = Depends(get_seat)
 
 
@@ -60,6 +62,8 @@ class JobFollower:
                 events, coming, ended = await _gathered(stream, coming)
                 for event in self._news(events):
                     yield event
+                if not await run_in_threadpool(_stands, self._door, self._visit):
+                    return
                 head = await run_in_threadpool(self._changed_head)
                 if head:
                     yield ServerSentEvent(raw_data=head)
@@ -145,21 +149,29 @@ async def _gathered(
 
 @router.get("/pool", response_class=EventSourceResponse, dependencies=[Seat])
 async def live_pool(door: DoorDep, visit: JobsVisitor) -> AsyncIterator[ServerSentEvent]:
-    async for event in _refreshed(door, "pool", lambda: pool_pages.pool_fragment(door, visit)):
+    async for event in _refreshed(door, visit, "pool", lambda: pool_pages.pool_fragment(door, visit)):
         yield event
 
 
 @router.get("/jobs", response_class=EventSourceResponse, dependencies=[Seat])
 async def live_jobs(request: Request, door: DoorDep, visit: JobsVisitor) -> AsyncIterator[ServerSentEvent]:
     wanted = job_list_pages.wanted(request)
-    async for event in _refreshed(door, "jobs", lambda: job_list_pages.rows_fragment(door, visit, wanted)):
+    async for event in _refreshed(door, visit, "jobs", lambda: job_list_pages.rows_fragment(door, visit, wanted)):
         yield event
 
 
-async def _refreshed(door: Door, target: str, render: Callable[[], str]) -> AsyncIterator[ServerSentEvent]:
+def _stands(door: Door, visit: SignedIn) -> bool:
+    """A stream ends with its sign-in, its key and its key's scope, not only when it is asked for again."""
+    with door.reading() as session:
+        return sign_ins.stands(session, visit.token, door.settings, scope=SCOPE)
+
+
+async def _refreshed(
+    door: Door, visit: SignedIn, target: str, render: Callable[[], str]
+) -> AsyncIterator[ServerSentEvent]:
     """The part of a page whenever it has changed, until the stream has lasted its time."""
     shown, left = "", door.settings.stream_seconds
-    while left > 0:
+    while left > 0 and await run_in_threadpool(_stands, door, visit):
         html = await run_in_threadpool(render)
         if html != shown:
             shown = html

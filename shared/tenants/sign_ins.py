@@ -10,9 +10,9 @@ import hmac
 import secrets
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, delete, func, select, update
+from sqlalchemy import ColumnElement, Select, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from shared.errors import Forbidden, Unauthenticated
@@ -65,17 +65,30 @@ def _digest(token: str) -> str:
 
 def resume(session: Session, token: str, settings: Settings) -> SignedIn:
     """Who shows this token. Raises Unauthenticated when the sign-in or its key has ended."""
-    row = session.execute(
-        keys.OWNERS.join(SignInRow, SignInRow.key_id == ApiKeyRow.id)
-        .add_columns(SignInRow.id.label("sign_in_id"), SignInRow.seen_at, func.now().label("now"))
-        .where(SignInRow.sha256 == _digest(token), *_alive(settings))
-    ).one_or_none()
+    row = session.execute(_of(token, settings)).one_or_none()
     if row is None:
         raise Unauthenticated("You are signed out. Sign in with your API key.", code="signed_out")
     owner = dict(row._mapping)
     sign_in_id, seen_at, now = owner.pop("sign_in_id"), owner.pop("seen_at"), owner.pop("now")
     _see(session, sign_in_id, seen_at=seen_at, now=now)
     return SignedIn(sign_in_id, keys.caller_of(owner), token)
+
+
+def stands(session: Session, token: str, settings: Settings, *, scope: str) -> bool:
+    """Whether an open page may still show what needs `scope`. It is no sign of a reader, so the idle time goes on."""
+    row = session.execute(_of(token, settings)).one_or_none()
+    if row is None:
+        return False
+    owner = {name: value for name, value in row._mapping.items() if name not in {"sign_in_id", "seen_at", "now"}}
+    return keys.caller_of(owner).may(scope)
+
+
+def _of(token: str, settings: Settings) -> Select[Any]:
+    return (
+        keys.OWNERS.join(SignInRow, SignInRow.key_id == ApiKeyRow.id)
+        .add_columns(SignInRow.id.label("sign_in_id"), SignInRow.seen_at, func.now().label("now"))
+        .where(SignInRow.sha256 == _digest(token), *_alive(settings))
+    )
 
 
 def _see(session: Session, sign_in_id: str, *, seen_at: datetime, now: datetime) -> None:

@@ -21,6 +21,7 @@ from standalone.valkey import EmbeddedValkey
 from tests.faults.proxy import Proxy
 from tests.lifecycle.conftest import servers, stack  # noqa: F401  # fixtures
 from tests.lifecycle.stack import Servers, Stack, open_stack, until
+from tests.patience import patience
 from tests.servers import TEMPLATE, make_template
 
 
@@ -89,7 +90,7 @@ def api_process(place: Stack, **environment: str) -> Iterator[str]:
     """An API process of its own; yields its base URL."""
     words = ["-m", "uvicorn", "--factory", "api.app:app_from_settings", "--host", "127.0.0.1"]
     words += ["--http", "api.bounded_head:BoundedHead"]
-    with httpx2.Client() as probe:
+    with httpx2.Client(timeout=patience(20)) as probe:
         port = _free_port()
         process = place.start([*words, "--port", str(port)], name="api", **environment)
         url = f"http://127.0.0.1:{port}"

@@ -113,9 +113,9 @@ def test_a_client_whose_answer_was_lost_repeats_itself_and_has_one_job(stack: St
     headers = {"Authorization": f"Bearer {make_secret(stack)}", "Idempotency-Key": "once-only"}
 
     with api_process(stack, TUNEPOOL_FAILPOINT=f"{edge}:exit:once") as url, pytest.raises(httpx2.TransportError):
-        httpx2.post(f"{url}/v1/fine_tuning/jobs", json=body, headers=headers)
+        httpx2.post(f"{url}/v1/fine_tuning/jobs", json=body, headers=headers, timeout=patience(20))
     with api_process(stack) as url:
-        answer = httpx2.post(f"{url}/v1/fine_tuning/jobs", json=body, headers=headers)
+        answer = httpx2.post(f"{url}/v1/fine_tuning/jobs", json=body, headers=headers, timeout=patience(20))
 
     assert answer.status_code == 200, answer.text
     assert ("Idempotent-Replayed" in answer.headers) == (edge == "submit_after_commit")

@@ -179,7 +179,7 @@ def test_a_new_version_waits_for_its_migration_and_says_so(stack: Stack) -> None
     stack.start_worker()
     janitor = stack.start_janitor()
     with api_process(stack) as url:
-        refused = httpx2.get(f"{url}/readyz")
+        refused = httpx2.get(f"{url}/readyz", timeout=patience(20))
         for name in ("worker-home", "janitor"):
             log = stack.home / f"{name}.log"
             until(lambda log=log: "tunepool-server migrate" in log.read_text(), what="a refusal with its remedy")
@@ -188,7 +188,7 @@ def test_a_new_version_waits_for_its_migration_and_says_so(stack: Stack) -> None
         set_revision(stack, schema.REVISIONS[-1])
 
         assert stack.wait(job_id).status == "succeeded"
-        assert httpx2.get(f"{url}/readyz").status_code == 200
+        assert httpx2.get(f"{url}/readyz", timeout=patience(20)).status_code == 200
     assert refused.status_code == 503
     assert refused.json()["error"]["code"] == "schema_outdated"
     assert janitor.poll() is None
@@ -225,7 +225,7 @@ def test_jobs_of_a_newer_version_are_shown_and_left_to_it_and_hold_up_nobody(sta
     assert [stack.job(job_id).failures for job_id in (unchecked, queued)] == [0, 0]
     assert (stack.home / "worker-home.log").read_text().count("job.not_understood") >= 2
     headers = {"Authorization": f"Bearer {make_secret(stack)}"}
-    with api_process(stack) as url, httpx2.Client(base_url=url, headers=headers) as http:
+    with api_process(stack) as url, httpx2.Client(base_url=url, headers=headers, timeout=patience(20)) as http:
         listed = http.get("/v1/fine_tuning/jobs")
         shown = [http.get(f"/v1/fine_tuning/jobs/{job_id}") for job_id in (unchecked, queued)]
     assert [answer.status_code for answer in (listed, *shown)] == [200, 200, 200]

@@ -154,7 +154,7 @@ def test_every_route_is_in_the_table(api: Api) -> None:
 
 @pytest.mark.parametrize("route", SCOPE)
 def test_without_a_key_every_route_is_closed_before_it_reads_a_body(api: Api, route: str) -> None:
-    with httpx2.Client(base_url=api.url) as http:
+    with httpx2.Client(base_url=api.url, timeout=patience(20)) as http:
         answer = ask(http, route)
 
     assert refused(api, answer, status=401)["code"] == "missing_api_key"
@@ -203,7 +203,7 @@ def test_a_long_body_is_not_read_for_a_key_that_has_ended(api: Api, framing: str
 
 
 def test_a_key_in_the_address_is_no_key(api: Api) -> None:
-    with httpx2.Client(base_url=api.url) as http:
+    with httpx2.Client(base_url=api.url, timeout=patience(20)) as http:
         refused(api, http.get("/v1/models", params={"api_key": api.key}), status=401)
 
 

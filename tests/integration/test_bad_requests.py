@@ -15,6 +15,7 @@ from shared.store.db import session_scope
 from shared.store.tables import JobRow
 from tests.factories import make_file
 from tests.integration.conftest import Api
+from tests.patience import patience
 
 HUGE = "9" * 5000
 URL = "/v1/fine_tuning/jobs"
@@ -310,7 +311,7 @@ BAD_AUTHORIZATION: dict[str, list[tuple[bytes, bytes]]] = {
 
 @pytest.mark.parametrize("headers", BAD_AUTHORIZATION.values(), ids=BAD_AUTHORIZATION.keys())
 def test_a_bad_key_is_a_401(api: Api, headers: list[tuple[bytes, bytes]]) -> None:
-    with httpx2.Client(base_url=api.url) as client:
+    with httpx2.Client(base_url=api.url, timeout=patience(20)) as client:
         error = refused(api, client.get("/v1/models", headers=headers), status=401)
 
     assert error["type"] == "authentication_error"

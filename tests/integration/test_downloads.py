@@ -15,6 +15,7 @@ from shared.store.tables import AdapterRow
 from tests.factories import make_queued_job
 from tests.integration.conftest import Api
 from tests.integration.test_bad_requests import refused
+from tests.patience import patience
 
 BYTES = bytes(range(256)) * 4
 KEY = "adapters/downloads/adapter.bin"
@@ -120,7 +121,7 @@ def test_links_lead_to_the_configured_address_whatever_host_the_caller_names(api
         (found,) = client.get("/v1/tunepool/adapters/ft:links").json()["files"]
 
     assert found["url"].startswith("https://tunepool.example/v1/tunepool/objects/")
-    with httpx2.Client(base_url=api.url) as http:
+    with httpx2.Client(base_url=api.url, timeout=patience(20)) as http:
         assert http.get(f"/v1{found['url'].partition('/v1')[2]}").content == BYTES
 
 

@@ -47,7 +47,7 @@ def test_fifty_who_ask_whether_it_is_ready_cost_the_database_a_few_looks(api: Ap
 
 def test_counts_of_other_peoples_work_are_told_to_those_with_a_key_only(api: Api) -> None:
     names = ("queued", "running", "devices")
-    with api.http() as known, httpx2.Client(base_url=api.url) as anybody:
+    with api.http() as known, httpx2.Client(base_url=api.url, timeout=patience(20)) as anybody:
         told, hidden = known.get("/readyz").json(), anybody.get("/readyz").json()
         junk = anybody.get("/readyz", headers={"Authorization": "Bearer tp_junk"})
 
@@ -58,7 +58,7 @@ def test_counts_of_other_peoples_work_are_told_to_those_with_a_key_only(api: Api
 
 
 def test_the_page_of_the_api_holds_no_script_and_loads_nothing(api: Api) -> None:
-    with httpx2.Client(base_url=api.url) as http:
+    with httpx2.Client(base_url=api.url, timeout=patience(20)) as http:
         page, document, redoc = http.get("/docs"), http.get("/openapi.json"), http.get("/redoc")
 
     assert page.headers["content-type"].startswith("text/html")
@@ -71,5 +71,5 @@ def test_the_page_of_the_api_holds_no_script_and_loads_nothing(api: Api) -> None
 
 @pytest.mark.parametrize("path", ["/docs/oauth2-redirect", "/redoc"])
 def test_no_other_page_of_the_framework_is_served(api: Api, path: str) -> None:
-    with httpx2.Client(base_url=api.url) as http:
+    with httpx2.Client(base_url=api.url, timeout=patience(20)) as http:
         refused(api, http.get(path), status=404)

@@ -75,7 +75,7 @@ def end_all_connections(session: Session) -> None:
 
 def test_connections_that_the_server_has_ended_cost_no_request(api: Api) -> None:
     key = {"Authorization": f"Bearer {api.key}"}
-    with live_api(api.settings) as url, httpx2.Client(base_url=url, headers=key) as http:
+    with live_api(api.settings) as url, httpx2.Client(base_url=url, headers=key, timeout=patience(20)) as http:
         assert http.get(JOBS).status_code == 200
         with session_scope(api.engine) as session:
             end_all_connections(session)

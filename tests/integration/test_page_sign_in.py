@@ -14,10 +14,11 @@ from shared.store.tables import ApiKeyRow, SignInRow
 from tests.browsing import browser, proof_of
 from tests.factories import make_key
 from tests.integration.conftest import Api
+from tests.patience import patience
 
 
 def test_a_key_signs_in_and_the_cookie_is_out_of_reach_of_scripts_and_other_sites(api: Api) -> None:
-    with httpx2.Client(base_url=api.url) as client:
+    with httpx2.Client(base_url=api.url, timeout=patience(20)) as client:
         answer = client.post("/ui/sign-in", data={"key": f" {api.key} ", "to": "/ui/jobs?status=queued"})
 
     cookie = answer.headers["set-cookie"]
@@ -29,7 +30,7 @@ def test_a_key_signs_in_and_the_cookie_is_out_of_reach_of_scripts_and_other_site
 
 
 def test_a_key_that_is_none_signs_nobody_in(api: Api) -> None:
-    with httpx2.Client(base_url=api.url) as client:
+    with httpx2.Client(base_url=api.url, timeout=patience(20)) as client:
         answer = client.post("/ui/sign-in", data={"key": "tp_<script>"})
 
     assert answer.status_code == 401
@@ -41,12 +42,12 @@ def test_a_key_that_is_none_signs_nobody_in(api: Api) -> None:
     "to", ["https://evil.example", "//evil.example", "/ui\\evil", "/uix", "/v1/files", "/ui/sign-in"]
 )
 def test_a_sign_in_leads_to_our_own_pages_only(api: Api, to: str) -> None:
-    with httpx2.Client(base_url=api.url) as client:
+    with httpx2.Client(base_url=api.url, timeout=patience(20)) as client:
         assert client.post("/ui/sign-in", data={"key": api.key, "to": to}).headers["location"] == "/ui"
 
 
 def test_without_a_sign_in_every_page_leads_to_it_and_back(api: Api) -> None:
-    with httpx2.Client(base_url=api.url) as client:
+    with httpx2.Client(base_url=api.url, timeout=patience(20)) as client:
         answer = client.get("/ui/jobs?status=failed")
         stream = client.get("/ui/live/pool", headers={"Accept": "text/event-stream"})
 
@@ -56,7 +57,7 @@ def test_without_a_sign_in_every_page_leads_to_it_and_back(api: Api) -> None:
 
 
 def test_a_link_from_another_site_is_asked_for_again_from_here(api: Api) -> None:
-    with httpx2.Client(base_url=api.url, headers={"Sec-Fetch-Site": "cross-site"}) as client:
+    with httpx2.Client(base_url=api.url, headers={"Sec-Fetch-Site": "cross-site"}, timeout=patience(20)) as client:
         first = client.get("/ui/jobs")
         again = client.get("/ui/jobs?came-from-elsewhere=1")
 
@@ -68,7 +69,7 @@ def test_the_api_never_takes_the_cookie(api: Api) -> None:
     with browser(api.url, api.key) as client:
         token = client.cookies["tunepool_page"]
         for headers in ({"Cookie": f"tunepool_page={token}"}, {"Authorization": f"Bearer {token}"}):
-            assert httpx2.get(f"{api.url}/v1/models", headers=headers).status_code == 401
+            assert httpx2.get(f"{api.url}/v1/models", headers=headers, timeout=patience(20)).status_code == 401
 
 
 @pytest.mark.parametrize("proof", [None, "", "0" * 64, "ä"])
@@ -135,3 +136,17 @@ def test_every_answer_says_what_a_page_may_load(api: Api) -> None:
     assert "unsafe" not in POLICY
     assert [answer.headers["cache-control"] for answer in answers[:3]] == ["no-store"] * 3
     assert "immutable" in answers[3].headers["cache-control"]
+
+
+@pytest.mark.parametrize("path", ["/ui/live/pool", "/ui/live/jobs"])
+def test_an_open_page_shows_nothing_more_once_its_browser_has_signed_out(api: Api, path: str) -> None:
+    with browser(api.url, api.key) as client:
+        proof = proof_of(client)
+        patient = httpx2.Timeout(patience(30))
+        with client.stream("GET", path, headers={"Accept": "text/event-stream"}, timeout=patient) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            with httpx2.Client(base_url=api.url, cookies=client.cookies, timeout=patience(20)) as other_tab:
+                assert other_tab.post("/ui/sign-out", data={"proof": proof}).status_code == 303
+
+            assert sum(1 for _ in lines) < 100  # the stream itself would last a quarter of an hour

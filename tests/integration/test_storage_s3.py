@@ -93,9 +93,9 @@ def test_a_link_is_presigned_and_opens_one_object_for_one_method(
         assert claim is not None
         assert moves.succeed(session, claim.lease, manifest=manifest)
 
-    with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {api.key}"}) as http:
+    with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {api.key}"}, timeout=patience(20)) as http:
         (file,) = http.get(f"/v1/tunepool/adapters/{claim.model_name}").json()["files"]
-    fetched = httpx2.get(file["url"])
+    fetched = httpx2.get(file["url"], timeout=patience(20))
 
     assert urlsplit(file["url"]).netloc == urlsplit(endpoint).netloc
     assert "X-Amz-Signature=" in file["url"]
@@ -122,4 +122,4 @@ def test_a_missing_object_is_not_found_and_not_an_outage(s3_store: Store) -> Non
 
 
 def test_ready_says_so_on_s3_too(url: str) -> None:
-    assert httpx2.get(f"{url}/readyz").json()["status"] == "ok"
+    assert httpx2.get(f"{url}/readyz", timeout=patience(20)).json()["status"] == "ok"

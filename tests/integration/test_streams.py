@@ -59,7 +59,9 @@ def path(job_id: str) -> str:
 @contextmanager
 def stream(api: Api, job_id: str, *, url: str | None = None, **headers: str) -> Iterator[Iterator[Heard]]:
     with (
-        httpx2.Client(base_url=url or api.url, headers={"Authorization": f"Bearer {api.key}", **headers}) as http,
+        httpx2.Client(
+            base_url=url or api.url, headers={"Authorization": f"Bearer {api.key}", **headers}, timeout=patience(20)
+        ) as http,
         http.stream("GET", path(job_id), timeout=patience(20)) as answer,
     ):
         assert answer.status_code == 200, answer.read()
@@ -160,7 +162,7 @@ def test_another_projects_job_does_not_exist_and_a_key_is_needed(api: Api, stran
     with api.http(stranger) as http:
         refused(api, http.get(path(job_id)), status=404)
         refused(api, http.get(path("ftjob-none")), status=404)
-    refused(api, httpx2.get(api.url + path(job_id)), status=401)
+    refused(api, httpx2.get(api.url + path(job_id), timeout=patience(20)), status=401)
 
 
 def test_a_stream_ends_after_its_time_and_its_client_goes_on_where_it_was(api: Api) -> None:
@@ -182,11 +184,17 @@ def test_streams_have_a_limit_and_one_that_closes_makes_room(api: Api) -> None:
     with live_api(api.settings.model_copy(update={"max_streams": 1})) as url:
         with stream(api, job_id, url=url) as heard:
             next(heard)
-            answer = httpx2.get(url + path(job_id), headers={"Authorization": f"Bearer {api.key}"})
+            answer = httpx2.get(
+                url + path(job_id), headers={"Authorization": f"Bearer {api.key}"}, timeout=patience(20)
+            )
             assert refused(api, answer, status=429)["code"] == "too_many_streams"
         cancel(api, job_id)
         deadline = time.monotonic() + patience(10)
-        while (answer := httpx2.get(url + path(job_id), headers={"Authorization": f"Bearer {api.key}"})).is_error:
+        while (
+            answer := httpx2.get(
+                url + path(job_id), headers={"Authorization": f"Bearer {api.key}"}, timeout=patience(20)
+            )
+        ).is_error:
             assert time.monotonic() < deadline
 
     assert "event: end" in answer.text

@@ -270,7 +270,9 @@ def test_a_stream_that_breaks_off_ends_with_an_error(it: Beside) -> None:
 def test_a_client_that_leaves_ends_the_answer_upstream(it: Beside) -> None:
     body = {"model": BASE, "messages": [{"role": "user", "content": "one wait two"}], "stream": True}
     headers = {"authorization": f"Bearer {it.client.api_key}"}
-    with httpx2.stream("POST", f"{it.client.base_url}chat/completions", json=body, headers=headers) as answer:
+    with httpx2.stream(
+        "POST", f"{it.client.base_url}chat/completions", json=body, headers=headers, timeout=patience(20)
+    ) as answer:
         next(answer.iter_lines())
 
     assert it.vllm.left.wait(patience(20))

@@ -217,7 +217,7 @@ def test_only_the_api_listens_and_only_on_this_machine(served: Run) -> None:
 
 
 def test_nobody_gets_in_without_a_key(served: Run) -> None:
-    assert httpx2.get(served.credentials["base_url"] + "/models").status_code == 401
+    assert httpx2.get(served.credentials["base_url"] + "/models", timeout=patience(20)).status_code == 401
 
 
 def test_a_second_up_in_the_same_home_refuses_and_says_who_is_there(served: Run) -> None:
@@ -348,6 +348,7 @@ def test_two_stacks_live_side_by_side_and_share_no_key(served: Run, place: Path)
         answer = httpx2.get(
             other.credentials["base_url"] + "/models",
             headers={"Authorization": f"Bearer {served.credentials['api_key']}"},
+            timeout=patience(20),
         )
         assert answer.status_code == 401
 
@@ -491,14 +492,14 @@ def test_keys_are_made_listed_and_revoked_beside_a_running_stack(served: Run) ->
     made = command("keys", "create", "--home", served.home, "--name", "pipeline")
     secret = made.stdout.strip()
     url, headers = served.credentials["base_url"] + "/models", {"Authorization": f"Bearer {secret}"}
-    assert httpx2.get(url, headers=headers).status_code == 200
+    assert httpx2.get(url, headers=headers, timeout=patience(20)).status_code == 200
     listed = command("keys", "list", "--home", served.home).stdout
     assert secret not in listed
     key_id = next(line.split()[0] for line in listed.splitlines() if "pipeline" in line)
 
     assert command("keys", "revoke", key_id, "--home", served.home).returncode == 0
 
-    assert httpx2.get(url, headers=headers).status_code == 401
+    assert httpx2.get(url, headers=headers, timeout=patience(20)).status_code == 401
     assert "revoked" in command("keys", "list", "--home", served.home).stdout
 
 

@@ -64,6 +64,20 @@ def _is_clock(node: ast.expr) -> bool:
     return ast.unparse(node) == "time.monotonic()"
 
 
+def hasty_requests(tree: ast.AST) -> list[int]:
+    """Lines of requests that give up after the client's own five seconds, on whatever machine."""
+    asking = {"Client", "AsyncClient", "get", "post", "put", "patch", "delete", "head", "options", "request", "stream"}
+    return [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and ast.unparse(node.func.value) == "httpx2"
+        and node.func.attr in asking
+        and not {keyword.arg for keyword in node.keywords} & {"timeout", "transport", None}
+    ]
+
+
 def unguarded_yields(tree: ast.AST) -> list[int]:
     """Lines of context managers that yield outside every `with` and `try`, and still have something to do after it."""
     found = []
@@ -96,6 +110,11 @@ def test_no_test_waits_a_fixed_time_or_shortens_a_lease_by_a_fixed_one() -> None
 )
 def test_the_scan_for_fixed_waits_sees_each_kind(line: str) -> None:
     assert fixed_waits(ast.parse(line)) == [1]
+
+
+def test_no_request_of_a_test_gives_up_sooner_than_a_slow_machine_answers() -> None:
+    assert [f"{path}:{line}" for path, tree in trees().items() for line in hasty_requests(tree)] == []
+    assert hasty_requests(ast.parse("httpx2.get(url)\nhttpx2.Client(base_url=url, timeout=patience(20))")) == [1]
 
 
 def test_what_a_block_opens_is_closed_also_when_the_test_fails() -> None:
