@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -107,8 +108,8 @@ def test_every_route_that_deletes_leaves_an_entry(route: str) -> None:
     """The routes by their source: a new one without an entry is seen here."""
     folder = Path(__file__).parents[2] / "api" / "routes"
     handlers = [part for file in folder.glob("*.py") for part in file.read_text(encoding="utf-8").split("\n@router.")]
-    path = route.removeprefix("DELETE /v1").replace("{model}", "{model:path}")
+    path = re.sub(r"\{(model|checkpoint)\}", r"{\1:path}", route.removeprefix("DELETE /v1"))
     (own,) = [part for part in handlers if part.startswith("delete(") and path.endswith(part.split('"')[1])]
 
     # These modules leave the entry themselves, with the act.
-    assert any(words in own for words in ("audit.record(", "administration.", "added_models."))
+    assert any(words in own for words in ("audit.record(", "administration.", "added_models.", "promotion."))
