@@ -32,7 +32,8 @@ def facts_of(config: Any, *, name: str, weights: Weights | None = None) -> Model
         Invalid: it is no object, or lacks a number; names the key.
     """
     try:
-        return _facts(_text_part(config), architecture=str(config["architectures"][0]), weights=weights)
+        architecture = _architecture(config)
+        return _facts(_text_part(config), architecture=architecture, weights=weights)
     except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise Invalid(f"Model '{name}': its config.json lacks or misstates {error}.", param=f"models.{name}") from error
 
@@ -41,6 +42,15 @@ def weights_of(config: Any, tensors: Tensors, *, name: str) -> Weights:
     """What the tensors of a model with this config.json amount to. Raises Invalid."""
     layers = facts_of(config, name=name).num_hidden_layers
     return weigh(tensors, config=config, layers=layers)
+
+
+def _architecture(config: Any) -> str:
+    if not isinstance(config, dict):
+        raise TypeError("everything: it is no object")
+    named = config.get("architectures")
+    if not isinstance(named, list) or not named or not isinstance(named[0], str):
+        raise ValueError(f"'architectures', which is {str(named)[:40]}")
+    return named[0]
 
 
 def _text_part(config: dict[str, Any]) -> dict[str, Any]:
@@ -52,15 +62,16 @@ def _facts(config: dict[str, Any], *, architecture: str, weights: Weights | None
     hidden = _number(config, "hidden_size", "n_embd")
     heads = _heads(config)
     layers = _layers(config)
-    feed_forward = int(config.get("intermediate_size") or config.get("n_inner") or 4 * hidden)
-    kv_heads, head_dim = int(config.get("num_key_value_heads") or heads), int(config.get("head_dim") or hidden // heads)
+    feed_forward = _size(config, "intermediate_size", "n_inner") or 4 * hidden
+    kv_heads = _size(config, "num_key_value_heads") or heads
+    head_dim = _size(config, "head_dim") or hidden // heads
     vocab, tied = _number(config, "vocab_size"), _ties(config, weights)
     attention = 2 * hidden * heads * head_dim + 2 * hidden * kv_heads * head_dim
     embeddings = vocab * hidden * (1 if tied else 2)
     counted = embeddings + layers * attention + _feed_forward(config, hidden, feed_forward, layers)
     return ModelFacts(
         architecture=architecture,
-        parameters=_loaded(weights, tied=tied) if weights else int(config.get("num_parameters") or counted),
+        parameters=_loaded(weights, tied=tied) if weights else _size(config, "num_parameters") or counted,
         active_parameters=_active(config, weights, tied=tied) if weights else None,
         expert_parameters=weights.expert_parameters if weights else None,
         stored_as=weights.dtype if weights else None,
@@ -71,7 +82,7 @@ def _facts(config: dict[str, Any], *, architecture: str, weights: Weights | None
         head_dim=head_dim,
         intermediate_size=feed_forward,
         vocab_size=vocab,
-        max_position_embeddings=int(config.get("max_position_embeddings") or config.get("n_positions") or 2048),
+        max_position_embeddings=_size(config, "max_position_embeddings", "n_positions") or 2048,
         tie_word_embeddings=tied,
         carries_state=carried_state(config),
         experts=_experts(config, feed_forward, layers),
@@ -81,12 +92,31 @@ def _facts(config: dict[str, Any], *, architecture: str, weights: Weights | None
 
 
 def _number(config: dict[str, Any], name: str, older: str = "") -> int:
-    value = config.get(name) or config.get(older)
+    value = _size(config, name, older)
     if not value:
         raise KeyError(name)
-    if not 0 < int(value) <= _LARGEST:
+    if value > _LARGEST:
         raise ValueError(f"'{name}', which is {str(value)[:40]}")
-    return int(value)
+    return value
+
+
+def _size(config: dict[str, Any], *names: str) -> int:
+    """As `_stated`, of what no model has fewer than 0 of."""
+    value = _stated(config, *names)
+    if value < 0:
+        raise ValueError(f"'{names[0]}', which is {str(value)[:40]}")
+    return value
+
+
+def _stated(config: dict[str, Any], *names: str) -> int:
+    """The number under the first of `names` that has one; 0 where none has. Raises ValueError naming the key."""
+    for name in names:
+        if config.get(name):
+            try:
+                return int(config[name])
+            except (TypeError, ValueError, ArithmeticError) as error:
+                raise ValueError(f"'{name}', which is {str(config[name])[:40]}") from error
+    return 0
 
 
 def _ties(config: dict[str, Any], weights: Weights | None) -> bool:
@@ -105,17 +135,13 @@ def _loaded(weights: Weights, *, tied: bool) -> int:
 
 def _active(config: dict[str, Any], weights: Weights, *, tied: bool) -> int | None:
     """Parameters that one token passes through; None where the config does not say how many experts are chosen."""
-    total, experts = _loaded(weights, tied=tied), _first_number(config, _EXPERTS)
+    total, experts = _loaded(weights, tied=tied), _stated(config, *_EXPERTS)
     if weights.expert_parameters == 0:
         return total
-    chosen = _first_number(config, _CHOSEN)
+    chosen = _stated(config, *_CHOSEN)
     if not 0 < chosen <= experts:
         return None
     return total - weights.expert_parameters * (experts - chosen) // experts
-
-
-def _first_number(config: dict[str, Any], names: tuple[str, ...]) -> int:
-    return next((int(config[key]) for key in names if config.get(key)), 0)
 
 
 def _layers(config: dict[str, Any]) -> int:
@@ -133,11 +159,11 @@ def _heads(config: dict[str, Any]) -> int:
 
 
 def _experts(config: dict[str, Any], dense: int, layers: int) -> ExpertFacts | None:
-    count = _first_number(config, _EXPERTS)
+    count = _stated(config, *_EXPERTS)
     mixed = layers - _dense_layers(config, layers)
     if count <= 1 or mixed == 0:
         return None
-    return ExpertFacts(layers=mixed, count=count, width=int(config.get("moe_intermediate_size") or dense))
+    return ExpertFacts(layers=mixed, count=count, width=_stated(config, "moe_intermediate_size") or dense)
 
 
 def _beside(config: dict[str, Any]) -> str | None:
@@ -156,11 +182,11 @@ def _stored_as(config: dict[str, Any]) -> str | None:
 
 def _feed_forward(config: dict[str, Any], hidden: int, dense: int, layers: int) -> int:
     """Weights of all layers' feed-forward parts: three matrices each, and with experts a router per layer."""
-    experts = _first_number(config, _EXPERTS)
+    experts = _stated(config, *_EXPERTS)
     if experts <= 1:
         return layers * 3 * hidden * dense
-    width = int(config.get("moe_intermediate_size") or dense)
-    shared = int(config.get("shared_expert_intermediate_size") or width * int(config.get("n_shared_experts") or 0))
+    width = _stated(config, "moe_intermediate_size") or dense
+    shared = _stated(config, "shared_expert_intermediate_size") or width * _stated(config, "n_shared_experts")
     plain = _dense_layers(config, layers)
     each = 3 * hidden * (experts * width + shared) + hidden * experts
     return plain * 3 * hidden * dense + (layers - plain) * each
@@ -171,8 +197,11 @@ def _dense_layers(config: dict[str, Any], layers: int) -> int:
     kinds = config.get("layers_block_type")
     if isinstance(kinds, list) and "moe" in kinds:
         return layers - kinds.count("moe")
-    first = int(config.get("first_k_dense_replace") or 0)
-    named = set(config.get("mlp_only_layers") or ())
-    step = int(config.get("decoder_sparse_step") or config.get("interleave_moe_layer_step") or 1)
-    period, offset = int(config.get("expert_layer_period") or 1), int(config.get("expert_layer_offset") or 0)
-    return sum(at < first or at in named or (at + 1) % step != 0 or (at - offset) % period != 0 for at in range(layers))
+    first = _stated(config, "first_k_dense_replace")
+    named = config.get("mlp_only_layers") or []
+    if not isinstance(named, list):
+        raise ValueError(f"'mlp_only_layers', which is {str(named)[:40]}")
+    plain = {at for at in named if isinstance(at, int)}
+    step = _stated(config, "decoder_sparse_step", "interleave_moe_layer_step") or 1
+    period, offset = _stated(config, "expert_layer_period") or 1, _stated(config, "expert_layer_offset")
+    return sum(at < first or at in plain or (at + 1) % step != 0 or (at - offset) % period != 0 for at in range(layers))

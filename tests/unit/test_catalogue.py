@@ -119,8 +119,35 @@ def test_a_config_of_any_content_disables_its_own_entry_alone(tmp_path: Path, co
 @pytest.mark.parametrize("value", [-1, 0, "many", [], {}, 10**30, 1e308])
 @pytest.mark.parametrize("key", ["hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"])
 def test_a_size_that_is_none_is_refused_by_its_key(key: str, value: Any) -> None:
-    with pytest.raises(Invalid, match=r"config\.json"):
+    with pytest.raises(Invalid, match=rf"config\.json lacks or misstates '{key}'"):
         facts_of({**GOOD, key: value}, name="bad")
+
+
+@pytest.mark.parametrize("value", ["many", [1, 2], {"a": 1}, float("inf"), float("nan")])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("intermediate_size", "num_key_value_heads", "head_dim", "max_position_embeddings", "num_parameters"),
+        *("num_experts", "moe_intermediate_size", "n_shared_experts", "first_k_dense_replace", "decoder_sparse_step"),
+        *("architectures", "hidden_size"),
+    ],
+)
+def test_a_number_that_is_none_is_refused_by_its_key_and_never_in_pythons_words(key: str, value: Any) -> None:
+    with pytest.raises(Invalid) as refused:
+        facts_of({**GOOD, "num_experts": 4, key: value}, name="bad")
+    assert refused.value.message.startswith(f"Model 'bad': its config.json lacks or misstates '{key}', which is ")
+
+
+@pytest.mark.parametrize("key", ["intermediate_size", "num_key_value_heads", "head_dim", "max_position_embeddings"])
+def test_a_size_below_nothing_is_refused_by_its_key(key: str) -> None:
+    with pytest.raises(Invalid, match=f"misstates '{key}', which is -1"):
+        facts_of({**GOOD, key: -1}, name="bad")
+
+
+@pytest.mark.parametrize("config", [[], None, 3, "x"])
+def test_a_config_that_is_no_object_is_refused_as_that(config: Any) -> None:
+    with pytest.raises(Invalid, match="it is no object"):
+        facts_of(config, name="bad")
 
 
 @pytest.mark.parametrize("text", ["models = 3", "aliases = []", "not toml", "[models", "x = '\x00'"])
