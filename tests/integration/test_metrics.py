@@ -22,7 +22,7 @@ from api.measures import Measures
 from shared.contract.documents import JobProgress
 from shared.jobs import moves
 from shared.operating import census
-from shared.operating.census import WAIT_BUCKETS, Figure
+from shared.operating.census import WAIT_BUCKETS, CountedFigure
 from shared.store.db import session_scope
 from shared.store.tables import AttemptRow, DeviceRow, JobRow, MeasurementRow, WorkerRow
 from tests.factories import claim_on, make_key, make_queued_job, make_worker
@@ -159,7 +159,7 @@ def test_devices_tell_what_becomes_of_them_and_what_their_gpu_reads(session: Ses
 
 
 def test_a_database_that_is_away_is_told_and_costs_the_requests_nothing() -> None:
-    def away() -> list[Figure]:
+    def away() -> list[CountedFigure]:
         raise OperationalError("select", {}, Exception("away"))
 
     measures = Measures(away, dict, processes=1)
@@ -174,7 +174,7 @@ def test_who_scrapes_often_costs_the_database_one_look_in_five_seconds() -> None
     looks: list[float] = []
     now = 100.0
 
-    def look() -> list[Figure]:
+    def look() -> list[CountedFigure]:
         looks.append(now)
         return []
 
@@ -186,7 +186,11 @@ def test_who_scrapes_often_costs_the_database_one_look_in_five_seconds() -> None
 
 
 def test_a_histogram_counts_up_to_each_bound() -> None:
-    waits = [Figure("wait", "0", "", 2), Figure("wait", "2", "", 3), Figure("wait", str(len(WAIT_BUCKETS)), "", 1)]
+    waits = [
+        CountedFigure("wait", "0", "", 2),
+        CountedFigure("wait", "2", "", 3),
+        CountedFigure("wait", str(len(WAIT_BUCKETS)), "", 1),
+    ]
 
     cumulated = dict(census.buckets(waits, "wait", WAIT_BUCKETS))
 

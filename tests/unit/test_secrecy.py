@@ -14,8 +14,9 @@ from shared.settings import child_environment
 from tests.patience import patience
 
 ROOT = Path(__file__).parents[2]
-# Programs on strangers' data: they are started without any credential, and their supervisor reads their tags.
-WITHOUT_SECRETS = {"worker/program/unpack.py"}
+# Programs on strangers' data: they are started without any credential, and their supervisor reads their tags. And what
+# set-up runs before there is any.
+WITHOUT_SECRETS = {"worker/program/unpack.py", "standalone/page_parts.py"}
 TOLD = "; import ctypes; print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"  # PR_GET_DUMPABLE
 
 

@@ -25,6 +25,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import HfFileMetadata, http_get
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented there
 
+from shared.operating.secrecy import hide_secrets
+
 WEIGHTS: Final = ("*.safetensors",)
 BESIDE: Final = ("*.safetensors.index.json", "*.json", "tokenizer.model", "*.jinja", "merges.txt", "vocab.txt")
 # The same weights once more, in other forms: gpt-oss, Llama and Mistral publish them so.
@@ -88,6 +90,7 @@ def _sha256(file: Path) -> str:
 
 
 def main(repository: str, commit: str, folder: str) -> None:
+    hide_secrets()  # the hub's token
     try:
         download(repository, commit, Path(folder))
     except Exception as error:
