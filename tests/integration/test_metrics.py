@@ -22,7 +22,8 @@ from api.measures import Measures
 from shared.contract.documents import JobProgress
 from shared.jobs import moves
 from shared.operating import census
-from shared.operating.census import WAIT_BUCKETS, CountedFigure
+from shared.operating.census import WAIT_BUCKETS
+from shared.operating.census import CountedFigure as Figure
 from shared.store.db import session_scope
 from shared.store.tables import AttemptRow, DeviceRow, JobRow, MeasurementRow, WorkerRow
 from tests.factories import claim_on, make_key, make_queued_job, make_worker
@@ -187,9 +188,9 @@ def test_who_scrapes_often_costs_the_database_one_look_in_five_seconds() -> None
 
 def test_a_histogram_counts_up_to_each_bound() -> None:
     waits = [
-        CountedFigure("wait", "0", "", 2),
-        CountedFigure("wait", "2", "", 3),
-        CountedFigure("wait", str(len(WAIT_BUCKETS)), "", 1),
+        Figure("wait", "0", "", 2),
+        Figure("wait", "2", "", 3),
+        Figure("wait", str(len(WAIT_BUCKETS)), "", 1),
     ]
 
     cumulated = dict(census.buckets(waits, "wait", WAIT_BUCKETS))
