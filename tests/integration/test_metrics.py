@@ -160,7 +160,7 @@ def test_devices_tell_what_becomes_of_them_and_what_their_gpu_reads(session: Ses
 
 
 def test_a_database_that_is_away_is_told_and_costs_the_requests_nothing() -> None:
-    def away() -> list[CountedFigure]:
+    def away() -> list[Figure]:
         raise OperationalError("select", {}, Exception("away"))
 
     measures = Measures(away, dict, processes=1)
@@ -175,7 +175,7 @@ def test_who_scrapes_often_costs_the_database_one_look_in_five_seconds() -> None
     looks: list[float] = []
     now = 100.0
 
-    def look() -> list[CountedFigure]:
+    def look() -> list[Figure]:
         looks.append(now)
         return []
 
