@@ -31,6 +31,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from shared.contract.events import EXIT_DONE, TrainerEvent
+from shared.contract.families import WHOLE_ONLY, WHOLE_ONLY_REASON
 from shared.contract.merge_request import CreateMerge, MergeSpec
 from shared.contract.spec import AttemptSpec
 from shared.settle.model_facts import facts_of
@@ -90,7 +91,9 @@ def look(family: str, folder: Path, **adapter_options: Any) -> Seen:
     if trained is None:
         return Seen(family, architecture, refused=_refusal(folder / "lora" / "out"))
     adapter = folder / "lora" / "out" / "adapter"
-    four_bit = _train(folder / "qlora", base, method="qlora", **adapter_options)
+    # The submit refuses it (shared/settle/base_refusals.py), so the trainer is not asked.
+    refused = f"{WHOLE_ONLY_REASON}; use method lora" if architecture in WHOLE_ONLY else ""
+    four_bit = None if refused else _train(folder / "qlora", base, method="qlora", **adapter_options)
     curve = losses(trained.events)
     off = next((note for note in trained.notes if note.startswith("Packing is off")), "")
     return Seen(
@@ -102,7 +105,7 @@ def look(family: str, folder: Path, **adapter_options: Any) -> Seen:
         packed=trained.packed,
         packing_off=off,
         four_bit=None if four_bit is None else _falls(losses(four_bit.events)),
-        four_bit_refused="" if four_bit else _refusal(folder / "qlora" / "out"),
+        four_bit_refused="" if four_bit else refused or _refusal(folder / "qlora" / "out"),
         loaded=_apart(_logits(PeftModel.from_pretrained(_plain(base), str(adapter))), trained.logits),
         merged=_apart(_logits(_plain(_merged(folder, base, adapter))), trained.logits),
         notes=tuple(note for note in trained.notes if note != off),
