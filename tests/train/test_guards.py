@@ -168,13 +168,6 @@ def test_a_process_that_bitsandbytes_ended_for_want_of_memory_is_known_by_its_la
     assert says_out_of_memory(last_words) is memory
 
 
-def test_float16_on_a_cpu_is_refused_with_the_remedy(model: Path, tmp_path: Path) -> None:
-    code, events = run(make_spec(tmp_path, model=model, training={"dtype": "float16"}), tmp_path / "out")
-
-    assert code == EXIT_USER_FAULT
-    assert "bfloat16" in events[-1].message
-
-
 def test_bfloat16_trains_on_a_cpu(model: Path, tmp_path: Path) -> None:
     code, events = run(
         make_spec(tmp_path, model=model, rows=chat_rows(4), training={"dtype": "bfloat16"}), tmp_path / "out"
