@@ -218,7 +218,7 @@ def test_a_host_that_hears_no_bell_looks_by_itself_and_leaves_when_the_attempt_h
     stack.wait(job_id, "queued")
 
     with session_scope(stack.engine) as session:  # the leader is this test, and rings nobody
-        leader = make_worker(session, pool=stack.settings.pool, kind="cpu")
+        leader = make_worker(session, pool=stack.settings.pool, kind="cpu", cached_models=["tiny"])
         claim = claim_on(session, leader)
     assert claim is not None
     until(lambda: members(stack, job_id)[0].phase == "ready")
