@@ -241,6 +241,21 @@ def test_a_server_that_is_down_or_another_base_leaves_all_to_the_playground(it: 
     assert caught.value.code == "playground_unavailable"
 
 
+def test_a_folder_that_cannot_be_written_leaves_the_adapter_to_the_playground_and_nothing_half_behind(
+    it: Beside,
+) -> None:
+    it.settings.vllm_folder.write_text("a file where the folder should be")
+
+    with pytest.raises(InternalServerError) as caught:
+        it.say("one", model=it.trained())
+
+    assert caught.value.code == "playground_unavailable"
+    assert it.vllm.loads == []
+    it.settings.vllm_folder.unlink()
+    assert it.say("one", model=it.trained()).choices[0].message.content
+    assert [path.name for path in it.settings.vllm_folder.iterdir()] == list(it.vllm.adapters)
+
+
 def test_a_model_that_nobody_has_is_not_there(it: Beside) -> None:
     with pytest.raises(NotFoundError) as caught:
         it.say("one", model="ft:tiny:nobody::1")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,9 +115,11 @@ def test_a_running_job_is_cancelled_after_a_question(page: Any, running: Stack) 
     assert running.job(job_id).status == "cancelled"
 
 
-def test_two_runs_are_compared_and_every_page_is_quiet_and_accessible(
-    page: Any, running: Stack, tmp_path: Path
-) -> None:
+PAGES = ("", "/jobs", "/new", "/pool", "/files", "/models", "/playground", "/usage", "/keys", "/audit", "/account",
+         "/preflights")  # fmt: skip
+
+
+def test_two_runs_are_compared_and_every_page_is_quiet(page: Any, running: Stack) -> None:
     made = [running.submit("steps=6 step_seconds=0.01"), running.submit("steps=6 step_seconds=0.01")]
     for job_id in made:
         running.wait(job_id, "succeeded", seconds=60)
@@ -129,21 +130,28 @@ def test_two_runs_are_compared_and_every_page_is_quiet_and_accessible(
     page.wait_for_selector("[data-drawn=yes]")
     assert page.locator(".chart[data-chart=loss] .u-legend .u-series").count() == 3
 
-    axe = checker(tmp_path)
-    visited = ["", "/jobs", f"/jobs/{made[0]}", f"/compare?job={made[0]}&job={made[1]}", "/new", "/pool", "/files",
-               "/models", "/playground", "/usage", "/keys", "/audit", "/account", "/preflights"]  # fmt: skip
-    for path in visited:
+    for path in (*PAGES, f"/jobs/{made[0]}"):
         page.goto(f"/ui{path}")
         assert page.title().endswith("Tunepool")
-        if axe is not None:
-            page.evaluate(axe)  # by the debugger's line, which the policy of pages does not concern
-            found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-            assert [(broken["id"], broken["nodes"][0]["html"][:200]) for broken in found["violations"]] == [], path
 
 
-def checker(place: Path) -> str | None:
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The program of axe-core."""
+    place = tmp_path_factory.mktemp("axe")
     try:
         fetch(place, [AXE])
-    except NotFetched:
-        return None
+    except NotFetched as error:
+        pytest.skip(f"nobody looks at accessibility: {error}")
     return (place / AXE.name).read_text(encoding="utf-8")
+
+
+def test_every_page_is_accessible(page: Any, axe: str, running: Stack) -> None:
+    job_id = running.submit("steps=6 step_seconds=0.01")
+    running.wait(job_id, "succeeded", seconds=60)
+
+    for path in (*PAGES, f"/jobs/{job_id}", f"/compare?job={job_id}"):
+        page.goto(f"/ui{path}")
+        page.evaluate(axe)  # by the debugger's line, which the policy of pages does not concern
+        seen = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+        assert [(broken["id"], broken["nodes"][0]["html"][:200]) for broken in seen["violations"]] == [], path

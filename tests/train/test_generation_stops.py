@@ -44,11 +44,11 @@ class Pupil:
         self.prompt: list[int] = []
         self.given: list[int] = []
 
-    def forward(self, input_ids: torch.Tensor, **options: Any) -> Any:
-        """Logits of the next token."""
-        raise NotImplementedError
+    def __call__(self, *read: Any, **options: Any) -> Any:
+        return self.forward(*read, **options)
 
-    def __call__(self, input_ids: torch.Tensor, past_key_values: Any = None, **_: Any) -> Any:
+    def forward(self, input_ids: torch.Tensor, past_key_values: Any = None, **_: Any) -> Any:
+        """Logits of the next token."""
         read = input_ids[0].tolist()
         if past_key_values is None:
             self.prompt, self.given = read, []
