@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 
 from pydantic import ValidationError
 from sqlalchemy import delete, func, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from shared.chores import failing
 from shared.contract.documents import error_document
 from shared.contract.evaluation import CreateEvaluation, EvaluationReport, ItemsOfFile, ItemsOfSplit
 from shared.contract.evaluation_run import StoredAnswer
@@ -326,28 +327,16 @@ def finish(session: Session, lease: Lease, report: EvaluationReport) -> bool:
 
 def fail(session: Session, lease: Lease, *, code: str, message: str, param: str | None = None) -> bool:
     """running -> failed: trying again would not help. The answers so far stay."""
-    return leasing.end(session, EVALUATION, lease, **_failed(code, message, param))
+    return failing.fail(session, EVALUATION, lease, code=code, message=message, param=param)
 
 
 def give_back(session: Session, lease: Lease, *, code: str, message: str) -> bool:
     """running -> queued after something that may pass; failed with it after the last try."""
-    return leasing.postpone(
-        session,
-        EVALUATION,
-        lease,
-        seconds=RETRY_AFTER.total_seconds(),
-        counted=True,
-        last=_failed(code, message),
-        error=_failed(code, message)["error"],
-    )
+    seconds = RETRY_AFTER.total_seconds()
+    return failing.give_back(session, EVALUATION, lease, seconds=seconds, code=code, message=message)
 
 
 def postpone(session: Session, lease: Lease, *, code: str, message: str, seconds: float | None = None) -> bool:
     """running -> queued for a while: others have the device or its memory now. It counts as no try."""
     wait = RETRY_AFTER.total_seconds() if seconds is None else seconds
-    return leasing.postpone(session, EVALUATION, lease, seconds=wait, error=_failed(code, message)["error"])
-
-
-def _failed(code: str, message: str, param: str | None = None) -> dict[str, Any]:
-    error = error_document(code, message, param=param)
-    return {"status": "failed", "error": error, "finished_at": func.now()}
+    return leasing.postpone(session, EVALUATION, lease, seconds=wait, error=error_document(code, message))

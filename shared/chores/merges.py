@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from shared.chores import failing
 from shared.contract.documents import error_document
 from shared.contract.merge_request import CreateCombination, CreateMerge
 from shared.contract.methods import METHODS
@@ -253,28 +254,16 @@ def finish(session: Session, lease: Lease, *, manifest: dict[str, Any]) -> bool:
 
 def fail(session: Session, lease: Lease, *, code: str, message: str, param: str | None = None) -> bool:
     """running -> failed: trying again would not help."""
-    return leasing.end(session, MERGE, lease, **_failed(code, message, param))
+    return failing.fail(session, MERGE, lease, code=code, message=message, param=param)
 
 
 def give_back(session: Session, lease: Lease, *, code: str, message: str) -> bool:
     """running -> queued after something that may pass; failed with it after the last try."""
-    return leasing.postpone(
-        session,
-        MERGE,
-        lease,
-        seconds=RETRY_AFTER.total_seconds(),
-        counted=True,
-        last=_failed(code, message),
-        error=_failed(code, message)["error"],
-    )
+    seconds = RETRY_AFTER.total_seconds()
+    return failing.give_back(session, MERGE, lease, seconds=seconds, code=code, message=message)
 
 
 def postpone(session: Session, lease: Lease, *, code: str, message: str) -> bool:
     """running -> queued for a while: this host has other work now. It counts as no try."""
-    error = _failed(code, message)["error"]
+    error = error_document(code, message)
     return leasing.postpone(session, MERGE, lease, seconds=RETRY_AFTER.total_seconds(), error=error)
-
-
-def _failed(code: str, message: str, param: str | None = None) -> dict[str, Any]:
-    error = error_document(code, message, param=param)
-    return {"status": "failed", "error": error, "finished_at": func.now()}
