@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -517,3 +518,10 @@ def test_without_the_parts_the_page_says_what_is_missing(site: Site, visitor: ht
     assert "standalone.page_parts" in html
     assert "hx-sse" not in html
     assert "Starting" in html
+
+
+def test_every_column_and_every_button_has_words_for_those_who_hear_the_page() -> None:
+    templates = Path(rendering.__file__).parent / "templates"
+    silent = re.compile(r"<(th|button|label|h[1-6])\b[^>]*>\s*</\1>")
+
+    assert [path.name for path in sorted(templates.glob("*.html")) if silent.search(path.read_text("utf-8"))] == []

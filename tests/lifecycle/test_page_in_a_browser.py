@@ -106,10 +106,10 @@ def test_a_running_job_is_cancelled_after_a_question(page: Any, running: Stack) 
     page.wait_for_selector("#head .badge.running", timeout=1000 * patience(60))
 
     page.click("#head >> text=Cancel")
-    page.click("dialog >> text=No")
+    page.click('dialog button:text-is("No")')
     assert running.job(job_id).cancel_requested_at is None
     page.click("#head >> text=Cancel")
-    page.click("dialog >> text=Yes")
+    page.click('dialog button:text-is("Yes")')
 
     page.wait_for_selector("#head .badge.cancelled", timeout=1000 * patience(60))
     assert running.job(job_id).status == "cancelled"
