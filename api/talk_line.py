@@ -17,7 +17,7 @@ from shared.fleet.playgrounds import Address
 
 log = structlog.get_logger()
 
-CONNECT_SECONDS: Final = 3.0
+CONNECT_SECONDS: Final = 10.0  # a busy process is late with its own end of the connection
 
 
 class TalkLine:

@@ -16,7 +16,8 @@ from typing import Any
 import httpx2
 import psutil
 import pytest
-from openai import APIStatusError, AsyncOpenAI, BadRequestError, InternalServerError, NotFoundError, OpenAI
+from openai import APIStatusError, AsyncOpenAI, AsyncStream, BadRequestError, InternalServerError, NotFoundError, OpenAI
+from openai.types.chat import ChatCompletionChunk
 from sqlalchemy import select
 
 from shared.contract.documents import Manifest, ManifestEntry
@@ -349,22 +350,28 @@ def test_fifty_streams_at_once_are_all_answered_and_what_is_too_much_is_refused_
     words = " ".join(str(number) for number in range(20))
     may_speak = tmp_path / "may-speak"
 
-    async def one(client: AsyncOpenAI, model: str, text: str) -> str:
-        asked = {"model": model, "messages": [{"role": "user", "content": text}]}
-        stream = await client.chat.completions.create(**asked, stream=True)
+    async def asked(client: AsyncOpenAI, model: str, text: str) -> AsyncStream[ChatCompletionChunk]:
+        """A question that the playground has taken: the API answers no earlier. A refusal raises."""
+        messages: Any = [{"role": "user", "content": text}]
+        return await client.chat.completions.create(model=model, messages=messages, stream=True)
+
+    async def heard(stream: AsyncStream[ChatCompletionChunk]) -> str:
         return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+    async def answered(client: AsyncOpenAI, model: str) -> str:
+        return await heard(await asked(client, model, words))
 
     async def fifty(client: AsyncOpenAI) -> list[str]:
         models = [BASE, talk.tuned]
-        return await asyncio.gather(*(one(client, models[number % 2], words) for number in range(50)))
+        return await asyncio.gather(*(answered(client, models[number % 2]) for number in range(50)))
 
     async def too_many(client: AsyncOpenAI) -> tuple[list[BaseException | str], list[str]]:
         # They wait for a file, so all are in the queue when one more comes, however slow the machine is.
-        taken = [asyncio.create_task(one(client, BASE, f"wait={may_speak} {words}")) for _ in range(QUEUE)]
-        await asyncio.to_thread(until, lambda: (row := talk.row()) is not None and row.asked == QUEUE, "all are taken")
-        refused = await asyncio.gather(*(one(client, BASE, words) for _ in range(10)), return_exceptions=True)
+        waiting = f"wait={may_speak} {words}"
+        taken = await asyncio.gather(*(asked(client, BASE, waiting) for _ in range(QUEUE)))
+        refused = await asyncio.gather(*(answered(client, BASE) for _ in range(10)), return_exceptions=True)
         may_speak.touch()
-        return refused, await asyncio.gather(*taken)
+        return refused, await asyncio.gather(*map(heard, taken))
 
     async def ask() -> tuple[list[str], list[BaseException | str], list[str]]:
         values: Any = {"api_key": talk.api.key, "max_retries": 0, "timeout": patience(60)}
