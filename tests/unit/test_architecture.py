@@ -100,6 +100,20 @@ def test_a_process_that_serves_requests_never_loads_the_training_stack(module: s
     assert done.stdout.split() == []
 
 
+def test_every_program_that_loads_the_stack_lets_the_collector_rest_meanwhile() -> None:
+    programs = {path.stem: path.read_text() for path in (ROOT / "worker/train").glob("*.py")}
+    loading = {
+        name: text
+        for name, text in programs.items()
+        if 'if __name__ == "__main__":' in text and re.search(r"^(import|from) (torch|transformers)\b", text, re.M)
+    }
+    assert len(loading) >= 9
+    for name, text in loading.items():
+        before, _, after = text.partition("    gc.disable()\n")
+        assert not re.search(r"^(import|from) (torch|transformers|peft|trl|worker)\b", before, re.M), name
+        assert "    gc.freeze()\n    gc.enable()\n" in after, name
+
+
 def test_no_route_stands_on_another_route() -> None:
     stray = [
         f"{at(path, node)}: {node.module}"
