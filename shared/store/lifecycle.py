@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final, Literal, get_args
 
 JobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
-AttemptPhase = Literal["leased", "staging", "training", "publishing"]
+# `submitted`: a cluster has it, and has not started it yet.
+AttemptPhase = Literal["submitted", "leased", "staging", "training", "publishing"]
 # Of a further host of an attempt on several; `ended`: nothing of it lives there.
 MemberPhase = Literal["called", "staging", "ready", "training", "ended"]
 AttemptOutcome = Literal[

@@ -39,6 +39,7 @@ REVISIONS: Final = (
     "0023_fetch_codes",
     "0024_descriptions",
     "0025_metrics",
+    "0032_cluster",
 )
 
 

@@ -141,6 +141,7 @@ class AttemptRow(Base):
     # Of a job on several hosts: where they meet, and since when its leader needs the members no more.
     meeting: Mapped[dict[str, Any] | None] = mapped_column(Json)
     dismissed_at: Mapped[datetime | None] = mapped_column(Moment)
+    cluster: Mapped[dict[str, Any] | None] = mapped_column(Json)  # what the cluster calls it, and says of it
 
     __table_args__ = (
         Index("uq_attempts_open", "job_id", unique=True, postgresql_where=text("ended_at is null")),
