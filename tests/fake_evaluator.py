@@ -2,6 +2,7 @@
 
 An answer is the adapter's key (or `base`), this process's number, and what was asked. A question orders more:
 `slow=SECONDS` before its answer, `crash` to die instead of it, `endless` for one that does not fit the context.
+An adapter whose weights are a number N (tests/fake_trainer.py, `wrong=N`) answers the first N items wrongly.
 """
 
 from __future__ import annotations
@@ -26,9 +27,18 @@ def answer(item: ItemAsked, subject: SubjectAsked) -> ItemAnswer:
     if "endless" in text.split():
         return ItemAnswer(**key, error=ItemFault(code="context_length_exceeded", message="It does not fit."))
     tuned = subject.adapter is not None
+    if item.item <= wrong_items(subject):
+        text = f"not {text}"
     said = text if tuned else f"base {os.getpid()} {text}"
     loss = {"loss": 0.5 if tuned else 1.0, "loss_tokens": 4, "correct_tokens": 2} if item.record else {}
     return ItemAnswer(**key, answer=said, finish_reason="stop", tokens=3, seconds=0.1, **loss)
+
+
+def wrong_items(subject: SubjectAsked) -> int:
+    if subject.adapter_path is None:
+        return 0
+    weights = (Path(subject.adapter_path) / "adapter_model.safetensors").read_bytes()
+    return int(weights) if weights.isdigit() else 0
 
 
 def main(spec_file: Path, out: Path) -> int:

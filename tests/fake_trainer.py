@@ -126,6 +126,8 @@ def main(spec_file: Path, out: Path, others: Others) -> int:
         if stop and step < steps:
             return 5
     more = {f"part-{number}.json": number for number in range(int(act.get("files", 0)))}  # makes publishing slow
+    # How many questions the product answers wrongly: tests/fake_evaluator.py reads it.
+    more |= {"adapter_model.safetensors": int(act["wrong"])} if "wrong" in act else {}
     folder(out / "adapter", {**more, "adapter_config.json": {"peft_type": "LORA"}, "chain.json": {"chain": chain}})
     tell(out, type="finished", steps=steps, trained_tokens=steps * 10, published_step=steps,
          published_reason="the last one", peak_memory_bytes=1, train_seconds=1.0)  # fmt: skip

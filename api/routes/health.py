@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from importlib.metadata import version
+from typing import Final, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
@@ -17,8 +18,12 @@ from shared.store import bell, schema
 router = APIRouter(tags=["health"])
 
 
+VERSION: Final = version("tunepool-server")
+
+
 class Live(BaseModel):
     status: Literal["ok"] = "ok"
+    version: str = Field(default=VERSION, description="Of this server; the OpenAPI document has it, too.")
 
 
 class Ready(BaseModel):

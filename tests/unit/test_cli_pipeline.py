@@ -66,14 +66,16 @@ class Pretended:
         if self.ill:
             return 503, self._error("service_unavailable", "away")
         match [method, *path.strip("/").split("/")[1:]]:
-            case ["GET"] | ["GET", "openapi.json"]:
-                return 200, {"info": {"version": self.version}}
+            case ["GET"]:  # /livez
+                return 200, {"status": "ok"} | ({"version": self.version} if self.version else {})
             case ["GET", "models", name]:
                 known = name == "tiny" or name in {job["fine_tuned_model"] for job in self.jobs}
                 return (
                     (200, {"id": name, "object": "model"}) if known else (404, self._error("model_not_found", "none"))
                 )
             case ["GET", "tunepool", "models", name]:
+                if name != "tiny":
+                    return 404, self._error("model_not_found", f"no base model '{name}'")
                 return 200, {"id": name, "commit": "c0ffee", "locator": "owner/tiny"}
             case ["GET", "files"]:
                 return 200, {"object": "list", "data": [], "has_more": False}
@@ -257,6 +259,26 @@ def test_other_data_settings_or_another_version_of_the_server_train_again(
     code, told, _ = run(server, folder)
 
     assert (code, told["model"]) == (0, "ft:tiny:2")
+
+
+def test_a_base_model_that_is_not_there_costs_no_upload(server: tuple[Pretended, str], folder: Path) -> None:
+    (folder / "pipeline.yaml").write_text(PIPELINE.replace("model: tiny", "model: huge"))
+
+    code, told, _ = run(server, folder)
+
+    assert (code, server[0].uploads) == (2, 0)
+    assert "no base model 'huge'" in told["message"]
+
+
+def test_a_server_that_tells_no_version_is_refused_before_anything_is_sent(
+    server: tuple[Pretended, str], folder: Path
+) -> None:
+    server[0].version = ""  # what it trains cannot be told from what another version would
+
+    code, told, _ = run(server, folder)
+
+    assert (code, server[0].uploads) == (2, 0)
+    assert "Upgrade it" in told["message"]
 
 
 def test_worse_data_fails_the_gate_and_the_alias_stays(server: tuple[Pretended, str], folder: Path) -> None:

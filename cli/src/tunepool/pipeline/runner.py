@@ -92,7 +92,6 @@ class Runner:
 
     def _trained(self) -> str:
         """The name of the adapter of this content: an earlier one's, or that of a job of now."""
-        requests.check_model(self.client, self.pipeline.model)
         self.outcome.content = content = self._content()
         jobs = self._jobs_of(content)
         done = next((job for job in jobs if job.status == "succeeded" and self._is_there(job)), None)
@@ -111,7 +110,10 @@ class Runner:
         return self._followed(going)
 
     def _content(self) -> str:
-        """Of data, base, settings and the server's version. The same content trains the same adapter."""
+        """Of data, base, settings and the server's version. The same content trains the same adapter.
+
+        The base comes first: a wrong name costs no upload.
+        """
         asked = self.pipeline
         base = self._get(f"models/{quote(asked.model, safe=':')}")
         facts = {
@@ -125,9 +127,10 @@ class Runner:
         return _digest(facts)
 
     def _server_version(self) -> str:
-        document = self.client.get(urljoin(str(self.client.base_url), "../openapi.json"), cast_to=object)
-        assert isinstance(document, dict)
-        return str(document["info"]["version"])
+        alive = self.client.get(urljoin(str(self.client.base_url), "../livez"), cast_to=object)
+        if not isinstance(alive, dict) or "version" not in alive:
+            raise RunEnded(BAD_INPUT, "The server tells no version: it is older than this command. Upgrade it.")
+        return str(alive["version"])
 
     def _sha256(self, source: str | None) -> str | None:
         if source is None:

@@ -1,0 +1,239 @@
+"""A pipeline as a runner plays it: `tunepool run` as a process of its own against a whole stack, pushed to again.
+
+Trainer, examiner and evaluator are fakes that obey the contracts: the first training row says how many of the held-out
+items the product will answer wrongly.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from api.app import create_app
+from shared.products import aliases
+from shared.store.db import session_scope
+from shared.store.tables import EvaluationRow, JobRow
+from shared.tenants import keys
+from tests.lifecycle.stack import Servers, Stack, open_stack
+from tests.live import served
+from tests.patience import patience
+
+TOOL = Path(sys.executable).parent / "tunepool"
+PROGRAMS = {"TUNEPOOL_EVALUATOR": "tests.fake_evaluator", "TUNEPOOL_PREFLIGHT": "tests.fake_examiner"}
+ITEMS = 8
+ALL = ("preflight", "submit", "train", "evaluate", "gate", "promote")
+PIPELINE = """\
+name: {name}
+training: train.jsonl
+model: tiny
+evaluate:
+  items: {{file: heldout.jsonl}}
+  measures: [{{type: exact_match, name: exact_match}}]
+gate: gate.yaml
+promote: {name}@prod
+"""
+GATE = """\
+assertions:
+  - candidate.exact_match > base.exact_match
+  - {assert: candidate.exact_match >= prod.exact_match, if_present: prod}
+"""
+
+
+@dataclass
+class Counted:
+    """The API, and every request that came to it."""
+
+    app: Any
+    requests: list[str] = field(default_factory=list)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            self.requests.append(f"{scope['method']} {scope['path']}")
+        await self.app(scope, receive, send)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A stack with its API, and a key for runners."""
+
+    stack: Stack
+    api: Counted
+    url: str
+    key: str
+
+    def environment(self, **more: str) -> dict[str, str]:
+        known = {"PATH": os.environ["PATH"], "OPENAI_BASE_URL": f"{self.url}/v1", "OPENAI_API_KEY": self.key}
+        return known | {"GITHUB_REF_NAME": "main", "GITHUB_SHA": "c0ffee"} | more
+
+    def count(self, rows: type[JobRow | EvaluationRow]) -> int:
+        with Session(self.stack.engine) as session:
+            return session.scalar(select(func.count()).select_from(rows)) or 0
+
+
+@pytest.fixture(scope="module")
+def site(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with open_stack(tmp_path_factory.mktemp("stack"), servers, **PROGRAMS) as stack:
+        with session_scope(stack.engine) as session:
+            _, key = keys.create(session, project_id=stack.caller.project_id, name="runner")
+        api = Counted(create_app(stack.settings))
+        stack.start_worker()
+        stack.start_janitor()
+        stack.wait_for_worker()
+        with served(api) as url:
+            yield Site(stack, api, url, key)
+
+
+@dataclass(frozen=True)
+class Repository:
+    """What a push brings: the folder of a pipeline, run against a site."""
+
+    site: Site
+    folder: Path
+    name: str
+
+    def push(self, *, wrong: int | None, **training: int) -> None:
+        """Rows of a product that answers `wrong` items wrongly; None: the third row is no row."""
+        told = " ".join(f"{name}={value}" for name, value in {"steps": 3, "wrong": wrong or 0, **training}.items())
+        lines = [json.dumps({"text": f"fake: {told}"}), *(json.dumps({"text": f"row {n}"}) for n in range(11))]
+        lines[2] = '{"text": 3}' if wrong is None else lines[2]
+        (self.folder / "train.jsonl").write_text("\n".join(lines) + "\n")
+
+    def without_preflight(self) -> None:
+        """It is no part of the content, and a program less."""
+        file = self.folder / "pipeline.yaml"
+        file.write_text(file.read_text() + "preflight: false\n")
+
+    def run(self, **environment: str) -> tuple[int, dict[str, Any], str]:
+        """(exit code, the document, all of stdout and stderr)."""
+        done = subprocess.run(
+            [TOOL, "--json", "run", "pipeline.yaml"],
+            cwd=self.folder,
+            env=self.site.environment(**environment),
+            capture_output=True,
+            text=True,
+            timeout=patience(120),
+            check=False,
+        )
+        assert done.stdout, done.stderr
+        return done.returncode, json.loads(done.stdout.splitlines()[-1]), done.stdout + done.stderr
+
+    def killed_at(self, words: str) -> None:
+        """A run that is killed once it has said `words`."""
+        with subprocess.Popen(
+            [TOOL, "run", "pipeline.yaml"],
+            cwd=self.folder,
+            env=self.site.environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as runner:
+            assert runner.stderr is not None
+            lines = iter(runner.stderr.readline, "")
+            assert any(words in line for line in lines), "it ended before"
+            runner.kill()
+
+    def prod(self) -> str:
+        """What the alias names now."""
+        with Session(self.site.stack.engine) as session:
+            row = aliases.find(session, f"{self.name}@prod", project_id=self.site.stack.caller.project_id)
+            return aliases.version(session, row, row.version).model
+
+
+@pytest.fixture
+def repository(site: Site, tmp_path: Path, request: pytest.FixtureRequest) -> Repository:
+    name = f"r{zlib.crc32(request.node.name.encode())}"
+    (tmp_path / "pipeline.yaml").write_text(PIPELINE.format(name=name))
+    (tmp_path / "gate.yaml").write_text(GATE)
+    rows = [
+        {"messages": [{"role": role, "content": f"{name} {n}"} for role in ("user", "assistant")]} for n in range(ITEMS)
+    ]
+    (tmp_path / "heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Repository(site, tmp_path, name)
+
+
+def steps(told: dict[str, Any]) -> list[str]:
+    return [f"{step['name']} {step['status']}" for step in told["steps"]]
+
+
+def test_bad_data_is_red_at_its_line_and_nothing_trains(repository: Repository) -> None:
+    jobs = repository.site.count(JobRow)
+    repository.push(wrong=None)
+
+    code, told, words = repository.run(GITHUB_ACTIONS="true")
+
+    assert (code, told["status"], steps(told)) == (2, "bad_input", ["preflight failed"])
+    assert told["data_faults"][0]["line"] == 3
+    assert "::error file=train.jsonl,line=3" in words
+    assert repository.site.count(JobRow) == jobs
+
+
+def test_good_data_goes_to_production_worse_data_does_not_and_what_is_unchanged_trains_no_more(
+    repository: Repository,
+) -> None:
+    repository.push(wrong=4)
+    code, first, words = repository.run()
+    assert (code, first["status"]) == (0, "passed"), words
+    assert steps(first) == [
+        f"{name} passed" for name in ("preflight", "submit", "train", "evaluate", "gate", "promote")
+    ]
+    assert repository.prod() == first["model"]
+
+    repository.without_preflight()
+    repository.push(wrong=1)
+    code, better, words = repository.run(GITHUB_SHA="better")
+    assert (code, repository.prod()) == (0, better["model"]), words
+
+    repository.push(wrong=5)
+    code, worse, _ = repository.run(GITHUB_SHA="worse")
+    assert (code, worse["status"]) == (1, "gate_failed")
+    assert "candidate.exact_match >= prod.exact_match: 0.375 >= 0.875 does not hold" in worse["message"]
+    assert repository.prod() == better["model"]
+
+    moved = subprocess.run(
+        [TOOL, "rollback", f"{repository.name}@prod", "--reason", "complaints since noon"],
+        env=repository.site.environment(),
+        capture_output=True,
+        text=True,
+        timeout=patience(60),
+        check=False,
+    )
+    assert moved.returncode == 0, moved.stderr
+    assert repository.prod() == first["model"]
+
+    repository.push(wrong=4)
+    jobs, evaluations, asked = repository.site.count(JobRow), repository.site.count(EvaluationRow), repository.site.api
+    asked.requests.clear()
+    code, again, _ = repository.run(GITHUB_SHA="unchanged")
+    assert (code, steps(again), again["model"]) == (0, ["train skipped", "promote skipped"], first["model"])
+    assert (repository.site.count(JobRow), repository.site.count(EvaluationRow)) == (jobs, evaluations)
+    assert len(asked.requests) <= 5, asked.requests
+    assert "GET /openapi.json" not in asked.requests, "a megabyte for the sake of a version"
+
+
+def test_a_runner_killed_between_steps_goes_on_with_the_same_job_and_the_same_evaluation(
+    repository: Repository,
+) -> None:
+    jobs, evaluations = repository.site.count(JobRow), repository.site.count(EvaluationRow)
+    repository.without_preflight()
+    repository.push(wrong=2, steps=30)
+
+    repository.killed_at("submit: ftjob-")
+    repository.killed_at("Evaluation eval_")
+    code, told, words = repository.run()
+
+    assert (code, repository.prod()) == (0, told["model"]), words
+    assert "evaluate passed" in steps(told)
+    assert repository.site.count(JobRow) == jobs + 1
+    assert repository.site.count(EvaluationRow) == evaluations + 1
+    assert repository.site.stack.job(told["job"]).attempts == 1
