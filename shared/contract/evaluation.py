@@ -195,6 +195,16 @@ class GenerationSettings(Part):
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    stop: Annotated[list[Annotated[str, StringConstraints(min_length=1, max_length=200)]], Field(max_length=4)] = Field(
+        default_factory=list, description="Texts that end an answer; they are no part of it."
+    )
+    at_once: int = Field(
+        default=32,
+        ge=1,
+        le=256,
+        description="Items answered together, where memory suffices. With 1 an answer depends on its item alone, to "
+        "the last bit.",
+    )
 
 
 class CreateEvaluation(Part):
@@ -220,6 +230,11 @@ class CreateEvaluation(Part):
     metadata: dict[
         Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]
     ] = Field(default_factory=dict, max_length=16)
+
+    def timed_generation(self) -> GenerationSettings:
+        """As asked; where seconds are measured, items are answered one after the other."""
+        timed = any(measure.type == "latency" for measure in self.measures)
+        return self.generation.model_copy(update={"at_once": 1}) if timed else self.generation
 
     @model_validator(mode="after")
     def _names_agree(self) -> CreateEvaluation:

@@ -33,6 +33,7 @@ def run(tmp: Path, base: Path, subjects: list[dict[str, Any]], **values: Any) ->
     """The program in this process: its exit code and what it answered."""
     lines = [json.dumps(row).encode() for row in ROWS]
     places = [subject["place"] for subject in subjects]
+    tmp.mkdir(exist_ok=True)
     items = tmp / "items.jsonl"
     asked = [item.asked(places) for item in evaluation_items.items(lines, most=100)]
     items.write_text("".join(f"{one.model_dump_json()}\n" for one in asked))
@@ -83,7 +84,7 @@ def test_every_subject_answers_on_one_base_as_upstream_does_alone(model: Path, t
     code, answers = run(tmp_path, model, subjects)
 
     assert code == EXIT_DONE
-    assert [(one.subject, one.item) for one in answers] == [(s, n) for s in (0, 1, 2) for n in (1, 2, 3, 4, 5)]
+    assert sorted((one.subject, one.item) for one in answers) == [(s, n) for s in (0, 1, 2) for n in (1, 2, 3, 4, 5)]
     first = [one for one in answers if one.item == 1]
     for one, adapter in zip(first, [None, *folders], strict=True):
         answer, loss = upstream(model, adapter)
@@ -111,7 +112,7 @@ def test_losses_alone_generate_nothing(model: Path, tmp_path: Path) -> None:
     _, answers = run(tmp_path, model, [{"place": 0}], answers=False)
 
     assert {one.answer for one in answers} == {None}
-    assert answers[0].loss is not None
+    assert any(one.loss is not None for one in answers)
 
 
 def test_a_seed_goes_with_the_item_and_not_with_the_order(model: Path, tmp_path: Path) -> None:
@@ -123,7 +124,10 @@ def test_a_seed_goes_with_the_item_and_not_with_the_order(model: Path, tmp_path:
     code, again = run(tmp_path, model, [{"place": 0}], generation=warm)
 
     assert (code, file.exists()) == (EXIT_DONE, True)
-    assert [one.answer for one in again] == [one.answer for one in whole]
+    said = {one.item: one.answer for one in whole}
+    assert {one.item: one.answer for one in again} == said
+    _, alone = run(tmp_path / "alone", model, [{"place": 0}], generation=warm.model_copy(update={"at_once": 1}))
+    assert {one.item: one.answer for one in alone} == said
 
 
 def test_an_adapter_without_weights_ends_it_by_name(model: Path, tmp_path: Path) -> None:

@@ -262,7 +262,7 @@ class _Sitting:
             context_tokens=self.host.settings.playground_context_tokens,
             subjects=subjects,
             items_path=str(file),
-            generation=self.request.generation,
+            generation=self.request.timed_generation(),
             likelihood=needs_likelihood(self.request.measures),
             answers=needs_answers(self.request.measures),
         )

@@ -27,6 +27,12 @@ class Sampler:
         else:
             self._dice.manual_seed(sampling.seed)
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether every token is the likeliest by the model's own numbers."""
+        settings = self._sampling
+        return settings.temperature == 0 and not (settings.presence_penalty or settings.frequency_penalty)
+
     def pick(self, logits_V: torch.Tensor) -> int:  # noqa: N803 -- V: the vocabulary
         """The next token, from logits of shape (V,)."""
         logits_V = self._penalised(logits_V.float().cpu())  # noqa: N806

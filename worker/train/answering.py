@@ -1,8 +1,9 @@
 """One model that answers several questions at a time, token by token in turn.
 
-Each answer has a cache of its own and passes through the model alone, so what it says does not depend on its company:
-the same question gives the same logits, whatever is asked beside it. That costs the speed of batches, and needs no
-padding, which models that carry state along the sequence do not take.
+In a playground each answer has a cache of its own and passes through the model alone, so what it says does not depend
+on its company: the same question gives the same logits, whatever is asked beside it. That costs the speed of batches,
+and needs no padding, which models that carry state along the sequence do not take. Where all is asked at once, answers
+go through together: `worker/train/batched_answers.py`.
 """
 
 from __future__ import annotations
@@ -93,22 +94,50 @@ class Answer:
         self.adapter = question.adapter
         self.adapter_path = question.adapter_path
         self.scale = question.scale
+        self.prompt = prompt
+        self.limit = limit
         self.reason: FinishReason | None = None
         self.tokens = 0
+        self.seconds: float | None = None  # from its beginning to its end, where somebody measures it
+        self._question, self._tokenizer, self._stop_texts = question, tokenizer, stops
         self._fresh = prompt  # tokens that the cache does not hold yet
         self._cache: Any = None
         self._ends = frozenset(ends)
-        self._limit = limit
+        self._pieces: list[str] = []
         self._sampler = Sampler(question.sampling)
         self._detokenizer = Detokenizer(tokenizer)
         self._stops = StopStrings([*question.sampling.stop, *stops])
 
+    @property
+    def text(self) -> str:
+        """What may be shown so far."""
+        return "".join(self._pieces)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the next token is the likeliest, whatever was chosen before."""
+        return self._sampler.is_greedy
+
+    def begun_anew(self) -> Answer:
+        """The same answer with no token of it made."""
+        return Answer(
+            self._question,
+            prompt=self.prompt,
+            ends=self._ends,
+            stops=self._stop_texts,
+            limit=self.limit,
+            tokenizer=self._tokenizer,
+        )
+
+    def pick(self, logits: torch.Tensor) -> int:
+        """The next token, from logits of shape (V,)."""
+        return self._sampler.pick(logits)
+
     def step(self, forward: Forward) -> Iterator[Piece | Ended]:
         """Choose the next token; what it adds to the text, and the end if it is the last."""
         logits, self._cache = forward(self._fresh, self._cache)
-        token = self._sampler.pick(logits)
-        self.tokens += 1
-        text = self._taken(token)
+        token = self.pick(logits)
+        text = self.add(token)
         # Without a cache the model reads everything again.
         self._fresh = [token] if self._cache is not None else [*self._fresh, token]
         if text:
@@ -117,18 +146,20 @@ class Answer:
             self._cache = None
             yield Ended(number=self.number, finish_reason=self.reason, completion_tokens=self.tokens)
 
-    def _taken(self, token: int) -> str:
-        """The text that may be shown now; sets `reason` when this token is the last."""
+    def add(self, token: int) -> str:
+        """Take a token that was picked; the text that may be shown now. `reason` is set when it is the last."""
+        self.tokens += 1
         text = "" if token in self._ends else self._stops.push(self._detokenizer.push(token))
         if self._stops.is_met() or token in self._ends:
             self.reason = "stop"
-        elif self.tokens >= self._limit:
+        elif self.tokens >= self.limit:
             self.reason = "length"
         if self.reason is not None and not self._stops.is_met():
             text += self._stops.push(self._detokenizer.flush())
             if self._stops.is_met():
                 self.reason = "stop"
             text += self._stops.flush()
+        self._pieces.append(text)
         return text
 
 

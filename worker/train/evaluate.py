@@ -7,12 +7,14 @@ that whoever goes on later asks no item again. Exit codes and `OUT/events.jsonl`
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,9 +35,10 @@ from shared.contract.evaluation_run import (
 )
 from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
 from shared.contract.spec import DataFacts, Format, Training
-from shared.contract.talk import Ended, PlaygroundSpec, Question, Sampling
+from shared.contract.talk import PlaygroundSpec, Question, Sampling
 from shared.errors import Invalid, TunepoolError
-from worker.train.answering import Speaker
+from worker.train.answering import Answer, Speaker
+from worker.train.batched_answers import Batcher
 from worker.train.data import RowReader, TokenRow
 from worker.train.memory import MAY_MEAN_MEMORY, out_of_memory_code
 from worker.train.reporting import Reporter
@@ -45,6 +48,7 @@ from worker.train.tokenizer import generation_ends, load_tokenizer_of
 
 # Logits of so many positions are turned into float32 together: 160 MB with a vocabulary of 150,000.
 POSITIONS_AT_ONCE: Final = 256
+WINDOWS: Final = 8  # items that are read together, in batches: the longer they are, the more alike are rows of a batch
 NICENESS: Final = 10  # trainings go first where they share a processor
 
 Write = Callable[[ItemAnswer], None]
@@ -101,42 +105,94 @@ def foretold(model: Any, row: TokenRow) -> tuple[float, int, int]:
     return total / len(places), len(places), correct
 
 
+@dataclass
+class Sheet:
+    """An item on its way: what is known of it, and its answer once it is being made."""
+
+    done: dict[str, Any]
+    answer: Answer | None = None
+    prompt_tokens: int | None = None
+
+    def fail(self, error: BaseException) -> None:
+        """Note why there is no answer. Raises what says that memory ran out."""
+        if isinstance(error, TunepoolError):
+            self.done["error"] = ItemFault(code=error.code, message=storable(error.message)[:1000])
+            return
+        if out_of_memory_code(error) is not None:
+            raise error
+        last = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+        self.done["error"] = ItemFault(code="generation_failed", message=f"The model failed on this item: {last}")
+
+    def take(self, answer: Answer) -> ItemAnswer:
+        """The line of an item whose answer is over."""
+        self.done |= {
+            "answer": storable(answer.text)[:ANSWER_CHARACTERS],
+            "finish_reason": answer.reason,
+            "prompt_tokens": self.prompt_tokens,
+            "tokens": answer.tokens,
+            "seconds": answer.seconds,
+        }
+        return ItemAnswer(**self.done)
+
+
 class Examiner:
-    """Puts items to subjects, one after the other."""
+    """Puts items to subjects, one subject after the other."""
 
     def __init__(self, spec: EvaluationSpec, base: Any, tokenizer: Any) -> None:
         self._spec = spec
+        self._batcher = Batcher(base, pad_id=tokenizer.pad_token_id, at_once=spec.generation.at_once)
         self._model = ResidentModel(base, kept=max(1, len(spec.subjects)))
         self._speaker = Speaker(
             base, tokenizer, answer_tokens=spec.generation.max_tokens, context_tokens=spec.context_tokens
         )
         self._references = References(tokenizer, base=Path(spec.base_model_path), context=self._speaker.context)
 
+    @torch.inference_mode()
     def examine(self, write: Write) -> None:
         """Every item of every subject. Raises what a subject that cannot be loaded raises."""
         for subject in self._spec.subjects:
             if subject.adapter is not None:
                 self._model.need(subject.adapter, Path(subject.adapter_path or ""))
             with self._model.speaking(subject.adapter, 1.0) as model:
-                self._speaker.use(model)
-                for item in items(Path(self._spec.items_path), of=subject.place):
-                    write(self._answer(model, item, subject))
+                asked = items(Path(self._spec.items_path), of=subject.place)
+                while some := list(itertools.islice(asked, WINDOWS * self._batcher.at_once)):
+                    self._examine(model, some, subject, write)
 
-    def _answer(self, model: Any, item: ItemAsked, subject: SubjectAsked) -> ItemAnswer:
-        done: dict[str, Any] = {"part": item.part, "item": item.item, "subject": subject.place}
+    def _examine(self, model: Any, some: Sequence[ItemAsked], subject: SubjectAsked, write: Write) -> None:
+        """Some items: what needs no generation is written at once, the others as their answers end."""
+        sheets = [self._begun(model, item, subject, place) for place, item in enumerate(some)]
+        for sheet in sheets:
+            if sheet.answer is None:
+                write(ItemAnswer(**sheet.done))
         try:
-            if self._spec.likelihood:
-                done |= self._likelihood(model, item, subject)
-            if self._spec.answers and (item.messages is not None or item.text is not None):
-                done |= self._generated(item, subject)
-        except TunepoolError as error:
-            done["error"] = ItemFault(code=error.code, message=storable(error.message)[:1000])
+            answers = [sheet.answer for sheet in sheets if sheet.answer is not None]
+            for answer in self._batcher.answer(model, answers):
+                sheets[answer.number].answer = None
+                write(sheets[answer.number].take(answer))
         except MAY_MEAN_MEMORY as error:
             if out_of_memory_code(error) is not None:
                 raise
-            last = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
-            done["error"] = ItemFault(code="generation_failed", message=f"The model failed on this item: {last}")
-        return ItemAnswer(**done)
+            for sheet in sheets:  # one that fails must not take its company with it
+                if sheet.answer is not None:
+                    write(self._by_itself(model, sheet, sheet.answer))
+
+    def _by_itself(self, model: Any, sheet: Sheet, answer: Answer) -> ItemAnswer:
+        try:
+            return next(sheet.take(over) for over in self._batcher.answer(model, [answer.begun_anew()]))
+        except MAY_MEAN_MEMORY as error:
+            sheet.fail(error)
+        return ItemAnswer(**sheet.done)
+
+    def _begun(self, model: Any, item: ItemAsked, subject: SubjectAsked, place: int) -> Sheet:
+        sheet = Sheet({"part": item.part, "item": item.item, "subject": subject.place})
+        try:
+            if self._spec.likelihood:
+                sheet.done |= self._likelihood(model, item, subject)
+            if self._spec.answers and (item.messages is not None or item.text is not None):
+                sheet.answer, sheet.prompt_tokens = self._speaker.begin(self._question(item, subject, place))
+        except (TunepoolError, *MAY_MEAN_MEMORY) as error:
+            sheet.fail(error)
+        return sheet
 
     def _likelihood(self, model: Any, item: ItemAsked, subject: SubjectAsked) -> dict[str, Any]:
         row = self._references.tokens(item, template=subject.chat_template)
@@ -147,30 +203,18 @@ class Examiner:
             raise Invalid("The model's loss on this item is no finite number.", code="loss_not_finite")
         return {"loss": loss, "loss_tokens": tokens, "correct_tokens": correct}
 
-    def _generated(self, item: ItemAsked, subject: SubjectAsked) -> dict[str, Any]:
+    def _question(self, item: ItemAsked, subject: SubjectAsked, place: int) -> Question:
         settings = self._spec.generation
         # The seed goes with the item, not with the order in which items are asked.
         seed = (settings.seed + item.item) % 2**31
-        question = Question(
-            number=item.item,
+        return Question(
+            number=place,
             messages=item.messages,
             tools=item.tools,
             text=item.text,
             chat_template=subject.chat_template,
-            sampling=Sampling(temperature=settings.temperature, top_p=settings.top_p, seed=seed),
+            sampling=Sampling(temperature=settings.temperature, top_p=settings.top_p, seed=seed, stop=settings.stop),
         )
-        began = time.monotonic()
-        answer, prompt_tokens = self._speaker.begin(question)
-        pieces: list[str] = []
-        while answer.reason is None:
-            pieces += [part.text for part in answer.step(self._speaker.forward) if not isinstance(part, Ended)]
-        return {
-            "answer": storable("".join(pieces))[:ANSWER_CHARACTERS],
-            "finish_reason": answer.reason,
-            "prompt_tokens": prompt_tokens,
-            "tokens": answer.tokens,
-            "seconds": time.monotonic() - began,
-        }
 
 
 def items(file: Path, *, of: int) -> Iterator[ItemAsked]:
