@@ -72,6 +72,7 @@ class JobProgress(Document):
     trained_tokens: int
     seconds_per_step: float
     seconds_left: float
+    valid_scores: dict[str, float] | None = None  # of answers at the last look, by measure
 
     @staticmethod
     def left(stored: dict[str, Any] | None) -> float | None:

@@ -104,3 +104,5 @@ class StoredAnswer(ItemAnswer):
     slices: dict[str, str | None] = Field(default_factory=dict)
     scores: dict[str, float] = Field(default_factory=dict)
     problems: dict[str, str] = Field(default_factory=dict, description="Measure -> why it has no value here.")
+    row: dict[str, Any] | None = Field(default=None, description="The item of a run of OpenAI's evals.")
+    asked: list[dict[str, str]] | None = Field(default=None, description="Its messages: role and content.")

@@ -5,11 +5,11 @@ A trainer appends one JSON object per line; the supervisor reads whole lines onl
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
-from shared.contract.spec import Part
+from shared.contract.spec import AnswerMeasure, Part
 
 Level = Literal["info", "warn", "error"]
 
@@ -34,6 +34,7 @@ Text = Annotated[str, AfterValidator(_clean)]
 Code = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$")]
 Step = Annotated[int, Field(ge=0, lt=10**8)]
 Count = Annotated[int, Field(ge=0, lt=2**62)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class _Event(BaseModel):
@@ -89,6 +90,17 @@ class Validation(_Event):
     valid_loss: float
     valid_mean_token_accuracy: float | None = None
     full: bool = Field(default=False, description="True at the end of an epoch or run: every validation row was read.")
+    valid_answers: Count | None = Field(default=None, description="Rows that were answered; null: none were asked.")
+    valid_exact_match: Share | None = None
+    valid_contains: Share | None = None
+    valid_json_valid: Share | None = None
+    valid_numeric: Share | None = None
+
+    @property
+    def scores(self) -> dict[str, float] | None:
+        """Means of the answers by measure; None where none were asked for."""
+        means = {name: getattr(self, f"valid_{name}") for name in get_args(AnswerMeasure)}
+        return {name: mean for name, mean in means.items() if mean is not None} or None
 
 
 class CheckpointSaved(_Event):

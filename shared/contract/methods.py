@@ -116,6 +116,7 @@ Dimension = Literal[
     "experts",
     "dropout",
     "layers",
+    "generate",
 ]
 
 
@@ -252,6 +253,11 @@ UNSUPPORTED: tuple[Refusal, ...] = (
         {"experts": _of("true"), "strategy": _of("fsdp")},
         "tunepool.placement.strategy",
         "the adapter is added to whole stacks of experts and fsdp shards them; use ddp, or all-linear",
+    ),
+    Refusal(
+        {"generate": _of("true"), "strategy": _of("fsdp")},
+        "tunepool.training.eval.generate",
+        "an answer needs the whole model on one device and fsdp shards it; use ddp, or drop it",
     ),
 )
 

@@ -84,6 +84,23 @@ class Quantization(Part):
     )
 
 
+# Measures of answers that need nothing but the reference; names are those of evaluations.
+AnswerMeasure = Literal["exact_match", "contains", "json_valid", "numeric"]
+
+
+class GeneratedAnswers(Part):
+    """Rows of the validation file that are answered at each look, greedily, and measured against their own answer."""
+
+    rows: int = Field(default=32, ge=1, le=500, description="The first so many that ask something.")
+    max_tokens: int = Field(default=128, ge=1, le=4096, description="Of one answer.")
+    measures: Annotated[list[AnswerMeasure], Field(min_length=1, max_length=4)] = Field(
+        default_factory=lambda: ["exact_match"]
+    )
+    max_seconds: int = Field(
+        default=120, ge=1, le=3600, description="Of one look; one that takes longer chooses no checkpoint."
+    )
+
+
 class Evaluation(Part):
     """When the validation file is looked at."""
 
@@ -91,6 +108,13 @@ class Evaluation(Part):
         default=None, ge=1, le=1_000_000, description="Every this many steps; null: four times a run."
     )
     max_rows: int = Field(default=500, ge=1, le=100_000)
+    generate: GeneratedAnswers | None = Field(default=None, description="Answers to be measured beside the loss.")
+
+
+class PublishBy(Part):
+    """The checkpoint whose answers were best by a measure of `eval.generate`; of equal ones that of the lower loss."""
+
+    by: AnswerMeasure
 
 
 class EarlyStopping(Part):
@@ -153,7 +177,11 @@ class Training(Part):
     )
     eval: Evaluation = Evaluation()
     early_stopping: EarlyStopping | None = None
-    publish: Literal["best", "last"] = Field(default="best", description="Which checkpoint becomes the adapter.")
+    publish: Literal["best", "last"] | PublishBy = Field(
+        default="best",
+        description="Which checkpoint becomes the adapter: that of the lowest validation loss, the last one, or that "
+        'of the best answers: {"by": "exact_match"}.',
+    )
 
 
 class Placement(Part):

@@ -6,19 +6,22 @@ import csv
 import io
 from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, get_args
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from shared.contract.spec import AnswerMeasure
 from shared.store.tables import EventRow
 
 COLUMNS: Final = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
+ANSWER_COLUMNS: Final = tuple(f"valid_{measure}" for measure in get_args(AnswerMeasure))  # where answers were asked for
 _COLUMN_OF: Final = {
     "train_loss": "train_loss",
     "train_mean_token_accuracy": "train_accuracy",
     "valid_loss": "valid_loss",
     "valid_mean_token_accuracy": "valid_mean_token_accuracy",
+    **{name: name for name in ANSWER_COLUMNS},
 }
 
 
@@ -51,13 +54,17 @@ def metrics_history(session: Session, job_ids: Collection[str]) -> dict[str, lis
 
 
 def metrics_csv(figures: Iterable[Mapping[str, Any]]) -> str:
-    """CSV of `COLUMNS`, by step; of two figures for one step the later wins, as a resumed attempt repeats some."""
+    """CSV of `COLUMNS`, and of `ANSWER_COLUMNS` that have figures, by step.
+
+    Of two figures for one step the later wins, as a resumed attempt repeats some.
+    """
     table: dict[int, dict[str, Any]] = {}
     for figure in figures:
         line = table.setdefault(int(figure["step"]), {})
         line |= {column: figure[name] for name, column in _COLUMN_OF.items() if figure.get(name) is not None}
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    answered = [name for name in ANSWER_COLUMNS if any(name in line for line in table.values())]
+    writer = csv.DictWriter(text, [*COLUMNS, *answered], restval="", lineterminator="\n")
     writer.writeheader()
     for step in sorted(table):
         writer.writerow({"step": step, **table[step]})

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from shared.contract.answer_scores import NothingAsked, asked_and_answer
 from shared.contract.evaluation_run import SHOWN_CHARACTERS, ItemAsked, ItemFault, PartName, storable
 from shared.contract.spec import Format
 from shared.rows import formats, placeholders
@@ -22,6 +23,7 @@ from shared.rows.rules import check_row
 Message = dict[str, Any]
 LINE_CHARACTERS: Final = 2_000_000
 SLICE_CHARACTERS: Final = 100
+KEPT_CHARACTERS: Final = 100_000  # of a run's item
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class EvaluationItem:
     record: dict[str, Any] | None = None
     row: Mapping[str, Any] = field(default_factory=dict)  # the keys that a training does not read
     fault: ItemFault | None = None
+    given: str | None = None  # the answer, where nothing is to be generated
+    is_run: bool = False  # of OpenAI's evals: its row and messages are kept beside its answers
 
     @property
     def prompt(self) -> str:
@@ -59,9 +63,22 @@ class EvaluationItem:
             subjects=list(subjects),
         )
 
+    def kept(self) -> dict[str, Any]:
+        """What is stored of a run's item beside an answer, as far as it is not too long."""
+        if not self.is_run and self.given is None:
+            return {}
+        asked = [{"role": each["role"], "content": _shown(each.get("content"))} for each in self.messages or ()]
+        written = json.dumps(dict(self.row))
+        row = json.loads(storable(written)) if len(written) <= KEPT_CHARACTERS and "\\u0000" not in written else {}
+        return {"row": row, "asked": asked}
+
     def slices(self, keys: Iterable[str]) -> dict[str, str | None]:
         """The row's values at `keys`, as text; null where it has none."""
         return {key: _slice(self.row, key) for key in keys}
+
+
+def _shown(content: Any) -> str:
+    return storable(str(content or "")[:SHOWN_CHARACTERS])
 
 
 def _slice(row: Mapping[str, Any], key: str) -> str | None:
@@ -102,7 +119,7 @@ def _item(line: bytes, *, number: int, place: int) -> EvaluationItem:
         return _faulty(number, place, "invalid_row", "The line is no JSON object, or too long for one.")
     try:
         return of_row(row, number=number, line=place)
-    except _Unfit as error:
+    except Unfit as error:
         return _faulty(number, place, "invalid_row", str(error))
 
 
@@ -110,7 +127,7 @@ def _faulty(number: int, line: int, code: str, message: str) -> EvaluationItem:
     return EvaluationItem(number=number, line=line, fault=ItemFault(code=code, message=message[:500]))
 
 
-class _Unfit(ValueError):
+class Unfit(ValueError):
     """The row is no item. Its words are for the user."""
 
 
@@ -119,17 +136,20 @@ def of_row(row: dict[str, Any], *, number: int, line: int | None, part: PartName
     try:
         shape = formats.detect(row)
     except UnknownShape as error:
-        raise _Unfit(str(error)) from None
+        raise Unfit(str(error)) from None
     format_ = FORMAT_OF[shape]
     open_ended = shape == "chat" and _ends_in_a_question(row)
     whole = {**row, "messages": [*row["messages"], {"role": "assistant", "content": "-"}]} if open_ended else row
     read = {key: value for key, value in whole.items() if key in KEYS[shape]}
     first = next(iter(check_row(read, shape).problems), None)
     if first is not None:
-        raise _Unfit(first.message)
+        raise Unfit(first.message)
     record = formats.normalise(read, shape)
     extra = {key: value for key, value in row.items() if key not in KEYS[shape]}
-    parts = _parts(format_, record)
+    try:
+        parts = asked_and_answer(format_, record)
+    except NothingAsked as error:
+        raise Unfit(str(error)) from None
     if open_ended:
         parts.update(reference=None, record=None, format=None)
     return EvaluationItem(number=number, line=line, part=part, tools=record.get("tools"), row=extra, **parts)
@@ -139,32 +159,3 @@ def _ends_in_a_question(row: dict[str, Any]) -> bool:
     messages = row.get("messages")
     last = messages[-1] if isinstance(messages, list) and messages else None
     return isinstance(last, dict) and last.get("role") in {"user", "tool"}
-
-
-def _parts(format_: Format, record: dict[str, Any]) -> dict[str, Any]:
-    """What is asked, what should be answered, and the row that holds both."""
-    if format_ == "prompt_completion":
-        return {
-            "text": record["prompt"],
-            "reference": record["completion"],
-            "record": {"prompt": record["prompt"], "completion": record["completion"]},
-            "format": "prompt_completion",
-        }
-    if format_ == "text":  # nothing is asked
-        return {"reference": None, "record": {"text": record["text"]}, "format": "text"}
-    messages = list(record["messages"])
-    if format_ == "chat":
-        last = max(place for place, message in enumerate(messages) if message["role"] == "assistant")
-        answer, messages = messages[last], messages[:last]
-    else:
-        answer = record["chosen"] if format_ == "preference" else record["completion"]
-    if not messages:
-        raise _Unfit("The row's first message is the answer; nothing is asked before it.")
-    chat = {"messages": [*messages, answer], **({"tools": record["tools"]} if record.get("tools") else {})}
-    wanted = record.get("label", True)  # a bad answer is no reference
-    return {
-        "messages": messages,
-        "reference": (answer.get("content") or "") if wanted else None,
-        "record": chat if wanted else None,
-        "format": "chat" if wanted else None,
-    }

@@ -46,18 +46,6 @@ class TooMuch(ArithmeticError):
     """An answer is not judged in the time that it has. Its words are for the user."""
 
 
-def parsed(text: str) -> Any:
-    """The value of a JSON text. Raises ValueError for anything that is none, NaN and infinity too."""
-    try:
-        return json.loads(text, parse_constant=_no_number)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
-
-
 def search(pattern: Any, text: str) -> bool:
     """Whether a compiled pattern is in a text. Raises TooMuch."""
     try:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from shared.contract import answer_scores
 from shared.contract.evaluation import (
     EffortMeasure,
     FieldsMeasure,
@@ -26,10 +26,6 @@ from shared.rows import grading, json_scores, placeholders
 from shared.rows.evaluation_items import EvaluationItem
 from shared.rows.json_scores import BadSchema, Schema, TooMuch
 from shared.rows.placeholders import BadPlaceholder, NoSuchVariable, TooLong
-
-# The longest number first; "1,234.5" is one.
-_NUMBER: Final = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d{1,300})(?:\.\d{1,300})?(?:[eE][-+]?\d{1,3})?")
-NUMBER_CHARACTERS: Final = 20_000  # of the end of a text, where its last number is looked for
 
 
 class NoValue(Exception):  # a fact about one item
@@ -118,10 +114,8 @@ def _reference(item: EvaluationItem) -> str:
 
 def _text(measure: TextMeasure, item: EvaluationItem, answer: str) -> float:
     reference = _reference(item) if measure.reference is None else _filled(measure.reference, item, answer)
-    answer, reference = answer.strip(), reference.strip()
-    if measure.ignore_case:
-        answer, reference = answer.casefold(), reference.casefold()
-    return float(answer == reference if measure.type == "exact_match" else reference in answer)
+    compared = answer_scores.is_reference if measure.type == "exact_match" else answer_scores.has_reference
+    return float(compared(answer, reference, ignore_case=measure.ignore_case))
 
 
 def _filled(text: str, item: EvaluationItem, answer: str) -> str:
@@ -162,7 +156,7 @@ _NO_JSON: Final = object()
 
 def _json(text: str) -> Any:
     try:
-        return json_scores.parsed(text)
+        return answer_scores.parsed_json(text)
     except ValueError:
         return _NO_JSON
 
@@ -186,19 +180,13 @@ def _schema(measure: SchemaMeasure, param: str) -> Scored:
 
 
 def _numeric(measure: NumericMeasure, item: EvaluationItem, answer: str) -> float:
-    wanted = _last_number(_reference(item))
+    wanted = answer_scores.last_number(_reference(item))
     if wanted is None:
         raise NoValue("The reference has no number.")
-    given = _last_number(answer)
+    given = answer_scores.last_number(answer)
     if given is None:
         return 0.0
     return float(abs(given - wanted) <= max(measure.absolute, measure.relative * abs(wanted)))
-
-
-def _last_number(text: str) -> float | None:
-    numbers = _NUMBER.findall(text[-NUMBER_CHARACTERS:])
-    value = float(numbers[-1].replace(",", "")) if numbers else None
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _fields(measure: FieldsMeasure, item: EvaluationItem, answer: str) -> float:

@@ -12,7 +12,7 @@ from shared.contract.job_request import CreateJob, chosen
 from shared.contract.methods import METHODS, Dimension, method_for, refuse_unsupported, with_other_weights
 from shared.contract.modules import HEADS, last
 from shared.contract.objectives import OBJECTIVES
-from shared.contract.spec import BaseModelRef, Part
+from shared.contract.spec import BaseModelRef, GeneratedAnswers, Part, PublishBy
 from shared.settle import base_refusals
 from shared.settle.asked import Asked, refuse, shown
 from shared.settle.wishes import (
@@ -56,6 +56,7 @@ def _combination(asked: Asked) -> dict[Dimension, str]:
         "experts": str(asked.get("adapter.target_modules") == "experts").lower(),
         "dropout": str(bool(asked.get("adapter.lora_dropout"))).lower(),
         "layers": str(asked.get("adapter.layers_to_transform") is not None).lower(),
+        "generate": str(_generated(asked) is not None).lower(),
     }
 
 
@@ -302,6 +303,18 @@ def _check_validation(asked: Asked) -> None:
             )
 
 
+def _generated(asked: Asked) -> GeneratedAnswers | None:
+    evaluation = asked.get("training.eval")
+    return None if evaluation is None else evaluation.generate
+
+
+def _check_publish(asked: Asked) -> None:
+    publish, generated = asked.get("training.publish"), _generated(asked)
+    if isinstance(publish, PublishBy) and (generated is None or publish.by not in generated.measures):
+        why = "no answers are measured by it; name it in tunepool.training.eval.generate.measures"
+        refuse("tunepool.training.publish.by", publish.by, why)
+
+
 def _check_train_on(asked: Asked) -> None:
     objective, train_on = wished_objective(asked.request).type, asked.get("training.train_on")
     if not OBJECTIVES[objective].may_pack and train_on is not None:
@@ -339,5 +352,6 @@ _CHECKS: Final[tuple[Callable[[Asked], None], ...]] = (
     _check_placement,
     _check_batch,
     _check_validation,
+    _check_publish,
     _check_train_on,
 )

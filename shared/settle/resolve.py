@@ -144,6 +144,12 @@ def _check_data(settling: Settling) -> None:
             "'tunepool.training.chat_template' is given, but text rows are read as they are; drop it.",
             param="tunepool.training.chat_template",
         )
+    looks = settling.wished.get("training.eval")
+    if row_format == "text" and looks is not None and looks.generate is not None:
+        raise Invalid(
+            "'tunepool.training.eval.generate' is given, but text rows ask nothing that could be answered; drop it.",
+            param="tunepool.training.eval.generate",
+        )
     for name in ("mask_reasoning", "drop_history_reasoning"):
         asked = settling.wished.get(f"training.{name}")
         if asked and row_format in ("text", "prompt_completion"):

@@ -155,6 +155,7 @@ class Story:
             epoch=self.metrics.epoch,
             train_loss=self.metrics.train_loss,
             valid_loss=None if self.validation is None else self.validation.valid_loss,
+            valid_scores=None if self.validation is None else self.validation.scores,
             trained_tokens=self.metrics.trained_tokens,
             seconds_per_step=step_seconds,
             seconds_left=round(step_seconds * (self.metrics.total_steps - self.metrics.step), 1),
@@ -200,6 +201,7 @@ def client_event(event: TrainerEvent) -> NewEvent | None:
             return NewEvent(text, type="metrics", data=_figures(event))
         case Validation():
             text = f"Step {event.step}: {'full ' if event.full else ''}validation loss={event.valid_loss:.4g}"
+            text += "".join(f", {name}={mean:.3g}" for name, mean in (event.scores or {}).items())
             return NewEvent(text, type="metrics", data=_figures(event))
         case Started():
             share = 100 * event.trainable_parameters / max(1, event.all_parameters)

@@ -31,9 +31,10 @@ from shared.contract.events import (
     Started,
 )
 from shared.contract.methods import METHODS
-from shared.contract.spec import AttemptSpec
+from shared.contract.spec import AnswerMeasure, AttemptSpec, PublishBy
 from shared.errors import TunepoolError
 from worker.train import checkpoints, evaluation_rows, export
+from worker.train.answer_look import AnswerLook
 from worker.train.base_model import load_model, recompute_activations
 from worker.train.checkpoints import Learner, Progress
 from worker.train.data import Row, RowReader, RowSet
@@ -123,6 +124,7 @@ def run_attempt(spec: AttemptSpec, *, out: Path, reporter: Reporter, stop: StopR
         out=out,
         objective=objective,
         evaluator=Evaluator(objective, reporter, ranks, rows_at_once=evaluation_rows.read(out) or ROWS_AT_ONCE),
+        answers=AnswerLook.of(spec, learner.model, tokenizer, reporter=reporter, ranks=ranks),
         learner=learner,
         plan=plan,
         progress=progress,
@@ -266,12 +268,22 @@ def _publish(run: TrainingRun, *, tokenizer: Any) -> None:
 def choose_checkpoint(run: TrainingRun) -> tuple[int, str]:
     """The step whose weights are published, and why."""
     progress = run.progress
-    if run.spec.job.training.publish == "last":
+    publish = run.spec.job.training.publish
+    if publish == "last":
         return progress.step, "the last checkpoint was asked for"
+    if isinstance(publish, PublishBy):
+        return _best_answers(progress, by=publish.by)
     if progress.best_step is None or progress.best_loss is None:
         return progress.step, "the last checkpoint: there is no validation file to choose by"
     ended = "; stopped early" if progress.early_stopped else ""
     return progress.best_step, f"lowest validation loss, {progress.best_loss:.4f} at step {progress.best_step}{ended}"
+
+
+def _best_answers(progress: Progress, *, by: AnswerMeasure) -> tuple[int, str]:
+    if progress.best_step is None or progress.best_score is None:
+        return progress.step, f"the last checkpoint: no look had all its answers to choose by {by}"
+    ended = "; stopped early" if progress.early_stopped else ""
+    return progress.best_step, f"best answers, {by} {progress.best_score:.4f} at step {progress.best_step}{ended}"
 
 
 if __name__ == "__main__":

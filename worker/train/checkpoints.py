@@ -42,7 +42,9 @@ class Progress:
     trained_tokens: int = 0
     train_seconds: float = 0.0
     best_step: int | None = None
-    best_loss: float | None = None
+    best_loss: float | None = None  # the lowest; that of `best_step` unless answers choose
+    best_score: float | None = None  # where answers choose: their mean at `best_step`, and the loss there
+    best_score_loss: float | None = None
     evaluations_without_gain: int = 0
     first_losses: list[float] = field(default_factory=list)  # what a diverging loss is held against
     high_losses: int = 0

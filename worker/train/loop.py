@@ -18,8 +18,9 @@ from transformers import Trainer
 
 from shared.contract.events import CheckpointSaved, Metrics, Validation
 from shared.contract.objectives import OBJECTIVES
-from shared.contract.spec import AttemptSpec
+from shared.contract.spec import AnswerMeasure, AttemptSpec, PublishBy
 from worker.train import checkpoints
+from worker.train.answer_look import AnswerLook, Scores
 from worker.train.checkpoints import Learner, Progress
 from worker.train.data import Row
 from worker.train.guards import check_divergence, check_numbers
@@ -67,6 +68,7 @@ class TrainingRun:
     out: Path
     objective: Objective
     evaluator: Evaluator
+    answers: AnswerLook | None
     learner: Learner
     plan: StepPlan
     progress: Progress
@@ -217,6 +219,9 @@ def _validate(run: TrainingRun, *, full: bool) -> bool:
     rest = _evaluate(run, run.validation_rows[limit:]) if full and seen is not None else Tally()
     if seen is None or rest is None:
         return False
+    scores = None if run.answers is None else run.answers.look(run.learner.model, should_stop=lambda: bool(run.stop))
+    if run.answers is not None and run.stop:
+        return False
     reported = seen.plus(rest)
     full = full or len(run.validation_rows) <= limit
     run.reporter.write(
@@ -225,27 +230,54 @@ def _validate(run: TrainingRun, *, full: bool) -> bool:
         valid_loss=reported.loss,
         valid_mean_token_accuracy=reported.accuracy,
         full=full,
+        **_told(scores),
     )
     run.last_validation = LastLook(run.progress.step, reported, full)
     run.progress.looked_step = run.progress.step
-    return note_validation(run.progress, seen.loss, spec=run.spec)
+    return note_validation(run.progress, seen.loss, spec=run.spec, scores=scores)
+
+
+def _told(scores: Scores | None) -> dict[str, Any]:
+    """The scores of answers as the event names them."""
+    if scores is None:
+        return {}
+    return {"valid_answers": scores.answered, **{f"valid_{name}": mean for name, mean in scores.means.items()}}
 
 
 def _evaluate(run: TrainingRun, rows: Sequence[Row]) -> Tally | None:
     return run.evaluator.evaluate(run.learner.model, rows, should_stop=lambda: bool(run.stop))
 
 
-def note_validation(progress: Progress, loss: float, *, spec: AttemptSpec) -> bool:
-    """Remember the best step and count evaluations without gain. True if `loss` is the lowest so far."""
-    stopping = spec.job.training.early_stopping
+def note_validation(progress: Progress, loss: float, *, spec: AttemptSpec, scores: Scores | None = None) -> bool:
+    """Remember the best step and count evaluations without gain. True if this step is the best so far.
+
+    The best is that of the lowest loss, or of the best answers where `publish` names a measure. Early stopping looks at
+    the loss alone.
+    """
+    stopping, publish = spec.job.training.early_stopping, spec.job.training.publish
     least_gain = stopping.min_delta if stopping else 0.0
     gained = progress.best_loss is None or loss < progress.best_loss - least_gain
     lowest = progress.best_loss is None or loss < progress.best_loss
     progress.evaluations_without_gain = 0 if gained else progress.evaluations_without_gain + 1
     if lowest:
-        progress.best_step, progress.best_loss = progress.step, loss
+        progress.best_loss = loss
+    best = _answers_best(progress, loss, scores, by=publish.by) if isinstance(publish, PublishBy) else lowest
+    if best:
+        progress.best_step = progress.step
     progress.early_stopped = stopping is not None and progress.evaluations_without_gain >= stopping.patience
-    return lowest
+    return best
+
+
+def _answers_best(progress: Progress, loss: float, scores: Scores | None, *, by: AnswerMeasure) -> bool:
+    """Whether no step before had answers as good, or as good at a lower loss. A look that was cut short never is."""
+    mean = scores.means.get(by) if scores is not None and scores.whole else None
+    if mean is None:
+        return False
+    best, best_loss = progress.best_score, progress.best_score_loss
+    if best is not None and best_loss is not None and (mean, -loss) <= (best, -best_loss):
+        return False
+    progress.best_score, progress.best_score_loss = mean, loss
+    return True
 
 
 def save_checkpoint(run: TrainingRun) -> Path:
