@@ -40,6 +40,7 @@ REVISIONS: Final = (
     "0024_descriptions",
     "0025_metrics",
     "0032_cluster",
+    "0029_evals",
 )
 
 

@@ -5,7 +5,7 @@ The one door to the tables: a foreign key names its table by a word, so whoever 
 
 from shared.store.tables.alias_tables import AliasRow, AliasVersionRow
 from shared.store.tables.columns import Json, Leased
-from shared.store.tables.evaluation_tables import EvaluationAnswerRow, EvaluationRow
+from shared.store.tables.evaluation_tables import EvalRow, EvaluationAnswerRow, EvaluationRow
 from shared.store.tables.job_tables import (
     AttemptRow,
     CheckpointRow,
@@ -42,6 +42,7 @@ __all__ = [
     "CheckpointRow",
     "DeliveryRow",
     "DeviceRow",
+    "EvalRow",
     "EvaluationAnswerRow",
     "EvaluationRow",
     "EventRow",

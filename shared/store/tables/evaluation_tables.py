@@ -21,6 +21,9 @@ class EvaluationRow(Leased, Base):
     request: Mapped[dict[str, Any]] = mapped_column(Json)
     # What each subject stood for when it was asked about: an alias may move meanwhile.
     targets: Mapped[list[dict[str, Any]]] = mapped_column(Json)
+    # Of a run of OpenAI's evals: the eval, and what only the wire of runs shows of it.
+    eval_id: Mapped[str | None] = mapped_column(ForeignKey("evals.id"))
+    run: Mapped[dict[str, Any] | None] = mapped_column(Json)
     file_id: Mapped[str | None] = mapped_column(Text)  # where the items are; null: a suite of ours
     items: Mapped[int | None] = mapped_column(Integer)  # null: not read yet
     answered: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
@@ -44,7 +47,28 @@ class EvaluationRow(Leased, Base):
             "id",
             postgresql_where=text("status in ('queued','running') and deleted_at is null"),
         ),
+        Index(
+            "ix_evaluations_eval_id_id",
+            "eval_id",
+            "id",
+            postgresql_where=text("eval_id is not null and deleted_at is null"),
+        ),
     )
+
+
+class EvalRow(Base):
+    """An eval of OpenAI's wire: the shape of items and the criteria of its runs."""
+
+    __tablename__ = "evals"
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    request: Mapped[dict[str, Any]] = mapped_column(Json)  # `contract.evals.CreateEval`
+    created_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
+    deleted_at: Mapped[datetime | None] = mapped_column(Moment)
+
+    __table_args__ = (Index("ix_evals_project_id_id", "project_id", "id", postgresql_where=text("deleted_at is null")),)
 
 
 class EvaluationAnswerRow(Base):
