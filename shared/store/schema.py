@@ -41,6 +41,7 @@ REVISIONS: Final = (
     "0025_metrics",
     "0032_cluster",
     "0029_evals",
+    "0028_key_secrets",
 )
 
 

@@ -15,6 +15,7 @@ from shared.store.tables.job_tables import (
     MeasurementRow,
     MemberRow,
 )
+from shared.store.tables.key_tables import KeySecretRow, OidcRuleRow
 from shared.store.tables.pool_tables import DeviceRow, PlaygroundRow, PoolRow, WorkerRow
 from shared.store.tables.product_tables import (
     AdapterRow,
@@ -51,10 +52,12 @@ __all__ = [
     "IdempotencyRow",
     "JobRow",
     "Json",
+    "KeySecretRow",
     "Leased",
     "MeasurementRow",
     "MemberRow",
     "MergeRow",
+    "OidcRuleRow",
     "OrganizationRow",
     "PermissionRow",
     "PlaygroundRow",

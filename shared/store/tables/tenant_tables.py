@@ -62,7 +62,9 @@ class ApiKeyRow(Base):
     created_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
     expires_at: Mapped[datetime | None] = mapped_column(Moment)
     revoked_at: Mapped[datetime | None] = mapped_column(Moment)
-    last_used_at: Mapped[datetime | None] = mapped_column(Moment)
+    last_used_at: Mapped[datetime | None] = mapped_column(Moment)  # coarsely: shared/tenants/keys.py
+    rotated_at: Mapped[datetime | None] = mapped_column(Moment)
+    former_until: Mapped[datetime | None] = mapped_column(Moment)  # the last of its former secrets
 
 
 class SignInRow(Base):
