@@ -61,6 +61,14 @@ class CreateKey(EditKey):
     name: Name
 
 
+class RotateKey(Part):
+    """A new secret for a key."""
+
+    overlap_hours: float = Field(
+        default=24.0, ge=0.0, le=720.0, description="So long the secret until now stays valid; 0: it ends at once."
+    )
+
+
 class SetPriority(Part):
     priority: int | None = Field(default=None, ge=-100, le=100, description="Higher goes first inside a project.")
     tier: Tier | None = None
@@ -109,6 +117,7 @@ BODIES: Final = (
     CreateProject,
     EditKey,
     CreateKey,
+    RotateKey,
     SetPriority,
     Quarantine,
     CancelJobs,

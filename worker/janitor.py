@@ -31,7 +31,7 @@ from shared.store import schema
 from shared.store.bell import call, ring
 from shared.store.db import database_age_seconds, make_engine, session_scope
 from shared.store.storage import Store, open_store
-from shared.tenants import sign_ins
+from shared.tenants import rotation, sign_ins
 from worker.host.flags import LANES
 from worker.host.host import AWAY
 
@@ -147,6 +147,7 @@ class Janitor:
         self._alone("deliveries", deliveries.forget)
         self._alone("playgrounds", playgrounds.forget)
         self._alone("sign-ins", partial(sign_ins.forget, settings=self._settings))
+        self._alone("key secrets", rotation.forget)
         store = open_store(self._settings)
         self._alone("expire", files.expire)
         self._alone("uploads", parted_uploads.expire)

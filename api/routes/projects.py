@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 
 from api.body import RawBody, body_of, parse
 from api.deps import Administrator, Door, DoorDep
-from api.pool_bodies import CreateKey, CreateProject, EditKey, EditProject, changes
+from api.pool_bodies import CreateKey, CreateProject, EditKey, EditProject, RotateKey, changes
 from api.views import pool_views
 from shared.operating import administration
 from shared.operating.overview import overview, standing
-from shared.tenants import keys, projects
+from shared.tenants import keys, projects, rotation
 from shared.tenants.keys import Caller
 
 router = APIRouter(prefix="/v1/tunepool", tags=["projects"])
@@ -81,7 +82,9 @@ def list_keys(
 ) -> pool_views.KeyPage:
     """Keys of all projects or of one, revoked ones too. Secrets are not kept and not shown."""
     with door.session() as session:
-        return pool_views.KeyPage(data=[pool_views.key(row) for row in keys.listed(session, project_id=project_id)])
+        rows = keys.listed(session, project_id=project_id)
+        former = rotation.former(session, [row.id for row in rows])
+        return pool_views.KeyPage(data=[pool_views.key(row, former.get(row.id, ())) for row in rows])
 
 
 @router.post("/keys", response_model=pool_views.NewKey, openapi_extra=body_of(CreateKey))
@@ -99,7 +102,20 @@ def edit_key(key_id: str, caller: Administrator, body: RawBody, door: DoorDep) -
     """Change a key's name, scopes, caps, bounds or end; its next request follows."""
     wanted = changes(parse(body, EditKey))
     with door.session() as session:
-        return pool_views.key(administration.edit_key(session, caller, key_id, wanted))
+        row = administration.edit_key(session, caller, key_id, wanted)
+        return pool_views.key(row, rotation.former(session, [key_id]).get(key_id, ()))
+
+
+@router.post("/keys/{key_id}/rotate", response_model=pool_views.NewKey, openapi_extra=body_of(RotateKey))
+def rotate_key(key_id: str, caller: Administrator, body: RawBody, door: DoorDep) -> pool_views.NewKey:
+    """A new secret for a key, whose id, rights and figures stay. The answer is the only place where it is ever seen.
+
+    The secret until now stays valid for `overlap_hours`; with 0 it ends at once, and older ones with it.
+    """
+    overlap = timedelta(hours=parse(body, RotateKey).overlap_hours)
+    with door.session() as session:
+        row, secret = administration.rotate_key(session, caller, key_id, overlap=overlap)
+        return pool_views.new_key(row, secret, rotation.former(session, [key_id]).get(key_id, ()))
 
 
 @router.delete("/keys/{key_id}", response_model=pool_views.Key)

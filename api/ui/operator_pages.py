@@ -77,6 +77,12 @@ def create_key(request: Request, door: DoorDep, visit: Operator, form: ProvenFor
     return _keys(request, door, visit, made)
 
 
+@router.post("/keys/{key_id}/rotate")
+def rotate_key(key_id: str, request: Request, door: DoorDep, visit: Operator, form: ProvenForm) -> Response:
+    """A new secret, shown as a new key's; the one until now stays valid for a day."""
+    return _keys(request, door, visit, project_routes.rotate_key(key_id, visit.caller, b"{}", door))
+
+
 @router.post("/keys/{key_id}/revoke")
 def revoke_key(key_id: str, door: DoorDep, visit: Operator, form: ProvenForm) -> Response:
     project_routes.revoke_key(key_id, visit.caller, door)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 from pydantic import Field
@@ -11,7 +12,7 @@ from shared.fleet import members as gangs
 from shared.operating.overview import Overview, ProjectStanding, Waiting
 from shared.plan.preemption import RunningJob
 from shared.plan.scheduling import Policy
-from shared.store.tables import ApiKeyRow, DeviceRow, WorkerRow
+from shared.store.tables import ApiKeyRow, DeviceRow, KeySecretRow, WorkerRow
 from shared.tenants.keys import Caller
 
 
@@ -153,6 +154,12 @@ class WorkerPage(View):
     data: list[Worker]
 
 
+class FormerSecret(View):
+    prefix: str
+    expires_at: int
+    last_used_at: int | None = Field(description="Somebody has not taken the new one yet, when it is recent.")
+
+
 class Key(View):
     object: Literal["tunepool.key"] = "tunepool.key"
     id: str
@@ -167,6 +174,9 @@ class Key(View):
     created_at: int
     expires_at: int | None
     revoked_at: int | None
+    last_used_at: int | None = Field(description="Of its present secret, up to five minutes old; null: never.")
+    rotated_at: int | None
+    former: list[FormerSecret] = Field(description="Former secrets that are still valid, the youngest first.")
 
 
 class NewKey(Key):
@@ -320,15 +330,21 @@ def _hours(device_seconds: float | None) -> float | None:
     return None if device_seconds is None else device_seconds / 3600
 
 
-def key(row: ApiKeyRow) -> Key:
-    return Key(**_key(row))
+def key(row: ApiKeyRow, former: Sequence[KeySecretRow] = ()) -> Key:
+    return Key(**_key(row, former))
 
 
-def new_key(row: ApiKeyRow, secret: str) -> NewKey:
-    return NewKey(**_key(row), api_key=secret)
+def new_key(row: ApiKeyRow, secret: str, former: Sequence[KeySecretRow] = ()) -> NewKey:
+    return NewKey(**_key(row, former), api_key=secret)
 
 
-def _key(row: ApiKeyRow) -> dict[str, Any]:
+def _former(row: KeySecretRow) -> FormerSecret:
+    return FormerSecret(
+        prefix=row.prefix, expires_at=seconds(row.expires_at), last_used_at=maybe_seconds(row.last_used_at)
+    )
+
+
+def _key(row: ApiKeyRow, former: Sequence[KeySecretRow]) -> dict[str, Any]:
     return {
         "id": row.id,
         "project_id": row.project_id,
@@ -342,4 +358,7 @@ def _key(row: ApiKeyRow) -> dict[str, Any]:
         "created_at": seconds(row.created_at),
         "expires_at": maybe_seconds(row.expires_at),
         "revoked_at": maybe_seconds(row.revoked_at),
+        "last_used_at": maybe_seconds(row.last_used_at),
+        "rotated_at": maybe_seconds(row.rotated_at),
+        "former": [_former(secret) for secret in former],
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import func, select
@@ -12,7 +13,7 @@ from sqlalchemy.orm import Session
 from shared.errors import Forbidden, Invalid, NotFound
 from shared.fleet import workers
 from shared.store.tables import ApiKeyRow, DeviceRow, PoolRow, WorkerRow
-from shared.tenants import audit, keys, projects
+from shared.tenants import audit, keys, projects, rotation
 from shared.tenants.keys import Caller
 
 # --- the pool, its workers and devices --------------------------------------------------------------------------------
@@ -86,6 +87,8 @@ def edit_key(session: Session, caller: Caller, key_id: str, changes: dict[str, A
         _refuse_unknown(changes["scopes"])
         if row.id == caller.key_id and keys.ADMIN not in changes["scopes"]:
             raise Forbidden("A key cannot take 'admin' from itself; use another one.", param="scopes")
+        if row.prefix == keys.EXCHANGED and keys.ADMIN in changes["scopes"]:
+            raise Forbidden("Keys of rules for ID tokens never operate the pool; leave 'admin' out.", param="scopes")
     for name, value in changes.items():
         setattr(row, name, value)
     session.flush()
@@ -101,6 +104,14 @@ def revoke_key(session: Session, caller: Caller, key_id: str) -> ApiKeyRow:
     row = keys.find(session, key_id)
     audit.record(session, caller, "key.revoke", key_id, after={"revoked": True})
     return row
+
+
+def rotate_key(session: Session, caller: Caller, key_id: str, *, overlap: timedelta) -> tuple[ApiKeyRow, str]:
+    """A key's new secret; the one until now stays valid for `overlap`. Raises NotFound, Conflict."""
+    row, secret = rotation.rotate(session, key_id, overlap=overlap)
+    former = {"former_valid_seconds": int(overlap.total_seconds()), "prefix": row.prefix}
+    audit.record(session, caller, "key.rotate", key_id, after=former)
+    return row, secret
 
 
 def limits_of(row: ApiKeyRow) -> dict[str, Any]:

@@ -1,4 +1,12 @@
-"""API keys: made once, shown once, stored as a hash. `tp_<32 base62>_<6 base62 of a checksum>`."""
+"""API keys: made once, shown once, stored as a hash. `tp_<32 base62>_<6 base62 of a checksum>`.
+
+The form is that of GitHub's tokens ("Behind GitHub's new authentication token formats", github.blog, 2021): a prefix
+that scanners of leaked secrets look for, and a CRC32 in base62, by which a mistyped key is known before
+the database is asked. A secret that an ID token was exchanged for (shared/tenants/oidc_rules.py) begins with `tpo_`.
+
+A key has one lasting secret. Its former ones (shared/tenants/rotation.py), and exchanged ones, are rows of their own
+and end by themselves.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +17,16 @@ import string
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Final
 
-from sqlalchemy import bindparam, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, bindparam, func, or_, select, update
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from shared.errors import Forbidden, NotFound, Unauthenticated
 from shared.ids import new_id
 from shared.store.locks import one_at_a_time
-from shared.store.tables import ApiKeyRow, OrganizationRow, ProjectRow
+from shared.store.tables import ApiKeyRow, KeySecretRow, OrganizationRow, ProjectRow
 
 ALPHABET: Final = string.digits + string.ascii_letters
 SCOPES: Final = frozenset(
@@ -27,7 +36,11 @@ SCOPES: Final = frozenset(
 ADMIN: Final = "admin"
 METRICS: Final = "metrics"  # figures of the whole installation, and nothing else
 EVERYTHING: Final = ("*", ADMIN)
-_SHAPE: Final = re.compile(r"tp_([0-9A-Za-z]{32})_([0-9A-Za-z]{6})")
+LASTING: Final = "tp_"
+EXCHANGED: Final = "tpo_"
+# How old `last_used_at` may be before it is written again: a request is rarely a write.
+USED_SECONDS: Final = 300
+_SHAPE: Final = re.compile(r"(tpo?_)([0-9A-Za-z]{32})_([0-9A-Za-z]{6})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +80,21 @@ def _checksum(secret: str) -> str:
     return digits
 
 
-def _digest(bearer: str) -> str:
+def new_secret(prefix: str = LASTING) -> str:
+    """A secret that nobody has seen yet."""
+    secret = "".join(secrets.choice(ALPHABET) for _ in range(32))
+    return f"{prefix}{secret}_{_checksum(secret)}"
+
+
+def digest(bearer: str) -> str:
+    """What is stored of a secret: its SHA-256 in hexadecimal digits."""
     # 190 random bits need no slow hash: there is no guessing them.
     return hashlib.sha256(bearer.encode()).hexdigest()
+
+
+def shown(bearer: str) -> str:
+    """What lists show of a secret: its prefix and four characters."""
+    return bearer[: bearer.index("_") + 5]
 
 
 def create(
@@ -80,14 +105,13 @@ def create(
     Args:
         limits: further columns of the key: `max_running`, `max_queued`, `max_tier`, `max_priority`, `expires_at`.
     """
-    secret = "".join(secrets.choice(ALPHABET) for _ in range(32))
-    bearer = f"tp_{secret}_{_checksum(secret)}"
+    bearer = new_secret()
     row = ApiKeyRow(
         id=new_id("key_"),
         project_id=project_id,
         name=name,
-        prefix=bearer[:7],
-        sha256=_digest(bearer),
+        prefix=shown(bearer),
+        sha256=digest(bearer),
         scopes=list(scopes),
         **limits,
     )
@@ -111,19 +135,68 @@ OWNERS: Final = (
     .join(OrganizationRow, OrganizationRow.id == ProjectRow.organization_id)
     .where(ApiKeyRow.revoked_at.is_(None), ApiKeyRow.expires_at.is_(None) | (ApiKeyRow.expires_at > func.now()))
 )
-# Every request asks this, so it is built once.
-_OWNER: Final = OWNERS.where(ApiKeyRow.sha256 == bindparam("sha256"))
+
+
+def _unnoted(column: InstrumentedAttribute[Any]) -> ColumnElement[bool]:
+    """Whether a use would be news to the row."""
+    return or_(column.is_(None), column < func.now() - timedelta(seconds=USED_SECONDS))
+
+
+# Every request asks the first, so both are built once. The second is for secrets that are not a key's lasting one.
+_OWNER: Final = OWNERS.add_columns(_unnoted(ApiKeyRow.last_used_at).label("unnoted")).where(
+    ApiKeyRow.sha256 == bindparam("sha256")
+)
+_OWNER_FOR_NOW: Final = (
+    OWNERS.join(KeySecretRow, KeySecretRow.key_id == ApiKeyRow.id)
+    .add_columns(_unnoted(KeySecretRow.last_used_at).label("unnoted"))
+    .where(KeySecretRow.sha256 == bindparam("sha256"), KeySecretRow.expires_at > func.now())
+)
 
 
 def authenticate(session: Session, bearer: str) -> Caller:
-    """Who this key belongs to. Junk fails its checksum before the database is asked. Raises Unauthenticated."""
-    shape = _SHAPE.fullmatch(bearer)
-    if shape is None or _checksum(shape[1]) != shape[2]:
-        raise Unauthenticated("Incorrect API key provided. Keys look like tp_…; check for missing characters.")
-    row = session.connection().execute(_OWNER, {"sha256": _digest(bearer)}).one_or_none()
+    """Who this key belongs to. Raises Unauthenticated; for a mistyped key before the database is asked.
+
+    Notes the use, but for uses within `USED_SECONDS` of the last note.
+    """
+    lasting = _prefix_of(bearer) == LASTING
+    asked, connection = {"sha256": digest(bearer)}, session.connection()
+    row = connection.execute(_OWNER, asked).one_or_none() if lasting else None
+    second = row is None
+    row = connection.execute(_OWNER_FOR_NOW, asked).one_or_none() if row is None else row
     if row is None:
         raise Unauthenticated("This API key is unknown, revoked or expired.")
-    return caller_of(row._mapping)
+    owner = dict(row._mapping)
+    if owner.pop("unnoted"):
+        _note_use(session, owner["key_id"], sha256=asked["sha256"] if second else None)
+    return caller_of(owner)
+
+
+def _prefix_of(bearer: str) -> str:
+    """Raises Unauthenticated when the key cannot be one of ours."""
+    shape = _SHAPE.fullmatch(bearer)
+    if shape is None:
+        raise Unauthenticated("Incorrect API key provided. Keys look like tp_…; check for missing characters.")
+    if _checksum(shape[2]) != shape[3]:
+        raise Unauthenticated(
+            "Incorrect API key provided: its checksum does not fit, so it is mistyped. Copy it again."
+        )
+    return shape[1]
+
+
+def note_use(session: Session, key_id: str) -> None:
+    """Note that a key was used, by its lasting secret or by a sign-in to the page."""
+    _note_use(session, key_id, sha256=None)
+
+
+def _note_use(session: Session, key_id: str, *, sha256: str | None) -> None:
+    """Never waits for a row that somebody else holds: another request notes the use as well."""
+    table, own = (
+        (ApiKeyRow, ApiKeyRow.id == key_id) if sha256 is None else (KeySecretRow, KeySecretRow.sha256 == sha256)
+    )
+    free = select(own.left).where(own, _unnoted(table.last_used_at)).with_for_update(key_share=True, skip_locked=True)
+    session.connection().execute(
+        update(table).where(own.left == free.scalar_subquery()).values(last_used_at=func.now())
+    )
 
 
 def caller_of(owner: Mapping[Any, Any]) -> Caller:

@@ -1,6 +1,7 @@
 """Sign-ins of the page: a browser shows a key once, and a random token in a cookie from then on.
 
-The token stands for the key within the page, never at the API. A key that ends, ends its sign-ins.
+The token stands for the key within the page, never at the API. A key that ends, ends its sign-ins. So does the end of a
+key's former secrets: nobody knows which secret a browser showed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, delete, func, select, update
+from sqlalchemy import ColumnElement, Select, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from shared.errors import Forbidden, Unauthenticated
@@ -70,7 +71,7 @@ def resume(session: Session, token: str, settings: Settings) -> SignedIn:
         raise Unauthenticated("You are signed out. Sign in with your API key.", code="signed_out")
     owner = dict(row._mapping)
     sign_in_id, seen_at, now = owner.pop("sign_in_id"), owner.pop("seen_at"), owner.pop("now")
-    _see(session, sign_in_id, seen_at=seen_at, now=now)
+    _see(session, sign_in_id, owner["key_id"], seen_at=seen_at, now=now)
     return SignedIn(sign_in_id, keys.caller_of(owner), token)
 
 
@@ -87,12 +88,18 @@ def _of(token: str, settings: Settings) -> Select[Any]:
     return (
         keys.OWNERS.join(SignInRow, SignInRow.key_id == ApiKeyRow.id)
         .add_columns(SignInRow.id.label("sign_in_id"), SignInRow.seen_at, func.now().label("now"))
-        .where(SignInRow.sha256 == _digest(token), *_alive(settings))
+        .where(SignInRow.sha256 == _digest(token), *_alive(settings), _of_a_live_secret())
     )
 
 
-def _see(session: Session, sign_in_id: str, *, seen_at: datetime, now: datetime) -> None:
+def _of_a_live_secret() -> ColumnElement[bool]:
+    until = ApiKeyRow.former_until
+    return or_(until.is_(None), until > func.now(), SignInRow.created_at > until)
+
+
+def _see(session: Session, sign_in_id: str, key_id: str, *, seen_at: datetime, now: datetime) -> None:
     if now - seen_at > timedelta(seconds=SEEN_SECONDS):
+        keys.note_use(session, key_id)
         session.execute(update(SignInRow).where(SignInRow.id == sign_in_id).values(seen_at=func.now()))
 
 

@@ -123,6 +123,7 @@ SCOPE = {
     "POST /v1/tunepool/keys": "admin",
     "PATCH /v1/tunepool/keys/{key_id}": "admin",
     "DELETE /v1/tunepool/keys/{key_id}": "admin",
+    "POST /v1/tunepool/keys/{key_id}/rotate": "admin",
     "GET /v1/tunepool/usage": "jobs:read",
 }
 OPEN = {"GET /livez", "GET /readyz", "GET /v1/tunepool/objects/{token}"}

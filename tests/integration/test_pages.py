@@ -343,6 +343,7 @@ FORMS = {
     "/ui/pool/projects/x/hold": "admin",
     "/ui/keys": "admin",
     "/ui/keys/x/revoke": "admin",
+    "/ui/keys/x/rotate": "admin",
 }
 
 
@@ -484,7 +485,13 @@ def test_a_secret_is_shown_once(site: Site, visitor: httpx2.Client) -> None:
 
     assert secret not in visitor.get("/ui/keys").text
     with session_scope(site.api.engine) as session:
-        assert keys.authenticate(session, secret).scopes == {"jobs:read"}
+        caller = keys.authenticate(session, secret)
+        assert caller.scopes == {"jobs:read"}
+
+    rotated = visitor.post(f"/ui/keys/{caller.key_id}/rotate", data={"proof": proof_of(visitor)}).text
+    assert "has a new secret" in rotated
+    assert f"former {secret[:7]}… valid until" in rotated
+    assert re.findall(r"tp_\w{32}_\w{6}", rotated) != [secret]
 
 
 def test_curves_have_every_series_and_the_csv_every_step(site: Site, visitor: httpx2.Client) -> None:

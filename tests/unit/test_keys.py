@@ -42,6 +42,22 @@ def test_junk_is_refused_by_its_checksum_before_the_database_is_asked(junk: str)
         keys.authenticate(UNREACHABLE, junk)
 
 
+def test_a_mistyped_key_is_told_so() -> None:
+    mistyped = well_formed().replace("ABC", "ACB")
+
+    with pytest.raises(Unauthenticated, match="its checksum does not fit, so it is mistyped"):
+        keys.authenticate(UNREACHABLE, mistyped)
+
+
+@pytest.mark.parametrize("prefix", [keys.LASTING, keys.EXCHANGED])
+def test_a_new_secret_is_well_formed_and_little_of_it_is_shown(prefix: str) -> None:
+    secret = keys.new_secret(prefix)
+
+    assert keys._prefix_of(secret) == prefix
+    assert keys.shown(secret) == secret[: len(prefix) + 4]
+    assert keys.new_secret(prefix) != secret
+
+
 def test_a_well_formed_key_is_looked_up() -> None:
     with pytest.raises(OperationalError):
         keys.authenticate(UNREACHABLE, well_formed())

@@ -31,7 +31,7 @@ def show_rows(context: typer.Context, rows: Iterable[dict[str, Any]], columns: S
     for column in columns:  # an id that is cut is of no use
         table.add_column(column, no_wrap=not sys.stdout.isatty() or _is_id(column), overflow="ignore")
     for row in rows:
-        table.add_row(*(plain(_cell(column, _at(row, column))) for column in columns))
+        table.add_row(*(plain(cell(column, _at(row, column))) for column in columns))
     if sys.stdout.isatty():
         Console().print(table)
     else:  # a program reads it: whole cells, however wide
@@ -69,7 +69,8 @@ def _at(row: dict[str, Any], column: str) -> Any:
     return value
 
 
-def _cell(column: str, value: Any) -> str:
+def cell(column: str, value: Any) -> str:
+    """What a table shows for a value; a column's name tells a moment or a size."""
     if value is None:
         return "-"
     if isinstance(value, list):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from tunepool import native
-from tunepool.printing import show, show_rows
+from tunepool.printing import cell, show, show_rows
 from tunepool.requests import given, nested
 
 projects_cli = typer.Typer(no_args_is_help=True, help="Projects: weights, quotas, budgets.")
@@ -66,7 +66,13 @@ def list_keys(
     """List keys, revoked ones too; never secrets."""
     rows = native.get(context, "keys", project_id=project)["data"]
     columns = ("id", "project_id", "name", "prefix", "scopes", "max_running", "max_queued", "max_tier", "max_priority")
-    show_rows(context, rows, (*columns, "expires_at", "revoked_at"))
+    rows = [{**row, "former": _former(row["former"])} for row in rows] if not context.obj.as_json else rows
+    show_rows(context, rows, (*columns, "expires_at", "revoked_at", "last_used_at", "rotated_at", "former"))
+
+
+def _former(secrets: list[dict[str, Any]]) -> str | None:
+    """The former secrets that are still valid, and until when."""
+    return " ".join(f"{secret['prefix']}…→{cell('expires_at', secret['expires_at'])}" for secret in secrets) or None
 
 
 @keys_cli.command("create")
@@ -90,6 +96,19 @@ def edit_key(context: typer.Context, key_id: str, settings: Settings) -> None:
     """Change a key's name, caps, bounds or scopes (scopes='["jobs:read"]')."""
     key = native.patch(context, f"keys/{native.part(key_id)}", nested(settings))
     show(context, key, "\n".join(f"{name}={key[name]}" for name in nested(settings)))
+
+
+@keys_cli.command("rotate")
+def rotate_key(
+    context: typer.Context,
+    key_id: str,
+    overlap_hours: Annotated[
+        float, typer.Option(min=0, max=720, help="So long the old secret stays valid; 0: it ends at once.")
+    ] = 24.0,
+) -> None:
+    """Give a key a new secret and print it; id, rights and figures stay."""
+    made = native.post(context, f"keys/{native.part(key_id)}/rotate", {"overlap_hours": overlap_hours})
+    show(context, made, made["api_key"])
 
 
 @keys_cli.command("revoke")
