@@ -42,6 +42,7 @@ REVISIONS: Final = (
     "0032_cluster",
     "0029_evals",
     "0028_key_secrets",
+    "0026_parents",
 )
 
 

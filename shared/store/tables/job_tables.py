@@ -32,6 +32,9 @@ class JobRow(Leased, Base):
     status: Mapped[str] = mapped_column(Text)
     model: Mapped[str] = mapped_column(Text)
     base_model: Mapped[str] = mapped_column(Text)
+    # The tuned model that it goes on from, by the id of its row, and its name then.
+    parent_id: Mapped[str | None] = mapped_column(Text)
+    parent_name: Mapped[str | None] = mapped_column(Text)
     suffix: Mapped[str | None] = mapped_column(Text)
     superseded_by: Mapped[str | None] = mapped_column(Text)  # a newer job of its group
     seed: Mapped[int] = mapped_column(Integer)
@@ -103,6 +106,7 @@ class JobRow(Leased, Base):
         Index("ix_jobs_metadata", "metadata", postgresql_using="gin", postgresql_ops={"metadata": "jsonb_path_ops"}),
         Index("ix_jobs_without_metadata", "project_id", "id", postgresql_where=text("metadata is null")),
         Index("ix_jobs_key_id_request_sha256", "key_id", "request_sha256"),
+        Index("ix_jobs_parent_id", "parent_id", postgresql_where=text("parent_id is not null")),
         Index("ix_jobs_measured", "base_model", "finished_at", postgresql_where=text("status = 'succeeded'")),
         # Few among the many that have ended. Postgres uses it for a query that names its statuses, not for a `not in`.
         Index(
