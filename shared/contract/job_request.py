@@ -15,6 +15,7 @@ from shared.contract.spec import (
     OBJECTIVE_PARTS,
     Adapter,
     Auto,
+    InitFrom,
     ObjectiveName,
     Part,
     Placement,
@@ -45,7 +46,16 @@ if TYPE_CHECKING:  # at run time these are built from the parts, so that no fiel
     OpenTraining = Training
     OpenPlacement = Placement
 else:
-    OpenAdapter = open_fields(Adapter)
+
+    class OpenAdapter(open_fields(Adapter)):
+        __doc__ = Adapter.__doc__
+
+        init_from: InitFrom | Auto = Field(
+            default=AUTO,
+            description="Where `model` is a tuned one: continue trains its adapter on, merged trains a new adapter on "
+            "top of it. The product fits the base model either way.",
+        )
+
     OpenQuantization = open_fields(Quantization)
     OpenTraining = open_fields(Training)
     OpenPlacement = open_fields(Placement)

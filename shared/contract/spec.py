@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    model_serializer,
+)
 
 Auto = Literal["auto"]
 AUTO: Auto = "auto"
@@ -23,6 +30,8 @@ Optimizer = Literal["paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adam
 DeviceKind = Literal["cuda", "cpu"]  # as torch names them: AMD's GPUs are "cuda" too
 # Canonical rows: what a checked file holds (shared/rows/formats.py).
 Format = Literal["chat", "prompt_completion", "text", "preference", "kto"]
+# How a job begins whose `model` is a tuned one: its adapter trains on, or a new one is trained on top of it.
+InitFrom = Literal["continue", "merged"]
 Preset = Literal["prototype", "general", "complex", "large_dataset"]
 
 # A module name is matched as a suffix, never as a regular expression: a pattern from a stranger can take for ever.
@@ -317,6 +326,26 @@ class DataFacts(Part):
     max_characters: int = Field(default=0, ge=0)
 
 
+class ParentFile(Part):
+    """A file of the parent's directory, as it was published."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class Parent(Part):
+    """The tuned model that a job goes on from."""
+
+    id: str = Field(description="Of the adapter or the checkpoint.")
+    name: str = Field(description="Its `ft:` name.")
+    job_id: str
+    init_from: InitFrom
+    method: MethodName
+    rank: int = Field(ge=0, description="Largest rank of its published adapter; 0: it is a whole model.")
+    files: list[ParentFile]
+
+
 class JobSpec(Part):
     """A job with every value settled. Stored as JSON, read by the trainer."""
 
@@ -330,6 +359,15 @@ class JobSpec(Part):
     placement: Placement
     queue: Queue
     seed: int = Field(ge=0, le=2**31 - 1)
+    parent: Parent | None = None
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the key where there is no parent: the version before knows none, and reads all other jobs."""
+        written: dict[str, Any] = write(self)
+        if self.parent is None:
+            del written["parent"]
+        return written
 
 
 class AttemptSpec(Part):
@@ -344,6 +382,7 @@ class AttemptSpec(Part):
     base_model_path: str
     train_file: str = Field(description="Canonical JSONL (shared/rows/formats.py).")
     validation_file: str | None = None
+    parent_path: str | None = Field(default=None, description="The directory of the job's parent.")
     micro_batch_size: int = Field(
         ge=1, description="Rows per forward pass on this attempt; shrinks after out-of-memory."
     )

@@ -120,6 +120,7 @@ def make_spec(
     quantization: dict[str, Any] | None = None,
     placement: dict[str, Any] | None = None,
     facts: dict[str, Any] | None = None,
+    parent: dict[str, Any] | None = None,
     **attempt: Any,
 ) -> Path:
     """Write data and `folder/spec.json` of one attempt on the tiny model."""
@@ -148,6 +149,7 @@ def make_spec(
         "placement": placement or {},
         "queue": {},
         "seed": 11,
+        "parent": parent,
     }
     spec = {
         "job_id": "ftjob-tiny",

@@ -47,6 +47,7 @@ from worker.train.methods import adapt, make_optimizer, trainable, with_float32_
 from worker.train.objectives.objective import Objective
 from worker.train.objectives.table import OBJECTIVES
 from worker.train.packing import StepPlan
+from worker.train.parent_adapter import begins_as, merged_into, stands_on
 from worker.train.ranks import Ranks
 from worker.train.reporting import Reporter
 from worker.train.sequence_state import packed_only_apart
@@ -185,10 +186,12 @@ def _plan(spec: AttemptSpec, *, rows: int) -> StepPlan:
 
 
 def _load_base(spec: AttemptSpec) -> Any:
-    method = METHODS[spec.job.adapter.method]
-    return load_model(
-        spec, weights=Path(spec.base_model_path), quantized=method.quantized, trains_in_full=not method.adapter
-    )
+    method, weights = METHODS[spec.job.adapter.method], Path(spec.base_model_path)
+    if method.adapter:
+        return load_model(spec, weights=weights, quantized=method.quantized, trains_in_full=False)
+    beneath = stands_on(spec)
+    whole = load_model(spec, weights=begins_as(spec) or weights, quantized=False, trains_in_full=True)
+    return whole if beneath is None else merged_into(whole, beneath)
 
 
 def _build_objective(

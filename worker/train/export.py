@@ -12,10 +12,11 @@ from typing import Any
 from peft import PeftModel
 
 from shared.contract.methods import METHODS
-from shared.contract.spec import AttemptSpec, BaseModelRef
+from shared.contract.spec import AttemptSpec, BaseModelRef, Parent
 from worker.train.base_model import keeps_layout
 from worker.train.checkpoints import describe, settle
 from worker.train.initialisation import MUTATING_INITS, fit_to_untouched_base
+from worker.train.parent_adapter import join_parent, stands_on
 
 LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "safetensors", "tokenizers")
 
@@ -25,7 +26,10 @@ def write_weights(model: Any, folder: Path, *, spec: AttemptSpec, initial: Path)
     if not isinstance(model, PeftModel):
         model.save_pretrained(folder, save_original_format=keeps_layout(spec.job))
         return
-    model.save_pretrained(str(folder), save_embedding_layers=False)
+    # A preference job that trains an adapter on has a frozen copy of its start beside it.
+    model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
+    if (beneath := stands_on(spec)) is not None:
+        join_parent(folder, parent=beneath)
     if spec.job.adapter.init_lora_weights in MUTATING_INITS:
         fit_to_untouched_base(folder, initial=initial)
     name_the_base(folder, base=spec.job.base_model)
@@ -60,6 +64,7 @@ def run_manifest(spec: AttemptSpec, *, step: int, reason: str) -> dict[str, Any]
         "published_reason": reason,
         "seed": spec.job.seed,
         "spec": spec.job.model_dump(mode="json"),
+        "parent": None if spec.job.parent is None else spec.job.parent.model_dump(mode="json"),
         "data": {use: _hash_and_size(Path(file)) for use, file in files.items() if file is not None},
         "libraries": library_versions(),
         "python": platform.python_version(),
@@ -86,7 +91,7 @@ tags: [{job.adapter.method}, {job.objective.type}]
 {job.base_model.public_name} (revision `{job.base_model.revision}`), fine-tuned with {job.adapter.method}
 on {job.data.train_rows} {job.data.format} rows: {job.objective.type} objective, {job.training.num_train_epochs} epochs,
 {job.training.batch_size} rows per step, learning rate {job.training.learning_rate:g}, seed {job.seed}.
-`run_manifest.json` holds every setting, library version and data hash.
+`run_manifest.json` holds every setting, library version and data hash.{_descent(job.parent)}
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -95,6 +100,19 @@ tokenizer = AutoTokenizer.from_pretrained("PATH")
 model = {load}
 ```
 """
+
+
+def _descent(parent: Parent | None) -> str:
+    """What the card says of the tuned model that the job went on from, with the hashes of its weights."""
+    if parent is None:
+        return ""
+    how = {
+        "continue": "Its weights were the start, and were trained on",
+        "merged": "A new adapter was trained on top of it, and the files here hold both",
+    }[parent.init_from]
+    weights = [file for file in parent.files if file.name.endswith(".safetensors")]
+    hashes = "\n".join(f"- `{file.name}` sha256 `{file.sha256}`" for file in weights)
+    return f"\n\nIt goes on from `{parent.name}`. {how}.\n{hashes}"
 
 
 def _hash_and_size(file: Path) -> dict[str, Any]:

@@ -18,6 +18,8 @@ import torch
 from bitsandbytes.functional import dequantize_4bit
 from peft.tuners.lora.bnb import Linear4bit
 
+from worker.train.parent_adapter import FROZEN
+
 
 class FusedLinear4bit(Linear4bit):
     """PEFT's layer, faster where it is plain: one adapter, no dropout, no variant, bfloat16 autocast, on a CPU."""
@@ -46,6 +48,7 @@ class FusedLinear4bit(Linear4bit):
             and isinstance(self.lora_dropout[name], torch.nn.Identity)
             and not self.lora_bias[name]
             and self.base_layer.bias is None
+            and not hasattr(self.base_layer, FROZEN)  # which adds to what the base layer answers when it is called
             and x.device.type == "cpu"
             and torch.is_autocast_enabled("cpu")
             and torch.get_autocast_dtype("cpu") == torch.bfloat16

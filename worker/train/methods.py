@@ -19,6 +19,7 @@ from shared.errors import Invalid
 from worker.train.data import Row
 from worker.train.fused_lora import FusedLinear4bit, KeptLinear4bit
 from worker.train.initialisation import finish
+from worker.train.parent_adapter import begins_as, continue_adapter, put_beneath, stands_on
 from worker.train.targets import Targets, is_linear, parts_beside, targets_of
 
 # LoftQ is applied afterwards; the others keep their name.
@@ -34,7 +35,8 @@ def adapt(model: Any, *, spec: AttemptSpec, initial: Path | None, rows: Sequence
         rows: the training rows, whose activations EVA looks at.
 
     Raises:
-        Invalid: `target_modules_not_found`, `modules_not_found`, `layers_not_found`, `unsupported_combination`.
+        Invalid: `target_modules_not_found`, `modules_not_found`, `layers_not_found`, `unsupported_combination`,
+            `parent_does_not_fit`, `parent_not_plain`.
     """
     adapter, method = spec.job.adapter, METHODS[spec.job.adapter.method]
     combination: dict[Dimension, str] = {
@@ -53,7 +55,11 @@ def adapt(model: Any, *, spec: AttemptSpec, initial: Path | None, rows: Sequence
     if method.quantized and spec.device == "cpu" and spec.job.placement.strategy != "fsdp":
         layer = KeptLinear4bit if spec.keep_dequantized else FusedLinear4bit
         config._register_custom_module({bitsandbytes.nn.Linear4bit: layer})  # PEFT's door for layers of one's own
+    if (beneath := stands_on(spec)) is not None:
+        put_beneath(model, beneath)
     adapted = get_peft_model(model, config, low_cpu_mem_usage=without_memory)
+    if (start := begins_as(spec)) is not None:
+        continue_adapter(adapted, start)
     finish(adapted, adapter, base=Path(spec.base_model_path), initial=initial, rows=rows)
     return adapted
 
@@ -155,11 +161,17 @@ def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 def with_float32_adapters(model: Any, build: Callable[[], Any]) -> Any:
     """Run `build` (a TRL trainer's constructor) and undo its rounding of quantised models' adapters to bfloat16.
 
+    The copy that a preference objective refers to, where there is one, gets the same values.
+
     The adapter is the only thing that learns: float32 keeps small updates, makes a saved checkpoint exact, and is
     far faster on CPUs without bfloat16 arithmetic. Under autocast the products are bfloat16 all the same.
     """
     exact = {name: parameter.data.float() for name, parameter in trainable(model).items()}
     built = build()
-    for name, parameter in trainable(model).items():
-        parameter.data = exact[name]
+    every = dict(model.named_parameters())
+    for name, values in exact.items():
+        every[name].data = values
+        copy = every.get(name.replace(".default.", ".ref."), every[name])
+        if copy is not every[name]:
+            copy.data = values.clone()
     return built

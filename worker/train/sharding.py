@@ -13,6 +13,7 @@ import torch
 from torch.distributed.fsdp import fully_shard
 
 from worker.train.methods import trainable
+from worker.train.parent_adapter import frozen_parameters
 from worker.train.ranks import Ranks
 
 
@@ -21,13 +22,13 @@ def shard_frozen_layers(model: Any, *, ranks: Ranks, device: str) -> None:
     if ranks.world == 1:
         return
     mesh = torch.distributed.init_device_mesh(device, (ranks.world,))
-    learning = set(trainable(model).values())
+    whole = set(trainable(model).values()) | frozen_parameters(model)
     for layer in decoder_layers(model):
         layer.to(device)
-        fully_shard(layer, mesh=mesh, ignored_params=learning, reshard_after_forward=True)
+        fully_shard(layer, mesh=mesh, ignored_params=whole, reshard_after_forward=True)
     model.to(device)
     # The first rank alone reads the model's state to write a checkpoint: nothing may be whole between two passes.
-    fully_shard(model, mesh=mesh, ignored_params=learning, reshard_after_forward=True)
+    fully_shard(model, mesh=mesh, ignored_params=whole, reshard_after_forward=True)
 
 
 def decoder_layers(model: Any) -> list[torch.nn.Module]:

@@ -1,4 +1,4 @@
-"""Preference pairs over TRL's DPOTrainer. The reference is the same model with its adapter disabled: never a copy."""
+"""Preference pairs over TRL's DPOTrainer. The reference is the same model at its start: never a copy of the base."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from shared.contract.spec import AttemptSpec, Dpo
 from worker.train.data import AnswersRow
 from worker.train.objectives.objective import Loss, MicroBatch, OwnFigures, Separable, trainer_arguments
 from worker.train.packing import group
+from worker.train.parent_adapter import begins_as
 
 # EXO is not defined without it; its authors recommend this much (arXiv 2402.00856).
 _SMOOTHING = {"exo_pair": 1e-3}
@@ -55,13 +56,14 @@ class PairsObjective(Separable):
         )
 
 
-def refer_to_base(model: Any) -> None:
-    """Drop the copy of the adapter that TRL makes to refer to: without it TRL switches the adapter off for that.
+def refer_to_start(model: Any, *, spec: AttemptSpec) -> None:
+    """Settle what TRL refers to: the frozen copy of the adapter that it makes, or the model with the adapter off.
 
-    Both are the same before the first step (starts that move the model are refused), and a copy would cost memory and
-    be saved into the product.
+    A new adapter adds nothing before the first step (starts that move the model are refused). So switched off it is the
+    start, also on top of a parent, which stays; the copy would cost memory. An adapter that trains on from a parent's
+    has learnt already: there the copy is the start, as exact as the adapter itself.
     """
-    if "ref" in model.peft_config:
+    if "ref" in model.peft_config and begins_as(spec) is None:
         model.delete_adapter("ref")
 
 
@@ -82,5 +84,5 @@ def build(model: Any, tokenizer: Any, *, spec: AttemptSpec, out: Path, total_ste
         train_dataset=Dataset.from_dict({"prompt_ids": [[0]], "chosen_ids": [[0]], "rejected_ids": [[0]]}),
         processing_class=tokenizer,
     )
-    refer_to_base(model)
+    refer_to_start(model, spec=spec)
     return PairsObjective(trainer, spec=spec)

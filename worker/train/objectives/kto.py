@@ -1,4 +1,4 @@
-"""Answers labelled good or bad over TRL's KTOTrainer. The reference is the same model with its adapter disabled.
+"""Answers labelled good or bad over TRL's KTOTrainer. The reference is the same model at its start (dpo.py).
 
 The KL term compares answers with what policy and reference think of *another* row's answer to the same prompt (arXiv
 2402.01306, section 4.2). Upstream takes these neighbours and the mean from one forward pass, and from the passes that
@@ -18,10 +18,11 @@ import torch
 from datasets import Dataset
 from peft.tuners.tuners_utils import BaseTunerLayer
 from trl import KTOConfig, KTOTrainer
+from trl.trainer.utils import use_adapter
 
 from shared.contract.spec import AttemptSpec, Kto
 from worker.train.data import AnswersRow
-from worker.train.objectives.dpo import refer_to_base
+from worker.train.objectives.dpo import refer_to_start
 from worker.train.objectives.objective import Loss, MicroBatch, OwnFigures, trainer_arguments
 from worker.train.packing import group
 
@@ -48,13 +49,14 @@ class PreparedAnswersTrainer(KTOTrainer, OwnFigures):
 
     def _compute_kl_logps(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Upstream's KL term is the policy's figure less the reference's: the divergence, and nothing."""
-        policy = not next(module for module in model.modules() if isinstance(module, BaseTunerLayer)).disable_adapters
+        layer = next(module for module in model.modules() if isinstance(module, BaseTunerLayer))
+        policy = not layer.disable_adapters and "ref" not in layer.active_adapters
         return torch.tensor([self.divergence * policy], device=batch["input_ids"].device)
 
     def summed_divergence(self, model: Any, batch: dict[str, torch.Tensor]) -> float:
         """How much likelier the neighbours' answers are under the policy than under its reference, in nats."""
         policy = super()._compute_kl_logps(model, batch)
-        with self.model.disable_adapter():
+        with use_adapter(self.model, "ref" if "ref" in self.model.peft_config else None):
             reference = super()._compute_kl_logps(model, batch)
         return float((policy - reference).sum())
 
@@ -124,5 +126,5 @@ def build(model: Any, tokenizer: Any, *, spec: AttemptSpec, out: Path, total_ste
     trainer = PreparedAnswersTrainer(
         model=model, args=arguments, train_dataset=Dataset.from_dict(stand_in), processing_class=tokenizer
     )
-    refer_to_base(model)
+    refer_to_start(model, spec=spec)
     return KtoObjective(trainer, spec=spec)
