@@ -12,8 +12,9 @@ from shared.contract.job_request import CreateJob, chosen
 from shared.contract.methods import METHODS, Dimension, method_for, refuse_unsupported, with_other_weights
 from shared.contract.modules import HEADS, last
 from shared.contract.objectives import OBJECTIVES
+from shared.contract.parent_model import ParentModel
 from shared.contract.spec import BaseModelRef, GeneratedAnswers, Part, PublishBy
-from shared.settle import base_refusals
+from shared.settle import base_refusals, going_on
 from shared.settle.asked import Asked, refuse, shown
 from shared.settle.wishes import (
     HYPERPARAMETER_FIELDS,
@@ -28,13 +29,18 @@ from shared.settle.wishes import (
 MAX_DEVICES: Final = 256  # every device needs a row of each step, and a step has at most 256
 
 
-def check_request(request: CreateJob, base: BaseModelRef) -> None:
+def check_request(request: CreateJob, base: BaseModelRef, parent: ParentModel | None = None) -> None:
     """Refuse, before anything is stored, every contradiction that is visible without data and device.
+
+    `parent`: the tuned model that the job goes on from. What it inherits is checked as if it had been asked for.
 
     Raises:
         Invalid: names the wire field, its value and the remedy.
     """
-    asked = Asked(request=request, facts=base.facts, base_name=base.name, wished=wishes(request))
+    wished = wishes(request)
+    going_on.check(request, wished, parent)
+    inherited = {} if parent is None else going_on.inherited(wished, parent)
+    asked = Asked(request=request, facts=base.facts, base_name=base.name, wished=inherited | wished)
     for check in _CHECKS:
         check(asked)
     refuse_unsupported(_combination(asked))
@@ -159,7 +165,7 @@ def _check_full(asked: Asked) -> None:
     if METHODS[asked.method].adapter:
         return
     for name, value in asked.wished.items():
-        if name.startswith("adapter.") and name != "adapter.method":
+        if name.startswith("adapter.") and name not in ("adapter.method", going_on.INIT_FROM):
             refuse(
                 f"tunepool.{name}",
                 value,

@@ -14,18 +14,21 @@ from pydantic import BaseModel
 
 from shared.contract.job_request import CreateJob
 from shared.contract.objectives import OBJECTIVES
+from shared.contract.parent_model import ParentModel
 from shared.contract.spec import (
     Adapter,
     AutoValue,
     BaseModelRef,
     DataFacts,
     JobSpec,
+    Parent,
     Placement,
     Quantization,
     Queue,
     Training,
 )
 from shared.errors import Invalid
+from shared.settle import going_on
 from shared.settle.asked import refuse
 from shared.settle.automatic_values import RULES
 from shared.settle.calibration import Calibration, Measurement
@@ -64,16 +67,20 @@ def resolve(
     device: DeviceFacts,
     seed: int,
     measurements: Sequence[Measurement] = (),
+    parent: ParentModel | None = None,
 ) -> Resolution:
     """Settle every open value of a request that has passed `check_request`.
 
-    `measurements` of finished jobs correct the memory estimate; none: the formula alone.
+    Args:
+        measurements: of finished jobs, which correct the memory estimate; none: the formula alone.
+        parent: the tuned model that the job goes on from.
 
     Raises:
         Invalid: the rows do not suit the objective, or a choice does not suit the device.
     """
+    wished = wishes(request)
     settling = Settling(
-        wished=wishes(request),
+        wished=wished,
         facts=base.facts,
         data=data,
         device=device,
@@ -81,12 +88,15 @@ def resolve(
         preset=request.tunepool.preset,
         multiplier=hyperparameters(request).get("learning_rate_multiplier", ("", 1.0))[1],
         measurements=measurements,
+        inherited={} if parent is None else going_on.inherited(wished, parent),
+        heir_of="" if parent is None else parent.name,
     )
     _check_data(settling)
+    descent = None if parent is None else _descend(settling, parent)
     for name, automatic in RULES.items():
         settling.settle(name, automatic)
     _check_device(settling)
-    build = _builder(settling, base=base, queue=request.tunepool.queue or Queue(), seed=seed)
+    build = _builder(settling, base=base, queue=request.tunepool.queue or Queue(), seed=seed, parent=descent)
     fit(settling, build)
     spec = build()
     work = workload(spec, device=device.kind, memory=device.total_bytes)
@@ -109,24 +119,32 @@ def expected_steps(spec: JobSpec) -> int:
     return planned if spec.training.max_steps is None else min(planned, spec.training.max_steps)
 
 
+def _descend(settling: Settling, parent: ParentModel) -> Parent:
+    settling.settle(going_on.INIT_FROM, lambda s: going_on.init_from(s.wished, parent))
+    return going_on.as_parent(parent, settling.settled[going_on.INIT_FROM])
+
+
 def _auto_value(name: str, settling: Settling) -> AutoValue:
     value = settling.settled[name]
     shown = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     return AutoValue(field=name, value=shown, reason=settling.reasons[name])
 
 
-def _builder(settling: Settling, *, base: BaseModelRef, queue: Queue, seed: int) -> Callable[[], JobSpec]:
+def _builder(
+    settling: Settling, *, base: BaseModelRef, queue: Queue, seed: int, parent: Parent | None
+) -> Callable[[], JobSpec]:
     def build() -> JobSpec:
         return JobSpec(
             base_model=base,
             objective=settling.objective,
             data=settling.data,
-            adapter=Adapter(**settling.part("adapter")),
+            adapter=Adapter(**{name: settling.settled[f"adapter.{name}"] for name in Adapter.model_fields}),
             quantization=Quantization(**settling.part("quantization")),
             training=Training(**settling.part("training")),
             placement=Placement(**settling.part("placement")),
             queue=queue,
             seed=seed,
+            parent=parent,
         )
 
     return build

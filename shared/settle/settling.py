@@ -63,12 +63,16 @@ class Settling:
     preset: Preset | None
     multiplier: float
     measurements: Sequence[Measurement]
+    inherited: Mapping[str, Any] = field(default_factory=dict)
+    heir_of: str = ""  # the tuned model that it is inherited from
     settled: dict[str, Any] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
 
     def settle(self, name: str, automatic: Callable[[Settling], tuple[Any, str]]) -> None:
         if name in self.wished:
             self.settled[name] = self.wished[name]
+        elif name in self.inherited:
+            self.settled[name], self.reasons[name] = self.inherited[name], f"as {self.heir_of}"
         else:
             self.settled[name], self.reasons[name] = automatic(self)
 

@@ -7,7 +7,7 @@ in docs/memory.md and bench/memory_estimates.py. All sizes are bytes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shared.contract.methods import METHODS
 from shared.contract.modules import last
@@ -162,6 +162,7 @@ def _standing(work: Workload, *, stack: SoftwareStack) -> dict[str, int]:
         "trained weights": 4 * trained if METHODS[work.method].adapter else 0,
         "gradients": 4 * trained,
         "optimizer": math.ceil(OPTIMIZER_BYTES[work.optim] * trained),
+        **({"frozen adapter": 4 * adapter_parameters(replace(work, r=work.frozen_rank))} if work.frozen_rank else {}),
     }
     whole = spread.keys() - {"weights"} if stack.adapter_whole else set[str]()
     shared_out = {name: size if name in whole else math.ceil(size / work.shards) for name, size in spread.items()}

@@ -38,6 +38,7 @@ class Workload:
         shards: devices that the weights are spread over (fsdp), else 1.
         replicas: devices that hold a copy each (ddp), else 1.
         keeps_copy: frozen 4-bit weights are held in 16 bits as well.
+        frozen_rank: of an adapter that stays as it is beside the one that trains.
     """
 
     facts: ModelFacts
@@ -58,6 +59,7 @@ class Workload:
     shards: int = 1
     replicas: int = 1
     keeps_copy: bool = False
+    frozen_rank: int = 0
     device: DeviceKind = "cuda"
 
     @property
@@ -80,6 +82,9 @@ def keeps_copy(spec: JobSpec, *, device: DeviceKind, memory: int) -> bool:
         and spec.adapter.lora_dropout == 0
         and spec.training.dtype == "bfloat16"
     )
+    plain = plain and (
+        spec.parent is None or spec.parent.init_from == "continue"
+    )  # beneath a new one PEFT's way is gone
     little = BYTES["bfloat16"] * spec.base_model.facts.parameters < KEPT_SHARE * memory
     return device == "cpu" and plain and spec.placement.strategy != "fsdp" and little
 
@@ -110,8 +115,18 @@ def workload(spec: JobSpec, *, device: DeviceKind, memory: int) -> Workload:
         shards=world if placement.strategy == "fsdp" else 1,
         replicas=world if placement.strategy == "ddp" else 1,
         keeps_copy=keeps_copy(spec, device=device, memory=memory),
+        frozen_rank=_frozen_rank(spec),
         device=device,
     )
+
+
+def _frozen_rank(spec: JobSpec) -> int:
+    """A parent beneath a new adapter stays as it is; of one that trains on, a preference objective keeps the start."""
+    if spec.parent is None or not METHODS[spec.adapter.method].adapter:
+        return 0
+    if spec.parent.init_from == "merged":
+        return spec.parent.rank
+    return spec.parent.rank if OBJECTIVES[spec.objective.type].needs_reference else 0
 
 
 def _longest_row(spec: JobSpec) -> int:
