@@ -43,6 +43,7 @@ REVISIONS: Final = (
     "0029_evals",
     "0028_key_secrets",
     "0026_parents",
+    "0027_integrations",
 )
 
 

@@ -28,6 +28,7 @@ from shared.store.tables.product_tables import (
     PreflightRow,
 )
 from shared.store.tables.tenant_tables import ApiKeyRow, AuditRow, OrganizationRow, ProjectRow, SignInRow
+from shared.store.tables.tracking_tables import ProjectSecretRow, TrackingRow
 from shared.store.tables.upload_tables import UploadPartRow, UploadRow
 from shared.store.tables.webhook_tables import DeliveryRow, WebhookRow
 
@@ -64,7 +65,9 @@ __all__ = [
     "PoolRow",
     "PreflightRow",
     "ProjectRow",
+    "ProjectSecretRow",
     "SignInRow",
+    "TrackingRow",
     "UploadPartRow",
     "UploadRow",
     "WebhookRow",

@@ -26,6 +26,7 @@ class WorkerRow(Base):
     draining: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
     version: Mapped[str] = mapped_column(Text)
     isolation: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    trackers: Mapped[list[str] | None] = mapped_column(Json)  # those it can feed; null: an older version
 
 
 class PoolRow(Base):
