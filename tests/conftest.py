@@ -22,6 +22,8 @@ pytest_plugins = ["tests.servers"]
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Several files run at once: of two threads one waits at each barrier for the other, which has no core just then.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Nothing is started ahead but where a test asks for it: it would take seconds of the cores from its neighbours.
+os.environ["TUNEPOOL_KEEP_WARM"] = "off"
 
 
 # One process runs a whole file, so the suite ends soonest when the files that take minutes begin first.

@@ -1,4 +1,4 @@
-"""Obeys the trainer's contract without torch: `python -m tests.fake_trainer SPEC OUT`.
+"""Obeys the trainer's contract without torch: `python -m tests.fake_trainer SPEC OUT`, or `--handover N`.
 
 The first training row says how to behave: {"text": "fake: steps=20 step_seconds=0.05 save=5 crash=7 exit=1 …"}.
 With torchrun's options it is the launcher and the only rank of a host as well (docs/trainer.md, "Several devices").
@@ -70,8 +70,22 @@ def rank_of_another_host(options: dict[str, str], spec_file: Path, out: Path) ->
         return int(next(said, "1"))
 
 
+def handed_over(number: int) -> list[str]:
+    """Wait for work as a program that was started ahead does (shared/contract/handover.py)."""
+    with socket.socket(fileno=number) as line, line.makefile("rb") as lines:
+        line.sendall(b"waiting\n")
+        message = lines.readline()
+        if not message:
+            sys.exit(0)
+        work = json.loads(message)
+        line.sendall(b"taken\n")
+    return [work["spec"], work["out"]]
+
+
 def launch(arguments: list[str]) -> int:
     """What torchrun and a rank would do together, by torchrun's options; without them, the trainer."""
+    if arguments[0] == "--handover":
+        arguments = handed_over(int(arguments[1]))
     options = dict(word[2:].split("=", 1) for word in arguments if word.startswith("--") and "=" in word)
     spec_file, out = Path(arguments[-2]), Path(arguments[-1])
     others = Others()

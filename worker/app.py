@@ -29,7 +29,7 @@ from worker.program import processes
 log = structlog.get_logger()
 
 settings = Settings()
-flags = SharedFlags()
+flags = SharedFlags(devices=len(discover(settings)))
 app = make_celery(settings)
 app.conf.update(
     imports=("worker.tasks",),
@@ -101,6 +101,7 @@ def _exit_deaf(code: int) -> None:
 @signals.worker_shutting_down.connect
 def _drain(**_: Any) -> None:
     flags.drain()
+    flags.ring_keepers()
     if _Main.presence is not None:
         _Main.presence.wake()
 

@@ -23,7 +23,9 @@ from shared.operating.secrecy import hide_secrets
 from shared.settings import Settings
 from shared.store.bell import call, ring
 from shared.store.lifecycle import Lane
+from worker.attempt import seat
 from worker.attempt.member import take_part
+from worker.attempt.seat import WarmSeat
 from worker.attempt.supervisor import run_attempt
 from worker.chores.table import do_next
 from worker.host.flags import SharedFlags
@@ -34,18 +36,32 @@ log = structlog.get_logger()
 
 
 def training(host: Host) -> None:
-    """Take part where we are called, claim and supervise jobs, one after the other, until none is for this worker."""
+    """Serve until nothing is for this worker; then stay, where a device has nobody who waits for its next job."""
+    host.flags.ring_keepers()
+    _serve(host)
+    with seat.taken(host) as ours:
+        if ours is None:
+            return
+        while ours.wait():
+            _serve(host, ours)
+    _serve(host)  # what a sibling has left to us meanwhile
+
+
+def _serve(host: Host, ours: WarmSeat | None = None) -> None:
+    """Take part where we are called, claim and supervise jobs, one after the other, until none is for this process."""
     while True:
         host.flags.pulled("training", at=time.monotonic())
         # Before anything of our own, and while draining too: the leader must hear it, its devices idle meanwhile.
         part = host.claim(partial(moves.claim_membership, worker_id=host.worker.id))
         if part is not None:
             ring("training", host.settings)  # whoever else may take what this bell was for
+            if ours is not None:
+                ours.let_go("its worker takes part in a job on several hosts")
             take_part(host, part)
             continue
         if host.flags.draining:
             return
-        claim = host.claim(partial(_claim, host))
+        claim = host.claim(partial(_claim, host, ours))
         if claim is None:
             return
         failpoints.reach("after_claim", host.settings)
@@ -53,16 +69,17 @@ def training(host: Host) -> None:
             ring("training", host.settings)  # a sibling may fill the next device
         for member in claim.members:
             call(member.worker_id, host.settings)
-        run_attempt(host, claim)
+        run_attempt(host, claim, spare=None if ours is None else ours.give(claim))
 
 
-def _claim(host: Host, session: Session, *, passed_over: Collection[str]) -> Claim | None:
+def _claim(host: Host, ours: WarmSeat | None, session: Session, *, passed_over: Collection[str]) -> Claim | None:
     claim = moves.claim_training(
         session,
         worker_id=host.worker.id,
         pool_name=host.settings.pool,
         lease_seconds=host.settings.lease_seconds,
         passed_over=passed_over,
+        left=seat.left_to_others(host, ours),
     )
     if claim is not None:
         failpoints.reach("claim_before_commit", host.settings)

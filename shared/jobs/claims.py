@@ -46,11 +46,18 @@ SETTLING: Final = Work(
 
 
 def claim_training(
-    session: Session, *, worker_id: str, pool_name: str, lease_seconds: float, passed_over: Collection[str] = ()
+    session: Session,
+    *,
+    worker_id: str,
+    pool_name: str,
+    lease_seconds: float,
+    passed_over: Collection[str] = (),
+    left: Collection[str] = (),
 ) -> Claim | None:
     """Lease the next job and its devices to this worker, or None when nothing of the plan is its own.
 
     Jobs that are `passed_over` are not planned for. Raises NotUnderstood; the caller passes that job over too.
+    What is planned for the devices `left` is not claimed: another process of this worker does so, with a spare.
 
     The plan and the lease are one transaction under the pool's advisory lock, so that no two workers see the same
     device free.
@@ -63,7 +70,7 @@ def claim_training(
     owners = _owners(session, pool_name)
     for assignment in made.assignments:
         parts = _by_worker(assignment.device_ids, owners)
-        if worker_id in parts:
+        if worker_id in parts and assignment.device_ids[0] not in left:
             charged = view.charge(assignment.job_id)
             claim = _lease_training(
                 session, assignment, parts, worker_id=worker_id, lease_seconds=lease_seconds, charged=charged

@@ -6,6 +6,7 @@ Leader and members of a job on several hosts each have one; a job on one host ha
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import structlog
 
 from shared.contract.documents import Manifest
+from shared.contract.handover import Handover
 from shared.contract.passes import device_kind
 from shared.contract.spec import AttemptSpec, DeviceKind
 from shared.lease.journal import NewEvent
@@ -23,21 +25,24 @@ from shared.settle.workload import keeps_copy
 from worker import base_models
 from worker.attempt import meeting
 from worker.host.devices import CPU_SHARE, host_memory
+from worker.host.found_device import FoundDevice
 from worker.host.host import Host
-from worker.program import launcher, processes, workdir
+from worker.program import hostile_folder, launcher, processes, workdir
 from worker.program.launcher import Meeting, Trainer
 from worker.program.memory_wall import Allowance, MemoryWall
+from worker.program.processes import Tag
+from worker.program.spare import NotTaken, Spare
 
 log = structlog.get_logger()
 
 
 class AttemptFolder:
-    """Made with the claim; `prepare`, then `launch`."""
+    """Made with the claim, and with a spare for it if there is one; `prepare`, then `launch`."""
 
-    def __init__(self, host: Host, claim: Claim) -> None:
+    def __init__(self, host: Host, claim: Claim, spare: Spare | None = None) -> None:
         assert claim.spec is not None, "a queued job is resolved"
         self.host, self.claim, self.spec = host, claim, claim.spec
-        self.tag = processes.own_tag(home=host.settings.home.resolve(), job_id=claim.lease.id, fence=claim.lease.fence)
+        self.spare = spare
         self.micro_batch_size = claim.micro_batch_size or self.spec.training.per_device_train_batch_size
         self.gradient_checkpointing = (
             self.spec.training.gradient_checkpointing
@@ -47,10 +52,30 @@ class AttemptFolder:
         self.device = next(device for device in host.devices if claim.device_ids[0].endswith(f":{device.uuid}"))
 
     def make_folder(self) -> None:
-        self.folder = workdir.make(self.host.work, self.claim.lease)
+        """A spare has its folder: the walls around it leave it no other."""
+        if self.spare is None:
+            self.folder = workdir.make(self.host.work, self.claim.lease)
+        else:
+            workdir.remove_earlier(self.host.work, self.claim.lease)
+            self.folder = self.spare.folder
 
     def remove_folder(self) -> None:
         workdir.remove(self.host.work, self.claim.lease)
+        if self.spare is not None:
+            hostile_folder.remove(self.spare.folder.root)
+
+    @property
+    def tag(self) -> Tag:
+        """Of the trainer that this attempt starts, or of the spare that it has."""
+        if self.spare is not None and self.spare.serves:
+            return self.spare.tag
+        lease = self.claim.lease
+        return processes.own_tag(home=self.host.settings.home.resolve(), job_id=lease.id, fence=lease.fence)
+
+    def let_spare_go(self) -> None:
+        """End a spare that has not been handed over. Raises StillAlive."""
+        if self.spare is not None:
+            self.spare.end()
 
     # --- what the trainer reads -------------------------------------------------------------------------------------
 
@@ -61,6 +86,7 @@ class AttemptFolder:
         self.model = base_models.ensure(
             entry, cache=settings.cache, interrupt=interrupt, user=self.folder.root, most=settings.cache_bytes
         )
+        self._bring_within_walls()
         stage = partial(workdir.stage_rows, store, columns=self.spec.training.columns, interrupt=interrupt)
         rows = stage(self.claim.training_file, self.folder.data / "train.jsonl")
         validation = None
@@ -72,6 +98,21 @@ class AttemptFolder:
         )
         workdir.hand_over(self.folder, uid=self.host.trainer_uid)
         return events
+
+    def _bring_within_walls(self) -> None:
+        """Where Landlock names what a program may read, a spare's rules are older than our choice of a model.
+
+        So the model's files get a second name in the spare's folder. Where they cannot, the attempt starts cold.
+        """
+        if self.spare is None or self.host.isolation.files != "rules":
+            return
+        try:
+            shutil.copytree(self.model, self.folder.base, copy_function=os.link)
+        except (OSError, shutil.Error) as error:
+            log.info("spare.not_used", job_id=self.claim.lease.id, reason=f"the model cannot be linked: {error}"[:200])
+            self.spare.end()
+            return
+        self.model = self.folder.base
 
     def _stage_checkpoint(self, interrupt: Callable[[], None]) -> list[NewEvent]:
         if self.claim.last_checkpoint is None:
@@ -105,17 +146,36 @@ class AttemptFolder:
 
     @property
     def _threads(self) -> int:
-        """Threads of each rank: a CPU slot's cores, else a GPU's part of this worker's cores."""
-        everything = self.host.settings.cpu_threads or len(os.sched_getaffinity(0))
-        return self.device.cores or max(1, everything // len(self.host.devices))
+        return threads_of(self.host, self.device)
 
     # --- the trainer ------------------------------------------------------------------------------------------------
 
-    def launch(self, where: MeetingPlace | None = None, *, node: int = 0) -> Trainer:
-        """Start the trainer on devices that nobody else is on: who is there without our lease has lost its own."""
+    def launch(
+        self, where: MeetingPlace | None = None, *, node: int = 0, interrupt: Callable[[], None] = lambda: None
+    ) -> Trainer:
+        """Start the trainer on devices that nobody else is on: who is there without our lease has lost its own.
+
+        A spare gets the work instead, if it takes it. Raises what `interrupt` raises, StillAlive, OSError.
+        """
         evicted = processes.kill_squatters(self.claim.device_ids, mine=self.tag)
         if evicted:
             log.warning("device.squatters_killed", pids=evicted, devices=list(self.claim.device_ids))
+        return self._hand_over(interrupt) or self._start(where, node)
+
+    def _hand_over(self, interrupt: Callable[[], None]) -> Trainer | None:
+        if self.spare is None or not self.spare.serves:
+            return None
+        work = Handover(spec=str(self.folder.spec), out=str(self.folder.out))
+        try:
+            trainer = self.spare.hand_over(work, interrupt=interrupt)
+        except NotTaken as fault:
+            log.warning("spare.not_used", job_id=self.claim.lease.id, reason=str(fault))
+            self.spare.end()
+            return None
+        log.info("spare.handed_over", job_id=self.claim.lease.id, pid=trainer.pid)
+        return trainer
+
+    def _start(self, where: MeetingPlace | None, node: int) -> Trainer:
         settings = self.host.settings
         return launcher.start(
             launcher.command(
@@ -126,12 +186,12 @@ class AttemptFolder:
                 meeting=None if where is None else Meeting(where.name, where.address, where.port, node),
                 gang=settings.gang_launcher,
             ),
-            environment=launcher.environment(
-                tag=self.tag,
-                device_ids=self.claim.device_ids,
-                kind=self.device.kind,
-                threads=self._threads,
-                scratch=self.folder.out,
+            environment=trainer_variables(
+                self.host,
+                self.device,
+                self.claim.device_ids,
+                self.tag,
+                self.folder.out,
                 interface=self._interface(where),
             ),
             tag=self.tag,
@@ -164,3 +224,23 @@ class AttemptFolder:
         if where is not None:
             return meeting.interface(meeting.own_address(self.host.settings))
         return "lo" if self._company == "ranks_here" else None
+
+
+def trainer_variables(
+    host: Host, device: FoundDevice, device_ids: tuple[str, ...], tag: Tag, out: Path, *, interface: str | None = None
+) -> dict[str, str]:
+    """The environment of a trainer on these devices, the first of which is `device`; of a spare likewise."""
+    return launcher.environment(
+        tag=tag,
+        device_ids=device_ids,
+        kind=device.kind,
+        threads=threads_of(host, device),
+        scratch=out,
+        interface=interface,
+    )
+
+
+def threads_of(host: Host, device: FoundDevice) -> int:
+    """Threads of each rank: a CPU slot's cores, else a GPU's part of this worker's cores."""
+    everything = host.settings.cpu_threads or len(os.sched_getaffinity(0))
+    return device.cores or max(1, everything // len(host.devices))

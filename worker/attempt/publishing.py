@@ -27,6 +27,7 @@ from worker.attempt.leader import Gang
 from worker.host.host import Host
 from worker.program import workdir
 from worker.program.launcher import Trainer
+from worker.program.spare import Spare
 from worker.program.trainer_events import Meter, Story, metric_lines
 
 log = structlog.get_logger()
@@ -38,14 +39,16 @@ class PublishingAttempt:
 
     keeper: LeaseKeeper
 
-    def __init__(self, host: Host, claim: Claim, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, host: Host, claim: Claim, *, spare: Spare | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         assert claim.spec is not None, "a queued job is resolved"
         self.host = host
         self.claim = claim
         self.lease = claim.lease
         self.spec = claim.spec
         self.clock = clock
-        self.place = AttemptFolder(host, claim)
+        self.place = AttemptFolder(host, claim, spare)
         self.gang = Gang(claim.members, host.settings, clock=clock)
         self.story = Story(clock)
         self.meter = Meter(clock=clock)

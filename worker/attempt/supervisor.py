@@ -39,6 +39,7 @@ from worker.attempt.publishing import PublishingAttempt
 from worker.host.host import AWAY, Host, full_sentence, host_code, host_sentence
 from worker.program.launcher import Exit, Trainer
 from worker.program.processes import StillAlive
+from worker.program.spare import Spare
 from worker.program.trainer_events import EventTail, client_event, says_out_of_memory
 
 log = structlog.get_logger()
@@ -64,9 +65,14 @@ class TrainerEnd:
     exit: Exit
 
 
-def run_attempt(host: Host, claim: Claim, *, clock: Callable[[], float] = time.monotonic) -> None:
-    """Carry a claimed job to the end of this attempt. Never raises: whatever goes wrong is written on the job."""
-    attempt = _Attempt(host, claim, clock=clock)
+def run_attempt(
+    host: Host, claim: Claim, *, spare: Spare | None = None, clock: Callable[[], float] = time.monotonic
+) -> None:
+    """Carry a claimed job to the end of this attempt. Never raises: whatever goes wrong is written on the job.
+
+    A `spare` of the job's device is the trainer, if it can be; it does not outlive the attempt.
+    """
+    attempt = _Attempt(host, claim, spare=spare, clock=clock)
     bound = log.bind(job_id=claim.lease.id, attempt=claim.lease.attempt)
     bound.info("attempt.claimed", devices=list(claim.device_ids))
     named = structlog.contextvars.bound_contextvars(job_id=claim.lease.id, attempt=claim.lease.attempt)
@@ -110,6 +116,7 @@ class _Attempt(PublishingAttempt):
         try:
             ended = self.train()
         finally:
+            self.place.let_spare_go()  # one that was not handed over
             self.dismiss()
         self.settle(ended)
 
@@ -120,7 +127,7 @@ class _Attempt(PublishingAttempt):
         self.untold += self.place.prepare(self.keeper.check)
         self.reach("after_staging")
         self.keeper.check()
-        self.trainer = self.place.launch(self.gather())
+        self.trainer = self.place.launch(self.gather(), interrupt=self.keeper.check)
         self.reach("after_launch")
         try:
             self.say_phase("training")

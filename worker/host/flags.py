@@ -5,7 +5,10 @@ Plain bytes in an anonymous map, made before the fork: no lock, so a child kille
 
 from __future__ import annotations
 
+import contextlib
 import mmap
+import os
+import select
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,14 +20,18 @@ LANES: Final[tuple[Lane, ...]] = get_args(Lane)
 _SLOTS: Final[dict[Lane, int]] = {"training": 8, "cpu": 16}
 _CHILDREN: Final = 64  # the byte of the first child; each child writes its own
 _AT_WORK: Final[dict[Lane, int]] = {"training": 1, "cpu": 2}
+_KEEPING = 3  # inside a task of the training lane, which waits with a spare for a bell
+_KEPT: Final = 1024  # the byte of the first device: whether a child waits for its next job
 _MOMENT: Final = struct.Struct("d")  # one aligned 8-byte store: never torn on the machines we run on
 
 
 class SharedFlags:
     """Written and read by every process forked after it was made."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, devices: int = 0) -> None:
+        """`devices`: how many of them may have a child that waits with a spare (worker/attempt/seat.py)."""
         self._bytes = mmap.mmap(-1, mmap.PAGESIZE)
+        self._bells = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(devices)]
 
     @property
     def registered(self) -> bool:
@@ -61,6 +68,50 @@ class SharedFlags:
     def last_pull(self, lane: Lane) -> float:
         moment: float = _MOMENT.unpack(self._bytes[_SLOTS[lane] : _SLOTS[lane] + 8])[0]
         return moment
+
+    # --- children that wait with a spare ------------------------------------------------------------------------------
+
+    @property
+    def seats(self) -> range:
+        """Numbers of the devices that a child may wait for; none in a process that shares no flags."""
+        return range(len(self._bells))
+
+    @property
+    def kept(self) -> frozenset[int]:
+        """Numbers of the devices that a child waits for now."""
+        return frozenset(number for number in self.seats if self._bytes[_KEPT + number])
+
+    @contextmanager
+    def keeping(self, number: int, *, child: int) -> Iterator[None]:
+        """Child number `child` waits for the next job of device `number`."""
+        self._bytes[_CHILDREN + child] = _KEEPING
+        self._bytes[_KEPT + number] = 1
+        try:
+            yield
+        finally:
+            self.forget_keeper(number)
+            self._bytes[_CHILDREN + child] = _AT_WORK["training"]
+
+    def forget_keeper(self, number: int) -> None:
+        """Nobody waits for device `number`: who did has left, or was killed."""
+        self._bytes[_KEPT + number] = 0
+
+    def ring_keepers(self) -> None:
+        """Wake every child that waits. Safe in a signal handler."""
+        for number in self.kept:
+            with contextlib.suppress(BlockingIOError):  # it has rung often enough
+                os.eventfd_write(self._bells[number], 1)
+
+    def hears(self, number: int, *, seconds: float) -> bool:
+        """Whether the bell of device `number` rings within so long, or has rung since it was last heard."""
+        bell = self._bells[number]
+        waiting = select.poll()
+        waiting.register(bell, select.POLLIN)
+        if not waiting.poll(seconds * 1000):
+            return False
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(bell)
+        return True
 
     # --- children at work -------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from typing import IO, Final
 
 import psutil
 
+from shared.contract.handover import ARGUMENT
 from shared.contract.spec import Placement
 from shared.errors import Unavailable
 from shared.operating.isolation import Company, Ground, Isolation, Walls
@@ -80,6 +81,11 @@ def command(
     if placement.strategy == "single":
         return [*run, *what]
     return [*run, gang, *_meet(placement, meeting), f"--nproc-per-node={placement.gpus}", "--module", *what]
+
+
+def command_ahead(module: str, *, channel: int, python: str = sys.executable) -> list[str]:
+    """The argv of a trainer that works alone and hears of its work over the descriptor `channel`. Pure."""
+    return [python, "-X", "faulthandler", "-m", module, ARGUMENT, str(channel)]
 
 
 def _meet(placement: Placement, meeting: Meeting | None) -> list[str]:

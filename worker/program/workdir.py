@@ -1,6 +1,7 @@
 """Between the store and an attempt's folder: inputs in, products out, every byte under a checksum. No database.
 
 work/{job}/{fence}/spec.json  data/*.jsonl  trainer.log  out/{events.jsonl,stop,checkpoints/,adapter/}
+work/spare/{pid}-{number}/   the same, of a program that was started ahead (spare.py) and of the attempt that gets it
 """
 
 from __future__ import annotations
@@ -58,6 +59,11 @@ class Workdir:
         return self.root / "out"
 
     @property
+    def base(self) -> Path:
+        """Further names of the base model's files, where a program may read nothing outside of this folder."""
+        return self.root / "base"
+
+    @property
     def events(self) -> Path:
         return self.out / "events.jsonl"
 
@@ -71,10 +77,26 @@ def make(work: Path, lease: Lease) -> Workdir:
 
     A later fence's folder stays: this holder may be the late one.
     """
+    remove_earlier(work, lease)
+    return _made(work / lease.id / str(lease.fence))
+
+
+def make_ahead(root: Path, *, uid: int | None) -> Workdir:
+    """A fresh folder for an attempt that is not known yet, for the trainers' user."""
+    made = _made(root)
+    hand_over(made, uid=uid)
+    return made
+
+
+def remove_earlier(work: Path, lease: Lease) -> None:
+    """Remove what this fence and earlier ones left of this job on this host."""
     for left in (work / lease.id).glob("[0-9]*"):
         if int(left.name) <= lease.fence:
             hostile_folder.remove(left)
-    made = Workdir(work / lease.id / str(lease.fence))
+
+
+def _made(root: Path) -> Workdir:
+    made = Workdir(root)
     made.root.mkdir(parents=True, mode=0o700)
     for folder in (made.data, made.out, made.out / "checkpoints"):
         folder.mkdir()
@@ -93,6 +115,8 @@ def hand_over(workdir: Workdir, *, uid: int | None) -> None:
     if uid is None:
         return
     for path in (workdir.root, *workdir.root.rglob("*")):
+        if workdir.base in path.parents:  # of the cache, whose files they are
+            continue
         written = path == workdir.out or workdir.out in path.parents
         os.chown(path, uid if written else -1, uid, follow_symlinks=False)
         path.chmod((0o700 if written else 0o750) if path.is_dir() else (0o600 if written else 0o640))

@@ -1,4 +1,4 @@
-"""The trainer: `python -m worker.train SPEC OUT`. Files in, files out; the contract is docs/trainer.md.
+"""The trainer: `python -m worker.train SPEC OUT`, or `--handover N`. Files in, files out; contract: docs/trainer.md.
 
 Exit codes: 0 done, 3 the user's fault, 4 out of memory, 5 stopped on request with a complete checkpoint; anything else
 is a crash worth a retry.
@@ -53,6 +53,7 @@ from worker.train.reporting import Reporter
 from worker.train.sequence_state import packed_only_apart
 from worker.train.sharding import shard_frozen_layers
 from worker.train.stack_faults import refused_for_good
+from worker.train.started_ahead import work_of
 from worker.train.stopping import StoppedOnRequest, StopRequest
 from worker.train.targets import say_what_stays_frozen
 from worker.train.tokenizer import generation_ends, load_tokenizer
@@ -292,4 +293,4 @@ def _best_answers(progress: Progress, *, by: AnswerMeasure) -> tuple[int, str]:
 if __name__ == "__main__":
     gc.freeze()
     gc.enable()
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    sys.exit(main(*work_of(sys.argv[1:])))

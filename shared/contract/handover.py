@@ -1,0 +1,26 @@
+"""What a worker and a program that it has started ahead say to each other, over a socket that this was born with.
+
+It is started as `python -m MODULE --handover DESCRIPTOR`. It imports what it needs, says WAITING, reads one line that
+is a Handover, says TAKEN, closes the socket, and goes on as `python -m MODULE SPEC OUT` would have. When the socket
+closes before, nobody wants it any more, and it ends.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict
+
+ARGUMENT: Final = "--handover"
+WAITING: Final = b"waiting\n"
+TAKEN: Final = b"taken\n"
+LINE_BYTES: Final = 16 * 1024
+
+
+class Handover(BaseModel):
+    """The work: paths of the spec and of the folder that is written."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    spec: str
+    out: str

@@ -1,0 +1,185 @@
+"""Trainers that were started ahead: each carries out one attempt as a cold one would, and none outlives its worker."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from sqlalchemy import select
+
+from shared.operating import administration
+from shared.store.db import session_scope
+from shared.store.tables import WorkerRow
+from tests.factories import make_caller
+from tests.lifecycle.stack import Servers, Stack, chain_of, open_stack, until
+from tests.patience import patience
+
+STATUS = ("Uid", "Gid", "Groups", "Umask", "NoNewPrivs", "Seccomp", "Seccomp_filters", "CapEff", "CapBnd", "SigIgn")
+
+
+def log_of(stack: Stack) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", (stack.home / "worker-home.log").read_text())
+
+
+def spares(stack: Stack) -> list[psutil.Process]:
+    return [process for process in stack.trainers() if process.environ()["TUNEPOOL_ATTEMPT"].startswith("spare/")]
+
+
+def waiting(stack: Stack, *, not_these: set[int] | None = None) -> psutil.Process:
+    """A spare that waits for its work."""
+
+    def ready() -> psutil.Process | None:
+        pids = {int(pid) for pid in re.findall(r"spare\.ready.*\bpid=(\d+)", log_of(stack))} - (not_these or set())
+        return next((spare for spare in spares(stack) if spare.pid in pids), None)
+
+    found: psutil.Process = until(ready, what="a spare that waits")
+    return found
+
+
+def handed_over(stack: Stack, job_id: str) -> int | None:
+    """The pid of the spare that the job's last attempt has got."""
+    pids = re.findall(rf"spare\.handed_over.*\bjob_id={job_id}\b.*\bpid=(\d+)", log_of(stack))
+    return int(pids[-1]) if pids else None
+
+
+def outcomes(stack: Stack, job_id: str) -> list[str | None]:
+    return [attempt.outcome for attempt in stack.attempts(job_id)]
+
+
+@pytest.fixture(scope="module")
+def warm(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with open_stack(tmp_path_factory.mktemp("warm"), servers, TUNEPOOL_KEEP_WARM="imports") as made:
+        made.start_worker()
+        made.start_janitor()
+        made.wait_for_worker()
+        yield made
+        broken = made.broken_invariants()
+    assert broken == []
+
+
+def test_a_spare_carries_out_one_attempt_and_another_waits_afterwards(warm: Stack) -> None:
+    spare = waiting(warm)
+    folder = Path(spare.cwd()).parent
+
+    job = warm.wait(warm.submit("steps=10 step_seconds=0.05 save=5"))
+
+    assert job.status == "succeeded", job.error
+    assert warm.chain(job.manifest) == chain_of(10)
+    assert handed_over(warm, job.id) == spare.pid
+    assert waiting(warm, not_these={spare.pid}).pid != spare.pid
+    assert not spare.is_running()
+    assert not folder.exists(), "nothing of the attempt is left on the disk"
+
+
+def test_a_spare_has_the_walls_of_a_trainer_that_starts_cold(warm: Stack, servers: Servers, tmp_path: Path) -> None:
+    waiting(warm)
+    slow = "steps=1000 step_seconds=0.05 save=1000"
+    with open_stack(tmp_path, servers) as cold:
+        cold.start_worker()
+        cold.start_janitor()
+        cold.wait_for_worker()
+        seen = {stack.home: walls(stack, stack.submit(slow)) for stack in (cold, warm)}
+
+    assert seen[warm.home] == seen[cold.home]
+    assert seen[warm.home]["TUNEPOOL_DEVICES"]
+
+
+def walls(stack: Stack, job_id: str) -> dict[str, Any]:
+    """What the kernel says of the job's trainer at work, with folders and numbers of its own taken out."""
+    stack.wait_for_step(job_id, 1)
+    trainer = next(process for process in stack.trainers() if process.environ()["TUNEPOOL_DEVICES"])
+    place = Path("/proc") / str(trainer.pid)
+    folder = str(Path(trainer.cwd()).parent)
+    known: dict[str, Any] = {
+        name: value.replace(folder, "FOLDER").replace(str(stack.home), "HOME")
+        for name, value in trainer.environ().items()
+        if name not in {"TUNEPOOL_ATTEMPT", "TMPDIR"}
+    }
+    status = dict(line.split(":\t", 1) for line in (place / "status").read_text().splitlines() if ":\t" in line)
+    known |= {name: status[name] for name in STATUS if name in status}
+    known["limits"] = (place / "limits").read_text()
+    known["oom_score_adj"] = (place / "oom_score_adj").read_text()
+    known["leads its own session"] = os.getsid(trainer.pid) == os.getpgid(trainer.pid) == trainer.pid
+    known["has the host's network"] = (place / "ns/net").readlink() == Path("/proc/self/ns/net").readlink()
+    known["open"] = sorted({kind(file) for file in (place / "fd").iterdir() if file.is_symlink()} - {"events.jsonl"})
+    stack.cancel(job_id)
+    stack.wait(job_id)
+    return known
+
+
+def kind(descriptor: Path) -> str:
+    """`0 null`, `1 pipe`: which descriptor is open to what."""
+    target = os.readlink(descriptor).split(":")[0]
+    return "events.jsonl" if target.endswith("events.jsonl") else f"{descriptor.name} {Path(target).name}"
+
+
+def test_a_spare_that_is_killed_before_its_job_costs_no_attempt(warm: Stack) -> None:
+    spare = waiting(warm)
+    spare.kill()
+
+    job_id = warm.submit("steps=5")
+
+    assert warm.wait(job_id).status == "succeeded"
+    assert outcomes(warm, job_id) == ["succeeded"]
+    assert handed_over(warm, job_id) != spare.pid
+
+
+def test_a_spare_that_is_killed_after_its_handover_is_a_trainer_that_has_crashed(warm: Stack) -> None:
+    waiting(warm)
+    job_id = warm.submit("steps=60 step_seconds=0.05 save=5")
+    warm.wait_for_step(job_id, 6)
+    pid = handed_over(warm, job_id)
+    assert pid is not None
+
+    os.kill(pid, signal.SIGKILL)
+    job = warm.wait(job_id)
+
+    assert outcomes(warm, job_id) == ["crashed", "succeeded"]
+    assert warm.chain(job.manifest) == chain_of(60)
+
+
+def test_a_spare_dies_with_its_supervisor_and_a_sibling_takes_the_seat(warm: Stack) -> None:
+    spare = waiting(warm)
+    supervisor = spare.parent()
+    assert supervisor is not None
+    supervisor.kill()
+
+    until(lambda: not spare.is_running() or spare.status() == psutil.STATUS_ZOMBIE, what="the end of the spare")
+    job_id = warm.submit("steps=5")
+
+    assert warm.wait(job_id).status == "succeeded"
+    assert outcomes(warm, job_id) == ["succeeded"]
+    assert waiting(warm, not_these={spare.pid}).parent() != supervisor
+
+
+def test_a_worker_that_drains_lets_its_spare_go_and_has_another_once_undrained(warm: Stack) -> None:
+    spare = waiting(warm)
+    with session_scope(warm.engine) as session:
+        operator = make_caller(session, scopes=("admin",))
+        worker_id = session.scalars(select(WorkerRow.id)).one()
+        administration.set_draining(session, operator, worker_id, draining=True)
+
+    until(lambda: not spares(warm), what="no spare")
+    left = list((warm.home / "home" / "work" / "spare").iterdir())
+    with session_scope(warm.engine) as session:
+        administration.set_draining(session, operator, worker_id, draining=False)
+
+    assert left == []
+    assert waiting(warm, not_these={spare.pid})
+
+
+def test_no_spare_outlives_its_worker_however_that_ends(servers: Servers, tmp_path: Path) -> None:
+    with open_stack(tmp_path, servers, TUNEPOOL_KEEP_WARM="imports") as stack:
+        for end in (signal.SIGTERM, signal.SIGKILL):
+            worker: subprocess.Popen[bytes] = stack.start_worker()
+            waiting(stack)
+            worker.send_signal(end)
+            worker.wait(patience(30))
+            until(lambda: not stack.trainers(), seconds=5, what="the end of the spare")

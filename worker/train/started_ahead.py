@@ -1,0 +1,28 @@
+"""Where a trainer hears of its work: in its arguments, or, when it was started ahead, over a socket."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from shared.contract.handover import ARGUMENT, LINE_BYTES, TAKEN, WAITING, Handover
+
+
+def work_of(words: Sequence[str]) -> tuple[Path, Path]:
+    """(SPEC, OUT). By the time this is called everything has been imported; then it waits, for as long as it must.
+
+    Raises SystemExit (0) when the socket closes without work.
+    """
+    if words[0] != ARGUMENT:
+        return Path(words[0]), Path(words[1])
+    with socket.socket(fileno=int(words[1])) as line:
+        line.sendall(WAITING)
+        with line.makefile("rb") as lines:
+            message = lines.readline(LINE_BYTES)
+        if not message.endswith(b"\n"):
+            sys.exit(0)
+        work = Handover.model_validate_json(message)
+        line.sendall(TAKEN)
+    return Path(work.spec), Path(work.out)
