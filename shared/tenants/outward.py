@@ -91,7 +91,8 @@ def refuse(address: Address, *, allowed: Sequence[Network], plain: bool = False)
     if plain or not inner.is_global or inner.is_multicast or inner.is_reserved:
         raise NotAllowed(
             f"The address {address} is not on the public internet, or http:// is not allowed there."
-            " An operator may allow its network by TUNEPOOL_WEBHOOK_NETWORKS.",
+            " An operator may allow its network by TUNEPOOL_WEBHOOK_NETWORKS (webhooks) or TUNEPOOL_OIDC_NETWORKS"
+            " (issuers of ID tokens).",
             param="url",
         )
 

@@ -13,7 +13,7 @@ from ipaddress import ip_address
 import pytest
 
 from shared.errors import Invalid
-from shared.tenants import outward
+from shared.tenants import outward, pinned_connection
 from shared.tenants.outward import NotAllowed
 from tests.patience import patience
 from worker.chores import pinned_line
@@ -96,7 +96,7 @@ def receiver() -> Iterator[tuple[int, list[str]]]:
 
 
 def post(url: str, *, addresses: list[str] | None = None, allowed=LOOPBACK, seconds: float | None = None):
-    resolve = pinned_line.resolve if addresses is None else lambda _host, _port: addresses
+    resolve = pinned_connection.resolve if addresses is None else lambda _host, _port: addresses
     return pinned_line.post(
         url, b"{}", {"webhook-id": "evt_1"}, allowed=allowed, seconds=seconds or patience(5), resolve=resolve
     )
@@ -156,14 +156,15 @@ def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch
         assert post(f"http://127.0.0.1:{port}/200").taken
 
 
-def test_an_answer_that_comes_byte_by_byte_is_cut_off_in_time() -> None:
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.0 200 OK\r\n\r\n"])
+def test_an_answer_that_comes_byte_by_byte_is_cut_off_in_time(head: bytes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port, over = listener.getsockname()[1], threading.Event()
 
         def drip() -> None:
             line, _ = listener.accept()
             with line:
-                line.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+                line.sendall(head)
                 while not over.wait(0.05):
                     try:
                         line.sendall(b"y")
