@@ -54,6 +54,11 @@ def result_key(project_id: str, job_id: str, fence: int) -> str:
     return f"{attempt_prefix(project_id, job_id, fence)}/step_metrics.csv"
 
 
+def log_key(project_id: str, job_id: str, fence: int) -> str:
+    """What the trainer of an attempt printed."""
+    return f"{attempt_prefix(project_id, job_id, fence)}/trainer.log"
+
+
 def merge_prefix(project_id: str, merge_id: str) -> str:
     """Everything that was ever written for a merge or combination."""
     return f"{_id(project_id)}/merges/{_id(merge_id)}"

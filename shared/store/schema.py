@@ -44,6 +44,7 @@ REVISIONS: Final = (
     "0028_key_secrets",
     "0026_parents",
     "0027_integrations",
+    "0031_logs",
 )
 
 

@@ -12,6 +12,7 @@ from shared.store.tables.job_tables import (
     EventRow,
     IdempotencyRow,
     JobRow,
+    LogPieceRow,
     MeasurementRow,
     MemberRow,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "Json",
     "KeySecretRow",
     "Leased",
+    "LogPieceRow",
     "MeasurementRow",
     "MemberRow",
     "MergeRow",

@@ -146,6 +146,7 @@ class AttemptRow(Base):
     meeting: Mapped[dict[str, Any] | None] = mapped_column(Json)
     dismissed_at: Mapped[datetime | None] = mapped_column(Moment)
     cluster: Mapped[dict[str, Any] | None] = mapped_column(Json)  # what the cluster calls it, and says of it
+    log: Mapped[dict[str, Any] | None] = mapped_column(Json)  # a StoredLog, once the store has it
 
     __table_args__ = (
         Index("uq_attempts_open", "job_id", unique=True, postgresql_where=text("ended_at is null")),
@@ -190,6 +191,17 @@ class EventRow(Base):
     type: Mapped[str] = mapped_column(Text)
     message: Mapped[str] = mapped_column(Text)
     data: Mapped[dict[str, Any] | None] = mapped_column(Json)
+
+
+class LogPieceRow(Base):
+    """Lines of an attempt's log, until the store has the whole of it. `start` counts bytes of the log from 0."""
+
+    __tablename__ = "log_pieces"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    fence: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    start: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    text: Mapped[str] = mapped_column(Text)
 
 
 class CheckpointRow(Base):
