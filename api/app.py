@@ -32,6 +32,7 @@ from api.routes import (
     files,
     graders,
     health,
+    job_logs,
     job_operations,
     jobs,
     merges,
@@ -136,7 +137,7 @@ def create_app(settings: Settings) -> FastAPI:
     for part in (
         *(files, parted_uploads, jobs, preflights, graders, models, completions, adapters, aliases, permissions),
         *(objects, merges, evaluations, streams, catalogue, pool, job_operations, projects, webhooks, usage),
-        *(metrics, health, reference),
+        *(job_logs, metrics, health, reference),
     ):
         app.include_router(part.router)
     wing.install(app, secure=settings.public_url.startswith("https://"))

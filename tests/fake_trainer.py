@@ -105,6 +105,8 @@ def main(spec_file: Path, out: Path, others: Others) -> int:
     act = behaviour(Path(spec["train_file"]))
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, signal.SIG_IGN if "ignore_term" in act else lambda number, _: stopping.append(number))
+    sys.stdout.writelines(f"{line}\n" for line in [act.get("print", "").replace("_", " ")] if line)
+    sys.stdout.flush()
     if "daemon" in act:
         subprocess.Popen(["sleep", "600"], start_new_session=True)  # a stray that outlives its author
     for victim, pid in (("kill_self", os.getpid()), ("kill_parent", os.getppid())):

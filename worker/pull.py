@@ -24,6 +24,7 @@ from shared.settings import Settings
 from shared.store.bell import call, ring
 from shared.store.lifecycle import Lane
 from worker.attempt import seat
+from worker.attempt.log_upload import send_left
 from worker.attempt.member import take_part
 from worker.attempt.seat import WarmSeat
 from worker.attempt.supervisor import run_attempt
@@ -91,7 +92,8 @@ def cpu(host: Host) -> None:
     while not host.flags.draining:
         host.flags.pulled("cpu", at=time.monotonic())
         if not do_next(host):
-            return
+            break
+    send_left(host)  # of attempts whose supervisor died, or could not reach the store
 
 
 PULLS: Final[dict[Lane, Callable[[Host], None]]] = {"training": training, "cpu": cpu}

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from api.deps import Door, DoorDep
+from api.routes import job_logs as log_routes
 from api.routes import job_operations as operation_routes
 from api.routes import jobs as job_routes
 from api.ui import curves, rendering, visits, wording
@@ -19,7 +20,8 @@ from api.ui.visits import JobsOrderer, JobsVisitor, ProvenForm
 from api.views.history_views import Event
 from api.views.job_views import FineTuningJob
 from shared.contract.spec import Tier
-from shared.jobs import metrics_file, pages
+from shared.errors import NotFound, Unavailable
+from shared.jobs import metrics_file, pages, trainer_log
 from shared.tenants.keys import Caller
 from shared.tenants.sign_ins import SignedIn
 
@@ -27,10 +29,18 @@ router = APIRouter(prefix="/ui/jobs", route_class=visits.PageRoute, include_in_s
 
 EVENTS: Final = 100
 CHECKPOINTS: Final = 100
+LOG_BYTES: Final = 32 * 1024  # of the end of the log, on the page
 
 
 @router.get("/{job_id}")
-def job_page(job_id: str, request: Request, door: DoorDep, visit: JobsVisitor, x: Axis = "step") -> Response:
+def job_page(
+    job_id: str,
+    request: Request,
+    door: DoorDep,
+    visit: JobsVisitor,
+    x: Axis = "step",
+    attempt: Annotated[int | None, Query(ge=1, le=10_000)] = None,
+) -> Response:
     with door.session() as session:
         pages.job(session, job_id, project_id=visit.caller.project_id)
         newest = pages.newest_event(session, job_id)
@@ -43,6 +53,7 @@ def job_page(job_id: str, request: Request, door: DoorDep, visit: JobsVisitor, x
         visit,
         "job.html",
         **values,
+        **log_values(door, visit.caller, job, attempt=attempt),
         axis=x,
         axes=curves.AXES,
         tiers=get_args(Tier),
@@ -70,6 +81,27 @@ def head_values(door: Door, caller: Caller, job_id: str) -> dict[str, Any]:
         "unfinished": job.status in wording.UNFINISHED,
         "stopping": job.tunepool.cancel_requested_at is not None,
     }
+
+
+def log_values(door: Door, caller: Caller, job: FineTuningJob, *, attempt: int | None = None) -> dict[str, Any]:
+    """The end of the trainer's log. What cannot be read of it is said in its place: the page is more than its log."""
+    if not job.tunepool.attempts:
+        return {"job_log": None, "log_attempt": attempt, "log_trouble": ""}
+    try:
+        ending = log_routes.end_of(door, caller, job.id, attempt=attempt, limit=LOG_BYTES)
+    except (NotFound, Unavailable) as error:
+        return {"job_log": None, "log_attempt": attempt, "log_trouble": error.message}
+    return {"job_log": ending, "log_attempt": attempt, "log_trouble": ""}
+
+
+@router.get("/{job_id}/log.txt")
+def log_text(
+    job_id: str, door: DoorDep, visit: JobsVisitor, attempt: Annotated[int | None, Query(ge=1, le=10_000)] = None
+) -> Response:
+    """All that is kept of an attempt's log, as a file."""
+    log, parts = log_routes.parts_of(door, visit.caller, job_id, attempt=attempt)
+    headers = {"Content-Disposition": f'attachment; filename="{job_id}-{log.number}.log"'}
+    return Response(trainer_log.joined(parts), media_type="text/plain; charset=utf-8", headers=headers)
 
 
 def title_of(job: FineTuningJob) -> str:

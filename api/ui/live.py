@@ -20,6 +20,7 @@ from api.ui import job_list_pages, job_pages, pool_pages, rendering, visits
 from api.ui.curves import Axis, RunCurves
 from api.ui.visits import JobsVisitor
 from api.views.history_views import Event
+from api.views.job_views import FineTuningJob
 from shared.jobs import metrics_file, pages
 from shared.jobs.metrics_file import Figures
 from shared.tenants import sign_ins
@@ -42,10 +43,12 @@ def part(target: str, html: str, *, swap: str = "innerMorph") -> str:
 class JobFollower:
     """One open page of a job."""
 
-    def __init__(self, door: Door, visit: SignedIn, job_id: str, axis: Axis) -> None:
+    def __init__(self, door: Door, visit: SignedIn, job_id: str, axis: Axis, attempt: int | None = None) -> None:
         self._door, self._visit, self._job_id = door, visit, job_id
         self._run = RunCurves(axis)
-        self._head = ""
+        self._attempt = attempt  # whose log is looked at; None: the newest one's
+        self._head = self._log = ""
+        self._whole = 0  # so many attempts there were when all of the newest log was known: it does not change
 
     def begin(self) -> None:
         """Learn the run so far. Raises NotFound."""
@@ -64,9 +67,8 @@ class JobFollower:
                     yield event
                 if not await run_in_threadpool(_stands, self._door, self._visit):
                     return
-                head = await run_in_threadpool(self._changed_head)
-                if head:
-                    yield ServerSentEvent(raw_data=head)
+                for changed in await run_in_threadpool(self._changed_parts):
+                    yield ServerSentEvent(raw_data=changed)
                 if isinstance(ended, StreamEnd):
                     yield ServerSentEvent(event="end", raw_data=ended.status)
                 if ended is not None:
@@ -95,18 +97,34 @@ class JobFollower:
         sent.append(ServerSentEvent(event="seen", raw_data="", id=str(items[-1].seq)))
         return sent
 
-    def _changed_head(self) -> str:
+    def _changed_parts(self) -> list[str]:
+        """The head and the end of the log, where they changed."""
         values = job_pages.head_values(self._door, self._visit.caller, self._job_id)
         head = rendering.fragment("job_head.html", self._visit, **values)
-        if head == self._head:
-            return ""
-        self._head = head
-        return part("head", head)
+        log = self._rendered_log(values["job"])
+        shown = (("head", self._head, head), ("log", self._log, log))
+        self._head, self._log = head, log
+        return [part(target, new) for target, old, new in shown if old != new]
+
+    def _rendered_log(self, job: FineTuningJob) -> str:
+        attempts = len(job.tunepool.attempts)
+        if attempts and attempts == self._whole:
+            return self._log
+        logged = job_pages.log_values(self._door, self._visit.caller, job, attempt=self._attempt)
+        if logged["job_log"] is not None and logged["job_log"].state == "stored":
+            self._whole = attempts
+        return rendering.fragment("job_log.html", self._visit, **logged)
 
 
-def get_follower(job_id: str, door: DoorDep, visit: JobsVisitor, x: Axis = "step") -> JobFollower:
+def get_follower(
+    job_id: str,
+    door: DoorDep,
+    visit: JobsVisitor,
+    x: Axis = "step",
+    attempt: Annotated[int | None, Query(ge=1, le=10_000)] = None,
+) -> JobFollower:
     """Raises NotFound while that can still be told."""
-    follower = JobFollower(door, visit, job_id, x)
+    follower = JobFollower(door, visit, job_id, x, attempt)
     follower.begin()
     return follower
 

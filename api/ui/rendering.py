@@ -86,6 +86,11 @@ def clean(text: str | None) -> Markup:
     return escape(printable(text or ""))
 
 
+def clean_log(text: str) -> Markup:
+    """Lines of a log: escaped, inert, with their tabs."""
+    return escape(printable(text, kept="\n\t"))
+
+
 def percent(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f}" if whole else "0"
 
@@ -106,6 +111,7 @@ ENVIRONMENT.filters |= {
     "pretty": pretty,
     "short": short,
     "clean": clean,
+    "clean_log": clean_log,
     "status_word": wording.status_word,
 }
 ENVIRONMENT.globals |= {"file": page_files.address, "missing": page_files.MISSING, "percent": percent}

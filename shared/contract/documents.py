@@ -61,6 +61,21 @@ class Manifest(Document):
         return f"{self.prefix}/{entry.name}"
 
 
+class StoredLog(Document):
+    """An attempt's log in the store. Offsets count bytes of the whole log; from `head_bytes` to `tail_from` is a gap.
+
+    `tail_at`: where in the object the tail begins, behind a line that says what is left out.
+    """
+
+    key: str
+    bytes: int
+    sha256: str
+    size: int
+    head_bytes: int
+    tail_from: int
+    tail_at: int
+
+
 class JobProgress(Document):
     """How far a running job is: what clients see, and what the plan reckons with. Times in seconds."""
 

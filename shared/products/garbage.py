@@ -72,7 +72,7 @@ def dead_upload_prefixes(session: Session) -> list[tuple[str, frozenset[str]]]:
 
 
 def _named(session: Session, job_ids: set[str]) -> dict[str, frozenset[str]]:
-    """For each job, the prefixes that its adapter, its checkpoints and its resumption point lie under."""
+    """For each job, the prefixes that adapter, checkpoints and resumption point lie under, and keys of files."""
     by_job: dict[str, set[str]] = {job_id: set() for job_id in job_ids}
     jobs = session.execute(select(JobRow.id, JobRow.manifest, JobRow.last_checkpoint).where(JobRow.id.in_(job_ids)))
     for job_id, *manifests in jobs:
@@ -85,6 +85,11 @@ def _named(session: Session, job_ids: set[str]) -> dict[str, frozenset[str]]:
         select(JobRow.id, FileRow.key).join(FileRow, FileRow.id == JobRow.result_file).where(JobRow.id.in_(job_ids))
     )
     for job_id, key in session.execute(results):
+        by_job[job_id].add(key)
+    logs = select(AttemptRow.job_id, AttemptRow.log["key"].astext).where(
+        AttemptRow.job_id.in_(job_ids), AttemptRow.log.is_not(None)
+    )
+    for job_id, key in session.execute(logs):
         by_job[job_id].add(key)
     return {job_id: frozenset(prefixes) for job_id, prefixes in by_job.items()}
 

@@ -12,8 +12,10 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from shared.contract.documents import StoredLog
 from shared.failpoints import Edge
-from shared.store.tables import AdapterRow, CheckpointRow, FileRow, JobRow
+from shared.jobs import trainer_log
+from shared.store.tables import AdapterRow, CheckpointRow, FileRow, JobRow, LogPieceRow
 from tests.faults.conftest import api_process, make_secret
 from tests.lifecycle.stack import Servers, Stack, chain_of, open_stack, until
 from tests.patience import lease, patience
@@ -63,6 +65,32 @@ def outcomes_after_death_at(edge: Edge, home: Path, servers: Servers) -> list[st
             assert sorted(session.scalars(select(CheckpointRow.step))) == [3, 6, 9]
         assert stack.broken_invariants() == []
         return [row.outcome for row in stack.attempts(job.id)]
+
+
+def test_the_log_of_a_supervisor_that_was_killed_is_told_as_far_as_known_and_handed_over_by_the_next_start(
+    own_stack: Stack,
+) -> None:
+    worker = own_stack.start_worker()
+    own_stack.wait_for_worker()
+    job_id = own_stack.submit("steps=2000 step_seconds=0.05 print=loaded")
+    with Session(own_stack.engine) as session:
+        until(lambda: session.scalars(select(LogPieceRow.text)).all(), what="the first line of the log")
+    for process in (*psutil.Process(worker.pid).children(recursive=True), psutil.Process(worker.pid)):
+        process.kill()
+
+    with Session(own_stack.engine) as session:
+        job = own_stack.job(job_id)
+        live = trainer_log.of_attempt(session, job, number=1)
+        assert trainer_log.joined(trainer_log.pieces(session, job_id, live.fence)) == "loaded\n"
+    own_stack.start_worker()
+    own_stack.start_janitor()
+
+    def stored() -> StoredLog | None:
+        with Session(own_stack.engine) as session:
+            return trainer_log.of_attempt(session, own_stack.job(job_id), number=1).stored
+
+    log = until(stored, seconds=60, what="the log in the store")
+    assert own_stack.read(log.key) == b"loaded\n"
 
 
 def test_a_supervisor_frozen_before_its_commit_publishes_nothing_when_it_wakes(stack: Stack) -> None:

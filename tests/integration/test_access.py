@@ -112,6 +112,7 @@ SCOPE = {
     "POST /v1/tunepool/jobs/{job_id}/hold": "jobs:write",
     "POST /v1/tunepool/jobs/{job_id}/release": "jobs:write",
     "POST /v1/tunepool/jobs/{job_id}/priority": "jobs:write",
+    "GET /v1/tunepool/jobs/{job_id}/logs": "jobs:read",
     "POST /v1/tunepool/jobs/cancel": "jobs:write",
     "GET /v1/tunepool/projects": "admin",
     "POST /v1/tunepool/projects": "admin",

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from shared.jobs import moves
+from shared.jobs import moves, trainer_log
 from shared.store.db import session_scope
 from shared.store.tables import CheckpointRow, DeviceRow, FileRow
 from tests.lifecycle.stack import Stack, chain_of, until
@@ -152,6 +152,44 @@ def test_a_trainer_that_ignores_every_request_is_killed(running: Stack) -> None:
 
     assert running.wait(job_id).status == "cancelled"
     assert running.trainers() == []
+
+
+def log_of(stack: Stack, job_id: str, number: int = 1) -> tuple[str, str]:
+    """How much of an attempt's log is known, and what."""
+    with Session(stack.engine) as session:
+        log = trainer_log.of_attempt(session, stack.job(job_id), number=number)
+        parts = trainer_log.pieces(session, job_id, log.fence)
+    if log.stored is not None:
+        parts = trainer_log.parts_of(log.stored, stack.read(log.stored.key))
+    return log.state, trainer_log.joined(parts)
+
+
+def test_what_a_trainer_prints_is_read_while_it_runs_and_after_a_cancel_without_its_secrets(running: Stack) -> None:
+    secret = "sk-" + "abcdefghij" * 3
+    job_id = running.submit(f"steps=1000 step_seconds=0.05 print=loaded_with_{secret}")
+    until(lambda: log_of_started(running, job_id)[1], what="the first line of the log")
+
+    assert log_of(running, job_id) == ("live", "loaded with [hidden]\n")
+
+    with session_scope(running.engine) as session:
+        moves.request_cancel(session, job_id, project_id=running.caller.project_id)
+    assert running.wait(job_id).status == "cancelled"
+    until(lambda: log_of(running, job_id)[0] == "stored", what="the log in the store")
+    assert log_of(running, job_id) == ("stored", "loaded with [hidden]\n")
+
+
+def log_of_started(stack: Stack, job_id: str) -> tuple[str, str]:
+    return log_of(stack, job_id) if stack.attempts(job_id) else ("", "")
+
+
+def test_the_log_of_each_attempt_that_crashed_is_kept(running: Stack) -> None:
+    job = running.wait(running.submit("steps=3 crash=2 print=before_the_end"))
+
+    assert job.status == "failed"
+    for number in (1, 2, 3):
+        until(lambda number=number: log_of(running, job.id, number)[0] == "stored", what="a log in the store")
+        assert log_of(running, job.id, number)[1] == "before the end\n"
+    assert not list((running.settings.home / "logs").glob("*/head"))
 
 
 def test_what_a_trainer_forked_away_dies_with_it(running: Stack) -> None:

@@ -28,7 +28,7 @@ from worker.host.devices import CPU_SHARE, host_memory
 from worker.host.found_device import FoundDevice
 from worker.host.host import Host
 from worker.program import hostile_folder, launcher, processes, workdir
-from worker.program.launcher import Meeting, Trainer
+from worker.program.launcher import LogSink, Meeting, Trainer
 from worker.program.memory_wall import Allowance, MemoryWall
 from worker.program.processes import Tag
 from worker.program.spare import NotTaken, Spare
@@ -151,18 +151,24 @@ class AttemptFolder:
     # --- the trainer ------------------------------------------------------------------------------------------------
 
     def launch(
-        self, where: MeetingPlace | None = None, *, node: int = 0, interrupt: Callable[[], None] = lambda: None
+        self,
+        where: MeetingPlace | None = None,
+        *,
+        node: int = 0,
+        sink: LogSink | None = None,
+        interrupt: Callable[[], None] = lambda: None,
     ) -> Trainer:
         """Start the trainer on devices that nobody else is on: who is there without our lease has lost its own.
 
-        A spare gets the work instead, if it takes it. Raises what `interrupt` raises, StillAlive, OSError.
+        A spare gets the work instead, if it takes it. `sink`: who keeps what it prints; else its first megabytes lie in
+        the folder while that is there. Raises what `interrupt` raises, StillAlive, OSError.
         """
         evicted = processes.kill_squatters(self.claim.device_ids, mine=self.tag)
         if evicted:
             log.warning("device.squatters_killed", pids=evicted, devices=list(self.claim.device_ids))
-        return self._hand_over(interrupt) or self._start(where, node)
+        return self._hand_over(sink, interrupt) or self._start(where, node, sink)
 
-    def _hand_over(self, interrupt: Callable[[], None]) -> Trainer | None:
+    def _hand_over(self, sink: LogSink | None, interrupt: Callable[[], None]) -> Trainer | None:
         if self.spare is None or not self.spare.serves:
             return None
         work = Handover(spec=str(self.folder.spec), out=str(self.folder.out))
@@ -172,10 +178,12 @@ class AttemptFolder:
             log.warning("spare.not_used", job_id=self.claim.lease.id, reason=str(fault))
             self.spare.end()
             return None
+        if sink is not None:
+            trainer.log_to(sink)
         log.info("spare.handed_over", job_id=self.claim.lease.id, pid=trainer.pid)
         return trainer
 
-    def _start(self, where: MeetingPlace | None, node: int) -> Trainer:
+    def _start(self, where: MeetingPlace | None, node: int, sink: LogSink | None) -> Trainer:
         settings = self.host.settings
         return launcher.start(
             launcher.command(
@@ -196,7 +204,7 @@ class AttemptFolder:
             ),
             tag=self.tag,
             out=self.folder.out,
-            log_file=self.folder.log,
+            log_file=sink or self.folder.log,
             uid=self.host.trainer_uid,
             isolation=self.host.isolation,
             company=self._company,

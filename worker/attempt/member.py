@@ -20,6 +20,7 @@ from shared.errors import TunepoolError
 from shared.fleet import members, workers
 from shared.fleet.members import Word
 from shared.lease.values import MeetingPlace, Membership
+from shared.rows.log_lines import safe_words
 from shared.store.lifecycle import MemberPhase
 from worker.attempt.attempt_folder import AttemptFolder
 from worker.host.host import AWAY, Host, host_code, host_sentence
@@ -157,7 +158,7 @@ class _Member:
         ended = trainer.end(grace_seconds=0)
         log.info("member.ranks_ended", job_id=self.part.claim.lease.id, exit_code=ended.code)
         if ended.code:
-            log.warning("trainer.failed", job_id=self.part.claim.lease.id, last_words=ended.last_words[-2000:])
+            log.warning("trainer.failed", job_id=self.part.claim.lease.id, last_words=safe_words(ended.last_words))
         self.leave(exit_code=ended.code, error=self.last_words(ended.code))
 
     def last_words(self, code: int) -> dict[str, Any] | None:

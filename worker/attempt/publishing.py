@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import structlog
 from sqlalchemy.orm import Session
@@ -21,10 +21,12 @@ from shared.lease.journal import NewEvent
 from shared.lease.values import Claim, NewFile
 from shared.store import layout
 from shared.store.lifecycle import AttemptPhase
+from worker.attempt import log_upload
 from worker.attempt.attempt_folder import AttemptFolder
 from worker.attempt.keeper import AT_ONCE, Interrupted, LeaseKeeper
+from worker.attempt.kept_log import KeptLog
 from worker.attempt.leader import Gang
-from worker.host.host import Host
+from worker.host.host import AWAY, Host
 from worker.program import workdir
 from worker.program.launcher import Trainer
 from worker.program.spare import Spare
@@ -32,6 +34,8 @@ from worker.program.trainer_events import Meter, Story, metric_lines
 
 log = structlog.get_logger()
 T = TypeVar("T")
+
+LOG_SECONDS: Final = 2.0  # between two tellings of what the trainer prints
 
 
 class PublishingAttempt:
@@ -57,6 +61,28 @@ class PublishingAttempt:
         self.uploader = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-upload")
         self.uploads: list[Future[None]] = []
         self.trainer: Trainer | None = None
+        self.kept: KeptLog | None = None
+        self.log_told_at = clock()
+
+    def keep_log(self) -> KeptLog:
+        """Raises OSError."""
+        self.kept = KeptLog(self.host.logs, self.lease.id, self.lease.fence)
+        return self.kept
+
+    def tell_log(self, *, now: bool = False) -> None:
+        """Tell what the trainer printed, now and then. Nothing waits for it: what cannot be told now is told later."""
+        if self.kept is None or not (now or self.clock() - self.log_told_at >= LOG_SECONDS):
+            return
+        self.log_told_at = self.clock()
+        try:
+            log_upload.tell(self.host, self.kept, self.lease.id, self.lease.fence)
+        except AWAY as error:
+            log.warning("log.waiting", job_id=self.lease.id, error=str(error)[:200])
+
+    def hand_over_log(self) -> None:
+        """The attempt has ended: its log goes to the store, or stays on this host until that works."""
+        if self.kept is not None:
+            log_upload.hand_over(self.host, self.kept, self.lease.id, self.lease.fence)
 
     def publish_checkpoint(self, event: CheckpointSaved) -> None:
         """Upload and record one checkpoint; runs in the upload thread, one after the other."""

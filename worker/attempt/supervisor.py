@@ -29,6 +29,7 @@ from shared.fleet import members, workers
 from shared.jobs import moves
 from shared.lease.journal import NewEvent
 from shared.lease.values import Claim, MeetingPlace
+from shared.rows.log_lines import safe_words
 from shared.settle.sizing import estimate
 from shared.settle.workload import workload
 from shared.store.lifecycle import AttemptOutcome
@@ -127,7 +128,7 @@ class _Attempt(PublishingAttempt):
         self.untold += self.place.prepare(self.keeper.check)
         self.reach("after_staging")
         self.keeper.check()
-        self.trainer = self.place.launch(self.gather(), interrupt=self.keeper.check)
+        self.trainer = self.place.launch(self.gather(), sink=self.keep_log(), interrupt=self.keeper.check)
         self.reach("after_launch")
         try:
             self.say_phase("training")
@@ -135,6 +136,8 @@ class _Attempt(PublishingAttempt):
         except BaseException:
             self.trainer.end(grace_seconds=0)  # before anybody settles anything: the device must be free first
             raise
+        finally:
+            self.tell_log(now=True)
 
     def gather(self) -> MeetingPlace | None:
         """Wait until every host of the job is ready, and say where they meet; None on one host."""
@@ -169,6 +172,7 @@ class _Attempt(PublishingAttempt):
         while trainer.poll() is None:
             self.hear(tail)
             self.tell()
+            self.tell_log()
             wish = self.keeper.wish or ("timeout" if self.clock() - begun > runtime else None)
             if wish in AT_ONCE or self.clock() > stop_at:
                 return TrainerEnd(
@@ -353,7 +357,7 @@ class _Attempt(PublishingAttempt):
     ) -> None:
         if ended is not None:
             exit_code = ended.exit.code
-            log.warning("trainer.failed", job_id=self.lease.id, code=code, last_words=ended.exit.last_words[-2000:])
+            log.warning("trainer.failed", job_id=self.lease.id, code=code, last_words=safe_words(ended.exit.last_words))
         self.insist(
             lambda s: moves.give_back(
                 s,
@@ -379,6 +383,7 @@ class _Attempt(PublishingAttempt):
             self.trainer.end(grace_seconds=0)
         self.uploader.shutdown(wait=False, cancel_futures=True)
         self.place.remove_folder()
+        self.hand_over_log()
 
 
 _GIVEN_BACK: Final[dict[str, tuple[AttemptOutcome, str]]] = {

@@ -93,6 +93,11 @@ class Host:
     def work(self) -> Path:
         return work_folder(self.settings)
 
+    @property
+    def logs(self) -> Path:
+        """Where trainers' logs lie until the store has them: beside `work`, which a start of the worker empties."""
+        return self.settings.home.resolve() / "logs"
+
 
 def children(devices: int) -> int:
     """How many children a worker needs: one for each device, some for long chores, and one for short work."""

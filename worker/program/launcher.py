@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, Protocol
 
 import psutil
 
@@ -142,6 +142,14 @@ class Exit:
     last_words: str
 
 
+class LogSink(Protocol):
+    """Takes what a program prints, and bounds it itself. Neither method raises."""
+
+    def write(self, chunk: bytes) -> None: ...
+
+    def finish(self) -> None: ...
+
+
 class Trainer:
     """A running trainer and everything it has forked."""
 
@@ -151,7 +159,7 @@ class Trainer:
         *,
         tag: Tag,
         out: Path,
-        log_file: Path,
+        log_file: Path | LogSink,
         temporary_files: Path,
         spared: frozenset[psutil.Process] | None,
     ) -> None:
@@ -161,12 +169,16 @@ class Trainer:
         self._out = out
         self._temporary_files = temporary_files
         assert process.stdout is not None
-        self._log = _Log(process.stdout, log_file)
+        self._log = _Log(process.stdout, _FirstBytes(log_file) if isinstance(log_file, Path) else log_file)
         self._log.start()
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def log_to(self, sink: LogSink) -> None:
+        """From now on `sink` takes what it prints, and first what it has printed before."""
+        self._log.hand_to(sink)
 
     def poll(self) -> int | None:
         """The exit code, or None while it runs."""
@@ -215,7 +227,7 @@ def start(
     environment: dict[str, str],
     tag: Tag,
     out: Path,
-    log_file: Path,
+    log_file: Path | LogSink,
     uid: int | None = None,
     cpu_seconds: float | None = None,
     isolation: Isolation = NO_WALLS,
@@ -227,6 +239,7 @@ def start(
 ) -> Trainer:
     """Run `argv` as the leader of its own process group; the kernel kills it when this process dies.
 
+    `log_file`: takes its first megabytes of output, or whoever keeps it.
     `cpu_seconds`: the most that each process of it may compute, all its threads together; then the kernel kills it.
     `isolation`: what the host gives; `reads`: what the program may read beside its folder and our code, were it below
     `home`, of which it otherwise sees nothing.
@@ -302,31 +315,71 @@ def _most_open_files() -> int:
     return OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
 
 
+class _FirstBytes:
+    """The first megabytes of what is printed, in a file."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file.open("wb")
+        self._path = file
+        self._room = LOG_BYTES
+
+    def write(self, chunk: bytes) -> None:
+        if self._room > 0:
+            self._room -= len(chunk)
+            with contextlib.suppress(OSError):  # a full disk ends no program's output
+                self._file.write(chunk)
+                self._file.flush()
+
+    def finish(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def kept(self) -> bytes:
+        """What the file holds, once it is finished."""
+        with contextlib.suppress(OSError):
+            return self._path.read_bytes()
+        return b""
+
+
 class _Log(threading.Thread):
-    """Keeps what a trainer prints: the first megabytes in a file, the last words in memory.
+    """Hands on what a trainer prints, and keeps its last words in memory.
 
     It reads no faster than a human could want, so a flood slows its author down and nobody else.
     """
 
-    def __init__(self, stream: IO[bytes], file: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, stream: IO[bytes], sink: LogSink, *, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(name="trainer-log", daemon=True)
         self._stream = stream
-        self._file = file
+        self._sink = sink
         self._clock = clock
         self._tail: deque[bytes] = deque(maxlen=16)
+        self._turn = threading.Lock()  # the sink changes between two chunks
+        self._over = False
 
     def run(self) -> None:
         started, seen = self._clock(), 0
-        with self._file.open("wb") as kept, self._stream:
+        with self._stream:
             while chunk := os.read(self._stream.fileno(), 64 * 1024):
                 self._tail.append(chunk)
-                if seen < LOG_BYTES:
-                    kept.write(chunk)
-                    kept.flush()
+                with self._turn:
+                    self._sink.write(chunk)
                 seen += len(chunk)
                 ahead = seen / LOG_BYTES_PER_SECOND - (self._clock() - started) - 1.0
                 if ahead > 0:
                     time.sleep(min(ahead, 1.0))
+        with self._turn:
+            self._sink.finish()
+            self._over = True
+
+    def hand_to(self, sink: LogSink) -> None:
+        """What was printed so far, and whatever comes, goes to `sink`."""
+        with self._turn:
+            before, self._sink = self._sink, sink
+            before.finish()
+            if isinstance(before, _FirstBytes):
+                sink.write(before.kept())
+            if self._over:
+                sink.finish()
 
     def tail(self) -> str:
         """The last words, as text."""

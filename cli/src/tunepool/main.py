@@ -25,6 +25,7 @@ from tunepool import (
     evaluating,
     gating,
     importing,
+    logs,
     models,
     orders,
     pool,
@@ -88,6 +89,7 @@ for _alone in (
     command.run,
     chatting.chat,
     evaluating.evaluate,
+    logs.logs,
 ):
     cli.command(_alone.__name__)(_alone)
 cli.command("usage")(pool.show_usage)
