@@ -228,6 +228,48 @@ class Settings(BaseSettings):
         validation_alias="ONEDNN_MAX_CPU_ISA",
         description="Newest instructions that training on a CPU uses, such as AVX2; empty: all it has.",
     )
+    launcher: Literal["local", "slurm"] = Field(
+        default="local",
+        description="Who gives the machines: this host, or a cluster that a dispatcher asks (docs/slurm.md).",
+    )
+    cluster_nodes: int = Field(
+        default=1, ge=1, le=4096, description="Nodes of a cluster that jobs of this pool may ask for at once."
+    )
+    cluster_node_devices: int = Field(default=1, ge=1, le=64, description="Devices of each of these nodes.")
+    cluster_device_kind: Literal["cuda", "rocm", "cpu"] = Field(default="cuda", description="What they are.")
+    cluster_device_name: str = Field(
+        default="GPU of the cluster", min_length=1, max_length=100, description="Their name, as drivers tell it."
+    )
+    cluster_device_bytes: int | None = Field(
+        default=None, ge=1, description="Memory of each of them; a dispatcher does not start without it."
+    )
+    cluster_device_capability: int | None = Field(
+        default=None, ge=10, le=999, description="NVIDIA's compute capability of them: 90 is 9.0."
+    )
+    cluster_look_seconds: float = Field(default=10.0, gt=0, description="How often a dispatcher looks at its cluster.")
+    cluster_command_seconds: float = Field(
+        default=30.0, gt=0, description="A cluster that takes longer to answer is away."
+    )
+    cluster_start_seconds: float = Field(
+        default=900.0, gt=0, description="From the cluster's start of an attempt until its worker reports."
+    )
+    slurm_bin: Path | None = Field(default=None, description="Folder of sbatch, squeue …; empty: PATH.")
+    slurm_options: str = Field(
+        default="", description="Further options of sbatch: --partition=gpu --time=24:00:00 --output=/logs/%x.%j.log"
+    )
+    slurm_gres: str = Field(
+        default="gpu:{count}",
+        pattern=r"^[^\s]*\{count\}$",
+        description="What is asked of Slurm for GPUs, such as gpu:a100:{count}.",
+    )
+    slurm_setup: str = Field(
+        default="",
+        pattern=r"^(/[^\s'\"]+)?$",
+        description="File on the nodes that sets DATABASE_URL, STORAGE_URL …; the batch script reads it first.",
+    )
+    slurm_command: str = Field(
+        default="tunepool-server", min_length=1, description="tunepool-server on the nodes, its path or more words."
+    )
     failpoint: str = Field(
         default="",
         pattern=r"^([a-z_]+:(exit|freeze)(:once)?)?$",
@@ -235,7 +277,11 @@ class Settings(BaseSettings):
     )
     log_json: bool = Field(default=False, description="Logs as JSON lines.")
 
-    @field_validator("models_file", "cache_dir", "cache_bytes", "vllm_adapters", mode="before")
+    @field_validator(
+        *("models_file", "cache_dir", "cache_bytes", "vllm_adapters"),
+        *("slurm_bin", "cluster_device_bytes", "cluster_device_capability"),
+        mode="before",
+    )
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         """Compose passes variables that nobody set as empty ones; `Path("")` would be the current folder."""
@@ -275,6 +321,17 @@ class Settings(BaseSettings):
 def child_environment(**overrides: str) -> dict[str, str]:
     """The environment of a child that is one of us: ours, with `overrides` on top."""
     return {**os.environ, **overrides}
+
+
+_PROGRAM_KEEPS: Final = frozenset(
+    {"PATH", "HOME", "USER", "LOGNAME", "LD_LIBRARY_PATH", "TZ", "KRB5CCNAME", "SLURM_CONF", "SLURM_CONF_SERVER"}
+)
+
+
+def program_environment() -> dict[str, str]:
+    """The environment of a cluster's programs, such as sbatch: how they are set up, and no secret of ours."""
+    kept = {name: value for name, value in os.environ.items() if name in _PROGRAM_KEEPS}
+    return {**kept, "LC_ALL": "C"}
 
 
 # What a trainer may know. No URL, no key, no token: it reads files and writes files.

@@ -34,7 +34,17 @@ from standalone.findings import document, lines
 from standalone.home import Home, HomeInUse, HomeUnusable
 from standalone.migrate import migrate as run_migrations
 from standalone.postgres import running_url
-from standalone.up import PLAYGROUND, WORKER, PortTaken, api_command, module, own_environment, run
+from standalone.up import (
+    DISPATCHER,
+    HANDED_OVER,
+    PLAYGROUND,
+    WORKER,
+    PortTaken,
+    api_command,
+    module,
+    own_environment,
+    run,
+)
 from standalone.valkey import running_redis
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -106,10 +116,10 @@ def _session(home: Path | None) -> Iterator[Session]:
         engine.dispose()
 
 
-def _become(command: list[str]) -> NoReturn:
-    """Turn into one process of an installation whose servers the environment names."""
+def _become(command: list[str], *, rung: bool = True) -> NoReturn:
+    """Turn into one process of an installation whose servers the environment names. `rung`: it hears bells."""
     settings = _settings(None)
-    if not settings.database_url or not settings.redis_url:
+    if not settings.database_url or not (settings.redis_url or not rung):
         _give_up("Set DATABASE_URL and REDIS_URL. Everything on this machine, with nothing set: tunepool-server up.")
     home = _prepared(settings)
     os.chdir(home.path)  # a folder `api/` where the operator stands would be imported in place of ours
@@ -149,9 +159,21 @@ def api(host: str = "127.0.0.1", port: PortOption = 8765) -> None:
 
 
 @app.command()
-def worker() -> None:
+def worker(
+    attempt: Annotated[
+        str, typer.Option(help="Run this one attempt on a machine that a cluster gave, and end (docs/slurm.md).")
+    ] = "",
+) -> None:
     """Only a worker: it trains on this host's devices and checks files."""
+    if attempt:
+        _become(module(*HANDED_OVER, attempt), rung=False)
     _become(module(*WORKER))
+
+
+@app.command()
+def dispatcher() -> None:
+    """Only a dispatcher: it gives what the plan admits to a cluster, as TUNEPOOL_LAUNCHER says."""
+    _become(module(*DISPATCHER), rung=False)
 
 
 @app.command()

@@ -30,6 +30,8 @@ WORKER: Final = (
     *("--without-gossip", "--without-mingle", "--without-heartbeat"),
 )
 PLAYGROUND: Final = ("worker.chores.talking",)
+DISPATCHER: Final = ("worker.attempt.dispatcher",)
+HANDED_OVER: Final = ("worker.attempt.handed_over",)
 
 
 class PortTaken(RuntimeError):
@@ -98,6 +100,8 @@ class Up:
         if self.with_worker:
             yield self._worker(environment)
             yield self._child("playground", module(*PLAYGROUND), environment)
+        if self.settings.launcher != "local":
+            yield self._child("dispatcher", module(*DISPATCHER), environment)
 
     def _worker(self, environment: dict[str, str]) -> Child:
         # Asked, it drains: the trainer saves a checkpoint and its job waits for the next start. When we are killed,

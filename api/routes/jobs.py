@@ -203,7 +203,7 @@ def whole_job(door: Door, caller: Caller, job_id: str, look: Look | None = None)
         adapter = adapters.of_job(session, job_id) if row.attempts else None
         members = gangs.of_job(session, job_id) if row.nodes > 1 else None
     look = (look or door.outlook.of(job_id)) if row.status == "queued" else None  # it may have moved since
-    queue = None if look is None else queue_views.queue_state(look, row)
+    queue = queue_views.cluster_state(row, attempts) if look is None else queue_views.queue_state(look, row)
     view = job_views.job(row, caller=caller, attempts=attempts, members=members, adapter=adapter, queue=queue)
     return view, queue_views.etag(row.version, look)
 

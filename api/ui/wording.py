@@ -76,6 +76,8 @@ def _running(job: FineTuningJob) -> Situation:
         return Situation("Being cancelled", "The trainer is asked to stop; this takes seconds.", "wait")
     if ours.pause_requested_at is not None:
         return Situation("Being paused", "The trainer saves a checkpoint and gives its device back.", "wait")
+    if ours.queue is not None and ours.queue.blocked_by == "CLUSTER":
+        return Situation("Waiting for the cluster", ours.queue.detail, "wait")
     latest = ours.attempts[-1] if ours.attempts else None
     phase = latest.phase if latest is not None else "leased"
     step, total = progress(job)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 from pydantic import Field
 
 from api.plan_cache import Look
 from api.views.view import View, maybe_seconds, seconds
 from shared.plan.verdicts import Verdict
-from shared.store.tables import JobRow
+from shared.store.tables import AttemptRow, JobRow
 
 
 class QueueState(View):
-    """Why a queued job waits, and what would unblock it."""
+    """Why a job waits, and what would unblock it. CLUSTER: admitted, and a cluster has yet to start it."""
 
     position: int | None = Field(description="1-based place in the effective order of the pool.")
     jobs_ahead: int | None
@@ -56,6 +57,22 @@ def queue_state(look: Look, row: JobRow) -> QueueState:
             "eta_high": maybe_seconds(verdict.eta_high),
             "drift_seconds": _drift(verdict, row),
         }
+    )
+
+
+def cluster_state(row: JobRow, attempts: Sequence[AttemptRow]) -> QueueState | None:
+    """What a cluster says of a job that it has been given and has not started; None: no such one has it."""
+    latest = attempts[-1] if attempts else None
+    if row.status != "running" or latest is None or latest.ended_at is not None or latest.phase != "submitted":
+        return None
+    return QueueState(
+        position=None,
+        jobs_ahead=None,
+        blocked_by="CLUSTER",
+        detail=(latest.cluster or {}).get("words", "A device is its own; the cluster is about to be asked for it."),
+        first_eta_low=maybe_seconds(row.first_eta_low),
+        first_eta_high=maybe_seconds(row.first_eta_high),
+        as_of=seconds(latest.started_at),
     )
 
 

@@ -153,7 +153,7 @@ def _seconds_left(job: JobRow, *, ran: float) -> float | None:
 def devices(session: Session, pool_name: str) -> tuple[Device, ...]:
     """The devices of the pool's live workers."""
     rows = session.execute(
-        select(DeviceRow, WorkerRow.draining)
+        select(DeviceRow, WorkerRow.draining, WorkerRow.host)
         .join(WorkerRow, WorkerRow.id == DeviceRow.worker_id)
         .where(DeviceRow.pool == pool_name, WorkerRow.last_seen > func.now() - SILENCE)
     )
@@ -161,7 +161,8 @@ def devices(session: Session, pool_name: str) -> tuple[Device, ...]:
         Device(
             id=row.id,
             # Each host's part of a gang belongs to one worker, so where several share a host each counts as a host.
-            host=row.worker_id,
+            # A dispatcher has many places in a cluster, and each of them is a host to the plan.
+            host=row.worker_id if row.host == host else f"{row.worker_id}/{row.host}",
             total_bytes=row.total_bytes,
             free_bytes=row.free_bytes,
             pool=row.pool,
@@ -173,8 +174,9 @@ def devices(session: Session, pool_name: str) -> tuple[Device, ...]:
             cached_models=frozenset(row.cached_models),
             bfloat16=row.bfloat16,
             capability=row.capability,
+            of_cluster=row.host != host,
         )
-        for row, draining in rows
+        for row, draining, host in rows
     )
 
 

@@ -51,6 +51,7 @@ class DeviceReport:
     capability: int | None = None  # NVIDIA's compute capability: 80 is 8.0
     probed: str | None = None  # what the trainer's own program found there
     readings: dict[str, float] | None = None  # of a GPU: utilization (of 1), watts, celsius
+    host: str | None = None  # where that is not its worker's: a place in a cluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ def _gone(worker_id: str, devices: Sequence[DeviceReport]) -> ColumnElement[bool
 def _put_devices(session: Session, worker: NewWorker, devices: Sequence[DeviceReport]) -> None:
     """Write the devices that are this worker's: new ones, its own, and those of a worker that fell silent."""
     for device in devices:
-        columns = {**asdict(device), "worker_id": worker.id, "host": worker.host, "pool": worker.pool}
+        columns = {**asdict(device), "worker_id": worker.id, "host": device.host or worker.host, "pool": worker.pool}
         silent = select(WorkerRow.id).where(WorkerRow.last_seen < func.now() - SILENCE)
         session.execute(
             insert(DeviceRow)

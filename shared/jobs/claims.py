@@ -149,7 +149,7 @@ def _lease_training(
     session.execute(update(DeviceRow).where(DeviceRow.id.in_(device_ids)).values(leased_by=job_id, fence=taken.fence))
     snapshot.charge(session, taken.project_id, seconds=charged)
     _open_attempt(session, taken, worker_id=worker_id, device_ids=device_ids)
-    claim = _claim(session, taken, worker_id=worker_id, device_ids=own, members=members)
+    claim = as_claim(session, taken, worker_id=worker_id, device_ids=own, members=members)
     gangs.call(session, claim.lease, members)
     return claim
 
@@ -213,7 +213,7 @@ def claim_membership(session: Session, *, worker_id: str, passed_over: Collectio
     if row is None:
         return None
     job = session.get_one(JobRow, row.job_id, populate_existing=True)
-    claim = _claim(session, job, worker_id=worker_id, device_ids=tuple(row.device_ids))
+    claim = as_claim(session, job, worker_id=worker_id, device_ids=tuple(row.device_ids))
     return Membership(claim, row.node)
 
 
@@ -224,10 +224,10 @@ def claim_validation(
     taken = leasing.take(
         session, SETTLING.kind, worker_id=worker_id, lease_seconds=lease_seconds, passed_over=passed_over
     )
-    return None if taken is None else _claim(session, taken, worker_id=worker_id)
+    return None if taken is None else as_claim(session, taken, worker_id=worker_id)
 
 
-def _claim(
+def as_claim(
     session: Session,
     job: JobRow,
     *,
@@ -235,6 +235,7 @@ def _claim(
     device_ids: tuple[str, ...] = (),
     members: tuple[Member, ...] = (),
 ) -> Claim:
+    """What the holder of a job's lease needs to know. Raises NotUnderstood."""
     try:
         request = CreateJob.model_validate(job.request)
         spec = None if job.spec is None else JobSpec.model_validate(job.spec)

@@ -278,6 +278,22 @@ def give_back(
     return "queued"
 
 
+def never_began(session: Session, lease: Lease) -> bool:
+    """Whether a cluster has the attempt and never started it. It then begins now, so that its end charges nothing."""
+    updated = session.execute(
+        update(AttemptRow)
+        .where(
+            AttemptRow.job_id == lease.id,
+            AttemptRow.fence == lease.fence,
+            AttemptRow.ended_at.is_(None),
+            AttemptRow.phase == "submitted",
+        )
+        .values(started_at=func.now())
+        .returning(AttemptRow.number)
+    ).one_or_none()
+    return updated is not None
+
+
 def backoff_seconds(failures: int, *, settings: Settings) -> float:
     """Full jitter: uniform below base × 2^failures, capped (AWS blog, "Exponential Backoff And Jitter")."""
     ceiling = min(settings.backoff_cap_seconds, settings.backoff_base_seconds * 2**failures)
@@ -350,7 +366,16 @@ def reap(session: Session, *, settings: Settings, limit: int = 100) -> list[str]
     ).all()
     for job in rows:
         lease = Lease(kind="job", id=job.id, fence=job.fence, worker_id=job.lease_owner or "", attempt=job.attempts)
-        if job.status == "running":
+        if job.status == "running" and never_began(session, lease):
+            give_back(
+                session,
+                lease,
+                outcome="drained",  # it cost no try: nothing has been tried
+                code="dispatcher_lost",
+                message="The dispatcher stopped answering before the cluster had started this job.",
+                settings=settings,
+            )
+        elif job.status == "running":
             give_back(
                 session,
                 lease,

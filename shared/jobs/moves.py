@@ -10,10 +10,12 @@ from shared.jobs.endings import (
     fail,
     fail_waiting,
     give_back,
+    never_began,
     reap,
     succeed,
     validated,
 )
+from shared.jobs.handover import submit, take_over
 from shared.jobs.progress import heartbeat, read_orders, record, record_checkpoint, set_phase
 from shared.jobs.requests import (
     cancel_all_waiting,
@@ -36,6 +38,7 @@ __all__ = [
     "fail_waiting",
     "give_back",
     "heartbeat",
+    "never_began",
     "read_orders",
     "reap",
     "record",
@@ -45,6 +48,8 @@ __all__ = [
     "request_pause",
     "resume",
     "set_phase",
+    "submit",
     "succeed",
+    "take_over",
     "validated",
 ]

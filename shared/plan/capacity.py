@@ -24,6 +24,7 @@ class Device:
     cached_models: frozenset[str] = field(default_factory=frozenset)
     bfloat16: bool = True
     capability: int | None = None  # NVIDIA's compute capability: 80 is 8.0
+    of_cluster: bool = False  # the host is a place in a cluster, which names the real one when an attempt starts
 
     @property
     def usable(self) -> bool:
@@ -43,6 +44,7 @@ class Abilities(NamedTuple):
     capability: int = 0  # at least, of an NVIDIA GPU: 80 is 8.0
     whole: bool = False  # no slice of a GPU
     base_model: str = ""  # its host has it: a device never waits for a download
+    meets: bool = False  # its host can meet the other hosts of the job: not a place in a cluster
 
     def met_by(self, device: Device) -> bool:
         return not (
@@ -51,6 +53,7 @@ class Abilities(NamedTuple):
             or (device.capability is not None and device.capability < self.capability)
             or (self.whole and device.is_slice)
             or (self.base_model and self.base_model not in device.cached_models)
+            or (self.meets and device.of_cluster)
         )
 
     def __str__(self) -> str:
@@ -59,6 +62,7 @@ class Abilities(NamedTuple):
             (self.bfloat16, "bfloat16"),
             (self.capability > 0, f"compute capability {self.capability // 10}.{self.capability % 10}"),
             (self.whole, "no MIG slice"),
+            (self.meets, "a worker of its own on each host"),
         )
         return ", ".join(word for holds, word in words if holds)
 

@@ -42,7 +42,8 @@ class QueuedJob:
     def needs(self) -> Abilities:
         """What it asks of each device besides memory. Several devices of one job are whole GPUs."""
         capability = self.needs_capability or 0
-        return Abilities(self.needs_gpu, self.needs_bfloat16, capability, self.devices > 1, self.base_model)
+        whole = self.devices > 1
+        return Abilities(self.needs_gpu, self.needs_bfloat16, capability, whole, self.base_model, self.nodes > 1)
 
     @property
     def devices(self) -> int:

@@ -18,7 +18,7 @@ from worker.host.host import AWAY, Host
 log = structlog.get_logger()
 
 # Why an attempt must end before its trainer is done, most urgent first.
-Wish = Literal["lost", "cancel", "deserted", "blind", "preempt", "pause", "drain"]
+Wish = Literal["lost", "cancel", "deserted", "blind", "preempt", "pause", "evict", "drain"]
 # These end the trainer at once. The others let it save a checkpoint first, except `deserted`: ranks that have lost
 # a member can save none, and end by themselves.
 AT_ONCE: frozenset[Wish] = frozenset({"lost", "cancel"})
@@ -67,6 +67,7 @@ class LeaseKeeper(threading.Thread):
             ("blind", self._clock() - self._heard > self._host.settings.blind_seconds),
             ("preempt", orders.preempt),
             ("pause", orders.pause),
+            ("evict", self._host.of_cluster and self._host.flags.draining),
             ("drain", self._host.flags.draining or (not self._dismissed and self._gang.leaving)),
         )
         return next((wish for wish, holds in reasons if holds), None)

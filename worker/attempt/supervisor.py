@@ -241,6 +241,8 @@ class _Attempt(PublishingAttempt):
     def settle(self, ended: TrainerEnd) -> None:
         """Write on the job how the trainer ended; one that was asked to stop and finished instead has finished."""
         code, why = ended.exit.code, ended.why
+        if code == EXIT_STOPPED and why is None:  # who ends a machine tells all its processes at once
+            why = self.keeper.wish
         if why in AT_ONCE:
             self.obey(why, exit_code=code)
         elif why == "stalled":
@@ -389,6 +391,7 @@ class _Attempt(PublishingAttempt):
 _GIVEN_BACK: Final[dict[str, tuple[AttemptOutcome, str]]] = {
     "preempt": ("preempted", "The job gave its device to another one; it waits to go on from its last checkpoint."),
     "drain": ("drained", "The worker is shutting down; the job waits to go on from its last checkpoint."),
+    "evict": ("preempted", "The cluster takes its machine back; the job waits to go on from its last checkpoint."),
     "blind": ("drained", "The worker lost the database for too long; the job waits to go on from its last checkpoint."),
 }
 

@@ -57,6 +57,7 @@ class Host:
     trainer_uid: int | None  # None: ours
     isolation: Isolation
     passed_over: set[str] = field(default_factory=set)  # rows of a newer version
+    of_cluster: bool = False  # a cluster started this process for one attempt, and may want the machine back
     served: dict[str, str] = field(default_factory=dict)  # the project that each long chore has served last
 
     def write(self, verb: Callable[[Session], T]) -> T:
@@ -128,6 +129,20 @@ def identify(settings: Settings) -> NewWorker:
         pool=settings.pool,
         boot_id=processes.boot_id(),
         version=version("tunepool-server"),
+    )
+
+
+def beside(settings: Settings, folder: str) -> Settings:
+    """Settings of a process with a home of its own within this one: its identity is another, all else is shared."""
+    home = settings.home.resolve()
+    listed = home / "models.toml"
+    return settings.model_copy(
+        update={
+            "home": home / folder,
+            "storage_url": settings.storage,
+            "cache_dir": settings.cache,
+            "models_file": settings.models_file or (listed if listed.exists() else None),
+        }
     )
 
 

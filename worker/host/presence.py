@@ -206,6 +206,8 @@ class Presence(threading.Thread):
         devices = self._probes.judged(self._idle.applied(devices, leased=leased))
         if self._flags.leaving:  # a leader elsewhere must not count on devices that nobody will answer for
             devices = tuple(replace(device, ailment=LEAVING) for device in devices)
+        if self._settings.launcher != "local":
+            return []  # trainings go to the cluster; this worker does chores
         return [describe(device, host=self._worker.host, cached=cached) for device in devices]
 
     def _leased(self) -> set[str]:

@@ -167,7 +167,7 @@ class Lines:
 
     def show(self, update: Update) -> None:
         place = ours(update.job).get("queue") or {}
-        if update.job.status == "queued" and self._place != (line := _place(place)) and line:
+        if self._place != (line := _place(place)) and line:
             self._place = line
             self.tell(line)
         for event in update.events:
@@ -190,7 +190,9 @@ class Lines:
 
 
 def _place(queue: dict[str, Any]) -> str:
-    """Why the job waits, in one line; empty before the first plan."""
+    """Why the job waits, in one line; empty before the first plan, and once it runs."""
+    if queue.get("blocked_by") == "CLUSTER":
+        return printable(f"waits for the cluster: {queue.get('detail', '')}")
     if queue.get("position") is None:
         return ""
     words = [f"queued: place {queue['position']}"]
@@ -242,7 +244,7 @@ class ProgressBar:
                 self._progress.console.print(
                     printable(event.message), style=_STYLES.get(event.level, ""), markup=False, highlight=False
                 )
-        place = _place(ours(update.job).get("queue") or {}) if update.job.status == "queued" else ""
+        place = _place(ours(update.job).get("queue") or {})
         self._progress.update(self._task, description=place or update.job.status, left=_time_left(update.job))
 
 
