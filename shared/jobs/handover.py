@@ -43,7 +43,7 @@ class Submitted:
     lease: Lease
     devices: int
     orders: Orders
-    told: dict[str, Any]  # what was last noted of it; empty: nothing
+    noted: dict[str, Any]  # what was last noted of it; empty: nothing
 
     @property
     def name(self) -> str:
@@ -77,7 +77,7 @@ def submitted(session: Session, worker_id: str) -> list[Submitted]:
                 pause=job.pause_requested_at is not None,
                 preempt=job.preempt_requested_at is not None,
             ),
-            told=attempt.cluster or {},
+            noted=attempt.cluster or {},
         )
         for job, attempt in rows
     ]
@@ -92,9 +92,9 @@ def keep_submitted(session: Session, worker_id: str, *, lease_seconds: float) ->
     )
 
 
-def tell(session: Session, lease: Lease, told: dict[str, Any]) -> bool:
+def tell(session: Session, lease: Lease, noted: dict[str, Any]) -> bool:
     """Note what the cluster says of an attempt. False: it is ours no more."""
-    return advance(session, lease) and set_phase(session, lease, "submitted", cluster=told)
+    return advance(session, lease) and set_phase(session, lease, "submitted", cluster=noted)
 
 
 def take_over(session: Session, name: str, *, worker_id: str, host: str, lease_seconds: float) -> Claim | None:

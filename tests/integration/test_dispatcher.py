@@ -25,7 +25,7 @@ from shared.tenants.keys import Caller
 from tests.factories import GIB, make_caller, make_queued_job, verdict_of
 from tests.fake_slurm import FakeJob, FakeSlurm
 from tests.invariants import broken
-from worker.attempt.cluster_places import Standing
+from worker.attempt.cluster_places import ClusterPresence
 from worker.attempt.dispatcher import MISSES, Dispatcher
 from worker.attempt.slurm import Slurm
 
@@ -53,7 +53,7 @@ class Site:
         self.standing.close()
 
     def begin(self) -> None:
-        self.standing = Standing(self.settings)
+        self.standing = ClusterPresence(self.settings)
         self.standing.report()
         cluster = Slurm(self.settings, run=self.slurm)
         self.dispatcher = Dispatcher(self.settings, cluster, self.standing, clock=lambda: self.now)
@@ -522,5 +522,5 @@ def test_the_events_of_a_job_say_where_the_cluster_started_it(site: Site) -> Non
     site.start(job_id)
 
     with Session(site.engine) as session:
-        told = session.scalars(select(EventRow.message).where(EventRow.job_id == job_id).order_by(EventRow.seq)).all()
-    assert told[-1] == "The cluster started it on gpu-node-7"
+        noted = session.scalars(select(EventRow.message).where(EventRow.job_id == job_id).order_by(EventRow.seq)).all()
+    assert noted[-1] == "The cluster started it on gpu-node-7"

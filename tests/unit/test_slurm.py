@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from shared.jobs.handover import attempt_name, read_name
 from shared.settings import Settings
+from standalone import main
 from tests.fake_slurm import FakeSlurm
+from worker.attempt import dispatcher
 from worker.attempt.cluster_places import places
 from worker.attempt.engines import EngineAway, EngineRefused, Order
 from worker.attempt.slurm import Slurm, batch_script
+from worker.host.host import beside, identify
 
 NAME = attempt_name("ftjob-0199", 1)
 OTHER = attempt_name("ftjob-0200", 2)
@@ -211,3 +215,43 @@ def test_each_node_of_the_settings_is_a_host_with_its_devices() -> None:
     ]
     assert {device.host for device in devices} == {"slurm-abcdef-0", "slurm-abcdef-1"}
     assert all(device.bfloat16 and device.healthy and device.capability == 90 for device in devices)
+
+
+@pytest.mark.parametrize(
+    ("words", "program"),
+    [
+        (("worker", "--attempt", NAME), ["worker.attempt.handed_over", NAME]),
+        (("dispatcher",), ["worker.attempt.dispatcher"]),
+    ],
+)
+def test_the_commands_become_their_processes_and_need_no_redis(
+    words: tuple[str, ...], program: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[list[str]] = []
+    monkeypatch.setattr(main.os, "execve", lambda _path, command, _environment: begun.append(command))
+    monkeypatch.setattr(main.log, "configure", lambda _settings: None)  # of this whole process
+    monkeypatch.setattr(main, "hide_secrets", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    environment = {"DATABASE_URL": "postgresql://nowhere/db", "REDIS_URL": "", "TUNEPOOL_HOME": str(tmp_path / "home")}
+
+    CliRunner().invoke(main.app, list(words), env=environment)
+
+    assert begun[0][1:] == ["-m", *program]
+
+
+def test_a_dispatcher_that_is_not_told_of_a_cluster_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNEPOOL_LAUNCHER", "slurm")
+    monkeypatch.setattr(dispatcher, "hide_secrets", lambda: None)
+
+    assert dispatcher.main() == 2
+
+
+def test_a_process_with_a_home_of_its_own_shares_all_else(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    (tmp_path / "models.toml").touch()
+
+    own = beside(settings, "dispatcher")
+
+    assert own.home == tmp_path / "dispatcher"
+    assert (own.storage, own.cache, own.models_file) == (settings.storage, settings.cache, tmp_path / "models.toml")
+    assert identify(own).id != identify(settings).id

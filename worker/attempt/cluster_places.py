@@ -59,7 +59,7 @@ def places(settings: Settings, *, worker_id: str, cached: list[str]) -> list[Dev
     ]
 
 
-class Standing(threading.Thread):
+class ClusterPresence(threading.Thread):
     """Registers, then reports every `heartbeat_seconds`. A dispatcher that starts again keeps its leases."""
 
     def __init__(self, settings: Settings) -> None:

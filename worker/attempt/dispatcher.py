@@ -29,7 +29,7 @@ from shared.operating.secrecy import hide_secrets
 from shared.settings import Settings
 from shared.store.db import make_engine, session_scope
 from shared.store.lifecycle import AttemptOutcome
-from worker.attempt.cluster_places import Standing
+from worker.attempt.cluster_places import ClusterPresence
 from worker.attempt.engines import Engine, EngineAway, EngineRefused, Order, Sight
 from worker.attempt.slurm import Slurm
 from worker.host.host import AWAY, beside
@@ -61,7 +61,12 @@ class Dispatcher:
     """One loop: look at the cluster, tend what is there, admit what fits."""
 
     def __init__(
-        self, settings: Settings, engine: Engine, standing: Standing, *, clock: Callable[[], float] = time.monotonic
+        self,
+        settings: Settings,
+        engine: Engine,
+        standing: ClusterPresence,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._cluster = engine
@@ -126,7 +131,7 @@ class Dispatcher:
         elif sights:
             watch.missed, watch.missed_since = 0, None
             self._watch_start(attempt, sights, watch)
-        elif attempt.told.get("id") or watch.unsure:
+        elif attempt.noted.get("id") or watch.unsure:
             self._look_for(attempt, watch)
         else:
             self._submit(attempt, watch)
@@ -179,7 +184,7 @@ class Dispatcher:
             self._end(attempt, f"{label} took the machine back before the job had started: {fate.words}.", "preempted")
         elif fate.kind == "ended":
             self._end(attempt, f"{label} ended the attempt before its worker reported: {fate.words}.", "crashed")
-        elif fate.kind == "unknown" and not attempt.told.get("id"):
+        elif fate.kind == "unknown" and not attempt.noted.get("id"):
             watch.unsure = False  # nobody ever took it
             self._submit(attempt, watch)
         else:
@@ -188,7 +193,7 @@ class Dispatcher:
     def _missed(self, attempt: Submitted, watch: _Watch, words: str, *, alive: bool) -> None:
         watch.missed += 1
         watch.missed_since = self._clock() if watch.missed_since is None else watch.missed_since
-        label, number = self._cluster.label, attempt.told.get("id", "")
+        label, number = self._cluster.label, attempt.noted.get("id", "")
         waited = self._clock() - watch.missed_since
         if waited > self._settings.cluster_start_seconds if alive else watch.missed >= MISSES:
             self._end(attempt, f"{label} no longer knows the attempt: {words}.", "crashed", code="cluster_forgot")
@@ -220,9 +225,9 @@ class Dispatcher:
 
     def _tell(self, attempt: Submitted, words: str, number: str | None = None) -> None:
         """Note what there is to say, if it is news."""
-        told = {"engine": self._cluster.label, "id": number or attempt.told.get("id"), "words": words}
-        if told != attempt.told:
-            self._write(lambda s: handover.tell(s, attempt.lease, told))
+        noted = {"engine": self._cluster.label, "id": number or attempt.noted.get("id"), "words": words}
+        if noted != attempt.noted:
+            self._write(lambda s: handover.tell(s, attempt.lease, noted))
 
     def _end(
         self, attempt: Submitted, message: str, outcome: AttemptOutcome, *, code: str = "cluster_start_failed"
@@ -312,7 +317,7 @@ def main() -> int:
     except AnotherWorker as error:
         log.error("dispatcher.refused", reason=str(error))
         return 1
-    standing = Standing(own)
+    standing = ClusterPresence(own)
     dispatcher = Dispatcher(own, ENGINES[settings.launcher](own), standing)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: dispatcher.stop())

@@ -58,6 +58,8 @@ def _carry_on(name: str, settings: Settings, *, flags: SharedFlags) -> int:
     host = replace(open_host(settings, flags=flags), of_cluster=True)
     try:
         host.write_in_the_end(schema.must_serve)
+        if flags.draining:
+            return EXIT_UNFIT  # the machine is wanted back already: the attempt is left to the dispatcher
         claim = host.write_in_the_end(partial(_take, host, name))
         if claim is None:
             log.info("handover.nothing_to_do", attempt=name)

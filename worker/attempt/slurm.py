@@ -53,8 +53,8 @@ class Slurm:
         """See `Engine`. The batch script is all that Slurm gets: no environment of ours, hence no secret."""
         done = self._ask("sbatch", *self._options(order), script=batch_script(self._settings, order.name))
         if done.returncode != 0:
-            said = _words(done.stderr) or f"sbatch ended with {done.returncode}"
-            raise EngineAway(said) if _AWAY_WORDS.search(done.stderr) else EngineRefused(said)
+            words = _words(done.stderr) or f"sbatch ended with {done.returncode}"
+            raise EngineAway(words) if _AWAY_WORDS.search(done.stderr) else EngineRefused(words)
         match = _ID.fullmatch(done.stdout.strip())
         if match is None:
             raise EngineAway(f"sbatch answered '{_words(done.stdout)}' instead of a number")
@@ -141,16 +141,16 @@ def _sight(number: str, state: str, nodes: str, reason: str, name: str) -> Sight
 
 def _fate(number: str, state: str, code: str, nodes: str) -> Fate:
     word = (state.split() or ["UNKNOWN"])[0]  # "CANCELLED by 1000"
-    said = f"job {number} was {state}" + (f" on {nodes}" if nodes not in ("", "None assigned") else "")
+    words = f"job {number} was {state}" + (f" on {nodes}" if nodes not in ("", "None assigned") else "")
     if word in _ALIVE:
         return Fate("alive", f"job {number} is {state}, says sacct, and squeue does not list it")
     if word == "PREEMPTED":
-        return Fate("taken", said)
-    return Fate("ended", f"{said}, exit code {code}") if word in _OVER else Fate("unknown", said)
+        return Fate("taken", words)
+    return Fate("ended", f"{words}, exit code {code}") if word in _OVER else Fate("unknown", words)
 
 
-def _words(said: str) -> str:
-    """The line of what a program said that names the error, else its first one; short enough for an event."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+def _words(text: str) -> str:
+    """The line of what a program wrote that names the error, else its first one; short enough for an event."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     line = next((line for line in reversed(lines) if "error" in line.lower()), lines[0] if lines else "")
     return re.sub(r"[^\x20-\x7e]", "?", line)[:200]
