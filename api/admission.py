@@ -25,18 +25,21 @@ class Admission:
         try:
             caller = keys.authenticate(session, bearer)
         except Unauthenticated:
-            address = request.client.host if request.client else "unknown"
-            standing = self.rates.refuse(address)
-            if standing is not None and standing.wait_seconds:
-                raise _too_often(
-                    f"Too many requests with keys that are none came from this address. Check the key, and try again in"
-                    f" {math.ceil(standing.wait_seconds)} s.",
-                    standing,
-                    code="too_many_failed_keys",
-                ) from None
+            self.refused(request)
             raise
         _must_match(request, caller)
         return caller
+
+    def refused(self, request: HTTPConnection) -> None:
+        """Count a key or an ID token that is none. Raises LimitReached for an address that shows too many."""
+        standing = self.rates.refuse(request.client.host if request.client else "unknown")
+        if standing is not None and standing.wait_seconds:
+            raise _too_often(
+                f"Too many requests with keys that are none came from this address. Check the key, and try again in"
+                f" {math.ceil(standing.wait_seconds)} s.",
+                standing,
+                code="too_many_failed_keys",
+            ) from None
 
     def count(self, request: HTTPConnection, caller: Caller) -> None:
         """Count the request, once. Raises LimitReached."""

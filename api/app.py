@@ -14,7 +14,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 from sqlalchemy import Engine
 
-from api import alias_bodies, errors, pool_bodies, upload_bodies, webhook_bodies
+from api import alias_bodies, errors, oidc_bodies, pool_bodies, upload_bodies, webhook_bodies
 from api.admission import Admission
 from api.bell import RingThread
 from api.deps import Door
@@ -39,6 +39,7 @@ from api.routes import (
     metrics,
     models,
     objects,
+    oidc,
     parted_uploads,
     permissions,
     pool,
@@ -65,6 +66,7 @@ from shared.settings import Settings
 from shared.store.bell import ring
 from shared.store.db import make_engine, reading_engine, session_scope
 from shared.store.storage import open_store
+from shared.tenants.id_tokens import IdTokens
 from shared.tenants.rates import Rates
 
 DESCRIPTION = """OpenAI's fine-tuning API on your own GPUs. Point the official `openai` client at it:
@@ -106,6 +108,7 @@ def create_app(settings: Settings) -> FastAPI:
         bell=RingThread(partial(ring, settings=settings)),
         admission=Admission(Rates(settings)),
         vllm=Vllm(settings, store) if settings.vllm_url else None,
+        id_tokens=IdTokens(settings),
         measures=measures,
     )
 
@@ -136,7 +139,7 @@ def create_app(settings: Settings) -> FastAPI:
     errors.install(app)
     for part in (
         *(files, parted_uploads, jobs, preflights, graders, models, completions, adapters, aliases, permissions),
-        *(objects, merges, evaluations, streams, catalogue, pool, job_operations, projects, webhooks, usage),
+        *(objects, merges, evaluations, streams, catalogue, pool, job_operations, projects, oidc, webhooks, usage),
         *(job_logs, metrics, health, reference),
     ):
         app.include_router(part.router)
@@ -165,6 +168,7 @@ def _describe(app: FastAPI) -> None:
                 *alias_bodies.BODIES,
                 *upload_bodies.BODIES,
                 *webhook_bodies.BODIES,
+                *oidc_bodies.BODIES,
             ):
                 reference = body.model_json_schema(ref_template="#/components/schemas/{model}")
                 components["schemas"] |= {**reference.pop("$defs", {}), body.__name__: reference}
@@ -172,7 +176,7 @@ def _describe(app: FastAPI) -> None:
             components["schemas"]["FineTuningJob"]["examples"] = [job_views.JOB_EXAMPLE]
             components["securitySchemes"] = {"ApiKey": {"type": "http", "scheme": "bearer"}}
             schema["security"] = [{"ApiKey": []}]
-            for path in ("/livez", "/readyz", "/v1/tunepool/objects/{token}"):
+            for path in ("/livez", "/readyz", "/v1/tunepool/objects/{token}", "/v1/tunepool/oidc/token"):
                 for operation in schema["paths"][path].values():
                     operation["security"] = []
             _describe_chunks(schema)

@@ -26,6 +26,7 @@ from shared.store.db import reading_scope, session_scope
 from shared.store.lifecycle import Lane
 from shared.store.storage import Store
 from shared.tenants import keys
+from shared.tenants.id_tokens import IdTokens
 from shared.tenants.keys import Caller
 
 
@@ -43,6 +44,7 @@ class Door:
     outlook: PlanCache
     admission: Admission
     vllm: Vllm | None
+    id_tokens: IdTokens
     measures: Measures
 
     def session(self) -> AbstractContextManager[Session]:

@@ -46,6 +46,13 @@ class Settings(BaseSettings):
         description="Private networks that webhooks may go to, such as 10.0.0.0/8, with commas; http:// is for these.",
     )
     webhook_seconds: float = Field(default=10.0, gt=0, le=60, description="A webhook's answer takes no longer.")
+    oidc_issuers: str = Field(
+        default="https://token.actions.githubusercontent.com,https://gitlab.com",
+        description="Issuers whose ID tokens rules may name, with commas; empty: none.",
+    )
+    oidc_networks: str = Field(
+        default="", description="Private networks that such issuers may be in, with commas; http:// is for these."
+    )
     link_seconds: int = Field(default=900, ge=1, description="Life of a download link.")
 
     max_file_bytes: int = Field(default=512 * 1024 * 1024, ge=1, description="Largest upload.")
@@ -287,12 +294,20 @@ class Settings(BaseSettings):
         """Compose passes variables that nobody set as empty ones; `Path("")` would be the current folder."""
         return None if value == "" else value
 
-    @field_validator("webhook_networks")
+    @field_validator("webhook_networks", "oidc_networks")
     @classmethod
     def _networks_are_networks(cls, text: str) -> str:
         for part in text.split(","):
             if part.strip():
                 ip_network(part.strip())  # raises ValueError, whose words name the part
+        return text
+
+    @field_validator("oidc_issuers")
+    @classmethod
+    def _issuers_are_urls(cls, text: str) -> str:
+        for issuer in filter(None, (part.strip() for part in text.split(","))):
+            if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", issuer):
+                raise ValueError(f"TUNEPOOL_OIDC_ISSUERS names '{issuer}'; an issuer is https://host[/path]")
         return text
 
     @field_validator("gang_ports")

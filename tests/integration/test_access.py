@@ -125,9 +125,12 @@ SCOPE = {
     "PATCH /v1/tunepool/keys/{key_id}": "admin",
     "DELETE /v1/tunepool/keys/{key_id}": "admin",
     "POST /v1/tunepool/keys/{key_id}/rotate": "admin",
+    "POST /v1/tunepool/oidc/rules": "admin",
+    "GET /v1/tunepool/oidc/rules": "admin",
+    "DELETE /v1/tunepool/oidc/rules/{rule_id}": "admin",
     "GET /v1/tunepool/usage": "jobs:read",
 }
-OPEN = {"GET /livez", "GET /readyz", "GET /v1/tunepool/objects/{token}"}
+OPEN = {"GET /livez", "GET /readyz", "GET /v1/tunepool/objects/{token}", "POST /v1/tunepool/oidc/token"}
 
 
 def ask(http: httpx2.Client, route: str) -> httpx2.Response:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from openai import OpenAI
+
+from tunepool.id_tokens import stored
 
 
 class NoServerKnown(Exception):
@@ -15,10 +18,10 @@ class NoServerKnown(Exception):
 
 @dataclass(frozen=True)
 class Credentials:
-    """What `tunepool-server up` leaves in `credentials.json`."""
+    """What `tunepool-server up` leaves in `credentials.json`; of a signed-in job, what gives a live key."""
 
     base_url: str
-    api_key: str = field(repr=False)
+    api_key: str | Callable[[], str] = field(repr=False)
 
     def client(self, *, timeout_seconds: float = 60.0) -> OpenAI:
         return OpenAI(base_url=self.base_url, api_key=self.api_key, timeout=timeout_seconds)
@@ -40,12 +43,17 @@ def read_credentials(home: Path) -> Credentials:
 
 
 def find_credentials(home: Path, *, base_url: str | None, api_key: str | None) -> Credentials:
-    """The server named outright, else the one of `home`.
+    """The server named outright, else the one that this job is signed in to, else the one of `home`.
 
     A key alone is not enough: with no base URL it belongs to some other service, and must not be sent here.
     """
+    if base_url is not None and api_key is not None:
+        return Credentials(base_url=base_url, api_key=api_key)
+    login = stored(home)
+    if login is not None and base_url in {None, login.base_url}:
+        return Credentials(base_url=login.base_url, api_key=login.key)
     if base_url is None:
         return read_credentials(home)
-    if api_key is None:
-        raise NoServerKnown("OPENAI_BASE_URL is set and OPENAI_API_KEY is not.")
-    return Credentials(base_url=base_url, api_key=api_key)
+    raise NoServerKnown(
+        "OPENAI_BASE_URL is set and OPENAI_API_KEY is not; in a CI job `tunepool login --oidc` will do."
+    )

@@ -34,10 +34,12 @@ from tunepool import (
     projects,
     releasing,
     requests,
+    signing_in,
     watching,
     webhooks,
 )
 from tunepool.connection import NoServerKnown, find_credentials
+from tunepool.id_tokens import NoIdToken
 from tunepool.pipeline import command
 from tunepool.printing import json_line, printable, show, show_rows
 
@@ -50,7 +52,7 @@ EXIT_SUPERSEDED: Final = 6
 EXIT_INTERRUPTED: Final = 130
 NOT_OFFERED: Final = 501
 JOBS_PER_PAGE: Final = 100
-WITHOUT_A_SERVER: Final = frozenset({"gate", "run"})  # `run` reads its files first, and has its own exit codes
+WITHOUT_A_SERVER: Final = frozenset({"gate", "run", "login"})  # `run` reads its files first, and has its own exit codes
 
 Method = Literal["supervised", "dpo", "kto", "orpo", "simpo"]
 # Options that submit and watch share.
@@ -79,6 +81,7 @@ for _name, _group in {
     "devices": pool.devices_cli,
     "projects": projects.projects_cli,
     "keys": projects.keys_cli,
+    "oidc": signing_in.oidc_cli,
     "webhooks": webhooks.webhooks_cli,
 }.items():
     cli.add_typer(_group, name=_name)
@@ -90,6 +93,7 @@ for _alone in (
     chatting.chat,
     evaluating.evaluate,
     logs.logs,
+    signing_in.login,
 ):
     cli.command(_alone.__name__)(_alone)
 cli.command("usage")(pool.show_usage)
@@ -107,6 +111,8 @@ messages = Console(stderr=True)
 @dataclass(frozen=True)
 class Context:
     as_json: bool
+    base_url: str | None
+    home: Path
     find: Callable[[], OpenAI] = field(repr=False)
 
     @cached_property
@@ -119,7 +125,7 @@ def app() -> None:
     """Entry point: run a command and turn what went wrong into a sentence and an exit code."""
     try:
         cli()
-    except (NoServerKnown, requests.BadSetting) as error:
+    except (NoServerKnown, NoIdToken, requests.BadSetting) as error:
         _quit(str(error), EXIT_USAGE)
     except InternalServerError as error:
         reason = f"The server is ill (HTTP {error.status_code}): {error.message}"
@@ -169,7 +175,9 @@ def connect(
     ] = False,
 ) -> None:
     """Command line of a Tunepool server."""
-    context.obj = Context(as_json, lambda: find_credentials(home, base_url=base_url, api_key=api_key).client())
+    context.obj = Context(
+        as_json, base_url, home, lambda: find_credentials(home, base_url=base_url, api_key=api_key).client()
+    )
     if context.invoked_subcommand not in WITHOUT_A_SERVER and not {"--help", "-h"} & set(sys.argv):
         _ = context.obj.client  # what is missing is said before anything is read
 
