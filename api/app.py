@@ -17,6 +17,7 @@ from sqlalchemy import Engine
 from api import alias_bodies, errors, oidc_bodies, pool_bodies, upload_bodies, webhook_bodies
 from api.admission import Admission
 from api.bell import RingThread
+from api.compression import GzipJson
 from api.deps import Door
 from api.links import make_links
 from api.measures import Measures
@@ -133,6 +134,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,  # a redirect would leave the envelope, for whatever host the client named
     )
     app.state.door = door
+    app.add_middleware(GzipJson)
     app.add_middleware(RequestUrl)
     app.add_middleware(Turnstile)
     app.add_middleware(RequestId, answered=measures.answered)  # added last, so outermost
