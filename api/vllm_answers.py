@@ -26,6 +26,7 @@ from api.errors import envelope
 from api.views import completion_views
 from api.vllm import Unserved, Vllm
 from shared.contract.completions import AskedCompletion, CreateChatCompletion, ModelName, PlaygroundOptions
+from shared.contract.published import published_shape
 from shared.contract.talk import Target
 from shared.errors import NotFound, TunepoolError
 from shared.fleet import playgrounds
@@ -162,7 +163,7 @@ def _target(door: Door, model: str, project_id: str, *, chat: bool) -> Target:
         raise Unserved("it is a whole model, not an adapter")
     if chat and target.chat_template is not None:
         raise Unserved("its job has a chat template of its own")
-    verdict = next(it for it in servability.verdicts(spec.adapter) if it.server == "vllm")
+    verdict = next(it for it in servability.verdicts(published_shape(spec)) if it.server == "vllm")
     if not verdict.servable:
         raise Unserved(verdict.reason or "vLLM does not take it")
     return target

@@ -141,9 +141,11 @@ def main(spec_file: Path, out: Path, others: Others) -> int:
             checkpoint(out, step, chain)
         if stop and step < steps:
             return 5
-    more = {f"part-{number}.json": number for number in range(int(act.get("files", 0)))}  # makes publishing slow
+    # `files` makes publishing slow.
+    more: dict[str, object] = {f"part-{number}.json": number for number in range(int(act.get("files", 0)))}
     # How many questions the product answers wrongly: tests/fake_evaluator.py reads it.
     more |= {"adapter_model.safetensors": int(act["wrong"])} if "wrong" in act else {}
+    more |= {"parent.json": contents(Path(spec["parent_path"]))} if "parent" in act else {}
     folder(out / "adapter", {**more, "adapter_config.json": {"peft_type": "LORA"}, "chain.json": {"chain": chain}})
     tell(out, type="finished", steps=steps, trained_tokens=steps * 10, published_step=steps,
          published_reason="the last one", peak_memory_bytes=1, train_seconds=1.0)  # fmt: skip
@@ -177,6 +179,11 @@ def checkpoint(out: Path, step: int, chain: str) -> None:
     name = f"step-{step:08d}"
     folder(out / "checkpoints" / name, {"state.json": {"step": step, "chain": chain}, "manifest.json": {"step": step}})
     tell(out, type="checkpoint", step=step, name=name, train_loss=1 / step)
+
+
+def contents(place: Path) -> dict[str, object]:
+    """Of the parent's directory: what each file in it says."""
+    return {file.name: json.loads(file.read_text()) for file in sorted(place.iterdir())}
 
 
 def folder(place: Path, files: dict[str, object]) -> None:

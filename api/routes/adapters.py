@@ -10,6 +10,7 @@ from api.deps import Door, DoorDep, ModelsReader
 from api.downloads import linked
 from api.views import product_views, view
 from shared.contract.preflight_report import ServerVerdict
+from shared.contract.published import published_shape
 from shared.products import adapters, servability
 from shared.products.adapters import PublishedAdapter
 
@@ -37,7 +38,7 @@ def retrieve_adapter(name: str, request: Request, door: DoorDep, caller: ModelsR
     """The adapter of a job or a checkpoint, by id or `ft:` name, with a link for each file of its PEFT directory."""
     with door.session() as session:
         source = adapters.find_source(session, name, project_id=caller.project_id)
-    return _view(source.adapter, door, request, servable=servability.verdicts(source.spec.adapter))
+    return _view(source.adapter, door, request, servable=servability.verdicts(published_shape(source.spec)))
 
 
 def _view(

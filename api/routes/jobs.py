@@ -101,13 +101,14 @@ def submitted(
 ) -> tuple[job_views.FineTuningJob, dict[str, str]]:
     """Accept a job: its view, and what the answer says beside it. Raises Invalid, NotYet, LimitReached, Conflict."""
     request = parse(body, CreateJob)
-    base = door.base_model(request.model)
+    base, parent = door.start(request.model, project_id=caller.project_id)
     with door.session() as session:
         made = submission.submit(
             session,
             request,
             caller=caller,
             base=base,
+            parent=parent,
             request_sha256=hashlib.sha256(body).hexdigest(),
             retried=retried,
             idempotency_key=idempotency_key,

@@ -9,6 +9,7 @@ from api.views import product_views, view
 from shared.errors import Invalid
 from shared.fleet import playgrounds
 from shared.fleet.playgrounds import Warm
+from shared.jobs import parents
 from shared.products import adapters, aliases, sharing
 from shared.settle.standings import under_every_name
 from shared.tenants import audit
@@ -72,6 +73,6 @@ def delete_model(model: str, door: DoorDep, caller: ModelsWriter) -> view.Delete
             param="model",
         )
     with door.session() as session:
-        row = adapters.delete(session, model, project_id=caller.project_id)
+        row = parents.withdraw(session, model, project_id=caller.project_id)
         audit.record(session, caller, "model.delete", row.id, before={"name": row.name, "job_id": row.job_id})
     return view.Deleted(id=model, object="model")

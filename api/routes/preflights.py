@@ -22,10 +22,10 @@ router = APIRouter(prefix="/v1/tunepool/preflights", tags=["preflights"])
 def create_preflight(caller: JobsWriter, body: RawBody, door: DoorDep) -> preflight_views.Preflight:
     """Ask what a job with this body would do. Nothing is trained; poll until `status` is succeeded."""
     wanted = parse(body, CreatePreflight)
-    base = door.base_model(wanted.model)
-    refusals.check_request(wanted, base)
+    base, parent = door.start(wanted.model, project_id=caller.project_id)
+    refusals.check_request(wanted, base, parent)
     with door.session() as session:
-        view = preflight_views.preflight(preflights.create(session, wanted, caller=caller, base=base))
+        view = preflight_views.preflight(preflights.create(session, wanted, caller=caller, base=base, parent=parent))
     door.ring("cpu")
     return view
 

@@ -11,14 +11,15 @@ from api.deps import Door, DoorDep
 from api.routes import catalogue as catalogue_routes
 from api.routes import files as file_routes
 from api.routes import jobs as job_routes
+from api.routes import models as model_routes
 from api.routes import preflights as preflight_routes
 from api.ui import rendering, visits
 from api.ui.visits import Form, JobsOrderer, JobsVisitor, ProvenForm
 from shared.chores import preflights
 from shared.contract.job_request import CreatePreflight
-from shared.contract.spec import DEFAULT_OBJECTIVE, MethodName, ObjectiveName, Tier
+from shared.contract.spec import DEFAULT_OBJECTIVE, InitFrom, MethodName, ObjectiveName, Tier
 from shared.errors import Invalid, TunepoolError
-from shared.jobs import pages
+from shared.jobs import pages, parents
 from shared.tenants.sign_ins import SignedIn
 
 router = APIRouter(prefix="/ui", route_class=visits.PageRoute, include_in_schema=False)
@@ -27,6 +28,7 @@ FILES: Final = 200
 # Field of the form -> where it stands in the body.
 HYPERPARAMETERS: Final = ("n_epochs", "batch_size")
 ADAPTER: Final = ("r", "lora_alpha")
+WORDS: Final = ("method", "init_from")
 TRAINING: Final = ("learning_rate", "max_length")
 
 
@@ -53,6 +55,7 @@ def _form(
     may_list = caller.may("files:read"), caller.may("models:read")
     files = file_routes.list_files(door, caller, limit=FILES, purpose="fine-tune").data if may_list[0] else []
     bases = catalogue_routes.list_base_models(door, caller).data if may_list[1] else []
+    tuned = [model.id for model in model_routes.list_models(door, caller).data] if may_list[1] else []
     return rendering.page(
         request,
         visit,
@@ -62,6 +65,8 @@ def _form(
         error=error,
         files=[file for file in files if file.status != "error"],
         bases=[base for base in bases if base.state != "error"],
+        tuned=[name for name in tuned if parents.is_tuned(name)],
+        beginnings=get_args(InitFrom),
         methods=get_args(MethodName),
         objectives=get_args(ObjectiveName),
         tiers=get_args(Tier),
@@ -77,7 +82,7 @@ def fields_of(body: dict[str, Any]) -> dict[str, str]:
     fields = {name: body.get(name) for name in ("model", "training_file", "validation_file", "suffix", "seed")}
     fields |= {"objective": kind, **{name: hyperparameters.get(name) for name in HYPERPARAMETERS}}
     adapter, training, queue = (ours.get(name, {}) for name in ("adapter", "training", "queue"))
-    fields |= {"method": adapter.pop("method", None), **{name: adapter.pop(name, None) for name in ADAPTER}}
+    fields |= {name: adapter.pop(name, None) for name in (*WORDS, *ADAPTER)}
     fields |= {name: training.pop(name, None) for name in TRAINING}
     fields |= {name: queue.pop(name, None) for name in ("tier", "group")}
     more = {name: part for name, part in ours.items() if part}
@@ -96,7 +101,7 @@ def body_of_form(form: Form) -> dict[str, Any]:
     if hyperparameters or kind != DEFAULT_OBJECTIVE:
         body["method"] = {"type": kind, kind: {"hyperparameters": hyperparameters}}
     ours = {
-        "adapter": _given({"method": form.get("method"), **{name: form.number(name) for name in ADAPTER}}),
+        "adapter": _given({name: form.get(name) for name in WORDS} | {name: form.number(name) for name in ADAPTER}),
         "training": _given({name: form.number(name) for name in TRAINING}),
         "queue": _given({"tier": form.get("tier"), "group": form.get("group")}),
     }

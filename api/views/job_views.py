@@ -49,6 +49,14 @@ class AdapterRef(View):
     files: int
 
 
+class ParentView(View):
+    """The tuned model that a job goes on from."""
+
+    id: str
+    model: str = Field(description="Its `ft:` name; `model` of the job may be an alias.")
+    init_from: Literal["continue", "merged"] | None = Field(description="How; null until the job is settled.")
+
+
 class JobExtension(View):
     """Ours: everything OpenAI's wire has no word for."""
 
@@ -64,6 +72,7 @@ class JobExtension(View):
     suffix: str | None = Field(default=None, description="As it stands in the tuned model's name.")
     cancel_requested_at: int | None = Field(default=None, description="Since when a running job is being stopped.")
     pause_requested_at: int | None = None
+    parent: ParentView | None = Field(default=None, description="Where `model` is a tuned one.")
     superseded_by: str | None = Field(default=None, description="The newer job of its group that cancelled this one.")
 
 
@@ -102,6 +111,7 @@ JOB_EXAMPLE: Final[dict[str, Any]] = {
         "suffix": "tickets",
         "cancel_requested_at": None,
         "pause_requested_at": None,
+        "parent": None,
         "superseded_by": None,
     },
 }
@@ -183,10 +193,18 @@ def job(
                 suffix=row.suffix,
                 cancel_requested_at=maybe_seconds(row.cancel_requested_at),
                 pause_requested_at=maybe_seconds(row.pause_requested_at),
+                parent=_parent(row, spec),
                 superseded_by=row.superseded_by,
             ),
         }
     )
+
+
+def _parent(row: JobRow, spec: JobSpec | None) -> ParentView | None:
+    if row.parent_id is None or row.parent_name is None:
+        return None
+    begins = None if spec is None or spec.parent is None else spec.parent.init_from
+    return ParentView(id=row.parent_id, model=row.parent_name, init_from=begins)
 
 
 def _hyperparameters(row: JobRow, spec: JobSpec | None) -> dict[str, Any]:

@@ -14,15 +14,18 @@ from sqlalchemy.orm import Session
 
 from shared.contract.documents import error_document
 from shared.contract.job_request import DEFAULT_PREVIEW_ROWS, CreateJob, CreatePreflight
+from shared.contract.parent_model import ParentModel
 from shared.contract.spec import BaseModelRef
 from shared.errors import Conflict, LimitReached, NotFound
 from shared.ids import new_id
+from shared.jobs import parents
 from shared.lease import lease as leasing
 from shared.lease import turns
 from shared.lease.lease import MAX_FAILURES, Kind
 from shared.lease.turns import ChoreTurn, Work
 from shared.lease.values import FileRef, Lease, NotUnderstood
 from shared.products.files import usable
+from shared.settle import going_on
 from shared.store.tables import FileRow, PreflightRow
 from shared.tenants.keys import Caller
 
@@ -65,9 +68,17 @@ class PreflightClaim:
     seed: int
     training_file: FileRef
     validation_file: FileRef | None
+    parent: ParentModel | None = None  # the tuned model that the job would go on from; None too when that is withdrawn
 
 
-def create(session: Session, wanted: CreatePreflight, *, caller: Caller, base: BaseModelRef) -> PreflightRow:
+def create(
+    session: Session,
+    wanted: CreatePreflight,
+    *,
+    caller: Caller,
+    base: BaseModelRef,
+    parent: ParentModel | None = None,
+) -> PreflightRow:
     """Accept a preflight; it waits until its files are checked. Raises Invalid, LimitReached."""
     for param, file_id in (("training_file", wanted.training_file), ("validation_file", wanted.validation_file)):
         if file_id is not None:
@@ -85,7 +96,7 @@ def create(session: Session, wanted: CreatePreflight, *, caller: Caller, base: B
         seed=wanted.seed if wanted.seed is not None else secrets.randbelow(2**31),
         training_file=wanted.training_file,
         validation_file=wanted.validation_file,
-        request=wanted.model_dump(mode="json", exclude_unset=True),
+        request=(wanted if parent is None else going_on.marked(wanted)).model_dump(mode="json", exclude_unset=True),
     )
     session.add(row)
     session.flush()
@@ -176,7 +187,17 @@ def _claim(session: Session, row: PreflightRow) -> PreflightClaim:
         seed=row.seed,
         training_file=_file_ref(session, row.training_file),
         validation_file=None if row.validation_file is None else _file_ref(session, row.validation_file),
+        parent=_parent(session, row, request),
     )
+
+
+def _parent(session: Session, row: PreflightRow, request: CreateJob) -> ParentModel | None:
+    if not going_on.is_marked(request):
+        return None
+    try:
+        return parents.find(session, request.model, project_id=row.project_id)
+    except NotFound:
+        return None
 
 
 def _file_ref(session: Session, file_id: str) -> FileRef:

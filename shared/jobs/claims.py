@@ -14,6 +14,7 @@ from shared.contract.job_request import CreateJob
 from shared.contract.spec import JobSpec
 from shared.fleet import members as gangs
 from shared.fleet import snapshot
+from shared.jobs import parents
 from shared.jobs.rows import model_name
 from shared.lease import journal
 from shared.lease import lease as leasing
@@ -256,6 +257,8 @@ def as_claim(
         gradient_checkpointing=job.gradient_checkpointing,
         last_checkpoint=job.last_checkpoint,
         members=members,
+        parent=parents.of_job(session, job),
+        parent_name=job.parent_name,
     )
 
 

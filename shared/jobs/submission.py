@@ -12,15 +12,16 @@ from sqlalchemy.orm import Session, make_transient_to_detached
 from sqlalchemy.orm.attributes import set_committed_value
 
 from shared.contract.job_request import CreateJob, chosen
+from shared.contract.parent_model import ParentModel
 from shared.contract.spec import BaseModelRef, Queue
 from shared.errors import Conflict, Forbidden, Invalid, LimitReached
 from shared.ids import new_id
-from shared.jobs import moves
+from shared.jobs import moves, parents
 from shared.lease import journal
 from shared.lease.journal import NewEvent
 from shared.plan.preemption import RANK
 from shared.products.files import usable
-from shared.settle import refusals
+from shared.settle import going_on, refusals
 from shared.store.locks import one_at_a_time, turn
 from shared.store.tables import ApiKeyRow, FileRow, IdempotencyRow, JobRow, ProjectRow
 from shared.tenants import usage
@@ -43,15 +44,17 @@ def submit(
     caller: Caller,
     base: BaseModelRef,
     request_sha256: str,
+    parent: ParentModel | None = None,
     retried: bool = False,
     idempotency_key: str | None = None,
 ) -> Submission:
     """Accept a job, or return the one that this request has already made.
 
+    `base` is the parent's where there is one: a tuned model that the job goes on from.
     `retried`: the client says this is a retry of a POST whose answer it never saw; the same body under the same key
     within ten minutes is then the same job. Raises Invalid, NotFound, Conflict, Forbidden, LimitReached.
     """
-    refusals.check_request(request, base)
+    refusals.check_request(request, base, parent)
     own_turn = f"submit:{caller.key_id}:{request_sha256}"
     if retried or idempotency_key is not None:
         one_at_a_time(session, own_turn)  # by now the earlier one is committed, or there is none
@@ -68,6 +71,8 @@ def submit(
     ]
     _refuse_when_full(session, caller, grounds[0])
     job = _new_job(request, caller=caller, base=base, request_sha256=request_sha256)
+    if parent is not None:
+        _descend(session, job, request, parent)
     _store(session, job)
     if idempotency_key is not None:
         session.add(
@@ -79,6 +84,8 @@ def submit(
     limited = grounds[0].budget_soft_device_seconds is not None
     warning = usage.soft_limit_warning(session, caller.project_id) if limited else None
     events = [NewEvent(f"Created fine-tuning job: {job.id}"), NewEvent(f"Validating training file: {names}")]
+    if parent is not None:
+        events.insert(1, NewEvent(f"It goes on from {parent.name}", data={"parent": parent.id}))
     journal.append(session, job.id, events if warning is None else [*events, NewEvent(warning, level="warn")])
     _supersede(session, job, request.tunepool.queue)
     return Submission(job, replayed=False, warning=warning)
@@ -210,6 +217,13 @@ def _new_job(request: CreateJob, *, caller: Caller, base: BaseModelRef, request_
         max_runtime_seconds=queue.max_runtime_seconds,
         group_name=queue.group,
     )
+
+
+def _descend(session: Session, job: JobRow, request: CreateJob, parent: ParentModel) -> None:
+    """Name the parent on the job that is about to be stored. Raises NotFound."""
+    parents.hold(session, parent)
+    job.parent_id, job.parent_name = parent.id, parent.name
+    job.request = going_on.marked(request).model_dump(mode="json", exclude_unset=True)
 
 
 _TABLE: Final = JobRow.__table__

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, func
 
 from shared.contract.job_request import CreateJob
+from shared.contract.parent_model import ParentModel
 from shared.contract.spec import JobSpec
 from shared.store.tables import FileRow
 
@@ -89,6 +90,8 @@ class Claim:
     gradient_checkpointing: bool | None = None
     last_checkpoint: dict[str, Any] | None = None
     members: tuple[Member, ...] = ()  # the further hosts of a job on several
+    parent: ParentModel | None = None  # what it goes on from; None too when that is withdrawn
+    parent_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,10 @@ def published_rank(adapter: Adapter) -> int:
 
 
 def verdicts(adapter: Adapter) -> list[ServerVerdict]:
-    """What each server makes of what this adapter's job publishes, in the order of `SERVERS`."""
+    """What each server makes of an adapter of this shape, in the order of `SERVERS`.
+
+    Of a job that goes on from a tuned model, the shape is that of what it publishes (`published_shape`).
+    """
     if not METHODS[adapter.method].adapter:
         whole = "It is a whole model, not an adapter: serve its directory as a model of its own."
         return [ServerVerdict(server=server, servable=True, reason=whole) for server in SERVERS]

@@ -64,14 +64,14 @@ def must_stand_on(parent: ParentModel, base: BaseModelRef | None) -> BaseModelRe
             f"'{parent.name}' was trained on '{trained_on.name}', which this installation has no more. An "
             f"administrator adds it again: {trained_on.public_name}, revision {trained_on.revision}.",
             param="model",
-            code="parent_base_gone",
+            code="base_model_gone",
         )
     if base.revision != trained_on.revision:
         raise Conflict(
             f"'{parent.name}' was trained on revision {trained_on.revision} of '{trained_on.name}'; this installation "
             f"has revision {base.revision} now. An administrator adds the earlier one under a name of its own.",
             param="model",
-            code="parent_base_changed",
+            code="base_model_changed",
         )
     return base
 

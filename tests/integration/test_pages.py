@@ -407,6 +407,24 @@ def test_files_of_the_page_are_within_their_budget() -> None:
     assert sum(size for name, size in sizes.items() if name.endswith(".css")) <= 40_000
 
 
+def test_a_tuned_model_is_chosen_to_go_on_from_in_the_form(site: Site, visitor: httpx2.Client) -> None:
+    form = {"proof": proof_of(visitor), "model": site.adapter, "training_file": site.file, "init_from": "merged"}
+    choices = visitor.get("/ui/new").text
+    assert f'<option value="{site.adapter}">' in choices
+
+    submitted = visitor.post("/ui/new", data=form)
+    assert submitted.status_code == 303, submitted.text
+    job = submitted.headers["location"]
+    with session_scope(site.api.engine) as session:
+        row = session.get_one(JobRow, job.rsplit("/", 1)[1])
+        assert (row.parent_name, row.request["tunepool"]["adapter"]) == (site.adapter, {"init_from": "merged"})
+    assert f"<dd>{site.adapter}</dd>" in visitor.get(job).text
+    again = visitor.get(f"/ui/new?like={row.id}").text
+    assert '<option value="merged" selected>' in again
+    assert f'<option value="{site.adapter}" selected>' in again
+    visitor.post(f"{job}/cancel", data={"proof": form["proof"]})
+
+
 def test_a_job_is_submitted_checked_and_cancelled_by_forms_alone(site: Site, visitor: httpx2.Client) -> None:
     form = {
         "proof": proof_of(visitor),

@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session
 from shared.chores import base_models
 from shared.contract.job_request import CreateJob
 from shared.ids import new_id
-from shared.jobs import moves, submission
+from shared.jobs import moves, parents, submission
 from shared.settings import Settings, child_environment
 from shared.store import layout
 from shared.store.bell import ring
@@ -180,23 +180,27 @@ class Stack:
             )
         return file_id
 
-    def submit(self, behaviour: str = "", *, rows: int = 12, **tunepool: Any) -> str:
+    def submit(self, behaviour: str = "", *, rows: int = 12, model: str = "tiny", **tunepool: Any) -> str:
         """A job whose fake trainer behaves as told, at the pace of this machine."""
         lines = [
             json.dumps({"text": f"fake: {paced(behaviour)}"}),
             *(json.dumps({"text": f"row {i}"}) for i in range(rows - 1)),
         ]
-        return self.submit_file(self.upload("\n".join(lines).encode()), **tunepool)
+        return self.submit_file(self.upload("\n".join(lines).encode()), model=model, **tunepool)
 
     def submit_file(self, file_id: str, *, model: str = "tiny", **tunepool: Any) -> str:
         body = {"model": model, "training_file": file_id, **({"tunepool": tunepool} if tunepool else {})}
         request = CreateJob.model_validate(body)
         with session_scope(self.engine) as session:
+            tuned = parents.is_tuned(model)
+            parent = parents.find(session, model, project_id=self.caller.project_id) if tuned else None
+            base_model = parent.spec.base_model.name if parent else model
             job_id = submission.submit(
                 session,
                 request,
                 caller=self.caller,
-                base=base_models.offered(session, self.settings).find(model),
+                base=base_models.offered(session, self.settings).find(base_model),
+                parent=parent,
                 request_sha256=hashlib.sha256(json.dumps(body).encode()).hexdigest(),
             ).job.id
         ring("cpu", self.settings)

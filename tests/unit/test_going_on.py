@@ -171,7 +171,7 @@ def test_the_base_must_be_there_in_the_revision_that_the_parent_was_trained_on()
         going_on.must_stand_on(origin, None)
     with pytest.raises(Conflict, match="revision") as changed:
         going_on.must_stand_on(origin, SMOLLM2.ref.model_copy(update={"revision": "other"}))
-    assert (gone.value.code, changed.value.code) == ("parent_base_gone", "parent_base_changed")
+    assert (gone.value.code, changed.value.code) == ("base_model_gone", "base_model_changed")
 
 
 def test_what_stays_frozen_beside_the_trained_adapter_counts_in_the_estimate() -> None:

@@ -20,6 +20,8 @@ from shared.contract.spec import AttemptSpec, DeviceKind
 from shared.lease.journal import NewEvent
 from shared.lease.values import Claim, MeetingPlace
 from shared.operating.isolation import Company
+from shared.products.adapters import StoredFile
+from shared.settle import going_on
 from shared.settle.wishes import wishes
 from shared.settle.workload import keeps_copy
 from worker import base_models
@@ -34,6 +36,16 @@ from worker.program.processes import Tag
 from worker.program.spare import NotTaken, Spare
 
 log = structlog.get_logger()
+
+
+def needed_by_a_child(name: str) -> bool:
+    """Whether a job that goes on from a tuned model reads this file of its directory: weights and their configs."""
+    return name.endswith(".safetensors") or name in {
+        "adapter_config.json",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors.index.json",
+    }
 
 
 class AttemptFolder:
@@ -92,6 +104,7 @@ class AttemptFolder:
         validation = None
         if self.claim.validation_file is not None:
             validation = stage(self.claim.validation_file, self.folder.data / "validation.jsonl")
+        self.parent = self._stage_parent(interrupt)
         events = self._stage_checkpoint(interrupt)
         self.folder.spec.write_text(
             self._attempt_spec(self.model, rows, validation).model_dump_json(), encoding="utf-8"
@@ -114,6 +127,23 @@ class AttemptFolder:
             return
         self.model = self.folder.base
 
+    def _stage_parent(self, interrupt: Callable[[], None]) -> Path | None:
+        """Bring the tuned model here that the job goes on from. Raises NotFound, DataChanged, Unavailable."""
+        parent, found = self.spec.parent, self.claim.parent
+        if parent is None:
+            return None
+        if found is None:
+            raise going_on.parent_gone(parent.name)
+        folder = self.folder.data / "parent"
+        folder.mkdir()
+        files = [  # with the hashes that the settled job names
+            StoredFile(file.name, file.bytes, file.sha256, found.keys[file.name])
+            for file in parent.files
+            if needed_by_a_child(file.name)
+        ]
+        workdir.stage_files(self.host.store, files, folder, interrupt=interrupt)
+        return folder
+
     def _stage_checkpoint(self, interrupt: Callable[[], None]) -> list[NewEvent]:
         if self.claim.last_checkpoint is None:
             return []
@@ -131,6 +161,7 @@ class AttemptFolder:
             base_model_path=str(model),
             train_file=str(rows),
             validation_file=None if validation is None else str(validation),
+            parent_path=None if self.parent is None else str(self.parent),
             micro_batch_size=self.micro_batch_size,
             gradient_checkpointing=self.gradient_checkpointing,
             device=self.kind,

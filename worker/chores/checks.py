@@ -24,7 +24,7 @@ from shared.lease.journal import NewEvent
 from shared.lease.values import Claim, FileRef
 from shared.plan.capacity import Abilities
 from shared.rows.check import DatasetReport, Limits, check, read_report
-from shared.settle import device_fit, durations
+from shared.settle import device_fit, durations, going_on
 from shared.settle.resolve import Resolution, resolve
 from shared.settle.settling import DeviceFacts
 from shared.store.bell import ring
@@ -207,7 +207,11 @@ def settle(host: Host, claim: Claim | PreflightClaim, *, device: DeviceFacts) ->
         mean_characters=training.characters / training.rows,
         max_characters=max(training.longest_row_characters, validation.longest_row_characters if validation else 0),
     )
+    if claim.parent is None and going_on.is_marked(claim.request):
+        raise going_on.parent_gone(claim.request.model)
     base = host.catalogue().find(claim.base_model)
+    if claim.parent is not None:
+        base = going_on.must_stand_on(claim.parent, base)
     return resolve(
         claim.request,
         base=base,
@@ -215,6 +219,7 @@ def settle(host: Host, claim: Claim | PreflightClaim, *, device: DeviceFacts) ->
         device=device,
         seed=claim.seed,
         measurements=host.write(lambda s: measurements.of_kind(s, base_model=base.name)),
+        parent=claim.parent,
     )
 
 

@@ -21,6 +21,7 @@ from shared.contract.documents import JobError
 from shared.contract.events import EXIT_DONE, TokenReport
 from shared.contract.passes import device_kind
 from shared.contract.preflight_report import CheckedFile, DeviceFit, Memory, Report, Run, Time
+from shared.contract.published import published_shape
 from shared.contract.spec import JobSpec, PreflightSpec
 from shared.errors import TunepoolError, Unavailable
 from shared.fleet import workers
@@ -123,7 +124,7 @@ class _Examination:
             "spec": spec.model_dump(mode="json"),
             "auto": [choice.model_dump(mode="json") for choice in resolution.auto],
             "warnings": cautions(spec),
-            "servable": servability.verdicts(spec.adapter),
+            "servable": servability.verdicts(published_shape(spec)),
             "memory": Memory(
                 predicted_bytes=correction.expected(total),
                 upper_bytes=correction.upper(total),

@@ -171,7 +171,7 @@ def with_float32_adapters(model: Any, build: Callable[[], Any]) -> Any:
     every = dict(model.named_parameters())
     for name, values in exact.items():
         every[name].data = values
-        copy = every.get(name.replace(".default.", ".ref."), every[name])
-        if copy is not every[name]:
+        copy = every.get(name.replace(".default.", ".ref.")) if ".default." in name else None
+        if copy is not None:
             copy.data = values.clone()
     return built

@@ -252,7 +252,7 @@ def list_events(context: typer.Context, job_id: str) -> None:
 def submit(  # noqa: PLR0917 -- typer makes options of them
     context: typer.Context,
     training: Annotated[str, typer.Argument(metavar="FILE", help="A JSONL file, or the id of an uploaded one.")],
-    model: Annotated[str, typer.Option(help="Base model, or an ft: model to go on from.")],
+    model: Annotated[str, typer.Option(help="Base model, or a tuned one to go on from: ft:…, a checkpoint, an alias.")],
     validation: Annotated[str | None, typer.Option(help="A JSONL file, or the id of an uploaded one.")] = None,
     suffix: Annotated[str | None, typer.Option(help="Becomes part of the tuned model's name.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, max=50)] = None,
@@ -291,7 +291,7 @@ def submit(  # noqa: PLR0917 -- typer makes options of them
 def preflight(  # noqa: PLR0917 -- typer makes options of them
     context: typer.Context,
     training: Annotated[str, typer.Argument(metavar="FILE", help="A data file, or the id of an uploaded one.")],
-    model: Annotated[str, typer.Option(help="Base model.")],
+    model: Annotated[str, typer.Option(help="Base model, or a tuned one to go on from.")],
     validation: Annotated[str | None, typer.Option(help="A data file, or the id of an uploaded one.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, max=50)] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, max=256)] = None,

@@ -1,0 +1,91 @@
+"""The tuned model that a job goes on from: found, kept while it is waited for, and withdrawn."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from shared.contract.parent_model import ParentModel
+from shared.contract.spec import ParentFile
+from shared.errors import Conflict, Invalid, NotFound
+from shared.lease import journal
+from shared.lease.journal import NewEvent
+from shared.products import adapters, aliases
+from shared.store.tables import AdapterRow, JobRow
+
+# Names and ids of what a job may go on from; every other name is a base model's.
+_BEGINNINGS: Final = ("ft:", "adapter_", "ftckpt_", "merge_")
+_UNFINISHED: Final = JobRow.status.in_(["validating_files", "queued", "running", "paused"])
+
+
+def is_tuned(name: str) -> bool:
+    """Whether `model` of a job names a tuned model, a checkpoint or an alias of one, rather than a base model."""
+    return name.startswith(_BEGINNINGS) or aliases.SIGN in name
+
+
+def find(session: Session, name: str, *, project_id: str) -> ParentModel:
+    """The tuned model or checkpoint with this id, name or alias that the project may use. Raises NotFound, Invalid."""
+    source = adapters.find_source(session, name, project_id=project_id)
+    found = source.adapter
+    if found.job_id is None:
+        raise Invalid(
+            f"'model' is '{name[:200]}', a combination of adapters, but a job goes on from what one job has trained; "
+            "name that (ft:…).",
+            param="model",
+            code="unsupported_combination",
+        )
+    return ParentModel(
+        id=found.id,
+        name=found.name,
+        job_id=found.job_id,
+        spec=source.spec,
+        files=tuple(ParentFile(name=file.name, bytes=file.bytes, sha256=file.sha256) for file in found.files),
+        keys={file.name: file.key for file in found.files},
+    )
+
+
+def of_job(session: Session, job: JobRow) -> ParentModel | None:
+    """The parent of a job; None: it has none, or it is withdrawn or not for this project any more."""
+    if job.parent_id is None:
+        return None
+    try:
+        return find(session, job.parent_id, project_id=job.project_id)
+    except NotFound:
+        return None
+
+
+def hold(session: Session, parent: ParentModel) -> None:
+    """Keep the parent from being withdrawn until this transaction's job is there. Raises NotFound if it already is."""
+    kept = select(AdapterRow.deleted_at).where(AdapterRow.id == parent.id).with_for_update(read=True)
+    row = session.execute(kept).one_or_none()  # none: a checkpoint, which nobody withdraws
+    if row is not None and row.deleted_at is not None:
+        raise adapters.unknown(parent.name)
+
+
+def withdraw(session: Session, name: str, *, project_id: str) -> AdapterRow:
+    """Withdraw an adapter. Raises NotFound, Invalid, and Conflict if an alias or an unfinished job needs it.
+
+    Jobs of other projects, which had a permission, do not keep it; they are told.
+    """
+    row = adapters.delete(session, name, project_id=project_id)
+    waiting = session.execute(
+        select(JobRow.id, JobRow.project_id).where(JobRow.parent_id == row.id, _UNFINISHED).order_by(JobRow.id)
+    ).all()
+    for job_id, owner in waiting:
+        if owner == project_id:
+            raise Conflict(
+                f"The unfinished job {job_id} goes on from '{row.name}'. Cancel it, or wait until it has ended.",
+                param="model",
+                code="model_in_use_by_job",
+            )
+    _tell(session, [job_id for job_id, _ in waiting], row.name)
+    return row
+
+
+def _tell(session: Session, job_ids: list[str], name: str) -> None:
+    held = select(JobRow.id).where(JobRow.id.in_(job_ids), _UNFINISHED).order_by(JobRow.id).with_for_update()
+    words = f"'{name}', which this job goes on from, was deleted by its project; what has not begun to train will not."
+    event = NewEvent(words, level="warn", data={"code": "parent_gone", "model": name})
+    journal.append_to_each(session, list(session.scalars(held)), event)
