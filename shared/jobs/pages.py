@@ -1,4 +1,4 @@
-"""Reads jobs and lists for the doors. Pages use a keyset: any depth costs the same; `after` may be a deleted row."""
+"""Reads jobs and lists for the doors. Pages use a keyset: any depth costs the same."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, aliased
 
 from shared.errors import NotFound
 from shared.store.lifecycle import UNFINISHED
+from shared.store.page_start import must_have_been
 from shared.store.tables import AttemptRow, CheckpointRow, DeviceRow, EventRow, JobRow
 
 
@@ -54,7 +55,11 @@ def jobs(
     model: str | None = None,
     group: str | None = None,
 ) -> tuple[Sequence[JobRow], bool]:
-    """Newest first, and whether more follow. `model`: the base as it was named, or its own name."""
+    """Newest first, and whether more follow. `model`: the base as it was named, or its own name.
+
+    Raises NotFound for an `after` that is no job of the project.
+    """
+    must_have_been(session, JobRow.id, after, JobRow.project_id == project_id, what="job")
     query = select(JobRow).where(JobRow.project_id == project_id)
     if after is not None:
         query = query.where(JobRow.id < after)
@@ -136,7 +141,8 @@ def news(session: Session, watched: Mapping[str, int], *, limit: int) -> dict[st
 def checkpoints(
     session: Session, job_id: str, *, after: str | None, limit: int
 ) -> tuple[Sequence[CheckpointRow], bool]:
-    """Newest first, and whether more follow."""
+    """Newest first, and whether more follow. An unknown `after` raises NotFound."""
+    must_have_been(session, CheckpointRow.id, after, CheckpointRow.job_id == job_id, what="checkpoint")
     query = select(CheckpointRow).where(CheckpointRow.job_id == job_id)
     if after is not None:
         query = query.where(CheckpointRow.id < after)

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from shared.errors import Conflict, Invalid, NotFound
 from shared.store.lifecycle import UNFINISHED
+from shared.store.page_start import must_have_been
 from shared.store.tables import FileRow, JobRow
 
 
@@ -90,7 +91,11 @@ def page(
     purpose: str | None,
     sha256: str | None = None,
 ) -> tuple[Sequence[FileRow], bool]:
-    """Files of a project and whether more follow. `after` may name a file that is deleted by now: ids sort by time."""
+    """Files of a project and whether more follow.
+
+    `after` may name a file that is deleted by now: ids sort by time. Raises NotFound for one that never was.
+    """
+    must_have_been(session, FileRow.id, after, FileRow.project_id == project_id, what="file")
     query = select(FileRow).where(FileRow.project_id == project_id, FileRow.deleted_at.is_(None))
     if purpose is not None:
         query = query.where(FileRow.purpose == purpose)

@@ -368,9 +368,14 @@ def test_a_bad_address_is_answered_in_the_envelope(
     refused(api, http.request(method, path), status=status)
 
 
-def test_a_cursor_full_of_junk_lists_nothing_and_breaks_nothing(api: Api, http: httpx2.Client) -> None:
-    for cursor in ["junk", "' or 1=1 --", "ftjob-" + "f" * 90]:
-        assert http.get(URL, params={"after": cursor}).status_code == 200
+def test_every_list_answers_alike_to_a_cursor_that_never_was(api: Api, http: httpx2.Client, training_file: str) -> None:
+    body = json.dumps({"model": "smollm2-135m-instruct", "training_file": training_file})
+    job = f"{URL}/{post(http, body).json()['id']}"
+    for cursor in ["junk", "' or 1=1 --", "ftjob-" + "f" * 90, "file-zzz"]:
+        for path in (URL, "/v1/files", f"{job}/events", f"{job}/checkpoints"):
+            answer = http.get(path, params={"after": cursor})
+            assert refused(api, answer, status=404)["param"] == "after"
+    assert http.post(f"{job}/cancel").status_code == 200
 
 
 def test_polling_with_the_etag_costs_a_304(api: Api, http: httpx2.Client, training_file: str) -> None:
