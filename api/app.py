@@ -14,7 +14,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 from sqlalchemy import Engine
 
-from api import alias_bodies, errors, oidc_bodies, pool_bodies, upload_bodies, webhook_bodies
+from api import alias_bodies, errors, oidc_bodies, pool_bodies, secret_bodies, upload_bodies, webhook_bodies
 from api.admission import Admission
 from api.bell import RingThread
 from api.compression import GzipJson
@@ -47,6 +47,7 @@ from api.routes import (
     preflights,
     projects,
     reference,
+    secrets,
     streams,
     usage,
     webhooks,
@@ -142,7 +143,7 @@ def create_app(settings: Settings) -> FastAPI:
     for part in (
         *(files, parted_uploads, jobs, preflights, graders, models, completions, adapters, aliases, permissions),
         *(objects, merges, evaluations, streams, catalogue, pool, job_operations, projects, oidc, webhooks, usage),
-        *(job_logs, metrics, health, reference),
+        *(job_logs, secrets, metrics, health, reference),
     ):
         app.include_router(part.router)
     wing.install(app, secure=settings.public_url.startswith("https://"))
@@ -171,6 +172,7 @@ def _describe(app: FastAPI) -> None:
                 *upload_bodies.BODIES,
                 *webhook_bodies.BODIES,
                 *oidc_bodies.BODIES,
+                *secret_bodies.BODIES,
             ):
                 reference = body.model_json_schema(ref_template="#/components/schemas/{model}")
                 components["schemas"] |= {**reference.pop("$defs", {}), body.__name__: reference}

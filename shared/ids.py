@@ -9,7 +9,7 @@ from uuid_utils.compat import uuid7
 
 _WELL_FORMED: Final = re.compile(
     r"(?:ftjob-|file-|ftevent-|ftckpt_|adapter_|merge_|eval_|key_|proj_|org_|worker_|upload_|part_|webhook_|delivery_"
-    r"|evt_|cp_)[A-Za-z0-9_-]{1,64}"
+    r"|evt_|cp_|tracking_)[A-Za-z0-9_-]{1,64}"
 )
 
 

@@ -53,6 +53,12 @@ class Settings(BaseSettings):
     oidc_networks: str = Field(
         default="", description="Private networks that such issuers may be in, with commas; http:// is for these."
     )
+    wandb_url: str = Field(
+        default="https://api.wandb.ai", description="The Weights & Biases server that jobs are tracked on."
+    )
+    tracker_seconds: float = Field(
+        default=30.0, gt=0, le=3600, description="A running job's figures are brought to its trackers so often."
+    )
     link_seconds: int = Field(default=900, ge=1, description="Life of a download link.")
 
     max_file_bytes: int = Field(default=512 * 1024 * 1024, ge=1, description="Largest upload.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request, Response
@@ -19,7 +20,7 @@ from shared import failpoints
 from shared.contract.job_request import CreateJob
 from shared.errors import Invalid
 from shared.fleet import members as gangs
-from shared.jobs import moves, pages, submission
+from shared.jobs import integrations, moves, pages, submission
 from shared.products import adapters
 from shared.store.lifecycle import JobStatus
 from shared.tenants import audit
@@ -203,9 +204,11 @@ def whole_job(door: Door, caller: Caller, job_id: str, look: Look | None = None)
         attempts = pages.attempts(session, job_id) if row.attempts else ()
         adapter = adapters.of_job(session, job_id) if row.attempts else None
         members = gangs.of_job(session, job_id) if row.nodes > 1 else None
+        trackings = integrations.listed(session, row)
     look = (look or door.outlook.of(job_id)) if row.status == "queued" else None  # it may have moved since
     queue = queue_views.cluster_state(row, attempts) if look is None else queue_views.queue_state(look, row)
-    view = job_views.job(row, caller=caller, attempts=attempts, members=members, adapter=adapter, queue=queue)
+    around = partial(job_views.job, row, caller=caller, attempts=attempts, members=members, adapter=adapter)
+    view = around(queue=queue, trackings=trackings)
     return view, queue_views.etag(row.version, look)
 
 

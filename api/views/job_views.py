@@ -12,7 +12,7 @@ from api.views.view import View, maybe_seconds, seconds
 from shared.contract.documents import JobError, Manifest
 from shared.contract.spec import DEFAULT_OBJECTIVE, JobSpec, numbers
 from shared.store.lifecycle import JobStatus
-from shared.store.tables import AdapterRow, AttemptRow, JobRow, MemberRow
+from shared.store.tables import AdapterRow, AttemptRow, JobRow, MemberRow, TrackingRow
 from shared.tenants.keys import Caller
 
 
@@ -57,6 +57,18 @@ class ParentView(View):
     init_from: Literal["continue", "merged"] | None = Field(description="How; null until the job is settled.")
 
 
+class IntegrationState(View):
+    """An integration of the job, and how far it is."""
+
+    type: Literal["wandb", "mlflow", "tensorboard"]
+    state: Literal["waiting", "done", "failed"] = Field(description="waiting: more is brought there, or tried again.")
+    url: str | None = Field(description="Of the run at the tracker, once there is one.")
+    file: str | None = Field(description="The event file for TensorBoard, by id.")
+    last_step: int | None = Field(description="The newest step that is there.")
+    error: str | None = Field(description="Why the last try failed.")
+    failing_since: int | None
+
+
 class JobExtension(View):
     """Ours: everything OpenAI's wire has no word for."""
 
@@ -73,6 +85,9 @@ class JobExtension(View):
     cancel_requested_at: int | None = Field(default=None, description="Since when a running job is being stopped.")
     pause_requested_at: int | None = None
     parent: ParentView | None = Field(default=None, description="Where `model` is a tuned one.")
+    integrations: list[IntegrationState] | None = Field(
+        default=None, description="In the order of the request, OpenAI's first; null in lists and where there is none."
+    )
     superseded_by: str | None = Field(default=None, description="The newer job of its group that cancelled this one.")
 
 
@@ -113,6 +128,7 @@ JOB_EXAMPLE: Final[dict[str, Any]] = {
         "pause_requested_at": None,
         "parent": None,
         "superseded_by": None,
+        "integrations": None,
     },
 }
 
@@ -154,6 +170,7 @@ def job(
     members: Mapping[int, Sequence[MemberRow]] | None = None,
     adapter: AdapterRow | None = None,
     queue: QueueState | None = None,
+    trackings: Sequence[TrackingRow] = (),
 ) -> FineTuningJob:
     """A job with what surrounds it. Lists leave attempts out."""
     request = row.request
@@ -195,6 +212,7 @@ def job(
                 pause_requested_at=maybe_seconds(row.pause_requested_at),
                 parent=_parent(row, spec),
                 superseded_by=row.superseded_by,
+                integrations=[_integration(tracking) for tracking in trackings] or None,
             ),
         }
     )
@@ -243,6 +261,20 @@ def attempt(row: AttemptRow, members: Sequence[MemberRow] = ()) -> Attempt:
         peak_memory_bytes=row.peak_bytes,
         error=row.error,
         members=[_member(member) for member in members],
+    )
+
+
+def _integration(row: TrackingRow) -> IntegrationState:
+    return IntegrationState.model_validate(
+        {
+            "type": row.tracker,
+            "state": row.state,
+            "url": row.url,
+            "file": row.file_id,
+            "last_step": row.last_step,
+            "error": row.error,
+            "failing_since": maybe_seconds(row.failing_since),
+        }
     )
 
 

@@ -18,7 +18,7 @@ from shared.contract.parent_model import ParentModel
 from shared.contract.spec import BaseModelRef
 from shared.errors import Conflict, LimitReached, NotFound
 from shared.ids import new_id
-from shared.jobs import parents
+from shared.jobs import integrations, parents
 from shared.lease import lease as leasing
 from shared.lease import turns
 from shared.lease.lease import MAX_FAILURES, Kind
@@ -83,6 +83,7 @@ def create(
     for param, file_id in (("training_file", wanted.training_file), ("validation_file", wanted.validation_file)):
         if file_id is not None:
             usable(session.get(FileRow, file_id), project_id=caller.project_id, file_id=file_id, param=param)
+    integrations.refuse_unready(session, wanted.job(), project_id=caller.project_id)
     waiting = session.scalar(
         select(func.count()).where(PreflightRow.project_id == caller.project_id, PreflightRow.status.in_(OPEN))
     )

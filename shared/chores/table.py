@@ -10,7 +10,7 @@ from typing import Final
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from shared.chores import base_models, deliveries, evaluations, fetches, file_checks, merges, preflights
+from shared.chores import base_models, deliveries, evaluations, fetches, file_checks, merges, preflights, trackings
 from shared.jobs.claims import SETTLING
 from shared.lease import lease
 from shared.lease.lease import Kind
@@ -24,6 +24,7 @@ CHORES: Final[dict[str, Work]] = {
     "table_check": file_checks.TABLES,
     "base_model": base_models.WORK,
     "delivery": deliveries.WORK,
+    "tracking": trackings.WORK,
     "preflight": preflights.WORK,
     "fetch": fetches.WORK,
     "merge": merges.WORK,

@@ -68,6 +68,48 @@ def chosen(part: Part | None) -> dict[str, Any]:
     return {name: getattr(part, name) for name in part.model_fields_set if getattr(part, name) != AUTO}
 
 
+Label = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+# What Weights & Biases takes as the name of a project or an entity: both become parts of URLs.
+WandbName = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^/\\#?%:]+$")]
+WandbTag = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+class Wandb(Part):
+    """A run of Weights & Biases, by the project's secret WANDB_API_KEY."""
+
+    project: WandbName
+    name: Label | None = Field(default=None, description="Of the run; the job's id if left out.")
+    entity: WandbName | None = Field(default=None, description="Team or user; the default of the API key if left out.")
+    tags: Annotated[list[WandbTag], Field(max_length=32)] | None = None
+
+
+class Integration(Part):
+    type: Literal["wandb"]
+    wandb: Wandb
+
+
+class Mlflow(Part):
+    """A run of the MLflow server that the project's secret MLFLOW_TRACKING_URI names."""
+
+    experiment: Label = Field(description="By name; made if it is not there.")
+    name: Label | None = Field(default=None, description="Of the run; the job's id if left out.")
+    tags: Annotated[dict[Label, Label], Field(max_length=16)] | None = None
+
+
+class MlflowIntegration(Part):
+    type: Literal["mlflow"]
+    mlflow: Mlflow
+
+
+class TensorboardIntegration(Part):
+    """An event file for TensorBoard, written when the job has ended."""
+
+    type: Literal["tensorboard"]
+
+
+OwnIntegration = Annotated[MlflowIntegration | TensorboardIntegration, Field(discriminator="type")]
+
+
 class TunepoolRequest(Part):
     """Everything of ours in a request, under the one key `tunepool`."""
 
@@ -80,6 +122,9 @@ class TunepoolRequest(Part):
     training: OpenTraining | None = None
     placement: OpenPlacement | None = None
     queue: Queue | None = None
+    integrations: Annotated[list[OwnIntegration], Field(max_length=5)] | None = Field(
+        default=None, description="Trackers that OpenAI's `integrations` has no word for."
+    )
 
 
 class Hyperparameters(Part):
@@ -130,18 +175,6 @@ else:  # a part for each objective, so that a new one is asked for as the others
 
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
-
-
-class Wandb(Part):
-    project: str
-    name: str | None = None
-    entity: str | None = None
-    tags: list[str] | None = None
-
-
-class Integration(Part):
-    type: Literal["wandb"]
-    wandb: Wandb
 
 
 class CreateJob(Part):

@@ -32,6 +32,7 @@ class NewWorker:
     boot_id: str
     version: str
     isolation: dict[str, Any] | None = None  # what its host keeps programs from (shared/operating/isolation.py)
+    trackers: list[str] | None = None  # those that it has the libraries for
 
 
 @dataclass(frozen=True, slots=True)

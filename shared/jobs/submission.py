@@ -16,7 +16,7 @@ from shared.contract.parent_model import ParentModel
 from shared.contract.spec import BaseModelRef, Queue
 from shared.errors import Conflict, Forbidden, Invalid, LimitReached
 from shared.ids import new_id
-from shared.jobs import moves, parents
+from shared.jobs import integrations, moves, parents
 from shared.lease import journal
 from shared.lease.journal import NewEvent
 from shared.plan.preemption import RANK
@@ -62,6 +62,7 @@ def submit(
         if earlier is not None:
             return Submission(earlier, replayed=True)
     refuse_out_of_bounds(request.tunepool.queue or Queue(), caller)
+    integrations.refuse_unready(session, request, project_id=caller.project_id)
     named = {"training_file": request.training_file, "validation_file": request.validation_file}
     renamed = bool(chosen(request.tunepool.training).get("columns"))
     grounds = [
@@ -74,6 +75,7 @@ def submit(
     if parent is not None:
         _descend(session, job, request, parent)
     _store(session, job)
+    integrations.record(session, request, job)
     if idempotency_key is not None:
         session.add(
             IdempotencyRow(

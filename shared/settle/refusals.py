@@ -66,16 +66,6 @@ def _combination(asked: Asked) -> dict[Dimension, str]:
     }
 
 
-def _check_integrations(asked: Asked) -> None:
-    for index, integration in enumerate(asked.request.integrations or ()):
-        refuse(
-            f"integrations[{index}].type",
-            integration.type,
-            "training runs without a network and without anyone's credentials, so nothing is sent to Weights & Biases; "
-            "leave integrations out and read the metrics from the job's events or its result file",
-        )
-
-
 def _check_objective(asked: Asked) -> None:
     method, objective = asked.request.method, asked.request.tunepool.objective
     if method is None:
@@ -336,7 +326,6 @@ def _check_train_on(asked: Asked) -> None:
 
 
 _CHECKS: Final[tuple[Callable[[Asked], None], ...]] = (
-    _check_integrations,
     _check_objective,
     _check_one_source,
     _check_columns,

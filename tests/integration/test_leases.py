@@ -12,7 +12,17 @@ from sqlalchemy import Engine, Text, func, text, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from shared.chores import base_models, deliveries, evaluations, fetches, file_checks, merges, preflights, waiting
+from shared.chores import (
+    base_models,
+    deliveries,
+    evaluations,
+    fetches,
+    file_checks,
+    merges,
+    preflights,
+    trackings,
+    waiting,
+)
 from shared.chores import table as chores
 from shared.fleet import workers
 from shared.fleet.workers import NewWorker
@@ -36,6 +46,7 @@ from shared.store.tables import (
     Leased,
     MergeRow,
     PreflightRow,
+    TrackingRow,
     WebhookRow,
 )
 from shared.tenants.keys import Caller
@@ -143,6 +154,17 @@ def make_delivery(session: Session, caller: Caller) -> str:
     return row.id
 
 
+def make_tracking(session: Session, caller: Caller) -> str:
+    job = make_job(session, caller)
+    moves.request_cancel(session, job.id, project_id=caller.project_id)
+    row = TrackingRow(
+        id=new_id("tracking_"), project_id=caller.project_id, job_id=job.id, place=0, tracker="mlflow", options={}
+    )
+    session.add(row)
+    session.flush()
+    return row.id
+
+
 def make_echo(session: Session, caller: Caller) -> str:
     echo = new_id("echo_")
     values = {"id": echo, "project_id": caller.project_id}
@@ -165,6 +187,7 @@ CASES = {
     "base_model": Case(base_models.LOOK_UP, make_look_up),
     "fetch": Case(fetches.FETCH, make_fetch),
     "delivery": Case(deliveries.DELIVERY, make_delivery),
+    "tracking": Case(trackings.TRACKING, make_tracking),
     "echo": Case(ECHO, make_echo),
 }
 
@@ -179,6 +202,7 @@ def quiet(session: Session, monkeypatch: pytest.MonkeyPatch) -> Session:
     session.execute(update(BaseModelRow).values(state="error"))
     session.execute(update(FetchRow).values(state="error"))
     session.execute(update(DeliveryRow).values(state="failed"))
+    session.execute(update(TrackingRow).values(state="failed"))
     session.execute(update(JobRow).where(JobRow.status == "validating_files").values(status="queued", lease_until=None))
     monkeypatch.setitem(chores.CHORES, "echo", Work(ECHO))
     return session

@@ -120,7 +120,6 @@ REFUSED: list[tuple[str, CreateJob, str]] = [
     ),
     ("two objectives", request(**DPO, tunepool=KTO), "tunepool.objective.type"),
     ("wrong method object", request(method={"type": "supervised", "dpo": {}}), "method.type"),
-    ("wandb", request(integrations=[{"type": "wandb", "wandb": {"project": "p"}}]), "integrations[0].type"),
     ("single on two", ours(placement={"strategy": "single", "gpus": 2}), "placement.strategy"),
     ("ddp on one", ours(placement={"strategy": "ddp", "gpus": 1}), "placement.strategy"),
     ("single on several hosts", ours(placement={"strategy": "single", "nodes": 2}), "placement.strategy"),

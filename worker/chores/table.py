@@ -13,6 +13,7 @@ from worker.chores.looking_up import look_up_next
 from worker.chores.merging import make_next
 from worker.chores.preflight import examine_next
 from worker.chores.sending import send_next
+from worker.chores.tracking import track_next
 from worker.host.host import Host
 
 # Each does one piece of work if any may begin. False: there is none now.
@@ -22,6 +23,7 @@ HANDLERS: Final[dict[str, Callable[[Host], bool]]] = {
     "table_check": check_next_table,
     "base_model": look_up_next,
     "delivery": send_next,
+    "tracking": track_next,
     "preflight": examine_next,
     "fetch": fetch_next,
     "merge": make_next,

@@ -42,6 +42,7 @@ from worker.host.host import AWAY, identify
 from worker.host.idle_memory import IdleMemory
 from worker.host.nvml import XidWatch
 from worker.host.probing import Probes
+from worker.host.tracker_libraries import fed_here
 from worker.program import processes, temporary
 
 log = structlog.get_logger()
@@ -110,7 +111,9 @@ class Presence(threading.Thread):
         self._children = children
         self._on_deaf = on_deaf
         self._engine: Engine = make_engine(settings.database_url, pool_size=1, max_overflow=1)
-        self._worker: NewWorker = replace(identify(settings), isolation=isolation(settings).document())
+        self._worker: NewWorker = replace(
+            identify(settings), isolation=isolation(settings).document(), trackers=fed_here()
+        )
         self._registered = False
         self._xids = XidWatch()
         self._idle = IdleMemory()

@@ -234,6 +234,13 @@ def publish_text(store: Store, key: str, text: str, *, scratch: Path, interrupt:
     return stored.bytes, stored.sha256
 
 
+def publish_file(store: Store, key: str, file: Path, *, interrupt: Interrupt) -> tuple[int, str]:
+    """Upload a file that a program of ours wrote from our own figures; returns (bytes, sha256)."""
+    with file.open("rb") as source:
+        stored = _put(store, key, source, interrupt)
+    return stored.bytes, stored.sha256
+
+
 def _upload(store: Store, out: Path, below: str, prefix: str, interrupt: Interrupt) -> tuple[ManifestEntry, ...]:
     """Upload the folder `below` of `out`. What is described is what was sent, whatever lies there by now."""
     described = []

@@ -31,6 +31,7 @@ from tunepool import (
     pool,
     preflights,
     products,
+    project_secrets,
     projects,
     releasing,
     requests,
@@ -82,6 +83,7 @@ for _name, _group in {
     "projects": projects.projects_cli,
     "keys": projects.keys_cli,
     "oidc": signing_in.oidc_cli,
+    "secrets": project_secrets.secrets_cli,
     "webhooks": webhooks.webhooks_cli,
 }.items():
     cli.add_typer(_group, name=_name)

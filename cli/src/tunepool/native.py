@@ -21,6 +21,10 @@ def patch(context: typer.Context, path: str, body: dict[str, Any]) -> dict[str, 
     return _document(context.obj.client.patch(f"/tunepool/{path}", cast_to=object, body=body))
 
 
+def put(context: typer.Context, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    return _document(context.obj.client.put(f"/tunepool/{path}", cast_to=object, body=body))
+
+
 def delete(context: typer.Context, path: str) -> dict[str, Any]:
     return _document(context.obj.client.delete(f"/tunepool/{path}", cast_to=object))
 
