@@ -29,6 +29,7 @@ from api.routes import (
     aliases,
     catalogue,
     completions,
+    evals,
     evaluations,
     files,
     graders,
@@ -59,6 +60,7 @@ from api.views import completion_views, error_views, job_views
 from api.vllm import Vllm
 from shared import log
 from shared.contract.completions import CreateChatCompletion, CreateCompletion
+from shared.contract.evals import CreateEval, CreateEvalRun, UpdateEval
 from shared.contract.graders import RunGrader, ValidateGrader
 from shared.contract.job_request import CreateJob, CreatePreflight
 from shared.operating import census
@@ -143,7 +145,7 @@ def create_app(settings: Settings) -> FastAPI:
     for part in (
         *(files, parted_uploads, jobs, preflights, graders, models, completions, adapters, aliases, permissions),
         *(objects, merges, evaluations, streams, catalogue, pool, job_operations, projects, oidc, webhooks, usage),
-        *(job_logs, secrets, metrics, health, reference),
+        *(evals, job_logs, secrets, metrics, health, reference),
     ):
         app.include_router(part.router)
     wing.install(app, secure=settings.public_url.startswith("https://"))
@@ -167,6 +169,7 @@ def _describe(app: FastAPI) -> None:
             parsed = (CreateJob, CreatePreflight, ValidateGrader, RunGrader, CreateChatCompletion, CreateCompletion)
             for body in (
                 *parsed,
+                *(CreateEval, UpdateEval, CreateEvalRun),
                 *pool_bodies.BODIES,
                 *alias_bodies.BODIES,
                 *upload_bodies.BODIES,

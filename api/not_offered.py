@@ -24,7 +24,6 @@ NOT_OFFERED: Final = {
     "/v1/audio": "Language models only are trained here.",
     "/v1/videos": "Language models only are trained here.",
     "/v1/batches": "Send single requests to the server of your adapter.",
-    "/v1/evals": "Grade answers by POST /v1/fine_tuning/alpha/graders/run, or give the job a validation_file.",
     "/v1/vector_stores": "Training files need no index: upload them by POST /v1/files.",
     "/v1/containers": "No code of others is run here.",
     "/v1/webhook_endpoints": "Webhooks of a project are under /v1/tunepool/webhooks.",

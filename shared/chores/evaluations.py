@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from pydantic import ValidationError
 from sqlalchemy import delete, func, select, tuple_, update
@@ -17,7 +17,8 @@ from sqlalchemy.orm import Session
 
 from shared.chores import failing
 from shared.contract.documents import error_document
-from shared.contract.evaluation import CreateEvaluation, EvaluationReport, ItemsOfFile, ItemsOfSplit
+from shared.contract.evals import CompletionsDataSource, FileById, RunOrder
+from shared.contract.evaluation import CreateEvaluation, EvaluationOrder, EvaluationReport, ItemsOfFile, ItemsOfSplit
 from shared.contract.evaluation_run import StoredAnswer
 from shared.contract.talk import Target
 from shared.errors import Conflict, Invalid, LimitReached, NotFound, TunepoolError
@@ -32,7 +33,7 @@ from shared.products import adapters, files
 from shared.rows.measuring import Scorer
 from shared.settle.catalogue import Catalogue
 from shared.store.locks import one_at_a_time
-from shared.store.tables import EvaluationAnswerRow, EvaluationRow, FileRow, JobRow
+from shared.store.tables import EvalRow, EvaluationAnswerRow, EvaluationRow, FileRow, JobRow
 
 MAX_UNFINISHED: Final = 50  # of one project
 RETRY_AFTER: Final = timedelta(seconds=30)
@@ -68,7 +69,7 @@ class EvaluationClaim:
 
     lease: Lease
     project_id: str
-    request: CreateEvaluation
+    request: CreateEvaluation | RunOrder
     targets: tuple[Target, ...]  # in the order of the request's subjects
     file: FileRef | None
 
@@ -90,10 +91,37 @@ def submit(session: Session, request: CreateEvaluation, *, project_id: str, cata
     one_at_a_time(session, f"evaluations:{project_id}")
     Scorer(request.measures)
     targets = [
-        _target(session, name, place, project_id=project_id, catalogue=catalogue)
+        _target(session, name, f"subjects[{place}]", project_id=project_id, catalogue=catalogue)
         for place, name in enumerate(request.subjects)
     ]
     file = _file(session, request, project_id=project_id)
+    return _added(session, request, project_id=project_id, targets=targets, file=file)
+
+
+def submit_run(
+    session: Session, order: RunOrder, row: EvalRow, *, run: dict[str, Any], catalogue: Catalogue
+) -> EvaluationRow:
+    """Accept a run of an eval. Raises Invalid, NotFound, LimitReached, each naming the field."""
+    project_id = row.project_id
+    one_at_a_time(session, f"evaluations:{project_id}")
+    source, asked = order.data_source.source, order.data_source
+    targets, file = [], None
+    if isinstance(asked, CompletionsDataSource):
+        targets = [_target(session, asked.model, "data_source.model", project_id=project_id, catalogue=catalogue)]
+    if isinstance(source, FileById):
+        file = _readable(_found_file(session, source.id, "data_source.source.id", project_id=project_id))
+    return _added(session, order, project_id=project_id, targets=targets, file=file, eval_id=row.id, run=run)
+
+
+def _added(
+    session: Session,
+    request: EvaluationOrder,
+    *,
+    project_id: str,
+    targets: Sequence[Target],
+    file: FileRow | None,
+    **columns: Any,
+) -> EvaluationRow:
     waiting = session.scalar(select(func.count()).where(EvaluationRow.project_id == project_id, EVALUATION.open))
     if (waiting or 0) >= MAX_UNFINISHED:
         raise LimitReached(
@@ -108,6 +136,7 @@ def submit(session: Session, request: CreateEvaluation, *, project_id: str, cata
         request=request.model_dump(mode="json"),
         targets=[target.model_dump(mode="json") for target in targets],
         file_id=None if file is None else file.id,
+        **columns,
     )
     session.add(row)
     session.flush()
@@ -115,11 +144,11 @@ def submit(session: Session, request: CreateEvaluation, *, project_id: str, cata
     return row
 
 
-def _target(session: Session, name: str, place: int, *, project_id: str, catalogue: Catalogue) -> Target:
+def _target(session: Session, name: str, param: str, *, project_id: str, catalogue: Catalogue) -> Target:
     try:
         return playgrounds.target(session, name, project_id=project_id, catalogue=catalogue)
     except TunepoolError as error:
-        raise type(error)(error.message, param=f"subjects[{place}]", code=error.code) from None
+        raise type(error)(error.message, param=param, code=error.code) from None
 
 
 def _file(session: Session, request: CreateEvaluation, *, project_id: str) -> FileRow | None:
@@ -134,6 +163,11 @@ def _file(session: Session, request: CreateEvaluation, *, project_id: str) -> Fi
         row = _found_file(session, job.training_file, "items.job", project_id=project_id)
     else:
         return None
+    return _readable(row)
+
+
+def _readable(row: FileRow) -> FileRow:
+    """Raises Invalid for a file of which no rows were made."""
     if row.packed and row.rows_key is None and row.status != "uploaded":
         raise Invalid(
             f"File '{row.id}' is no JSONL, and no rows were made of it. Upload it with the purpose fine-tune, or as "
@@ -157,6 +191,7 @@ def find(session: Session, evaluation_id: str, *, project_id: str) -> Evaluation
         select(EvaluationRow).where(
             EvaluationRow.id == evaluation_id,
             EvaluationRow.project_id == project_id,
+            EvaluationRow.eval_id.is_(None),
             EvaluationRow.deleted_at.is_(None),
         )
     ).one_or_none()
@@ -167,7 +202,9 @@ def find(session: Session, evaluation_id: str, *, project_id: str) -> Evaluation
 
 def page(session: Session, *, project_id: str, after: str | None, limit: int) -> tuple[Sequence[EvaluationRow], bool]:
     """Evaluations of a project, newest first, and whether more follow."""
-    query = select(EvaluationRow).where(EvaluationRow.project_id == project_id, EvaluationRow.deleted_at.is_(None))
+    query = select(EvaluationRow).where(
+        EvaluationRow.project_id == project_id, EvaluationRow.eval_id.is_(None), EvaluationRow.deleted_at.is_(None)
+    )
     if after is not None:
         query = query.where(EvaluationRow.id < after)
     rows = session.scalars(query.order_by(EvaluationRow.id.desc()).limit(limit + 1)).all()
@@ -186,6 +223,13 @@ def seen(session: Session, row: EvaluationRow) -> SeenEvaluation:
 def cancel(session: Session, evaluation_id: str, *, project_id: str) -> EvaluationRow:
     """End an evaluation; the answers so far stay. One that is cancelled stays so. Raises NotFound, Conflict."""
     row = find(session, evaluation_id, project_id=project_id)
+    if not end_early(session, row) and row.status != "cancelled":
+        raise Conflict(f"The evaluation has {row.status} already; there is nothing to cancel.", param="evaluation_id")
+    return row
+
+
+def end_early(session: Session, row: EvaluationRow) -> bool:
+    """queued, running -> cancelled. False: it had ended before."""
     ended = session.execute(
         update(EvaluationRow)
         .where(EvaluationRow.id == row.id, EVALUATION.open)
@@ -193,17 +237,20 @@ def cancel(session: Session, evaluation_id: str, *, project_id: str) -> Evaluati
         .returning(EvaluationRow.id)
     ).one_or_none()
     session.refresh(row)
-    if ended is None and row.status != "cancelled":
-        raise Conflict(f"The evaluation has {row.status} already; there is nothing to cancel.", param="evaluation_id")
-    return row
+    return ended is not None
 
 
 def remove(session: Session, evaluation_id: str, *, project_id: str) -> EvaluationRow:
     """Withdraw an evaluation with all its answers; one at work ends. Raises NotFound."""
     row = find(session, evaluation_id, project_id=project_id)
+    withdraw(session, row)
+    return row
+
+
+def withdraw(session: Session, row: EvaluationRow) -> None:
+    """End it, if it is at work, and forget all its answers."""
     session.execute(update(EvaluationRow).where(EvaluationRow.id == row.id).values(deleted_at=func.now()))
     session.execute(delete(EvaluationAnswerRow).where(EvaluationAnswerRow.evaluation_id == row.id))
-    return row
 
 
 def answers_page(
@@ -244,7 +291,7 @@ def claim(
 
 def _claim(session: Session, row: EvaluationRow) -> EvaluationClaim:
     try:
-        request = CreateEvaluation.model_validate(row.request)
+        request = (CreateEvaluation if row.eval_id is None else RunOrder).model_validate(row.request)
         targets = tuple(Target.model_validate(target) for target in row.targets)
     except ValidationError as error:
         raise NotUnderstood(row.id) from error

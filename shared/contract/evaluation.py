@@ -207,14 +207,13 @@ class GenerationSettings(Part):
     )
 
 
-class CreateEvaluation(Part):
-    """Body of `POST /v1/tunepool/evaluations`."""
+class EvaluationOrder(Part):
+    """What is measured on whom and how, wherever the items come from."""
 
     name: Annotated[str, StringConstraints(max_length=200)] | None = None
     subjects: Annotated[list[SubjectName], Field(min_length=1, max_length=MAX_SUBJECTS)] = Field(
         description="Base models, aliases, `ft:…`, `…:ckpt-step-N` or ids of combinations; those on one base share it."
     )
-    items: ItemsWanted
     measures: Annotated[list[Measure], Field(min_length=1, max_length=MAX_MEASURES)] = Field(
         default_factory=default_measures
     )
@@ -237,7 +236,7 @@ class CreateEvaluation(Part):
         return self.generation.model_copy(update={"at_once": 1}) if timed else self.generation
 
     @model_validator(mode="after")
-    def _names_agree(self) -> CreateEvaluation:
+    def _names_agree(self) -> EvaluationOrder:
         _once(self.subjects, "subjects")
         _once([measure.name for measure in self.measures], "measures")
         if self.against is not None and self.against not in self.subjects:
@@ -256,6 +255,12 @@ class CreateEvaluation(Part):
                 f"'{measure.by}' is no measure here that is better higher or lower; name one of the others.",
                 param=param,
             )
+
+
+class CreateEvaluation(EvaluationOrder):
+    """Body of `POST /v1/tunepool/evaluations`."""
+
+    items: ItemsWanted
 
 
 def _once(names: list[str], param: str) -> None:

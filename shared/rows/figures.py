@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from shared.contract.evaluation import (
     CONFIDENCE,
-    CreateEvaluation,
     Difference,
+    EvaluationOrder,
     EvaluationReport,
     Figure,
     LikelihoodMeasure,
@@ -120,7 +120,7 @@ def _interval(
 class _Part:
     """The answers to one set of items."""
 
-    def __init__(self, request: CreateEvaluation, answers: Sequence[StoredAnswer], interrupt: Interrupt) -> None:
+    def __init__(self, request: EvaluationOrder, answers: Sequence[StoredAnswer], interrupt: Interrupt) -> None:
         self._request, self._answers, self._interrupt = request, answers, interrupt
         self._by_subject: list[list[StoredAnswer]] = [[] for _ in request.subjects]
         for answer in answers:
@@ -209,7 +209,7 @@ class _Part:
         return {answer.item: answer.scores[measure.name] for answer in answers if measure.name in answer.scores}
 
 
-def report(request: CreateEvaluation, answers: Sequence[StoredAnswer], *, interrupt: Interrupt) -> EvaluationReport:
+def report(request: EvaluationOrder, answers: Sequence[StoredAnswer], *, interrupt: Interrupt) -> EvaluationReport:
     """All figures of an evaluation. `interrupt` is called before each measure, and may raise.
 
     Args:
@@ -231,7 +231,7 @@ def report(request: CreateEvaluation, answers: Sequence[StoredAnswer], *, interr
 
 
 def _slices(
-    request: CreateEvaluation, answers: Sequence[StoredAnswer], key: str, interrupt: Interrupt
+    request: EvaluationOrder, answers: Sequence[StoredAnswer], key: str, interrupt: Interrupt
 ) -> list[SliceFigures]:
     """Figures for each value of a key, the most frequent first."""
     groups = _by_value(answers, key)

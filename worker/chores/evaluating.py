@@ -18,8 +18,8 @@ import structlog
 from shared.chores import evaluations
 from shared.chores import table as chores
 from shared.chores.evaluations import EVALUATION, AnswerKey, EvaluationClaim
-from shared.contract.evaluation import ItemsOfFile, ItemsOfSplit
 from shared.contract.evaluation_run import (
+    ANSWER_CHARACTERS,
     ANSWER_LINE_BYTES,
     EvaluationSpec,
     ItemAnswer,
@@ -34,10 +34,11 @@ from shared.contract.talk import Target
 from shared.errors import Invalid, TunepoolError, Unavailable
 from shared.fleet import playgrounds
 from shared.products.adapters import StoredFile
-from shared.rows import evaluation_items, figures, general_suite
+from shared.rows import figures
 from shared.rows.evaluation_items import EvaluationItem
 from shared.rows.measuring import Scorer, needs_answers, needs_likelihood
 from worker import base_models
+from worker.chores import reading_items
 from worker.chores import run_program as programs
 from worker.chores.evaluation_groups import AnswerTail, Group, groups
 from worker.chores.run_program import Watch, under_lease
@@ -129,18 +130,21 @@ class _Sitting:
         """Raises Stopped, TunepoolError."""
         self.host.write(lambda s: evaluations.must_be_there(s, self.claim))
         folder = workdir.make(self.host.work, self.lease)
-        self.items = {(item.part, item.number): item for item in self.read_items(folder)}
-        device = self.device()
+        items = reading_items.read(self.host, self.claim, folder, interrupt=self.watch.check)
+        self.items = {(item.part, item.number): item for item in items}
+        device = self.device() if self.claim.targets else None
+        name = "CPU" if device is None else device.name
         self.must_hold(
-            self.host.write_in_the_end(
-                lambda s: evaluations.begin(s, self.lease, items=len(self.items), device=device.name)
-            )
+            self.host.write_in_the_end(lambda s: evaluations.begin(s, self.lease, items=len(self.items), device=name))
         )
         self.done = self.host.write_in_the_end(lambda s: evaluations.answered(s, self.lease.id))
         self.keep_faulty()
-        for group in groups(self.claim.targets, device):
-            if any(self.left(place) for place in group.places):
-                self.answer(folder, group, device)
+        if device is None:
+            self.keep_given()
+        else:
+            for group in groups(self.claim.targets, device):
+                if any(self.left(place) for place in group.places):
+                    self.answer(folder, group, device)
         self.report()
 
     def must_hold(self, held: bool) -> None:
@@ -148,25 +152,6 @@ class _Sitting:
             raise programs.Stopped
 
     # --- items ------------------------------------------------------------------------------------------------------
-
-    def read_items(self, folder: Workdir) -> list[EvaluationItem]:
-        """All items. Raises Invalid when there is none."""
-        asked = self.request.items
-        read = general_suite.general(part="items")
-        if isinstance(asked, ItemsOfFile | ItemsOfSplit):
-            assert self.claim.file is not None, "the claim names the file"
-            upload = workdir.stage_upload(
-                self.host.store, self.claim.file, folder.root / "items.upload", interrupt=self.watch.check
-            )
-            share = asked.share if isinstance(asked, ItemsOfSplit) else 1.0
-            with upload.open("rb") as lines:
-                read = list(evaluation_items.items(lines, most=asked.max_items, share=share))
-            upload.unlink()
-        if not read:
-            raise Invalid(
-                "There is no item: the file has no row, or none falls into the share.", param="items", code="no_items"
-            )
-        return read + (general_suite.general(part="forgetting") if self.request.forgetting else [])
 
     def left(self, place: int) -> list[EvaluationItem]:
         """Items that a subject has not answered."""
@@ -178,9 +163,18 @@ class _Sitting:
             ItemAnswer(part=item.part, item=item.number, subject=place, error=item.fault)
             for item in self.items.values()
             if item.fault is not None
-            for place in range(len(self.claim.targets))
+            for place in range(len(self.request.subjects))
         ]
         self.keep(faulty)
+
+    def keep_given(self) -> None:
+        """Answers that came with their items."""
+        given = [
+            ItemAnswer(part=item.part, item=item.number, subject=0, answer=item.given[:ANSWER_CHARACTERS])
+            for item in self.items.values()
+            if item.given is not None
+        ]
+        self.keep(given)
 
     # --- the device -------------------------------------------------------------------------------------------------
 
@@ -330,7 +324,7 @@ class _Sitting:
             for answer in answers
             if (key := (answer.part, answer.item, answer.subject)) not in self.done
             and (answer.part, answer.item) in self.items
-            and answer.subject < len(self.claim.targets)
+            and answer.subject < len(self.request.subjects)
         }
         kept = [self.scored(answer) for answer in wanted.values()]
         for begun in range(0, len(kept), KEPT_AT_ONCE):
@@ -350,6 +344,7 @@ class _Sitting:
             slices=item.slices(self.request.slices),
             scores=scores,
             problems={name: storable(problem) for name, problem in problems.items()},
+            **item.kept(),
         )
 
     def report(self) -> None:
