@@ -129,6 +129,23 @@ REFUSED: list[tuple[str, CreateJob, str]] = [
     ("kto alone", ours(**KTO, training={"batch_size": 1}), "training.batch_size"),
     ("early stopping blind", training(early_stopping={"patience": 2}), "training.early_stopping"),
     ("best of nothing", training(publish="best"), "training.publish"),
+    ("answers of nothing", training(eval={"generate": {}}), "training.eval"),
+    (
+        "answers of a sharded model",
+        request(
+            validation_file="file-v",
+            tunepool={"training": {"eval": {"generate": {}}}, "placement": {"strategy": "fsdp", "gpus": 2}},
+        ),
+        "training.eval.generate",
+    ),
+    (
+        "best by what is not measured",
+        request(
+            validation_file="file-v",
+            tunepool={"training": {"eval": {"generate": {"measures": ["contains"]}}, "publish": {"by": "numeric"}}},
+        ),
+        "training.publish.by",
+    ),
 ]
 
 
