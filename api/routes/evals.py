@@ -87,7 +87,7 @@ def delete_eval(eval_id: str, door: DoorDep, caller: JobsWriter) -> DeletedEval:
     return DeletedEval(eval_id=eval_id)
 
 
-@router.post("/{eval_id}/runs", response_model=EvalRunView, status_code=201, openapi_extra=body_of(CreateEvalRun))
+@router.post("/{eval_id}/runs", response_model=EvalRunView, openapi_extra=body_of(CreateEvalRun))
 def create_eval_run(eval_id: str, caller: JobsWriter, body: RawBody, door: DoorDep) -> EvalRunView:
     """Have a model answer items, or take the answers that come with them, and judge each by the criteria."""
     wanted = parse(body, CreateEvalRun, data=("data_source",))

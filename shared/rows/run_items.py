@@ -23,7 +23,7 @@ from shared.rows.json_scores import BadSchema, Schema, TooMuch
 from shared.rows.placeholders import BadPlaceholder, NoSuchVariable, TooLong
 
 
-class Unusable(Exception):  # a fact about one item
+class UngradableItem(Exception):  # a fact about one item
     """The item cannot be graded. `code` and its words are for the user."""
 
     def __init__(self, code: str, message: str) -> None:
@@ -68,7 +68,7 @@ def check_content(order: RunOrder) -> None:
     for place, given in enumerate(source.content):
         try:
             _check(order, given, schema)
-        except Unusable as error:
+        except UngradableItem as error:
             param = f"data_source.source.content[{place}]"
             raise Invalid(f"'{param}': {error}", param=param, code=error.code) from None
 
@@ -87,7 +87,7 @@ def items(order: RunOrder, lines: Iterable[bytes]) -> Iterator[EvaluationItem]:
             return
         try:
             yield _item(order, _given(line), schema, number=number, line=place)
-        except Unusable as error:
+        except UngradableItem as error:
             yield _faulty(number, place, error)
 
 
@@ -95,9 +95,9 @@ def _given(line: bytes) -> GivenItem:
     try:
         row = json.loads(line.decode("utf-8-sig")) if len(line) <= LINE_CHARACTERS else None
     except (ValueError, RecursionError):
-        raise Unusable("invalid_json", "The line is no JSON.") from None
+        raise UngradableItem("invalid_json", "The line is no JSON.") from None
     if not isinstance(row, dict) or not isinstance(row.get("item"), dict):
-        raise Unusable("invalid_row", 'The line is no object {"item": {…}}, or too long for one.')
+        raise UngradableItem("invalid_row", 'The line is no object {"item": {…}}, or too long for one.')
     sample = row.get("sample")
     return GivenItem(item=row["item"], sample=sample if isinstance(sample, dict) else None)
 
@@ -111,12 +111,14 @@ def _item(order: RunOrder, given: GivenItem, schema: Schema, *, number: int, lin
         asked = evaluation_items.of_row({"messages": messages}, number=number, line=line)
         return replace(asked, row=given.item, is_run=True)
     except evaluation_items.Unfit as error:
-        return _faulty(number, line, Unusable("invalid_row", str(error)), row=given.item)
-    except Unusable as error:
+        return _faulty(number, line, UngradableItem("invalid_row", str(error)), row=given.item)
+    except UngradableItem as error:
         return _faulty(number, line, error, row=given.item)
 
 
-def _faulty(number: int, line: int | None, error: Unusable, *, row: Mapping[str, Any] | None = None) -> EvaluationItem:
+def _faulty(
+    number: int, line: int | None, error: UngradableItem, *, row: Mapping[str, Any] | None = None
+) -> EvaluationItem:
     fault = ItemFault(code=error.code, message=str(error)[:500])
     return EvaluationItem(number=number, line=line, row=row or {}, fault=fault, is_run=True)
 
@@ -125,12 +127,14 @@ def _check(order: RunOrder, given: GivenItem, schema: Schema) -> None:
     try:
         fits = schema.accepts(given.item)
     except (TooMuch, BadSchema) as error:
-        raise Unusable("invalid_item", f"The item's schema: {error}") from None
+        raise UngradableItem("invalid_item", f"The item's schema: {error}") from None
     if not fits:
-        raise Unusable("invalid_item", "The item is not what data_source_config.item_schema of the eval asks for.")
+        raise UngradableItem(
+            "invalid_item", "The item is not what data_source_config.item_schema of the eval asks for."
+        )
     answered = isinstance(order.data_source, CompletionsDataSource) or sample_text(given.sample) is not None
     if order.reads_sample and not answered:
-        raise Unusable("no_sample", "The criteria read the answer, and there is none; give sample.output_text.")
+        raise UngradableItem("no_sample", "The criteria read the answer, and there is none; give sample.output_text.")
 
 
 def sample_text(sample: Mapping[str, Any] | None) -> str | None:
@@ -153,13 +157,15 @@ def _messages(wanted: InputMessages, item: Mapping[str, Any]) -> list[dict[str, 
             return [{"role": _role(role), "content": content} for role, content in filled]
         messages = placeholders.reach(item, wanted.item_reference.removeprefix("item."))
     except (NoSuchVariable, BadPlaceholder) as error:
-        raise Unusable("invalid_variable", f"The item has no {error}.") from None
+        raise UngradableItem("invalid_variable", f"The item has no {error}.") from None
     except TooLong:
-        raise Unusable("too_long", "A message is too long with its placeholders filled.") from None
+        raise UngradableItem("too_long", "A message is too long with its placeholders filled.") from None
     if not isinstance(messages, list) or not messages or not all(isinstance(each, dict) for each in messages):
-        raise Unusable("invalid_row", "input_messages.item_reference must name a list of messages.")
+        raise UngradableItem("invalid_row", "input_messages.item_reference must name a list of messages.")
     if messages[-1].get("role") == "assistant":
-        raise Unusable("invalid_row", "The item's messages end in an answer; the last one must be one to be answered.")
+        raise UngradableItem(
+            "invalid_row", "The item's messages end in an answer; the last one must be one to be answered."
+        )
     return [{**each, "role": _role(each.get("role"))} for each in messages]
 
 
