@@ -252,7 +252,7 @@ def answer(session: Session, seen: SeenRun, item: int) -> StoredAnswer:
     return StoredAnswer.model_validate(document, extra="ignore")
 
 
-def _runs(row: EvalRow) -> Select[tuple[EvaluationRow]]:
+def _runs(row: EvalRow) -> Select[EvaluationRow]:
     return select(EvaluationRow).where(
         EvaluationRow.eval_id == row.id,
         EvaluationRow.project_id == row.project_id,

@@ -129,9 +129,7 @@ def _check(order: RunOrder, given: GivenItem, schema: Schema) -> None:
     except (TooMuch, BadSchema) as error:
         raise UngradableItem("invalid_item", f"The item's schema: {error}") from None
     if not fits:
-        raise UngradableItem(
-            "invalid_item", "The item is not what data_source_config.item_schema of the eval asks for."
-        )
+        raise UngradableItem("invalid_item", "The item is not what the eval's data_source_config.item_schema asks for.")
     answered = isinstance(order.data_source, CompletionsDataSource) or sample_text(given.sample) is not None
     if order.reads_sample and not answered:
         raise UngradableItem("no_sample", "The criteria read the answer, and there is none; give sample.output_text.")
@@ -163,9 +161,7 @@ def _messages(wanted: InputMessages, item: Mapping[str, Any]) -> list[dict[str, 
     if not isinstance(messages, list) or not messages or not all(isinstance(each, dict) for each in messages):
         raise UngradableItem("invalid_row", "input_messages.item_reference must name a list of messages.")
     if messages[-1].get("role") == "assistant":
-        raise UngradableItem(
-            "invalid_row", "The item's messages end in an answer; the last one must be one to be answered."
-        )
+        raise UngradableItem("invalid_row", "The item's messages end in an answer; the last one must be the user's.")
     return [{**each, "role": _role(each.get("role"))} for each in messages]
 
 

@@ -63,11 +63,10 @@ class Batch:
         )
         self._cache = output.past_key_values
         tokens = self._picked(output.logits[:, -1])
-        for answer, token in zip(self._rows, tokens, strict=True):
-            if answer.reason is None:
-                answer.add(token)
-                if answer.reason is not None:
-                    yield answer
+        going = [pair for pair in zip(self._rows, tokens, strict=True) if pair[0].reason is None]
+        for answer, token in going:
+            answer.add(token)
+        yield from (answer for answer, _ in going if answer.reason is not None)
         self._go_on(tokens)
 
     def _picked(self, logits_BV: torch.Tensor) -> list[int]:
