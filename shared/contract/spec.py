@@ -104,7 +104,7 @@ class GeneratedAnswers(Part):
     rows: int = Field(default=32, ge=1, le=500, description="The first so many that ask something.")
     max_tokens: int = Field(default=128, ge=1, le=4096, description="Of one answer.")
     measures: Annotated[list[AnswerMeasure], Field(min_length=1, max_length=4)] = Field(
-        default_factory=lambda: _EXACT_MATCH.copy()
+        default_factory=_EXACT_MATCH.copy
     )
     max_seconds: int = Field(
         default=120, ge=1, le=3600, description="Of one look; one that takes longer chooses no checkpoint."
