@@ -45,6 +45,7 @@ REVISIONS: Final = (
     "0026_parents",
     "0027_integrations",
     "0031_logs",
+    "0030_signing",
 )
 
 

@@ -28,7 +28,14 @@ from shared.store.tables.product_tables import (
     PermissionRow,
     PreflightRow,
 )
-from shared.store.tables.tenant_tables import ApiKeyRow, AuditRow, OrganizationRow, ProjectRow, SignInRow
+from shared.store.tables.tenant_tables import (
+    ApiKeyRow,
+    AuditRow,
+    OrganizationRow,
+    ProjectRow,
+    SigningKeyRow,
+    SignInRow,
+)
 from shared.store.tables.tracking_tables import ProjectSecretRow, TrackingRow
 from shared.store.tables.upload_tables import UploadPartRow, UploadRow
 from shared.store.tables.webhook_tables import DeliveryRow, WebhookRow
@@ -69,6 +76,7 @@ __all__ = [
     "ProjectRow",
     "ProjectSecretRow",
     "SignInRow",
+    "SigningKeyRow",
     "TrackingRow",
     "UploadPartRow",
     "UploadRow",

@@ -95,3 +95,21 @@ class AuditRow(Base):
     after: Mapped[dict[str, Any] | None] = mapped_column(Json)
 
     __table_args__ = (Index("ix_audit_target", "target", "id"),)
+
+
+class SigningKeyRow(Base):
+    """A key that signs, or has signed, where adapters come from. Its id is the sha256 of the public key."""
+
+    __tablename__ = "signing_keys"
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    algorithm: Mapped[str] = mapped_column(Text, default="ed25519", server_default=text("'ed25519'"))
+    public_key: Mapped[str] = mapped_column(Text)  # PEM
+    sealed: Mapped[str | None] = mapped_column(Text)  # the private key, encrypted; null: it lies in a file, or is gone
+    created_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
+    retired_at: Mapped[datetime | None] = mapped_column(Moment)  # it signs no more, and verifies as before
+
+    __table_args__ = (
+        # Of each algorithm at most one signs.
+        Index("uq_signing_keys_signs", "algorithm", unique=True, postgresql_where=text("retired_at is null")),
+    )
