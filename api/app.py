@@ -49,6 +49,7 @@ from api.routes import (
     projects,
     reference,
     secrets,
+    signing_keys,
     streams,
     usage,
     webhooks,
@@ -145,7 +146,7 @@ def create_app(settings: Settings) -> FastAPI:
     for part in (
         *(files, parted_uploads, jobs, preflights, graders, models, completions, adapters, aliases, permissions),
         *(objects, merges, evaluations, streams, catalogue, pool, job_operations, projects, oidc, webhooks, usage),
-        *(evals, job_logs, secrets, metrics, health, reference),
+        *(evals, job_logs, secrets, signing_keys, metrics, health, reference),
     ):
         app.include_router(part.router)
     wing.install(app, secure=settings.public_url.startswith("https://"))
@@ -183,7 +184,8 @@ def _describe(app: FastAPI) -> None:
             components["schemas"]["FineTuningJob"]["examples"] = [job_views.JOB_EXAMPLE]
             components["securitySchemes"] = {"ApiKey": {"type": "http", "scheme": "bearer"}}
             schema["security"] = [{"ApiKey": []}]
-            for path in ("/livez", "/readyz", "/v1/tunepool/objects/{token}", "/v1/tunepool/oidc/token"):
+            open_paths = ("/v1/tunepool/objects/{token}", "/v1/tunepool/oidc/token", "/v1/tunepool/signing-keys")
+            for path in ("/livez", "/readyz", *open_paths):
                 for operation in schema["paths"][path].values():
                     operation["security"] = []
             _describe_chunks(schema)

@@ -41,6 +41,11 @@ class Settings(BaseSettings):
         default=SecretStr(""),
         description="Encrypts stored secrets; further keys behind commas decrypt older ones; empty: none are stored.",
     )
+    provenance_key_file: Path | None = Field(
+        default=None,
+        description="PEM file of the ed25519 key that signs where adapters come from; empty: one that the database "
+        "keeps, encrypted.",
+    )
     webhook_networks: str = Field(
         default="",
         description="Private networks that webhooks may go to, such as 10.0.0.0/8, with commas; http:// is for these.",
@@ -291,7 +296,7 @@ class Settings(BaseSettings):
     log_json: bool = Field(default=False, description="Logs as JSON lines.")
 
     @field_validator(
-        *("models_file", "cache_dir", "cache_bytes", "vllm_adapters"),
+        *("models_file", "cache_dir", "cache_bytes", "vllm_adapters", "provenance_key_file"),
         *("slurm_bin", "cluster_device_bytes", "cluster_device_capability"),
         mode="before",
     )

@@ -1,4 +1,4 @@
-"""The API key in `credentials.json`: made at the first start, and again only if it no longer works."""
+"""The keys that a first start makes: the API key in `credentials.json`, and the one that signs adapters."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from shared.errors import Unauthenticated
+from shared.settings import Settings
 from shared.store.db import make_engine, session_scope
 from shared.store.tables import ProjectRow
-from shared.tenants import keys
+from shared.tenants import keys, signing_keys
 
 
 def working_key(database_url: str, *, known: str, ours: bool) -> str:
-    """A key that opens this database, or the empty string.
+    """An API key that opens this database, or the empty string; made again only if the known one no longer works.
 
     Args:
         known: of an earlier start.
@@ -36,3 +37,13 @@ def _known_or_new(session: Session, *, known: str, ours: bool) -> str:
             return ""
         return keys.create(session, project_id=oldest, name="credentials.json", scopes=keys.EVERYTHING)[1]
     return known
+
+
+def signing_key(database_url: str, settings: Settings) -> None:
+    """See that a key signs adapters, where something can encrypt it or a file has it. Raises Invalid."""
+    engine = make_engine(database_url)
+    try:
+        with session_scope(engine) as session:
+            signing_keys.ensure(session, settings)
+    finally:
+        engine.dispose()

@@ -25,12 +25,13 @@ from shared.settings import Settings
 from shared.settle.catalogue import Catalogue, load_catalogue, local_folder
 from shared.store.db import make_engine, session_scope
 from shared.store.tables import ProjectRow
-from shared.tenants import audit, keys
+from shared.tenants import audit, keys, signing_keys
 from shared.tenants.plain_text import acting, printable
 from standalone.children import ChildFailed
 from standalone.conversion import convert_file
 from standalone.doctor import Installation
 from standalone.findings import document, lines
+from standalone.first_key import signing_key
 from standalone.home import Home, HomeInUse, HomeUnusable
 from standalone.migrate import migrate as run_migrations
 from standalone.postgres import running_url
@@ -44,6 +45,7 @@ from standalone.up import (
     module,
     own_environment,
     run,
+    with_secrets_key,
 )
 from standalone.valkey import running_redis
 
@@ -52,6 +54,8 @@ key_commands = typer.Typer(no_args_is_help=True, help="API keys of this installa
 model_commands = typer.Typer(no_args_is_help=True, help="Base models of this installation.")
 app.add_typer(key_commands, name="keys")
 app.add_typer(model_commands, name="models")
+signing_commands = typer.Typer(no_args_is_help=True, help="Keys that sign where adapters come from.")
+app.add_typer(signing_commands, name="signing-keys")
 
 HomeOption = Annotated[
     Path | None, typer.Option("--home", help="State of this host; else TUNEPOOL_HOME, else .tunepool.")
@@ -139,16 +143,22 @@ def up(
     settings = _settings(home)
     try:
         run(_home(settings), settings, port=port, with_worker=worker)
-    except (HomeInUse, HomeUnusable, PortTaken, ChildFailed, IsolationLacking, OperationalError) as error:
+    except (HomeInUse, HomeUnusable, PortTaken, ChildFailed, IsolationLacking, Invalid, OperationalError) as error:
         _give_up(error)
 
 
 @app.command()
 def migrate(home: HomeOption = None) -> None:
-    """Bring the database to this version's schema: the one at DATABASE_URL, else of the `up` in this home."""
+    """Bring the database to this version's schema: the one at DATABASE_URL, else of the `up` in this home.
+
+    Where there is a key to encrypt with, a key is made that signs adapters, unless one is there.
+    """
+    settings = _settings(home)
+    url = _database_url(settings)
     try:
-        run_migrations(_database_url(_settings(home)))
-    except OperationalError as error:
+        run_migrations(url)
+        signing_key(url, with_secrets_key(_home(settings), settings))
+    except (OperationalError, Invalid) as error:
         _give_up(error)
 
 
@@ -283,6 +293,23 @@ def revoke_key(key_id: str, home: HomeOption = None) -> None:
     with _session(home) as session:
         keys.revoke(session, key_id)
         audit.record_of_host(session, key_id, "key.revoke", after={"revoked": True})
+
+
+@signing_commands.command("list")
+def list_signing_keys(home: HomeOption = None) -> None:
+    """Ids of the keys that sign where adapters come from, or have signed; never private keys."""
+    with _session(home) as session:
+        for row in signing_keys.listed(session):
+            typer.echo(f"{row.id}  {row.created_at:%Y-%m-%d %H:%M}  {'retired' if row.retired_at else 'signs'}")
+
+
+@signing_commands.command("rotate")
+def rotate_signing_key(home: HomeOption = None) -> None:
+    """Have a new key sign from now on. What the old one has signed is verified as before; its private half goes."""
+    settings = _settings(home)
+    with _session(home) as session:
+        made = signing_keys.rotate(session, with_secrets_key(_home(settings), settings))
+    typer.echo(made)
 
 
 def _catalogue(home: Path | None) -> Catalogue:

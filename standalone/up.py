@@ -15,10 +15,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Final
 
+from pydantic import SecretStr
+
 from shared.operating.isolation import isolation
 from shared.settings import Settings, child_environment
 from standalone.children import Child
-from standalone.first_key import working_key
+from standalone.first_key import signing_key, working_key
 from standalone.home import Home
 from standalone.migrate import migrate
 from standalone.postgres import EmbeddedPostgres
@@ -59,6 +61,7 @@ class Up:
             REDIS_URL=self.settings.redis_url or self._valkey(),
         )
         migrate(environment["DATABASE_URL"])
+        signing_key(environment["DATABASE_URL"], with_secrets_key(self.home, self.settings))
         self._tell_credentials(environment["DATABASE_URL"])
         for child in self._children(environment):
             self.stack.start(child)
@@ -163,14 +166,24 @@ def say(line: str) -> None:
 
 def own_environment(home: Home, settings: Settings, **servers: str) -> dict[str, str]:
     """The environment of our processes. Paths are absolute: their working directory is not the operator's."""
-    paths = {"TUNEPOOL_MODELS_FILE": str(settings.models_file.resolve())} if settings.models_file else {}
+    named = {
+        "TUNEPOOL_MODELS_FILE": settings.models_file,
+        "TUNEPOOL_PROVENANCE_KEY_FILE": settings.provenance_key_file,
+    }
+    paths = {name: str(path.resolve()) for name, path in named.items() if path is not None}
     return child_environment(
         STORAGE_URL=settings.storage,
         TUNEPOOL_HOME=str(home.path),
-        TUNEPOOL_SECRETS_KEY=settings.secrets_key.get_secret_value() or home.secrets_key(),
+        TUNEPOOL_SECRETS_KEY=with_secrets_key(home, settings).secrets_key.get_secret_value(),
         **paths,
         **servers,
     )
+
+
+def with_secrets_key(home: Home, settings: Settings) -> Settings:
+    """The settings with the key that `up` made in this home, where the environment names none."""
+    known = settings.secrets_key.get_secret_value() or home.secrets_key()
+    return settings.model_copy(update={"secrets_key": SecretStr(known)})
 
 
 def free_port(wanted: int) -> int:

@@ -147,6 +147,7 @@ SCOPE = {
     "GET /v1/tunepool/usage": "jobs:read",
 }
 OPEN = {"GET /livez", "GET /readyz", "GET /v1/tunepool/objects/{token}", "POST /v1/tunepool/oidc/token"}
+OPEN = {"GET /livez", "GET /readyz", "GET /v1/tunepool/objects/{token}", "GET /v1/tunepool/signing-keys"}
 
 
 def ask(http: httpx2.Client, route: str) -> httpx2.Response:

@@ -6,6 +6,7 @@ items the product will answer wrongly.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -16,7 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
+from cryptography.fernet import Fernet
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
@@ -24,13 +27,18 @@ from api.app import create_app
 from shared.products import aliases
 from shared.store.db import session_scope
 from shared.store.tables import EvaluationRow, JobRow
-from shared.tenants import keys
+from shared.tenants import keys, signing_keys
 from tests.lifecycle.stack import Servers, Stack, open_stack
 from tests.live import served
 from tests.patience import patience
 
 TOOL = Path(sys.executable).parent / "tunepool"
-PROGRAMS = {"TUNEPOOL_EVALUATOR": "tests.fake_evaluator", "TUNEPOOL_PREFLIGHT": "tests.fake_examiner"}
+SETTINGS = {
+    "TUNEPOOL_EVALUATOR": "tests.fake_evaluator",
+    "TUNEPOOL_PREFLIGHT": "tests.fake_examiner",
+    "TUNEPOOL_SECRETS_KEY": Fernet.generate_key().decode(),
+}
+COMMIT = "c0ffee" * 6 + "c0de"
 ITEMS = 8
 ALL = ("preflight", "submit", "train", "evaluate", "gate", "promote")
 PIPELINE = """\
@@ -74,7 +82,7 @@ class Site:
 
     def environment(self, **more: str) -> dict[str, str]:
         known = {"PATH": os.environ["PATH"], "OPENAI_BASE_URL": f"{self.url}/v1", "OPENAI_API_KEY": self.key}
-        return known | {"GITHUB_REF_NAME": "main", "GITHUB_SHA": "c0ffee"} | more
+        return known | {"GITHUB_REF_NAME": "main", "GITHUB_SHA": COMMIT} | more
 
     def count(self, rows: type[JobRow | EvaluationRow]) -> int:
         with Session(self.stack.engine) as session:
@@ -83,8 +91,9 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with open_stack(tmp_path_factory.mktemp("stack"), servers, **PROGRAMS) as stack:
+    with open_stack(tmp_path_factory.mktemp("stack"), servers, **SETTINGS) as stack:
         with session_scope(stack.engine) as session:
+            signing_keys.ensure(session, stack.settings)
             _, key = keys.create(session, project_id=stack.caller.project_id, name="runner")
         api = Counted(create_app(stack.settings))
         stack.start_worker()
@@ -143,6 +152,17 @@ class Repository:
             assert any(words in line for line in lines), "it ended before"
             runner.kill()
 
+    def tool(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [TOOL, *words],
+            cwd=self.folder,
+            env=self.site.environment(),
+            capture_output=True,
+            text=True,
+            timeout=patience(60),
+            check=False,
+        )
+
     def prod(self) -> str:
         """What the alias names now."""
         with Session(self.site.stack.engine) as session:
@@ -200,14 +220,7 @@ def test_good_data_goes_to_production_worse_data_does_not_and_what_is_unchanged_
     assert "candidate.exact_match >= prod.exact_match: 0.375 >= 0.875 does not hold" in worse["message"]
     assert repository.prod() == better["model"]
 
-    moved = subprocess.run(
-        [TOOL, "rollback", f"{repository.name}@prod", "--reason", "complaints since noon"],
-        env=repository.site.environment(),
-        capture_output=True,
-        text=True,
-        timeout=patience(60),
-        check=False,
-    )
+    moved = repository.tool("rollback", f"{repository.name}@prod", "--reason", "complaints since noon")
     assert moved.returncode == 0, moved.stderr
     assert repository.prod() == first["model"]
 
@@ -237,3 +250,36 @@ def test_a_runner_killed_between_steps_goes_on_with_the_same_job_and_the_same_ev
     assert repository.site.count(JobRow) == jobs + 1
     assert repository.site.count(EvaluationRow) == evaluations + 1
     assert repository.site.stack.job(told["job"]).attempts == 1
+
+
+def test_what_a_run_published_says_in_a_signed_statement_of_what_it_was_made(repository: Repository) -> None:
+    repository.without_preflight()
+    file = repository.folder / "pipeline.yaml"
+    file.write_text(file.read_text().partition("evaluate:")[0])
+    repository.push(wrong=0)
+    told = repository.run()[1]
+
+    proven = repository.tool("--json", "verify", told["model"])
+
+    assert proven.returncode == 0, proven.stdout + proven.stderr
+    statement = json.loads(proven.stdout)["statement"]
+    build, run = (statement["predicate"][part] for part in ("buildDefinition", "runDetails"))
+    sources = {source["name"]: source for source in build["resolvedDependencies"]}
+    rows = (repository.folder / "train.jsonl").read_bytes()
+    assert sources["training_file"]["digest"] == {"sha256": hashlib.sha256(rows).hexdigest()}
+    assert sources["training_file"]["annotations"]["rows"] == 12
+    assert sources["source"]["digest"] == {"gitCommit": COMMIT}
+    assert "sha256" in sources["base_model/config.json"]["digest"]
+    assert build["internalParameters"]["spec"]["seed"] == 0
+    assert run["builder"]["version"].keys() >= {"tunepool-server", "torch", "peft"}
+    assert run["metadata"]["invocationId"].startswith(told["job"])
+    assert run["byproducts"][0]["annotations"]["steps"] == 3
+    assert run["byproducts"][1]["name"].endswith(":ckpt-step-3")
+
+    folder = repository.folder / "adapter"
+    assert repository.tool("adapters", "download", told["model"], str(folder)).returncode == 0
+    keys_file = repository.folder / "keys.json"
+    keys_file.write_text(httpx2.get(f"{repository.site.url}/v1/tunepool/signing-keys").text)
+    (folder / "chain.json").write_text("{}")
+    tampered = repository.tool("verify", str(folder), "--key", str(keys_file))
+    assert (tampered.returncode, "chain.json was altered" in tampered.stdout) == (1, True), tampered

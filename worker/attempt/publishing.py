@@ -14,14 +14,15 @@ from sqlalchemy.orm import Session
 from shared import failpoints
 from shared.contract.documents import Manifest
 from shared.contract.events import EXIT_DONE, CheckpointSaved, Finished
-from shared.errors import Unavailable
+from shared.errors import Invalid, Unavailable
 from shared.ids import new_id
-from shared.jobs import metrics_file, moves
+from shared.jobs import metrics_file, moves, provenance
 from shared.lease.journal import NewEvent
 from shared.lease.values import Claim, NewFile
 from shared.store import layout
 from shared.store.lifecycle import AttemptPhase
-from worker.attempt import log_upload
+from shared.tenants import signing_keys
+from worker.attempt import log_upload, proof
 from worker.attempt.attempt_folder import AttemptFolder
 from worker.attempt.keeper import AT_ONCE, Interrupted, LeaseKeeper
 from worker.attempt.kept_log import KeptLog
@@ -128,6 +129,7 @@ class PublishingAttempt:
             self.host.store, self.claim, self.place.folder.out / "adapter", interrupt=self.unless_over
         )
         result = self.publish_metrics()
+        manifest = self.prove(manifest, result, finished)
         self.unless_over()
         self.reach("adapter_uploaded")
         published = self.insist(partial(self.commit, manifest=manifest, result=result, finished=finished))
@@ -148,6 +150,25 @@ class PublishingAttempt:
         )
         self.reach("publish_before_commit")
         return published
+
+    def prove(self, manifest: Manifest, result: NewFile, finished: Finished) -> Manifest:
+        """The manifest with a signed statement of where the adapter comes from, where this installation has a key."""
+        try:
+            key = self.insist(partial(signing_keys.current, settings=self.host.settings))
+        except Invalid as error:
+            log.error("adapter.unsigned", job_id=self.lease.id, code=error.code, error=error.message)
+            unsigned = NewEvent(f"The adapter is published without a signature. {error.message}", level="warn")
+            self.insist(lambda s: moves.record(s, self.lease, [unsigned]))
+            return manifest
+        if key is None:
+            return manifest
+        run = proof.facts(self.place, self.claim, files=manifest.files, result=result, finished=finished)
+        stated = self.insist(lambda s: provenance.statement(s, self.lease, self.spec, run))
+        scratch = self.place.folder.root / provenance.FILE_NAME
+        entry = proof.put(
+            self.host.store, key, stated, prefix=manifest.prefix, scratch=scratch, interrupt=self.unless_over
+        )
+        return manifest.model_copy(update={"files": (*manifest.files, entry)})
 
     def publish_metrics(self) -> NewFile:
         earlier = self.insist(lambda s: metrics_file.recorded_metrics(s, self.lease.id))

@@ -33,6 +33,7 @@ from tunepool import (
     products,
     project_secrets,
     projects,
+    proving,
     releasing,
     requests,
     signing_in,
@@ -53,7 +54,7 @@ EXIT_SUPERSEDED: Final = 6
 EXIT_INTERRUPTED: Final = 130
 NOT_OFFERED: Final = 501
 JOBS_PER_PAGE: Final = 100
-WITHOUT_A_SERVER: Final = frozenset({"gate", "run", "login"})  # `run` reads its files first, and has its own exit codes
+WITHOUT_A_SERVER: Final = frozenset({"gate", "run", "verify", "login"})  # files first; `run` has its own exit codes
 
 Method = Literal["supervised", "dpo", "kto", "orpo", "simpo"]
 # Options that submit and watch share.
@@ -96,6 +97,7 @@ for _alone in (
     evaluating.evaluate,
     logs.logs,
     signing_in.login,
+    proving.verify,
 ):
     cli.command(_alone.__name__)(_alone)
 cli.command("usage")(pool.show_usage)
