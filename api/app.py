@@ -37,6 +37,7 @@ from api.routes import (
     job_logs,
     job_operations,
     jobs,
+    lineage,
     merges,
     metrics,
     models,
@@ -146,7 +147,7 @@ def create_app(settings: Settings) -> FastAPI:
     for part in (
         *(files, parted_uploads, jobs, preflights, graders, models, completions, adapters, aliases, permissions),
         *(objects, merges, evaluations, streams, catalogue, pool, job_operations, projects, oidc, webhooks, usage),
-        *(evals, job_logs, secrets, signing_keys, metrics, health, reference),
+        *(evals, job_logs, lineage, secrets, signing_keys, metrics, health, reference),
     ):
         app.include_router(part.router)
     wing.install(app, secure=settings.public_url.startswith("https://"))

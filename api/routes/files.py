@@ -147,11 +147,17 @@ async def file_content(file_id: str, door: DoorDep, caller: FilesReader) -> Stre
 
 
 @router.delete("/{file_id}", response_model=view.Deleted)
-def delete_file(file_id: str, door: DoorDep, caller: FilesWriter) -> view.Deleted:
-    """Delete a file that no unfinished job needs."""
+def delete_file(
+    file_id: str,
+    door: DoorDep,
+    caller: FilesWriter,
+    force: Annotated[bool, Query(description="Also what the model of an alias was made of.")] = False,
+) -> view.Deleted:
+    """Delete a file that no unfinished job needs, and that no alias stands on."""
     with door.session() as session:
-        row = files.delete(session, file_id, project_id=caller.project_id)
-        audit.record(session, caller, "file.delete", file_id, before={"bytes": row.bytes, "purpose": row.purpose})
+        row = files.delete(session, file_id, project_id=caller.project_id, force=force)
+        before = {"bytes": row.bytes, "purpose": row.purpose, **({"force": True} if force else {})}
+        audit.record(session, caller, "file.delete", file_id, before=before)
     # The file is gone for everybody; a store that is away just now must not tell the client otherwise. The janitor
     # deletes the bytes of deleted files again.
     with suppress(Unavailable):

@@ -23,7 +23,7 @@ from shared.lease import turns
 from shared.lease.lease import MAX_FAILURES, Kind
 from shared.lease.turns import ChoreTurn, Work
 from shared.lease.values import Lease, NotUnderstood
-from shared.products import adapters, aliases
+from shared.products import adapters, aliases, lineage
 from shared.products.adapters import Source, StoredFile
 from shared.store.locks import one_at_a_time
 from shared.store.tables import MergeRow
@@ -204,10 +204,11 @@ def product(row: MergeRow) -> tuple[StoredFile, ...]:
 
 
 def delete(session: Session, merge_id: str, *, project_id: str) -> MergeRow:
-    """Withdraw a product, or end its making. Raises NotFound, Conflict if an alias needs it."""
+    """Withdraw a product, or end its making. Raises NotFound, Conflict if an alias or a job needs it."""
     row = find(session, merge_id, project_id=project_id)
     session.refresh(row, with_for_update=True)  # a promotion that is under way ends first
     aliases.refuse_needed(session, row.id, name=row.id)
+    lineage.refuse_needed_by_jobs(session, row.id, name=row.id)
     session.execute(update(MergeRow).where(MergeRow.id == row.id).values(deleted_at=func.now()))
     return row
 

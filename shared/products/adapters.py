@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from shared.contract.documents import Manifest
 from shared.contract.spec import JobSpec
 from shared.errors import Invalid, NotFound
-from shared.products import aliases
+from shared.products import aliases, lineage
 from shared.store.tables import AdapterRow, CheckpointRow, JobRow, MergeRow, PermissionRow
 
 # A checkpoint's folder holds what resuming needs, and its own adapter below this.
@@ -180,7 +180,10 @@ def of_job(session: Session, job_id: str) -> AdapterRow | None:
 
 
 def delete(session: Session, name: str, *, project_id: str) -> AdapterRow:
-    """Withdraw an adapter; its name is never used again. Raises NotFound, Invalid, Conflict if an alias needs it."""
+    """Withdraw an adapter; its name is never used again.
+
+    Raises NotFound, Invalid; Conflict if an alias or an unfinished job needs it.
+    """
     if aliases.SIGN in name:
         raise Invalid(
             f"'{name[:200]}' is an alias; DELETE /v1/tunepool/aliases/{name[:200]} removes it.", param="model"
@@ -188,6 +191,7 @@ def delete(session: Session, name: str, *, project_id: str) -> AdapterRow:
     row = find(session, name, project_id=project_id)
     session.refresh(row, with_for_update=True)  # a promotion that is under way ends first
     aliases.refuse_needed(session, row.id, name=row.name)
+    lineage.refuse_needed_by_jobs(session, row.id, name=row.name)
     row.deleted_at = session.scalars(select(func.now())).one()
     session.flush()
     return row

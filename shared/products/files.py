@@ -11,6 +11,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from shared.errors import Conflict, Invalid, NotFound
+from shared.products import lineage
 from shared.store.lifecycle import UNFINISHED
 from shared.store.page_start import must_have_been
 from shared.store.tables import FileRow, JobRow
@@ -108,8 +109,12 @@ def page(
     return rows[:limit], len(rows) > limit
 
 
-def delete(session: Session, file_id: str, *, project_id: str) -> FileRow:
-    """Mark a file deleted; its bytes go when no transaction can still need them. Raises NotFound, Conflict."""
+def delete(session: Session, file_id: str, *, project_id: str, force: bool = False) -> FileRow:
+    """Mark a file deleted; its bytes go when no transaction can still need them. Raises NotFound, Conflict.
+
+    Args:
+        force: also where the model of an alias was made of it. An unfinished job's file stays whatever is asked.
+    """
     row = session.scalars(
         select(FileRow)
         .where(FileRow.id == file_id, FileRow.project_id == project_id, FileRow.deleted_at.is_(None))
@@ -127,6 +132,15 @@ def delete(session: Session, file_id: str, *, project_id: str) -> FileRow:
     ).one_or_none()
     if user is not None:
         raise Conflict(f"File {file_id} is in use by job {user}. Cancel the job or wait for its end.", param="file_id")
+    needing = [] if force else lineage.needing_aliases(session, file_id, project_id=project_id)
+    if needing:
+        raise Conflict(
+            f"File {file_id} is what the alias {needing[0]} stands on: its model, or the one before, was made of it. "
+            "Move the alias twice or remove it; or delete the file all the same with ?force=true, and the model cannot "
+            "be made again.",
+            param="file_id",
+            code="file_in_use_by_alias",
+        )
     row.deleted_at = session.scalars(select(func.now())).one()
     session.flush()
     return row

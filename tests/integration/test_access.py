@@ -145,6 +145,7 @@ SCOPE = {
     "GET /v1/tunepool/oidc/rules": "admin",
     "DELETE /v1/tunepool/oidc/rules/{rule_id}": "admin",
     "GET /v1/tunepool/usage": "jobs:read",
+    "GET /v1/tunepool/lineage/{name}": "models:read",
 }
 OPEN = {"GET /livez", "GET /readyz", "GET /v1/tunepool/objects/{token}", "POST /v1/tunepool/oidc/token"}
 OPEN = {"GET /livez", "GET /readyz", "GET /v1/tunepool/objects/{token}", "GET /v1/tunepool/signing-keys"}

@@ -91,8 +91,9 @@ tags: [{job.adapter.method}, {job.objective.type}]
 {job.base_model.public_name} (revision `{job.base_model.revision}`), fine-tuned with {job.adapter.method}
 on {job.data.train_rows} {job.data.format} rows: {job.objective.type} objective, {job.training.num_train_epochs} epochs,
 {job.training.batch_size} rows per step, learning rate {job.training.learning_rate:g}, seed {job.seed}.
-`run_manifest.json` holds every setting, library version and data hash.{_descent(job.parent)} `provenance.dsse.json`, where
-the server signs, says which files belong here and what they were made of, under its signature: `tunepool verify PATH`.
+`run_manifest.json` holds every setting, library version and data hash.{_descent(job.parent)}
+`provenance.dsse.json`, where the server signs, says which files belong here and what they were made of, under its
+signature: `tunepool verify PATH`.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -25,6 +25,7 @@ from tunepool import (
     evaluating,
     gating,
     importing,
+    lineage,
     logs,
     models,
     orders,
@@ -98,6 +99,7 @@ for _alone in (
     logs.logs,
     signing_in.login,
     proving.verify,
+    lineage.lineage,
 ):
     cli.command(_alone.__name__)(_alone)
 cli.command("usage")(pool.show_usage)
@@ -200,9 +202,13 @@ def list_files(context: typer.Context) -> None:
 
 
 @files_cli.command("delete")
-def delete_file(context: typer.Context, file_id: str) -> None:
+def delete_file(
+    context: typer.Context,
+    file_id: str,
+    force: Annotated[bool, typer.Option("--force", help="Also what the model of an alias was made of.")] = False,
+) -> None:
     """Delete a file."""
-    gone = context.obj.client.files.delete(file_id)
+    gone = context.obj.client.files.delete(file_id, extra_query={"force": "true"} if force else None)
     _print_one(context, gone, gone.id)
 
 

@@ -1,0 +1,21 @@
+"""/v1/tunepool/lineage: which data made which adapter made which merge made which alias."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from api.deps import DoorDep, ModelsReader
+from api.views import lineage_views
+from shared.products import lineage
+
+router = APIRouter(prefix="/v1/tunepool", tags=["tunepool"])
+
+
+@router.get("/lineage/{name}", response_model=lineage_views.LineageView)
+def retrieve_lineage(name: str, door: DoorDep, caller: ModelsReader) -> lineage_views.LineageView:
+    """What a file, job, tuned model, merge, combination or alias was made of, and what was made of it.
+
+    What has been deleted is in it, marked. At most 1,000 things; `truncated` says that there are more.
+    """
+    with door.session() as session:
+        return lineage_views.lineage(lineage.trace(session, name, project_id=caller.project_id))
