@@ -17,13 +17,13 @@ from typing import Any, Final
 from pydantic import Field
 
 from shared.contract.spec import Part
-from shared.rows import foreign, formats, strict_json
+from shared.rows import foreign, formats, shapes, strict_json
 from shared.rows.columns import MEANT, MEDIA, near_miss
 from shared.rows.lines import BOM, Unit
 
 _KNOWN: Final = frozenset[str]().union(*formats.KEYS.values(), foreign.COLUMNS)
 _READ: Final = _KNOWN | MEANT
-_MARKS: Final = frozenset(formats.MARKS) | {"output", "label", "rejected"}
+_MARKS: Final = frozenset(shapes.MARKS) | {"output", "label", "rejected"}
 _JSON_COLUMNS: Final = frozenset(
     {"messages", "tools", "conversations", "input", "prompt", "completion", "chosen", "rejected", "history"}
     | {"preferred_completion", "non_preferred_completion", "functions"}

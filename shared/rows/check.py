@@ -15,16 +15,16 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 
 from shared.contract.spec import Format
-from shared.rows import formats, strict_json
+from shared.rows import formats, shapes, strict_json
 from shared.rows.arguments import slip_of
 from shared.rows.findings import RowFinding, RowFindings, shown
 from shared.rows.foreign import SAYS, recast
-from shared.rows.formats import Shape
 from shared.rows.lines import BOM, FileRefused, Line, RowProblem, Unit, at_start, decode, lines
 from shared.rows.renaming import RENAMED, ColumnCounts, Misnamed, in_file, renamed
 from shared.rows.repeats import Repeats
 from shared.rows.rules import check_row
 from shared.rows.secrets import holds_secret
+from shared.rows.shapes import Shape
 
 _MAX_PROBLEMS = 20
 
@@ -173,11 +173,11 @@ def _too_slow(line: Line, limits: Limits) -> RowProblem:
 def _check_object(line: Line, text: str, row: dict[str, Any], tally: _Tally) -> None:
     try:
         read = recast(tally.named(row, line))
-        shape = formats.detect(read.row)
+        shape = shapes.detect(read.row)
     except Misnamed as fault:
         tally.columns.refuse(line.number, fault)
         return
-    except formats.UnknownShape as unknown:
+    except shapes.UnknownShape as unknown:
         problem = RowProblem(line=line.number, column=1, param="", code=unknown.code, message=str(unknown))
         if tally.made_of in {"row", "line"} and tally.rows == 1:  # a table: all its rows have the same columns
             raise FileRefused(problem) from None

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from shared.rows import formats
 from shared.rows.findings import RowFindings, shown
-from shared.rows.formats import Row, Shape
+from shared.rows.shapes import Row, Shape
 
 MEDIA: Final = frozenset(
     {"image", "images", "img", "image_path", "image_url", "pixel_values", "video", "videos", "audio", "audios"}

@@ -9,9 +9,9 @@ from typing import Any
 from shared.rows import formats
 from shared.rows.arguments import BadArguments, calls_in, object_text, slip_of
 from shared.rows.findings import RowFindings, shown
-from shared.rows.formats import Row
 from shared.rows.items import check_item_keys, parts_size
 from shared.rows.loss_flags import REASONING, asks_to_train, weight_of
+from shared.rows.shapes import Row
 from shared.rows.slips import is_python
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")

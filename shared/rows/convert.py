@@ -9,7 +9,7 @@ import msgspec
 from pydantic import Field
 
 from shared.contract.spec import Part
-from shared.rows import formats, strict_json
+from shared.rows import formats, shapes, strict_json
 from shared.rows.cells import RowRefused, csv_lines
 from shared.rows.check import DEFAULT_LIMITS
 from shared.rows.foreign import recast
@@ -39,7 +39,7 @@ def convert(chunks: Iterable[bytes], *, source: Literal["jsonl", "csv"]) -> Iter
 
 def canonical_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Stream a JSONL file of any known shape as canonical JSONL. Raises as `convert` does."""
-    first: formats.Shape | None = None
+    first: shapes.Shape | None = None
     for line in lines(chunks, limit=DEFAULT_LIMITS.line_bytes):
         if not line.data.strip():
             continue
@@ -48,8 +48,8 @@ def canonical_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
         try:
             row = strict_json.parse(decode(line), long_integers=True)
             row = recast(row if isinstance(row, dict) else {}).row
-            shape = formats.detect(row)
-        except (strict_json.BadJson, formats.UnknownShape) as bad:
+            shape = shapes.detect(row)
+        except (strict_json.BadJson, shapes.UnknownShape) as bad:
             raise RowRefused(str(bad), line=line.number, code=bad.code) from None
         first = first or shape
         if shape != first:
@@ -67,11 +67,11 @@ def checked_lines(
 
     `columns` and `cells` are those of `shared.rows.check.check`.
     """
-    shape: formats.Shape | None = None
+    shape: shapes.Shape | None = None
     for line in lines(chunks, limit=DEFAULT_LIMITS.line_bytes):
         if not line.data.strip():
             continue
         row = msgspec.json.decode(line.data)
         row = recast(renamed(row, columns, cells=cells) if columns else row).row
-        shape = shape or formats.detect(row)
+        shape = shape or shapes.detect(row)
         yield msgspec.json.encode(formats.normalise(row, shape)) + b"\n"

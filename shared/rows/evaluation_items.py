@@ -15,10 +15,11 @@ from typing import Any, Final
 from shared.contract.answer_scores import NothingAsked, asked_and_answer
 from shared.contract.evaluation_run import SHOWN_CHARACTERS, ItemAsked, ItemFault, PartName, storable
 from shared.contract.spec import Format
-from shared.rows import formats, placeholders
-from shared.rows.formats import FORMAT_OF, KEYS, UnknownShape
+from shared.rows import formats, placeholders, shapes
+from shared.rows.formats import FORMAT_OF, KEYS
 from shared.rows.placeholders import BadPlaceholder, NoSuchVariable
 from shared.rows.rules import check_row
+from shared.rows.shapes import UnknownShape
 
 Message = dict[str, Any]
 LINE_CHARACTERS: Final = 2_000_000
@@ -134,7 +135,7 @@ class Unfit(ValueError):
 def of_row(row: dict[str, Any], *, number: int, line: int | None, part: PartName = "items") -> EvaluationItem:
     """The item that a row is."""
     try:
-        shape = formats.detect(row)
+        shape = shapes.detect(row)
     except UnknownShape as error:
         raise Unfit(str(error)) from None
     format_ = FORMAT_OF[shape]

@@ -12,7 +12,8 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from shared.rows import hermes, message_forms
-from shared.rows.formats import Message, Row
+from shared.rows.formats import Message
+from shared.rows.shapes import Row
 
 # A row with these keys alone needs no rewriting: most rows of most files.
 _NATIVE: Final = frozenset({"messages", "tools", "parallel_tool_calls", "functions", "conversations", "text", "system"})

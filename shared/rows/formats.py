@@ -1,4 +1,4 @@
-"""What a training row may look like: detection of its shape, and the five canonical formats that the trainer reads.
+"""What a training row may look like: the keys of each shape, and the five canonical formats that the trainer reads.
 
 Rows are plain dicts as parsed from JSON. `normalise` trusts them: `shared.rows.rules.check_row` is the gate.
 """
@@ -7,28 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, Final, Literal
+from typing import Any
 
 from shared.contract.spec import Format
 from shared.rows.arguments import is_encoded_again, plain
 from shared.rows.loss_flags import REASONING, reasoning_of, weight_of
+from shared.rows.shapes import Row, Shape
 
-Row = dict[str, Any]
 Message = dict[str, Any]
-
-# What users bring. "openai_preference" is the OpenAI wire's row, "chosen_rejected" ours and TRL's,
-# "conversational" TRL's prompt and completion as lists of messages.
-Shape = Literal[
-    "chat",
-    "prompt_completion",
-    "text",
-    "openai_preference",
-    "chosen_rejected",
-    "kto",
-    "conversational",
-    "sharegpt",
-    "alpaca",
-]
 
 FORMAT_OF: dict[Shape, Format] = {
     "chat": "chat",
@@ -72,83 +58,6 @@ SHAREGPT_ROLES = {
     "function_call": "function_call",
     "tool_call": "function_call",
 }
-
-
-# The first key that the row has decides.
-_MARKS: tuple[tuple[str, Shape], ...] = (
-    ("preferred_completion", "openai_preference"),
-    ("non_preferred_completion", "openai_preference"),
-    ("chosen", "chosen_rejected"),
-    ("rejected", "chosen_rejected"),
-    ("messages", "chat"),
-    ("conversations", "sharegpt"),
-    ("instruction", "alpaca"),
-    ("prompt", "prompt_completion"),
-    ("completion", "prompt_completion"),
-    ("text", "text"),
-)
-MARKS: Final = tuple(key for key, _ in _MARKS)
-
-
-# Forms that hold more than one row of ours would, or bury calls in text: how to convert them.
-_TOLD: tuple[tuple[frozenset[str], str], ...] = (
-    (
-        frozenset({"chat"}),
-        "The row holds a whole conversation as one text (chat), as glaive's sets do; split it at USER:, ASSISTANT: and"
-        " FUNCTION RESPONSE: into messages, each <functioncall> into tool_calls, the functions of system into tools.",
-    ),
-    (
-        frozenset({"instruction", "completions"}),
-        "The row holds several rated completions, as UltraFeedback's raw set does; write its best and its worst as"
-        " prompt, chosen and rejected, or take the binarized set.",
-    ),
-)
-
-
-class UnknownShape(ValueError):
-    """The row's keys belong to no known format. The message names the keys and the formats."""
-
-    code = "unknown_format"
-
-
-def detect(row: Row) -> Shape:
-    """Tell the shape of a row from its keys alone.
-
-    Raises:
-        UnknownShape: no format has these keys.
-    """
-    shape = next((shape for key, shape in _MARKS if key in row), None)
-    if shape in {"chat", "prompt_completion"} and "label" in row and "completion" in row:
-        return "kto"
-    if shape == "prompt_completion" and any(isinstance(row.get(key), list) for key in ("prompt", "completion")):
-        return "conversational"
-    if shape and not (shape == "alpaca" and "completions" in row and "output" not in row):
-        return shape
-    for marks, sentence in _TOLD:
-        if marks <= row.keys():
-            raise UnknownShape(sentence)
-    under = _rows_under(row)
-    if under is not None:
-        raise UnknownShape(f"The rows lie in a list under {under[:80]}; upload that list itself, or one row per line.")
-    keys = ", ".join(sorted(row)[:8]) or "none"
-    if any(key.strip().lower() == mark != key for key in row for mark, _ in _MARKS):
-        raise UnknownShape(
-            f"The row's keys ({keys[:200]}) differ from known ones in capitals or spaces; write them small."
-        )
-    raise UnknownShape(
-        f"The row's keys ({keys[:200]}) belong to no known format; use messages (chat), prompt and completion, text,"
-        " input with preferred_completion and non_preferred_completion, or completion with label; or name the columns"
-        " in training.columns of the job."
-    )
-
-
-def _rows_under(row: Row) -> str | None:
-    """The only key of an object that holds rows, as `{"data": […]}`; None where it is a conversation, or no such."""
-    if len(row) != 1:
-        return None
-    ((key, value),) = row.items()
-    first = value[0] if isinstance(value, list) and value else None
-    return key if isinstance(first, dict) and not {"role", "from", "content", "value"} & first.keys() else None
 
 
 def normalise(row: Row, shape: Shape) -> Row:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from shared.rows.findings import RowFindings, shown
-from shared.rows.formats import Row
 from shared.rows.loss_flags import CALLS, NOT_OFFERED, REASONING_KEYS, TRUTHS, reasoning_of, unread_keys
+from shared.rows.shapes import Row
 
 # Parts of other services, each with what stands for it here.
 _PARTS: Final = {

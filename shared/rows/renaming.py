@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
 from shared.rows.cells import TALKS, TEXTS, cell
-from shared.rows.formats import Row
+from shared.rows.shapes import Row
 
 # A row may lack these; without any of the others it is no row of its shape.
 OPTIONAL: Final = frozenset({"system", "tools", "input", "history", "functions", "parallel_tool_calls"})

@@ -11,7 +11,7 @@ from typing import Any
 from shared.rows import columns, formats, strict_json
 from shared.rows.conversation import Conversation, listed_functions, listed_tools, refuse_unknown_keys
 from shared.rows.findings import RowFindings, shown
-from shared.rows.formats import Row, Shape
+from shared.rows.shapes import Row, Shape
 
 # Columns that may be the completion of a prompt: read as text, or as an answer to a question?
 _ANSWERS = ("response", "answer", "output", "target", "chosen")

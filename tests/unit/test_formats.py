@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.rows import formats, strict_json
+from shared.rows import formats, shapes, strict_json
 from shared.rows.cells import RowRefused, csv_lines
 from shared.rows.convert import convert
 from shared.rows.lines import FileRefused
@@ -154,18 +154,18 @@ IDS = [str(c[0]) for c in CONVERSIONS]
 
 @pytest.mark.parametrize(("row", "shape", "canonical"), [c[1:] for c in CONVERSIONS], ids=IDS)
 def test_each_shape_is_detected_and_becomes_canonical(
-    row: formats.Row, shape: formats.Shape, canonical: formats.Row
+    row: shapes.Row, shape: shapes.Shape, canonical: shapes.Row
 ) -> None:
     before = json.dumps(row)
 
-    assert formats.detect(row) == shape
+    assert shapes.detect(row) == shape
     assert formats.normalise(row, shape) == canonical
     assert json.dumps(row) == before
 
 
 @pytest.mark.parametrize("canonical", [c[3] for c in CONVERSIONS], ids=IDS)
-def test_normalising_a_canonical_row_gives_it_back(canonical: formats.Row) -> None:
-    assert formats.normalise(canonical, formats.detect(canonical)) == canonical
+def test_normalising_a_canonical_row_gives_it_back(canonical: shapes.Row) -> None:
+    assert formats.normalise(canonical, shapes.detect(canonical)) == canonical
 
 
 TEXT = st.text(min_size=1, max_size=10)
@@ -188,13 +188,13 @@ def test_normalise_is_idempotent(
         {"instruction": good, "output": bad},
     ]
     for row in rows:
-        once = formats.normalise(row, formats.detect(row))
-        assert formats.normalise(once, formats.detect(once)) == once
+        once = formats.normalise(row, shapes.detect(row))
+        assert formats.normalise(once, shapes.detect(once)) == once
 
 
 def test_unknown_keys_are_named_with_the_formats_that_exist() -> None:
-    with pytest.raises(formats.UnknownShape, match=r"question.*use messages"):
-        formats.detect({"question": "x"})
+    with pytest.raises(shapes.UnknownShape, match=r"question.*use messages"):
+        shapes.detect({"question": "x"})
 
 
 def test_csv_becomes_canonical_rows() -> None:

@@ -43,7 +43,7 @@ from tunepool import (
 )
 from tunepool.connection import NoServerKnown, find_credentials
 from tunepool.id_tokens import NoIdToken
-from tunepool.pipeline import command
+from tunepool.pipeline import command, scaffold
 from tunepool.printing import json_line, printable, show, show_rows
 
 EXIT_JOB_NOT_DONE: Final = 1
@@ -55,7 +55,7 @@ EXIT_SUPERSEDED: Final = 6
 EXIT_INTERRUPTED: Final = 130
 NOT_OFFERED: Final = 501
 JOBS_PER_PAGE: Final = 100
-WITHOUT_A_SERVER: Final = frozenset({"gate", "run", "verify", "login"})  # files first; `run` has its own exit codes
+WITHOUT_A_SERVER: Final = frozenset({"gate", "init", "run", "verify", "login"})  # they read files first
 
 Method = Literal["supervised", "dpo", "kto", "orpo", "simpo"]
 # Options that submit and watch share.
@@ -94,6 +94,7 @@ for _alone in (
     releasing.rollback,
     releasing.compare,
     command.run,
+    scaffold.init,
     chatting.chat,
     evaluating.evaluate,
     logs.logs,
