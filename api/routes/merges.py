@@ -71,6 +71,13 @@ def list_merges(
     return product_views.MergePage(data=data, has_more=more)
 
 
+def of_model(door: Door, caller: Caller, request: Request, name: str, *, limit: int) -> list[product_views.Merge]:
+    """Merges of a tuned model and of its checkpoints, newest first."""
+    with door.session() as session:
+        rows = merges.of_model(session, name, project_id=caller.project_id, limit=limit)
+    return [product_views.merge(row, files=linked(merges.product(row), door, request)) for row in rows]
+
+
 @router.get("/merges/{merge_id}", response_model=product_views.Merge)
 def retrieve_merge(merge_id: str, request: Request, door: DoorDep, caller: ModelsReader) -> product_views.Merge:
     """A merge or combination; once it has succeeded, with a link for each file."""

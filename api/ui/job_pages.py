@@ -14,11 +14,13 @@ from api.deps import Door, DoorDep
 from api.routes import job_logs as log_routes
 from api.routes import job_operations as operation_routes
 from api.routes import jobs as job_routes
+from api.routes import merges as merge_routes
 from api.ui import curves, rendering, visits, wording
 from api.ui.curves import Axis
 from api.ui.visits import JobsOrderer, JobsVisitor, ProvenForm
 from api.views.history_views import Event
 from api.views.job_views import FineTuningJob
+from api.views.product_views import Merge
 from shared.contract.spec import Tier
 from shared.errors import NotFound, Unavailable
 from shared.jobs import metrics_file, pages, trainer_log
@@ -29,6 +31,7 @@ router = APIRouter(prefix="/ui/jobs", route_class=visits.PageRoute, include_in_s
 
 EVENTS: Final = 100
 CHECKPOINTS: Final = 100
+MERGES: Final = 20
 LOG_BYTES: Final = 32 * 1024  # of the end of the log, on the page
 
 
@@ -54,6 +57,7 @@ def job_page(
         "job.html",
         **values,
         **log_values(door, visit.caller, job, attempt=attempt),
+        merges=merges_of(door, visit.caller, job, request),
         axis=x,
         axes=curves.AXES,
         tiers=get_args(Tier),
@@ -81,6 +85,14 @@ def head_values(door: Door, caller: Caller, job_id: str) -> dict[str, Any]:
         "unfinished": job.status in wording.UNFINISHED,
         "stopping": job.tunepool.cancel_requested_at is not None,
     }
+
+
+def merges_of(door: Door, caller: Caller, job: FineTuningJob, request: Request) -> list[Merge]:
+    """Whole models that were made of the job's adapter, where the visitor may see models."""
+    adapter = job.tunepool.adapter
+    if adapter is None or not caller.may("models:read"):
+        return []
+    return merge_routes.of_model(door, caller, request, adapter.name, limit=MERGES)
 
 
 def log_values(door: Door, caller: Caller, job: FineTuningJob, *, attempt: int | None = None) -> dict[str, Any]:

@@ -117,6 +117,7 @@ JobsOrderer = Annotated[SignedIn, Depends(Visits("jobs:write"))]
 FilesVisitor = Annotated[SignedIn, Depends(Visits("files:read"))]
 FilesOrderer = Annotated[SignedIn, Depends(Visits("files:write"))]
 ModelsVisitor = Annotated[SignedIn, Depends(Visits("models:read"))]
+ModelsOrderer = Annotated[SignedIn, Depends(Visits("models:write"))]
 Operator = Annotated[SignedIn, Depends(Visits("admin"))]
 
 
@@ -203,6 +204,11 @@ def is_secure(request: Request, settings: Settings) -> bool:
 def back(path: str) -> RedirectResponse:
     """After a form: the page that shows what it did, so that a reload does not do it again."""
     return RedirectResponse(path, status_code=303)
+
+
+def address(above: str, name: str) -> str:
+    """The page of something that a user has named."""
+    return f"{above}/{quote(name, safe='')}"
 
 
 def no_such_page(path: str) -> NotFound:

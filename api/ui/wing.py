@@ -7,12 +7,15 @@ from typing import Final
 from fastapi import APIRouter, FastAPI, Response
 
 from api.ui import (
+    alias_pages,
     compare_pages,
     demo_job,
+    evaluation_pages,
     file_pages,
     job_list_pages,
     job_pages,
     live,
+    merge_pages,
     model_pages,
     new_job_pages,
     operator_pages,
@@ -21,6 +24,7 @@ from api.ui import (
     pool_pages,
     sign_in_pages,
     visits,
+    webhook_pages,
 )
 from api.ui.page_headers import PageHeaders
 from api.ui.visits import PageRoute, Visitor
@@ -34,8 +38,9 @@ def unknown_page(rest: str, visit: Visitor) -> Response:
 
 
 PARTS: Final = (
-    *(page_files, sign_in_pages, live, job_list_pages, job_pages, pool_pages, new_job_pages),
+    *(page_files, sign_in_pages, live, job_list_pages, merge_pages, job_pages, pool_pages, new_job_pages),
     *(file_pages, model_pages, compare_pages, playground_pages, operator_pages, demo_job),
+    *(evaluation_pages, alias_pages, webhook_pages),
 )
 
 

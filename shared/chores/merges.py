@@ -198,6 +198,22 @@ def page(session: Session, *, project_id: str, after: str | None, limit: int) ->
     return rows[:limit], len(rows) > limit
 
 
+def of_model(session: Session, name: str, *, project_id: str, limit: int) -> Sequence[MergeRow]:
+    """Merges of a tuned model and of its checkpoints, newest first."""
+    adapter = MergeRow.request["adapter"].astext
+    return session.scalars(
+        select(MergeRow)
+        .where(
+            MergeRow.project_id == project_id,
+            MergeRow.deleted_at.is_(None),
+            MergeRow.kind == "merge",
+            (adapter == name) | adapter.startswith(f"{name}:ckpt-step-", autoescape=True),
+        )
+        .order_by(MergeRow.id.desc())
+        .limit(limit)
+    ).all()
+
+
 def product(row: MergeRow) -> tuple[StoredFile, ...]:
     """The files of a finished merge; none before."""
     return adapters.stored_files(row.manifest or {})

@@ -16,12 +16,13 @@ from sqlalchemy import Engine, event, update
 from api.ui import page_files, rendering, wing
 from api.ui.page_headers import POLICY
 from shared.contract.preflight_report import Report
-from shared.jobs import moves
+from shared.jobs import moves, trainer_log
 from shared.lease.journal import NewEvent
 from shared.store.db import session_scope
 from shared.store.tables import JobRow, PreflightRow, WorkerRow
 from shared.tenants import audit, keys
 from shared.tenants.keys import Caller
+from tests import page_products
 from tests.browsing import browser, proof_of
 from tests.factories import claim_on, make_file, make_key, make_queued_job, make_worker
 from tests.integration.conftest import Api
@@ -44,6 +45,9 @@ class Site:
     adapter: str
     file: str
     preflight: str
+    evaluation: str
+    alias: str
+    webhook: str
     theirs: str
 
 
@@ -70,8 +74,14 @@ def seed(api: Api, *, words: str, name: str) -> Site:
         moves.record(session, claim.lease, [NewEvent(words, level="error"), *_steps(30)])
         waiting = make_queued_job(session, caller, file=file, metadata=metadata)
         audit.record(session, caller, "job.cancel", words, before={"words": words}, after={"words": words})
+        trainer_log.tell(session, job.id, claim.lease.fence, start=0, lines=f"{words}\n", size=len(words.encode()) + 1)
         preflight = _examined(session, caller, file.id, words)
-    return Site(api, key, caller, job.id, ended, waiting.id, str(adapter), file.id, preflight, "")
+        evaluation = page_products.make_evaluation(session, caller, words)
+        alias = page_products.make_alias(session, caller, words, job_id=ended)
+        webhook = page_products.make_webhook(session, caller, words)
+        page_products.make_merge(session, caller, words, adapter=str(adapter))
+    made = (job.id, ended, waiting.id, str(adapter), file.id, preflight, evaluation, alias, webhook)
+    return Site(api, key, caller, *made, "")
 
 
 def _steps(count: int) -> list[NewEvent]:
@@ -236,8 +246,8 @@ def without(site: Site) -> Iterator[Without]:
 PAGES = {
     "/ui/jobs": ("jobs:read", 6),
     "/ui/jobs?metadata=a%3Db&status=queued&model=x&group=%3Cb%3E": ("jobs:read", 0),
-    "/ui/jobs/{running}": ("jobs:read", 2),
-    "/ui/jobs/{ended}": ("jobs:read", 4),
+    "/ui/jobs/{running}": ("jobs:read", 3),
+    "/ui/jobs/{ended}": ("jobs:read", 5),
     "/ui/jobs/{queued}?x=time": ("jobs:read", 2),
     "/ui/jobs/{running}/events": ("jobs:read", 1),
     "/ui/pool": ("jobs:read", 2),
@@ -255,6 +265,13 @@ PAGES = {
     "/ui/models/{adapter}": ("models:read", 1),
     "/ui/models/base/smollm2-135m-instruct": ("models:read", 0),
     "/ui/playground?model={adapter}": ("models:read", 0),
+    "/ui/evaluations": ("jobs:read", 2),
+    "/ui/evaluations/{evaluation}": ("jobs:read", 20),
+    "/ui/aliases": ("models:read", 1),
+    "/ui/aliases/{alias}": ("models:read", 6),
+    "/ui/aliases/{alias}?first=1&second=2": ("models:read", 6),
+    "/ui/webhooks": ("jobs:read", 3),
+    "/ui/webhooks/{webhook}": ("jobs:read", 4),
     "/ui/keys": ("admin", 1),
     "/ui/audit": ("admin", 2),
     "/ui/account": (None, 1),
@@ -299,6 +316,7 @@ def test_another_projects_names_never_appear(site: Site, without: Without, path:
         "/ui/jobs/{theirs}/curves",
         "/ui/jobs/{theirs}/metrics.csv",
         "/ui/jobs/{theirs}/events",
+        "/ui/jobs/{theirs}/log.txt",
         "/ui/live/jobs/{theirs}",
         "/ui/new?like={theirs}",
     ],
@@ -344,6 +362,21 @@ FORMS = {
     "/ui/keys": "admin",
     "/ui/keys/x/revoke": "admin",
     "/ui/keys/x/rotate": "admin",
+    "/ui/jobs/{ended}/merges": "models:write",
+    "/ui/jobs/{ended}/merges/x/delete": "models:write",
+    "/ui/evaluations/{evaluation}/cancel": "jobs:write",
+    "/ui/evaluations/{evaluation}/delete": "jobs:write",
+    "/ui/aliases": "models:write",
+    "/ui/aliases/{alias}/promote": "models:write",
+    "/ui/aliases/{alias}/rollback": "models:write",
+    "/ui/aliases/{alias}/delete": "models:write",
+    "/ui/webhooks": "jobs:write",
+    "/ui/webhooks/{webhook}/test": "jobs:write",
+    "/ui/webhooks/{webhook}/rotate": "jobs:write",
+    "/ui/webhooks/{webhook}/enable": "jobs:write",
+    "/ui/webhooks/{webhook}/disable": "jobs:write",
+    "/ui/webhooks/{webhook}/delete": "jobs:write",
+    "/ui/webhooks/{webhook}/deliveries/x/replay": "jobs:write",
 }
 
 

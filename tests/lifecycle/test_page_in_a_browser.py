@@ -115,7 +115,7 @@ def test_a_running_job_is_cancelled_after_a_question(page: Any, running: Stack) 
     assert running.job(job_id).status == "cancelled"
 
 
-PAGES = ("", "/jobs", "/new", "/pool", "/files", "/models", "/playground", "/usage", "/keys", "/audit", "/account",
+PAGES = ("", "/jobs", "/new", "/pool", "/files", "/models", "/aliases", "/evaluations", "/webhooks", "/playground", "/usage", "/keys", "/audit", "/account",
          "/preflights")  # fmt: skip
 
 

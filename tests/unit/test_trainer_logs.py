@@ -155,11 +155,11 @@ def test_what_is_told_live_is_told_once_and_the_newest_wins(kept: KeptLog) -> No
     first = kept.news()
     assert first is not None
     kept.write(b"b\n")
-    kept.told(first)
+    kept.forget(first)
     second = kept.news()
     assert second is not None
     assert (second.start, second.text, second.size) == (2, "b\n", 4)
-    kept.told(second)
+    kept.forget(second)
     assert kept.news() is None
 
     for _ in range(300):

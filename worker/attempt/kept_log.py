@@ -116,7 +116,7 @@ class KeptLog:
             data = b"".join(self._new)
             return NewText(self._size - len(data), data.decode("utf-8", "replace"), self._size)
 
-    def told(self, news: NewText) -> None:
+    def forget(self, news: NewText) -> None:
         """`news` are known elsewhere."""
         with self._guard:
             left = self._size - news.size

@@ -25,7 +25,7 @@ def tell(host: Host, kept: KeptLog, job_id: str, fence: int) -> None:
     if news is None:
         return
     host.write(lambda s: trainer_log.tell(s, job_id, fence, start=news.start, lines=news.text, size=news.size))
-    kept.told(news)
+    kept.forget(news)
 
 
 def hand_over(host: Host, kept: KeptLog, job_id: str, fence: int) -> None:
@@ -39,17 +39,17 @@ def hand_over(host: Host, kept: KeptLog, job_id: str, fence: int) -> None:
 def send_left(host: Host) -> None:
     """Send every log of this home that no living supervisor holds: this attempt's, and those that others left."""
     with kept_log.left_behind(host.logs) as left:
-        for one in left:
+        for log_here in left:
             try:
-                _send(host, one.folder, one.job_id, one.fence)
+                _send(host, log_here.folder, log_here.job_id, log_here.fence)
             except AWAY as error:
-                log.warning("log.unsent", job_id=one.job_id, error=str(error)[:200])
+                log.warning("log.unsent", job_id=log_here.job_id, error=str(error)[:200])
                 return
             except TunepoolError as error:
-                log.warning("log.unsent", job_id=one.job_id, error=error.message[:200])
+                log.warning("log.unsent", job_id=log_here.job_id, error=error.message[:200])
                 return
             except OSError as error:
-                log.warning("log.unreadable", job_id=one.job_id, error=str(error)[:200])
+                log.warning("log.unreadable", job_id=log_here.job_id, error=str(error)[:200])
 
 
 def _send(host: Host, folder: Path, job_id: str, fence: int) -> None:

@@ -1,0 +1,190 @@
+"""Aliases, evaluations, webhooks and merges by the page's forms alone."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import os
+import re
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+from openai import OpenAI
+from sqlalchemy import select
+
+from api.ui import evaluation_pages
+from shared.jobs import moves
+from shared.store.db import session_scope
+from shared.store.tables import AdapterRow, AliasRow, AliasVersionRow, DeliveryRow, MergeRow, WebhookRow
+from tests import page_products
+from tests.browsing import browser, proof_of
+from tests.factories import claim_on, make_queued_job, make_worker
+from tests.integration.conftest import Api
+from tests.live import live_api
+
+GATE = "assertions:\n  - candidate.right >= 0.9\n"
+
+
+@pytest.fixture(scope="module")
+def site(api: Api) -> Iterator[Api]:
+    """The API with a key for secrets, and with the loopback allowed."""
+    secret = base64.urlsafe_b64encode(os.urandom(32)).decode()
+    settings = api.settings.model_copy(
+        update={"secrets_key": type(api.settings.secrets_key)(secret), "webhook_networks": "127.0.0.0/8"}
+    )
+    with live_api(settings) as url, OpenAI(base_url=f"{url}/v1", api_key=api.key) as client:
+        yield dataclasses.replace(api, url=url, settings=settings, client=client)
+
+
+@pytest.fixture(scope="module")
+def visitor(site: Api) -> Iterator[httpx2.Client]:
+    with browser(site.url, site.key) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def job(site: Api) -> str:
+    """A job that has succeeded."""
+    with session_scope(site.engine) as session:
+        worker = make_worker(session)
+        made = make_queued_job(session, site.caller)
+        claim = claim_on(session, worker)
+        assert claim is not None
+        files = [{"name": "adapter_model.safetensors", "bytes": 3, "sha256": "0" * 64}]
+        assert moves.succeed(session, claim.lease, manifest={"prefix": "p", "files": files})
+        return made.id
+
+
+@pytest.fixture(scope="module")
+def model(site: Api, job: str) -> str:
+    with session_scope(site.engine) as session:
+        return str(session.scalars(select(AdapterRow.name).where(AdapterRow.job_id == job)).one())
+
+
+def sent(visitor: httpx2.Client, path: str, **fields: str) -> httpx2.Response:
+    return visitor.post(path, data={"proof": proof_of(visitor), **fields})
+
+
+def test_an_alias_is_made_judged_promoted_rolled_back_and_deleted(
+    site: Api, visitor: httpx2.Client, model: str
+) -> None:
+    ungated = sent(visitor, "/ui/aliases", alias="shop@prod", model=model)
+    made = sent(visitor, "/ui/aliases", alias="shop@prod", model=model, force="yes", reason="the first")
+    assert (ungated.status_code, made.status_code) == (400, 303), made.text
+    assert made.headers["location"] == "/ui/aliases/shop%40prod"
+    with session_scope(site.engine) as session:
+        evaluation = page_products.make_evaluation(session, site.caller, model.removeprefix("ft:"))
+    asked = {"model": model, "gate": GATE, "evaluation": evaluation, "expected_version": "1"}
+
+    judged = sent(visitor, "/ui/aliases/shop@prod/promote", act="judge", **asked)
+    refused = sent(visitor, "/ui/aliases/shop@prod/promote", act="move", **asked)
+    assert judged.status_code == 200, judged.text
+    assert "Gate: failed" in judged.text
+    assert "nothing has moved" in judged.text
+    assert "candidate.right &gt;= 0.9" in judged.text
+    assert refused.status_code == 409
+    forced = {**asked, "gate": "", "evaluation": ""}
+    moved = sent(visitor, "/ui/aliases/shop@prod/promote", act="move", force="yes", reason="again", **forced)
+    stale = sent(visitor, "/ui/aliases/shop@prod/rollback", to_version="1", expected_version="7")
+    assert (moved.status_code, stale.status_code) == (303, 409)
+
+    page = visitor.get(made.headers["location"]).text
+    assert "the first" in page
+    assert "forced" in page
+    assert sent(visitor, "/ui/aliases/shop@prod/delete").status_code == 303
+    assert "shop@prod" not in visitor.get("/ui/aliases").text
+
+
+def test_an_alias_goes_back_to_a_version_and_two_versions_are_compared(
+    site: Api, visitor: httpx2.Client, job: str
+) -> None:
+    with session_scope(site.engine) as session:
+        page_products.make_alias(session, site.caller, "words", job_id=job)
+        session.execute(AliasRow.__table__.update().where(AliasRow.name == page_products.ALIAS).values(movers=None))
+    here = "/ui/aliases/support-bot%40prod"
+
+    back = sent(visitor, f"{here}/rollback", to_version="1", expected_version="2", reason="it was better")
+    compared = visitor.get(f"{here}?first=1&second=2")
+
+    assert back.status_code == 303, back.text
+    assert "Versions 1 and 2" in compared.text
+    assert "do not differ" in compared.text
+    with session_scope(site.engine) as session:
+        rows = session.scalars(
+            select(AliasVersionRow)
+            .join(AliasRow, AliasRow.id == AliasVersionRow.alias_id)
+            .where(AliasRow.name == page_products.ALIAS, AliasRow.project_id == site.caller.project_id)
+        ).all()
+    assert {row.number: row.reason for row in rows}.get(3, "it was better") == "it was better"
+
+
+def test_answers_stand_side_by_side_page_by_page(
+    site: Api, visitor: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation_pages, "ANSWERS", 5)
+    with session_scope(site.engine) as session:
+        evaluation = page_products.make_evaluation(session, site.caller, "words", items=5)
+
+    pages, path = [], f"/ui/evaluations/{evaluation}"
+    while path:
+        html = visitor.get(path).text
+        pages.append(re.findall(r"answer (\d) of (\d)", html))
+        more = re.findall(r'href="([^"]*\?after=[^"#]*)#items">More', html)
+        path = more[0] if more else ""
+
+    assert [len(page) for page in pages] == [4, 4, 2]
+    assert [pair for page in pages for pair in page] == [(str(i), s) for i in range(1, 6) for s in "01"]
+
+
+def test_an_evaluation_shows_figures_with_intervals_and_is_deleted(site: Api, visitor: httpx2.Client) -> None:
+    with session_scope(site.engine) as session:
+        evaluation = page_products.make_evaluation(session, site.caller, "words")
+
+    html = visitor.get(f"/ui/evaluations/{evaluation}").text
+    assert "0.25 to 0.75" in html
+    assert "does not hold zero" in html
+    assert "more is better" in html
+    assert sent(visitor, f"/ui/evaluations/{evaluation}/delete").status_code == 303
+    assert visitor.get(f"/ui/evaluations/{evaluation}").status_code == 404
+
+
+def test_a_webhooks_secret_is_shown_once_and_its_deliveries_are_sent_again(site: Api, visitor: httpx2.Client) -> None:
+    made = sent(visitor, "/ui/webhooks", name="ci", url="http://127.0.0.1:9/hook", rich="yes")
+    assert made.status_code == 200, made.text
+    secret = re.findall(r"whsec_[A-Za-z0-9+/=]+", made.text)[0]
+    with session_scope(site.engine) as session:
+        webhook = session.scalars(select(WebhookRow).where(WebhookRow.name == "ci")).one()
+    here = f"/ui/webhooks/{webhook.id}"
+    assert len(webhook.event_types) == 3
+    assert secret not in visitor.get(here).text
+
+    rotated = sent(visitor, f"{here}/rotate", keep="yes")
+    assert re.findall(r"whsec_[A-Za-z0-9+/=]+", rotated.text)[0] != secret
+    assert sent(visitor, f"{here}/test", event_type="fine_tuning.job.failed").status_code == 303
+    assert "a test" in visitor.get(here).text
+    assert sent(visitor, f"{here}/disable").status_code == 303
+    assert "Disabled" in visitor.get(here).text
+    assert sent(visitor, f"{here}/enable").status_code == 303
+    with session_scope(site.engine) as session:
+        delivery = session.scalars(select(DeliveryRow).where(DeliveryRow.webhook_id == webhook.id)).one()
+        assert delivery.state == "failed"
+    assert sent(visitor, f"{here}/deliveries/{delivery.id}/replay").status_code == 303
+    with session_scope(site.engine) as session:
+        states = session.scalars(select(DeliveryRow.state).where(DeliveryRow.webhook_id == webhook.id)).all()
+    assert "waiting" in states
+    assert sent(visitor, f"{here}/delete").status_code == 303
+    assert visitor.get(here).status_code == 404
+
+
+def test_an_adapter_is_merged_from_its_jobs_page(site: Api, visitor: httpx2.Client, job: str, model: str) -> None:
+    started = sent(visitor, f"/ui/jobs/{job}/merges", adapter=model, onto="base")
+    assert started.status_code == 303, started.text
+    page = visitor.get(f"/ui/jobs/{job}").text
+    with session_scope(site.engine) as session:
+        merge = session.scalars(select(MergeRow).where(MergeRow.project_id == site.caller.project_id)).one()
+
+    assert f"/ui/jobs/{job}/merges/{merge.id}/delete" in page
+    assert sent(visitor, f"/ui/jobs/{job}/merges", adapter="ft:nobody", onto="base").status_code in {400, 404}
+    assert sent(visitor, f"/ui/jobs/{job}/merges/{merge.id}/delete").status_code == 303
+    assert merge.id not in visitor.get(f"/ui/jobs/{job}").text

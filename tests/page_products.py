@@ -1,0 +1,176 @@
+"""Evaluations, aliases, webhooks and merges as rows, with the same words in every field that a tenant writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from shared.contract.evaluation import EvaluationReport
+from shared.contract.evaluation_run import StoredAnswer
+from shared.ids import new_id
+from shared.store.tables import (
+    AdapterRow,
+    AliasRow,
+    AliasVersionRow,
+    DeliveryRow,
+    EvaluationAnswerRow,
+    EvaluationRow,
+    MergeRow,
+    WebhookRow,
+)
+from shared.tenants.keys import Caller
+
+ALIAS = "support-bot@prod"
+
+
+def make_evaluation(session: Session, caller: Caller, words: str, *, items: int = 3) -> str:
+    """Base against tuned, with figures, a slice and `items` items."""
+    subjects = ["smollm2-135m-instruct", f"ft:{words}"[:300]]
+    figure = {"n": items, "mean": 0.5, "low": 0.25, "high": 0.75}
+    figures = {name: {"measures": {"right": figure}, "failures": 0} for name in subjects}
+    difference = {"subject": subjects[1], "against": subjects[0], "measure": "right", **figure}
+    part: dict[str, Any] = {"subjects": figures, "differences": [difference], "items": items, "failures": 0}
+    report = {
+        **part,
+        "measures": {"right": {"type": "exact_match", "better": "higher"}},
+        "slices": [{"key": words, "value": words, "items": 1, "subjects": figures}],
+        "forgetting": part,
+        "resamples": 10,
+        "seed": 1,
+    }
+    EvaluationReport.model_validate(report)
+    row = EvaluationRow(
+        id=new_id("eval_"),
+        project_id=caller.project_id,
+        status="succeeded",
+        request={
+            "name": words[:100],
+            "subjects": subjects,
+            "against": subjects[0],
+            "items": {"type": "suite", "suite": "general"},
+            "measures": [{"type": "exact_match", "name": "right"}],
+        },
+        targets=[],
+        items=items,
+        answered=2 * items,
+        device=words,
+        report=report,
+        finished_at=session.scalar(select(func.now())),
+    )
+    session.add(row)
+    session.flush()
+    for item in range(1, items + 1):
+        for subject in (0, 1):
+            session.add(_answer(row.id, item, subject, words))
+    session.flush()
+    return row.id
+
+
+def _answer(evaluation_id: str, item: int, subject: int, words: str) -> EvaluationAnswerRow:
+    document = {
+        "part": "items",
+        "item": item,
+        "subject": subject,
+        "line": item,
+        "prompt": f"question {item} {words}",
+        "reference": words,
+        "answer": f"answer {item} of {subject} {words}",
+        "finish_reason": "stop",
+        "tokens": 3,
+        "seconds": 0.1,
+        "slices": {words: words},
+        "scores": {"right": float(subject)},
+        "problems": {"other": words},
+        "error": None,
+    }
+    StoredAnswer.model_validate(document)
+    return EvaluationAnswerRow(evaluation_id=evaluation_id, part="items", item=item, subject=subject, document=document)
+
+
+def make_alias(session: Session, caller: Caller, words: str, *, job_id: str) -> str:
+    """Two versions of an alias, the second by force."""
+    adapter = session.scalars(select(AdapterRow).where(AdapterRow.job_id == job_id)).one()
+    row = AliasRow(
+        id=new_id("alias_"),
+        project_id=caller.project_id,
+        name=ALIAS,
+        version=2,
+        model_id=adapter.id,
+        fallback_id=adapter.id,
+        movers=[words],
+    )
+    session.add(row)
+    session.flush()
+    stated = {"status": "failed", "assert": words, "reason": words, "figures": {}}
+    gate = {"status": "failed", "assertions": [stated]}
+    for number in (1, 2):
+        session.add(
+            AliasVersionRow(
+                id=new_id("aliasver_"),
+                alias_id=row.id,
+                number=number,
+                kind="promote",
+                model=adapter.name,
+                model_id=adapter.id,
+                base_model=adapter.base_model,
+                job_id=job_id,
+                gate=gate,
+                forced=number == 2,
+                reason=words,
+                key_id=caller.key_id,
+            )
+        )
+    session.flush()
+    return row.name
+
+
+def make_webhook(session: Session, caller: Caller, words: str) -> str:
+    """A webhook that has failed; its secret is none."""
+    row = WebhookRow(
+        id=new_id("webhook_"),
+        project_id=caller.project_id,
+        name=words,
+        url=f"https://ci.example/{words}",
+        event_types=["fine_tuning.job.succeeded"],
+        secret="sealed",
+        secret_hint="hint",
+        enabled=False,
+        disabled_reason=words,
+    )
+    session.add(row)
+    session.flush()
+    session.add(
+        DeliveryRow(
+            id=new_id("delivery_"),
+            project_id=caller.project_id,
+            webhook_id=row.id,
+            event_id=new_id("evt_"),
+            event_type="fine_tuning.job.succeeded",
+            state="failed",
+            tries=1,
+            log=[{"at": 1, "status": 500, "error": words, "seconds": 0.5}],
+            finished_at=session.scalar(select(func.now())),
+        )
+    )
+    session.flush()
+    return row.id
+
+
+def make_merge(session: Session, caller: Caller, words: str, *, adapter: str) -> str:
+    """A merge that has failed."""
+    row = MergeRow(
+        id=new_id("merge_"),
+        project_id=caller.project_id,
+        kind="merge",
+        status="failed",
+        request={"adapter": adapter, "onto": "base"},
+        base_model="smollm2-135m-instruct",
+        spec={},
+        error={"code": "merge_failed", "message": words, "param": None},
+        finished_at=session.scalar(select(func.now())),
+    )
+    session.add(row)
+    session.flush()
+    return row.id
