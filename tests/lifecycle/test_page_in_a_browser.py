@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import re
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from api.ui import page_files
 from shared.store.db import session_scope
 from shared.tenants import keys
 from standalone.page_parts import NotFetched, NpmFile, fetch
+from tests import page_products
 from tests.lifecycle.stack import Stack
 from tests.live import live_api
 from tests.page_stand import CHROMIUM, chromium
@@ -101,6 +103,20 @@ def test_a_job_is_submitted_and_watched_live_to_its_end_without_a_reload(page: A
     assert page.locator(".chart[data-chart=loss] canvas").count() == 1
 
 
+def test_what_the_trainer_prints_appears_on_the_page_by_itself_and_stays_text(page: Any, running: Stack) -> None:
+    bring_and_submit(page, "steps=4000 step_seconds=0.05 print=<img_src=x_onerror=alert(1)>loaded", "printing")
+    page.evaluate("window.neverReloaded = true")
+
+    page.wait_for_selector("#log pre", timeout=1000 * patience(60))
+
+    assert page.evaluate("window.neverReloaded") is True
+    assert page.locator("#log pre").inner_text() == "<img src=x onerror=alert(1)>loaded\n"
+    assert page.locator("#log img").count() == 0
+    page.click("#head >> text=Cancel")
+    page.click('dialog button:text-is("Yes")')
+    page.wait_for_selector("#head .badge.cancelled", timeout=1000 * patience(60))
+
+
 def test_a_running_job_is_cancelled_after_a_question(page: Any, running: Stack) -> None:
     job_id = bring_and_submit(page, "steps=4000 step_seconds=0.05", "stopped")
     page.wait_for_selector("#head .badge.running", timeout=1000 * patience(60))
@@ -135,6 +151,20 @@ def test_two_runs_are_compared_and_every_page_is_quiet(page: Any, running: Stack
         assert page.title().endswith("Tunepool")
 
 
+def products_of(stack: Stack, job_id: str) -> tuple[str, ...]:
+    """Pages of an evaluation, an alias and a webhook with something on them."""
+    words = "<b>it's here & there</b>"
+    with session_scope(stack.engine) as session:
+        key, _ = keys.create(session, project_id=stack.caller.project_id, name="maker")
+        caller = dataclasses.replace(stack.caller, key_id=key.id)
+        evaluation = page_products.make_evaluation(session, caller, words)
+        alias = page_products.make_alias(session, caller, words, job_id=job_id)
+        webhook = page_products.make_webhook(session, caller, words)
+        page_products.make_merge(session, caller, words, adapter=str(stack.job(job_id).fine_tuned_model))
+    aliases = (f"/aliases/{alias}", f"/aliases/{alias}?first=1&second=2")
+    return (f"/evaluations/{evaluation}", *aliases, f"/webhooks/{webhook}")
+
+
 @pytest.fixture(scope="module")
 def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The program of axe-core."""
@@ -150,7 +180,7 @@ def test_every_page_is_accessible(page: Any, axe: str, running: Stack) -> None:
     job_id = running.submit("steps=6 step_seconds=0.01")
     running.wait(job_id, "succeeded", seconds=60)
 
-    for path in (*PAGES, f"/jobs/{job_id}", f"/compare?job={job_id}"):
+    for path in (*PAGES, *products_of(running, job_id), f"/jobs/{job_id}", f"/compare?job={job_id}"):
         page.goto(f"/ui{path}")
         page.evaluate(axe)  # by the debugger's line, which the policy of pages does not concern
         seen = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
