@@ -1,4 +1,4 @@
-"""`python -m examples.page_pictures [FOLDER]`: pictures of the page in light and dark, from a made-up team's pool.
+"""`python -m examples.page_pictures [FOLDER [NAME…]]`: the page in light and dark, from a made-up team's pool.
 
 Nothing trains here: the rows of jobs, figures and devices are written as a pool would write them. Needs the extra
 `browser` and a Chromium of the distribution. Without FOLDER they go to docs/images.
@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from alembic import command
-from sqlalchemy import func, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from shared.contract.spec import Placement
-from shared.jobs import moves
+from shared.jobs import moves, trainer_log
 from shared.settings import Settings
 from shared.store.db import make_engine, session_scope
-from shared.store.tables import AttemptRow, DeviceRow, FileRow, JobRow, PreflightRow, ProjectRow, WorkerRow
+from shared.store.tables import AliasRow, AttemptRow, DeviceRow, FileRow, JobRow, PreflightRow, ProjectRow, WorkerRow
 from shared.tenants import audit, keys
 from shared.tenants.keys import Caller
 from standalone.postgres import EmbeddedPostgres
+from tests import page_products
 from tests.factories import GIB, make_file, make_key, make_queued_job, make_worker
 from tests.live import live_api
 from tests.page_stand import chromium, rows, train
@@ -135,7 +136,29 @@ def fill(session: Session) -> tuple[str, dict[str, str]]:
     moves.request_cancel(session, cancelled.id, project_id=lead.project_id)
     audit.record(session, lead, "job.cancel", cancelled.id, after={"status": "cancelled"})
     ids["preflight"] = examine(session, lead, file)
+    ids |= products(session, lead, ids)
     return key, ids
+
+
+def products(session: Session, lead: Caller, ids: dict[str, str]) -> dict[str, str]:
+    """An evaluation, an alias, a webhook, a merged model and a log."""
+    tuned = str(session.get_one(JobRow, ids["tickets"]).fine_tuned_model)
+    page_products.make_merge(session, lead, "There was no room for the merged weights.", adapter=tuned)
+    printed = [
+        "Loading the base model in 4 bits",
+        *(f"step {step}: 8 rows, {step * 8192:,} tokens" for step in range(1, 264)),
+        "HF_TOKEN=[hidden]",
+    ]
+    lines = "".join(f"{line}\n" for line in printed)
+    fence = session.scalars(select(AttemptRow.fence).where(AttemptRow.job_id == ids["running"])).one()
+    trainer_log.tell(session, ids["running"], fence, start=0, lines=lines, size=len(lines))
+    alias = page_products.make_alias(session, lead, "it answers more briefly", job_id=ids["tickets"])
+    session.execute(update(AliasRow).values(movers=None))
+    return {
+        "evaluation": page_products.make_evaluation(session, lead, "late parcels", items=8, tuned=tuned),
+        "alias": alias,
+        "webhook": page_products.make_webhook(session, lead, "ci"),
+    }
 
 
 def project(session: Session, lead: Caller, name: str, weight: float) -> Caller:
@@ -316,10 +339,15 @@ def pages(ids: dict[str, str]) -> dict[str, str]:
         "usage": "/ui/usage",
         "keys": "/ui/keys",
         "audit": "/ui/audit",
+        "log": f"/ui/jobs/{ids['running']}#printed",
+        "evaluation": f"/ui/evaluations/{ids['evaluation']}",
+        "alias": f"/ui/aliases/{ids['alias']}",
+        "webhook": f"/ui/webhooks/{ids['webhook']}",
     }
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, *names: str) -> None:
+    """`names`: only these pages."""
     folder.mkdir(parents=True, exist_ok=True)
     with team() as (address, key, ids), chromium() as browser:
         for scheme in ("light", "dark"):
@@ -329,12 +357,14 @@ def main(folder: Path) -> None:
             page = context.new_page()
             page.on("console", lambda message: print("console:", message.text))
             page.goto(f"{address}/ui/sign-in")
-            if scheme == "light":
+            if scheme == "light" and not names:
                 take(page, folder / "page-sign-in-light.png")
             page.fill("[name=key]", key)
             page.click("button.main")
             page.wait_for_url("**/ui/jobs")
             for name, path in pages(ids).items():
+                if names and name not in names:
+                    continue
                 page.goto(address + path)
                 if page.locator("[data-curves]").count():
                     page.wait_for_selector("[data-drawn=yes]")
@@ -349,4 +379,4 @@ def take(page: Any, file: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "docs" / "images")
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "docs" / "images", *sys.argv[2:])

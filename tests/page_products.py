@@ -25,9 +25,9 @@ from shared.tenants.keys import Caller
 ALIAS = "support-bot@prod"
 
 
-def make_evaluation(session: Session, caller: Caller, words: str, *, items: int = 3) -> str:
+def make_evaluation(session: Session, caller: Caller, words: str, *, items: int = 3, tuned: str | None = None) -> str:
     """Base against tuned, with figures, a slice and `items` items."""
-    subjects = ["smollm2-135m-instruct", f"ft:{words}"[:300]]
+    subjects = ["smollm2-135m-instruct", tuned or f"ft:{words}"[:300]]
     figure = {"n": items, "mean": 0.5, "low": 0.25, "high": 0.75}
     figures = {name: {"measures": {"right": figure}, "failures": 0} for name in subjects}
     difference = {"subject": subjects[1], "against": subjects[0], "measure": "right", **figure}
