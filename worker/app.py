@@ -101,7 +101,7 @@ def _exit_deaf(code: int) -> None:
 @signals.worker_shutting_down.connect
 def _drain(**_: Any) -> None:
     flags.drain()
-    flags.ring_keepers()
+    flags.ring_seats()
     if _Main.presence is not None:
         _Main.presence.wake()
 

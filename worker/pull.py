@@ -38,7 +38,7 @@ log = structlog.get_logger()
 
 def training(host: Host) -> None:
     """Serve until nothing is for this worker; then stay, where a device has nobody who waits for its next job."""
-    host.flags.ring_keepers()
+    host.flags.ring_seats()
     _serve(host)
     with seat.taken(host) as ours:
         if ours is None:
@@ -57,7 +57,7 @@ def _serve(host: Host, ours: WarmSeat | None = None) -> None:
         if part is not None:
             ring("training", host.settings)  # whoever else may take what this bell was for
             if ours is not None:
-                ours.let_go("its worker takes part in a job on several hosts")
+                ours.rise("its worker takes part in a job on several hosts")
             take_part(host, part)
             continue
         if host.flags.draining:

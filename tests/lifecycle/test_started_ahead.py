@@ -36,8 +36,12 @@ def waiting(stack: Stack, *, not_these: set[int] | None = None) -> psutil.Proces
     """A spare that waits for its work."""
 
     def ready() -> psutil.Process | None:
-        pids = {int(pid) for pid in re.findall(r"spare\.ready.*\bpid=(\d+)", log_of(stack))} - (not_these or set())
-        return next((spare for spare in spares(stack) if spare.pid in pids), None)
+        told = log_of(stack)
+        pids, given = (set(re.findall(rf"spare\.{word}.*\bpid=(\d+)", told)) for word in ("ready", "handed_over"))
+        return next(
+            (spare for spare in spares(stack) if str(spare.pid) in pids - given and spare.pid not in (not_these or ())),
+            None,
+        )
 
     found: psutil.Process = until(ready, what="a spare that waits")
     return found
@@ -85,7 +89,8 @@ def test_a_spare_has_the_walls_of_a_trainer_that_starts_cold(warm: Stack, server
         cold.start_worker()
         cold.start_janitor()
         cold.wait_for_worker()
-        seen = {stack.home: walls(stack, stack.submit(slow)) for stack in (cold, warm)}
+        jobs = {stack.home: (stack, stack.submit(slow)) for stack in (cold, warm)}
+        seen = {home: walls(*job) for home, job in jobs.items()}
 
     assert seen[warm.home] == seen[cold.home]
     assert seen[warm.home]["TUNEPOOL_DEVICES"]
@@ -167,11 +172,11 @@ def test_a_worker_that_drains_lets_its_spare_go_and_has_another_once_undrained(w
         administration.set_draining(session, operator, worker_id, draining=True)
 
     until(lambda: not spares(warm), what="no spare")
-    left = list((warm.home / "home" / "work" / "spare").iterdir())
+    folders = warm.home / "home" / "work" / "spare"
+    until(lambda: not list(folders.glob("*/*")), seconds=5, what="no folder of a spare")
     with session_scope(warm.engine) as session:
         administration.set_draining(session, operator, worker_id, draining=False)
 
-    assert left == []
     assert waiting(warm, not_these={spare.pid})
 
 

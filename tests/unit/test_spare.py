@@ -35,7 +35,7 @@ def begun(tmp_path: Path) -> Iterator[Spare]:
     """The fake trainer, started ahead."""
     started = spare.start(
         "tests.fake_trainer",
-        work=tmp_path / "work",
+        place=tmp_path / "work",
         home=tmp_path,
         environment=lambda tag, _out: trainer_environment(**{TAG: str(tag), DEVICES_TAG: "host:cpu"}),
         uid=None,

@@ -24,7 +24,7 @@ from worker.attempt.attempt_folder import trainer_variables
 from worker.host.devices import host_memory
 from worker.host.found_device import FoundDevice
 from worker.host.host import Host
-from worker.program import processes, spare
+from worker.program import hostile_folder, processes, spare
 from worker.program.spare import Spare
 
 log = structlog.get_logger()
@@ -67,6 +67,8 @@ class WarmSeat:
         # A child that was killed in this seat may have been rung for a job: look at once.
         self._look_at = clock() + self._pause if number not in host.flags.kept else 0.0
         self._start_at = 0.0
+        hostile_folder.remove(self._place)  # of one that was killed here
+        host.flags.sit(number)
 
     @property
     def device(self) -> FoundDevice:
@@ -77,6 +79,10 @@ class WarmSeat:
         return f"{self._host.worker.host}:{self.device.uuid}"
 
     @property
+    def _place(self) -> Path:
+        return self._host.work / spare.SPARE / str(self.number)
+
+    @property
     def _pause(self) -> float:
         """Seconds after which we look for work though no bell has rung: sooner than anybody is sent in our place."""
         return self._host.settings.sweep_seconds / 2
@@ -84,7 +90,8 @@ class WarmSeat:
     def wait(self) -> bool:
         """Until there may be work, with a spare; False when nobody is to wait here any more."""
         flags = self._host.flags
-        with flags.keeping(self.number, child=processes.child_number()):
+        flags.sit(self.number)
+        with flags.idle_at_seat(child=processes.child_number()):
             while not flags.draining:
                 if self._clock() >= self._look_at:
                     self._look_at = self._clock() + self._pause
@@ -97,6 +104,7 @@ class WarmSeat:
 
     def give(self, claim: Claim) -> Spare | None:
         """The spare for this attempt, if it is one for it; it is the attempt's from now on. Else none is left."""
+        self._host.flags.rise(self.number)
         ours, self._spare = self._spare, None
         self._loaded()
         if ours is None:
@@ -118,9 +126,16 @@ class WarmSeat:
             log.info("spare.let_go", device=self.device_id, reason=reason)
             ours.remove()
 
+    def rise(self, reason: str) -> None:
+        """Let the next job of the device be for anybody, without a spare. Raises StillAlive."""
+        self._host.flags.rise(self.number)
+        self.let_go(reason)
+
     def leave(self) -> None:
-        self.let_go("its seat is given up")
-        self._lock.close()
+        try:
+            self.rise("its seat is given up")
+        finally:
+            self._lock.close()
 
     # --- the spare --------------------------------------------------------------------------------------------------
 
@@ -162,7 +177,7 @@ class WarmSeat:
         try:
             self._spare = spare.start(
                 settings.trainer,
-                work=self._host.work,
+                place=self._place,
                 home=settings.home.resolve(),
                 environment=partial(trainer_variables, self._host, self.device, (self.device_id,)),
                 uid=self._host.trainer_uid,
@@ -209,7 +224,7 @@ def _take(host: Host) -> WarmSeat | None:
 
 
 def left_to_others(host: Host, ours: WarmSeat | None) -> set[str]:
-    """Devices whose next job is not for this process: from a seat, all others; else those at which a sibling waits."""
+    """Devices whose next job is not for this process: from a seat, all others; else those at which a sibling sits."""
     numbers = host.flags.kept if ours is None else set(host.flags.seats) - {ours.number}
     return {f"{host.worker.host}:{host.devices[number].uuid}" for number in numbers}
 

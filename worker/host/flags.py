@@ -78,29 +78,31 @@ class SharedFlags:
 
     @property
     def kept(self) -> frozenset[int]:
-        """Numbers of the devices that a child waits for now."""
+        """Numbers of the devices whose next job is a sitting child's."""
         return frozenset(number for number in self.seats if self._bytes[_KEPT + number])
 
-    @contextmanager
-    def keeping(self, number: int, *, child: int) -> Iterator[None]:
-        """Child number `child` waits for the next job of device `number`."""
-        self._bytes[_CHILDREN + child] = _KEEPING
+    def sit(self, number: int) -> None:
+        """The next job of device `number` is for who sits there."""
         self._bytes[_KEPT + number] = 1
+
+    def rise(self, number: int) -> None:
+        """Nobody sits at device `number`: who did is at work, has left, or was killed."""
+        self._bytes[_KEPT + number] = 0
+
+    @contextmanager
+    def idle_at_seat(self, *, child: int) -> Iterator[None]:
+        """Child number `child` is inside a task of the training lane, and waits."""
+        self._bytes[_CHILDREN + child] = _KEEPING
         try:
             yield
         finally:
-            self.forget_keeper(number)
             self._bytes[_CHILDREN + child] = _AT_WORK["training"]
 
-    def forget_keeper(self, number: int) -> None:
-        """Nobody waits for device `number`: who did has left, or was killed."""
-        self._bytes[_KEPT + number] = 0
-
-    def ring_keepers(self) -> None:
-        """Wake every child that waits. Safe in a signal handler."""
-        for number in self.kept:
+    def ring_seats(self) -> None:
+        """Wake whoever sits, and have the others look once before they do. Safe in a signal handler."""
+        for bell in self._bells:
             with contextlib.suppress(BlockingIOError):  # it has rung often enough
-                os.eventfd_write(self._bells[number], 1)
+                os.eventfd_write(bell, 1)
 
     def hears(self, number: int, *, seconds: float) -> bool:
         """Whether the bell of device `number` rings within so long, or has rung since it was last heard."""

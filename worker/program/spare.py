@@ -156,20 +156,20 @@ class Spare:
 def start(
     module: str,
     *,
-    work: Path,
+    place: Path,
     home: Path,
     environment: Callable[[Tag, Path], dict[str, str]],
     uid: int | None,
     isolation: Isolation,
 ) -> Spare:
-    """Start `module` ahead, in a folder of its own below `work`; `environment` makes its variables of tag and OUT.
+    """Start `module` ahead, in a folder of its own below `place`; `environment` makes its variables of tag and OUT.
 
     Raises OSError.
     """
     number = next(_NUMBERS)
     tag = processes.own_tag(home=home, job_id=SPARE, fence=number)
     build = installed()
-    folder = workdir.make_ahead(work / SPARE / f"{tag.supervisor_pid}-{number}", uid=uid)
+    folder = workdir.make_ahead(place / f"{tag.supervisor_pid}-{number}", uid=uid)
     ours, its = socket.socketpair()
     try:
         trainer = launcher.start(

@@ -1,7 +1,7 @@
 """Between the store and an attempt's folder: inputs in, products out, every byte under a checksum. No database.
 
 work/{job}/{fence}/spec.json  data/*.jsonl  trainer.log  out/{events.jsonl,stop,checkpoints/,adapter/}
-work/spare/{pid}-{number}/   the same, of a program that was started ahead (spare.py) and of the attempt that gets it
+work/spare/{device}/{pid}-{number}/   the same, of a program that was started ahead and of the attempt that gets it
 """
 
 from __future__ import annotations
