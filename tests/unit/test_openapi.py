@@ -90,13 +90,14 @@ def test_every_route_tells_what_it_does_what_it_answers_and_how_it_fails(route: 
     assert "HTTPValidationError" not in json.dumps(operation)
 
 
-def test_only_probes_signed_links_and_public_keys_need_no_key() -> None:
+def test_only_probes_signed_links_id_tokens_and_public_keys_need_no_key() -> None:
     assert schema()["security"] == [{"ApiKey": []}]
     assert {route for route, operation in operations() if operation.get("security") == []} == {
         "GET /livez",
         "GET /readyz",
         "GET /v1/tunepool/objects/{token}",
         "GET /v1/tunepool/signing-keys",
+        "POST /v1/tunepool/oidc/token",
     }
 
 
