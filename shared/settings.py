@@ -246,9 +246,10 @@ class Settings(BaseSettings):
         validation_alias="ONEDNN_MAX_CPU_ISA",
         description="Newest instructions that training on a CPU uses, such as AVX2; empty: all it has.",
     )
-    launcher: Literal["local", "slurm"] = Field(
+    launcher: Literal["local", "slurm", "kubernetes"] = Field(
         default="local",
-        description="Who gives the machines: this host, or a cluster that a dispatcher asks (docs/slurm.md).",
+        description="Who gives the machines: this host, or a cluster that a dispatcher asks (docs/slurm.md, "
+        "docs/kubernetes.md).",
     )
     cluster_nodes: int = Field(
         default=1, ge=1, le=4096, description="Nodes of a cluster that jobs of this pool may ask for at once."
@@ -288,6 +289,23 @@ class Settings(BaseSettings):
     slurm_command: str = Field(
         default="tunepool-server", min_length=1, description="tunepool-server on the nodes, its path or more words."
     )
+    kubernetes_url: str = Field(
+        default="https://kubernetes.default.svc", pattern=r"^https?://[^\s]+$", description="The API server."
+    )
+    kubernetes_namespace: str = Field(
+        default="default", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", description="Where its Jobs are made."
+    )
+    kubernetes_job: Path | None = Field(
+        default=None, description="JSON file with the Job that each attempt is made of (docs/kubernetes.md)."
+    )
+    kubernetes_queue: str = Field(
+        default="",
+        pattern=r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)?$",
+        description="Kueue's LocalQueue for them; empty: no Kueue.",
+    )
+    kubernetes_resource: str = Field(
+        default="nvidia.com/gpu", min_length=1, description="What a container asks for as devices."
+    )
     failpoint: str = Field(
         default="",
         pattern=r"^([a-z_]+:(exit|freeze)(:once)?)?$",
@@ -297,7 +315,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         *("models_file", "cache_dir", "cache_bytes", "vllm_adapters", "provenance_key_file"),
-        *("slurm_bin", "cluster_device_bytes", "cluster_device_capability"),
+        *("slurm_bin", "kubernetes_job", "cluster_device_bytes", "cluster_device_capability"),
         mode="before",
     )
     @classmethod

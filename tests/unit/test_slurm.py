@@ -133,6 +133,13 @@ def test_an_answer_that_is_no_number_may_have_been_a_submission() -> None:
         slurm(FakeSlurm(weather={"sbatch": "garbage"})).submit(Order(NAME, devices=1))
 
 
+def test_arrays_of_the_same_user_are_passed_over() -> None:
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 0, f"77_[1-9]|PENDING||Priority|{NAME}\n", "")
+
+    assert Slurm(Settings(), run=run).listed() == []
+
+
 def test_a_list_that_nobody_can_read_is_none() -> None:
     with pytest.raises(EngineAway, match="instead of a list"):
         slurm(FakeSlurm(weather={"squeue": "garbage"})).listed()

@@ -31,6 +31,7 @@ from shared.store.db import make_engine, session_scope
 from shared.store.lifecycle import AttemptOutcome
 from worker.attempt.cluster_places import ClusterPresence
 from worker.attempt.engines import Engine, EngineAway, EngineRefused, Order, Sight
+from worker.attempt.kubernetes import JobTemplateUnusable, Kubernetes
 from worker.attempt.slurm import Slurm
 from worker.host.host import AWAY, beside
 from worker.host.presence import AnotherWorker, take_home
@@ -38,7 +39,7 @@ from worker.host.presence import AnotherWorker, take_home
 log = structlog.get_logger()
 T = TypeVar("T")
 
-ENGINES: Final[dict[str, Callable[[Settings], Engine]]] = {"slurm": Slurm}
+ENGINES: Final[dict[str, Callable[[Settings], Engine]]] = {"slurm": Slurm, "kubernetes": Kubernetes}
 # Looks in a row that must miss a job before its cluster is believed to have forgotten it.
 MISSES: Final = 3
 # After an attempt's end its process tidies up; one that still runs so long afterwards is ended.
@@ -127,8 +128,8 @@ class Dispatcher:
     def _attend(self, attempt: Submitted, sights: Sequence[Sight]) -> None:
         watch = self._watches[attempt.name]
         if self._obeyed(attempt):
-            self._withdraw(sights)
-        elif sights:
+            return  # what waits there is tidied by this same look
+        if sights:
             watch.missed, watch.missed_since = 0, None
             self._watch_start(attempt, sights, watch)
         elif attempt.noted.get("id") or watch.unsure:
@@ -163,10 +164,9 @@ class Dispatcher:
         label = self._cluster.label
         if watch.begun_at is not None and self._clock() - watch.begun_at > self._settings.cluster_start_seconds:
             limit = self._settings.cluster_start_seconds
-            self._end(
-                attempt, f"{label}: {kept.words}, and its worker has not reported within {limit:.0f} s.", "crashed"
-            )
-            self._withdraw(sights)
+            message = f"{label}: {kept.words}, and its worker has not reported within {limit:.0f} s."
+            if self._end(attempt, message, "crashed"):
+                self._withdraw(sights)
         elif kept.waits:
             self._tell(attempt, f"{label}: {kept.words}", kept.id)
         else:
@@ -231,18 +231,18 @@ class Dispatcher:
 
     def _end(
         self, attempt: Submitted, message: str, outcome: AttemptOutcome, *, code: str = "cluster_start_failed"
-    ) -> None:
-        """Give the job back. It does nothing if the attempt was handed over meanwhile."""
+    ) -> bool:
+        """Give the job back. False: the attempt was handed over or ended meanwhile, and nothing is written."""
         named = "preempted" if outcome == "preempted" else code
-        log.warning("attempt.not_started", attempt=attempt.name, message=message)
 
-        def end(session: Session) -> None:
-            if moves.never_began(session, attempt.lease):
-                moves.give_back(
-                    session, attempt.lease, outcome=outcome, code=named, message=message, settings=self._settings
-                )
+        def end(session: Session) -> bool:
+            given_back = partial(moves.give_back, session, attempt.lease, settings=self._settings)
+            began = not moves.never_began(session, attempt.lease)
+            return not began and given_back(outcome=outcome, code=named, message=message) is not None
 
-        self._write(end)
+        ended = self._write(end)
+        log.warning("attempt.not_started", attempt=attempt.name, message=message, ended=ended)
+        return ended
 
     # --- what is there without a reason -----------------------------------------------------------------------------
 
@@ -313,12 +313,13 @@ def main() -> int:
         return 2
     own = beside(settings, "dispatcher")
     try:
+        engine = ENGINES[settings.launcher](own)
         lock = take_home(own.home)
-    except AnotherWorker as error:
+    except (AnotherWorker, JobTemplateUnusable) as error:
         log.error("dispatcher.refused", reason=str(error))
         return 1
     standing = ClusterPresence(own)
-    dispatcher = Dispatcher(own, ENGINES[settings.launcher](own), standing)
+    dispatcher = Dispatcher(own, engine, standing)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: dispatcher.stop())
     standing.start()

@@ -30,6 +30,7 @@ class Sight:
     name: str
     waits: bool  # nothing of it runs yet
     words: str  # the cluster's own, for users and operators
+    mark: str = ""  # what tells it from a later one, and from itself once it has changed
 
 
 @dataclass(frozen=True, slots=True)

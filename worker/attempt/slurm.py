@@ -76,10 +76,11 @@ class Slurm:
         if done.returncode != 0:
             raise EngineAway(_words(done.stderr) or f"squeue ended with {done.returncode}")
         lines = [line for line in done.stdout.splitlines() if line.strip()]
-        rows = [parts for line in lines if len(parts := line.strip().split("|", 4)) == 5 and parts[0].isdecimal()]
+        rows = [parts for line in lines if len(parts := line.strip().split("|", 4)) == 5]
         if lines and not rows:
             raise EngineAway(f"squeue answered '{_words(done.stdout)}' instead of a list")
-        sights = [sight for row in rows if (sight := _sight(*row)) is not None]
+        # This user's own arrays ("1234_[1-9]") are none of ours.
+        sights = [sight for row in rows if row[0].isdecimal() and (sight := _sight(*row)) is not None]
         return sorted(sights, key=lambda sight: int(sight.id))
 
     def fate(self, name: str) -> Fate:
