@@ -1,24 +1,27 @@
 """What base and tuned model answer: `python -m examples.answers BASE_DIR ADAPTER_DIR HELD_OUT_JSONL`.
 
-Prints one JSON object. Plain transformers and PEFT, nothing of this project: the adapter must be usable by anyone who
-has its base model. The base's own answers come from the same weights with the adapter switched off.
+Prints lines of JSON: how far it is, and at last all answers. Plain transformers and PEFT, nothing of this project: the
+adapter must be usable by anyone who has its base model. The base's own answers come from the same weights with the
+adapter switched off.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, StoppingCriteriaList
 
 from examples import serving
 
 BATCH = 16  # prompts per generation call
 MAX_NEW_TOKENS = 64  # the longest ticket takes under 50
+SIGN_SECONDS = 2.0  # between two signs of life
 
 
 def compare(base: Path, adapter: Path, held_out: Path) -> dict[str, Any]:
@@ -27,14 +30,15 @@ def compare(base: Path, adapter: Path, held_out: Path) -> dict[str, Any]:
     rows = [json.loads(line)["messages"] for line in held_out.read_text(encoding="utf-8").splitlines()]
     prompts = [tokenizer.apply_chat_template(row[:-1], tokenize=False, add_generation_prompt=True) for row in rows]
 
+    life = SignsOfLife(answers=3 * len(prompts))
     published = serving.load(base, {"tuned": adapter}, dtype=fast_dtype())
     answers = {
-        "base": answers_of(published, tokenizer, prompts, adapter=None),
-        "tuned_16_bit": answers_of(published, tokenizer, prompts, adapter="tuned"),
+        "base": answers_of(published, tokenizer, prompts, adapter=None, life=life),
+        "tuned_16_bit": answers_of(published, tokenizer, prompts, adapter="tuned", life=life),
     }
     trained_on = serving.quantization_of(adapter)
-    as_trained = serving.load(base, {"tuned": adapter}, dtype=fast_dtype(), four_bit=trained_on)
-    answers["tuned"] = answers_of(as_trained, tokenizer, prompts, adapter="tuned")
+    as_trained = serving.load(base, {"tuned": adapter}, dtype=fast_dtype(), four_bit=trained_on, unpacked=True)
+    answers["tuned"] = answers_of(as_trained, tokenizer, prompts, adapter="tuned", life=life)
     return {
         "rows": [
             {
@@ -47,13 +51,35 @@ def compare(base: Path, adapter: Path, held_out: Path) -> dict[str, Any]:
     }
 
 
-def answers_of(model: Any, tokenizer: Any, prompts: Sequence[str], *, adapter: str | None) -> list[str]:
+class SignsOfLife:
+    """A stopping criterion that stops nothing. Prints the share of the work done, a line in two seconds at most."""
+
+    def __init__(self, *, answers: int) -> None:
+        self._tokens = answers * MAX_NEW_TOKENS  # at most; what an answer leaves is counted as done with its batch
+        self._done = 0
+        self._in_batch = 0
+        self._spoke_at = 0.0
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: Any) -> torch.Tensor:
+        self._in_batch += input_ids.shape[0]
+        if time.monotonic() - self._spoke_at >= SIGN_SECONDS:
+            self._spoke_at = time.monotonic()
+            print(json.dumps({"share": round((self._done + self._in_batch) / self._tokens, 3)}), flush=True)
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+    def batch_is_done(self, answers: int) -> None:
+        self._done, self._in_batch = self._done + answers * MAX_NEW_TOKENS, 0
+
+
+def answers_of(
+    model: Any, tokenizer: Any, prompts: Sequence[str], *, adapter: str | None, life: SignsOfLife
+) -> list[str]:
     """Greedy answers with this adapter; with the base alone for None."""
     with torch.inference_mode(), serving.using(model, adapter):
-        return generate(model, tokenizer, prompts)
+        return generate(model, tokenizer, prompts, life=life)
 
 
-def generate(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+def generate(model: Any, tokenizer: Any, prompts: Sequence[str], *, life: SignsOfLife | None = None) -> list[str]:
     """Greedy answers of a model as it stands."""
     answers: list[str] = []
     for start in range(0, len(prompts), BATCH):
@@ -65,7 +91,10 @@ def generate(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
             max_new_tokens=MAX_NEW_TOKENS,
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+            stopping_criteria=StoppingCriteriaList([] if life is None else [life]),
         )
+        if life is not None:
+            life.batch_is_done(output.shape[0])
         new_tokens = output[:, batch["input_ids"].shape[1] :]
         answers += [text.strip() for text in tokenizer.batch_decode(new_tokens, skip_special_tokens=True)]
     return answers

@@ -16,8 +16,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Any, Final
 from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJob
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 from tunepool import adapters
 from tunepool.watching import ProgressBar, follow, ours
@@ -37,6 +39,7 @@ from examples.stack import StackFailed, running_stack, server_command
 MODEL: Final = "smollm2-135m-instruct"
 CLEARLY_BETTER: Final = 0.5  # share of held-out messages by which the tuned model must be ahead
 POLL_SECONDS: Final = 0.2
+LINE_SECONDS: Final = 10.0  # between two lines of progress where there is no terminal
 MODELS: Final = {
     "base": "base model",
     "tuned": "tuned model, on the 4-bit base it was trained on",
@@ -90,8 +93,8 @@ def run(home: Path) -> int:
             shutil.rmtree(work / "adapter", ignore_errors=True)
             adapters.download(client, str(job.fine_tuned_model), out=work / "adapter")
             location = adapters.describe(client, str(job.fine_tuned_model))["location"]
-    with watch("answers", "Asking the base and the tuned model"):
-        answers = ask(base, adapter=work / "adapter", held_out=data["held_out"])
+    with watch("answers", "Asking the base and the tuned model") as say:
+        answers = ask(base, adapter=work / "adapter", held_out=data["held_out"], say=say)
     figures = summary(job, milestones, seconds=watch.seconds, answers=answers, adapter=work / "adapter")
     figures["location"] = location
     (home / "demo.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
@@ -124,19 +127,28 @@ def train(client: OpenAI, data: dict[tickets.Split, Path]) -> tuple[FineTuningJo
     return update.job, milestones
 
 
-def ask(base: Path, *, adapter: Path, held_out: Path) -> dict[str, Any]:
-    """Both models' answers, from a process that knows nothing of this project."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "examples.answers", base, adapter, held_out],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise StackFailed(f"The answers did not come:\n{done.stderr[-2000:]}")
-    answers: dict[str, Any] = json.loads(done.stdout)
-    return answers
+def ask(base: Path, *, adapter: Path, held_out: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Both models' answers, from a process that knows nothing of this project. It tells how far it is."""
+    command = [sys.executable, "-W", "ignore", "-m", "examples.answers", *map(str, (base, adapter, held_out))]
+    # Threads that spin long for each other (libgomp's default) hardly get on where anything else runs.
+    environment = {**os.environ, "GOMP_SPINCOUNT": "10000", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    line: dict[str, Any] = {}
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
+        try:
+            for text in process.stdout or ():
+                line = json.loads(text)
+                if "share" in line:
+                    say(f"{line['share']:.0%}")
+        except BaseException:
+            process.kill()
+            raise
+        if process.wait():
+            errors.seek(0)
+            raise StackFailed(f"The answers did not come:\n{errors.read()[-2000:]}")
+    return line
 
 
 def summary(
@@ -213,14 +225,23 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._spoke_at = 0.0
 
     @contextmanager
-    def __call__(self, name: str, what: str) -> Iterator[None]:
+    def __call__(self, name: str, what: str) -> Iterator[Callable[[str], None]]:
         started = time.monotonic()
-        with console.status(what):
-            yield
+        with console.status(what) as status:
+            yield lambda words: self._say(status, f"{what}: {words}")
         self.seconds[name] = round(time.monotonic() - started, 2)
         console.print(f"{what}: {self.seconds[name]:.1f} s", highlight=False)
+
+    def _say(self, status: Status, words: str) -> None:
+        """On a terminal in place of what was said before; elsewhere it is a line, one in ten seconds at most."""
+        if console.is_terminal:
+            status.update(words)
+        elif time.monotonic() - self._spoke_at >= LINE_SECONDS:
+            self._spoke_at = time.monotonic()
+            console.print(words, highlight=False)
 
 
 if __name__ == "__main__":

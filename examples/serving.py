@@ -16,16 +16,24 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 
 def load(
-    base: Path, adapters: Mapping[str, Path], *, dtype: torch.dtype, four_bit: BitsAndBytesConfig | None = None
+    base: Path,
+    adapters: Mapping[str, Path],
+    *,
+    dtype: torch.dtype,
+    four_bit: BitsAndBytesConfig | None = None,
+    unpacked: bool = False,
 ) -> Any:
     """The base model once, with every adapter by its name; the first one is active.
 
     `four_bit`: as `quantization_of` tells it. A QLoRA adapter was trained on the base rounded to four bits and corrects
-    that rounding too: only on such a base it is what its job has validated.
+    that rounding too: only on such a base it is what its job has validated. `unpacked`: the weights stay rounded, but
+    lie in `dtype`: four to eight times the memory, and no work to unpack them for each token.
     """
     model = AutoModelForCausalLM.from_pretrained(
         base, dtype=dtype, quantization_config=four_bit, local_files_only=True, trust_remote_code=False
     )
+    if unpacked and four_bit is not None:
+        model = model.dequantize(dtype=dtype)
     (first, directory), *others = adapters.items()
     adapted = PeftModel.from_pretrained(model, directory, adapter_name=first)
     for name, place in others:
