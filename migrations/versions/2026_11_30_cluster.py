@@ -5,7 +5,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0032_cluster"
-down_revision = "0025_metrics"
+down_revision = "0031_logs"
 branch_labels = None
 depends_on = None
 

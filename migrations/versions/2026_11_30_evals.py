@@ -5,7 +5,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0029_evals"
-down_revision = "0025_metrics"
+down_revision = "0028_key_secrets"
 branch_labels = None
 depends_on = None
 

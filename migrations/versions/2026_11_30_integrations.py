@@ -5,7 +5,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0027_integrations"
-down_revision = "0025_metrics"
+down_revision = "0026_parents"
 branch_labels = None
 depends_on = None
 

@@ -9,7 +9,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0028_key_secrets"
-down_revision = "0025_metrics"
+down_revision = "0027_integrations"
 branch_labels = None
 depends_on = None
 

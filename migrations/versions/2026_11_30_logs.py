@@ -5,7 +5,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0031_logs"
-down_revision = "0025_metrics"
+down_revision = "0030_signing"
 branch_labels = None
 depends_on = None
 

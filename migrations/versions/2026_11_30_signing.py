@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0030_signing"
-down_revision = "0025_metrics"
+down_revision = "0029_evals"
 branch_labels = None
 depends_on = None
 

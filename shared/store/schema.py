@@ -39,13 +39,13 @@ REVISIONS: Final = (
     "0023_fetch_codes",
     "0024_descriptions",
     "0025_metrics",
-    "0032_cluster",
-    "0029_evals",
-    "0028_key_secrets",
     "0026_parents",
     "0027_integrations",
-    "0031_logs",
+    "0028_key_secrets",
+    "0029_evals",
     "0030_signing",
+    "0031_logs",
+    "0032_cluster",
 )
 
 
