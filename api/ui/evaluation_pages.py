@@ -12,6 +12,7 @@ from api.routes import evaluations as evaluation_routes
 from api.ui import rendering, visits
 from api.ui.visits import JobsOrderer, JobsVisitor, ProvenForm
 from api.views.evaluation_views import EvaluationItemView
+from shared.contract.evaluation import ReportOfItems
 
 router = APIRouter(prefix="/ui/evaluations", route_class=visits.PageRoute, include_in_schema=False)
 
@@ -46,7 +47,7 @@ def evaluation_page(
 ) -> Response:
     evaluation = evaluation_routes.retrieve_evaluation(evaluation_id, door, visit.caller)
     items, rest = _items(door, visit, evaluation_id, after=after)
-    reports = []
+    reports: list[tuple[str, ReportOfItems]] = []
     if evaluation.report is not None:
         reports.append(("Measures", evaluation.report))
         if evaluation.report.forgetting is not None:

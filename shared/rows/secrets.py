@@ -92,8 +92,8 @@ def hidden(line: str) -> str:
             line = pattern.sub(_without, line)
     data = line.encode("utf-8", "replace")
     if holds_secret(data):
-        for pattern in _SECRET.values():
-            data = pattern.sub(HIDDEN.encode(), data)
+        for secret in _SECRET.values():
+            data = secret.sub(HIDDEN.encode(), data)
         line = data.decode("utf-8")
     return line
 
