@@ -31,9 +31,7 @@ class Settings(BaseSettings):
     )
     storage_secret_key: SecretStr | None = Field(default=None, description="Belongs to the access key.")
 
-    public_url: str = Field(
-        default="", description="Base URL that clients use, for signed links; empty: from the request."
-    )
+    public_url: str = Field(default="", description="Base URL of clients, for signed links; empty: from the request.")
     signing_secret: SecretStr = Field(
         default=SecretStr(""), description="Signs download links of the local store; empty: made at first start."
     )
@@ -58,9 +56,7 @@ class Settings(BaseSettings):
     oidc_networks: str = Field(
         default="", description="Private networks that such issuers may be in, with commas; http:// is for these."
     )
-    wandb_url: str = Field(
-        default="https://api.wandb.ai", description="The Weights & Biases server that jobs are tracked on."
-    )
+    wandb_url: str = Field(default="https://api.wandb.ai", description="Weights & Biases server that tracks jobs.")
     tracker_seconds: float = Field(
         default=30.0, gt=0, le=3600, description="A running job's figures are brought to its trackers so often."
     )
@@ -79,9 +75,7 @@ class Settings(BaseSettings):
         default=100_000, ge=0, description="Files that a project may keep, where it has no limit of its own; 0: any."
     )
     key_requests_per_minute: int = Field(default=60_000, ge=0, description="Requests of one API key; 0: any number.")
-    project_requests_per_minute: int = Field(
-        default=120_000, ge=0, description="Requests of all keys of a project; 0: any number."
-    )
+    project_requests_per_minute: int = Field(default=120_000, ge=0, description="Requests of a project; 0: any number.")
     failed_keys_per_minute: int = Field(
         default=600, ge=0, description="Requests of one address with keys that are none; 0: any number."
     )
@@ -96,9 +90,7 @@ class Settings(BaseSettings):
     )
     min_training_rows: int = Field(default=10, ge=1, description="OpenAI's lower bound on examples.")
 
-    pool: str = Field(
-        default="default", pattern=r"^[a-z0-9_-]{1,40}$", description="The pool that this process serves."
-    )
+    pool: str = Field(default="default", pattern=r"^[a-z0-9_-]{1,40}$", description="Pool that this process serves.")
     heartbeat_seconds: float = Field(
         default=10.0,
         gt=0,
@@ -116,9 +108,7 @@ class Settings(BaseSettings):
         gt=0,
         description="From asking a trainer to stop until it is killed; two of its steps, where those are longer.",
     )
-    blind_seconds: float = Field(
-        default=600.0, gt=0, description="Training without Postgres for so long, then checkpoint and stop."
-    )
+    blind_seconds: float = Field(default=600.0, gt=0, description="So long without Postgres: checkpoint and stop.")
     stall_factor: float = Field(default=10.0, gt=1, description="No step for this many median steps: stuck.")
     stall_floor_seconds: float = Field(default=300.0, gt=0, description="No attempt is called stuck sooner.")
     max_attempts: int = Field(default=3, ge=1, description="Counted attempts of a job before it fails.")
@@ -144,9 +134,7 @@ class Settings(BaseSettings):
     )
     preflight: str = Field(default="worker.train.preflight", description="Module run to examine a job's rows.")
     preflight_seconds: float = Field(default=900.0, gt=0, description="A longer examination is ended.")
-    preflight_memory_bytes: int = Field(
-        default=2 * 1024**3, ge=1, description="Each process of an examination may gain so much."
-    )
+    preflight_memory_bytes: int = Field(default=2 * 1024**3, ge=1, description="Of each process of an examination.")
     merge_memory_bytes: int | None = Field(
         default=None, ge=1, description="Memory a merge or combination may take; empty: 80 % of RAM."
     )
@@ -170,9 +158,7 @@ class Settings(BaseSettings):
         default=60.0, gt=0, description="A question that has no beginning of an answer by then is refused with a 503."
     )
     playground_queue: int = Field(default=64, ge=1, le=10_000, description="Questions a playground has at once.")
-    playground_answer_tokens: int = Field(
-        default=1024, ge=1, description="Longest answer where a request names no length."
-    )
+    playground_answer_tokens: int = Field(default=1024, ge=1, description="Longest answer where no length is named.")
     playground_context_tokens: int = Field(
         default=8192, ge=1, description="Prompt and answer together at the most; less where the base takes less."
     )
@@ -225,9 +211,7 @@ class Settings(BaseSettings):
     cache_bytes: int | None = Field(
         default=None, ge=1, description="Disk that fetched base models may take on a host; empty: no bound."
     )
-    devices: str = Field(
-        default="all", min_length=1, description="This worker's devices: all, cpu, or uuids or indices with commas."
-    )
+    devices: str = Field(default="all", min_length=1, description="This worker's devices: all, cpu, uuids or indices.")
     visible_gpus: str | None = Field(
         default=None,
         validation_alias="CUDA_VISIBLE_DEVICES",
@@ -235,12 +219,8 @@ class Settings(BaseSettings):
         "nvidia-smi; -1 hides all. Empty: every one.",
     )
     cpu_slots: int = Field(default=1, ge=1, le=256, description="Jobs at a time on the CPU, which share it equally.")
-    cpu_threads: int | None = Field(
-        default=None, ge=1, description="Threads of CPU trainers together; empty: all cores."
-    )
-    cpu_memory_bytes: int | None = Field(
-        default=None, ge=1, description="Memory the CPU device offers; empty: 80 % of RAM."
-    )
+    cpu_threads: int | None = Field(default=None, ge=1, description="Threads of CPU trainers; empty: all cores.")
+    cpu_memory_bytes: int | None = Field(default=None, ge=1, description="Memory the CPU offers; empty: 80 % of RAM.")
     cpu_instructions: str = Field(
         default="",
         validation_alias="ONEDNN_MAX_CPU_ISA",
@@ -266,9 +246,7 @@ class Settings(BaseSettings):
         default=None, ge=10, le=999, description="NVIDIA's compute capability of them: 90 is 9.0."
     )
     cluster_look_seconds: float = Field(default=10.0, gt=0, description="How often a dispatcher looks at its cluster.")
-    cluster_command_seconds: float = Field(
-        default=30.0, gt=0, description="A cluster that takes longer to answer is away."
-    )
+    cluster_command_seconds: float = Field(default=30.0, gt=0, description="A cluster that answers later is away.")
     cluster_start_seconds: float = Field(
         default=900.0, gt=0, description="From the cluster's start of an attempt until its worker reports."
     )
@@ -303,9 +281,7 @@ class Settings(BaseSettings):
         pattern=r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)?$",
         description="Kueue's LocalQueue for them; empty: no Kueue.",
     )
-    kubernetes_resource: str = Field(
-        default="nvidia.com/gpu", min_length=1, description="What a container asks for as devices."
-    )
+    kubernetes_resource: str = Field(default="nvidia.com/gpu", min_length=1, description="Asked for as devices.")
     failpoint: str = Field(
         default="",
         pattern=r"^([a-z_]+:(exit|freeze)(:once)?)?$",

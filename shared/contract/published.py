@@ -23,8 +23,8 @@ def published_shape(spec: JobSpec) -> Adapter:
         return adapter
     if parent is not None and parent.init_from == "merged":
         rank = parent.rank + largest_rank(adapter)
-        one = {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
-        return adapter.model_copy(update={**one, "init_lora_weights": "default"})
+        alone = {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
+        return adapter.model_copy(update={**alone, "init_lora_weights": "default"})
     if adapter.init_lora_weights in MUTATING:
         twice = {
             "r": 2 * adapter.r,

@@ -8,14 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    StringConstraints,
-    model_serializer,
-)
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, StringConstraints, model_serializer
 
 Auto = Literal["auto"]
 AUTO: Auto = "auto"
@@ -88,9 +81,7 @@ class Quantization(Part):
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
     bnb_4bit_use_double_quant: bool = True
     bnb_4bit_compute_dtype: Dtype = "bfloat16"
-    dequantize: bool = Field(
-        default=False, description="Expand a base that is published in MXFP4 or FP8 to 16 bits as it is loaded."
-    )
+    dequantize: bool = Field(default=False, description="Expand an MXFP4 or FP8 base to 16 bits as it is loaded.")
 
 
 # Measures of answers that need nothing but the reference; names are those of evaluations.
@@ -103,20 +94,14 @@ class GeneratedAnswers(Part):
 
     rows: int = Field(default=32, ge=1, le=500, description="The first so many that ask something.")
     max_tokens: int = Field(default=128, ge=1, le=4096, description="Of one answer.")
-    measures: Annotated[list[AnswerMeasure], Field(min_length=1, max_length=4)] = Field(
-        default_factory=_EXACT_MATCH.copy
-    )
-    max_seconds: int = Field(
-        default=120, ge=1, le=3600, description="Of one look; one that takes longer chooses no checkpoint."
-    )
+    measures: list[AnswerMeasure] = Field(default_factory=_EXACT_MATCH.copy, min_length=1, max_length=4)
+    max_seconds: int = Field(default=120, ge=1, le=3600, description="Of one look; a longer one chooses no checkpoint.")
 
 
 class Evaluation(Part):
     """When the validation file is looked at."""
 
-    steps: int | None = Field(
-        default=None, ge=1, le=1_000_000, description="Every this many steps; null: four times a run."
-    )
+    steps: int | None = Field(default=None, ge=1, le=1_000_000, description="Every so many steps; null: four times.")
     max_rows: int = Field(default=500, ge=1, le=100_000)
     generate: GeneratedAnswers | None = Field(default=None, description="Answers to be measured beside the loss.")
 
@@ -182,15 +167,12 @@ class Training(Part):
         '{"prompt": "question", "completion": "answer"}.',
     )
     logging_steps: int = Field(default=1, ge=1, le=10_000)
-    save_steps: int | None = Field(
-        default=None, ge=1, le=1_000_000, description="Checkpoint every this many steps; null: every epoch."
-    )
+    save_steps: int | None = Field(default=None, ge=1, le=1_000_000, description="Every so many; null: every epoch.")
     eval: Evaluation = Evaluation()
     early_stopping: EarlyStopping | None = None
     publish: Literal["best", "last"] | PublishBy = Field(
         default="best",
-        description="Which checkpoint becomes the adapter: that of the lowest validation loss, the last one, or that "
-        'of the best answers: {"by": "exact_match"}.',
+        description='The checkpoint of the lowest loss, the last, or that of the best answers: {"by": "exact_match"}.',
     )
 
 

@@ -28,8 +28,8 @@ def is_tuned(name: str) -> bool:
 def find(session: Session, name: str, *, project_id: str) -> ParentModel:
     """The tuned model or checkpoint with this id, name or alias that the project may use. Raises NotFound, Invalid."""
     source = adapters.find_source(session, name, project_id=project_id)
-    found = source.adapter
-    if found.job_id is None:
+    adapter = source.adapter
+    if adapter.job_id is None:
         raise Invalid(
             f"'model' is '{name[:200]}', a combination of adapters, but a job goes on from what one job has trained; "
             "name that (ft:…).",
@@ -37,12 +37,12 @@ def find(session: Session, name: str, *, project_id: str) -> ParentModel:
             code="unsupported_combination",
         )
     return ParentModel(
-        id=found.id,
-        name=found.name,
-        job_id=found.job_id,
+        id=adapter.id,
+        name=adapter.name,
+        job_id=adapter.job_id,
         spec=source.spec,
-        files=tuple(ParentFile(name=file.name, bytes=file.bytes, sha256=file.sha256) for file in found.files),
-        keys={file.name: file.key for file in found.files},
+        files=tuple(ParentFile(name=file.name, bytes=file.bytes, sha256=file.sha256) for file in adapter.files),
+        keys={file.name: file.key for file in adapter.files},
     )
 
 

@@ -80,7 +80,8 @@ def init_from(wished: Mapping[str, Any], parent: ParentModel) -> tuple[InitFrom,
     """How a job begins that does not say, and why."""
     if not METHODS[parent.spec.adapter.method].adapter:
         return "continue", f"{parent.name} is a whole model: all its weights train on"
-    if wished.get("adapter.method") == "full":
+    asked = wished.get("adapter.method")
+    if asked is not None and not METHODS[asked].adapter:
         return "merged", f"every weight trains, beginning with the adapter of {parent.name} in its base"
     return "continue", f"the adapter of {parent.name} trains on, and stays as small as it is"
 

@@ -36,14 +36,14 @@ _DISCOVERY: Final = "/.well-known/openid-configuration"
 
 
 @dataclass(frozen=True, slots=True)
-class SigningKey:
+class IssuerKey:
     """A public key, and the one algorithm that it is taken for, whatever a token says."""
 
     key: RSAKey | ECKey
     algorithm: str
 
 
-KeysById = Mapping[str, SigningKey]
+KeysById = Mapping[str, IssuerKey]
 
 
 class NoKeys(Exception):
@@ -75,7 +75,7 @@ class IssuerKeys:
     def __contains__(self, issuer: object) -> bool:
         return issuer in self._known
 
-    def find(self, issuer: str, key_id: str) -> SigningKey:
+    def find(self, issuer: str, key_id: str) -> IssuerKey:
         """The key of that id. Raises Unauthenticated when the issuer has none, NotYet when it cannot be asked."""
         known = self._known[issuer]
         if key_id not in known.keys or self._age(known) > FRESH_SECONDS:
@@ -148,7 +148,7 @@ def _document(url: str, *, allowed: Sequence[Network], seconds: float) -> dict[s
     return document
 
 
-def _signing_key(entry: Any) -> SigningKey | None:
+def _signing_key(entry: Any) -> IssuerKey | None:
     """A key of a key set (RFC 7517), by its public members alone; None for one that signs no token of ours."""
     if not isinstance(entry, dict) or not isinstance(entry.get("kid"), str) or entry.get("use", "sig") != "sig":
         return None
@@ -164,13 +164,13 @@ def _signing_key(entry: Any) -> SigningKey | None:
     return taken if taken is not None and entry.get("alg", taken.algorithm) == taken.algorithm else None
 
 
-def _rsa(public: dict[str, str | list[str]]) -> SigningKey | None:
+def _rsa(public: dict[str, str | list[str]]) -> IssuerKey | None:
     modulus = str(public["n"])
     if len(modulus) > RSA_BITS.stop:  # of base64: longer than any key that is taken
         return None
     bits = int.from_bytes(base64.urlsafe_b64decode(modulus + "===")).bit_length()
-    return SigningKey(RSAKey.import_key(public), "RS256") if bits in RSA_BITS else None
+    return IssuerKey(RSAKey.import_key(public), "RS256") if bits in RSA_BITS else None
 
 
-def _p256(public: dict[str, str | list[str]]) -> SigningKey | None:
-    return SigningKey(ECKey.import_key(public), "ES256") if public["crv"] == "P-256" else None
+def _p256(public: dict[str, str | list[str]]) -> IssuerKey | None:
+    return IssuerKey(ECKey.import_key(public), "ES256") if public["crv"] == "P-256" else None

@@ -110,8 +110,10 @@ def pool(session: Session) -> Pool:
 @contextmanager
 def later(pool: Pool) -> Iterator[None]:
     """What is done within happens before the last scrape."""
-    yield
-    pool.scrape()
+    try:
+        yield
+    finally:
+        pool.scrape()
 
 
 def test_no_alert_fires_on_a_healthy_pool(pool: Pool) -> None:

@@ -279,7 +279,7 @@ def test_what_a_run_published_says_in_a_signed_statement_of_what_it_was_made(rep
     folder = repository.folder / "adapter"
     assert repository.tool("adapters", "download", told["model"], str(folder)).returncode == 0
     keys_file = repository.folder / "keys.json"
-    keys_file.write_text(httpx2.get(f"{repository.site.url}/v1/tunepool/signing-keys").text)
+    keys_file.write_text(httpx2.get(f"{repository.site.url}/v1/tunepool/signing-keys", timeout=patience(20)).text)
     (folder / "chain.json").write_text("{}")
     tampered = repository.tool("verify", str(folder), "--key", str(keys_file))
     assert (tampered.returncode, "chain.json was altered" in tampered.stdout) == (1, True), tampered

@@ -129,15 +129,15 @@ class AttemptFolder:
 
     def _stage_parent(self, interrupt: Callable[[], None]) -> Path | None:
         """Bring the tuned model here that the job goes on from. Raises NotFound, DataChanged, Unavailable."""
-        parent, found = self.spec.parent, self.claim.parent
+        parent, stored = self.spec.parent, self.claim.parent
         if parent is None:
             return None
-        if found is None:
+        if stored is None:
             raise going_on.parent_gone(parent.name)
         folder = self.folder.data / "parent"
         folder.mkdir()
         files = [  # with the hashes that the settled job names
-            StoredFile(file.name, file.bytes, file.sha256, found.keys[file.name])
+            StoredFile(file.name, file.bytes, file.sha256, stored.keys[file.name])
             for file in parent.files
             if needed_by_a_child(file.name)
         ]

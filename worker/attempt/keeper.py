@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Final, Literal
 
 import structlog
 
 from shared.fleet import members
 from shared.jobs import moves
 from shared.lease.values import Lease, Orders
+from shared.store.lifecycle import AttemptOutcome
 from worker.attempt.leader import Gang
 from worker.host.host import AWAY, Host
 
@@ -22,6 +23,13 @@ Wish = Literal["lost", "cancel", "deserted", "blind", "preempt", "pause", "evict
 # These end the trainer at once. The others let it save a checkpoint first, except `deserted`: ranks that have lost
 # a member can save none, and end by themselves.
 AT_ONCE: frozenset[Wish] = frozenset({"lost", "cancel"})
+# How an attempt that saved a checkpoint gives its job back, and what the job is told.
+GIVEN_BACK: Final[dict[str, tuple[AttemptOutcome, str]]] = {
+    "preempt": ("preempted", "The job gave its device to another one; it waits to go on from its last checkpoint."),
+    "drain": ("drained", "The worker is shutting down; the job waits to go on from its last checkpoint."),
+    "evict": ("preempted", "The cluster takes its machine back; the job waits to go on from its last checkpoint."),
+    "blind": ("drained", "The worker lost the database for too long; the job waits to go on from its last checkpoint."),
+}
 
 
 class Interrupted(Exception):  # an order, not an error

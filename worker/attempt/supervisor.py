@@ -34,7 +34,7 @@ from shared.settle.sizing import estimate
 from shared.settle.workload import workload
 from shared.store.lifecycle import AttemptOutcome
 from worker.attempt import meeting
-from worker.attempt.keeper import AT_ONCE, Interrupted, LeaseKeeper, Wish
+from worker.attempt.keeper import AT_ONCE, GIVEN_BACK, Interrupted, LeaseKeeper, Wish
 from worker.attempt.leader import GangFault
 from worker.attempt.publishing import PublishingAttempt
 from worker.host.host import AWAY, Host, full_sentence, host_code, host_sentence
@@ -303,7 +303,7 @@ class _Attempt(PublishingAttempt):
             assert fault is not None, "a fault is never taken back"
             self.give_back("crashed", code=fault.code, message=fault.message, exit_code=exit_code)
         elif why != "lost":
-            outcome, sentence = _GIVEN_BACK[why]
+            outcome, sentence = GIVEN_BACK[why]
             self.give_back(outcome, code=outcome, message=sentence, exit_code=exit_code)
 
     def shrink(self, ended: TrainerEnd, failed: Failed | None) -> None:
@@ -386,14 +386,6 @@ class _Attempt(PublishingAttempt):
         self.uploader.shutdown(wait=False, cancel_futures=True)
         self.place.remove_folder()
         self.hand_over_log()
-
-
-_GIVEN_BACK: Final[dict[str, tuple[AttemptOutcome, str]]] = {
-    "preempt": ("preempted", "The job gave its device to another one; it waits to go on from its last checkpoint."),
-    "drain": ("drained", "The worker is shutting down; the job waits to go on from its last checkpoint."),
-    "evict": ("preempted", "The cluster takes its machine back; the job waits to go on from its last checkpoint."),
-    "blind": ("drained", "The worker lost the database for too long; the job waits to go on from its last checkpoint."),
-}
 
 
 def _crash_code(code: int) -> str:

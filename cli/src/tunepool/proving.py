@@ -77,7 +77,7 @@ def verify(
     if context.obj.as_json:
         print(json_line({"verified": True, "key": proof.key_id, "statement": proof.statement}))
     else:
-        print(printable("\n".join(told(proof))))
+        print(printable("\n".join(statement_lines(proof))))
 
 
 def prove(folder: Path, known: dict[str, Ed25519PublicKey]) -> Proof:
@@ -225,7 +225,7 @@ def _key(pem: bytes, source: str) -> tuple[str, Ed25519PublicKey]:
 # --- words ----------------------------------------------------------------------------------------------------------
 
 
-def told(proof: Proof) -> Iterator[str]:
+def statement_lines(proof: Proof) -> Iterator[str]:
     """The statement for people. A field that a server of another version lacks is left out."""
     yield f"Verified: {len(proof.statement['subject'])} files, signed by {proof.key_id}"
     predicate = proof.statement.get("predicate") or {}
