@@ -1,8 +1,7 @@
 """Seconds from submit to the first optimizer step of the demo model, in parts: `python bench/start_latency.py`.
 
 Jobs that start cold, then jobs that find a trainer started ahead, each kind on a server of its own over one home.
-Beside them, measured in the same run: the floor of a cold start, a bare Python process that only imports the training
-stack.
+Beside them, in the same run: the floor of a cold start, a bare Python process that only imports the training stack.
 The first cold job meets files that are not in the page cache.
 """
 
