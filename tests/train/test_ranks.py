@@ -24,6 +24,7 @@ from shared.errors import Unavailable
 from shared.operating.isolation import measured_isolation
 from shared.settings import Settings
 from tests.patience import patience
+from tests.train.test_parents import parent
 from tests.train.tiny import chat, chat_rows, kto_rows, losses, make_spec, preference_rows, read_events, run
 from worker.program import launcher, processes
 from worker.program.launcher import Meeting, Trainer
@@ -154,6 +155,24 @@ def test_two_ranks_follow_the_curve_of_one_and_end_with_its_weights(
 ) -> None:
     cases = {name: settings for name, (placed, settings) in CASES.items() if placed == strategy}
     follow_the_curve_of_one(cases, strategy=strategy, model=model, folder=tmp_path, start=start)
+
+
+@pytest.mark.parametrize(("strategy", "init_from"), [("ddp", "continue"), ("fsdp", "merged")])
+def test_two_ranks_go_on_from_a_tuned_model_as_one_does(
+    model: Path, tmp_path: Path, start: Callable[..., Trainer], strategy: str, init_from: str
+) -> None:
+    """Continued, a copy of the start is referred to; on top, the parent's weights are whole beside sharded layers."""
+    code, events = run(make_spec(tmp_path / "tuned", model=model), tmp_path / "tuned" / "out")
+    assert code == EXIT_DONE, events[-1]
+    case = {
+        "rows": preference_rows(7),
+        "data_format": "preference",
+        "objective": {"type": "dpo"},
+        "adapter": {"method": "qlora"},
+        "micro_batch_size": 2,
+        **parent(tmp_path / "tuned" / "out" / "adapter", init_from),
+    }
+    follow_the_curve_of_one({init_from: case}, strategy=strategy, model=model, folder=tmp_path, start=start)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
