@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, get_args
 
-from shared.contract.spec import AnswerMeasure
 from shared.jobs.metrics_file import Figures
 
 Axis = Literal["step", "tokens", "time"]
@@ -29,12 +28,6 @@ class Chart(NamedTuple):
 
 CHARTS: Final = (
     Chart("loss", "Loss", "nats per token", (("train_loss", "training"), ("valid_loss", "validation"))),
-    Chart(
-        "answers",
-        "Answers",
-        "share of the validation rows asked",
-        tuple((f"valid_{measure}", measure) for measure in get_args(AnswerMeasure)),
-    ),
     Chart("learning_rate", "Learning rate", "", (("learning_rate", "learning rate"),)),
     Chart("grad_norm", "Gradient norm", "L2, before clipping", (("grad_norm", "gradient norm"),)),
     Chart("throughput", "Throughput", "tokens per second", (("throughput", "tokens per second"),)),
