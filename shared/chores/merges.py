@@ -200,7 +200,7 @@ def page(session: Session, *, project_id: str, after: str | None, limit: int) ->
 
 def of_model(session: Session, name: str, *, project_id: str, limit: int) -> Sequence[MergeRow]:
     """Merges of a tuned model and of its checkpoints, newest first."""
-    adapter = MergeRow.request["adapter"].astext
+    adapter = func.jsonb_extract_path_text(MergeRow.request, "adapter")
     return session.scalars(
         select(MergeRow)
         .where(

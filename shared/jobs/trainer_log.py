@@ -144,7 +144,8 @@ def cut(parts: Sequence[tuple[int, bytes]], *, after: int, limit: int) -> LogTex
     `parts`: (offset, UTF-8), in order, apart or touching.
     """
     size = max((start + len(data) for start, data in parts), default=0)
-    start, taken = None, b""
+    start: int | None = None
+    taken = b""
     for at, data in parts:
         if at + len(data) <= after or not data:
             continue
@@ -175,7 +176,8 @@ def last(parts: Sequence[tuple[int, bytes]], *, limit: int) -> LogText:
 
 def joined(parts: Sequence[tuple[int, bytes]]) -> str:
     """Everything that is known of a log, with a line for each gap. Pure."""
-    texts, at = [], 0
+    texts: list[str] = []
+    at = 0
     for start, data in parts:
         if start > at:
             texts.append(f"… [{start - at:,} bytes of this log are left out here] …\n")

@@ -86,7 +86,7 @@ def _named(session: Session, job_ids: set[str]) -> dict[str, frozenset[str]]:
     )
     for job_id, key in session.execute(results):
         by_job[job_id].add(key)
-    logs = select(AttemptRow.job_id, AttemptRow.log["key"].astext).where(
+    logs = select(AttemptRow.job_id, func.jsonb_extract_path_text(AttemptRow.log, "key")).where(
         AttemptRow.job_id.in_(job_ids), AttemptRow.log.is_not(None)
     )
     for job_id, key in session.execute(logs):

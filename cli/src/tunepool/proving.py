@@ -77,11 +77,7 @@ def verify(
     if context.obj.as_json:
         print(json_line({"verified": True, "key": proof.key_id, "statement": proof.statement}))
     else:
-<<<<<<< HEAD
-        print(printable("\n".join(statement_lines(proof))))
-=======
         print(printable("\n".join(lines(proof))))
->>>>>>> 48759ee (verify: its lines have the house's name, and its test waits as long as a slow machine needs)
 
 
 def prove(folder: Path, known: dict[str, Ed25519PublicKey]) -> Proof:
@@ -229,11 +225,7 @@ def _key(pem: bytes, source: str) -> tuple[str, Ed25519PublicKey]:
 # --- words ----------------------------------------------------------------------------------------------------------
 
 
-<<<<<<< HEAD
-def statement_lines(proof: Proof) -> Iterator[str]:
-=======
 def lines(proof: Proof) -> Iterator[str]:
->>>>>>> 48759ee (verify: its lines have the house's name, and its test waits as long as a slow machine needs)
     """The statement for people. A field that a server of another version lacks is left out."""
     yield f"Verified: {len(proof.statement['subject'])} files, signed by {proof.key_id}"
     predicate = proof.statement.get("predicate") or {}
