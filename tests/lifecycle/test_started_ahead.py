@@ -75,6 +75,7 @@ def test_a_spare_carries_out_one_attempt_and_another_waits_afterwards(warm: Stac
     job = warm.wait(warm.submit("steps=10 step_seconds=0.05 save=5"))
 
     assert job.status == "succeeded", job.error
+    assert job.manifest is not None
     assert warm.chain(job.manifest) == chain_of(10)
     assert handed_over(warm, job.id) == spare.pid
     assert waiting(warm, not_these={spare.pid}).pid != spare.pid
@@ -147,6 +148,7 @@ def test_a_spare_that_is_killed_after_its_handover_is_a_trainer_that_has_crashed
     job = warm.wait(job_id)
 
     assert outcomes(warm, job_id) == ["crashed", "succeeded"]
+    assert job.manifest is not None
     assert warm.chain(job.manifest) == chain_of(60)
 
 
