@@ -224,7 +224,7 @@ def delete(session: Session, merge_id: str, *, project_id: str) -> MergeRow:
     row = find(session, merge_id, project_id=project_id)
     session.refresh(row, with_for_update=True)  # a promotion that is under way ends first
     aliases.refuse_needed(session, row.id, name=row.id)
-    lineage.refuse_needed_by_jobs(session, row.id, name=row.id)
+    lineage.refuse_needed_by_jobs(session, row.id, name=row.id, project_id=project_id)
     session.execute(update(MergeRow).where(MergeRow.id == row.id).values(deleted_at=func.now()))
     return row
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from shared.contract.parent_model import ParentModel
 from shared.contract.spec import ParentFile
-from shared.errors import Conflict, Invalid, NotFound
+from shared.errors import Invalid, NotFound
 from shared.lease import journal
 from shared.lease.journal import NewEvent
 from shared.products import adapters, aliases
@@ -70,22 +70,12 @@ def withdraw(session: Session, name: str, *, project_id: str) -> AdapterRow:
     Jobs of other projects, which had a permission, do not keep it; they are told.
     """
     row = adapters.delete(session, name, project_id=project_id)
-    waiting = session.execute(
-        select(JobRow.id, JobRow.project_id).where(JobRow.parent_id == row.id, _UNFINISHED).order_by(JobRow.id)
-    ).all()
-    for job_id, owner in waiting:
-        if owner == project_id:
-            raise Conflict(
-                f"The unfinished job {job_id} goes on from '{row.name}'. Cancel it, or wait until it has ended.",
-                param="model",
-                code="model_in_use_by_job",
-            )
-    _tell(session, [job_id for job_id, _ in waiting], row.name)
+    _tell(session, JobRow.parent_id == row.id, row.name)
     return row
 
 
-def _tell(session: Session, job_ids: list[str], name: str) -> None:
-    held = select(JobRow.id).where(JobRow.id.in_(job_ids), _UNFINISHED).order_by(JobRow.id).with_for_update()
+def _tell(session: Session, which: ColumnElement[bool], name: str) -> None:
+    held = select(JobRow.id).where(which, _UNFINISHED).order_by(JobRow.id).with_for_update()
     words = f"'{name}', which this job goes on from, was deleted by its project; what has not begun to train will not."
     event = NewEvent(words, level="warn", data={"code": "parent_gone", "model": name})
     journal.append_to_each(session, list(session.scalars(held)), event)

@@ -20,10 +20,8 @@ from sqlalchemy.orm import Session
 
 from shared.contract.documents import ManifestEntry
 from shared.contract.events import Finished
-from shared.contract.spec import BaseModelRef, JobSpec
-from shared.errors import NotFound
+from shared.contract.spec import BaseModelRef, JobSpec, Parent
 from shared.lease.values import Lease, NewFile
-from shared.products import adapters
 from shared.store.tables import CheckpointRow, FileRow, JobRow
 
 FILE_NAME: Final = "provenance.dsse.json"
@@ -105,8 +103,8 @@ def _dependencies(session: Session, job: JobRow, spec: JobSpec, run: RunFacts) -
     if spec.training.chat_template is not None:
         digest = hashlib.sha256(spec.training.chat_template.encode()).hexdigest()
         yield {"name": "chat_template", "digest": {"sha256": digest}}
-    if job.model.startswith("ft:"):
-        yield _parent(session, job)
+    if spec.parent is not None:
+        yield _parent(spec.parent)
     commit = (job.job_metadata or {}).get("git_sha", "")
     if _COMMIT.fullmatch(commit):
         yield {"name": "source", "digest": {"gitCommit": commit}}
@@ -129,14 +127,15 @@ def _base(base: BaseModelRef) -> Resource:
     return {"name": "base_model", "uri": f"urn:tunepool:base:{base.source}:{base.public_name}", **digest}
 
 
-def _parent(session: Session, job: JobRow) -> Resource:
-    """The adapter that training went on from; by all its files, as `digest_of` adds them up."""
-    resource: Resource = {"name": "parent_adapter", "uri": f"urn:tunepool:model:{job.model}"}
-    try:
-        parent = adapters.find_published(session, job.model, project_id=job.project_id)
-    except NotFound:  # deleted meanwhile: its name was never another's
-        return resource
-    return {**resource, "digest": {"sha256": digest_of({file.name: file.sha256 for file in parent.files})}}
+def _parent(parent: Parent) -> Resource:
+    """The tuned model that training went on from; by all its files, as `digest_of` adds them up."""
+    digest = digest_of({file.name: file.sha256 for file in parent.files})
+    return {
+        "name": "parent_adapter",
+        "uri": f"urn:tunepool:model:{parent.name}",
+        "digest": {"sha256": digest},
+        "annotations": {"init_from": parent.init_from},
+    }
 
 
 def _figures(run: RunFacts) -> Iterable[Resource]:

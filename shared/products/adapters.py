@@ -191,7 +191,7 @@ def delete(session: Session, name: str, *, project_id: str) -> AdapterRow:
     row = find(session, name, project_id=project_id)
     session.refresh(row, with_for_update=True)  # a promotion that is under way ends first
     aliases.refuse_needed(session, row.id, name=row.name)
-    lineage.refuse_needed_by_jobs(session, row.id, name=row.name)
+    lineage.refuse_needed_by_jobs(session, row.id, name=row.name, project_id=project_id)
     row.deleted_at = session.scalars(select(func.now())).one()
     session.flush()
     return row

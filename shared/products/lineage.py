@@ -23,7 +23,6 @@ Kind = Literal["file", "base_model", "job", "adapter", "checkpoint", "merge", "c
 Relation = Literal["training_file", "validation_file", "base_model", "continued", "made", "merged", "combined", "named"]
 
 MOST_NODES: Final = 1000
-TUNED: Final = "ft:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +196,7 @@ def _inputs(session: Session, job: JobRow) -> Iterator[Neighbour]:
             yield _file(session.get_one(FileRow, file_id)), LineageEdge(file_id, job.id, relation)
     base = LineageNode(f"base_model:{job.base_model}", "base_model", job.base_model)
     yield base, LineageEdge(base.id, job.id, "base_model")
-    if job.model.startswith(TUNED) and (parent := _tuned(session, job.model, job.project_id)) is not None:
+    if job.parent_id is not None and (parent := _tuned(session, job.parent_id, job.project_id)) is not None:
         yield parent, LineageEdge(parent.id, job.id, "continued")
 
 
@@ -269,7 +268,7 @@ def _merges_of(session: Session, node: LineageNode, project_id: str) -> Iterator
 def _jobs_from(session: Session, node: LineageNode, project_id: str) -> Iterator[Neighbour]:
     """Jobs that went on from this model."""
     rows = session.scalars(
-        select(JobRow).where(JobRow.project_id == project_id, JobRow.model == node.name).limit(MOST_NODES)
+        select(JobRow).where(JobRow.project_id == project_id, JobRow.parent_id == node.id).limit(MOST_NODES)
     )
     for job in rows:
         yield _job(job), LineageEdge(node.id, job.id, "continued")
@@ -301,13 +300,11 @@ def needing_aliases(session: Session, file_id: str, *, project_id: str) -> list[
     return [row.name for row in rows if file_id in _stands_on(session, row, project_id)]
 
 
-def refuse_needed_by_jobs(session: Session, model_id: str, *, name: str) -> None:
-    """Raises Conflict if a job that has not ended goes on from this model."""
+def refuse_needed_by_jobs(session: Session, model_id: str, *, name: str, project_id: str) -> None:
+    """Raises Conflict if a job of the project that has not ended goes on from this model."""
+    mine = (JobRow.parent_id == model_id, JobRow.project_id == project_id)
     job_id = session.scalars(
-        select(JobRow.id)
-        .where(JobRow.model.in_({model_id, name}), JobRow.status.in_(sorted(UNFINISHED)))
-        .order_by(JobRow.id)
-        .limit(1)
+        select(JobRow.id).where(*mine, JobRow.status.in_(sorted(UNFINISHED))).order_by(JobRow.id).limit(1)
     ).one_or_none()
     if job_id is not None:
         raise Conflict(

@@ -92,7 +92,7 @@ def test_a_merge_a_checkpoint_and_a_continued_job_are_part_of_it_and_what_is_del
     with session_scope(api.engine) as session:
         merge = merges.submit(session, CreateMerge(adapter=name, onto="base"), project_id=api.caller.project_id).id
         further = make_job(session, api.caller)
-        further.model = name
+        further.parent_id = session.scalars(select(AdapterRow.id).where(AdapterRow.name == name)).one()
         further_id = further.id
 
     _, arrows = traced(http, name)
@@ -123,7 +123,7 @@ def test_a_model_that_a_job_goes_on_from_is_not_deleted_before_the_job_has_ended
     name, _, _ = tuned(api)
     with session_scope(api.engine) as session:
         waiting = make_job(session, api.caller)
-        waiting.model = name
+        waiting.parent_id = session.scalars(select(AdapterRow.id).where(AdapterRow.name == name)).one()
         job_id = waiting.id
 
     answer = http.delete(f"/v1/models/{name}")
