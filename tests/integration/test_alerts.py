@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -107,18 +106,9 @@ def pool(session: Session) -> Pool:
     return made
 
 
-@contextmanager
-def later(pool: Pool) -> Iterator[None]:
-    """What is done within happens before the last scrape."""
-    try:
-        yield
-    finally:
-        pool.scrape()
-
-
 def test_no_alert_fires_on_a_healthy_pool(pool: Pool) -> None:
-    with later(pool):
-        pool.train()
+    pool.train()
+    pool.scrape()
 
     assert pool.fires() == set()
 
@@ -217,10 +207,10 @@ CONDITIONS: list[tuple[str, Callable[[Pool], None]]] = [
 def test_an_alert_fires_when_its_condition_is_brought_about_and_no_other_does(
     pool: Pool, alert: str, bring_about: Callable[[Pool], None]
 ) -> None:
-    with later(pool):
-        bring_about(pool)
-        if alert != "TunepoolNoSteps":
-            pool.train()
+    bring_about(pool)
+    if alert != "TunepoolNoSteps":
+        pool.train()
+    pool.scrape()
 
     assert pool.fires() == {alert}
 
