@@ -83,7 +83,7 @@ class Door:
 
         Raises NotFound, NotYet, Invalid, and Conflict when the base of a tuned model is gone or another.
         """
-        if base_models.usable(self.settings, name) is not None or not parents.is_tuned(name):
+        if not parents.is_tuned(name) or self.catalogue.taken(name):
             return self.base_model(name), None
         with self.session() as session:
             parent = parents.find(session, name, project_id=project_id)
