@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
 from api.deps import Door, DoorDep, FilesReader, FilesWriter
-from api.downloads import attachment
+from api.downloads import PARTS, sent
 from api.file_rules import MAX_LIFE_SECONDS, MIN_LIFE_SECONDS, PURPOSES
 from api.upload_form import upload_of
 from api.uploads import FormStream, store_form
@@ -131,19 +131,17 @@ def retrieve_file(file_id: str, door: DoorDep, caller: FilesReader) -> file_view
         return file_views.file(files.find(session, file_id, project_id=caller.project_id))
 
 
-@router.get("/{file_id}/content", response_class=StreamingResponse, responses=view.BYTES)
-async def file_content(file_id: str, door: DoorDep, caller: FilesReader) -> StreamingResponse:
-    """The bytes, as they were uploaded."""
+@router.get("/{file_id}/content", response_class=StreamingResponse, responses=PARTS)
+async def file_content(file_id: str, request: Request, door: DoorDep, caller: FilesReader) -> Response:
+    """The bytes, as they were uploaded. `Range` of one range is understood."""
 
-    def look() -> tuple[str, str, int]:
+    def look() -> tuple[str, str]:
         with door.session() as session:
             row = files.find(session, file_id, project_id=caller.project_id)
-            return row.key, row.filename, row.bytes
+            return row.key, row.filename
 
-    key, filename, size = await run_in_threadpool(look)
-    return StreamingResponse(
-        await door.store.stream(key), media_type="application/octet-stream", headers=attachment(filename, size=size)
-    )
+    key, filename = await run_in_threadpool(look)
+    return await sent(key, filename, door=door, request=request)
 
 
 @router.delete("/{file_id}", response_model=view.Deleted)

@@ -55,6 +55,21 @@ def test_a_range_is_answered_with_just_its_bytes(
     assert answer.headers["content-length"] == str(end - start)
 
 
+def test_the_content_of_a_file_is_sent_in_ranges_too(api: Api) -> None:
+    rows = b'{"text": "a row"}\n' * 40
+    file = api.client.files.create(file=("rows.jsonl", rows), purpose="fine-tune")
+    with api.http() as http:
+        path = f"/v1/files/{file.id}/content"
+        whole, part = http.get(path), http.get(path, headers={"Range": "bytes=10-19"})
+        rest = http.get(path, headers={"Range": "bytes=700-", "If-Range": whole.headers["etag"]})
+        behind = http.get(path, headers={"Range": "bytes=720-"})
+
+    assert (whole.content, whole.headers["accept-ranges"]) == (rows, "bytes")
+    assert (part.status_code, part.content, part.headers["content-range"]) == (206, rows[10:20], "bytes 10-19/720")
+    assert (rest.status_code, rest.content) == (206, rows[700:])
+    assert refused(api, behind, status=416)["code"] == "range_not_satisfiable"
+
+
 @pytest.mark.parametrize("asked", ["bytes=1024-", "bytes=5000-6000", "bytes=-0"])
 def test_a_range_behind_the_end_is_a_416_that_tells_the_size(
     api: Api, app_client: tuple[TestClient, str], asked: str
