@@ -45,8 +45,8 @@ def file_page(file_id: str, request: Request, door: DoorDep, visit: FilesVisitor
 
 
 @router.get("/{file_id}/content")
-async def file_content(file_id: str, door: DoorDep, visit: FilesVisitor) -> Response:
-    return await file_routes.file_content(file_id, door, visit.caller)
+async def file_content(file_id: str, request: Request, door: DoorDep, visit: FilesVisitor) -> Response:
+    return await file_routes.file_content(file_id, request, door, visit.caller)
 
 
 @router.post("/{file_id}/delete")
