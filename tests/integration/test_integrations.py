@@ -47,7 +47,12 @@ TENSORBOARD = {"type": "tensorboard"}
 @pytest.fixture(scope="module")
 def secret_api(api: Api) -> Iterator[Api]:
     """The same API with a key for secrets, and with the loopback allowed."""
-    values = {"secrets_key": SecretStr(new_key()), "webhook_networks": "127.0.0.0/8", "tracker_seconds": 0.001}
+    values: dict[str, Any] = {
+        "secrets_key": SecretStr(new_key()),
+        "webhook_networks": "127.0.0.0/8",
+        "tracker_seconds": 0.001,
+    }
+    values["webhook_seconds"] = patience(10)
     settings = api.settings.model_copy(update=values)
     with live_api(settings) as url, OpenAI(base_url=f"{url}/v1", api_key=api.key) as client:
         yield dataclasses.replace(api, url=url, settings=settings, client=client)
@@ -348,7 +353,11 @@ def mlflow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         assert server.stdout is not None
         port = server.stdout.readline().strip()
         assert port, (folder / "log").read_text()
-        yield f"http://127.0.0.1:{port}"
+        url = f"http://127.0.0.1:{port}"
+        # The first request makes the tables, which takes longer than a worker waits for an answer.
+        health = httpx2.get(f"{url}/api/2.0/mlflow/experiments/search?max_results=1", timeout=patience(30))
+        assert health.status_code == 200, health.text
+        yield url
         server.kill()
 
 
