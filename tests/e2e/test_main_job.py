@@ -96,15 +96,16 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def thread_of_its_own() -> Iterator[None]:
+def surroundings() -> Iterator[None]:
     """Other files run beside this one: two threads would wait for each other more than they compute."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUNEPOOL_CPU_THREADS", "1")
+        patch.setenv("TUNEPOOL_KEEP_WARM", "imports")  # the default, which conftest.py turns off
         yield
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, thread_of_its_own: None) -> Iterator[Finished]:
+def finished(tmp_path_factory: pytest.TempPathFactory, surroundings: None) -> Iterator[Finished]:
     home = tmp_path_factory.mktemp("main-job") / "home"
     server_command("models", "fetch", MODEL, home=KEPT)
     shutil.copytree(KEPT / "cache", home / "cache")

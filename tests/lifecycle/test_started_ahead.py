@@ -83,6 +83,31 @@ def test_a_spare_carries_out_one_attempt_and_another_waits_afterwards(warm: Stac
     assert not folder.exists(), "nothing of the attempt is left on the disk"
 
 
+def test_two_devices_have_a_spare_each_and_a_job_on_both_starts_cold(
+    servers: Servers, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    two = {"TUNEPOOL_KEEP_WARM": "imports", "TUNEPOOL_CPU_SLOTS": "2"}
+    with open_stack(tmp_path_factory.mktemp("two"), servers, **two) as made:
+        made.start_worker()
+        made.start_janitor()
+        made.wait_for_worker()
+        first = waiting(made)
+        second = waiting(made, not_these={first.pid})
+
+        singles = [made.submit("steps=5 step_seconds=0.02") for _ in range(2)]
+        assert [made.wait(job_id).status for job_id in singles] == ["succeeded", "succeeded"]
+        assert {handed_over(made, job_id) for job_id in singles} <= {first.pid, second.pid, None}
+        assert handed_over(made, singles[0]) is not None
+
+        both = made.submit("steps=5", placement={"strategy": "ddp", "gpus": 2})
+        after = [made.submit("steps=5 step_seconds=0.02") for _ in range(3)]
+        assert [made.wait(job_id).status for job_id in (both, *after)] == ["succeeded"] * 4
+        assert handed_over(made, both) is None
+        assert waiting(made)
+        broken = made.broken_invariants()
+    assert broken == []
+
+
 def test_a_spare_has_the_walls_of_a_trainer_that_starts_cold(warm: Stack, servers: Servers, tmp_path: Path) -> None:
     waiting(warm)
     slow = "steps=1000 step_seconds=0.05 save=1000"

@@ -111,7 +111,7 @@ class WarmSeat:
             return None
         assert claim.spec is not None, "a queued job is resolved"
         alone = claim.spec.placement.strategy == "single" and claim.device_ids == (self.device_id,)
-        reason = ours.fault() if alone else "the attempt has other devices, or several"
+        reason = ours.reason_not_to_give() if alone else "the attempt has other devices, or several"
         if reason is None:
             return ours
         log.info("spare.not_used", job_id=claim.lease.id, reason=reason)

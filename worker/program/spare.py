@@ -89,15 +89,19 @@ class Spare:
         return 0
 
     def fault(self) -> str | None:
-        """Why it must not be handed over, or None."""
+        """Why it is no good any more, or None. Cheap: asked each second, of each idle device."""
         code = self._trainer.poll()
         if code is not None:
             return f"it has ended with exit code {code}"
         if not self.ready and self.age > LOAD_SECONDS:
             return f"it has been loading for {LOAD_SECONDS:.0f} seconds"
-        if self._build != installed():
-            return "the program or its libraries have changed since its start"
         return None
+
+    def reason_not_to_give(self) -> str | None:
+        """Why it must not be handed over, or None. Looks at every file of the trainer."""
+        if (fault := self.fault()) is not None:
+            return fault
+        return "the program or its libraries have changed since its start" if self._build != installed() else None
 
     def hand_over(self, work: Handover, *, interrupt: Callable[[], None]) -> Trainer:
         """Give it its work; from here on it is a trainer as any other. One that still loads is waited for.
@@ -111,7 +115,8 @@ class Spare:
                 self._must_be_well()
                 interrupt()
                 self._rest()
-            self._must_be_well()
+            if (reason := self.reason_not_to_give()) is not None:
+                raise NotTaken(reason)
             try:
                 self._line.sendall(work.model_dump_json().encode() + b"\n")
             except OSError as error:
