@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,53 @@ def test_what_a_program_leaves_behind_dies_with_it_and_what_was_there_before_doe
     assert neighbour.poll() is None
     neighbour.kill()
     neighbour.wait()
+
+
+class _Heard:
+    """A sink that keeps all."""
+
+    def __init__(self) -> None:
+        self.text, self.over = b"", threading.Event()
+
+    def write(self, chunk: bytes) -> None:
+        self.text += chunk
+
+    def finish(self) -> None:
+        self.over.set()
+
+
+@pytest.mark.parametrize("when", ["between two lines", "after the end"])
+def test_a_sink_that_comes_later_hears_what_was_printed_before(tmp_path: Path, when: str) -> None:
+    out, go_on = tmp_path / "out", tmp_path / "go-on"
+    out.mkdir()
+    code = (
+        "import pathlib, time\nprint('before', flush=True)\n"
+        f"while not pathlib.Path({str(go_on)!r}).exists(): time.sleep(0.01)\nprint('afterwards', flush=True)"
+    )
+    program = launcher.start(
+        [sys.executable, "-c", code],
+        environment=trainer_environment(),
+        tag=processes.own_tag(home=tmp_path, job_id="ftjob-1", fence=1),
+        out=out,
+        log_file=tmp_path / "log",
+    )
+    heard = _Heard()
+    deadline = time.monotonic() + patience(60)
+
+    def until(holds: Callable[[], bool]) -> None:
+        while not holds():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    until(lambda: (tmp_path / "log").exists() and (tmp_path / "log").read_bytes() == b"before\n")
+    if when == "between two lines":
+        program.log_to(heard)
+    go_on.touch()
+    until(lambda: program.poll() is not None)
+    if when == "after the end":
+        until(lambda: b"afterwards" in (tmp_path / "log").read_bytes())
+        program.log_to(heard)
+    program.end(grace_seconds=0)
+
+    until(heard.over.is_set)
+    assert heard.text == b"before\nafterwards\n"

@@ -151,9 +151,12 @@ def kill(
 def _alive(process: psutil.Process) -> bool:
     _reap(process.pid)
     try:
-        return bool(process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD))
+        if process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return True
     except psutil.NoSuchProcess:
         return False
+    _reap(process.pid)  # it may have died between the two looks
+    return False
 
 
 def _reap(pid: int) -> None:
