@@ -147,8 +147,13 @@ SCOPE = {
     "GET /v1/tunepool/usage": "jobs:read",
     "GET /v1/tunepool/lineage/{name}": "models:read",
 }
-OPEN = {"GET /livez", "GET /readyz", "GET /v1/tunepool/objects/{token}", "POST /v1/tunepool/oidc/token"}
-OPEN = {"GET /livez", "GET /readyz", "GET /v1/tunepool/objects/{token}", "GET /v1/tunepool/signing-keys"}
+OPEN = {
+    "GET /livez",
+    "GET /readyz",
+    "GET /v1/tunepool/objects/{token}",
+    "GET /v1/tunepool/signing-keys",
+    "POST /v1/tunepool/oidc/token",
+}
 
 
 def ask(http: httpx2.Client, route: str) -> httpx2.Response:
