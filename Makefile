@@ -84,7 +84,7 @@ LOCK = $(BIN)/uv pip compile -q pyproject.toml - -c constraints.txt --universal 
 lock: setup ## requirements.*.lock anew: what the images install, each file by its sha256; needs the package index
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	printf '%s\n' 'hatchling>=1.27' editables pip | $(LOCK) -o requirements.api.lock
-	printf '%s\n' 'hatchling>=1.27' editables pip | $(LOCK) --extra train -o requirements.worker.lock
+	printf '%s\n' 'hatchling>=1.27' editables pip | $(LOCK) --extra train --extra trackers -o requirements.worker.lock
 	@$(BIN)/python -m pip uninstall --quiet --yes uv
 
 audit: setup ## what the public database of advisories knows of our versions; needs the network

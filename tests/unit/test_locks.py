@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
-LOCKS = {"api": "", "worker": "train"}  # image -> extra
+LOCKS = {"api": (), "worker": ("train", "trackers")}  # image -> extras
 # What the test machine has not: the build of the package itself, CUDA's libraries, and other systems' parts.
 ELSEWHERE = re.compile(
     r"hatchling|tomlkit|editables|trove-classifiers|triton|cuda-[a-z]+|nvidia-(cu|nc|nv).*|colorama|tzdata|httpx2-jsfetch|setuptools"
@@ -66,7 +66,8 @@ def test_every_part_of_an_image_has_hashes_and_the_version_that_was_tested(image
 @pytest.mark.parametrize("image", LOCKS)
 def test_an_image_lacks_nothing_of_what_the_package_needs(image: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"].get(LOCKS[image], ())]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(line for extra in LOCKS[image] for line in extras[extra])]
     seen: set[str] = set()
 
     assert {name for line in wanted for name in needed(Requirement(line), seen)} - locked(image).keys() == set()
