@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -239,3 +241,30 @@ def test_the_end_of_a_log_begins_with_a_line() -> None:
 def test_reading_behind_the_end_waits_there() -> None:
     assert trainer_log.cut([(0, b"a\n")], after=2, limit=10) == LogText("", 2, 2, 2, 0)
     assert trainer_log.cut([(0, b"a\n")], after=50, limit=10) == LogText("", 2, 2, 2, 0)
+
+
+def test_a_log_that_is_being_made_is_no_log_of_the_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[list[kept_log.LeftLog]] = []
+    flock = fcntl.flock
+
+    def looked_at_first(file: Any, how: int) -> None:
+        """A sibling looks at the worst moment: the folder is there, and not locked yet."""
+        if not looks:
+            looks.append([])
+            with kept_log.left_behind(tmp_path) as left:
+                looks.append(left)
+        flock(file, how)
+
+    monkeypatch.setattr(kept_log.fcntl, "flock", looked_at_first)
+    kept = KeptLog(tmp_path, "ftjob-1", 1)
+
+    assert looks == [[], []]
+    with kept_log.left_behind(tmp_path) as left:
+        assert left == [], "it is held"
+    kept.let_go()
+    with kept_log.left_behind(tmp_path) as left:
+        assert [log.job_id for log in left] == ["ftjob-1"]
+        kept_log.remove(left[0].folder)
+    (tmp_path / "ftjob-2.1.gone").mkdir()
+    with kept_log.left_behind(tmp_path) as left:
+        assert (left, list(tmp_path.iterdir())) == ([], [])

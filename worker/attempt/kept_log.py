@@ -24,6 +24,8 @@ SEGMENT_BYTES: Final = 256 * 1024
 SEGMENTS: Final = 3  # the last one is being filled
 LIVE_BYTES: Final = 64 * 1024  # the newest, in memory, until they are told
 _NAME: Final = re.compile(r"(?P<job>[A-Za-z0-9-]{1,64})\.(?P<fence>[0-9]{1,18})")
+_BEING_MADE: Final = ".new"
+_BEING_REMOVED: Final = ".gone"
 _SEGMENT: Final = re.compile(r"tail-(?P<start>[0-9]{15})")
 
 
@@ -53,12 +55,16 @@ class KeptLog:
     def __init__(self, logs: Path, job_id: str, fence: int) -> None:
         """Raises OSError."""
         self.folder = logs / f"{job_id}.{fence}"
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True, mode=0o700)
-        self._lock = (self.folder / "lock").open("w")
+        # It gets its name with its lock held: a sibling that looks for logs of the dead would take it for one.
+        made = logs / f"{job_id}.{fence}{_BEING_MADE}"
+        for earlier in (made, self.folder):
+            shutil.rmtree(earlier, ignore_errors=True)
+        made.mkdir(parents=True, mode=0o700)
+        self._lock = (made / "lock").open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._lines = LogLines()
-        self._file = (self.folder / "head").open("wb")
+        self._file = (made / "head").open("wb")
+        made.rename(self.folder)
         self._room = HEAD_BYTES
         self._size = self._told = 0
         self._new: list[bytes] = []
@@ -153,18 +159,27 @@ def left_behind(logs: Path) -> Iterator[list[LeftLog]]:
         with contextlib.suppress(FileNotFoundError):
             for folder in sorted(logs.iterdir()):
                 match = _NAME.fullmatch(folder.name)
-                if match is not None and _held(folder, held):
+                if folder.name.endswith(_BEING_REMOVED):
+                    shutil.rmtree(folder, ignore_errors=True)
+                elif match is not None and _held(folder, held):
                     left.append(LeftLog(folder, match["job"], int(match["fence"])))
         yield left
 
 
 def _held(folder: Path, held: contextlib.ExitStack) -> bool:
     try:
-        lock = held.enter_context((folder / "lock").open("a"))
+        lock = held.enter_context((folder / "lock").open("r+"))  # whoever removes the folder must not meet a new file
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
     return folder.is_dir()
+
+
+def remove(folder: Path) -> None:
+    """What is half removed is no log any more: whoever looks next goes on with it. Raises OSError."""
+    gone = folder.with_name(folder.name + _BEING_REMOVED)
+    folder.rename(gone)
+    shutil.rmtree(gone)
 
 
 def whole(folder: Path) -> WholeLog:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from pathlib import Path
 
 import structlog
@@ -68,4 +67,4 @@ def _send(host: Host, folder: Path, job_id: str, fence: int) -> None:
         )
         host.write(lambda s: trainer_log.store(s, job_id, fence, stored))
     with contextlib.suppress(OSError):
-        shutil.rmtree(folder)
+        kept_log.remove(folder)
