@@ -65,7 +65,7 @@ def _value(node: Any, scrapes: Sequence[Scrape]) -> Vector | float:
             return _call(node, scrapes)
         case promql.BinaryExpr():
             return _both(node, scrapes)
-    raise NotImplementedError(type(node).__name__)
+    raise AssertionError(f"no rule of ours has a {type(node).__name__} yet: teach it here")
 
 
 def _selected(node: Any, scrape: Scrape) -> Vector:

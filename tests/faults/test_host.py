@@ -98,3 +98,16 @@ def test_a_host_that_starts_again_gives_up_all_leases_of_its_earlier_life_at_onc
     assert [row.outcome for row in stack.attempts(job_id)] == ["lost", "succeeded"]
     with Session(stack.engine) as session:
         assert session.scalars(select(DeviceRow.leased_by)).all() == [None]
+
+
+def test_a_host_that_can_keep_no_log_trains_all_the_same_and_says_so(own_stack: Stack) -> None:
+    own_stack.settings.home.mkdir(parents=True, exist_ok=True)
+    (own_stack.settings.home / "logs").write_text("no folder can be made here")
+    own_stack.start_worker()
+    own_stack.start_janitor()
+
+    job = own_stack.wait(own_stack.submit("steps=3"))
+
+    assert job.status == "succeeded", job.error
+    assert [attempt.outcome for attempt in own_stack.attempts(job.id)] == ["succeeded"]
+    assert "log.not_kept" in (own_stack.home / "worker-home.log").read_text()

@@ -59,12 +59,16 @@ class KeptLog:
         made = logs / f"{job_id}.{fence}{_BEING_MADE}"
         for earlier in (made, self.folder):
             shutil.rmtree(earlier, ignore_errors=True)
-        made.mkdir(parents=True, mode=0o700)
-        self._lock = (made / "lock").open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            made.mkdir(parents=True, mode=0o700)
+            self._lock = (made / "lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._file = (made / "head").open("wb")
+            made.rename(self.folder)
+        except OSError:
+            shutil.rmtree(made, ignore_errors=True)
+            raise
         self._lines = LogLines()
-        self._file = (made / "head").open("wb")
-        made.rename(self.folder)
         self._room = HEAD_BYTES
         self._size = self._told = 0
         self._new: list[bytes] = []

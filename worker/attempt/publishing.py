@@ -65,9 +65,12 @@ class PublishingAttempt:
         self.kept: KeptLog | None = None
         self.log_told_at = clock()
 
-    def keep_log(self) -> KeptLog:
-        """Raises OSError."""
-        self.kept = KeptLog(self.host.logs, self.lease.id, self.lease.fence)
+    def keep_log(self) -> KeptLog | None:
+        """None: this host can keep none, such as on a full disk. The training goes on without."""
+        try:
+            self.kept = KeptLog(self.host.logs, self.lease.id, self.lease.fence)
+        except OSError as error:
+            log.warning("log.not_kept", job_id=self.lease.id, error=str(error)[:200])
         return self.kept
 
     def tell_log(self, *, now: bool = False) -> None:
