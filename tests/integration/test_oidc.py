@@ -176,7 +176,7 @@ def test_a_genuine_token_that_no_rule_is_for_is_told_so(
 
 
 @pytest.mark.parametrize(
-    "forged", [{"key": STRANGE}, {"exp": time.time() - 3600}, {"iss": "https://token.actions.githubusercontent.com"}]
+    "forged", [{"key": STRANGE}, {"exp": 1_700_000_000}, {"iss": "https://token.actions.githubusercontent.com"}]
 )
 def test_a_token_that_proves_nothing_is_a_401(
     api: Api, nobody: httpx2.Client, issuer: Issuer, rule: dict[str, Any], forged: dict[str, Any]

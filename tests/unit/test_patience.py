@@ -19,6 +19,10 @@ APART = {"patience.py", "fake_trainer.py", "fake_merger.py", "hasty_worker.py", 
 # Settings that a test shortens though a slow machine needs them longer.
 SHORTENED = {f"TUNEPOOL_{name}_SECONDS" for name in ("LEASE", "GRACE", "STOP", "STALL_FLOOR")}
 LONG_ANYWHERE = 300.0
+CLOCKS = {
+    *("time.time", "time.time_ns", "time.monotonic", "time.monotonic_ns", "time.perf_counter"),
+    *("datetime.now", "datetime.utcnow", "datetime.datetime.now", "date.today", "datetime.date.today", "now"),
+}
 
 
 @cache
@@ -78,6 +82,20 @@ def hasty_requests(tree: ast.AST) -> list[int]:
     ]
 
 
+def early_clocks(tree: ast.Module) -> list[int]:
+    """Lines that read a clock while tests are collected: the test may run an hour later."""
+    lines, outside = [], list(tree.body)
+    while outside:
+        node = outside.pop()
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in CLOCKS:
+            lines.append(node.lineno)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            outside += [*node.decorator_list, node.args]
+        elif not isinstance(node, ast.Lambda):
+            outside += ast.iter_child_nodes(node)
+    return lines
+
+
 def unguarded_yields(tree: ast.AST) -> list[int]:
     """Lines of context managers that yield outside every `with` and `try`, and still have something to do after it."""
     found = []
@@ -115,6 +133,23 @@ def test_the_scan_for_fixed_waits_sees_each_kind(line: str) -> None:
 def test_no_request_of_a_test_gives_up_sooner_than_a_slow_machine_answers() -> None:
     assert [f"{path}:{line}" for path, tree in trees().items() for line in hasty_requests(tree)] == []
     assert hasty_requests(ast.parse("httpx2.get(url)\nhttpx2.Client(base_url=url, timeout=patience(20))")) == [1]
+
+
+def test_no_test_keeps_a_moment_from_when_it_was_collected() -> None:
+    assert {str(path): lines for path, tree in trees().items() if (lines := early_clocks(tree))} == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "START = time.time()",
+        "@parametrize('at', [datetime.now(UTC)])\ndef test(at): ...",
+        "def at(t=now()): ...",
+    ],
+)
+def test_the_scan_for_early_clocks_sees_each_kind(text: str) -> None:
+    assert early_clocks(ast.parse(text)) == [1]
+    assert early_clocks(ast.parse("def test():\n    start = time.time()\nlater = lambda: time.time()")) == []
 
 
 def test_what_a_block_opens_is_closed_also_when_the_test_fails() -> None:
