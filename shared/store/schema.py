@@ -46,6 +46,7 @@ REVISIONS: Final = (
     "0030_signing",
     "0031_logs",
     "0032_cluster",
+    "0039_queue_depth",
 )
 
 
