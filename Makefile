@@ -14,6 +14,10 @@ SEED ?= 1
 # Files of tests that run side by side. More than two on two cores: those that kill processes mostly wait.
 SIDE ?= 3
 
+# Compiled before a test starts: where PYTHONDONTWRITEBYTECODE is set, every one of a thousand processes would do it anew,
+# half a second each.
+CODE := api shared worker standalone migrations cli/src tests examples
+
 # Threads that spin at barriers for long slow everything down as soon as a machine is busy (worker/program/launcher.py).
 export GOMP_SPINCOUNT := 10000
 
@@ -58,6 +62,7 @@ demo: setup ## the main job: a real model, real QLoRA, through the real API; bas
 	$(BIN)/python -m examples.demo
 
 test: setup ## every test, on a real Postgres and a real Valkey from wheels; FAST=1: the quick ones, for the loop of work
+	@$(BIN)/python -m compileall -q $(CODE)
 	$(BIN)/python -m pytest $(if $(FAST),tests/unit tests/integration -m "not slow") -n $(SIDE) --dist loadfile --no-loadscope-reorder --durations 20
 
 check: setup ## format, lint, types, import laws, locks

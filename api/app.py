@@ -235,4 +235,5 @@ def app_from_settings() -> FastAPI:
     # collector 0.1 s, in which nobody is answered.
     gc.collect()
     gc.freeze()
+    gc.enable()  # api/serve.py had it rest meanwhile
     return app

@@ -6,6 +6,7 @@ for it: 0.2 s for 10,000 waiting jobs.
 
 from __future__ import annotations
 
+import gc
 import pickle
 import select
 import signal
@@ -17,6 +18,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
+
+if __name__ == "__main__":
+    # What imports make lives to the end: to look through it meanwhile is a quarter of the start.
+    gc.disable()
 
 import structlog
 from sqlalchemy import Engine
@@ -154,4 +159,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()
+    gc.enable()
     main()

@@ -5,6 +5,13 @@ The options are uvicorn's. Its own command would leave the parent's environment 
 
 from __future__ import annotations
 
+import gc
+
+if __name__ == "__main__":
+    # What imports make lives to the end: to look through it meanwhile is a quarter of the start. The application has it
+    # on again.
+    gc.disable()
+
 from uvicorn.main import main as uvicorn
 
 from shared.operating.secrecy import hide_secrets

@@ -5,6 +5,7 @@ Dead leases go back to the queue, waiting work is rung for, expired files and th
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 import time
@@ -12,6 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
+
+if __name__ == "__main__":
+    # What imports make lives to the end: to look through it meanwhile is a quarter of the start.
+    gc.disable()
 
 import structlog
 from sqlalchemy import Engine, func, select
@@ -174,4 +179,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()
+    gc.enable()
     main()

@@ -100,7 +100,7 @@ def test_a_process_that_serves_requests_never_loads_the_training_stack(module: s
     assert done.stdout.split() == []
 
 
-def test_every_program_that_loads_the_stack_lets_the_collector_rest_meanwhile() -> None:
+def test_every_program_that_loads_the_stack_leaves_out_what_it_does_not_need_meanwhile() -> None:
     programs = {path.stem: path.read_text() for path in (ROOT / "worker/train").glob("*.py")}
     loading = {
         name: text
@@ -109,9 +109,32 @@ def test_every_program_that_loads_the_stack_lets_the_collector_rest_meanwhile() 
     }
     assert len(loading) >= 9
     for name, text in loading.items():
-        before, _, after = text.partition("    gc.disable()\n")
+        before, _, after = text.partition("    light_start.begin()\n")
+        before = before.replace("from worker.train import light_start\n", "")
         assert not re.search(r"^(import|from) (torch|transformers|peft|trl|worker)\b", before, re.M), name
-        assert "    gc.freeze()\n    gc.enable()\n" in after, name
+        assert "    light_start.end()\n" in after, name
+
+
+def test_every_process_of_a_stack_lets_the_collector_rest_while_it_imports() -> None:
+    started = re.compile(r'if __name__ == "__main__":\n(?:    .*\n)*    gc\.disable\(\)\n')
+    on_again = re.compile(r'if __name__ == "__main__":\n    gc\.freeze\(\)\n    gc\.enable\(\)\n')
+    for name in ("janitor", "pull", "base_models", "chores/talking", "attempt/dispatcher", "attempt/handed_over"):
+        text = (ROOT / f"worker/{name}.py").read_text()
+        assert started.search(text), name
+        assert on_again.search(text), name
+    for first, name in (("worker/app.py", "worker/app.py"), ("api/serve.py", "api/app.py")):
+        before = (ROOT / first).read_text().partition("    gc.disable()\n")[0]
+        assert not re.search(r"^(import|from) (structlog|celery|uvicorn|fastapi|shared)\b", before, re.M), first
+        assert re.search(r"    gc\.freeze\(\).*\n    gc\.enable\(\)", (ROOT / name).read_text()), name
+
+
+def test_to_a_program_of_the_stack_the_libraries_that_it_does_not_use_are_not_installed() -> None:
+    code = "from importlib.util import find_spec; from worker.train import light_start; light_start.begin(); "
+    code += "print(any(find_spec(name) for name in light_start.UNUSED), bool(find_spec('trl')), end='')"
+
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert done.stdout == "False True"
 
 
 def test_no_route_stands_on_another_route() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import gc
 import hmac
 import itertools
 import secrets
@@ -19,6 +20,10 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Final
+
+if __name__ == "__main__":
+    # What imports make lives to the end: to look through it meanwhile is a quarter of the start.
+    gc.disable()
 
 import structlog
 from pydantic import ValidationError
@@ -375,4 +380,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()
+    gc.enable()
     main()

@@ -6,16 +6,16 @@ is a crash worth a retry.
 
 from __future__ import annotations
 
-import gc
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from worker.train import light_start
+
 if __name__ == "__main__":
-    # The million objects that imports make live to the end. To look through them meanwhile is a third of the start.
-    gc.disable()
+    light_start.begin()
 
 import torch
 from transformers import set_seed
@@ -291,6 +291,5 @@ def _best_answers(progress: Progress, *, by: AnswerMeasure) -> tuple[int, str]:
 
 
 if __name__ == "__main__":
-    gc.freeze()
-    gc.enable()
+    light_start.end()
     sys.exit(main(*work_of(sys.argv[1:])))

@@ -7,7 +7,6 @@ that ran out of memory over validation rows, and wrote down that fewer will do, 
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -16,9 +15,10 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Final
 
+from worker.train import light_start
+
 if __name__ == "__main__":
-    # The million objects that imports make live to the end. To look through them meanwhile is a third of the start.
-    gc.disable()
+    light_start.begin()
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
@@ -59,6 +59,5 @@ def _run(options: Namespace) -> int:
 
 
 if __name__ == "__main__":
-    gc.freeze()
-    gc.enable()
+    light_start.end()
     sys.exit(main(sys.argv[1:]))

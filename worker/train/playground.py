@@ -6,7 +6,6 @@ ends when that socket closes, and the kernel ends it when whoever started it die
 
 from __future__ import annotations
 
-import gc
 import os
 import queue
 import socket
@@ -17,9 +16,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
+from worker.train import light_start
+
 if __name__ == "__main__":
-    # The million objects that imports make live to the end. To look through them meanwhile is a third of the start.
-    gc.disable()
+    light_start.begin()
 
 import torch
 from pydantic import BaseModel
@@ -181,6 +181,5 @@ def serve(spec: PlaygroundSpec, inbox: Inbox, say: Callable[[BaseModel], None]) 
 
 
 if __name__ == "__main__":
-    gc.freeze()
-    gc.enable()
+    light_start.end()
     sys.exit(main(Path(sys.argv[1])))

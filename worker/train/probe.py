@@ -7,7 +7,6 @@ the stages of CUDA are left out. The kernel of the stage "triton" has not been r
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 import shutil
@@ -19,9 +18,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final
 
+from worker.train import light_start
+
 if __name__ == "__main__":
-    # The million objects that imports make live to the end. To look through them meanwhile is a third of the start.
-    gc.disable()
+    light_start.begin()
 
 import torch
 
@@ -181,6 +181,5 @@ def main(spec_file: Path, out: Path) -> int:
 
 
 if __name__ == "__main__":
-    gc.freeze()
-    gc.enable()
+    light_start.end()
     sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
