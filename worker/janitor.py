@@ -138,6 +138,8 @@ class Janitor:
     def sweep(self) -> None:
         """Ring for work that waits: the bell that should have brought it may be lost."""
         self._alone("cold", cold_jobs.call)
+        if anew := self._alone("settled anew", moves.settle_anew):
+            log.warning("jobs.settled_anew", ids=anew)
         waiting = self._alone("sweep", lanes.waiting) or set()
         for lane in LANES:
             if lane in waiting:

@@ -77,7 +77,6 @@ class PoolPolicy(View):
     min_runtime_seconds: float
     preempt_grace_seconds: float
     half_life_seconds: float
-    memory_safety: float
     foreign_tolerance_bytes: int
 
 
@@ -222,7 +221,6 @@ def policy(rules: Policy) -> PoolPolicy:
         min_runtime_seconds=rules.min_runtime.total_seconds(),
         preempt_grace_seconds=rules.preempt_grace.total_seconds(),
         half_life_seconds=rules.half_life.total_seconds(),
-        memory_safety=rules.memory_safety,
         foreign_tolerance_bytes=rules.foreign_tolerance_bytes,
     )
 

@@ -19,7 +19,6 @@ from shared.jobs import moves
 from shared.lease import journal
 from shared.lease.journal import NewEvent
 from shared.plan.capacity import Abilities, Device
-from shared.plan.fairshare import PLAN_MARGIN
 from shared.store.tables import DeviceRow, FetchRow, JobRow, WorkerRow
 
 _ALIVE: Final = WorkerRow.last_seen > func.now() - SILENCE
@@ -42,9 +41,8 @@ class _Want(NamedTuple):
         """Whether such a job may run on the host, once its base model is there."""
         whole = self.gpus * self.nodes > 1
         needs = Abilities(self.needs_gpu, self.needs_bfloat16, self.needs_capability or 0, whole)
-        room = int(self.smallest * PLAN_MARGIN)
-        fitting = [device for device in host if device.usable and needs.met_by(device) and device.total_bytes >= room]
-        return len(fitting) >= self.gpus
+        able = [device for device in host if device.usable and needs.met_by(device)]
+        return sum(device.total_bytes >= self.smallest for device in able) >= self.gpus
 
 
 def call(session: Session) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, true, update
 from sqlalchemy.orm import Session
 
 from shared.contract.documents import JobProgress
@@ -150,12 +150,12 @@ def _seconds_left(job: JobRow, *, ran: float) -> float | None:
     return None if job.expected_seconds is None else max(0.0, job.expected_seconds - ran)
 
 
-def devices(session: Session, pool_name: str) -> tuple[Device, ...]:
-    """The devices of the pool's live workers."""
+def devices(session: Session, pool_name: str, *, silent: bool = False) -> tuple[Device, ...]:
+    """The devices of the pool's live workers; `silent`: of all that are known, heard of lately or not."""
     rows = session.execute(
         select(DeviceRow, WorkerRow.draining, WorkerRow.host)
         .join(WorkerRow, WorkerRow.id == DeviceRow.worker_id)
-        .where(DeviceRow.pool == pool_name, WorkerRow.last_seen > func.now() - SILENCE)
+        .where(DeviceRow.pool == pool_name, true() if silent else WorkerRow.last_seen > func.now() - SILENCE)
     )
     return tuple(
         Device(

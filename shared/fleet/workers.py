@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, case, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared.fleet import members
 from shared.lease import lease
+from shared.plan.fairshare import Policy
 from shared.store.tables import DeviceRow, Leased, WorkerRow
 
 # A worker reports itself every ten seconds, and two reports fit into this (`Settings.heartbeat_seconds`). After this
@@ -180,15 +181,22 @@ def has_idle_device(session: Session, worker_id: str) -> bool:
     return session.scalars(idle.limit(1)).one_or_none() is not None
 
 
+def _offered() -> ColumnElement[int]:
+    """Bytes that a device has when no job is there, as `device_fit.offered` reckons."""
+    leaving = case((DeviceRow.foreign_bytes > Policy().foreign_tolerance_bytes, DeviceRow.foreign_bytes), else_=0)
+    gpu = func.least(DeviceRow.total_bytes, DeviceRow.free_bytes + leaving)
+    return case((DeviceRow.kind == "cpu", DeviceRow.total_bytes - DeviceRow.foreign_bytes), else_=gpu)
+
+
 def roomiest_device(session: Session, *, pool_name: str) -> DeviceReport | None:
-    """The device to settle jobs for: the GPU with the most memory, and a CPU only where there is no GPU.
+    """The device to settle jobs for: the GPU that offers the most when idle, and a CPU only where there is no GPU.
 
     None: no worker has a device that may be used.
     """
     row = session.scalars(
         select(DeviceRow)
         .where(DeviceRow.pool == pool_name, DeviceRow.healthy, DeviceRow.quarantined.is_(False))
-        .order_by((DeviceRow.kind == "cpu").asc(), DeviceRow.total_bytes.desc(), DeviceRow.id)
+        .order_by((DeviceRow.kind == "cpu").asc(), _offered().desc(), DeviceRow.total_bytes.desc(), DeviceRow.id)
         .limit(1)
     ).one_or_none()
     if row is None:

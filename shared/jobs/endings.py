@@ -35,12 +35,13 @@ def validated(
     bytes_per_device: int,
     needs: Abilities = ANY,
     expected_seconds: float | None = None,
+    settled_for: dict[str, Any] | None = None,
     events: Sequence[NewEvent] = (),
 ) -> bool:
     """validating_files -> queued, with every value settled.
 
     Args:
-        needs: what it asks of devices besides memory.
+        needs: what it asks of devices besides memory; `settled_for`: the device that it was settled for.
         events: what the files' checks have to say.
     """
     moved = session.execute(
@@ -57,6 +58,7 @@ def validated(
             needs_bfloat16=needs.bfloat16,
             needs_capability=needs.capability or None,
             expected_seconds=expected_seconds,
+            settled_for=settled_for,
             queued_at=func.now(),
             lease_owner=None,
             lease_until=None,

@@ -25,6 +25,7 @@ from shared.jobs.requests import (
     request_pause,
     resume,
 )
+from shared.jobs.settled_anew import settle_anew
 
 __all__ = [
     "cancel_all_waiting",
@@ -48,6 +49,7 @@ __all__ = [
     "request_pause",
     "resume",
     "set_phase",
+    "settle_anew",
     "submit",
     "succeed",
     "take_over",

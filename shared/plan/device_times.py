@@ -16,7 +16,7 @@ NO_WORKER: Final = (
     "one); unblocked by a worker that has them"
 )
 TOO_LARGE: Final = (
-    "needs {:.1f} GiB on each of {} devices (safety {} included); no more than {:.1f} GiB is built in; "
+    "needs {:.1f} GiB on each of {} devices; no more than {:.1f} GiB is built in; "
     "unblocked by a larger device or a smaller job"
 )
 UNABLE: Final = (
@@ -25,7 +25,7 @@ UNABLE: Final = (
 )
 QUARANTINED: Final = "needs {} x {} devices; {} are quarantined or drained ({}); unblocked when they are back"
 OCCUPIED: Final = (
-    "needs {:.1f} GiB on each of {} devices (safety {} included); {:.1f} GiB can be had, because processes outside "
+    "needs {:.1f} GiB on each of {} devices; {:.1f} GiB can be had, because processes outside "
     "the pool hold device memory ({}); unblocked when they end"
 )
 COLD: Final = (
@@ -90,7 +90,9 @@ class Occupancy:
         """Bytes that the device offers, now or when its job ends; -1 while a stranger works on it."""
         if self._foreign(device):
             return -1
-        return device.free_bytes if self._idle(device) else device.total_bytes - device.foreign_bytes
+        if device.kind == "cpu" and not self._idle(device):  # what is free there now is what its job has left
+            return device.total_bytes - device.foreign_bytes
+        return device.free_bytes  # of a GPU that a job has: what was free before (worker/host/idle_memory.py)
 
     def obtainable_of(self, job: RunningJob) -> tuple[Device, ...]:
         """The devices that stopping the job would make available."""
@@ -115,7 +117,7 @@ class Occupancy:
         if widest < 0:
             count = len({device.host for device in self.devices.values()})
             return Reason("NO_WORKER", NO_WORKER, (nodes, gpus, len(self.devices), count))
-        sizes = (need, gpus * nodes, self.policy.memory_safety)
+        sizes = (need, gpus * nodes)
         widest = self._registered.able(demand.needs).widest(gpus, nodes)
         if widest < 0:
             return Reason("NO_FIT_DEVICE", UNABLE, (nodes, gpus, str(demand.needs), len(self.devices)))

@@ -68,9 +68,6 @@ class Share:
     held: bool = False
 
 
-PLAN_MARGIN: Final = 1.1  # the plan gives a job this many times the bytes that it asks for
-
-
 @dataclass(frozen=True, slots=True)
 class Policy:
     """The pool's rules."""
@@ -79,7 +76,6 @@ class Policy:
     max_wait: timedelta = timedelta(hours=24)
     min_runtime: timedelta = timedelta(minutes=10)  # nobody is stopped earlier
     preempt_grace: timedelta = timedelta(minutes=2)  # from the request to a free device
-    memory_safety: float = PLAN_MARGIN
     foreign_tolerance_bytes: int = GIB // 2  # a desktop on the GPU is no stranger
     entry_seconds: float = 3600.0  # charged for each device of a job whose duration nobody could estimate
     preemptions_per_pass: int = 32

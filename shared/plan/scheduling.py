@@ -199,7 +199,7 @@ class _Pass:
 
     def consider(self, job: QueuedJob, lane: ProjectQueue, *, aged: bool) -> None:
         """Start the job, or record why it waits."""
-        demand = Demand(job.gpus, job.nodes, int(job.bytes_per_device * self.policy.memory_safety), job.needs)
+        demand = Demand(job.gpus, job.nodes, job.bytes_per_device, job.needs)
         cost = charge(job, policy=self.policy)
         aside = self._aside(job, lane, demand, cost)
         if aside is not None:

@@ -125,7 +125,7 @@ class Verdicts(Mapping[str, Verdict]):
         return low, max(low, high)
 
     def _gib(self, job: QueuedJob) -> float:
-        return job.bytes_per_device * self._policy.memory_safety / GIB
+        return job.bytes_per_device / GIB
 
     @cached_property
     def _starts(self) -> tuple[list[float], list[float]]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from statistics import pstdev
 
 from shared.contract.spec import DeviceKind, MethodName
-from shared.plan.fairshare import PLAN_MARGIN
 
 PRIOR_SPREAD = 0.10  # of log(measured/predicted) before anything was measured; the published points scatter so
 NOISE_FLOOR = 0.02  # two runs of the same job never agree better
@@ -45,12 +44,8 @@ class Calibration:
         return math.ceil(predicted * self.factor)
 
     def upper(self, predicted: int) -> int:
-        """Bytes to admit with: nine of ten such jobs need no more."""
+        """Bytes to ask for: nine of ten such jobs need no more."""
         return math.ceil(predicted * self.factor * math.exp(UPPER * self.spread))
-
-    def admitted(self, predicted: int) -> int:
-        """`upper`, less the margin that the plan adds to every job."""
-        return math.ceil(self.upper(predicted) / PLAN_MARGIN)
 
     @property
     def sure(self) -> str:

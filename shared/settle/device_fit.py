@@ -8,7 +8,7 @@ from typing import Final
 
 from shared.contract.spec import DeviceKind, JobSpec
 from shared.plan.capacity import ANY, Abilities
-from shared.plan.fairshare import PLAN_MARGIN, Policy
+from shared.plan.fairshare import Policy
 from shared.settle.calibration import Measurement
 from shared.settle.memory_fit import calibration, peak
 from shared.settle.settling import DeviceFacts
@@ -81,7 +81,7 @@ def fits(
 def _fit(spec: JobSpec, device: Candidate, *, measurements: Sequence[Measurement], abilities: Abilities) -> Fit:
     work = workload(spec, device=device.kind, memory=device.total_bytes)
     correction = calibration(work, spec=spec, measurements=measurements)
-    needed = int(correction.admitted(peak(work).total) * PLAN_MARGIN)
+    needed = correction.upper(peak(work).total)
     room = device.total_bytes - device.foreign_bytes
     if device.kind != "cpu":
         room = min(room, device.free_bytes)

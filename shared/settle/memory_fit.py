@@ -76,7 +76,7 @@ def _fits_somehow(settling: Settling, build: Callable[[], JobSpec]) -> bool:
 def _bytes(settling: Settling, build: Callable[[], JobSpec]) -> int:
     spec = build()
     work = workload(spec, device=settling.device.kind, memory=settling.device.total_bytes)
-    return calibration(work, spec=spec, measurements=settling.measurements).admitted(peak(work).total)
+    return calibration(work, spec=spec, measurements=settling.measurements).upper(peak(work).total)
 
 
 def _sure(settling: Settling, build: Callable[[], JobSpec]) -> str:

@@ -104,12 +104,12 @@ def resolve(
     return Resolution(
         spec=spec,
         auto=tuple(_auto_value(name, settling) for name in settling.reasons),
-        bytes_per_device=correction.admitted(peak(work).total),
+        bytes_per_device=correction.upper(peak(work).total),
         expected_steps=expected_steps(spec),
         estimate=peak(work),
         calibration=correction,
         work=work,
-        fits=correction.admitted(peak(work).total) <= device.budget,
+        fits=correction.upper(peak(work).total) <= device.budget,
     )
 
 

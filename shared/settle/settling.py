@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from shared.contract.objectives import OBJECTIVES, ObjectiveFacts
 from shared.contract.spec import DataFacts, DeviceKind, MethodName, ModelFacts, Objective, Preset
-from shared.plan.fairshare import PLAN_MARGIN
 from shared.settle.calibration import Measurement
 
 RESERVE: Final = 0.02  # of the device
@@ -26,12 +25,11 @@ class DeviceFacts:
 
     @property
     def budget(self) -> int:
-        """The most bytes that a job may ask of the device. The plan asks for `PLAN_MARGIN` times as much.
+        """The most bytes that a job may ask of the device. The plan looks for as many, and adds nothing.
 
         A reserve stays for what changes between the settling and the start, such as a desktop.
         """
-        offered = min(self.free_bytes, self.total_bytes) - int(self.total_bytes * RESERVE)
-        return max(0, int(offered / PLAN_MARGIN))
+        return max(0, min(self.free_bytes, self.total_bytes) - int(self.total_bytes * RESERVE))
 
 
 @dataclass(frozen=True)

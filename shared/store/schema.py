@@ -47,6 +47,7 @@ REVISIONS: Final = (
     "0031_logs",
     "0032_cluster",
     "0039_queue_depth",
+    "0037_settled_for",
 )
 
 

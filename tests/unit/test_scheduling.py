@@ -261,15 +261,15 @@ def test_a_job_larger_than_every_device_is_told_both_sizes() -> None:
     verdict = decide([job("r", bytes_per_device=30 * GIB)], [device("gpu")]).verdicts["r"]
 
     assert verdict.blocked_by == "NO_FIT_MEMORY"
-    assert "needs 33.0 GiB" in verdict.detail
+    assert "needs 30.0 GiB" in verdict.detail
     assert "24.0 GiB is built in" in verdict.detail
 
 
-def test_memory_is_checked_with_its_safety_margin_against_what_is_really_free() -> None:
+def test_a_job_takes_what_is_really_free_and_no_margin_comes_on_top() -> None:
     tight = device("gpu", free_bytes=11 * GIB - 1)
 
-    assert started(decide([job("r", bytes_per_device=10 * GIB)], [tight])) == []
-    assert started(decide([job("r", bytes_per_device=9 * GIB)], [tight])) == ["r"]
+    assert started(decide([job("r", bytes_per_device=11 * GIB)], [tight])) == []
+    assert started(decide([job("r", bytes_per_device=11 * GIB - 1)], [tight])) == ["r"]
 
 
 def test_a_device_with_a_strangers_process_is_left_alone_and_named() -> None:
@@ -325,6 +325,20 @@ def test_several_devices_of_one_job_are_never_slices_of_a_gpu() -> None:
     assert (alone.blocked_by, "no MIG slice" in alone.detail) == ("NO_FIT_DEVICE", True)
     assert assignment.device_ids == ("i:GPU-0", "i:GPU-1")
     assert started(decide([job("r")], slices)) == ["r"]
+
+
+def test_what_a_driver_and_a_desktop_hold_is_not_waited_for_while_a_job_has_the_gpu() -> None:
+    """A leased GPU is reported as it was when it was free: what was not free then will not be free afterwards."""
+    taken = device("gpu", free_bytes=22 * GIB, leased_by="x")
+
+    decision = decide(
+        [job("r", bytes_per_device=23 * GIB), job("s", bytes_per_device=22 * GIB)],
+        [taken],
+        running=[runner("x", "gpu")],
+    )
+
+    assert decision.verdicts["r"].blocked_by == "NO_FIT_MEMORY"
+    assert decision.verdicts["s"].blocked_by == "NO_FREE_DEVICE"
 
 
 def test_a_desktop_on_the_device_is_no_stranger() -> None:

@@ -123,7 +123,7 @@ def test_a_job_only_gets_devices_that_are_free_healthy_and_large_enough(state: S
         assert not job.held
         for device_id in assignment.device_ids:
             assert pool[device_id].usable
-            assert pool[device_id].free_bytes >= int(job.bytes_per_device * POLICY.memory_safety)
+            assert pool[device_id].free_bytes >= job.bytes_per_device
             assert pool[device_id].foreign_bytes <= POLICY.foreign_tolerance_bytes
         taken += assignment.device_ids
     assert len({*taken, *busy}) == len(taken) + len(busy)

@@ -17,12 +17,10 @@ from shared.contract.job_request import chosen
 from shared.contract.passes import device_kind
 from shared.contract.spec import DataFacts
 from shared.errors import Invalid, TunepoolError, Unavailable
-from shared.fleet import workers
-from shared.jobs import measurements, moves
+from shared.jobs import measurements, moves, settled_anew
 from shared.jobs.claims import SETTLING
 from shared.lease.journal import NewEvent
 from shared.lease.values import Claim, FileRef
-from shared.plan.capacity import Abilities
 from shared.rows.check import DatasetReport, Limits, check, read_report
 from shared.settle import device_fit, durations, going_on
 from shared.settle.resolve import Resolution, resolve
@@ -31,6 +29,7 @@ from shared.store.bell import ring
 from shared.tenants.plain_text import printable
 from worker.chores.run_program import Stopped, Watch, under_lease
 from worker.chores.unpacking import unpack
+from worker.host.found_device import FoundDevice
 from worker.host.host import Host
 
 log = structlog.get_logger()
@@ -130,12 +129,12 @@ def _validate(host: Host, claim: Claim, watch: Watch) -> None:
         host.write_in_the_end(lambda s: moves.fail(s, claim.lease, code=code, message=message, param=param))
         log.info("job.refused", job_id=claim.lease.id, code=code)
         return
-    if host.write_in_the_end(partial(_queue, claim, settled, needs=device_fit.needs(settled.spec, device))):
+    if host.write_in_the_end(partial(_queue, claim, settled, device=device)):
         ring("cpu", host.settings)
     ring("training", host.settings)
 
 
-def _queue(claim: Claim, settled: Resolution, session: Session, *, needs: Abilities) -> int:
+def _queue(claim: Claim, settled: Resolution, session: Session, *, device: DeviceFacts) -> int:
     """Queue a settled job. Returns how many hosts are to fetch its base model before it can start."""
     moved = moves.validated(
         session,
@@ -143,7 +142,8 @@ def _queue(claim: Claim, settled: Resolution, session: Session, *, needs: Abilit
         spec=settled.spec,
         auto=settled.auto,
         bytes_per_device=settled.bytes_per_device,
-        needs=needs,
+        needs=device_fit.needs(settled.spec, device),
+        settled_for=settled_anew.noted(device),
         expected_seconds=durations.held_seconds(
             settled.spec, ended=measurements.held(session, base_model=settled.spec.base_model.name)
         ),
@@ -249,14 +249,13 @@ def offered_device(host: Host) -> DeviceFacts:
     Raises Stopped where no device is known that a job could ever run on, such as behind a driver that fails: then the
     job waits unsettled until one is.
     """
-    best = host.write(lambda s: workers.roomiest_device(s, pool_name=host.settings.pool)) or host.devices[0]
+    best = host.write(lambda s: settled_anew.pool_offer(s, host.settings.pool)) or _own(host.devices[0])
     if not best.total_bytes:
         raise Stopped
-    return DeviceFacts(
-        kind=device_kind(best.kind),
-        total_bytes=best.total_bytes,
-        free_bytes=device_fit.offered(
-            device_kind(best.kind), total=best.total_bytes, free=best.free_bytes, foreign=best.foreign_bytes
-        ),
-        bfloat16=best.bfloat16,
-    )
+    return best
+
+
+def _own(device: FoundDevice) -> DeviceFacts:
+    kind = device_kind(device.kind)
+    free = device_fit.offered(kind, total=device.total_bytes, free=device.free_bytes, foreign=device.foreign_bytes)
+    return DeviceFacts(kind=kind, total_bytes=device.total_bytes, free_bytes=free, bfloat16=device.bfloat16)

@@ -55,6 +55,7 @@ class JobRow(Leased, Base):
     needs_gpu: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
     needs_bfloat16: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
     needs_capability: Mapped[int | None] = mapped_column()  # NVIDIA's compute capability at least: 80 is 8.0
+    settled_for: Mapped[dict[str, Any] | None] = mapped_column(Json)  # the device that the pool offered then
     max_runtime_seconds: Mapped[int | None] = mapped_column(Integer)
     expected_seconds: Mapped[float | None]
     group_name: Mapped[str | None] = mapped_column(Text)
