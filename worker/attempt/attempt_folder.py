@@ -29,7 +29,7 @@ from worker.attempt import meeting
 from worker.host.devices import CPU_SHARE, host_memory
 from worker.host.found_device import FoundDevice
 from worker.host.host import Host
-from worker.program import hostile_folder, launcher, processes, workdir
+from worker.program import hostile_folder, kernels, launcher, processes, workdir
 from worker.program.launcher import LogSink, Meeting, Trainer
 from worker.program.memory_wall import Allowance, MemoryWall
 from worker.program.processes import Tag
@@ -72,6 +72,9 @@ class AttemptFolder:
             self.folder = self.spare.folder
 
     def remove_folder(self) -> None:
+        """What the trainer has compiled stays on this host; nothing of it lives any more."""
+        if hasattr(self, "folder"):  # a full disk may have left us without
+            kernels.keep(self.host.settings.home, self.claim.project_id, self.folder.out)
         workdir.remove(self.host.work, self.claim.lease)
         if self.spare is not None:
             hostile_folder.remove(self.spare.folder.root)
@@ -109,6 +112,7 @@ class AttemptFolder:
         self.folder.spec.write_text(
             self._attempt_spec(self.model, rows, validation).model_dump_json(), encoding="utf-8"
         )
+        kernels.bring(settings.home, self.claim.project_id, self.folder.out)
         workdir.hand_over(self.folder, uid=self.host.trainer_uid)
         return events
 

@@ -28,7 +28,7 @@ from worker.host import remedies
 from worker.host.found_device import FoundDevice
 from worker.host.host import work_folder
 from worker.host.remedies import Driver
-from worker.program import hostile_folder, launcher, processes, workdir
+from worker.program import hostile_folder, kernels, launcher, processes, workdir
 
 log = structlog.get_logger()
 
@@ -64,6 +64,7 @@ def try_device(
     try:
         ended = _run(device, place, lease=lease, settings=settings, uid=uid, module=module)
         report = _read(place)
+        kernels.keep(settings.home, kernels.PROBED, place.out)
     except (OSError, hostile_folder.Refused, processes.StillAlive) as error:
         return Outcome(f"its probe could not be run: {error}", "")
     finally:

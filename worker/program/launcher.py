@@ -24,7 +24,7 @@ from shared.contract.spec import Placement
 from shared.errors import Unavailable
 from shared.operating.isolation import Company, Ground, Isolation, Walls
 from shared.settings import trainer_environment
-from worker.program import hostile_folder, processes, temporary
+from worker.program import hostile_folder, kernels, processes, temporary
 from worker.program.processes import Tag
 
 # How often a thread looks at a barrier before it sleeps. Spinning for long (libgomp's default, 300,000) keeps the one
@@ -130,6 +130,7 @@ def environment(
         HOME=str(scratch),
         USER="trainer",  # who has no entry in the host's list of users; libraries that compile ask for a name
         HF_HOME=str(scratch / "hf"),
+        **kernels.variables(scratch),
         **({} if interface is None else dict.fromkeys(TALK_THROUGH, interface)),
     )
 
