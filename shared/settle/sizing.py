@@ -164,9 +164,26 @@ def _standing(work: Workload, *, stack: SoftwareStack) -> dict[str, int]:
         "optimizer": math.ceil(OPTIMIZER_BYTES[work.optim] * trained),
         **({"frozen adapter": 4 * adapter_parameters(replace(work, r=work.frozen_rank))} if work.frozen_rank else {}),
     }
-    whole = spread.keys() - {"weights"} if stack.adapter_whole else set[str]()
+    whole = spread.keys() & _LEARNS if stack.adapter_whole else set[str]()
     shared_out = {name: size if name in whole else math.ceil(size / work.shards) for name, size in spread.items()}
-    return {**shared_out, "16-bit copy": _copy(work), "buckets": 4 * trained if work.replicas > 1 else 0}
+    scales = _whole_scales(work) if stack.adapter_whole else 0
+    more = {"16-bit copy": _copy(work), "buckets": 4 * trained if work.replicas > 1 else 0}
+    return {**shared_out, **({"scales": scales} if scales else {}), **more}
+
+
+_LEARNS = {"trained weights", "gradients", "optimizer", "frozen adapter"}
+
+
+def _whole_scales(work: Workload) -> int:
+    """What sharding leaves whole of 4-bit weights, less the share that is counted with them.
+
+    bitsandbytes keeps their scales beside the parameters, and `fully_shard` spreads parameters.
+    """
+    if work.shards == 1 or not METHODS[work.method].quantized:
+        return 0
+    scale = (FOUR_BIT_DOUBLE if work.double_quant else FOUR_BIT) - 0.5
+    packed = min(quantizable_parameters(work.facts), work.facts.parameters)
+    return math.ceil(scale * packed * (1 - 1 / work.shards))
 
 
 def _moving(work: Workload, *, stack: SoftwareStack) -> dict[str, int]:

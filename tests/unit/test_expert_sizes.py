@@ -67,6 +67,8 @@ def test_experts_are_counted_apart_and_stay_in_16_bits_on_a_4_bit_base() -> None
 
     assert expert_parameters(facts) == 48 * 128 * 3 * 2048 * 768
     assert terms["experts in 16 bits"] == 2 * expert_parameters(facts)
+    spread = estimate(Workload(facts=facts, method="qlora", shards=8)).terms
+    assert spread["experts in 16 bits"] == terms["experts in 16 bits"] / 8, "frozen: they do not stay whole"
     assert terms["weights"] < 2e9  # attention in 4 bits, embeddings in 16
 
 

@@ -200,6 +200,15 @@ def test_fsdp_keeps_the_adapter_and_the_embeddings_whole(r: int, gigabytes: floa
         assert spread.terms[name] == estimate(replace(work, shards=1)).terms[name]
 
 
+def test_scales_of_four_bit_weights_stay_whole() -> None:
+    work = Workload(facts=LLAMA_70B, method="qlora", r=16, length=2048, optim="adamw_torch", shards=8)
+
+    # 8 bits for each 64 weights and a float32 for each 256 of those: 1.1 GB of 70B, of which an eighth is counted.
+    assert estimate(work).terms["scales"] == pytest.approx(0.875 * 68.5e9 * (1 + 4 / 256) / 64, rel=0.01)
+    assert "scales" not in estimate(replace(work, shards=1)).terms
+    assert "scales" not in estimate(replace(work, method="lora")).terms
+
+
 def test_sharding_divides_what_stands_and_replicas_do_not() -> None:
     alone, sharded, copied = SEVEN, replace(SEVEN, shards=4), replace(SEVEN, replicas=4)
     assert estimate(sharded).terms["weights"] == math.ceil(estimate(alone).terms["weights"] / 4)

@@ -19,6 +19,7 @@ from shared.contract.families import EXPANDABLE, WHOLE_ONLY, WHOLE_ONLY_REASON
 from shared.contract.spec import AttemptSpec, DeviceKind, Dtype, JobSpec, Quantization, Strategy
 from shared.errors import Invalid
 from worker.train.attention import attention_for
+from worker.train.spread_loading import by_weight
 
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {
     "bfloat16": torch.bfloat16,
@@ -77,7 +78,11 @@ def _quantization(config: Any, job: JobSpec, *, quantized: bool) -> Any:
     """How linear layers are stored; None: as they are published."""
     stored = stored_as(config)
     if stored not in EXPANDABLE:
-        return four_bit(job.quantization, strategy=job.placement.strategy) if quantized else None
+        if not quantized:
+            return None
+        config = four_bit(job.quantization, strategy=job.placement.strategy)
+        spread = job.placement.strategy == "fsdp"
+        return by_weight(config, in_parts=_reads_no_weights(job)) if spread else config
     if quantized or not job.quantization.dequantize:
         raise Invalid(
             f"The base is published in {stored}, which does not train; use method lora and set quantization.dequantize "
@@ -86,6 +91,11 @@ def _quantization(config: Any, job: JobSpec, *, quantized: bool) -> Any:
             code="unsupported_combination",
         )
     return expanding(config)
+
+
+def _reads_no_weights(job: JobSpec) -> bool:
+    """Whether nothing looks at the base's weights between their loading and their spreading over the ranks."""
+    return job.adapter.init_lora_weights in ("default", "gaussian") and not job.adapter.modules_to_save
 
 
 def stored_as(config: Any) -> str | None:
@@ -111,7 +121,10 @@ def keeps_layout(job: JobSpec) -> bool:
 
 
 def first_place(spec: AttemptSpec) -> str | int:
-    """Where the weights are loaded to: this rank's device, or the host's memory if they are to be spread from there."""
+    """Where the weights are loaded to: this rank's device, or the host's memory if they are to be spread from there.
+
+    On their way to the host 4-bit ones are quantised on the device (`spread_loading`).
+    """
     if spec.device == "cpu" or spec.job.placement.strategy == "fsdp":
         return "cpu"
     return torch.cuda.current_device()
