@@ -132,7 +132,9 @@ class Finished(_Event):
     trained_tokens: Count
     published_step: Step
     published_reason: Text = Field(description="Why this checkpoint: best validation loss, or the last one.")
-    peak_memory_bytes: Count
+    peak_memory_bytes: Count = Field(description="Most memory held, with what lies beside torch's own on a GPU.")
+    peak_allocated: Count | None = Field(default=None, description="Of that, bytes of tensors.")
+    peak_reserved: Count | None = Field(default=None, description="Of that, bytes of torch's allocator with its gaps.")
     train_seconds: float
 
 
@@ -144,6 +146,8 @@ class Failed(_Event):
     message: Text
     param: Text | None = None
     peak_memory_bytes: Count | None = Field(default=None, description="Most memory held, where memory was the reason.")
+    peak_allocated: Count | None = Field(default=None, description="Of that, bytes of tensors.")
+    peak_reserved: Count | None = Field(default=None, description="Of that, bytes of torch's allocator with its gaps.")
 
 
 TrainerEvent = Annotated[

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from shared.contract.passes import device_kind
 from shared.contract.spec import JobSpec, MethodName
 from shared.settle.calibration import Measurement
-from shared.settle.sizing import OURS, estimate
+from shared.settle.sizing import estimate
 from shared.settle.workload import workload
 from shared.store.tables import DeviceRow, JobRow, MeasurementRow
 
@@ -38,8 +38,6 @@ def record(
         return
     kind = device_kind(device.kind)
     work = workload(as_run(job), device=kind, memory=device.total_bytes)
-    # torch counts its own allocations on a GPU; driver context and cuBLAS lie beside them.
-    beside = OURS["cuda"].process if kind == "cuda" else 0
     session.execute(
         insert(MeasurementRow)
         .values(
@@ -50,7 +48,7 @@ def record(
             device_name=device.name,
             pass_tokens=work.tokens,
             predicted_bytes=estimate(work).total,
-            measured_bytes=peak_bytes + beside,
+            measured_bytes=peak_bytes,
             trained_tokens=trained_tokens,
             train_seconds=train_seconds,
         )

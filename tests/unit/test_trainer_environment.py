@@ -44,6 +44,21 @@ def test_what_a_host_says_of_its_network_and_its_gpus_reaches_trainers(monkeypat
     assert {"AWS_SECRET_ACCESS_KEY", "NCCL_AUTH_TOKEN", "FI_KEY"}.isdisjoint(told)
 
 
+def test_the_allocator_of_an_nvidia_gpu_grows_its_segments_unless_the_host_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+
+    def told(kind: str) -> dict[str, str]:
+        return environment(tag=tag(), device_ids=("host:GPU-1",), kind=kind, threads=1, scratch=Path("/scratch"))
+
+    assert told("cuda")["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    assert "PYTORCH_ALLOC_CONF" not in told("cpu") | told("rocm")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:False")
+    assert "PYTORCH_ALLOC_CONF" not in told("cuda"), "it would win over the older name"
+
+
 def test_an_operator_names_what_else_reaches_them_and_never_our_own_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"MY_FLAG": "1", "LAB_A": "2", "LAB_TOKEN": "3", "DATABASE_URL": "4", "HF_TOKEN": "5", "OTHER": "6"}
     ours = {"TUNEPOOL_SIGNING_SECRET": "7", "TUNEPOOL_TRAINER_ENV": "MY_FLAG, LAB_*,DATABASE_URL,HF_TOKEN,TUNEPOOL_*"}

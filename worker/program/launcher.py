@@ -46,6 +46,10 @@ GANG: Final = "worker.train.gang"  # torchrun, with the exit codes of the traine
 TALK_THROUGH: Final = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
+# Passes have unlike lengths, and segments of fixed sizes leave gaps between them. What the host says wins.
+ALLOCATOR: Final = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+_ALLOCATORS: Final = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+
 NO_WALLS: Final = Isolation()
 
 
@@ -92,10 +96,7 @@ def _meet(placement: Placement, meeting: Meeting | None) -> list[str]:
     """torchrun's rendezvous: a private port on one host; over several, the first host's."""
     if placement.nodes == 1:
         # The host's own name may lead to a network that is not there.
-        return [
-            "--standalone",
-            f"--local-addr={LOOPBACK}",
-        ]  # a name of the host may lead to a network that is not there
+        return ["--standalone", f"--local-addr={LOOPBACK}"]
     if meeting is None:
         raise Unavailable(f"A job over {placement.nodes} hosts needs a meeting point, and its lease names none.")
     return [
@@ -120,7 +121,7 @@ def environment(
     uuids = [device_id.split(":", 1)[1] for device_id in device_ids]
     # HIP heeds CUDA's variable as well, and an empty one hides everything: each kind gets its own and no other.
     visible = "ROCR_VISIBLE_DEVICES" if kind == "rocm" else "CUDA_VISIBLE_DEVICES"
-    return trainer_environment(
+    ours = trainer_environment(
         **{processes.TAG: str(tag), processes.DEVICES_TAG: ",".join(device_ids)},
         **{visible: "" if kind == "cpu" else ",".join(uuids)},
         OMP_NUM_THREADS=str(threads),
@@ -133,6 +134,7 @@ def environment(
         **kernels.variables(scratch),
         **({} if interface is None else dict.fromkeys(TALK_THROUGH, interface)),
     )
+    return ours if kind != "cuda" or not ours.keys().isdisjoint(_ALLOCATORS) else {**ours, **ALLOCATOR}
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,14 @@ from worker.train.evaluation_rows import EvaluationTooLarge
 from worker.train.experts import without_router_loss
 from worker.train.guards import NoTrainableParameters
 from worker.train.loop import TrainingRun, save_checkpoint, train
-from worker.train.memory import MAY_MEAN_MEMORY, limit_memory, out_of_memory_code, peak_memory_bytes
+from worker.train.memory import (
+    MAY_MEAN_MEMORY,
+    Peaks,
+    device_bytes_in_use,
+    limit_memory,
+    out_of_memory_code,
+    peak_memory,
+)
 from worker.train.methods import adapt, make_optimizer, trainable, with_float32_adapters
 from worker.train.objectives.objective import Objective
 from worker.train.objectives.table import OBJECTIVES
@@ -65,14 +72,16 @@ def main(spec_file: Path, out: Path) -> int:
     out.mkdir(parents=True, exist_ok=True)
     events = out / "events.jsonl"
     reporter = Reporter(events, clock=time.time)
+    before: int | None = None
     try:
         spec = AttemptSpec.model_validate_json(spec_file.read_bytes())
+        before = device_bytes_in_use(spec)
         ranks = Ranks.join(spec)
         stop = StopRequest(out, ranks=ranks)
         if ranks.world == 1:  # of several ranks the launcher takes the signal, and ends the others when one dies
             stop.listen()
         own_reporter = reporter if ranks.first else Reporter(None, clock=time.time)
-        run_attempt(spec, out=out, reporter=own_reporter, stop=stop, ranks=ranks)
+        run_attempt(spec, out=out, reporter=own_reporter, stop=stop, ranks=ranks, before=before)
         ranks.leave()
     except StoppedOnRequest:
         return EXIT_STOPPED
@@ -87,13 +96,22 @@ def main(spec_file: Path, out: Path) -> int:
         if code is None:
             raise
         message = str(error).splitlines()[0] if str(error) else "out of memory"
-        reporter.write(Failed, code=code, message=message, peak_memory_bytes=peak_memory_bytes(spec))
+        reporter.write(Failed, code=code, message=message, **_told(peak_memory(spec, before=before)))
         return EXIT_OUT_OF_MEMORY
     return EXIT_DONE
 
 
-def run_attempt(spec: AttemptSpec, *, out: Path, reporter: Reporter, stop: StopRequest, ranks: Ranks) -> None:
-    """The acts in order: limits, tokenizer, data, model, adapter, objective, resumption, training, product."""
+def _told(peaks: Peaks) -> dict[str, int]:
+    return {"peak_memory_bytes": peaks.whole, "peak_allocated": peaks.allocated, "peak_reserved": peaks.reserved}
+
+
+def run_attempt(
+    spec: AttemptSpec, *, out: Path, reporter: Reporter, stop: StopRequest, ranks: Ranks, before: int | None
+) -> None:
+    """The acts in order: limits, tokenizer, data, model, adapter, objective, resumption, training, product.
+
+    `before`: bytes of the device that others held when this process began.
+    """
     torch.set_num_threads(spec.cpu_threads)
     limit_memory(spec)
     set_seed(spec.job.seed)
@@ -139,7 +157,7 @@ def run_attempt(spec: AttemptSpec, *, out: Path, reporter: Reporter, stop: StopR
     )
     _announce(run, data)
     train(run)
-    _publish(run, tokenizer=tokenizer)
+    _publish(run, tokenizer=tokenizer, before=before)
 
 
 def _agree_on_start(resume_from: Path | None, ranks: Ranks) -> None:
@@ -247,13 +265,14 @@ def _sequences_per_epoch(run: TrainingRun) -> int:
     return sum(run.objective.sequences([run.train_rows[row] for row in run.plan.row_indices(step)]) for step in steps)
 
 
-def _publish(run: TrainingRun, *, tokenizer: Any) -> None:
+def _publish(run: TrainingRun, *, tokenizer: Any, before: int | None) -> None:
     """Put the chosen checkpoint's weights into `OUT/adapter` and say which and why."""
     step, reason = choose_checkpoint(run)
     place = run.out / "checkpoints" / checkpoints.folder_name(step)
     if run.ranks.any(run.ranks.first and not place.is_dir()):
         place = save_checkpoint(run)
-    peak = run.ranks.most(peak_memory_bytes(run.spec))
+    mine = peak_memory(run.spec, before=before)
+    peaks = Peaks(*[run.ranks.most(figure) for figure in (mine.allocated, mine.reserved, mine.whole)])
     if not run.ranks.first:
         return
     with run.reporter.working("checkpoint"):
@@ -264,8 +283,8 @@ def _publish(run: TrainingRun, *, tokenizer: Any) -> None:
         trained_tokens=run.progress.trained_tokens,
         published_step=step,
         published_reason=reason,
-        peak_memory_bytes=peak,
         train_seconds=run.progress.train_seconds,
+        **_told(peaks),
     )
 
 

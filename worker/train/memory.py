@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import resource
+from dataclasses import dataclass
+from typing import Any, Final
 
 import psutil
 import torch
@@ -36,9 +38,43 @@ def limit_host_memory(limit: int, *, mapped: int = 0) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
 
 
-def peak_memory_bytes(spec: AttemptSpec) -> int:
-    """Most memory ever held: of the device for CUDA, resident for the CPU."""
-    return int(torch.cuda.max_memory_allocated()) if spec.device == "cuda" else peak_host_memory_bytes()
+# Driver context and cuBLAS, where the device cannot be asked: `shared.settle.sizing` reckons with as much.
+CONTEXT_BYTES: Final = 900 * 10**6
+# What stands beside torch's memory is context, communicators and modules; more than this is somebody else's.
+MOST_BESIDE: Final = 4 * 2**30
+
+
+def device_bytes_in_use(spec: AttemptSpec, *, cuda: Any = torch.cuda) -> int | None:
+    """Bytes of this rank's device that anybody uses, as its driver's own library tells; None where it does not.
+
+    It creates no context: it is asked before anything of ours is there.
+    """
+    if spec.device == "cpu":
+        return None
+    try:
+        return int(cuda.device_memory_used(torch.distributed.get_node_local_rank(fallback_rank=0)))
+    except Exception:  # noqa: BLE001 -- NVML and amdsmi have errors of their own, and slices of a GPU have no index
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """The most that this process held, in bytes. On a CPU all three are what was resident."""
+
+    allocated: int  # by tensors
+    reserved: int  # by torch's allocator, with its gaps
+    whole: int  # with what lies beside: context, communicators, kernels
+
+
+def peak_memory(spec: AttemptSpec, *, before: int | None = None, cuda: Any = torch.cuda) -> Peaks:
+    """`before`: `device_bytes_in_use` at the start, which others held."""
+    if spec.device == "cpu":
+        return Peaks(*[peak_host_memory_bytes()] * 3)
+    reserved = int(cuda.max_memory_reserved())
+    now = device_bytes_in_use(spec, cuda=cuda)
+    beside = None if before is None or now is None else now - before - int(cuda.memory_reserved())
+    known = beside is not None and 0 < beside <= MOST_BESIDE
+    return Peaks(int(cuda.max_memory_allocated()), reserved, reserved + (beside if beside and known else CONTEXT_BYTES))
 
 
 def peak_host_memory_bytes() -> int:
