@@ -1,4 +1,4 @@
-"""One request to an address that a user named: resolved once, no redirect, in bounded time.
+"""One request to an address that a user named: resolved once, no redirect, in bounded time, its look-up included.
 
 Not by an HTTP library that resolves names itself: between a look at an address and a connection by name, the name may
 change (DNS rebinding). No proxy of the environment is asked either.
@@ -10,15 +10,18 @@ import http.client
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 
 from shared.tenants import outward
+from shared.tenants.name_look_up import addresses as resolve
 from shared.tenants.outward import Destination, Network
 
-Resolve = Callable[[str, int], Sequence[str]]
+Resolve = Callable[[str, int, float], Sequence[str]]  # of a name and a port, within so many seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +30,6 @@ class Reply:
 
     status: int
     body: bytes
-
-
-def resolve(host: str, port: int) -> list[str]:
-    """Every address of a name, in the system's order. Raises OSError."""
-    return list(dict.fromkeys(str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
 
 
 def ask(
@@ -47,12 +45,17 @@ def ask(
 ) -> Reply:
     """Send one request. At most `most_bytes` of the answer are read; a redirect is an answer, and is not followed.
 
+    `seconds` bound the whole of it: the look-up of the name, the connection, and the answer.
+
     Raises Invalid for an address that may not be asked, OSError, http.client.HTTPException, ValueError.
     """
+    began = time.monotonic()
     target = outward.target(url, allowed=allowed)
-    line = _PinnedLine(target, _addresses(target, allowed, resolve), seconds=seconds)
+    addresses = _addresses(target, allowed, partial(resolve, target.host, target.port, seconds))
+    left = max(began + seconds - time.monotonic(), 0.001)
+    line = _PinnedLine(target, addresses, seconds=left)
     # Each byte may come just in time for the socket; the whole may not take longer all the same.
-    alarm = threading.Timer(seconds, line.cut)
+    alarm = threading.Timer(left, line.cut)
     alarm.daemon = True
     alarm.start()
     try:
@@ -67,9 +70,9 @@ def ask(
         line.close()
 
 
-def _addresses(target: Destination, allowed: Sequence[Network], resolve: Resolve) -> Sequence[str]:
+def _addresses(target: Destination, allowed: Sequence[Network], resolve: Callable[[], Sequence[str]]) -> Sequence[str]:
     """Where the name leads, after every address has been looked at. Raises NotAllowed, OSError."""
-    addresses = resolve(target.host, target.port)
+    addresses = resolve()
     for address in addresses:
         outward.refuse(ip_address(address.partition("%")[0]), allowed=allowed, plain=target.scheme == "http")
     if not addresses:
@@ -88,13 +91,17 @@ class _PinnedLine(http.client.HTTPConnection):
         self._wire: socket.socket | None = None  # `sock` goes to the answer, and is None here, when that ends the line
 
     def connect(self) -> None:
+        until = time.monotonic() + self._seconds  # for all of them: a name may have many that nobody answers at
         for left, address in enumerate(self._addresses, 1 - len(self._addresses)):
             try:
-                self.sock = socket.create_connection((address, self._target.port), timeout=self._seconds)
+                seconds = max(until - time.monotonic(), 0.001)
+                self.sock = socket.create_connection((address, self._target.port), timeout=seconds)
                 break
             except OSError:
                 if left == 0:
                     raise
+        if self.was_cut:  # before there was anything to cut
+            raise TimeoutError
         if self._target.scheme == "https":
             self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self._target.host)
         self._wire = self.sock

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import http.server
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from ipaddress import ip_address
 
+import psutil
 import pytest
 
 from shared.errors import Invalid
-from shared.tenants import outward, pinned_connection
+from shared.tenants import name_look_up, outward, pinned_connection
 from shared.tenants.outward import NotAllowed
 from tests.patience import patience
 from worker.chores import pinned_line
@@ -96,7 +99,7 @@ def receiver() -> Iterator[tuple[int, list[str]]]:
 
 
 def post(url: str, *, addresses: list[str] | None = None, allowed=LOOPBACK, seconds: float | None = None):
-    resolve = pinned_connection.resolve if addresses is None else lambda _host, _port: addresses
+    resolve = pinned_connection.resolve if addresses is None else lambda *_: addresses
     return pinned_line.post(
         url, b"{}", {"webhook-id": "evt_1"}, allowed=allowed, seconds=seconds or patience(5), resolve=resolve
     )
@@ -132,7 +135,7 @@ def test_a_name_that_changes_between_the_look_and_the_connection_changes_nothing
     asked: list[str] = []
     with receiver() as (port, heard), receiver() as (other, hidden):
 
-        def rebinding(host: str, _port: int) -> list[str]:
+        def rebinding(host: str, _port: int, _seconds: float) -> list[str]:
             asked.append(host)
             return ["127.0.0.1"] if len(asked) == 1 else ["127.0.0.2"]
 
@@ -190,3 +193,46 @@ def test_what_goes_wrong_is_said_without_details_of_our_network() -> None:
     with receiver() as (port, heard):
         assert "TLS" in (post(f"https://127.0.0.1:{port}/").error or "")
     assert heard == []
+
+
+def test_a_resolver_that_hangs_costs_the_time_of_one_request_and_leaves_nothing() -> None:
+    began, threads = time.monotonic(), threading.active_count()
+    hangs = partial(name_look_up.addresses, program=("sh", "-c", "exec sleep 600"))
+    for _ in range(3):
+        outcome = pinned_line.post("https://hangs.example/", b"{}", {}, allowed=LOOPBACK, seconds=0.3, resolve=hangs)
+        assert (outcome.status, outcome.error) == (None, "It did not answer in time.")
+
+    assert time.monotonic() - began < patience(10)
+    assert (threading.active_count(), [*_children("sleep")]) == (threads, [])
+
+
+def test_time_that_a_look_up_took_is_not_given_again() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+
+        def late(_host: str, _port: int, seconds: float) -> list[str]:
+            threading.Event().wait(0.9 * seconds)
+            return ["127.0.0.1"]
+
+        outcome = pinned_line.post(
+            f"http://late.example:{silent.getsockname()[1]}/", b"{}", {}, allowed=LOOPBACK, seconds=2, resolve=late
+        )
+
+    assert outcome.error == "It did not answer in time."
+    assert time.monotonic() - began < 2 + patience(1.5)
+
+
+def test_a_name_is_looked_up_by_a_process_that_knows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNEPOOL_SIGNING_SECRET", "not to be told")
+    tells = (sys.executable, "-c", "import os; print(os.environ.get('TUNEPOOL_SIGNING_SECRET', 'nothing'))")
+
+    assert name_look_up.addresses("localhost", 443, patience(10))[0] in ("127.0.0.1", "::1")
+    assert name_look_up.addresses("x.example", 443, patience(10), program=tells) == ["nothing"]
+    assert name_look_up.addresses("2606:4700::1", 443, 0) == ["2606:4700::1"]
+    for nobody in ("-h", "nobody.invalid", "a" * 64):
+        with pytest.raises(socket.gaierror):
+            name_look_up.addresses(nobody, 443, patience(20))
+
+
+def _children(name: str) -> Iterator[psutil.Process]:
+    return (child for child in psutil.Process().children() if child.name() == name)
