@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -268,3 +270,28 @@ def test_a_log_that_is_being_made_is_no_log_of_the_dead(tmp_path: Path, monkeypa
     (tmp_path / "ftjob-2.1.gone").mkdir()
     with kept_log.left_behind(tmp_path) as left:
         assert (left, list(tmp_path.iterdir())) == ([], [])
+
+
+def test_what_a_dead_supervisor_had_begun_to_make_goes_and_what_a_living_one_makes_stays(tmp_path: Path) -> None:
+    for name, age in (("ftjob-1.1.new", kept_log.MADE_SECONDS + 5), ("ftjob-2.1.new", 0.0)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, times=(time.time() - age,) * 2)
+
+    with kept_log.left_behind(tmp_path) as left:
+        assert (left, [folder.name for folder in tmp_path.iterdir()]) == ([], ["ftjob-2.1.new"])
+
+
+def test_while_logs_cannot_be_sent_the_newest_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_log, "MOST_LEFT", 2)
+    held = KeptLog(tmp_path, "ftjob-0", 1)
+    for number in range(1, 6):
+        KeptLog(tmp_path, f"ftjob-{number}", 1).let_go()
+    for age, number in enumerate((0, 4, 2, 5, 1, 3)):
+        os.utime(tmp_path / f"ftjob-{number}.1", times=(time.time() - age,) * 2)
+
+    with kept_log.left_behind(tmp_path) as left:
+        assert [log.job_id for log in left] == ["ftjob-2", "ftjob-4"]
+    assert {folder.name for folder in tmp_path.iterdir()} == {"ftjob-0.1", "ftjob-2.1", "ftjob-4.1"}
+    held.let_go()
+    with kept_log.left_behind(tmp_path) as left:
+        assert [log.job_id for log in left] == ["ftjob-4", "ftjob-0"], "it has just ended, however old it is"

@@ -1,7 +1,8 @@
 """What an attempt's trainer prints, kept on this host until the store has it: the beginning and the end, bounded.
 
 logs/{job}.{fence}/head, and tail-{offset} for what came later. The folder outlives its supervisor, whose lock on it
-the kernel lets go however it ends; the next start finds what no living supervisor holds (`left_behind`).
+the kernel lets go however it ends; the next start finds what no living supervisor holds (`left_behind`). Of those
+that could not be sent yet the newest stay, and what a supervisor had only begun to make when it died goes.
 Offsets count bytes of the whole log as it is kept: UTF-8 lines, secrets hidden.
 """
 
@@ -9,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +25,8 @@ from shared.rows.log_lines import LogLines
 HEAD_BYTES: Final = 256 * 1024
 SEGMENT_BYTES: Final = 256 * 1024
 SEGMENTS: Final = 3  # the last one is being filled
+MOST_LEFT: Final = 256  # logs of the dead that a host keeps while the store or the database is away: 256 MiB at most
+MADE_SECONDS: Final = 60.0  # a living supervisor needs milliseconds; one that is later has no log, and trains on
 LIVE_BYTES: Final = 64 * 1024  # the newest, in memory, until they are told
 _NAME: Final = re.compile(r"(?P<job>[A-Za-z0-9-]{1,64})\.(?P<fence>[0-9]{1,18})")
 _BEING_MADE: Final = ".new"
@@ -143,6 +148,7 @@ class KeptLog:
         """Close the files; the folder stays, and whoever comes next may send it."""
         with self._guard, contextlib.suppress(OSError):
             self._file.close()
+            os.utime(self.folder)  # a long training's log is as old as its end
         self._lock.close()
 
 
@@ -160,14 +166,32 @@ def left_behind(logs: Path) -> Iterator[list[LeftLog]]:
     """The logs that nobody holds; they are held until the end of the `with`."""
     with contextlib.ExitStack() as held:
         left: list[LeftLog] = []
-        with contextlib.suppress(FileNotFoundError):
-            for folder in sorted(logs.iterdir()):
-                match = _NAME.fullmatch(folder.name)
-                if folder.name.endswith(_BEING_REMOVED):
-                    shutil.rmtree(folder, ignore_errors=True)
-                elif match is not None and _held(folder, held):
-                    left.append(LeftLog(folder, match["job"], int(match["fence"])))
-        yield left
+        for folder in _oldest_first(logs):
+            match = _NAME.fullmatch(folder.name)
+            if folder.name.endswith(_BEING_REMOVED) or _never_made(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+            elif match is not None and _held(folder, held):
+                left.append(LeftLog(folder, match["job"], int(match["fence"])))
+        for log_here in left[:-MOST_LEFT]:
+            with contextlib.suppress(OSError):
+                remove(log_here.folder)
+        yield left[-MOST_LEFT:]
+
+
+def _oldest_first(logs: Path) -> list[Path]:
+    aged: list[tuple[float, Path]] = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for folder in logs.iterdir():
+            with contextlib.suppress(OSError):  # a sibling has just removed it
+                aged.append((folder.stat().st_mtime, folder))
+    return [folder for _, folder in sorted(aged)]
+
+
+def _never_made(folder: Path) -> bool:
+    """Whether its supervisor died before the log had its name."""
+    with contextlib.suppress(OSError):
+        return folder.name.endswith(_BEING_MADE) and time.time() - folder.stat().st_mtime > MADE_SECONDS
+    return False
 
 
 def _held(folder: Path, held: contextlib.ExitStack) -> bool:
