@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -16,10 +17,12 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 IN_WORK: Final = 16  # requests of one key that a process works at, before the first byte of their answers
+FIRST_BYTES: Final = 65_536  # of a body: as much as the server takes from a socket anyhow
 KEYLESS_PER_SECOND: Final = 20.0
 KEYLESS_BURST: Final = 20
 LONGEST_WAIT_SECONDS: Final = 2.0  # of the keyless: a probe still comes in time
 _MOST_ADDRESSES: Final = 10_000
+_BODIES: Final = frozenset({b"content-length", b"transfer-encoding"})
 # They wait for others, for minutes maybe, and have bounds of their own.
 _PATIENT: Final = ("/v1/chat/completions", "/v1/completions", "/v1/files", "/v1/tunepool/objects/")
 
@@ -45,7 +48,7 @@ class Turnstile:
         self._paid: dict[str, float] = {}  # address -> until when its answers without a key are paid for
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith(_PATIENT):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         key = next((value for name, value in scope["headers"] if name == b"authorization"), None)
@@ -53,7 +56,13 @@ class Turnstile:
             await asyncio.sleep(self.wait_seconds(scope["client"][0] if scope.get("client") else ""))
             await self._app(scope, receive, send)
             return
-        await self._in_turn(key, scope, receive, send)
+        begun = await _begun(receive) if any(name in _BODIES for name, _ in scope["headers"]) else receive
+        if begun is None:
+            return
+        if scope["path"].startswith(_PATIENT):
+            await self._app(scope, begun, send)
+        else:
+            await self._in_turn(key, scope, begun, send)
 
     async def _in_turn(self, key: bytes, scope: Scope, receive: Receive, send: Send) -> None:
         gate = self._gates.setdefault(key, _Gate())
@@ -90,3 +99,21 @@ class Turnstile:
         wait = max(0.0, paid - now - KEYLESS_BURST * each)
         self._paid[address] = min(paid, now + KEYLESS_BURST * each + LONGEST_WAIT_SECONDS)
         return min(wait, LONGEST_WAIT_SECONDS)
+
+
+async def _begun(receive: Receive) -> Receive | None:
+    """Wait for a body, or its first 64 KiB, and give it again; None: the client left before."""
+    pieces: deque[Message] = deque()
+    size, more = 0, True
+    while more and size < FIRST_BYTES:
+        piece = await receive()
+        if piece["type"] != "http.request":
+            return None
+        pieces.append(piece)
+        size += len(piece.get("body", b""))
+        more = piece.get("more_body", False)
+
+    async def again() -> Message:
+        return pieces.popleft() if pieces else await receive()
+
+    return again

@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from api.turnstile import IN_WORK, KEYLESS_BURST, KEYLESS_PER_SECOND, LONGEST_WAIT_SECONDS, Turnstile
+from api.turnstile import FIRST_BYTES, IN_WORK, KEYLESS_BURST, KEYLESS_PER_SECOND, LONGEST_WAIT_SECONDS, Turnstile
 
 
 class Handler:
@@ -112,3 +112,66 @@ def test_answers_without_a_key_come_a_little_later_when_an_address_asks_often() 
     assert turnstile.wait_seconds("b") == 0.0
     now += KEYLESS_BURST / KEYLESS_PER_SECOND + LONGEST_WAIT_SECONDS
     assert turnstile.wait_seconds("a") == 0.0
+
+
+def pieces(*bodies: bytes, whole: bool = True) -> Receive:
+    """A client that sends these, and then nothing."""
+    coming = [
+        {"type": "http.request", "body": body, "more_body": not whole or number < len(bodies)}
+        for number, body in enumerate(bodies, 1)
+    ]
+
+    async def receive() -> Any:
+        return coming.pop(0) if coming else await asyncio.Event().wait()
+
+    return receive
+
+
+def post(path: str = "/v1/fine_tuning/jobs") -> Scope:
+    scope = request(b"a", path)
+    return {**scope, "headers": [*scope["headers"], (b"content-length", b"9")]}
+
+
+def test_half_bodies_are_not_worked_at_and_take_no_place() -> None:
+    async def act() -> None:
+        handler = Handler()
+        turnstile = Turnstile(handler)
+        paths = ("/v1/fine_tuning/jobs", "/v1/files")
+        halves = [
+            asyncio.create_task(turnstile(post(path), pieces(b"{", whole=False), nothing))
+            for path in paths * (2 * IN_WORK)
+        ]
+        await settle()
+        assert handler.begun == []
+
+        others = [asyncio.create_task(turnstile(post(), pieces(b"{", b"}"), nothing)) for _ in range(IN_WORK)]
+        await settle()
+        assert len(handler.begun) == IN_WORK
+        for task in (*halves, *others):
+            task.cancel()
+
+    asyncio.run(act())
+
+
+def test_what_came_of_a_body_is_given_on_in_its_order() -> None:
+    read: list[bytes] = []
+
+    async def reader(_scope: Scope, receive: Receive, _send: Send) -> None:
+        more = True
+        while more:
+            piece = await receive()
+            read.append(piece["body"])
+            more = piece["more_body"]
+
+    async def gone() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def act() -> None:
+        turnstile = Turnstile(reader)
+        long = [b"a" * (FIRST_BYTES - 1), b"b", b"c" * FIRST_BYTES, b""]
+        await turnstile(post(), pieces(*long), nothing)
+        assert read == long
+        await turnstile(post(), gone, nothing)
+        assert read == long, "who has left is not worked for"
+
+    asyncio.run(act())
