@@ -2,8 +2,9 @@
 
 Each attack goes on while a bystander with a key of another project polls at a steady rate (latency counts from when a
 request was due), and while a training of that project runs. Shown per attack: median and p99 of the bystander against
-those of the quiet times right before and after it, failures, how the attacker was answered, and how often the training
-was begun. Attackers are processes of their own at the lowest priority: they stand for other machines.
+those of the quiet times right before and after it, failures, how the attacker was answered, how often the training
+was begun, and the API's processor time: latencies say little on a machine that is busy with something else. Attackers
+are processes of their own at the lowest priority: they stand for other machines.
 
 The attacks: one endless header; half requests without end; half bodies; 64 clients at /readyz; slow preflights that
 fill the children of the worker, beside templates that compute without end.
@@ -27,6 +28,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -47,13 +49,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", type=Path, help="Of the installation; a temporary one if left out.")
     parser.add_argument("--seconds", type=float, default=15.0, help="Of each attack.")
+    parser.add_argument("--only", action="append", choices=ATTACKS, help="This attack; may be given again.")
     arguments = parser.parse_args()
     with contextlib.ExitStack() as end:
         home = arguments.home or Path(end.enter_context(tempfile.TemporaryDirectory()))
         one = end.enter_context(installation(home, worker=True, TUNEPOOL_MIN_TRAINING_ROWS="1"))
         bystander = Target(one.address, other_project(one))
         training = Training(one, bystander)
-        show(run(one, bystander, training, seconds=arguments.seconds))
+        show(run(one, bystander, training, seconds=arguments.seconds, only=arguments.only or list(ATTACKS)))
 
 
 def other_project(one: Installation) -> str:
@@ -78,17 +81,27 @@ class Training:
         return len(found["attempts"]), (found["progress"] or {}).get("step", 0)
 
 
-def run(one: Installation, bystander: Target, training: Training, *, seconds: float) -> Iterator[tuple[Any, ...]]:
-    """(name, what the bystander saw then and in the quiet beside, attempts, steps of the training, answers to it)"""
-    look = partial(watch, bystander, training, seconds=seconds)
+def run(
+    one: Installation, bystander: Target, training: Training, *, seconds: float, only: list[str]
+) -> Iterator[tuple[Any, ...]]:
+    """(name, what the bystander saw then and in the quiet beside, attempts, steps of the training, CPU s, answers)"""
+    look, api = partial(watch, bystander, training, seconds=seconds), one.child("api.serve")
+    spent = processor_seconds(api)
     quiet, attempts, steps = look()
-    yield "quiet", quiet, quiet, attempts, steps, Counter[str]()
-    for name, attack in ATTACKS.items():
-        with attacking(attack, one) as answers:
+    yield "quiet", quiet, quiet, attempts, steps, processor_seconds(api) - spent, Counter[str]()
+    for name in only:
+        spent = processor_seconds(api)
+        with attacking(ATTACKS[name], one) as answers:
             seen, attempts, steps = look()
+        spent = processor_seconds(api) - spent
         before, quiet = quiet, look()[0]
         beside = Seen([*before.seconds, *quiet.seconds], before.failures + quiet.failures)
-        yield name, seen, beside, attempts, steps, answers
+        yield name, seen, beside, attempts, steps, spent, answers
+
+
+def processor_seconds(process: psutil.Process) -> float:
+    used = process.cpu_times()
+    return used.user + used.system
 
 
 def watch(bystander: Target, training: Training, *, seconds: float) -> tuple[Seen, int, int]:
@@ -211,8 +224,10 @@ ATTACKS: dict[str, Attack] = {
 
 
 def show(rows: Iterator[tuple[Any, ...]]) -> None:
-    table = Table("attack", "median ms", "p99 ms", "p99 / quiet", "failures", "attempts", "steps", "attacker saw")
-    for name, seen, quiet, attempts, steps, answers in rows:
+    table = Table(
+        "attack", "median ms", "p99 ms", "p99 / quiet", "failures", "attempts", "steps", "API CPU s", "attacker saw"
+    )
+    for name, seen, quiet, attempts, steps, spent, answers in rows:
         table.add_row(
             name,
             f"{seen.quantile(0.5) * 1000:.1f}",
@@ -221,6 +236,7 @@ def show(rows: Iterator[tuple[Any, ...]]) -> None:
             str(seen.failures),
             str(attempts),
             str(steps),
+            f"{spent:.1f}",
             ", ".join(f"{count} x {answer}" for answer, count in answers.most_common(4)) or "-",
         )
     Console(width=140).print(table)

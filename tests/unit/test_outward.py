@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import http.server
 import socket
+import ssl
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from ipaddress import ip_address
+from pathlib import Path
 
 import psutil
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from shared.errors import Invalid
 from shared.tenants import name_look_up, outward, pinned_connection
@@ -85,9 +93,12 @@ class _Receiver(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def receiver() -> Iterator[tuple[int, list[str]]]:
+def receiver(tls: ssl.SSLContext | None = None) -> Iterator[tuple[int, list[str]]]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Receiver)
     server.heard = []  # type: ignore[attr-defined]
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # who does not trust it hangs up
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -236,3 +247,75 @@ def test_a_name_is_looked_up_by_a_process_that_knows_no_secret(monkeypatch: pyte
 
 def _children(name: str) -> Iterator[psutil.Process]:
     return (child for child in psutil.Process().children() if child.name() == name)
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A certificate authority of our own, whom only those trust who read `file`."""
+
+    file: Path
+    key: ec.EllipticCurvePrivateKey
+
+    def certify(self, host: str, folder: Path) -> Path:
+        """A key and its certificate for a host, in one file."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        made = _certificate(host, key, issuer="Authority", signer=self.key, is_authority=False)
+        private = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        file = folder / f"{host}.pem"
+        file.write_bytes(private + made.public_bytes(serialization.Encoding.PEM))
+        return file
+
+
+def _certificate(
+    name: str,
+    key: ec.EllipticCurvePrivateKey,
+    *,
+    issuer: str,
+    signer: ec.EllipticCurvePrivateKey,
+    is_authority: bool,
+) -> x509.Certificate:
+    now = datetime.now(UTC)
+    subject, signed_by = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, who)]) for who in (name, issuer))
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(signed_by)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(signer, hashes.SHA256())
+    )
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    key = ec.generate_private_key(ec.SECP256R1())
+    made = _certificate("Authority", key, issuer="Authority", signer=key, is_authority=True)
+    file = tmp_path / "authority.pem"
+    file.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    return Authority(file, key)
+
+
+def test_an_event_is_delivered_by_tls_to_the_name_and_not_to_the_address(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(authority.certify("hooks.example", tmp_path))
+    asked: list[str | None] = []
+    tls.sni_callback = lambda _line, name, _context: asked.append(name)
+    with receiver(tls) as (port, heard):
+        strange = post(f"https://hooks.example:{port}/200", addresses=["127.0.0.1"])
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+        delivered = post(f"https://hooks.example:{port}/200", addresses=["127.0.0.1"])
+        other = post(f"https://else.example:{port}/200", addresses=["127.0.0.1"])
+
+    assert (delivered.status, delivered.error, delivered.taken) == (200, None, True)
+    assert heard == ["/200"]
+    assert asked == ["hooks.example", "hooks.example", "else.example"]
+    assert "CERTIFICATE_VERIFY_FAILED" in (strange.error or ""), "nobody vouches for it"
+    assert "CERTIFICATE_VERIFY_FAILED" in (other.error or ""), "it is another's certificate"
