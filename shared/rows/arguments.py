@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from shared.rows import strict_json
+from shared.rows.findings import MOST_LEVELS, too_deep
 from shared.rows.slips import is_python
 
 _MOST_ENCODINGS = 4
@@ -31,6 +32,8 @@ def object_text(arguments: str) -> str:
         except strict_json.BadJson as bad:
             raise BadArguments(_reason(text, bad)) from None
         if isinstance(value, dict):
+            if too_deep(value):
+                raise BadArguments(f"the object nests in more than {MOST_LEVELS} levels, write it flatter")
             return text
         if not isinstance(value, str):
             break

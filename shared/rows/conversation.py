@@ -8,14 +8,13 @@ from typing import Any
 
 from shared.rows import formats
 from shared.rows.arguments import BadArguments, calls_in, object_text, slip_of
-from shared.rows.findings import RowFindings, shown
+from shared.rows.findings import RowFindings, shown, too_deep
 from shared.rows.items import check_item_keys, parts_size
 from shared.rows.loss_flags import REASONING, asks_to_train, weight_of
 from shared.rows.shapes import Row
 from shared.rows.slips import is_python
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-_TOOL_DEPTH = 32
 ENCODED_TWICE = "Arguments are JSON of JSON; the object inside was read. Call json.dumps once."
 
 _PLAIN = frozenset({"role", "content", "name"})
@@ -309,6 +308,8 @@ def listed_tools(tools: Any, at: str, findings: RowFindings) -> frozenset[str] |
             text = f'{at}[{index}] is {shown(tool)}; use {{"type": "function", "function": {{…}}}}.'
             findings.refuse(f"{at}[{index}]", "wrong_type", text)
             continue
+        if too_deep({**tool, "function": None}):
+            findings.refuse(f"{at}[{index}]", "wrong_type", f"{at}[{index}] nests too deeply; keep to a few levels.")
         names |= listed_functions([tool.get("function")], f"{at}[{index}].function", findings, single=True)
     return frozenset(names)
 
@@ -322,24 +323,10 @@ def listed_functions(functions: Any, at: str, findings: RowFindings, *, single: 
         name = at if single else f"{at}[{index}]"
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
             findings.refuse(name, "wrong_type", f"{name} is {shown(function)}; use an object with name and parameters.")
-        elif not isinstance(function.get("parameters"), dict | None) or _too_deep(function):
+        elif not isinstance(function.get("parameters"), dict | None) or too_deep(function):
             findings.refuse(
                 f"{name}.parameters", "wrong_type", f"{name}.parameters must be a JSON schema object of few levels."
             )
         else:
             names.add(function["name"])
     return frozenset(names)
-
-
-def _too_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(_TOOL_DEPTH):
-        level = [
-            child
-            for item in level
-            if isinstance(item, dict | list)
-            for child in (item.values() if isinstance(item, dict) else item)
-        ]
-        if not level:
-            return False
-    return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 
 class RowFinding(NamedTuple):
@@ -32,6 +32,24 @@ class RowFindings:
 
     def warn(self, param: str, code: str, message: str) -> None:
         self.warnings.append(RowFinding(param, code, message))
+
+
+MOST_LEVELS: Final = 32  # of nested lists and objects: what reads rows later walks them by recursion
+
+
+def too_deep(value: Any) -> bool:
+    """Whether lists and objects are nested in more than MOST_LEVELS."""
+    level = [value]
+    for _ in range(MOST_LEVELS):
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def shown(value: Any) -> str:

@@ -18,6 +18,7 @@ from shared.rows import slips
 # Columns are looked for in the beginning of a line only, so that a hostile line cannot buy minutes of searching.
 _SEARCHED_CHARS = 2**18
 _SEARCHED_DEPTH = 100
+_NAMED_CHARS = 200
 _TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[{}\[\]:,]|[^\s{}\[\]:,"]+')
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)")
 _SUSPECT_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
@@ -40,6 +41,12 @@ class BadJson(ValueError):
         self.message = message
         self.column = column
         self.param = param
+
+
+def _nameable(path: str) -> str:
+    """A path as a report can carry it: keys may be of any length, and hold what neither UTF-8 nor Postgres can."""
+    plain = re.sub("[\0\ud800-\udfff]", "\ufffd", path[: _NAMED_CHARS + 1])
+    return plain if len(path) <= _NAMED_CHARS else f"{plain[:_NAMED_CHARS]}…"
 
 
 class JsonPlace(NamedTuple):
@@ -221,7 +228,7 @@ def _syntax_error(error: json.JSONDecodeError) -> BadJson:
 
 def _refusal(text: str, refused: _Refused) -> BadJson:
     place = _place_of(text, refused)
-    param, column = (place.path, place.column) if place else ("", None)
+    param, column = (_nameable(place.path), place.column) if place else ("", None)
     literal = (
         refused.literal
         if len(refused.literal) <= 24
@@ -256,7 +263,7 @@ def _refuse_bad_escapes(text: str, value: Any) -> None:
     code, at = _first_bad_escape(text)
     if code is None:
         return
-    path = next((p.path for p in places(text) if p.column <= at < p.column + len(p.token)), "")
+    path = _nameable(next((p.path for p in places(text) if p.column <= at < p.column + len(p.token)), ""))
     named = path or "The line"
     message = (
         rf"{named} holds the NUL character \u0000; remove it."

@@ -348,3 +348,46 @@ def test_a_pipeline_that_is_interrupted_cancels_its_preflight(
     assert command.returncode != 0
     ended = http.get(f"/v1/tunepool/preflights/{asked['id']}").json()
     assert (ended["status"], ended["error"]["code"]) == ("failed", "cancelled")
+
+
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('No system text here!') }}{% endif %}"
+    "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def test_a_job_whose_trainer_would_refuse_a_row_fails_before_it_is_queued(http: httpx2.Client, host: Host) -> None:
+    rows = chat_rows(10)
+    for place in (6, 8):
+        rows[place]["messages"].insert(0, {"role": "system", "content": "Be brief."})
+    training, plain = upload(http, rows), upload(http, chat_rows(4))
+
+    def submit(training_file: str, **training: Any) -> str:
+        body = {"model": "tiny", "training_file": training_file, "tunepool": {"training": training}}
+        made = http.post("/v1/fine_tuning/jobs", json=body)
+        assert made.status_code in {200, 201}, made.text
+        return str(made.json()["id"])
+
+    asked = {
+        "good": submit(training),
+        "refused": submit(training, chat_template=NO_SYSTEM),
+        "plain": submit(plain, chat_template=NO_SYSTEM),
+        "cut": submit(plain, max_length=16),
+    }
+    pull(host)
+    jobs = {name: http.get(f"/v1/fine_tuning/jobs/{job_id}").json() for name, job_id in asked.items()}
+
+    assert {name: job["status"] for name, job in jobs.items()} == {
+        "good": "queued",
+        "refused": "failed",
+        "plain": "queued",
+        "cut": "failed",
+    }
+    error = jobs["refused"]["error"]
+    assert (error["code"], error["param"]) == ("chat_template_failed", "training_file")
+    assert error["message"].startswith(f"training_file '{training}', row 7: The chat template fails on")
+    assert "No system text here. " in error["message"]
+    assert error["message"].endswith("(2 rows are refused.)")
+    assert jobs["cut"]["error"]["code"] == "no_trainable_tokens"
+    assert all(job["tunepool"]["attempts"] == [] for job in jobs.values())

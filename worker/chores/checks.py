@@ -27,6 +27,7 @@ from shared.settle.resolve import Resolution, resolve
 from shared.settle.settling import DeviceFacts
 from shared.store.bell import ring
 from shared.tenants.plain_text import printable
+from worker.chores.row_reading import refuse_bad_rows
 from worker.chores.run_program import Stopped, Watch, under_lease
 from worker.chores.unpacking import unpack
 from worker.host.found_device import FoundDevice
@@ -124,6 +125,7 @@ def _validate(host: Host, claim: Claim, watch: Watch) -> None:
     try:
         device = offered_device(host)
         settled = settle(host, claim, device=device)
+        refuse_bad_rows(host, claim, settled.spec, watch)
     except TunepoolError as error:
         code, message, param = error.code, error.message, error.param
         host.write_in_the_end(lambda s: moves.fail(s, claim.lease, code=code, message=message, param=param))

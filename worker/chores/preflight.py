@@ -1,28 +1,20 @@
-"""The CPU lane's preflights: settle a job that is not submitted, have its rows read, put the answer together.
-
-The program is started like a trainer: a process group of its own, no credentials, no network, files in, files out.
-"""
+"""The CPU lane's preflights: settle a job that is not submitted, have its rows read, put the answer together."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 from functools import partial
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import structlog
-from pydantic import ValidationError
 
 from shared.chores import preflights
 from shared.chores.preflights import PREFLIGHT, PreflightClaim
 from shared.contract.documents import JobError
-from shared.contract.events import EXIT_DONE, TokenReport
+from shared.contract.events import TokenReport
 from shared.contract.passes import device_kind
 from shared.contract.preflight_report import CheckedFile, DeviceFit, Memory, Report, Run, Time
 from shared.contract.published import published_shape
-from shared.contract.spec import JobSpec, PreflightSpec
 from shared.errors import TunepoolError, Unavailable
 from shared.fleet import workers
 from shared.jobs import measurements, pages
@@ -35,24 +27,12 @@ from shared.settle.device_fit import Candidate, fits, needs
 from shared.settle.resolve import Resolution
 from shared.settle.sizing import estimate_evaluation
 from shared.store.tables import DeviceRow
-from worker import base_models
-from worker.chores import run_program as programs
 from worker.chores.checks import offered_device, read_as_asked, settle
-from worker.chores.run_program import TooSlow, Watch, under_lease
+from worker.chores.row_reading import NoAnswer, RowReading
+from worker.chores.run_program import Watch, under_lease
 from worker.host.host import Host
-from worker.program import hostile_folder, workdir
-from worker.program.launcher import Exit
-from worker.program.workdir import Workdir
 
 log = structlog.get_logger()
-
-REPORT_BYTES: Final = 32 * 1024 * 1024
-
-
-class NoAnswer(TunepoolError):
-    """The program ended without a report, and not by the user's fault."""
-
-    code = "preflight_failed"
 
 
 def examine_next(host: Host) -> bool:
@@ -98,7 +78,8 @@ class _Examination:
             device = offered_device(self.host)
             resolution = settle(self.host, self.claim, device=device)
             report = report.model_copy(update=self.settled(resolution, needs(resolution.spec, device)))
-            tokens = self.read_rows(resolution.spec)
+            reading = RowReading(self.host, self.claim, self.watch, preview_rows=self.claim.preview_rows)
+            tokens = reading.report(resolution.spec)
         except (Unavailable, NoAnswer):
             raise
         except TunepoolError as error:
@@ -160,81 +141,6 @@ class _Examination:
             "run": Run(steps=steps, steps_per_epoch=per_epoch, rows=rows, tokens=round(total)),
             "time": None if duration is None else Time(device=device.name, **dataclasses.asdict(duration)),
         }
-
-    # --- the program ----------------------------------------------------------------------------------------------
-
-    def read_rows(self, spec: JobSpec) -> TokenReport:
-        """Have the program read the rows. Raises Invalid and its kin for what would end the job, too."""
-        place = workdir.make(self.host.work, self.claim.lease)
-        model = self.stage(spec, place)
-        return self.result(place, self.run_program(place, model))
-
-    def stage(self, spec: JobSpec, place: Workdir) -> Path:
-        """Bring what the program reads; returns where the base model lies."""
-        entry = self.host.catalogue().entry(spec.base_model.name)
-        settings = self.host.settings
-        model = base_models.ensure(
-            entry, cache=settings.cache, interrupt=self.watch.check, user=place.root, most=settings.cache_bytes
-        )
-        wanted = PreflightSpec(
-            job=spec,
-            base_model_path=str(model),
-            train_file=self.stage_file(spec, self.claim.training_file, place.data / "train.jsonl"),
-            validation_file=None
-            if self.claim.validation_file is None
-            else self.stage_file(spec, self.claim.validation_file, place.data / "validation.jsonl"),
-            preview_rows=list(self.claim.preview_rows),
-            processes=self.threads,
-            memory_bytes=self.host.settings.preflight_memory_bytes,
-        )
-        place.spec.write_text(wanted.model_dump_json(), encoding="utf-8")
-        workdir.hand_over(place, uid=self.host.trainer_uid)
-        return model
-
-    def stage_file(self, spec: JobSpec, file: FileRef, target: Path) -> str:
-        columns = spec.training.columns
-        return str(workdir.stage_rows(self.host.store, file, target, columns=columns, interrupt=self.watch.check))
-
-    @property
-    def threads(self) -> int:
-        return min(4, self.host.settings.cpu_threads or os.cpu_count() or 1)
-
-    def run_program(self, place: Workdir, model: Path) -> Exit:
-        settings = self.host.settings
-        try:
-            return programs.run(
-                self.host,
-                settings.preflight,
-                lease=self.claim.lease,
-                place=place,
-                watch=self.watch,
-                seconds=settings.preflight_seconds,
-                reads=(model,),
-            )
-        except TooSlow as error:
-            raise NoAnswer(
-                f"Reading the rows takes more than {settings.preflight_seconds:g} seconds."
-                " A shorter file or a simpler chat template would do.",
-                code="preflight_timeout",
-            ) from error
-
-    def result(self, place: Workdir, ended: Exit) -> TokenReport:
-        if ended.code == EXIT_DONE:
-            with contextlib.suppress(OSError, hostile_folder.Refused, ValidationError):
-                return TokenReport.model_validate_json(
-                    hostile_folder.read(place.out, "preflight.json", most=REPORT_BYTES)
-                )
-        fault = programs.users_fault(place, ended)
-        if fault is not None:
-            raise _Refused(fault.message, code=fault.code, param=fault.param)
-        log.warning(
-            "preflight.broke", preflight_id=self.claim.lease.id, exit=ended.code, last_words=ended.last_words[-2000:]
-        )
-        raise NoAnswer(f"The program that reads the rows ended unexpectedly (exit code {ended.code}).")
-
-
-class _Refused(TunepoolError):
-    """The job would end so, too."""
 
 
 def _is_ok(tokens: TokenReport) -> bool:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -33,6 +35,7 @@ from worker.train.written import REASONING, refuse_system_text_left_out
 RENDER_SECONDS = 5.0
 SLOW_ROWS = 3  # so often it may be too slow; then it is not tried again, or every row of a file would take its time
 RENDER_CHARACTERS = 16 * 1024 * 1024
+SPAN_SECONDS = 30.0  # of this thread's processor, to find the answers of one conversation by one rendering for each
 
 JsonObject = dict[str, Any]
 
@@ -62,6 +65,7 @@ class ChatTemplate:
         self._stops = tuple(stops)
         self._header: str | None = None
         self._too_slow = 0
+        self._too_many: float = math.inf  # messages of a conversation whose answers could not be found in time
         self._turns: dict[str, AnswerTurn] = {}
 
     @property
@@ -211,7 +215,14 @@ class ChatTemplate:
         self, messages: list[JsonObject], *, text: str, tools: list[JsonObject] | None
     ) -> list[Span] | None:
         spans: list[Span] = []
+        until = time.thread_time() + SPAN_SECONDS
         for index, message in enumerate(messages):
+            if time.thread_time() > until or len(messages) >= self._too_many:
+                self._too_many = min(self._too_many, len(messages))  # or each such row would take its time
+                raise _unusable(
+                    f"is rendered once for each answer, which takes more than {SPAN_SECONDS:g} seconds for a"
+                    f" conversation of {len(messages):,} messages; split it"
+                )
             if message["role"] != "assistant":
                 continue
             span = self._span_of(messages, index, text=text, tools=tools)

@@ -195,6 +195,8 @@ class RowReader:
             return self._rendered(record)
         except Invalid as error:
             return error
+        except RecursionError:
+            return Invalid("The row nests too deeply.", code="too_deeply_nested", param="training_file")
 
     def _encode(self, rendered: _Text | _Answers) -> Taken | Invalid:
         try:

@@ -1,0 +1,133 @@
+"""What the law costs: `python bench/law_cost.py MODEL_FOLDER [rows] [rounds]`.
+
+"Rendered against written": each row is looked for in what its template made of it (`worker.train.written`). Reads the
+same rows as a preflight's process does, in turns with that look and without it, in one process, and prints the median
+of the rounds' ratios: of plain conversations, and of conversations with tools, calls, results and reasoning under
+Qwen3's template. MODEL_FOLDER holds a base model's tokenizer; without it, the built-in model's in the home's cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import trl
+from transformers import AutoTokenizer
+
+import worker.train.data
+from bench.dataset_check import WORDS, write_rows
+from shared.contract.spec import DataFacts, Training
+from shared.settings import Settings
+from shared.settle.catalogue import SMOLLM2, local_folder
+from worker.train.data import RowReader
+from worker.train.preflight import _Inherited, count_stretch, stretches
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": f"look_up_{subject}",
+            "description": f"Looks a {subject} up by its number and the day.",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "number": {"type": "integer", "description": "Its number."},
+                    "day": {"type": "string", "description": "The day.", "enum": ["today", "tomorrow"]},
+                },
+                "required": ["number"],
+            },
+        },
+    }
+    for subject in ("parcel", "ticket", "invoice")
+]
+
+
+def calling_rows(path: Path, *, rows: int, seed: int) -> None:
+    dice = random.Random(seed)
+
+    def words(least: int) -> str:
+        return " ".join(dice.choices(WORDS, k=dice.randint(least, 3 * least)))
+
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(rows):
+            arguments = json.dumps({"number": number, "day": "today"})
+            function = {"name": "look_up_parcel", "arguments": arguments}
+            call = {"id": f"call_{number}", "type": "function", "function": function}
+            result = json.dumps({"number": number, "place": words(2), "late": False})
+            turns = [
+                {"role": "system", "content": words(20)},
+                {"role": "user", "content": words(8)},
+                {"role": "assistant", "content": "", "reasoning_content": words(20), "tool_calls": [call]},
+                {"role": "tool", "tool_call_id": call["id"], "content": result},
+                {"role": "assistant", "content": words(12)},
+            ]
+            file.write(json.dumps({"messages": turns, "tools": TOOLS}) + "\n")
+
+
+@contextlib.contextmanager
+def without_the_law() -> Iterator[None]:
+    kept = worker.train.data.lost
+    worker.train.data.lost = lambda *_, **__: []  # type: ignore[assignment]  # restored below
+    try:
+        yield
+    finally:
+        worker.train.data.lost = kept
+
+
+def seconds(file: Path) -> float:
+    """Of this thread's processor, for all rows of `file`, as one process of a preflight reads them."""
+    began = time.thread_time()
+    for stretch in stretches(file):
+        counted = count_stretch(stretch)
+        assert not counted.fault_count, counted.faults
+    return time.thread_time() - began
+
+
+def measure(tokenizer: Any, file: Path, *, rows: int, rounds: int) -> tuple[float, float, float]:
+    """Median seconds with the law and without it, and the median share of the law in the whole."""
+    facts = DataFacts(format="chat", train_rows=rows)
+    _Inherited.reader = RowReader(tokenizer, facts=facts, training=Training(max_length=2048))
+    _Inherited.decode = tokenizer.decode
+    with_it, without, shares = [], [], []
+    seconds(file)  # templates compiled, words known
+    for turn in range(rounds):
+        for lawless in (turn % 2 == 0, turn % 2 == 1):
+            with without_the_law() if lawless else contextlib.nullcontext():
+                (without if lawless else with_it).append(seconds(file))
+        shares.append(1 - without[-1] / with_it[-1])
+    return statistics.median(with_it), statistics.median(without), statistics.median(shares)
+
+
+def main() -> None:
+    numbers = [int(word) for word in sys.argv[1:] if word.isdigit()]
+    folders = [Path(word) for word in sys.argv[1:] if not word.isdigit()]
+    model = folders[0] if folders else local_folder(SMOLLM2, cache=Settings().cache)
+    rows, rounds = (*numbers, *(4000, 7)[len(numbers) :])
+    if not (model / "tokenizer.json").is_file():
+        print(f"skipped: no tokenizer in {model}; run `make demo` once, or name a model's folder")
+        return
+    templates = Path(trl.__file__).parent / "chat_templates"
+    with tempfile.TemporaryDirectory() as place:
+        plain, calling = Path(place) / "plain.jsonl", Path(place) / "calling.jsonl"
+        write_rows(plain, rows=rows, seed=1)
+        calling_rows(calling, rows=rows, seed=1)
+        for name, file, template in (("plain", plain, None), ("tools, calls, reasoning", calling, "qwen3.jinja")):
+            tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
+            if template:
+                tokenizer.chat_template = (templates / template).read_text(encoding="utf-8")
+            whole, without, share = measure(tokenizer, file, rows=rows, rounds=rounds)
+            print(f"{name:24} {whole:6.2f} s with the law  {without:6.2f} s without  {share:6.1%} of the whole")
+
+
+if __name__ == "__main__":
+    main()

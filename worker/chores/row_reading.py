@@ -1,0 +1,162 @@
+"""Rows read by the code that trains on them, in a program of its own: for preflights, and before a job is queued.
+
+The program is started like a trainer: a process group of its own, no credentials, no network, files in, files out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import structlog
+from pydantic import ValidationError
+
+from shared.chores.preflights import PreflightClaim
+from shared.contract.events import EXIT_DONE, EXIT_USER_FAULT, FileTokens, TokenReport
+from shared.contract.spec import JobSpec, PreflightSpec
+from shared.errors import Invalid, TunepoolError
+from shared.lease.values import Claim, FileRef
+from worker import base_models
+from worker.chores import run_program as programs
+from worker.chores.run_program import TooSlow, Watch
+from worker.host.host import Host
+from worker.program import hostile_folder, workdir
+from worker.program.launcher import Exit
+from worker.program.workdir import Workdir
+
+log = structlog.get_logger()
+
+REPORT_BYTES: Final = 32 * 1024 * 1024
+_READ_ALIKE: Final = "worker.train"  # the trainer whose reader this is; another one reads rows its own way
+
+
+class NoAnswer(TunepoolError):
+    """The program ended without a report, and not by the user's fault."""
+
+    code = "preflight_failed"
+
+
+class _Refused(TunepoolError):
+    """The job would end so, too."""
+
+
+class RowReading:
+    """The rows of one job or preflight on their way to a report."""
+
+    def __init__(
+        self, host: Host, claim: Claim | PreflightClaim, watch: Watch, *, preview_rows: Sequence[int] = ()
+    ) -> None:
+        self.host, self.claim, self.watch, self.preview_rows = host, claim, watch, preview_rows
+
+    def report(self, spec: JobSpec) -> TokenReport:
+        """Have the program read the rows. Raises Invalid and its kin for what would end the job, too.
+
+        Raises Stopped, NoAnswer, Unavailable as well.
+        """
+        place = workdir.make(self.host.work, self.claim.lease)
+        model = self._stage(spec, place)
+        return self._result(place, self._run_program(place, model))
+
+    def _stage(self, spec: JobSpec, place: Workdir) -> Path:
+        """Bring what the program reads; returns where the base model lies."""
+        entry = self.host.catalogue().entry(spec.base_model.name)
+        settings = self.host.settings
+        model = base_models.ensure(
+            entry, cache=settings.cache, interrupt=self.watch.check, user=place.root, most=settings.cache_bytes
+        )
+        validation = self.claim.validation_file
+        wanted = PreflightSpec(
+            job=spec,
+            base_model_path=str(model),
+            train_file=self._stage_file(spec, self.claim.training_file, place.data / "train.jsonl"),
+            validation_file=None
+            if validation is None
+            else self._stage_file(spec, validation, place.data / "validation.jsonl"),
+            preview_rows=list(self.preview_rows),
+            processes=self.threads,
+            memory_bytes=settings.preflight_memory_bytes,
+        )
+        place.spec.write_text(wanted.model_dump_json(), encoding="utf-8")
+        workdir.hand_over(place, uid=self.host.trainer_uid)
+        return model
+
+    def _stage_file(self, spec: JobSpec, file: FileRef, target: Path) -> str:
+        columns = spec.training.columns
+        return str(workdir.stage_rows(self.host.store, file, target, columns=columns, interrupt=self.watch.check))
+
+    @property
+    def threads(self) -> int:
+        return min(4, self.host.settings.cpu_threads or os.cpu_count() or 1)
+
+    def _run_program(self, place: Workdir, model: Path) -> Exit:
+        settings = self.host.settings
+        try:
+            return programs.run(
+                self.host,
+                settings.preflight,
+                lease=self.claim.lease,
+                place=place,
+                watch=self.watch,
+                seconds=settings.preflight_seconds,
+                reads=(model,),
+            )
+        except TooSlow as error:
+            raise NoAnswer(
+                f"Reading the rows takes more than {settings.preflight_seconds:g} seconds."
+                " A shorter file or a simpler chat template would do.",
+                code="preflight_timeout",
+            ) from error
+
+    def _result(self, place: Workdir, ended: Exit) -> TokenReport:
+        if ended.code == EXIT_DONE:
+            with contextlib.suppress(OSError, hostile_folder.Refused, ValidationError):
+                return TokenReport.model_validate_json(
+                    hostile_folder.read(place.out, "preflight.json", most=REPORT_BYTES)
+                )
+        fault = programs.users_fault(place, ended)
+        if fault is not None:
+            users = ended.code == EXIT_USER_FAULT
+            raise (_Refused if users else _TooLarge)(fault.message, code=fault.code, param=fault.param)
+        log.warning("rows.unread", id=self.claim.lease.id, exit=ended.code, last_words=ended.last_words[-2000:])
+        raise NoAnswer(f"The program that reads the rows ended unexpectedly (exit code {ended.code}).")
+
+
+class _TooLarge(_Refused):
+    """The program was out of memory: a trainer may have more."""
+
+
+def refuse_bad_rows(host: Host, claim: Claim, spec: JobSpec, watch: Watch) -> None:
+    """Have the rows of a settled job read as its trainer will, where this host has the base model.
+
+    What the program cannot answer stays for the trainer to say. Raises Invalid for rows that end the job, Stopped.
+    """
+    if host.settings.trainer != _READ_ALIKE or spec.base_model.name not in base_models.cached_names(
+        host.catalogue(), cache=host.settings.cache
+    ):
+        return
+    try:
+        report = RowReading(host, claim, watch).report(spec)
+    except (NoAnswer, _TooLarge, base_models.BaseModelUnavailable) as error:
+        log.warning("job.rows_unread", job_id=claim.lease.id, code=error.code, error=error.message[:200])
+        return
+    _refuse("training_file", claim.training_file, report.training, spec)
+    if claim.validation_file is not None and report.validation is not None:
+        _refuse("validation_file", claim.validation_file, report.validation, spec)
+
+
+def _refuse(param: str, file: FileRef, tokens: FileTokens, spec: JobSpec) -> None:
+    if tokens.fault_count:
+        first = tokens.faults[0]
+        more = f" ({tokens.fault_count:,} rows are refused.)" if tokens.fault_count > 1 else ""
+        message = f"{param} '{file.id}', row {first.row}: {first.message}{more}"
+        raise Invalid(message, code=first.code, param=param)
+    if not tokens.kept_tokens:
+        raise Invalid(
+            f"{param} '{file.id}': no row has a token to learn from: all {tokens.rows:,} rows are masked or were cut"
+            f" before their answer by max_length {spec.training.max_length}.",
+            code="no_trainable_tokens",
+            param=param,
+        )
