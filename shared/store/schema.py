@@ -48,6 +48,7 @@ REVISIONS: Final = (
     "0032_cluster",
     "0039_queue_depth",
     "0037_settled_for",
+    "0033_schedules",
 )
 
 

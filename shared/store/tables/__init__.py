@@ -3,7 +3,7 @@
 The one door to the tables: a foreign key names its table by a word, so whoever has one table needs all of them.
 """
 
-from shared.store.tables.alias_tables import AliasRow, AliasVersionRow
+from shared.store.tables.alias_tables import AliasRow, AliasVersionRow, ApprovalRow, PromotionRow
 from shared.store.tables.columns import Json, Leased
 from shared.store.tables.evaluation_tables import EvalRow, EvaluationAnswerRow, EvaluationRow
 from shared.store.tables.job_tables import (
@@ -28,6 +28,7 @@ from shared.store.tables.product_tables import (
     PermissionRow,
     PreflightRow,
 )
+from shared.store.tables.schedule_tables import ScheduleRow, ScheduleRunRow
 from shared.store.tables.tenant_tables import (
     ApiKeyRow,
     AuditRow,
@@ -46,6 +47,7 @@ __all__ = [
     "AliasRow",
     "AliasVersionRow",
     "ApiKeyRow",
+    "ApprovalRow",
     "AttemptRow",
     "AuditRow",
     "BaseModelRow",
@@ -75,6 +77,9 @@ __all__ = [
     "PreflightRow",
     "ProjectRow",
     "ProjectSecretRow",
+    "PromotionRow",
+    "ScheduleRow",
+    "ScheduleRunRow",
     "SignInRow",
     "SigningKeyRow",
     "TrackingRow",

@@ -47,7 +47,9 @@ class DeliveryRow(Leased, Base):
     event_id: Mapped[str] = mapped_column(Text)
     event_type: Mapped[str] = mapped_column(Text)
     event_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
-    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))  # null: a test
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))  # null: of something else, or a test
+    subject: Mapped[str | None] = mapped_column(Text)  # the id of what else it is of
+    details: Mapped[dict[str, Any] | None] = mapped_column(Json)  # what a rich body says of that
     state: Mapped[str] = mapped_column(Text, default="waiting", server_default=text("'waiting'"))
     tries: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
     log: Mapped[list[dict[str, Any]]] = mapped_column(Json, default=list, server_default=text("'[]'::jsonb"))
