@@ -14,7 +14,16 @@ from typing import Any, Final
 from fastapi import FastAPI
 from sqlalchemy import Engine
 
-from api import alias_bodies, errors, oidc_bodies, pool_bodies, secret_bodies, upload_bodies, webhook_bodies
+from api import (
+    alias_bodies,
+    errors,
+    oidc_bodies,
+    pool_bodies,
+    schedule_bodies,
+    secret_bodies,
+    upload_bodies,
+    webhook_bodies,
+)
 from api.admission import Admission
 from api.bell import RingThread
 from api.compression import GzipJson
@@ -49,6 +58,7 @@ from api.routes import (
     preflights,
     projects,
     reference,
+    schedules,
     secrets,
     signing_keys,
     streams,
@@ -147,7 +157,7 @@ def create_app(settings: Settings) -> FastAPI:
     for part in (
         *(files, parted_uploads, jobs, preflights, graders, models, completions, adapters, aliases, permissions),
         *(objects, merges, evaluations, streams, catalogue, pool, job_operations, projects, oidc, webhooks, usage),
-        *(evals, job_logs, lineage, secrets, signing_keys, metrics, health, reference),
+        *(schedules, evals, job_logs, lineage, secrets, signing_keys, metrics, health, reference),
     ):
         app.include_router(part.router)
     wing.install(app, secure=settings.public_url.startswith("https://"))
@@ -178,6 +188,7 @@ def _describe(app: FastAPI) -> None:
                 *webhook_bodies.BODIES,
                 *oidc_bodies.BODIES,
                 *secret_bodies.BODIES,
+                *schedule_bodies.BODIES,
             ):
                 reference = body.model_json_schema(ref_template="#/components/schemas/{model}")
                 components["schemas"] |= {**reference.pop("$defs", {}), body.__name__: reference}

@@ -17,13 +17,11 @@ from api.measures import Measures
 from api.plan_cache import PlanCache
 from api.streams import Streams
 from api.vllm import Vllm
-from shared.chores import base_models
+from shared.chores import starting
 from shared.contract.parent_model import ParentModel
 from shared.contract.spec import BaseModelRef
-from shared.errors import NotFound, Unauthenticated
-from shared.jobs import parents
+from shared.errors import Unauthenticated
 from shared.settings import Settings
-from shared.settle import going_on
 from shared.settle.catalogue import Catalogue
 from shared.store.db import reading_scope, session_scope
 from shared.store.lifecycle import Lane
@@ -71,27 +69,18 @@ class Door:
     @property
     def catalogue(self) -> Catalogue:
         """Every base model, as it stands now."""
-        with self.session() as session:
-            return base_models.offered(session, self.settings)
+        return starting.catalogue(self.session, self.settings)
 
     def base_model(self, name: str) -> BaseModelRef:
         """The base model of that name or alias. Raises NotFound, NotYet, Invalid."""
-        return base_models.usable(self.settings, name) or self.catalogue.find(name)
+        return starting.base_model(self.session, self.settings, name)
 
     def start(self, name: str, *, project_id: str) -> tuple[BaseModelRef, ParentModel | None]:
         """The base model that a job trains, and the tuned model that it goes on from where `name` is one's.
 
         Raises NotFound, NotYet, Invalid, and Conflict when the base of a tuned model is gone or another.
         """
-        if not parents.is_tuned(name) or self.catalogue.taken(name):
-            return self.base_model(name), None
-        with self.session() as session:
-            parent = parents.find(session, name, project_id=project_id)
-        try:
-            base = self.base_model(parent.spec.base_model.name)
-        except NotFound:
-            base = None
-        return going_on.must_stand_on(parent, base), parent
+        return starting.start(self.session, self.settings, name, project_id=project_id)
 
     def ring(self, lane: Lane) -> None:
         self.bell.ring(lane)

@@ -35,7 +35,7 @@ STATUS: Final[dict[type[errors.TunepoolError], tuple[int, str]]] = {
     errors.Unavailable: (503, "server_error"),
 }
 # Limits that time does not lift: somebody must delete something.
-POINTLESS: Final = frozenset({"quota_exceeded"})
+POINTLESS: Final = frozenset({"quota_exceeded", "too_many_schedules"})
 # Codes whose number differs from their class's.
 STATUS_OF_CODE: Final = {"idempotency_key_reused": 422, "unsupported_media_type": 415, "range_not_satisfiable": 416}
 DATABASE_AWAY: Final = (OperationalError, InterfaceError, PoolTimeout)

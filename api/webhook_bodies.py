@@ -9,13 +9,21 @@ from pydantic import Field, StringConstraints
 from api.pool_bodies import Name
 from shared.contract.spec import Part
 
-EventType = Literal["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
+EventType = Literal[
+    "fine_tuning.job.succeeded",
+    "fine_tuning.job.failed",
+    "fine_tuning.job.cancelled",
+    "tunepool.schedule.refused",
+    "tunepool.promotion.requested",
+    "tunepool.promotion.ended",
+    "tunepool.alias.moved",
+]
 Url = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
-EventTypes = Annotated[list[EventType], Field(min_length=1, max_length=3)]
+EventTypes = Annotated[list[EventType], Field(min_length=1, max_length=7)]
 
 
 class CreateWebhook(Part):
-    """Where ended jobs of the project are told to."""
+    """Where ended jobs of the project, and what else it listens for, are told to."""
 
     name: Name
     url: Url = Field(description="https://host[:port]/path, on the public internet.")

@@ -24,6 +24,7 @@ Edge = Literal[
     "publish_before_commit",
     "after_publish",
     "reap_before_commit",
+    "schedule_before_commit",
 ]
 _SIGNALS: Final = {"exit": signal.SIGKILL, "freeze": signal.SIGSTOP}
 

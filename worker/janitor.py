@@ -23,7 +23,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from shared import failpoints
-from shared.chores import cold_jobs, deliveries, preflights
+from shared.chores import cold_jobs, deliveries, preflights, schedule_runs, schedules
 from shared.chores import table as chores
 from shared.chores import waiting as lanes
 from shared.errors import Unavailable
@@ -84,6 +84,7 @@ class Janitor:
         self._due: dict[Callable[[], None], tuple[float, float]] = {
             self.reap: (now, settings.reap_seconds),
             self.sweep: (now + settings.sweep_seconds, settings.sweep_seconds),
+            self.keep_time: (now, settings.sweep_seconds),
             self.collect: (now + FIRST_GARBAGE_SECONDS, SWEEP_GARBAGE_SECONDS),
         }
 
@@ -147,12 +148,26 @@ class Janitor:
         for worker_id, pool_name in (self._alone("called", members.called) or {}).items():
             call(worker_id, self._settings, pool=pool_name)
 
+    def keep_time(self) -> None:
+        """Start the jobs of schedules that are due. A process that dies here leaves whole runs and due moments."""
+        sessions, started = partial(session_scope, self._engine), False
+        for schedule_id in self._alone("due", schedules.due) or ():
+            if self._over.is_set():
+                break
+            run = self._alone("schedules", schedule_runs.prepared(sessions, self._settings, schedule_id))
+            if run is not None:
+                log.info("schedule.ran", schedule=schedule_id, verdict=run.verdict, job=run.job_id, reason=run.reason)
+                started = started or run.job_id is not None
+        if started:
+            ring("cpu", self._settings)
+
     def collect(self) -> None:
         """Delete expired files, and objects that no row names and none ever will."""
         self._alone("forget", workers.forget)
         self._alone("preflights", preflights.forget)
         self._alone("deliveries", deliveries.forget)
         self._alone("playgrounds", playgrounds.forget)
+        self._alone("schedule runs", schedules.forget)
         self._alone("sign-ins", partial(sign_ins.forget, settings=self._settings))
         self._alone("key secrets", rotation.forget)
         store = open_store(self._settings)

@@ -114,7 +114,9 @@ def claim(
 
 def body(session: Session, row: DeliveryRow, *, rich: bool) -> dict[str, Any]:
     """OpenAI's body of the event; a rich one says under `data.tunepool` how the job stands, which is final."""
-    data: dict[str, Any] = {"id": row.job_id or webhooks.TEST_JOB}
+    data: dict[str, Any] = {"id": row.job_id or row.subject or webhooks.TEST_JOB}
+    if rich and row.details is not None:
+        data["tunepool"] = row.details
     job = session.get(JobRow, row.job_id) if rich and row.job_id else None
     if job is not None:
         data["tunepool"] = {
@@ -204,7 +206,7 @@ def replay(session: Session, webhook_id: str, delivery_id: str, *, project_id: s
     row = session.get(DeliveryRow, delivery_id)
     if row is None or row.webhook_id != webhook.id:
         raise NotFound(f"The webhook has no delivery '{delivery_id[:100]}'.", param="delivery_id")
-    return _add(session, webhook, event_id=row.event_id, event_type=row.event_type, job_id=row.job_id, at=row.event_at)
+    return _add(session, webhook, event_id=row.event_id, event_type=row.event_type, job_id=row.job_id, of=row)
 
 
 def test(session: Session, webhook_id: str, event_type: str, *, project_id: str) -> DeliveryRow:
@@ -220,7 +222,7 @@ def _add(
     event_id: str,
     event_type: str,
     job_id: str | None = None,
-    at: datetime | None = None,
+    of: DeliveryRow | None = None,
 ) -> DeliveryRow:
     webhooks.must_be_enabled(webhook)
     row = DeliveryRow(
@@ -231,8 +233,8 @@ def _add(
         event_type=event_type,
         job_id=job_id,
     )
-    if at is not None:
-        row.event_at = at
+    if of is not None:
+        row.event_at, row.subject, row.details = of.event_at, of.subject, of.details
     session.add(row)
     session.flush()
     session.refresh(row)

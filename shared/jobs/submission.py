@@ -61,15 +61,7 @@ def submit(
         earlier = _earlier(session, caller, request_sha256, retried=retried, idempotency_key=idempotency_key)
         if earlier is not None:
             return Submission(earlier, replayed=True)
-    refuse_out_of_bounds(request.tunepool.queue or Queue(), caller)
-    integrations.refuse_unready(session, request, project_id=caller.project_id)
-    named = {"training_file": request.training_file, "validation_file": request.validation_file}
-    renamed = bool(chosen(request.tunepool.training).get("columns"))
-    grounds = [
-        _ground(session, caller, file_id, own_turn=own_turn, param=param, renamed=renamed)
-        for param, file_id in named.items()
-        if file_id is not None
-    ]
+    grounds = _grounds(session, request, caller, own_turn=own_turn)
     _refuse_when_full(session, caller, grounds[0])
     job = _new_job(request, caller=caller, base=base, request_sha256=request_sha256)
     if parent is not None:
@@ -91,6 +83,27 @@ def submit(
     journal.append(session, job.id, events if warning is None else [*events, NewEvent(warning, level="warn")])
     _supersede(session, job, request.tunepool.queue)
     return Submission(job, replayed=False, warning=warning)
+
+
+def refuse_unfit(
+    session: Session, request: CreateJob, *, caller: Caller, base: BaseModelRef, parent: ParentModel | None
+) -> None:
+    """What `submit` would refuse now, whatever room the project has; nothing is stored. Raises as `submit` does."""
+    refusals.check_request(request, base, parent)
+    _grounds(session, request, caller, own_turn=f"unfit:{caller.key_id}")
+
+
+def _grounds(session: Session, request: CreateJob, caller: Caller, *, own_turn: str) -> list[Any]:
+    """The files that the job would stand on. Raises Invalid, Forbidden."""
+    refuse_out_of_bounds(request.tunepool.queue or Queue(), caller)
+    integrations.refuse_unready(session, request, project_id=caller.project_id)
+    named = {"training_file": request.training_file, "validation_file": request.validation_file}
+    renamed = bool(chosen(request.tunepool.training).get("columns"))
+    return [
+        _ground(session, caller, file_id, own_turn=own_turn, param=param, renamed=renamed)
+        for param, file_id in named.items()
+        if file_id is not None
+    ]
 
 
 def refuse_out_of_bounds(queue: Queue, caller: Caller) -> None:

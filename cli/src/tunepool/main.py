@@ -37,6 +37,7 @@ from tunepool import (
     proving,
     releasing,
     requests,
+    scheduling,
     signing_in,
     watching,
     webhooks,
@@ -86,6 +87,7 @@ for _name, _group in {
     "keys": projects.keys_cli,
     "oidc": signing_in.oidc_cli,
     "secrets": project_secrets.secrets_cli,
+    "schedule": scheduling.schedule_cli,
     "webhooks": webhooks.webhooks_cli,
 }.items():
     cli.add_typer(_group, name=_name)
