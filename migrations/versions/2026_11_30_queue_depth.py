@@ -8,7 +8,7 @@ branch_labels = None
 depends_on = None
 
 # One row for each job that the plan would start now on idle devices that suit it (shared/plan/scheduling.py, `_aside`).
-# 1.1 is PLAN_MARGIN, 3600 `Policy.entry_seconds`; tests/integration/test_queue_depth.py holds view and plan together.
+# 3600 is `Policy.entry_seconds`; tests/integration/test_queue_depth.py holds view and plan together.
 VIEW = """
 CREATE VIEW queue_depth AS
 WITH month AS (SELECT date_trunc('month', now(), 'UTC') AS began),
@@ -49,7 +49,7 @@ waiting AS (
         key AS (PARTITION BY jobs.key_id ORDER BY jobs.created_at, jobs.id)
 )
 SELECT id AS job_id, project_id, gpus, nodes, gpus * nodes AS devices,
-    trunc(bytes_per_device * 1.1::float8)::bigint AS bytes_needed,
+    bytes_per_device AS bytes_needed,
     needs_gpu, needs_bfloat16, coalesce(needs_capability, 0) AS needs_capability, created_at
 FROM waiting
 WHERE (project_cap IS NULL OR project_devices <= project_cap)

@@ -49,6 +49,7 @@ REVISIONS: Final = (
     "0039_queue_depth",
     "0037_settled_for",
     "0033_schedules",
+    "0034_sweeps",
 )
 
 

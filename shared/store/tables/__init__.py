@@ -29,6 +29,7 @@ from shared.store.tables.product_tables import (
     PreflightRow,
 )
 from shared.store.tables.schedule_tables import ScheduleRow, ScheduleRunRow
+from shared.store.tables.sweep_tables import SweepRow, TrialRow
 from shared.store.tables.tenant_tables import (
     ApiKeyRow,
     AuditRow,
@@ -82,7 +83,9 @@ __all__ = [
     "ScheduleRunRow",
     "SignInRow",
     "SigningKeyRow",
+    "SweepRow",
     "TrackingRow",
+    "TrialRow",
     "UploadPartRow",
     "UploadRow",
     "WebhookRow",
