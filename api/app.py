@@ -62,6 +62,7 @@ from api.routes import (
     secrets,
     signing_keys,
     streams,
+    sweeps,
     usage,
     webhooks,
 )
@@ -157,7 +158,7 @@ def create_app(settings: Settings) -> FastAPI:
     for part in (
         *(files, parted_uploads, jobs, preflights, graders, models, completions, adapters, aliases, permissions),
         *(objects, merges, evaluations, streams, catalogue, pool, job_operations, projects, oidc, webhooks, usage),
-        *(schedules, evals, job_logs, lineage, secrets, signing_keys, metrics, health, reference),
+        *(schedules, evals, job_logs, lineage, sweeps, secrets, signing_keys, metrics, health, reference),
     ):
         app.include_router(part.router)
     wing.install(app, secure=settings.public_url.startswith("https://"))

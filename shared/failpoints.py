@@ -25,6 +25,7 @@ Edge = Literal[
     "after_publish",
     "reap_before_commit",
     "schedule_before_commit",
+    "sweep_before_commit",
 ]
 _SIGNALS: Final = {"exit": signal.SIGKILL, "freeze": signal.SIGSTOP}
 

@@ -1,6 +1,7 @@
 """Tidies up behind everybody: `python -m worker.janitor`. Any number may run; each pass happens under an advisory lock.
 
-Dead leases go back to the queue, waiting work is rung for, expired files and the garbage of dead fences are deleted.
+Dead leases go back to the queue, waiting work is rung for, sweeps move on, expired files and the garbage of dead fences
+are deleted.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from shared import failpoints
-from shared.chores import cold_jobs, deliveries, preflights, schedule_runs, schedules
+from shared.chores import cold_jobs, deliveries, preflights, schedule_runs, schedules, sweep_rounds
 from shared.chores import table as chores
 from shared.chores import waiting as lanes
 from shared.errors import Unavailable
@@ -35,6 +36,7 @@ from shared.settings import Settings
 from shared.store import schema
 from shared.store.bell import call, ring
 from shared.store.db import database_age_seconds, make_engine, session_scope
+from shared.store.lifecycle import Lane
 from shared.store.storage import Store, open_store
 from shared.tenants import rotation, sign_ins
 from worker.host.flags import LANES
@@ -83,6 +85,7 @@ class Janitor:
         now = clock()
         self._due: dict[Callable[[], None], tuple[float, float]] = {
             self.reap: (now, settings.reap_seconds),
+            self.advance_sweeps: (now, settings.reap_seconds),
             self.sweep: (now + settings.sweep_seconds, settings.sweep_seconds),
             self.keep_time: (now, settings.sweep_seconds),
             self.collect: (now + FIRST_GARBAGE_SECONDS, SWEEP_GARBAGE_SECONDS),
@@ -160,6 +163,15 @@ class Janitor:
                 started = started or run.job_id is not None
         if started:
             ring("cpu", self._settings)
+
+    def advance_sweeps(self) -> None:
+        """A round of every sweep, each in a transaction of its own: compare trials, stop some, start others."""
+        lanes: set[Lane] = set()
+        for sweep_id in self._alone("sweeps", sweep_rounds.running) or []:
+            advance = partial(sweep_rounds.advance, sweep_id=sweep_id, settings=self._settings)
+            lanes |= self._alone("sweeps", advance) or set()
+        for lane in lanes:
+            ring(lane, self._settings)
 
     def collect(self) -> None:
         """Delete expired files, and objects that no row names and none ever will."""
