@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 
 class Others:
@@ -130,6 +132,7 @@ def main(spec_file: Path, out: Path, others: Others) -> int:
         chain = hashlib.sha256(f"{chain}{step}".encode()).hexdigest()  # only every step in its order leads to the end
         tell(out, type="metrics", step=step, total_steps=steps, epoch=step / steps, train_loss=1 / step,
              learning_rate=0.1, trained_tokens=step * 10, seconds_per_step=seconds)  # fmt: skip
+        look(spec, act, out, step)
         if step == int(act.get("crash", 0)) or others.missing():
             return int(act.get("exit", 1))
         while step == int(act.get("hang", 0)):
@@ -150,6 +153,13 @@ def main(spec_file: Path, out: Path, others: Others) -> int:
     tell(out, type="finished", steps=steps, trained_tokens=steps * 10, published_step=steps,
          published_reason="the last one", peak_memory_bytes=1, train_seconds=1.0)  # fmt: skip
     return 0
+
+
+def look(spec: dict[str, Any], act: dict[str, str], out: Path, step: int) -> None:
+    """`looks`: at its steps a validation loss that is the lower the nearer the learning rate is to 0.001."""
+    training = spec["job"]["training"]
+    if "looks" in act and step % training["eval"]["steps"] == 0:
+        tell(out, type="validation", step=step, valid_loss=abs(math.log10(training["learning_rate"]) + 3) + 1 / step)
 
 
 def hostile(spec_file: Path, out: Path) -> int:

@@ -44,7 +44,7 @@ from tunepool import (
 )
 from tunepool.connection import NoServerKnown, find_credentials
 from tunepool.id_tokens import NoIdToken
-from tunepool.pipeline import command, scaffold
+from tunepool.pipeline import command, scaffold, sweep_command
 from tunepool.printing import json_line, printable, show, show_rows
 
 EXIT_JOB_NOT_DONE: Final = 1
@@ -56,7 +56,7 @@ EXIT_SUPERSEDED: Final = 6
 EXIT_INTERRUPTED: Final = 130
 NOT_OFFERED: Final = 501
 JOBS_PER_PAGE: Final = 100
-WITHOUT_A_SERVER: Final = frozenset({"gate", "init", "run", "verify", "login"})  # they read files first
+WITHOUT_A_SERVER: Final = frozenset({"gate", "init", "run", "sweep", "verify", "login"})  # they read files first
 
 Method = Literal["supervised", "dpo", "kto", "orpo", "simpo"]
 # Options that submit and watch share.
@@ -89,6 +89,7 @@ for _name, _group in {
     "secrets": project_secrets.secrets_cli,
     "schedule": scheduling.schedule_cli,
     "webhooks": webhooks.webhooks_cli,
+    "sweeps": sweep_command.sweeps_cli,
 }.items():
     cli.add_typer(_group, name=_name)
 for _alone in (
@@ -96,6 +97,7 @@ for _alone in (
     releasing.rollback,
     releasing.compare,
     command.run,
+    sweep_command.sweep,
     scaffold.init,
     chatting.chat,
     evaluating.evaluate,

@@ -54,16 +54,16 @@ def run(  # noqa: PLR0917 -- typer makes options of them
         runner = _runner(context, pipeline, where, result, timeout=timeout)
         runner.cancel_on_interrupt = on_interrupt == "cancel"
         runner.run()
-    except _ENDS as error:
-        result.exit_code, result.message = _ending(error)
+    except ENDS as error:
+        result.exit_code, result.message = ending(error)
         if isinstance(error, watching.WatchInterrupted):  # "cancelled" in files, and a shell's own code
             ended_by_signal = SIGNALLED + error.signal
     outcome.write_files(result, junit_file=junit, summary_file=summary, quality=code_quality)
-    _tell(context, result, where)
+    tell(context, result, where)
     raise typer.Exit(ended_by_signal or result.exit_code)
 
 
-_ENDS: Final = (
+ENDS: Final = (
     RunEnded,
     BadSetting,
     NoServerKnown,
@@ -103,7 +103,7 @@ def _runner(
     )
 
 
-def _ending(error: BaseException) -> tuple[int, str]:
+def ending(error: BaseException) -> tuple[int, str]:
     """The exit code and the sentence of what ended a run."""
     match error:
         case RunEnded():
@@ -123,7 +123,7 @@ def _ending(error: BaseException) -> tuple[int, str]:
     return outcome.BAD_INPUT, str(error)
 
 
-def _tell(context: typer.Context, result: RunOutcome, where: Surroundings) -> None:
+def tell(context: typer.Context, result: RunOutcome, where: Surroundings) -> None:
     if where.github:
         for line in outcome.workflow_commands(result):
             print(line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -74,6 +74,7 @@ class Pipeline(Strict):
         return self
 
 
+Document = TypeVar("Document", bound=Pipeline)
 SCHEMA_NAME: Final = "pipeline.schema.json"
 
 
@@ -84,12 +85,17 @@ def schema() -> dict[str, Any]:
 
 def read_pipeline(path: Path) -> Pipeline:
     """Raises BadSetting with file, line and column."""
+    return read_document(path, Pipeline)
+
+
+def read_document(path: Path, model: type[Document]) -> Document:
+    """A pipeline, or a file that says more than one. Raises BadSetting with file, line and column."""
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     try:
         root = composed(data, what="pipeline")
         _refuse_repeated_keys(root)
-        return Pipeline.model_validate(_plain(root))
+        return model.model_validate(_plain(root))
     except BadGate as error:
         place = "" if error.line is None else f":{error.line}:{error.column}"
         raise BadSetting(f"{path}{place}: {error.message}") from None

@@ -124,7 +124,7 @@ class Runner:
             "validation": self._sha256(asked.validation),
             "job": [asked.suffix, asked.seed, asked.method, asked.hyperparameters, asked.tunepool],
         }
-        return _digest(facts)
+        return digest(facts)
 
     def _server_version(self) -> str:
         alive = self.client.get(urljoin(str(self.client.base_url), "../livez"), cast_to=object)
@@ -216,7 +216,7 @@ class Runner:
                 )
             except APIStatusError as error:
                 # Another runner came first with this content, from another commit or another run.
-                if _code(error) != "idempotency_key_reused":
+                if error_code(error) != "idempotency_key_reused":
                     raise
                 job = self._jobs_of(content)[0]
             step.words = f"{job.id} is {job.status}."
@@ -273,7 +273,7 @@ class Runner:
             against=subjects[1] if len(subjects) > 1 else None,
         )
         version = 0 if alias is None else alias["version"]
-        key = _digest([question, self.pipeline.promote, version])
+        key = digest([question, self.pipeline.promote, version])
         with self._timed("evaluate") as step:
             record = self._evaluation_of(key)
             if record is None:
@@ -347,7 +347,7 @@ class Runner:
             try:
                 version = self._post(f"aliases/{quote(alias)}/promote", body)["version"]
             except APIStatusError as error:
-                if _code(error) != "alias_moved":
+                if error_code(error) != "alias_moved":
                     raise
                 raise RunEnded(ENDED_EARLY, f"{alias} was moved by another: {error.message}") from None
             step.words = f"{alias} names {model} (version {version['number']})."
@@ -392,9 +392,9 @@ class Runner:
         return answer
 
 
-def _digest(facts: Any) -> str:
+def digest(facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _code(error: APIStatusError) -> str:
+def error_code(error: APIStatusError) -> str:
     return str(error.body.get("code")) if isinstance(error.body, dict) else ""
