@@ -50,6 +50,7 @@ REVISIONS: Final = (
     "0037_settled_for",
     "0033_schedules",
     "0034_sweeps",
+    "0035_worker_libraries",
 )
 
 

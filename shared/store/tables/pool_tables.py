@@ -27,6 +27,7 @@ class WorkerRow(Base):
     version: Mapped[str] = mapped_column(Text)
     isolation: Mapped[dict[str, Any] | None] = mapped_column(Json)
     trackers: Mapped[list[str] | None] = mapped_column(Json)  # those it can feed; null: an older version
+    libraries: Mapped[dict[str, str] | None] = mapped_column(Json)  # of its trainers, by name; null: an older version
 
 
 class PoolRow(Base):
