@@ -70,6 +70,10 @@ class Worker(View):
     started_at: int
     last_seen: int
     isolation: WorkerIsolation | None = Field(description="null: a worker of an older version.")
+    libraries: dict[str, str] | None = Field(
+        description="Versions of what its trainers run on; null: a worker of an older version.",
+        examples=[{"torch": "2.13.0"}],
+    )
 
 
 class PoolPolicy(View):
@@ -295,6 +299,7 @@ def worker(row: WorkerRow) -> Worker:
         started_at=seconds(row.started_at),
         last_seen=seconds(row.last_seen),
         isolation=None if row.isolation is None else WorkerIsolation.model_validate(row.isolation),
+        libraries=row.libraries,
     )
 
 

@@ -34,6 +34,7 @@ class NewWorker:
     version: str
     isolation: dict[str, Any] | None = None  # what its host keeps programs from (shared/operating/isolation.py)
     trackers: list[str] | None = None  # those that it has the libraries for
+    libraries: dict[str, str] | None = None  # name -> version, of what its trainers run on
 
 
 @dataclass(frozen=True, slots=True)

@@ -283,3 +283,31 @@ def test_what_a_run_published_says_in_a_signed_statement_of_what_it_was_made(rep
     (folder / "chain.json").write_text("{}")
     tampered = repository.tool("verify", str(folder), "--key", str(keys_file))
     assert (tampered.returncode, "chain.json was altered" in tampered.stdout) == (1, True), tampered
+
+
+def test_a_job_is_trained_again_from_its_signed_statement_and_makes_the_same_bytes(repository: Repository) -> None:
+    repository.without_preflight()
+    file = repository.folder / "pipeline.yaml"
+    file.write_text(file.read_text().partition("evaluate:")[0])
+    repository.push(wrong=1)
+    told = repository.run()[1]
+
+    done = repository.tool("--json", "reproduce", told["job"])
+
+    verdict = json.loads(done.stdout)
+    assert (done.returncode, verdict["verdict"], verdict["otherwise"]) == (0, "same", []), done.stderr
+    assert verdict["beforehand"] == [], "the libraries that workers report are those of the statement"
+    again = repository.site.stack.job(verdict["reproduction"])
+    assert again.job_metadata == {"reproduces": told["job"]}
+    assert again.spec["training"] == repository.site.stack.job(told["job"]).spec["training"]
+
+    # What the fake trainer makes of a job with other settings is the same, but the data are gone.
+    rows = repository.site.stack.job(told["job"]).training_file
+    assert repository.tool("files", "delete", rows, "--force").returncode == 0
+    gone = repository.tool("reproduce", told["job"])
+    assert (gone.returncode, "Give it with --file" in gone.stderr) == (2, True), gone.stderr
+    (repository.folder / "other.jsonl").write_text("{}\n")
+    other = repository.tool("reproduce", told["job"], "--file", "other.jsonl")
+    assert (other.returncode, "the training_file of then" in other.stderr) == (2, True), other.stderr
+    given = repository.tool("reproduce", told["job"], "--file", "train.jsonl")
+    assert (given.returncode, given.stdout.splitlines()[-1][:5]) == (0, "SAME:"), given.stdout + given.stderr

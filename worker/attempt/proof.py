@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,11 +19,10 @@ from shared.lease.values import Claim, NewFile
 from shared.store.storage import Store
 from shared.tenants.signing_keys import SigningKey
 from worker.attempt.attempt_folder import AttemptFolder
+from worker.host.trainer_libraries import trainer_libraries
 from worker.program import workdir
 from worker.program.workdir import Interrupt
 
-# The trainer runs in this very environment.
-_LIBRARIES: Final = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "safetensors", "tokenizers")
 _TOKENIZER_FILES: Final = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"),
     *("merges.txt", "chat_template.jinja", "config.json"),
@@ -41,7 +39,7 @@ def facts(
         finished=finished,
         devices=(place.device.name,) * len(claim.device_ids),
         device_kind=place.kind,
-        libraries=dict(_versions()),
+        libraries=trainer_libraries(),
         base_files=dict(_sums(place.model)),
         micro_batch_size=place.micro_batch_size,
         gradient_checkpointing=place.gradient_checkpointing,
@@ -59,14 +57,6 @@ def put(
         store, f"{prefix}/{name}", json.dumps(envelope) + "\n", scratch=scratch, interrupt=interrupt
     )
     return ManifestEntry(name=name, bytes=size, sha256=sha256)
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for name in _LIBRARIES:
-        try:
-            yield name, version(name)
-        except PackageNotFoundError:  # a trainer of the operator's own needs none of them
-            continue
 
 
 def _sums(model: Path) -> Iterator[tuple[str, str]]:

@@ -43,6 +43,7 @@ from worker.host.idle_memory import IdleMemory
 from worker.host.nvml import XidWatch
 from worker.host.probing import Probes
 from worker.host.tracker_libraries import fed_here
+from worker.host.trainer_libraries import trainer_libraries
 from worker.program import processes, temporary
 
 log = structlog.get_logger()
@@ -112,7 +113,10 @@ class Presence(threading.Thread):
         self._on_deaf = on_deaf
         self._engine: Engine = make_engine(settings.database_url, pool_size=1, max_overflow=1)
         self._worker: NewWorker = replace(
-            identify(settings), isolation=isolation(settings).document(), trackers=fed_here()
+            identify(settings),
+            isolation=isolation(settings).document(),
+            trackers=fed_here(),
+            libraries=trainer_libraries(),
         )
         self._registered = False
         self._xids = XidWatch()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -91,9 +91,15 @@ def download(client: OpenAI, name: str, *, out: Path) -> list[Path]:
         Damaged: the bytes do not match the recorded sha256.
         openai.APIStatusError, httpx2.HTTPError: the server or the store refuses.
     """
-    record = describe(client, name)
+    return fetch(describe(client, name), out=out)
+
+
+def fetch(record: dict[str, Any], *, out: Path, only: Collection[str] | None = None) -> list[Path]:
+    """The same for a record at hand. `only`: the names that are wanted; None: all."""
     written = []
     for file in record["files"]:
+        if only is not None and file["name"] not in only:
+            continue
         target = out / file["name"]
         # Names come from a server: none may lead out of the folder that was asked for.
         if not target.resolve().is_relative_to(out.resolve()):

@@ -36,6 +36,7 @@ from tunepool import (
     projects,
     proving,
     releasing,
+    reproducing,
     requests,
     scheduling,
     signing_in,
@@ -104,6 +105,7 @@ for _alone in (
     logs.logs,
     signing_in.login,
     proving.verify,
+    reproducing.reproduce,
     lineage.lineage,
 ):
     cli.command(_alone.__name__)(_alone)

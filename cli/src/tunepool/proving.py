@@ -60,7 +60,7 @@ def verify(
     ] = None,
 ) -> None:
     """Verify an adapter's files and who signed them. Exit 0 when all holds, 1 when not. Offline with DIR and --key."""
-    known = keys_of(key) if key is not None else _keys_of_the_server(context)
+    known = keys_of(key) if key is not None else keys_of_the_server(context)
     try:
         if Path(adapter).is_dir():
             proof = prove(Path(adapter), known)
@@ -86,6 +86,14 @@ def prove(folder: Path, known: dict[str, Ed25519PublicKey]) -> Proof:
     stated = _statement(payload)
     compare(folder, _sums(stated))
     return Proof(key_id, stated)
+
+
+def stated_in(file: Path, known: dict[str, Ed25519PublicKey]) -> dict[str, Any]:
+    """The statement of an envelope that a known key has signed; of no file is it asked whether it is there.
+
+    Raises NotProven.
+    """
+    return _statement(opened(file, known)[0])
 
 
 def opened(file: Path, known: dict[str, Ed25519PublicKey]) -> tuple[bytes, str]:
@@ -186,7 +194,7 @@ def keys_of(source: str) -> dict[str, Ed25519PublicKey]:
         raise BadSetting(f"--key {source}: {error.strerror}") from None
 
 
-def _keys_of_the_server(context: typer.Context) -> dict[str, Ed25519PublicKey]:
+def keys_of_the_server(context: typer.Context) -> dict[str, Ed25519PublicKey]:
     """Those of the server that the command speaks to."""
     return _of_document(native.get(context, "signing-keys"), "the server's signing keys")
 

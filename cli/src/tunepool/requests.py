@@ -90,10 +90,13 @@ def upload(client: OpenAI, path: Path) -> FileObject:
 
 
 def _uploaded(client: OpenAI, path: Path) -> str | None:
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    same = with_content(client, digest)
+    same = with_content(client, sha256_of(path))
     return next((file.id for file in same if file.filename == path.name and file.status != "error"), None)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def with_content(client: OpenAI, digest: str) -> list[FileObject]:
