@@ -115,4 +115,5 @@ def invoke(monkeypatch: pytest.MonkeyPatch, answer: Callable[[httpx2.Request], d
     transport = httpx2.MockTransport(lambda request: httpx2.Response(200, json=answer(request)))
     client = OpenAI(base_url="http://server/v1", api_key="k", http_client=httpx2.Client(transport=transport))
     monkeypatch.setattr(main.Context, "client", property(lambda _: client))
+    monkeypatch.setattr(main.Context, "credentials", property(lambda _: None))
     return CliRunner().invoke(main.cli, list(words))

@@ -6,6 +6,9 @@ The server here is a few dictionaries behind HTTP that answer in the wire's shap
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +26,7 @@ from typer.testing import CliRunner
 
 from shared.contract.gate import judge, read_report
 from shared.contract.gate_file import read_gate
+from tests.patience import patience
 
 ROOT = Path(__file__).parents[2]
 PIPELINE = """\
@@ -243,6 +247,30 @@ def test_the_same_content_trains_once_and_is_answered_by_the_earlier_adapter(
     assert steps(told) == [("train", "skipped"), ("promote", "skipped")]
     assert "Nothing changed" in told["message"]
     assert (len(server[0].jobs), len(server[0].evaluations)) == (1, 1)
+
+
+@pytest.mark.parametrize("words", [["run", "pipeline.yaml"], ["--help"]], ids=["unchanged", "help"])
+def test_what_changed_nothing_and_what_asks_no_server_is_done_before_the_official_client_could_be_imported(
+    server: tuple[Pretended, str], folder: Path, words: list[str]
+) -> None:
+    run(server, folder)
+    program = (
+        "import sys; from tunepool import main\n"
+        "try: main.app()\n"
+        "except SystemExit as ended: print('ended', ended.code, 'openai' in sys.modules)"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "OPENAI_BASE_URL": server[1], "OPENAI_API_KEY": "k"},
+        capture_output=True,
+        text=True,
+        timeout=patience(60),
+        check=False,
+    )
+
+    assert done.stdout.splitlines()[-1] == "ended 0 False", done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("change", ["data", "settings", "server"])

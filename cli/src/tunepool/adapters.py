@@ -6,13 +6,15 @@ import hashlib
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 import httpx2
-from openai import OpenAI
 
 from tunepool.requests import BadSetting
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 UNFINISHED: Final = ("queued", "running")
 POLL_SECONDS: Final = 1.0

@@ -5,17 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from openai import NotFoundError, OpenAI
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from tunepool import adapters
+from tunepool import adapters, official
 from tunepool.printing import json_line, plain, printable
 from tunepool.requests import given
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 # The server holds a question for a minute while it loads a model, and says so then.
 PATIENCE_SECONDS: Final = 300.0
@@ -78,7 +80,7 @@ def _other(client: OpenAI, model: str, against: str) -> Voice:
     """The model beside: for the base of an adapter the adapter switched off, which loads nothing anew."""
     try:
         base = adapters.describe(client, model)["base_model"]
-    except NotFoundError:  # no adapter
+    except official.NotFoundError:  # no adapter
         base = None
     if base == against:
         return Voice(f"{against} (adapter off)", model, disabled=True)

@@ -6,10 +6,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from openai import OpenAI
-
+from tunepool import official
 from tunepool.id_tokens import stored
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 
 class NoServerKnown(Exception):
@@ -24,7 +27,7 @@ class Credentials:
     api_key: str | Callable[[], str] = field(repr=False)
 
     def client(self, *, timeout_seconds: float = 60.0) -> OpenAI:
-        return OpenAI(base_url=self.base_url, api_key=self.api_key, timeout=timeout_seconds)
+        return official.OpenAI(base_url=self.base_url, api_key=self.api_key, timeout=timeout_seconds)
 
 
 def read_credentials(home: Path) -> Credentials:

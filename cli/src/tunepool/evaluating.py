@@ -7,16 +7,18 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import quote
 
 import typer
-from openai import OpenAI
 from rich.console import Console
 from rich.table import Table
 
 from tunepool.printing import json_line, plain, printable
 from tunepool.requests import BadSetting, file_id, given
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 PATH: Final = "/tunepool/evaluations"
 UNFINISHED: Final = ("queued", "running")

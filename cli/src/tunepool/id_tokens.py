@@ -17,7 +17,8 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import httpx2
-from openai import OpenAI
+
+from tunepool import official
 
 STORED: Final = "oidc.json"
 RENEWED_SECONDS: Final = 60.0  # before its end
@@ -97,7 +98,7 @@ class Login:
             "subject_token": token,
             "service_account_id": self.rule,
         }
-        with OpenAI(base_url=self.base_url, api_key="none-yet", timeout=30.0) as client:
+        with official.OpenAI(base_url=self.base_url, api_key="none-yet", timeout=30.0) as client:
             answer: Any = client.post("/tunepool/oidc/token", cast_to=object, body=wanted)
         return dict(answer)
 

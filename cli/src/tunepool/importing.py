@@ -8,14 +8,16 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
-from openai import APIStatusError, NotFoundError, OpenAI
 
-from tunepool import openai_export, requests
+from tunepool import official, openai_export, requests
 from tunepool.openai_export import DataFolder, ExportedJob, Unusable
 from tunepool.printing import json_line, printable
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 import_cli = typer.Typer(no_args_is_help=True, help="Take over what another service listed.")
 
@@ -130,7 +132,7 @@ class ModelNames:
             try:
                 requests.check_model(self._client, name)
                 self._known[name] = True
-            except NotFoundError:
+            except official.NotFoundError:
                 self._known[name] = False
         return self._known[name]
 
@@ -227,7 +229,7 @@ def _carry_out(client: OpenAI, step: ImportStep, uploaded: dict[str, str], out: 
             step.made, step.outcome = _submit(client, body), "submitted"
         else:
             step.made, step.outcome = _write(body, out / f"{step.job.id}.json", step.notes), "written"
-    except APIStatusError as error:
+    except official.APIStatusError as error:
         if error.status_code not in _REFUSALS:
             raise
         step.outcome, step.notes = "refused", [requests.reason(error), *step.notes]

@@ -62,7 +62,9 @@ def _cells(then: str, now: str) -> Iterator[tuple[int, str, str, str]]:
     before, after = ({int(row["step"]): row for row in csv.DictReader(text.splitlines())} for text in (then, now))
     for step in sorted(before.keys() | after.keys()):
         was, value = before.get(step, {}), after.get(step, {})
-        for name in (was or value).keys() | value.keys():
+        for name in dict.fromkeys([*was, *value]):
+            if name == "step":
+                continue
             yield step, name, was.get(name) or "", value.get(name) or ""
 
 

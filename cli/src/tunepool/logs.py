@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Final
 
 import typer
-from openai import APIConnectionError, InternalServerError, NotFoundError
 from rich.console import Console
 
-from tunepool import native
+from tunepool import native, official
 from tunepool.printing import json_line
 
 PATIENCE_SECONDS: Final = 120.0  # a server that restarts is not the end
@@ -88,13 +87,13 @@ def followed(
     while True:
         try:
             part = read(attempt=number, after=after)
-        except NotFoundError as error:
+        except official.NotFoundError as error:
             if getattr(error, "code", None) != "attempt_not_found" or status() in TERMINAL:
                 raise
             heard = clock()
             sleep(POLL_SECONDS)
             continue
-        except (APIConnectionError, InternalServerError):
+        except (official.APIConnectionError, official.InternalServerError):
             if clock() - heard > PATIENCE_SECONDS:
                 raise
             sleep(POLL_SECONDS)

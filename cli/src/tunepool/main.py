@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections.abc import Callable, Iterable
@@ -10,12 +11,14 @@ from functools import cached_property
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+if _collects := gc.isenabled():
+    # What imports make lives to the end; to look through it meanwhile is a seventh of the start.
+    gc.disable()
 
 import httpx2
 import typer
-from openai import APIConnectionError, APIStatusError, InternalServerError, OpenAI
-from openai.types.fine_tuning import FineTuningJob
 from pydantic import BaseModel
 from rich.console import Console
 
@@ -28,6 +31,7 @@ from tunepool import (
     lineage,
     logs,
     models,
+    official,
     orders,
     pool,
     preflights,
@@ -43,10 +47,18 @@ from tunepool import (
     watching,
     webhooks,
 )
-from tunepool.connection import NoServerKnown, find_credentials
+from tunepool.connection import Credentials, NoServerKnown, find_credentials
 from tunepool.id_tokens import NoIdToken
 from tunepool.pipeline import command, scaffold, sweep_command
 from tunepool.printing import json_line, printable, show, show_rows
+
+if TYPE_CHECKING:
+    from openai import APIStatusError, OpenAI
+    from openai.types.fine_tuning import FineTuningJob
+
+if _collects:
+    gc.freeze()
+    gc.enable()
 
 EXIT_JOB_NOT_DONE: Final = 1
 EXIT_USAGE: Final = 2
@@ -126,26 +138,33 @@ class Context:
     as_json: bool
     base_url: str | None
     home: Path
-    find: Callable[[], OpenAI] = field(repr=False)
+    find: Callable[[], Credentials] = field(repr=False)
+
+    @cached_property
+    def credentials(self) -> Credentials:
+        """Raises NoServerKnown. Not asked by what works without a server."""
+        return self.find()
 
     @cached_property
     def client(self) -> OpenAI:
-        """Raises NoServerKnown. Not asked by what works without a server."""
-        return self.find()
+        """Raises NoServerKnown. The official client is imported when it is first asked for."""
+        return self.credentials.client()
 
 
 def app() -> None:
     """Entry point: run a command and turn what went wrong into a sentence and an exit code."""
     try:
         cli()
+    except SystemExit:  # the usual end; below, the official client would be imported to compare with its errors
+        raise
     except (NoServerKnown, NoIdToken, requests.BadSetting) as error:
         _quit(str(error), EXIT_USAGE)
-    except InternalServerError as error:
+    except official.InternalServerError as error:
         reason = f"The server is ill (HTTP {error.status_code}): {error.message}"
         _quit(requests.reason(error) if error.status_code == NOT_OFFERED else reason, EXIT_UNREACHABLE, error)
-    except APIConnectionError as error:
+    except official.APIConnectionError as error:
         _quit(f"No server answers at {error.request.url.host}:{error.request.url.port}.", EXIT_UNREACHABLE)
-    except APIStatusError as error:
+    except official.APIStatusError as error:
         _quit(requests.reason(error), EXIT_REFUSED, error)
     except (httpx2.HTTPError, adapters.Damaged) as error:
         _quit(f"The download failed: {error}", EXIT_UNREACHABLE)
@@ -188,11 +207,9 @@ def connect(
     ] = False,
 ) -> None:
     """Command line of a Tunepool server."""
-    context.obj = Context(
-        as_json, base_url, home, lambda: find_credentials(home, base_url=base_url, api_key=api_key).client()
-    )
+    context.obj = Context(as_json, base_url, home, lambda: find_credentials(home, base_url=base_url, api_key=api_key))
     if context.invoked_subcommand not in WITHOUT_A_SERVER and not {"--help", "-h"} & set(sys.argv):
-        _ = context.obj.client  # what is missing is said before anything is read
+        _ = context.obj.credentials  # what is missing is said before anything is read
 
 
 @files_cli.command("upload")

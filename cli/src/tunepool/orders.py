@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from openai import OpenAI
-from openai.types.fine_tuning import FineTuningJob
 
-from tunepool import native
+from tunepool import native, official
 from tunepool.printing import show
 from tunepool.requests import BadSetting, given, pairs
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 
 def create_job(
@@ -25,7 +26,7 @@ def create_job(
     except ValueError as error:
         raise BadSetting(f"{request.name} is no JSON: {error}.") from None
     client: OpenAI = context.obj.client
-    job = client.post("/fine_tuning/jobs", cast_to=FineTuningJob, body=body)
+    job = client.post("/fine_tuning/jobs", cast_to=official.FineTuningJob, body=body)
     show(context, job.model_dump(mode="json"), job.id)
 
 

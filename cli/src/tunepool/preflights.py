@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from openai import APIStatusError, OpenAI
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tunepool import official
 from tunepool.printing import plain, printable
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 PATH: Final = "/tunepool/preflights"
 BAR: Final = 32
@@ -58,7 +61,7 @@ def answer(client: OpenAI, body: dict[str, Any], *, patience_seconds: float) -> 
     try:
         return wait(client, preflight_id, patience_seconds=patience_seconds)
     except KeyboardInterrupt:
-        with contextlib.suppress(APIStatusError):  # it has ended meanwhile
+        with contextlib.suppress(official.APIStatusError):  # it has ended meanwhile
             client.delete(f"{PATH}/{preflight_id}", cast_to=object)
         raise
 

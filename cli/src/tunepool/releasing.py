@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from openai import APIStatusError
 
-from tunepool import gating, native, requests
+from tunepool import gating, native, official, requests
 from tunepool.printing import json_line, printable, show, show_rows
 
 aliases_cli = typer.Typer(no_args_is_help=True, help="Names of tuned models that move, such as support-bot@prod.")
@@ -104,7 +103,7 @@ def _unless_the_gate_forbids(context: typer.Context, path: str, body: dict[str, 
     """The answer. A gate that has not passed ends the program with its own exit code."""
     try:
         return native.post(context, path, body)
-    except APIStatusError as error:
+    except official.APIStatusError as error:
         document = error.body if isinstance(error.body, dict) else {}
         code = EXIT_GATE.get(str(document.get("code")))
         if code is None:

@@ -9,18 +9,20 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from urllib.parse import quote, urljoin
 
 import typer
-from openai import OpenAI
-from openai.types.fine_tuning import FineTuningJob
 from rich.console import Console
 
-from tunepool import adapters, likeness, native, proving, requests, watching
+from tunepool import adapters, likeness, native, official, proving, requests, watching
 from tunepool.likeness import Likeness
 from tunepool.printing import json_line, printable
 from tunepool.requests import BadSetting
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+    from openai.types.fine_tuning import FineTuningJob
 
 BUILD_TYPE: Final = "urn:tunepool:fine-tuning:1"
 REPRODUCES: Final = "reproduces"  # metadata: the job that this one is to be like
@@ -274,7 +276,9 @@ def _submitted(client: OpenAI, job_id: str, then: Made, *, file: Path | None, va
     for name, (option, path) in files.items():
         if name in then.sources:
             body[name] = _data(client, then.sources[name]["sha256"], path, name=name, option=option)
-    return client.post("/fine_tuning/jobs", cast_to=FineTuningJob, body={**body, "metadata": {REPRODUCES: job_id}})
+    return client.post(
+        "/fine_tuning/jobs", cast_to=official.FineTuningJob, body={**body, "metadata": {REPRODUCES: job_id}}
+    )
 
 
 def _data(client: OpenAI, digest: str, path: Path | None, *, name: str, option: str) -> str:
@@ -355,7 +359,7 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _unlike(kind: str, then: dict[str, Any], now: dict[str, Any]) -> Iterable[str]:
-    for name in then.keys() | now.keys():
+    for name in dict.fromkeys([*then, *now]):
         if then.get(name) != now.get(name):
             yield f"{kind} {name}: {then.get(name)} then, {now.get(name)} now".lstrip()
 

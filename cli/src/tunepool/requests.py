@@ -8,11 +8,15 @@ from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from openai import APIStatusError, OpenAI, PermissionDeniedError
-from openai.types import FileObject
-from openai.types.fine_tuning.job_create_params import Method
+from tunepool import official
+
+if TYPE_CHECKING:
+    from openai import APIStatusError, OpenAI
+    from openai.types import FileObject
+    from openai.types.fine_tuning.job_create_params import Method
+
 
 LARGE_BYTES: Final = 64 * 1024 * 1024  # as much as a part may hold
 
@@ -62,7 +66,7 @@ def given(**options: Any) -> dict[str, Any]:
 
 def check_model(client: OpenAI, name: str) -> None:
     """Raises openai.NotFoundError for a model that is not there; a key that may not look is let pass."""
-    with suppress(PermissionDeniedError):
+    with suppress(official.PermissionDeniedError):
         client.models.retrieve(name)
 
 
@@ -103,7 +107,7 @@ def with_content(client: OpenAI, digest: str) -> list[FileObject]:
     """The project's files of these bytes, newest first; none for a key that may only write."""
     try:
         page = client.files.list(purpose="fine-tune", limit=20, order="desc", extra_query={"sha256": digest})
-    except PermissionDeniedError:
+    except official.PermissionDeniedError:
         return []
     # Another service would not know the filter, and answer any file.
     return [file for file in page.data if ((file.model_extra or {}).get("tunepool") or {}).get("sha256") == digest]

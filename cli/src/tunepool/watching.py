@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import takewhile
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from openai import APIConnectionError, InternalServerError, OpenAI
-from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from tunepool import official
 from tunepool.printing import printable
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+    from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 
 TERMINAL: Final = frozenset({"succeeded", "failed", "cancelled"})
 PATIENCE_SECONDS: Final = 120.0  # a server that restarts is not the end of a watch
@@ -66,7 +69,7 @@ def follow(
         try:
             job = client.fine_tuning.jobs.retrieve(job_id)
             events = _events_after(client, job_id, last_event)
-        except (APIConnectionError, InternalServerError):
+        except (official.APIConnectionError, official.InternalServerError):
             if clock() - heard > PATIENCE_SECONDS:
                 raise
             if not silent:

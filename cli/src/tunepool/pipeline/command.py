@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import typer
-from openai import APIConnectionError, APIStatusError, InternalServerError
 from rich.console import Console
 
-from tunepool import gating, preflights, watching
+from tunepool import gating, official, preflights, watching
 from tunepool.connection import NoServerKnown
 from tunepool.pipeline import document, outcome
 from tunepool.pipeline.outcome import RunOutcome
 from tunepool.pipeline.runner import RunEnded, Runner
+from tunepool.pipeline.service import Service
 from tunepool.pipeline.surroundings import Surroundings, surroundings
 from tunepool.printing import json_line, printable
 from tunepool.requests import BadSetting
@@ -54,7 +54,7 @@ def run(  # noqa: PLR0917 -- typer makes options of them
         runner = _runner(context, pipeline, where, result, timeout=timeout)
         runner.cancel_on_interrupt = on_interrupt == "cancel"
         runner.run()
-    except ENDS as error:
+    except ends() as error:
         result.exit_code, result.message = ending(error)
         if isinstance(error, watching.WatchInterrupted):  # "cancelled" in files, and a shell's own code
             ended_by_signal = SIGNALLED + error.signal
@@ -63,17 +63,12 @@ def run(  # noqa: PLR0917 -- typer makes options of them
     raise typer.Exit(ended_by_signal or result.exit_code)
 
 
-ENDS: Final = (
-    RunEnded,
-    BadSetting,
-    NoServerKnown,
-    APIConnectionError,
-    APIStatusError,
-    preflights.TookTooLong,
-    watching.NotInTime,
-    watching.WatchInterrupted,
-    OSError,
-)
+def ends() -> tuple[type[BaseException], ...]:
+    """What ends a run with an exit code of its own. Looked up while an error passes, not before."""
+    return (
+        *(RunEnded, BadSetting, NoServerKnown, preflights.TookTooLong, watching.NotInTime, watching.WatchInterrupted),
+        *(official.APIConnectionError, official.APIStatusError, OSError),
+    )
 
 
 def _runner(
@@ -91,7 +86,7 @@ def _runner(
         gate_text = gate.read_text(encoding="utf-8")
     lines = watching.Lines(Console(stderr=True))
     return Runner(
-        client=context.obj.client,
+        service=Service(context.obj.credentials),
         pipeline=asked,
         folder=path.parent,
         where=where,
@@ -112,9 +107,9 @@ def ending(error: BaseException) -> tuple[int, str]:
             return outcome.ENDED_EARLY, str(error)
         case watching.NotInTime() | preflights.TookTooLong():
             return outcome.TIMEOUT, str(error)
-        case InternalServerError() | APIConnectionError():
+        case official.InternalServerError() | official.APIConnectionError():
             return outcome.UNAVAILABLE, f"The service is not available: {error}"
-        case APIStatusError():
+        case official.APIStatusError():
             body: Any = error.body if isinstance(error.body, dict) else {}
             return (
                 outcome.BAD_INPUT,

@@ -18,7 +18,8 @@ SubjectOfRun = Annotated[str, StringConstraints(min_length=1, max_length=300)]
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    # Built when a file is first read: most commands read none.
+    model_config = ConfigDict(extra="forbid", strict=True, defer_build=True)
 
 
 class Items(Strict):

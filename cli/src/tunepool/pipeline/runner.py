@@ -13,13 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
-from urllib.parse import quote, urljoin
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
-from openai import APIStatusError, NotFoundError, OpenAI
-from openai.types.fine_tuning import FineTuningJob
-
-from tunepool import preflights, requests, watching
+from tunepool import official, preflights, requests, watching
 from tunepool.pipeline.document import Items, Judging, Pipeline
 from tunepool.pipeline.outcome import (
     BAD_INPUT,
@@ -31,7 +28,11 @@ from tunepool.pipeline.outcome import (
     RunOutcome,
     Step,
 )
+from tunepool.pipeline.service import Service
 from tunepool.pipeline.surroundings import Surroundings
+
+if TYPE_CHECKING:
+    from openai import APIStatusError
 
 CONTENT: Final = "tunepool_content"  # metadata of jobs and evaluations
 POLL_SECONDS: Final = 0.5
@@ -53,7 +54,7 @@ class RunEnded(Exception):
 class Runner:
     """One run. `outcome` grows as it goes, so that whatever ends it leaves what was found out."""
 
-    client: OpenAI
+    service: Service
     pipeline: Pipeline
     folder: Path
     where: Surroundings
@@ -91,22 +92,22 @@ class Runner:
     # --- the adapter -------------------------------------------------------------------------------------------------
 
     def _trained(self) -> str:
-        """The name of the adapter of this content: an earlier one's, or that of a job of now."""
+        """The adapter of this content: an earlier one's, or that of a job of now."""
         self.outcome.content = content = self._content()
         jobs = self._jobs_of(content)
-        done = next((job for job in jobs if job.status == "succeeded" and self._is_there(job)), None)
+        done = next((job for job in jobs if job["status"] == "succeeded" and self._is_there(job)), None)
         if done is not None:
             self._keep(done)
-            self._note("train", "skipped", f"Nothing changed: {done.fine_tuned_model} of {done.id} is the answer.")
-            assert done.fine_tuned_model is not None
-            return done.fine_tuned_model
-        going = next((job for job in jobs if job.status not in OVER), None)
+            model = str(done["fine_tuned_model"])
+            self._note("train", "skipped", f"Nothing changed: {model} of {done['id']} is the answer.")
+            return model
+        going = next((job for job in jobs if job["status"] not in OVER), None)
         if going is None:
             if self.pipeline.preflight:
                 self._preflight()
             going = self._submit(content, ended=len(jobs))
         else:
-            self._note("submit", "skipped", f"{going.id} has this content and is {going.status}; it is followed.")
+            self._note("submit", "skipped", f"{going['id']} has this content and is {going['status']}; it is followed.")
         return self._followed(going)
 
     def _content(self) -> str:
@@ -127,8 +128,8 @@ class Runner:
         return digest(facts)
 
     def _server_version(self) -> str:
-        alive = self.client.get(urljoin(str(self.client.base_url), "../livez"), cast_to=object)
-        if not isinstance(alive, dict) or "version" not in alive:
+        alive = self.service.get("../livez")
+        if "version" not in alive:
             raise RunEnded(BAD_INPUT, "The server tells no version: it is older than this command. Upgrade it.")
         return str(alive["version"])
 
@@ -137,27 +138,27 @@ class Runner:
             return None
         path = self.folder / source
         if path.is_file():
-            with path.open("rb") as stream:
-                return hashlib.file_digest(stream, "sha256").hexdigest()
-        extra = self.client.files.retrieve(self._file_id(source)).model_extra or {}
-        return str((extra.get("tunepool") or {}).get("sha256"))
+            return requests.sha256_of(path)
+        file_id = source if source.startswith("file-") else self._file_id(source)
+        stored = self.service.get(f"files/{quote(file_id)}")
+        return str((stored.get("tunepool") or {}).get("sha256"))
 
     def _file_id(self, source: str) -> str:
         """Uploads a path once; the bytes that the project has already are not sent again."""
         if source not in self._ids:
             path = self.folder / source
-            self._ids[source] = requests.file_id(self.client, str(path) if path.is_file() else source)
+            self._ids[source] = requests.file_id(self.service.client, str(path) if path.is_file() else source)
         return self._ids[source]
 
-    def _jobs_of(self, content: str) -> list[FineTuningJob]:
+    def _jobs_of(self, content: str) -> list[dict[str, Any]]:
         """The project's jobs of this content, newest first."""
-        return list(self.client.fine_tuning.jobs.list(metadata={CONTENT: content}, limit=LISTED).data)
+        return list(self.service.get(f"fine_tuning/jobs?metadata[{CONTENT}]={content}&limit={LISTED}")["data"])
 
-    def _is_there(self, job: FineTuningJob) -> bool:
+    def _is_there(self, job: dict[str, Any]) -> bool:
         """Whether nobody has deleted what the job made."""
         try:
-            self.client.models.retrieve(job.fine_tuned_model or "")
-        except NotFoundError:
+            self.service.get(f"models/{quote(job['fine_tuned_model'], safe=':')}")
+        except official.NotFoundError:
             return False
         return True
 
@@ -176,7 +177,7 @@ class Runner:
     def _preflight(self) -> None:
         with self._timed("preflight") as step:
             body = requests.given(**self._body(), tunepool=self.pipeline.tunepool or None)
-            answer = preflights.answer(self.client, body, patience_seconds=self._left(self.preflight_seconds))
+            answer = preflights.answer(self.service.client, body, patience_seconds=self._left(self.preflight_seconds))
             report = answer["report"]
             if report is None:
                 raise RunEnded(BAD_INPUT, f"The preflight found no answer: {answer['error']['message']}")
@@ -199,7 +200,7 @@ class Runner:
             for fault in ((report["tokens"] or {}).get(name) or {}).get("faults", []):
                 self.outcome.data_faults.append(DataFault(path, fault["row"], None, fault["message"], "row"))
 
-    def _submit(self, content: str, *, ended: int) -> FineTuningJob:
+    def _submit(self, content: str, *, ended: int) -> dict[str, Any]:
         """A runner that dies after this and starts again finds the job by its content, or by the idempotency key."""
         queue = {"group": self.where.group(self.pipeline.name), "supersede": "running"}
         labels = {CONTENT: content, "pipeline": self.pipeline.name, "git_sha": self.where.git_sha}
@@ -208,30 +209,31 @@ class Runner:
         with self._timed("submit") as step:
             body = self._body()
             try:
-                job = self.client.fine_tuning.jobs.create(
+                job = self.service.client.fine_tuning.jobs.create(
                     **body,
                     metadata={name: value for name, value in labels.items() if value},
                     extra_body={"tunepool": extension},
                     extra_headers={"Idempotency-Key": f"run-{content[:48]}-{ended}"},
-                )
-            except APIStatusError as error:
+                ).to_dict()
+            except official.APIStatusError as error:
                 # Another runner came first with this content, from another commit or another run.
                 if error_code(error) != "idempotency_key_reused":
                     raise
                 job = self._jobs_of(content)[0]
-            step.words = f"{job.id} is {job.status}."
+            step.words = f"{job['id']} is {job['status']}."
         return job
 
-    def _followed(self, job: FineTuningJob) -> str:
-        self._keep(job)
-        with self._timed("train") as step, watching.interruptible(self.client, job.id, cancel=self.cancel_on_interrupt):
+    def _followed(self, begun: dict[str, Any]) -> str:
+        self._keep(begun)
+        job_id, client = begun["id"], self.service.client
+        with self._timed("train") as step, watching.interruptible(client, job_id, cancel=self.cancel_on_interrupt):
             timeout = None if self.deadline is None else self._left(0.0)
             for update in watching.follow(
-                self.client, job.id, timeout_seconds=timeout, tell=self.tell, sleep=self.sleep, clock=self.clock
+                client, job_id, timeout_seconds=timeout, tell=self.tell, sleep=self.sleep, clock=self.clock
             ):
                 self.show(update)
             job = update.job
-            self._keep(job)
+            self._keep(job.to_dict())
             step.words = f"{job.id} has {job.status}."
             if job.status == "failed":
                 raise RunEnded(JOB_FAILED, f"{job.id} failed: {job.error.message if job.error else 'no reason given'}")
@@ -241,9 +243,9 @@ class Runner:
         assert job.fine_tuned_model is not None
         return job.fine_tuned_model
 
-    def _keep(self, job: FineTuningJob) -> None:
-        self.outcome.job, self.outcome.model = job.id, job.fine_tuned_model
-        usage = watching.ours(job).get("usage") or {}
+    def _keep(self, job: dict[str, Any]) -> None:
+        self.outcome.job, self.outcome.model = job["id"], job["fine_tuned_model"]
+        usage = (job.get("tunepool") or {}).get("usage") or {}
         self.outcome.device_seconds = usage.get("device_seconds")
 
     # --- its figures -------------------------------------------------------------------------------------------------
@@ -255,7 +257,7 @@ class Runner:
             return None
         try:
             return self._get(f"aliases/{quote(name)}")
-        except NotFoundError:
+        except official.NotFoundError:
             return None
 
     def _evaluated(self, model: str, alias: dict[str, Any] | None, asked: Judging) -> dict[str, Any]:
@@ -346,7 +348,7 @@ class Runner:
         with self._timed("promote") as step:
             try:
                 version = self._post(f"aliases/{quote(alias)}/promote", body)["version"]
-            except APIStatusError as error:
+            except official.APIStatusError as error:
                 if error_code(error) != "alias_moved":
                     raise
                 raise RunEnded(ENDED_EARLY, f"{alias} was moved by another: {error.message}") from None
@@ -367,7 +369,12 @@ class Runner:
         except RunEnded as stopped:
             step.words = stopped.message
             raise
-        except (APIStatusError, watching.NotInTime, watching.WatchInterrupted, preflights.TookTooLong) as error:
+        except (
+            official.APIStatusError,
+            watching.NotInTime,
+            watching.WatchInterrupted,
+            preflights.TookTooLong,
+        ) as error:
             step.words = str(error)
             raise
         finally:
@@ -382,14 +389,10 @@ class Runner:
         return otherwise if self.deadline is None else max(self.deadline - self.clock(), 0.0)
 
     def _get(self, path: str) -> dict[str, Any]:
-        answer = self.client.get(f"/tunepool/{path}", cast_to=object)
-        assert isinstance(answer, dict)
-        return answer
+        return self.service.get(f"tunepool/{path}")
 
     def _post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        answer = self.client.post(f"/tunepool/{path}", cast_to=object, body=body)
-        assert isinstance(answer, dict)
-        return answer
+        return self.service.post(f"tunepool/{path}", body)
 
 
 def digest(facts: Any) -> str:

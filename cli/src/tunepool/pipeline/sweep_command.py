@@ -12,6 +12,7 @@ from rich.console import Console
 
 from tunepool import gating, native, watching
 from tunepool.pipeline import command, outcome, sweep_document, sweep_shown
+from tunepool.pipeline.service import Service
 from tunepool.pipeline.surroundings import Surroundings, surroundings
 from tunepool.pipeline.sweep_runner import SweepOutcome, SweepRunner
 from tunepool.printing import json_line, printable, show, show_rows
@@ -55,7 +56,7 @@ def sweep(  # noqa: PLR0917 -- typer makes options of them
             show(context, made, made["id"])
             return
         runner.run()
-    except command.ENDS as error:
+    except command.ends() as error:
         result.exit_code, result.message = command.ending(error)
         if isinstance(error, watching.WatchInterrupted):
             ended_by_signal = command.SIGNALLED + error.signal
@@ -85,7 +86,7 @@ def _runner(
         result.sweep = seen
 
     return SweepRunner(
-        client=context.obj.client,
+        service=Service(context.obj.credentials),
         pipeline=asked,
         folder=path.parent,
         where=where,

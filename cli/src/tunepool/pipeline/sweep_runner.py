@@ -10,9 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from openai import APIConnectionError, APIStatusError, InternalServerError
-
-from tunepool import requests, watching
+from tunepool import official, requests, watching
 from tunepool.pipeline.outcome import ENDED_EARLY, JOB_FAILED, RunOutcome
 from tunepool.pipeline.runner import CONTENT, LISTED, OVER, RunEnded, Runner, digest, error_code
 from tunepool.pipeline.sweep_document import SweepFile
@@ -44,7 +42,7 @@ class SweepRunner(Runner):
             step.words = (
                 f"{sweep['id']}: trial {best['number']} of {len(sweep['trials'])} is the best, {best['model']}."
             )
-        self._keep(self.client.fine_tuning.jobs.retrieve(best["job"]))
+        self._keep(self.service.client.fine_tuning.jobs.retrieve(best["job"]).to_dict())
         self.outcome.device_seconds = sweep["device_seconds"]
         return str(best["model"])
 
@@ -85,8 +83,8 @@ class SweepRunner(Runner):
         }
         key = {"Idempotency-Key": f"sweep-{content[:48]}-{ended}"}
         try:
-            answer = self.client.post("/tunepool/sweeps", cast_to=object, body=body, options={"headers": key})
-        except APIStatusError as error:
+            answer = self.service.client.post("/tunepool/sweeps", cast_to=object, body=body, options={"headers": key})
+        except official.APIStatusError as error:
             # Another runner came first with this content, from another commit or another run.
             if error_code(error) != "idempotency_key_reused":
                 raise
@@ -110,7 +108,7 @@ class SweepRunner(Runner):
                 self.sleep(POLL_SECONDS)
                 try:
                     sweep, heard = self._get(place), self.clock()
-                except (APIConnectionError, InternalServerError):
+                except (official.APIConnectionError, official.InternalServerError):
                     if self.clock() - heard > watching.PATIENCE_SECONDS:
                         raise
 
