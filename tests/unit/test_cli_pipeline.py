@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -29,6 +30,7 @@ from shared.contract.gate_file import read_gate
 from tests.patience import patience
 
 ROOT = Path(__file__).parents[2]
+CI = ROOT / "examples/ci"
 PIPELINE = """\
 name: tickets
 training: train.jsonl
@@ -72,6 +74,10 @@ class Pretended:
         match [method, *path.strip("/").split("/")[1:]]:
             case ["GET"]:  # /livez
                 return 200, {"status": "ok"} | ({"version": self.version} if self.version else {})
+            case ["GET", "id-token"]:  # GitHub's
+                return 200, {"value": "token"}
+            case ["POST", "tunepool", "oidc", "token"]:
+                return 200, {"access_token": "key", "expires_in": 3600}
             case ["GET", "models", name]:
                 known = name == "tiny" or name in {job["fine_tuned_model"] for job in self.jobs}
                 return (
@@ -247,6 +253,40 @@ def test_the_same_content_trains_once_and_is_answered_by_the_earlier_adapter(
     assert steps(told) == [("train", "skipped"), ("promote", "skipped")]
     assert "Nothing changed" in told["message"]
     assert (len(server[0].jobs), len(server[0].evaluations)) == (1, 1)
+
+
+def scripts() -> Iterator[Any]:
+    """What a job of each example types once the command is installed, and what its system sets."""
+    github = yaml.safe_load((CI / ".github/workflows/train.yml").read_text())["jobs"]["train"]["steps"]
+    asks = {"ACTIONS_ID_TOKEN_REQUEST_URL": "{url}/id-token", "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "bearer"}
+    yield pytest.param([step["run"] for step in github if "run" in step], asks, id="github")
+    gitlab = yaml.safe_load((CI / ".gitlab-ci.yml").read_text())["train"]["script"]
+    yield pytest.param(gitlab, {"TUNEPOOL_ID_TOKEN": "token"}, id="gitlab")
+    jenkins = re.findall(r"sh '(.*)'", (CI / "Jenkinsfile").read_text())
+    yield pytest.param([line.replace(".venv/bin/", "") for line in jenkins], {"OPENAI_API_KEY": "k"}, id="jenkins")
+
+
+@pytest.mark.parametrize(("lines", "environment"), list(scripts()))
+def test_the_script_of_each_example_promotes_a_model_in_the_environment_of_its_runner(
+    server: tuple[Pretended, str], folder: Path, lines: list[str], environment: dict[str, str]
+) -> None:
+    typed = [line for line in lines if "pip install" not in line]
+    given = {name: value.format(url=server[1]) for name, value in environment.items()}
+
+    done = subprocess.run(
+        ["bash", "-ec", "\n".join(typed)],
+        cwd=folder,
+        env={"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OPENAI_BASE_URL": server[1], **given},
+        capture_output=True,
+        text=True,
+        timeout=patience(120),
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert server[0].versions[0]["model"] == "ft:tiny:1"
+    assert (folder / "junit.xml").exists()
+    assert ("OPENAI_API_KEY" in given) is ("POST /v1/tunepool/oidc/token" not in server[0].asked), "a stored key"
 
 
 @pytest.mark.parametrize("words", [["run", "pipeline.yaml"], ["--help"]], ids=["unchanged", "help"])
