@@ -12,6 +12,7 @@ from shared.contract.spec import Part
 Reason = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 SubjectOfRole = Annotated[str, StringConstraints(min_length=1, max_length=300)]
 Role = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]
+KeyIds = Annotated[list[SubjectOfRole], Field(min_length=1, max_length=100)]
 VersionNumber = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
@@ -50,13 +51,25 @@ class RollBackAlias(Part):
     reason: Reason | None = None
 
 
+class WithdrawPromotion(Part):
+    reason: Reason | None = None
+
+
 class EditAlias(Part):
-    movers: Annotated[list[SubjectOfRole], Field(min_length=1, max_length=100)] | None = Field(
-        description="Ids of the keys that may move it; null: every key with models:write."
+    """What is named changes."""
+
+    movers: KeyIds | None = Field(
+        default=None, description="Ids of the keys that may move it; null: every key with models:write."
+    )
+    approvals: Annotated[int, Field(ge=0, le=10)] = Field(
+        default=0, description="How many other keys must approve a promotion before it moves the alias."
+    )
+    approvers: KeyIds | None = Field(
+        default=None, description="Ids of the keys that may approve; null: every key with models:write."
     )
     project_id: Annotated[str, StringConstraints(max_length=100)] | None = Field(
         default=None, description="Of the alias; null: the caller's own."
     )
 
 
-BODIES: Final = (PromoteAlias, RollBackAlias, EditAlias)
+BODIES: Final = (PromoteAlias, RollBackAlias, EditAlias, WithdrawPromotion)

@@ -57,6 +57,7 @@ from api.routes import (
     pool,
     preflights,
     projects,
+    promotions,
     reference,
     schedules,
     secrets,
@@ -158,7 +159,7 @@ def create_app(settings: Settings) -> FastAPI:
     for part in (
         *(files, parted_uploads, jobs, preflights, graders, models, completions, adapters, aliases, permissions),
         *(objects, merges, evaluations, streams, catalogue, pool, job_operations, projects, oidc, webhooks, usage),
-        *(schedules, evals, job_logs, lineage, sweeps, secrets, signing_keys, metrics, health, reference),
+        *(schedules, promotions, evals, job_logs, lineage, sweeps, secrets, signing_keys, metrics, health, reference),
     ):
         app.include_router(part.router)
     wing.install(app, secure=settings.public_url.startswith("https://"))

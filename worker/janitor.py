@@ -30,6 +30,7 @@ from shared.chores import waiting as lanes
 from shared.errors import Unavailable
 from shared.fleet import members, playgrounds, workers
 from shared.jobs import moves
+from shared.operating import approvals
 from shared.operating.secrecy import hide_secrets
 from shared.products import files, garbage, parted_uploads
 from shared.settings import Settings
@@ -180,6 +181,7 @@ class Janitor:
         self._alone("deliveries", deliveries.forget)
         self._alone("playgrounds", playgrounds.forget)
         self._alone("schedule runs", schedules.forget)
+        self._alone("promotions", approvals.expire)
         self._alone("sign-ins", partial(sign_ins.forget, settings=self._settings))
         self._alone("key secrets", rotation.forget)
         store = open_store(self._settings)

@@ -13,7 +13,7 @@ from api.views import alias_views, view
 from shared.errors import Conflict, Invalid
 from shared.operating import promotion
 from shared.operating.promotion import Wish
-from shared.products import aliases
+from shared.products import aliases, promotion_requests
 from shared.products.gate_checks import GateWish
 from shared.products.version_differences import differences
 
@@ -64,6 +64,7 @@ def compare_versions(
 def promote_alias(name: str, caller: ModelsWriter, body: RawBody, door: DoorDep) -> alias_views.AliasMoved:
     """Have an alias name a model whose gate has passed; it is made where there is none. Of two at once one wins.
 
+    Where the alias needs approvals nothing moves yet: `promotion` is what waits for them.
     The other gets a 409 `alias_moved` that says who came first. A gate that has not passed is a 409 `gate_failed` or
     `gate_undecided`, unless `force` is given with a reason.
     """
@@ -75,7 +76,8 @@ def promote_alias(name: str, caller: ModelsWriter, body: RawBody, door: DoorDep)
             gate = promotion.weighed(session, wish, caller)
             return alias_views.AliasMoved(moved=False, alias=None, version=None, gate=gate)
         move = promotion.promote(session, wish, caller)
-    return alias_views.moved(move.alias, move.version, moved=move.moved)
+        approved = [] if move.pending is None else promotion_requests.approvals(session, move.pending)
+    return alias_views.moved(move.alias, move.version, moved=move.moved, pending=move.pending, approved=approved)
 
 
 @router.post("/aliases/{name}/rollback", response_model=alias_views.AliasMoved, openapi_extra=body_of(RollBackAlias))
@@ -96,11 +98,14 @@ def roll_back_alias(name: str, caller: ModelsWriter, body: RawBody, door: DoorDe
 
 @router.patch("/aliases/{name}", response_model=alias_views.Alias, openapi_extra=body_of(EditAlias))
 def edit_alias(name: str, caller: Administrator, body: RawBody, door: DoorDep) -> alias_views.Alias:
-    """Protect an alias: say which keys may move it; null opens it to every key of the project."""
+    """Protect an alias: which keys may move it, how many others must approve. What is named changes."""
     asked = parse(body, EditAlias)
+    changes = asked.model_dump(exclude_unset=True, exclude={"project_id"})
+    if not changes:
+        raise Invalid("Name what changes: 'movers', 'approvals' or 'approvers'.", param="movers")
     with door.session() as session:
         project_id = asked.project_id or caller.project_id
-        row, version = promotion.protect(session, name, caller, project_id=project_id, movers=asked.movers)
+        row, version = promotion.protect(session, name, caller, project_id=project_id, changes=changes)
     return alias_views.alias(row, model=version.model)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import func, select, update
@@ -11,10 +11,19 @@ from sqlalchemy.orm import Session
 
 from shared.errors import Conflict, Forbidden, Invalid, NotFound
 from shared.ids import new_id
-from shared.products import adapters, aliases, gate_checks
+from shared.lease import outbox
+from shared.products import adapters, aliases, gate_checks, promotion_requests
 from shared.products.adapters import PublishedAdapter
 from shared.products.gate_checks import GateWish
-from shared.store.tables import AdapterRow, AliasRow, AliasVersionRow, ApiKeyRow, CheckpointRow, MergeRow
+from shared.store.tables import (
+    AdapterRow,
+    AliasRow,
+    AliasVersionRow,
+    ApiKeyRow,
+    CheckpointRow,
+    MergeRow,
+    PromotionRow,
+)
 from shared.tenants import audit
 from shared.tenants.keys import Caller
 
@@ -33,11 +42,12 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class AliasMove:
-    """`version` holds now. `moved` is false where the alias named this model already."""
+    """`version` holds now. `moved` is false where the alias named this model already, and while `pending` waits."""
 
     alias: AliasRow
     version: AliasVersionRow
     moved: bool
+    pending: PromotionRow | None = None
 
 
 def weighed(session: Session, wish: Wish, caller: Caller) -> dict[str, Any] | None:
@@ -59,9 +69,7 @@ def promote(session: Session, wish: Wish, caller: Caller) -> AliasMove:
     """
     aliases.must_be_name(wish.alias)
     model = adapters.find_published(session, wish.model, project_id=caller.project_id)
-    gate = _weighed(session, wish, model, caller)
-    _refuse_unproven(wish, gate)
-    _hold(session, model)
+    gate = _proven(session, wish, model, caller)
     row, seen = _row(session, wish.alias, project_id=caller.project_id)
     _refuse_protected(row, caller)
     if row.model_id == model.id:
@@ -69,10 +77,73 @@ def promote(session: Session, wish: Wish, caller: Caller) -> AliasMove:
     expected = seen if wish.expected_version is None else wish.expected_version
     if expected != row.version:
         raise _overtaken(session, row.id, expected=expected)
-    entry = AliasVersionRow(
+    if row.approvals:
+        pending = _ask(session, wish, row, caller, model=model, gate=gate)
+        return AliasMove(row, aliases.version(session, row, row.version), moved=False, pending=pending)
+    entry = _entry(wish, model, gate, caller)
+    return AliasMove(row, _move(session, caller, row, entry, fallback_id=row.model_id), moved=True)
+
+
+def promote_approved(
+    session: Session, wish: Wish, asker: Caller, *, model_id: str, by: Caller, approved_by: list[str]
+) -> AliasVersionRow:
+    """Carry out a promotion that has its approvals: everything is judged as of now. Raises as `promote` does.
+
+    Args:
+        model_id: what `wish.model` named when it was asked for.
+        by: who gave the last approval.
+    """
+    model = adapters.find_published(session, model_id, project_id=asker.project_id)
+    gate = _proven(session, wish, model, asker)
+    row = aliases.find(session, wish.alias, project_id=asker.project_id)
+    _refuse_protected(row, asker)
+    if wish.expected_version != row.version:
+        raise _overtaken(session, row.id, expected=wish.expected_version or 0)
+    entry = _entry(wish, model, gate, asker)
+    entry.approved_by = approved_by
+    return _move(session, by, row, entry, fallback_id=row.model_id)
+
+
+def _proven(session: Session, wish: Wish, model: PublishedAdapter, caller: Caller) -> dict[str, Any] | None:
+    """The gate's result, which allows the move; the model is kept until this transaction ends."""
+    gate = _weighed(session, wish, model, caller)
+    _refuse_unproven(wish, gate)
+    _hold(session, model)
+    return gate
+
+
+def _entry(wish: Wish, model: PublishedAdapter, gate: dict[str, Any] | None, caller: Caller) -> AliasVersionRow:
+    return AliasVersionRow(
         kind="promote", gate=gate, forced=_forced(wish, gate), reason=wish.reason, **_about(model), key_id=caller.key_id
     )
-    return AliasMove(row, _move(session, caller, row, entry, fallback_id=row.model_id), moved=True)
+
+
+def _ask(
+    session: Session,
+    wish: Wish,
+    row: AliasRow,
+    caller: Caller,
+    *,
+    model: PublishedAdapter,
+    gate: dict[str, Any] | None,
+) -> PromotionRow:
+    stored = {"model": wish.model, "force": wish.force, "gate": None if wish.gate is None else asdict(wish.gate)}
+    named = {"model": model.name, "model_id": model.id, "from_version": row.version}
+    pending, new = promotion_requests.ask(
+        session, row, key_id=caller.key_id, wish=stored, gate=gate, reason=wish.reason, **named
+    )
+    if new:
+        after = {"alias": row.name, "model": model.name, "forced": _forced(wish, gate), "reason": wish.reason}
+        audit.record(session, caller, "promotion.request", pending.id, after=after)
+        details = {**after, "approvals": row.approvals, "expires_at": int(pending.expires_at.timestamp())}
+        outbox.announce(session, "tunepool.promotion.requested", pending.id, project_id=row.project_id, details=details)
+    return pending
+
+
+def tell_end(session: Session, row: PromotionRow, alias: AliasRow) -> None:
+    """Have the webhooks told how a promotion has ended."""
+    details = {"alias": alias.name, "model": row.model, "state": row.state, "code": row.code, "reason": row.outcome}
+    outbox.announce(session, "tunepool.promotion.ended", row.id, project_id=row.project_id, details=details)
 
 
 def rollback(
@@ -109,26 +180,54 @@ def rollback(
 
 
 def protect(
-    session: Session, name: str, caller: Caller, *, project_id: str, movers: list[str] | None
+    session: Session, name: str, caller: Caller, *, project_id: str, changes: dict[str, Any]
 ) -> tuple[AliasRow, AliasVersionRow]:
-    """Say which keys may move an alias; None: every key. Returns it with what it names. Raises Invalid, NotFound."""
+    """Say which keys may move an alias (`movers`), how many `approvals` a promotion needs, and of whom (`approvers`).
+
+    Returns it with what it names. Raises Invalid, NotFound.
+    """
     row = aliases.find(session, name, project_id=project_id)
-    known = set(session.scalars(select(ApiKeyRow.id).where(ApiKeyRow.id.in_(movers or []))))
-    for key_id in movers or []:
-        if key_id not in known:
-            raise Invalid(f"There is no key '{key_id[:100]}'.", param="movers")
-    before = {"name": row.name, "movers": row.movers}
-    session.execute(update(AliasRow).where(AliasRow.id == row.id).values(movers=movers))
+    promotion_requests.lock_alias(session, row.id)
+    for param in ("movers", "approvers"):
+        _refuse_unknown_keys(session, changes.get(param) or [], param)
+    before = _protection(row)
+    after = before | changes
+    if after["approvers"] is not None and len(set(after["approvers"])) < after["approvals"]:
+        raise Invalid(
+            f"{after['approvals']} approvals are needed, and {len(set(after['approvers']))} keys may give one. Name "
+            "more keys, or null for every key of the project.",
+            param="approvers",
+        )
+    session.execute(update(AliasRow).where(AliasRow.id == row.id).values(**after))
     session.refresh(row)
-    audit.record(session, caller, "alias.protect", row.id, before=before, after={"movers": row.movers})
+    audit.record(session, caller, "alias.protect", row.id, before={"name": row.name, **before}, after=_protection(row))
     return row, aliases.version(session, row, row.version)
+
+
+def _protection(row: AliasRow) -> dict[str, Any]:
+    return {"movers": row.movers, "approvals": row.approvals, "approvers": row.approvers}
+
+
+def _refuse_unknown_keys(session: Session, key_ids: list[str], param: str) -> None:
+    known = set(session.scalars(select(ApiKeyRow.id).where(ApiKeyRow.id.in_(key_ids))))
+    for key_id in key_ids:
+        if key_id not in known:
+            raise Invalid(f"There is no key '{key_id[:100]}'.", param=param)
 
 
 def remove(session: Session, name: str, caller: Caller) -> None:
     """Take an alias away; its models stay. Raises Invalid, NotFound, Forbidden."""
     row = aliases.find(session, name, project_id=caller.project_id)
     _refuse_protected(row, caller)
+    if row.approvals and not caller.operates:
+        raise Forbidden(
+            f"Promotions of {row.name} need approvals, so an administrator removes it: a new one would need none.",
+            param="alias",
+            code="alias_protected",
+        )
+    promotion_requests.lock_alias(session, row.id)
     session.execute(update(AliasRow).where(AliasRow.id == row.id).values(deleted_at=func.now()))
+    _end_pending(session, row, caller, f"The alias {row.name} was removed.")
     audit.record(session, caller, "alias.delete", row.id, before=_facts(row))
 
 
@@ -229,7 +328,21 @@ def _move(
     session.refresh(entry)
     after = {**_facts(row), "model": entry.model, "forced": entry.forced, "reason": entry.reason}
     audit.record(session, caller, f"alias.{entry.kind}", row.id, before=before, after=after)
+    details = {**after, "kind": entry.kind, "key_id": entry.key_id}
+    outbox.announce(session, "tunepool.alias.moved", row.id, project_id=row.project_id, details=details)
+    words = (
+        f"Version {entry.number} of {row.name} names '{entry.model}' since. Evaluate against that one, and ask again."
+    )
+    _end_pending(session, row, caller, words, but=entry.model_id if entry.approved_by is not None else None)
     return entry
+
+
+def _end_pending(session: Session, row: AliasRow, caller: Caller, words: str, *, but: str | None = None) -> None:
+    """Tell those that wait that another move came first. `but`: the model of the one that is being carried out."""
+    for waiting in promotion_requests.pending_of(session, row.id):
+        if waiting.model_id != but:
+            promotion_requests.end(session, waiting, "overtaken", by=caller.key_id, outcome=words, code="alias_moved")
+            tell_end(session, waiting, row)
 
 
 def _facts(row: AliasRow) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -62,7 +63,7 @@ def test_in_the_second_pass_of_an_hour_nothing_is_due_again() -> None:
 def test_what_goes_by_the_hour_goes_by_the_time_that_passes() -> None:
     due = coming("15 * * * *", "2026-10-25T01:20:00+02:00", 3)
 
-    assert [later - earlier for earlier, later in zip(due, due[1:], strict=False)] == [due[1] - due[0]] * 2
+    assert [later - earlier for earlier, later in pairwise(due)] == [due[1] - due[0]] * 2
     assert (due[2] - due[0]).total_seconds() == 7200
 
 

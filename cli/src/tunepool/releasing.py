@@ -15,9 +15,11 @@ from tunepool.printing import json_line, printable, show, show_rows
 aliases_cli = typer.Typer(no_args_is_help=True, help="Names of tuned models that move, such as support-bot@prod.")
 
 EXIT_GATE: Final = {"gate_failed": 1, "gate_undecided": 7}
+EXIT_WAITS: Final = 8
 PER_PAGE: Final = 100
 
 AliasName = Annotated[str, typer.Argument(metavar="ALIAS", help="For instance support-bot@prod.")]
+PromotionId = Annotated[str, typer.Argument(metavar="PROMOTION", help="`promo_…`, as `aliases pending` lists it.")]
 Reason = Annotated[str | None, typer.Option(help="Why; kept in the history.")]
 Expected = Annotated[int | None, typer.Option(min=0, help="Only if it is still at this version; 0: if it is new.")]
 
@@ -53,10 +55,54 @@ def protect_alias(
     context: typer.Context,
     alias: AliasName,
     keys: Annotated[list[str] | None, typer.Option("--key", metavar="KEY_ID", help="May be repeated.")] = None,
+    approvals: Annotated[
+        int | None, typer.Option(min=0, max=10, help="So many other keys must approve a promotion.")
+    ] = None,
+    approvers: Annotated[
+        list[str] | None, typer.Option("--approver", metavar="KEY_ID", help="Who may approve; may be repeated.")
+    ] = None,
 ) -> None:
-    """Let only these keys move an alias; without --key every key of the project. Needs the scope admin."""
-    shown = native.patch(context, f"aliases/{_part(alias)}", {"movers": keys})
-    show(context, shown, f"{shown['id']}: {', '.join(shown['movers'] or ['every key'])}")
+    """Let only these keys move an alias; without options every key, at once. Needs the scope admin."""
+    changes: dict[str, Any] = requests.given(movers=keys, approvals=approvals, approvers=approvers)
+    shown = native.patch(
+        context, f"aliases/{_part(alias)}", changes or {"movers": None, "approvals": 0, "approvers": None}
+    )
+    needs = f"; {shown['approvals']} approvals of {_names(shown['approvers'])}" if shown["approvals"] else ""
+    show(context, shown, f"{shown['id']}: {_names(shown['movers'])}{needs}")
+
+
+def _names(keys: list[str] | None) -> str:
+    return ", ".join(keys or ["every key"])
+
+
+@aliases_cli.command("pending")
+def list_pending(context: typer.Context) -> None:
+    """List the promotions that wait for approvals."""
+    rows: list[dict[str, Any]] = []
+    more, after = True, None
+    while more:
+        page = native.get(context, "promotions", state="pending", limit=PER_PAGE, after=after)
+        rows += page["data"]
+        more, after = page["has_more"], page["data"][-1]["id"] if page["data"] else None
+    columns = ("id", "alias", "model", "approvals", "approved_by", "key_id", "forced", "expires_at", "reason")
+    show_rows(context, rows, columns)
+
+
+@aliases_cli.command("approve")
+def approve_promotion(context: typer.Context, promotion: PromotionId) -> None:
+    """Approve what another key asked for. Exit 0 moved, 8 more approvals are needed, 1 or 7 the gate, 4 refused."""
+    answer = _unless_the_gate_forbids(context, f"promotions/{_part(promotion)}/approve", {})
+    if answer["state"] == "pending":
+        show(context, answer, waiting_words(answer))
+        raise typer.Exit(EXIT_WAITS)
+    show(context, answer, f"{answer['alias']} names {answer['model']} (version {answer['version']})")
+
+
+@aliases_cli.command("withdraw")
+def withdraw_promotion(context: typer.Context, promotion: PromotionId, reason: Reason = None) -> None:
+    """End a promotion that waits: take back what this key asked for, or refuse what another one did."""
+    answer = native.post(context, f"promotions/{_part(promotion)}/withdraw", requests.given(reason=reason))
+    show(context, answer, f"{answer['id']} {answer['state']}")
 
 
 @aliases_cli.command("remove")
@@ -81,7 +127,7 @@ def promote(  # noqa: PLR0917 -- typer makes options of them
     force: Annotated[bool, typer.Option("--force", help="Whatever the gate says; needs --reason.")] = False,
     reason: Reason = None,
 ) -> None:
-    """Have an alias name a model whose gate passes. Exit 0 moved, 1 the gate failed, 7 undecided, 4 refused."""
+    """Have an alias name a model whose gate passes. Exit 0 moved, 8 waits for approvals, 1 failed, 7 undecided."""
     body = requests.given(model=model, expected_version=expected_version, reason=reason)
     body |= {"dry_run": dry_run, "force": force}
     if gate is not None:
@@ -134,7 +180,20 @@ def rollback(
     _show_move(context, native.post(context, f"aliases/{_part(alias)}/rollback", body))
 
 
+def waiting_words(promotion: dict[str, Any]) -> str:
+    """What a promotion still needs."""
+    until = f"{datetime.fromtimestamp(promotion['expires_at'], tz=UTC):%Y-%m-%d %H:%M:%SZ}"
+    given = f"{len(promotion['approved_by'])} of {promotion['approvals']} approvals"
+    return (
+        f"{promotion['alias']} has not moved: {promotion['id']} has {given} and waits until {until}. Another key "
+        f"gives one: tunepool aliases approve {promotion['id']}"
+    )
+
+
 def _show_move(context: typer.Context, answer: dict[str, Any]) -> None:
+    if answer.get("promotion"):
+        show(context, answer, waiting_words(answer["promotion"]))
+        raise typer.Exit(EXIT_WAITS)
     alias = answer["alias"]
     since = f"{datetime.fromtimestamp(alias['moved_at'], tz=UTC):%Y-%m-%d %H:%M:%SZ}"
     words = "names" if answer["moved"] else f"already names, since {since},"

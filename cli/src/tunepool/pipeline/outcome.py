@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from tunepool.printing import printable
 
-PASSED, GATE_FAILED, BAD_INPUT, JOB_FAILED, ENDED_EARLY, TIMEOUT, UNAVAILABLE, UNDECIDED = range(8)
+PASSED, GATE_FAILED, BAD_INPUT, JOB_FAILED, ENDED_EARLY, TIMEOUT, UNAVAILABLE, UNDECIDED, UNAPPROVED = range(9)
 STATUSES: Final = (
     "passed",
     "gate_failed",
@@ -21,6 +21,7 @@ STATUSES: Final = (
     "timeout",
     "unavailable",
     "undecided",
+    "unapproved",
 )
 
 

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from tunepool import official, preflights, requests, watching
+from tunepool import official, preflights, releasing, requests, watching
 from tunepool.pipeline.document import Items, Judging, Pipeline
 from tunepool.pipeline.outcome import (
     BAD_INPUT,
     ENDED_EARLY,
     GATE_FAILED,
     JOB_FAILED,
+    UNAPPROVED,
     UNDECIDED,
     DataFault,
     RunOutcome,
@@ -207,10 +208,9 @@ class Runner:
         labels |= {"ci_run": self.where.run_url[:512]} if self.where.run_url else {}
         extension = {**self.pipeline.tunepool, "queue": {**self.pipeline.tunepool.get("queue", {}), **queue}}
         with self._timed("submit") as step:
-            body = self._body()
             try:
                 job = self.service.client.fine_tuning.jobs.create(
-                    **body,
+                    **self._body(),
                     metadata={name: value for name, value in labels.items() if value},
                     extra_body={"tunepool": extension},
                     extra_headers={"Idempotency-Key": f"run-{content[:48]}-{ended}"},
@@ -331,8 +331,7 @@ class Runner:
         """By the server, which knows size and cost besides."""
         alias, body = self._promotion(model, evaluation)
         with self._timed("gate") as step:
-            gate = self._post(f"aliases/{quote(alias)}/promote", {**body, "dry_run": True})["gate"]
-            self.outcome.gate = gate
+            self.outcome.gate = gate = self._post(f"aliases/{quote(alias)}/promote", {**body, "dry_run": True})["gate"]
             step.words = f"The gate has {'not been decided' if gate['status'] == 'undecided' else gate['status']}."
             if gate["status"] != "passed":
                 first = next(stated for stated in gate["assertions"] if stated["status"] == gate["status"])
@@ -347,14 +346,15 @@ class Runner:
         body["reason"] = " ".join(part for part in (self.pipeline.name, self.where.git_sha, self.where.run_url) if part)
         with self._timed("promote") as step:
             try:
-                version = self._post(f"aliases/{quote(alias)}/promote", body)["version"]
+                answer = self._post(f"aliases/{quote(alias)}/promote", body)
             except official.APIStatusError as error:
                 if error_code(error) != "alias_moved":
                     raise
                 raise RunEnded(ENDED_EARLY, f"{alias} was moved by another: {error.message}") from None
-            step.words = f"{alias} names {model} (version {version['number']})."
+            if waiting := answer.get("promotion"):
+                raise RunEnded(UNAPPROVED, releasing.waiting_words(waiting))
+            self.outcome.message = step.words = f"{alias} names {model} (version {answer['version']['number']})."
         self.outcome.alias = alias
-        self.outcome.message = step.words
 
     # --- how it is said ----------------------------------------------------------------------------------------------
 
