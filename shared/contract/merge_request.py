@@ -1,4 +1,4 @@
-"""Merges and combinations: the bodies of their requests, and the file that their programs are started with."""
+"""Merges, combinations and exports: the bodies of their requests, and the file that their programs are started with."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
+from shared.contract.gguf_formats import DEFAULT_QUANTIZATION, GgufFormat, GgufQuantization
 from shared.contract.spec import JobSpec, Part
 
 AdapterName = Annotated[str, StringConstraints(min_length=1, max_length=300)]
@@ -55,11 +56,33 @@ class CreateCombination(Part):
     seed: int = Field(default=0, ge=0, le=2**31 - 1, description="dare drops values at random.")
 
 
+class CreateExport(Part):
+    """Body of `POST /v1/tunepool/exports`: a tuned model as files for llama.cpp and Ollama."""
+
+    adapter: AdapterName = Field(description="A tuned model, checkpoint or combination, by id, `ft:` name or alias.")
+    format: GgufFormat = Field(
+        description="gguf: the whole model, merged. gguf_lora: the adapter alone, beside a GGUF file of its base."
+    )
+    quantization: GgufQuantization | None = Field(
+        default=None,
+        description="How numbers are kept. null: q8_0 for gguf, f16 for gguf_lora, which takes f32, f16 and bf16.",
+    )
+    onto: Literal["base", "dequantized"] | None = Field(
+        default=None,
+        description="Of gguf: the weights that the adapter is merged into, as of a merge. null: base, and after qlora "
+        "or qdora an error, because the two models differ.",
+    )
+
+    @property
+    def settled(self) -> GgufQuantization:
+        return self.quantization or DEFAULT_QUANTIZATION[self.format]
+
+
 class MergeSpec(Part):
-    """The file that `worker.train.merge` and `worker.train.combine` are started with."""
+    """The file that `worker.train.merge`, `worker.train.combine` and `worker.train.to_gguf` are started with."""
 
     name: str = Field(description="Under which the product will be known.")
-    request: CreateMerge | CreateCombination
+    request: CreateMerge | CreateCombination | CreateExport
     job: JobSpec = Field(description="Of the job that made the (first) adapter.")
     base_model_path: str
     adapter_paths: list[str] = Field(description="PEFT directories, in the order of the request.")

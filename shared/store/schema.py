@@ -51,6 +51,7 @@ REVISIONS: Final = (
     "0033_schedules",
     "0034_sweeps",
     "0035_worker_libraries",
+    "0036_exports",
 )
 
 

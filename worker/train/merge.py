@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from worker.train import light_start
 
@@ -34,17 +34,21 @@ def merge(spec: MergeSpec, folder: Path) -> None:
         Invalid: `merge_impossible`, the weights contain numbers that are not finite afterwards.
     """
     assert isinstance(spec.request, CreateMerge)
-    base = LOADERS[spec.request.onto](spec)
-    adapted = PeftModel.from_pretrained(base, spec.adapter_paths[0], autocast_adapter_dtype=False)
-    try:
-        merged = adapted.merge_and_unload(safe_merge=True)
-    except ValueError as error:  # what safe_merge raises when it finds NaN
-        raise Invalid(f"This adapter cannot be merged: {error}", param="adapter", code="merge_impossible") from error
+    merged = merged_model(spec, onto=spec.request.onto)
     merged.save_pretrained(folder, save_original_format=keeps_layout(spec.job))
     load_tokenizer(spec).save_pretrained(folder)
     forget_this_host(folder / "tokenizer_config.json")
     (folder / "README.md").write_text(_card(spec), encoding="utf-8")
     (folder / "merge_manifest.json").write_text(json.dumps(_manifest(spec), indent=1), encoding="utf-8")
+
+
+def merged_model(spec: MergeSpec, *, onto: Literal["base", "dequantized"]) -> Any:
+    """The base model with the adapter in its weights. Raises Invalid: `merge_impossible`, as above."""
+    adapted = PeftModel.from_pretrained(LOADERS[onto](spec), spec.adapter_paths[0], autocast_adapter_dtype=False)
+    try:
+        return adapted.merge_and_unload(safe_merge=True)
+    except ValueError as error:  # what safe_merge raises when it finds NaN
+        raise Invalid(f"This adapter cannot be merged: {error}", param="adapter", code="merge_impossible") from error
 
 
 def _published_base(spec: MergeSpec) -> Any:

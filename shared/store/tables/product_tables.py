@@ -121,6 +121,36 @@ class MergeRow(Leased, Base):
     )
 
 
+class ExportRow(Leased, Base):
+    """A tuned model as files for another server, or on its way to a hub. Of a push the manifest says what is there."""
+
+    __tablename__ = "exports"
+
+    kind: Mapped[str] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(Text)
+    request: Mapped[dict[str, Any]] = mapped_column(Json)
+    base_model: Mapped[str] = mapped_column(Text)
+    spec: Mapped[dict[str, Any]] = mapped_column(Json)
+    manifest: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    error: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    created_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
+    finished_at: Mapped[datetime | None] = mapped_column(Moment)
+    deleted_at: Mapped[datetime | None] = mapped_column(Moment)
+
+    __table_args__ = (
+        CheckConstraint("kind in ('gguf','gguf_lora','hub')", name="kind"),
+        CheckConstraint("status in ('queued','running','succeeded','failed')", name="status"),
+        CheckConstraint("(status = 'succeeded') = (manifest is not null)", name="success_has_manifest"),
+        CheckConstraint("(status in ('succeeded','failed')) = (finished_at is not null)", name="end_has_moment"),
+        Index("ix_exports_project_id_id", "project_id", "id", postgresql_where=text("deleted_at is null")),
+        Index(
+            "ix_exports_unfinished",
+            "id",
+            postgresql_where=text("status in ('queued','running') and deleted_at is null"),
+        ),
+    )
+
+
 class PreflightRow(Leased, Base):
     """A question about a job that is not submitted."""
 
