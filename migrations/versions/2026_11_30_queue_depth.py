@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "0039_queue_depth"
-down_revision = "0032_cluster"
+revision = "0038_queue_depth"
+down_revision = "0037_settled_for"
 branch_labels = None
 depends_on = None
 

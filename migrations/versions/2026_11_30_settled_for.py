@@ -5,7 +5,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0037_settled_for"
-down_revision = "0032_cluster"
+down_revision = "0036_exports"
 branch_labels = None
 depends_on = None
 

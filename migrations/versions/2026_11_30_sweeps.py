@@ -8,7 +8,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0034_sweeps"
-down_revision = "0032_cluster"
+down_revision = "0033_schedules"
 branch_labels = None
 depends_on = None
 

@@ -5,7 +5,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0035_worker_libraries"
-down_revision = "0032_cluster"
+down_revision = "0034_sweeps"
 branch_labels = None
 depends_on = None
 

@@ -46,12 +46,12 @@ REVISIONS: Final = (
     "0030_signing",
     "0031_logs",
     "0032_cluster",
-    "0039_queue_depth",
-    "0037_settled_for",
     "0033_schedules",
     "0034_sweeps",
     "0035_worker_libraries",
     "0036_exports",
+    "0037_settled_for",
+    "0038_queue_depth",
 )
 
 
