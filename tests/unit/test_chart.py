@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 EVERYTHING: dict[str, Any] = {
     **OUTSIDE,
     "image": {"pullSecrets": ["registry"], "api": {"digest": "sha256:" + "0" * 64}},
-    "settings": {"TUNEPOOL_LEASE_SECONDS": "90"},
+    "settings": {"TUNEPOOL_LINK_SECONDS": "600"},
     "publicUrl": "https://tune.example.com",
     "models": "[models.house]\npath = '/models/house'\n",
     "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/tunepool"}},
