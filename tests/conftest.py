@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+if gc.isenabled():
+    # Every process of the suite imports all test files and the training stack, and keeps them. On after collection.
+    gc.disable()
 
 import pytest
 from sqlalchemy import Engine
@@ -79,6 +84,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _file(item) in SLOW_FILES:
             item.add_marker("slow")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays to the end: the collector need not look through it at every pass."""
+    gc.freeze()
+    gc.enable()
 
 
 def _file(item: pytest.Item) -> str:
