@@ -88,7 +88,7 @@ def s3_environment(host: str, port: int) -> dict[str, str]:
 @contextmanager
 def api_process(place: Stack, **environment: str) -> Iterator[str]:
     """An API process of its own; yields its base URL."""
-    words = ["-m", "uvicorn", "--factory", "api.app:app_from_settings", "--host", "127.0.0.1"]
+    words = ["-m", "api.serve", "--factory", "api.app:app_from_settings", "--host", "127.0.0.1"]
     words += ["--http", "api.bounded_head:BoundedHead"]
     with httpx2.Client(timeout=patience(20)) as probe:
         port = _free_port()

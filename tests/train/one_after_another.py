@@ -8,6 +8,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from worker.train import light_start
+
+if __name__ == "__main__":
+    light_start.begin()
+
 import torch
 
 from tests.train.fused_road import take_the_fused_road
@@ -15,6 +20,7 @@ from worker.train.__main__ import main
 from worker.train.ranks import Ranks
 
 if __name__ == "__main__":
+    light_start.end()
     Ranks.leave = lambda _self: None  # type: ignore[method-assign]  # ranks that have parted do not meet again
     folder = Path(sys.argv[1]).parent.parent
     if (folder / "fused").exists():

@@ -11,6 +11,11 @@ import os
 import sys
 from pathlib import Path
 
+from worker.train import light_start
+
+if __name__ == "__main__":
+    light_start.begin()
+
 import torch
 
 from worker.train.__main__ import main
@@ -31,6 +36,7 @@ def shorten(ranks: list[int], *, training: int, evaluation: int) -> None:
 
 
 if __name__ == "__main__":
+    light_start.end()
     spec, out = Path(sys.argv[1]), Path(sys.argv[2])
     shorten(**json.loads((spec.parent / "short.json").read_text()))
     sys.exit(main(spec, out))
