@@ -26,7 +26,7 @@ _READ: Final = _KNOWN | MEANT
 _MARKS: Final = frozenset(shapes.MARKS) | {"output", "label", "rejected"}
 _JSON_COLUMNS: Final = frozenset(
     {"messages", "tools", "conversations", "input", "prompt", "completion", "chosen", "rejected", "history"}
-    | {"preferred_completion", "non_preferred_completion", "functions"}
+    | {"preferred_completion", "non_preferred_completion", "preferred_output", "non_preferred_output", "functions"}
 )
 _TALK_OR_TEXT: Final = frozenset({"input", "prompt", "completion", "chosen", "rejected"})
 # An empty cell is an empty text in these, where they are the row; in all other columns it is nothing.

@@ -19,6 +19,7 @@ _PLACEHOLDERS: Final = ("<image>", "<video>", "<audio>")
 MEANT: Final = frozenset(
     {"system", "system_prompt", "tools", "functions", "history", "label", "kto_tag", "completion", "chosen", "rejected"}
     | {"weight", "train", "loss", "mask", "loss_scale", "train_on_input", "train_on_inputs"}
+    | {"desirable", "role", "chat_template_kwargs"}
     | {"sample_weight", "loss_mask", "rejected_response", "rejected_messages", "reasoning_content", "thinking"}
 )
 
@@ -47,7 +48,7 @@ def _judge(key: str, value: Any, allowed: frozenset[str], findings: RowFindings)
     listed = f"allowed: {', '.join(sorted(allowed))}"
     if meant:
         findings.refuse(name, "unknown_key", f"{name} is not a known key; did you mean {meant}? {listed}.")
-    elif key in MEANT and not _is_empty(value):
+    elif (key in MEANT or _weighs(key)) and not _is_empty(value):
         text = f"{name} is {shown(value)}, for which rows of this format have no place; remove it, {listed}."
         findings.refuse(name, "unknown_key", text)
     else:
@@ -60,6 +61,12 @@ def near_miss(key: str, allowed: frozenset[str]) -> str | None:
     plain = key.strip().casefold()
     near = difflib.get_close_matches(plain, sorted(allowed), n=1, cutoff=0.85)
     return near[0] if near and not plain.startswith(f"{near[0]}_") else None
+
+
+def _weighs(key: str) -> bool:
+    """Whether a column's name says that it holds what is trained of a row: loss_weight, input_mask, example_weights."""
+    *_, last = key.casefold().split("_")
+    return last in {"weight", "weights", "mask", "masks"} or key.casefold().startswith("train_on_")
 
 
 def _is_empty(value: Any) -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 from shared.rows import formats
 from shared.rows.arguments import BadArguments, calls_in, object_text, slip_of
 from shared.rows.findings import RowFindings, shown, too_deep
-from shared.rows.items import check_item_keys, parts_size
-from shared.rows.loss_flags import REASONING, asks_to_train, weight_of
+from shared.rows.items import check_item_keys, parts_size, refuse_flag
+from shared.rows.loss_flags import FLAGS, REASONING, TRUTHS, asks_to_train, names_loss, weight_of
 from shared.rows.shapes import Row
 from shared.rows.slips import is_python
 
@@ -18,6 +18,8 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 ENCODED_TWICE = "Arguments are JSON of JSON; the object inside was read. Call json.dumps once."
 
 _PLAIN = frozenset({"role", "content", "name"})
+# What a role written in capitals, or as another tool names it, may mean.
+_ROLE_OF = {**formats.SHAREGPT_ROLES, "chatbot": "assistant", "developer": "developer", "ai": "assistant"}
 _KEYS_OF_ROLE: dict[str, frozenset[str]] = {
     **dict.fromkeys(("system", "developer", "user", "function"), _PLAIN),
     "assistant": _PLAIN | {"weight", "tool_calls", "function_call", "refusal", REASONING},
@@ -92,7 +94,7 @@ class Conversation:
         return role
 
     def _refuse_role(self, role: Any, at: str) -> None:
-        known = formats.SHAREGPT_ROLES.get(role) if isinstance(role, str) else None
+        known = _ROLE_OF.get(role.strip().casefold()) if isinstance(role, str) else None
         hint = f'"{known}"' if known and known in ROLES else f"one of {', '.join(ROLES)}"
         self.findings.refuse(at, "unknown_role", f"{at} is {shown(role)}; use {hint}.")
 
@@ -100,6 +102,10 @@ class Conversation:
         if message.get("weight") is not None and "weight" not in allowed:
             text = f"{at}.weight stands on a {message['role']} message; only assistant messages are trained, remove it."
             self.findings.refuse(f"{at}.weight", "invalid_weight", text)
+        for key in sorted(key for key in message.keys() - allowed if key in FLAGS or names_loss(key)):
+            if message[key] is not None and not (key in TRUTHS and message["role"] != "assistant"):
+                allowed = allowed | {key}
+                refuse_flag(f"{at}.{key}", self.findings)
         refuse_unknown_keys(message, allowed | {"weight"}, at, self.findings)
 
     def _odd_content(self, message: Row, role: str, at: str) -> int:

@@ -23,12 +23,12 @@ _ASKED: Final = ("messages", "prompt", "conversations", "instruction", "text")
 # What the forms read beside the columns of `shared.rows.formats`, and the marks of forms that are refused by name.
 COLUMNS: Final = frozenset(
     {*_ANSWERS, *_QUESTIONS, "context", "system_prompt", "kto_tag", "chat", "completions", "train_on_input"}
-    | {"rejected_response", "rejected_messages"}
+    | {"rejected_response", "rejected_messages", "preferred_output", "non_preferred_output"}
 )
 # Columns that may hold messages.
 _SPOKEN: Final = frozenset(
     {"messages", "conversations", "prompt", "completion", "chosen", "rejected", "input", "rejected_messages"}
-    | {"preferred_completion", "non_preferred_completion"}
+    | {"preferred_completion", "non_preferred_completion", "preferred_output", "non_preferred_output"}
 )
 _SPEAKER: Final = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
@@ -103,18 +103,26 @@ def _transcripts(row: Row) -> Recast | None:
     first = sides.get("prompt", sides["chosen"])
     if not _is_transcript(first) or ("prompt" not in sides and not _is_transcript(sides["rejected"])):
         return None
-    return Recast({**row, **{key: _turns(text) if _is_transcript(text) else text for key, text in sides.items()}})
+    return Recast(
+        {
+            **row,
+            **{
+                key: _turns(text, is_prompt=key == "prompt") if _is_transcript(text) else text
+                for key, text in sides.items()
+            },
+        }
+    )
 
 
 def _is_transcript(text: str) -> bool:
     return text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
 
 
-def _turns(text: str) -> list[Message]:
+def _turns(text: str, *, is_prompt: bool) -> list[Message]:
     parts = _SPEAKER.split(text)[1:]
     roles = {"Human": "user", "Assistant": "assistant"}
     turns = [{"role": roles[who], "content": words.strip()} for who, words in zip(parts[::2], parts[1::2], strict=True)]
-    return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns
+    return turns[:-1] if is_prompt and turns[-1] == {"role": "assistant", "content": ""} else turns
 
 
 def _question(row: Row) -> Recast | None:
@@ -198,6 +206,15 @@ def _rejected(row: Row) -> Recast | None:
     return Recast({**rest, "prompt": talk[:-1], "chosen": talk[-1:], "rejected": row[worse]}, names=names)
 
 
+def _preferred_outputs(row: Row) -> Recast | None:
+    """Pairs as OpenAI's guide, Fireworks and Together name them; OpenAI's reference says preferred_completion."""
+    names = {f"{side}_completion": f"{side}_output" for side in ("preferred", "non_preferred")}
+    if not all(column in row for column in names.values()) or _has(row, *names):
+        return None
+    rest = {name: value for name, value in row.items() if name not in names.values()}
+    return Recast({**rest, **{name: row[column] for name, column in names.items()}}, names=names)
+
+
 def _system_column(row: Row) -> Recast | None:
     """OpenHermes, orca: the system text under the name system_prompt."""
     if not row.get("system_prompt") or row.get("system"):
@@ -230,6 +247,7 @@ _FORMS: Final[tuple[tuple[str, Callable[[Row], Recast | None]], ...]] = (
     ("instruction_pair", _instruction_pair),
     ("tagged", _tagged),
     ("rejected", _rejected),
+    ("preferred_outputs", _preferred_outputs),
     ("system_column", _system_column),
 )
 
@@ -250,5 +268,6 @@ SAYS: Final = {
     "call_roles": "Messages of role tool_call or function_call were read as calls, those of tool_response as answers.",
     "parts": "Parts of type input_text, output_text, refusal or thinking were read as text or reasoning_content.",
     "tools": "tools as JSON text or as bare functions were read as a list of tools.",
+    "preferred_outputs": "preferred_output and non_preferred_output were read as the two completions.",
     "system_column": "system_prompt was read as the system message.",
 }

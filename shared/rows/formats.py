@@ -34,7 +34,7 @@ KEYS: dict[Shape, frozenset[str]] = {
     "text": frozenset({"text"}),
     "openai_preference": frozenset({"input", "preferred_completion", "non_preferred_completion"}),
     "chosen_rejected": frozenset({"messages", "prompt", "conversations", "chosen", "rejected", "tools", "system"}),
-    "kto": frozenset({"messages", "prompt", "completion", "label", "system"}),
+    "kto": frozenset({"messages", "prompt", "completion", "label", "system", "tools"}),
     "conversational": frozenset({"prompt", "completion", "tools"}),
     "sharegpt": frozenset({"conversations", "system", "tools"}),
     "alpaca": frozenset({"instruction", "input", "output", "system", "history"}),
@@ -162,8 +162,8 @@ def _chosen_rejected(row: Row) -> Row:
 def _kto(row: Row) -> Row:
     asked = normal_messages(row["messages"] if row.get("messages") is not None else row["prompt"])
     completion = normal_messages(row["completion"], role="assistant")
-    return {
-        "messages": _with_system(row, _unweighted(asked)),
+    tools = sharegpt_tools(row.get("tools") or [])
+    return _with_tools({"messages": _with_system(row, _unweighted(asked))}, tools) | {
         "completion": _unweighted(completion)[0],
         "label": row["label"],
     }

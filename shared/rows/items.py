@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any, Final
 
 from shared.rows.findings import RowFindings, shown
-from shared.rows.loss_flags import CALLS, NOT_OFFERED, REASONING_KEYS, TRUTHS, reasoning_of, unread_keys
+from shared.rows.loss_flags import (
+    CALLS,
+    NOT_OFFERED,
+    REASONING_KEYS,
+    TRUTHS,
+    names_loss,
+    reasoning_of,
+    truth_of,
+    unread_keys,
+)
 from shared.rows.shapes import Row
 
 # Parts of other services, each with what stands for it here.
@@ -41,20 +50,26 @@ def check_item_keys(item: Row, role: str, name: str, at: str, findings: RowFindi
     for key, near in unread_keys(item):
         if near:
             findings.refuse(f"{at}.{key}", "unknown_key", f"{at}.{key} is not a known key; did you mean {near}?")
+        elif names_loss(key):
+            refuse_flag(f"{at}.{key}", findings)
         elif f"{name}[].{key}" not in findings.dropped:
             findings.dropped.append(f"{name}[].{key}")
     for key in TRUTHS:
-        if not isinstance(item.get(key), bool | None):
+        if item.get(key) is not None and truth_of(item[key]) is None:
             findings.refuse(f"{at}.{key}", "wrong_type", f"{at}.{key} is {shown(item[key])}; use true or false.")
     for key in NOT_OFFERED:
         if item.get(key) is not None:
-            text = f"{at}.{key} is not offered; use train (true or false) for the whole message."
-            findings.refuse(f"{at}.{key}", "unknown_key", text)
+            refuse_flag(f"{at}.{key}", findings)
     for key in CALLS:
         if item.get(key) not in (None, [], {}):
             text = f"{at}.{key} is not read in this shape; write the call as an item from function_call."
             findings.refuse(f"{at}.{key}", "unknown_key", text)
     _check_reasoning(item, role, at, findings)
+
+
+def refuse_flag(name: str, findings: RowFindings) -> None:
+    """A flag of loss that tools read in unlike ways."""
+    findings.refuse(name, "unknown_key", f"{name} is not offered; use train (true or false) for the whole message.")
 
 
 def _check_reasoning(item: Row, role: str, at: str, findings: RowFindings) -> None:

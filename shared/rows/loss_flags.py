@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Any, Final
 
 TRUTHS: Final = ("train", "training", "trainable", "loss")  # axolotl's, others', and ms-swift's: true or false
 # They are read in unlike ways, or say it by parts.
 NOT_OFFERED: Final = ("mask", "loss_mask", "train_detail", "training_detail", "loss_scale")
+# Words that a flag of loss is made of: `ignore_loss`, `learn`, `is_trained`, `loss_weight`.
+_WORDS: Final = frozenset(
+    {"train", "trained", "training", "trainable", "loss", "losses", "mask", "masked", "learn", "learned"}
+    | {"weight", "weights", "ignore", "ignored", "supervise", "supervised"}
+)
+FLAGS: Final = (*TRUTHS, *NOT_OFFERED)
 CALLS: Final = ("tool_calls", "function_call")  # of OpenAI's messages; an item is a call itself
 # Reasoning beside an answer: Qwen and DeepSeek, OpenRouter, gpt-oss. Canonical rows have the first.
 REASONING_KEYS: Final = ("reasoning_content", "reasoning", "thinking")
@@ -22,9 +29,20 @@ def unread_keys(item: dict[str, Any]) -> list[tuple[str, str | None]]:
     return [(key, matches[0] if matches else None) for key, matches in zip(unread, near, strict=True)]
 
 
+def names_loss(key: str) -> bool:
+    """Whether a key reads like a flag that says what is trained, in words that nobody here obeys."""
+    words = re.split(r"[\W_]+|(?<=[a-z])(?=[A-Z])", key)
+    return key not in _ITEM_KEYS and not _WORDS.isdisjoint(word.casefold() for word in words)
+
+
+def truth_of(value: Any) -> bool | None:
+    """A flag's value, which tables and some tools write as 1 and 0; None for all that is no truth."""
+    return bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else None
+
+
 def weight_of(item: dict[str, Any]) -> Any:
     """The weight that an item's flags ask for: the least of them; None where there are none."""
-    given = [int(item[key]) for key in TRUTHS if isinstance(item.get(key), bool)]
+    given = [int(truth) for key in TRUTHS if (truth := truth_of(item.get(key))) is not None]
     weight = item.get("weight")
     if weight is None or weight in (0, 1):
         given += [] if weight is None else [weight]

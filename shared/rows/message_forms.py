@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from shared.rows.arguments import calls_in
 from shared.rows.formats import Message, arguments_text
-from shared.rows.loss_flags import REASONING, REASONING_KEYS, TRUTHS, weight_of
+from shared.rows.loss_flags import REASONING, REASONING_KEYS, TRUTHS, truth_of, weight_of
 
 _PLAIN: Final = frozenset({"role", "content", "name"})
 _ROLES: Final = ("user", "assistant", "system", "developer")
@@ -85,6 +85,10 @@ class _Reading:
             return
         self.calling = False
         message = self._without_notes(message)
+        if message.get("refusal") == "":  # as some clients dump it beside content
+            del message["refusal"]
+        if role != "assistant" and message.get("weight") == 0 and type(message["weight"]) is not bool:
+            del message["weight"]  # Together's rows say so of each question: it is not trained in any case
         if isinstance(role, str) and role in _RESULTS:
             message["role"] = "function"
             self.forms.add("call_roles")
@@ -116,7 +120,7 @@ class _Reading:
         self.calling = True
 
     def _flags(self, message: Message) -> None:
-        flags = [key for key in TRUTHS if isinstance(message.get(key), bool)]
+        flags = [key for key in TRUTHS if truth_of(message.get(key)) is not None]
         if not flags:
             return
         weight = weight_of(message)

@@ -98,14 +98,15 @@ def _kto(row: Row, findings: RowFindings) -> None:
     key = "messages" if row.get("messages") is not None else "prompt"
     if row.get("messages") is not None and row.get("prompt") is not None:
         findings.refuse("prompt", "unknown_key", "prompt and messages stand side by side; keep one.")
+    names = _sharegpt_tools(row, findings)
     _system(row, findings)
-    _words(row.get(key), key, findings)
+    _words(row.get(key), key, findings, tool_names=names)
     completion = row.get("completion")
     if isinstance(completion, str):
         findings.trained_characters += _text(row, "completion", findings)
         findings.characters += len(completion)
     else:
-        _completion(completion, "completion", findings)
+        _completion(completion, "completion", findings, tool_names=names)
     if not isinstance(row.get("label"), bool):
         findings.refuse("label", "wrong_type", f"label is {shown(row.get('label'))}; use true (good) or false (bad).")
 

@@ -24,6 +24,8 @@ Shape = Literal[
 _MARKS: tuple[tuple[str, Shape], ...] = (
     ("preferred_completion", "openai_preference"),
     ("non_preferred_completion", "openai_preference"),
+    ("preferred_output", "openai_preference"),
+    ("non_preferred_output", "openai_preference"),
     ("chosen", "chosen_rejected"),
     ("rejected", "chosen_rejected"),
     ("messages", "chat"),
@@ -48,6 +50,20 @@ _TOLD: tuple[tuple[frozenset[str], str], ...] = (
         "The row holds several rated completions, as UltraFeedback's raw set does; write its best and its worst as"
         " prompt, chosen and rejected, or take the binarized set.",
     ),
+    (
+        frozenset({"segments"}),
+        "The row holds segments with labels, as axolotl's input_output sets do; write prompt and completion, or"
+        " messages with weight 0 where nothing is trained.",
+    ),
+)
+# Columns that are a question and its answer under other names: told, not guessed.
+_PAIRS: Final = (
+    ("input", "output"),
+    ("inputs", "targets"),
+    ("source", "target"),
+    ("problem", "solution"),
+    ("question", "solution"),
+    ("problem", "answer"),
 )
 
 
@@ -81,11 +97,25 @@ def detect(row: Row) -> Shape:
         raise UnknownShape(
             f"The row's keys ({keys[:200]}) differ from known ones in capitals or spaces; write them small."
         )
+    columns = _told_columns(row)
+    if columns is not None:
+        raise UnknownShape(f"The row's keys belong to no known format; set training.columns to {columns} in the job.")
     raise UnknownShape(
         f"The row's keys ({keys[:200]}) belong to no known format; use messages (chat), prompt and completion, text,"
         " input with preferred_completion and non_preferred_completion, or completion with label; or name the columns"
         " in training.columns of the job."
     )
+
+
+def _told_columns(row: Row) -> str | None:
+    """What `training.columns` may say of a row: where its messages lie, or its question and answer."""
+    talks = (key for key, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict))
+    for key in talks:
+        first = row[key][0]
+        if {"role", "content"} <= first.keys() or {"from", "value"} <= first.keys():
+            return f'{{"{"messages" if "role" in first else "conversations"}": "{key[:80]}"}}'
+    pair = next((pair for pair in _PAIRS if all(isinstance(row.get(key), str) for key in pair)), None)
+    return pair and f'{{"prompt": "{pair[0]}", "completion": "{pair[1]}"}}'
 
 
 def _rows_under(row: Row) -> str | None:

@@ -38,6 +38,14 @@ _SLIPS: Final[tuple[tuple[Callable[[str, str], object], str], ...]] = (
         "A comment stands in the JSON, which knows none; remove it.",
     ),
     (
+        lambda before, rest: not before and rest.startswith("```"),
+        "A fence of Markdown (```) stands around the rows; remove its lines.",
+    ),
+    (
+        lambda _, rest: rest[:1] in "\u00a0\u200b\u2060" and rest[:1],
+        "An invisible character (a no-break or zero-width space) stands between the parts of the JSON; remove it.",
+    ),
+    (
         lambda before, rest: rest[:1].isalpha() and before.endswith(("{", ",")),
         'A key stands without quotation marks; write "key", as json.dumps does.',
     ),

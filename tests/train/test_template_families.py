@@ -6,14 +6,17 @@ The right values are written from the models' documented formats; docs/data-form
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pytest
+import trl
 
 from shared.contract.spec import DataFacts, Training
 from shared.errors import Invalid
 from tests.train.template_families import FAMILIES_OF_TEMPLATES, family_tokenizer
+from tests.train.tiny import make_tokenizer
 from worker.train.chat import ChatTemplate
 from worker.train.data import RowReader
 from worker.train.template_abilities import abilities
@@ -267,3 +270,29 @@ def test_a_templates_abilities_are_found_by_asking_it(name: str) -> None:
     assert {key for key, value in told.model_dump().items() if value is True} - {"earlier_reasoning"} == ABLE[name]
     assert told.end_of_turn == RIGHT[name].end
     assert told.stops == ["x"]
+
+
+# As TRL keeps them: templates of models that see pictures read content as a list of parts, and write nothing of a text.
+IN_PARTS: Final = {
+    "smolvlm": ("User: Hi?<end_of_utterance>\nAssistant:", " Hello.<end_of_utterance>"),
+    "idefics3": ("User: Hi?<end_of_utterance>\nAssistant:", " Hello.<end_of_utterance>"),
+    "llava_next": ("[INST] Hi? [/INST]", " Hello.</s>"),
+}
+
+
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_a_template_that_reads_parts_only_is_given_parts(name: str) -> None:
+    asked, answered = IN_PARTS[name]
+    template = (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    tokenizer = make_tokenizer(template)
+    end = answered.removeprefix(" Hello.")
+    tokenizer.add_special_tokens({"eos_token": end, "pad_token": end})
+    reader = RowReader(tokenizer, facts=DataFacts(format="chat", train_rows=1), training=Training(max_length=1000))
+    taken, silent = reader.take([ROWS["one turn"], ROWS["null content"]])
+
+    assert not isinstance(taken, Invalid), taken.message
+    row: Any = taken.whole
+    assert tokenizer.decode(row.ids[row.labelled]) == answered
+    assert asked + answered in tokenizer.decode(row.ids)
+    assert isinstance(silent, Invalid)
+    assert silent.code == LOST

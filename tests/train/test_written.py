@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+import worker.train.chat
 from shared.contract.spec import DataFacts, Training
 from shared.errors import Invalid
+from tests.train.template_families import family_tokenizer
 from tests.train.tiny import CHATML, chat, make_tokenizer, write_rows
 from worker.train.data import RowReader, RowSet
 from worker.train.written import lost
@@ -272,3 +274,32 @@ def test_everything_of_a_tool_that_a_model_reads_is_looked_for() -> None:
     assert lost([], tools=[TOOL], text=whole, spans=None) == []
     for word in ("weather", "Tells today's", "city", "Oslo"):
         assert [one.code for one in lost([], tools=[TOOL], text=whole.replace(word, "…"), spans=None)]
+
+
+def test_a_conversation_of_too_many_turns_for_its_template_is_refused_and_so_are_longer_ones_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker.train.chat, "SPAN_SECONDS", 0.0)
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    tokenizer = family_tokenizer("llama3_1")
+    reader = RowReader(tokenizer, facts=DataFacts(format="chat", train_rows=3), training=Training(max_length=1000))
+    (slow,) = reader.take([{"messages": turns * 20}])
+    monkeypatch.setattr(worker.train.chat, "SPAN_SECONDS", 30.0)
+    longer, shorter = reader.take([{"messages": turns * 21}, {"messages": turns * 2}])
+
+    assert isinstance(slow, Invalid)
+    assert (slow.code, "40 messages; split it" in slow.message) == ("chat_template_failed", True)
+    assert isinstance(longer, Invalid)
+    assert not isinstance(shorter, Invalid)
+
+
+def test_a_row_that_nests_deeper_than_a_reader_can_walk_is_refused_and_ends_nothing() -> None:
+    arguments = '{"a":' * 900 + "1" + "}" * 900
+    call = {"id": "call00001", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    row = {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]}
+    tokenizer = family_tokenizer("qwen3")
+    reader = RowReader(tokenizer, facts=DataFacts(format="chat", train_rows=1), training=Training(max_length=1000))
+    (taken,) = reader.take([row])
+
+    assert isinstance(taken, Invalid)
+    assert taken.code == "too_deeply_nested"

@@ -275,6 +275,11 @@ FOREIGN = [
         {"instruction": "Who won?", "context": "Match 3.", "response": "Nobody.", "category": "qa"},
         {"messages": [{"role": "user", "content": "Who won?\n\nMatch 3."}, A]},
     ),
+    (
+        "preferred_outputs",  # OpenAI's guide, Fireworks, Together
+        {"input": {"messages": [U]}, "preferred_output": [A], "non_preferred_output": [B]},
+        PAIR,
+    ),
     ("dolly", {"instruction": "Who won?", "context": "", "response": "Nobody."}, {"messages": [U, A]}),
     ("instruction_pair", {"instruction": "Who won?", "input": "", "chosen": "Nobody.", "rejected": "We did."}, PAIR),
     ("tagged", {"messages": [U, B], "label": False}, {"messages": [U], "completion": B, "label": False}),
@@ -317,6 +322,10 @@ def test_a_row_of_a_public_set_loads_as_it_is_and_is_counted(
         ({"system": "SYSTEM: You help.", "chat": "USER: Hi\n\n\nASSISTANT: Yes? <|endoftext|>"}, "FUNCTION RESPONSE"),
         ({"instruction": "Hi", "completions": [{"response": "a"}], "models": []}, "prompt, chosen and rejected"),
         ({"Prompt": "a", "Completion": "b"}, "capitals"),
+        ({"conversation": [U, A], "model": "x"}, '{"messages": "conversation"}'),
+        ({"talk": [{"from": "human", "value": "a"}]}, '{"conversations": "talk"}'),
+        ({"problem": "a", "solution": "b"}, '{"prompt": "problem", "completion": "solution"}'),
+        ({"segments": [{"label": True, "text": "a"}]}, "weight 0"),
     ],
 )
 def test_a_form_that_cannot_be_read_is_refused_with_the_way_to_convert_it(row: dict[str, Any], words: str) -> None:
@@ -345,3 +354,35 @@ def test_a_transcript_in_a_prompt_of_text_alone_stays_text() -> None:
     row = {"prompt": "Human: hi", "chosen": "a", "rejected": "b"}
 
     assert read(row)[0][0]["messages"] == [{"role": "user", "content": "Human: hi"}]
+
+
+def test_an_empty_answer_of_a_transcript_is_named() -> None:
+    asked = "\n\nHuman: Who won?\n\nAssistant:"
+    param, code, message = refused({"chosen": f"{asked} Nobody.", "rejected": f"{asked} "})
+
+    assert (param, code) == ("rejected", "no_trainable_tokens")
+    assert "empty" in message
+
+
+def test_an_answer_that_is_judged_may_call_tools() -> None:
+    function = {"name": "score", "parameters": {"type": "object"}}
+    call = {"id": "c1", "type": "function", "function": {"name": "score", "arguments": "{}"}}
+    answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+    tools = [{"type": "function", "function": function}]
+    row = {"prompt": [U], "completion": [answer], "label": True, "tools": tools}
+
+    assert read(row)[0] == [{"messages": [U], "tools": tools, "completion": answer, "label": True}]
+    unlisted = {**row, "tools": [{"type": "function", "function": {"name": "other"}}]}
+    assert refused(unlisted)[:2] == ("completion[0].tool_calls[0].function.name", "unknown_tool")
+
+
+@pytest.mark.parametrize("key", ["\\ud83d", "a\\u0000", "k" * 5000 + "\\ud83d"])
+def test_a_report_names_no_key_that_cannot_be_stored(key: str) -> None:
+    (problem,) = check([f'{{"messages": [{{"role": "user", "{key}": 1}}]}}'.encode()]).problems
+
+    assert problem.code in {"lone_surrogate", "nul_character"}
+    assert problem.param.startswith("messages[0].")
+    assert len(problem.param) < 250
+    for text in (problem.param, problem.message):
+        assert "\0" not in text
+        assert text.encode()

@@ -11,13 +11,27 @@ def row(**flags: object) -> dict:
     return {"conversations": [{"from": "human", "value": "u"}, first, {"from": "gpt", "value": "good", "train": True}]}
 
 
-@pytest.mark.parametrize("flags", [{"train": False}, {"loss": False}, {"weight": 0}, {"weight": 1, "train": False}])
+@pytest.mark.parametrize(
+    "flags", [{"train": False}, {"loss": False}, {"weight": 0}, {"weight": 1, "train": False}, {"train": 0}]
+)
 def test_an_item_that_is_not_to_be_trained_gets_weight_zero(flags: dict) -> None:
     assert not check_row(row(**flags), "sharegpt").problems
     assert [one.get("weight") for one in formats.normalise(row(**flags), "sharegpt")["messages"]] == [None, 0, 1]
 
 
-@pytest.mark.parametrize("flags", [{"mask": True}, {"train_detail": []}, {"loss_scale": 0.5}, {"train": "no"}])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"mask": True},
+        {"train_detail": []},
+        {"loss_scale": 0.5},
+        {"train": "no"},
+        {"learn": False},
+        {"ignore_loss": True},
+        {"isTrained": False},
+        {"loss_weight": 0.0},
+    ],
+)
 def test_a_flag_that_is_not_offered_is_refused_by_name(flags: dict) -> None:
     (problem,) = check_row(row(**flags), "sharegpt").problems
 

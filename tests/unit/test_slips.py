@@ -32,6 +32,8 @@ LINES = [
     ("None", '{"text": None}', 10, "", "invalid_json", "Python literal"),
     ("a byte order mark in the middle", "\ufeff" + GOOD, 1, "", "invalid_json", "where files were joined; remove it"),
     ("a key without quotes", '{text: "a"}', 2, "", "invalid_json", 'write "key"'),
+    ("a fence", "```json", 1, "", "invalid_json", "fence of Markdown"),
+    ("a no-break space", '{"text":\u00a0"a"}', 9, "", "invalid_json", "invisible character"),
     ("a comment", "// rows", 1, "", "invalid_json", "comment"),
     ("a row encoded twice", json.dumps(GOOD), 1, "", "not_an_object", "encoded twice; write the value itself"),
     (

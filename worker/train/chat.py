@@ -151,7 +151,25 @@ class ChatTemplate:
         start = common_prefix_length(prompt, whole)
         return start, start + len(self._without_tail(whole[start:]))
 
+    @functools.cached_property
+    def content_in_parts(self) -> bool:
+        """Whether the template reads content as a list of parts only, as those of models that see pictures do."""
+
+        def writes(messages: list[JsonObject]) -> bool:
+            try:
+                return str(ASKED["content"]) in self._apply(messages, tools=None)
+            except jinja2.TemplateError:
+                return False
+
+        return not writes([dict(ASKED)]) and writes([_in_parts(ASKED)])
+
     def _render(self, messages: list[JsonObject], *, tools: list[JsonObject] | None, **options: Any) -> str:
+        return self._apply(self._given(messages), tools=tools, **options)
+
+    def _given(self, messages: list[JsonObject]) -> list[JsonObject]:
+        return [_in_parts(message) for message in messages] if self.content_in_parts else messages
+
+    def _apply(self, messages: list[JsonObject], *, tools: list[JsonObject] | None, **options: Any) -> str:
         try:
             with self._in_time():
                 text: str = self._tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
@@ -293,7 +311,10 @@ class ChatTemplate:
             raise _failed(error) from error
         with self._in_time():
             encoded = self._tokenizer.apply_chat_template(
-                messages, tools=tools, chat_template=self._marked_template, return_assistant_tokens_mask=True
+                self._given(messages),
+                tools=tools,
+                chat_template=self._marked_template,
+                return_assistant_tokens_mask=True,
             )
         offsets = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         turn = self._turn(self._marked_template)
@@ -322,6 +343,10 @@ def trained_messages(messages: list[JsonObject], training: Training) -> list[boo
     if training.train_on == "last_assistant":
         return [False] * (len(answers) - 1) + answers[-1:]
     return answers
+
+
+def _in_parts(message: JsonObject) -> JsonObject:
+    return {**message, "content": [{"type": "text", "text": message["content"]}]}
 
 
 def _runs(mask: list[int], offsets: list[Span]) -> list[Span]:
