@@ -366,9 +366,8 @@ class AttemptSpec(Part):
     train_file: str = Field(description="Canonical JSONL (shared/rows/formats.py).")
     validation_file: str | None = None
     parent_path: str | None = Field(default=None, description="The directory of the job's parent.")
-    micro_batch_size: int = Field(
-        ge=1, description="Rows per forward pass on this attempt; shrinks after out-of-memory."
-    )
+    micro_batch_size: int = Field(ge=1, description="Rows per forward pass now; shrinks after out-of-memory.")
+    pass_tokens: int | None = Field(default=None, ge=1, description="Most packed tokens of a pass, after the same.")
     gradient_checkpointing: bool = False
     device: DeviceKind = "cpu"
     cpu_threads: int = Field(default=1, ge=1)

@@ -254,6 +254,7 @@ def as_claim(
         validation_file=None if job.validation_file is None else _file_ref(session, job.validation_file),
         device_ids=device_ids,
         micro_batch_size=job.micro_batch_size,
+        pass_tokens=job.pass_tokens,
         gradient_checkpointing=job.gradient_checkpointing,
         last_checkpoint=job.last_checkpoint,
         members=members,

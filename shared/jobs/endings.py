@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -19,7 +19,7 @@ from shared.jobs.rows import held, model_name, touch
 from shared.lease import journal, outbox
 from shared.lease.journal import NewEvent
 from shared.lease.lease import dead
-from shared.lease.values import Lease, NewFile
+from shared.lease.values import NOTHING_NEW, Lease, NewFile
 from shared.plan.capacity import ANY, Abilities
 from shared.settings import Settings
 from shared.store.lifecycle import COUNTED, AttemptOutcome, JobStatus, is_terminal
@@ -232,13 +232,12 @@ def give_back(
     settings: Settings,
     exit_code: int | None = None,
     peak_bytes: int | None = None,
-    micro_batch_size: int | None = None,
-    gradient_checkpointing: bool | None = None,
+    next_try: Mapping[str, Any] = NOTHING_NEW,
 ) -> JobStatus | None:
     """End the attempt and queue the job again, or fail it when its attempts are used up.
 
     Returns the status it has now, None when the lease is lost. Outcomes outside `lifecycle.COUNTED` use up no attempt
-    and wait for no back-off. A cancel that was asked first wins.
+    and wait for no back-off. A cancel that was asked first wins. `next_try`: columns that change for it.
     """
     job = session.scalars(
         select(JobRow).where(*held(lease), JobRow.status == "running").with_for_update()
@@ -255,7 +254,6 @@ def give_back(
         )
         return "failed" if ended else None
     wait = backoff_seconds(job.failures, settings=settings) if counted else 0.0
-    next_try = {"micro_batch_size": micro_batch_size, "gradient_checkpointing": gradient_checkpointing}
     settled = _settle(
         session,
         lease,
@@ -265,7 +263,7 @@ def give_back(
             "failures": JobRow.failures + (1 if counted else 0),
             "not_before": func.now() + timedelta(seconds=wait) if wait else None,
             "preempt_requested_at": None,
-            **{name: value for name, value in next_try.items() if value is not None},
+            **next_try,
         },
         attempt_values={
             "exit_code": exit_code,

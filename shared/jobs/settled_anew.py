@@ -106,6 +106,7 @@ def _move(session: Session, job: JobRow, offers: list[DeviceFacts]) -> bool:
             # Noted here too: a worker of an earlier version settles it without a note.
             settled_for=noted(offers[0]),
             micro_batch_size=None,
+            pass_tokens=None,
             gradient_checkpointing=None,
             not_before=None,
             version=JobRow.version + 1,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, func
 
@@ -87,11 +89,16 @@ class Claim:
     validation_file: FileRef | None
     device_ids: tuple[str, ...] = ()
     micro_batch_size: int | None = None
+    pass_tokens: int | None = None  # packed tokens of a pass at most, after running out of memory
     gradient_checkpointing: bool | None = None
     last_checkpoint: dict[str, Any] | None = None
     members: tuple[Member, ...] = ()  # the further hosts of a job on several
     parent: ParentModel | None = None  # what it goes on from; None too when that is withdrawn
     parent_name: str | None = None
+
+
+# Columns of a job that change for its next attempt: none.
+NOTHING_NEW: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,3 +108,17 @@ def test_a_smaller_micro_batch_leaves_the_curve_as_it_was(model: Path, tmp_path:
         curves.append(losses(run(spec, folder / "out")[1]))
 
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
+def test_fewer_tokens_a_pass_are_more_passes_and_the_same_curve(model: Path, tmp_path: Path) -> None:
+    """What is tried after memory ran out on packed rows; a row longer than the bound has a pass of its own."""
+    told = {}
+    for bound in (None, 16):
+        folder = tmp_path / str(bound)
+        code, events = run(make_spec(folder, model=model, pass_tokens=bound), folder / "out")
+        assert code == 0, events[-1]
+        told[bound] = events
+
+    sequences = {bound: next(event.sequences for event in told[bound] if event.type == "started") for bound in told}
+    assert sequences[16] > sequences[None]
+    assert losses(told[16]) == pytest.approx(losses(told[None]), rel=1e-4)

@@ -167,6 +167,7 @@ class AttemptFolder:
             validation_file=None if validation is None else str(validation),
             parent_path=None if self.parent is None else str(self.parent),
             micro_batch_size=self.micro_batch_size,
+            pass_tokens=self.claim.pass_tokens,
             gradient_checkpointing=self.gradient_checkpointing,
             device=self.kind,
             cpu_threads=self._threads,

@@ -9,10 +9,10 @@ from __future__ import annotations
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Literal, cast
+from typing import Any, Final, Literal, cast
 
 import structlog
 
@@ -28,12 +28,12 @@ from shared.errors import TunepoolError, Unavailable
 from shared.fleet import members, workers
 from shared.jobs import moves
 from shared.lease.journal import NewEvent
-from shared.lease.values import Claim, MeetingPlace
+from shared.lease.values import NOTHING_NEW, Claim, MeetingPlace
 from shared.rows.log_lines import safe_words
 from shared.settle.sizing import estimate
 from shared.settle.workload import workload
 from shared.store.lifecycle import AttemptOutcome
-from worker.attempt import meeting
+from worker.attempt import meeting, rungs
 from worker.attempt.keeper import AT_ONCE, GIVEN_BACK, Interrupted, LeaseKeeper, Wish
 from worker.attempt.leader import GangFault
 from worker.attempt.publishing import PublishingAttempt
@@ -307,24 +307,19 @@ class _Attempt(PublishingAttempt):
             self.give_back(outcome, code=outcome, message=sentence, exit_code=exit_code)
 
     def shrink(self, ended: TrainerEnd, failed: Failed | None) -> None:
-        """Out of memory: half the rows per pass, then recomputed activations, then the user hears the numbers."""
+        """Out of memory: the next attempt does with less, or the user hears the numbers."""
         code = failed.code if failed else "out_of_memory"
-        if self.place.micro_batch_size > 1:
-            half = self.place.micro_batch_size // 2
-            message = f"Out of memory with {self.place.micro_batch_size} rows a pass; trying again with {half}."
-            self.give_back("out_of_memory", code=code, message=message, ended=ended, micro_batch_size=half)
-        elif not self.place.gradient_checkpointing:
-            message = "Out of memory with one row a pass; trying again with gradient checkpointing."
-            self.give_back(
-                "out_of_memory",
-                code=code,
-                message=message,
-                ended=ended,
-                micro_batch_size=1,
-                gradient_checkpointing=True,
-            )
-        else:
+        rung = rungs.lower(
+            self.spec,
+            kind=self.place.kind,
+            micro_batch_size=self.place.micro_batch_size,
+            gradient_checkpointing=self.place.gradient_checkpointing,
+            pass_tokens=self.claim.pass_tokens,
+        )
+        if rung is None:
             self.fail(code, self.out_of_room(failed), exit_code=ended.exit.code)
+        else:
+            self.give_back("out_of_memory", code=code, message=rung.message, ended=ended, next_try=rung.next_try)
 
     def out_of_room(self, failed: Failed | None) -> str:
         """The estimate against what was seen, and what would help."""
@@ -354,8 +349,7 @@ class _Attempt(PublishingAttempt):
         message: str,
         ended: TrainerEnd | None = None,
         exit_code: int | None = None,
-        micro_batch_size: int | None = None,
-        gradient_checkpointing: bool | None = None,
+        next_try: Mapping[str, Any] = NOTHING_NEW,
     ) -> None:
         if ended is not None:
             exit_code = ended.exit.code
@@ -369,8 +363,7 @@ class _Attempt(PublishingAttempt):
                 message=message,
                 settings=self.host.settings,
                 exit_code=exit_code,
-                micro_batch_size=micro_batch_size,
-                gradient_checkpointing=gradient_checkpointing,
+                next_try=next_try,
             )
         )
 

@@ -66,6 +66,7 @@ class JobRow(Leased, Base):
 
     attempts: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
     micro_batch_size: Mapped[int | None] = mapped_column(Integer)
+    pass_tokens: Mapped[int | None] = mapped_column(Integer)
     gradient_checkpointing: Mapped[bool | None]
     cancel_requested_at: Mapped[datetime | None] = mapped_column(Moment)
     pause_requested_at: Mapped[datetime | None] = mapped_column(Moment)

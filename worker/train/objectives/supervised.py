@@ -131,7 +131,7 @@ class SupervisedObjective(Separable):
 
     def _capacity(self, lengths: Sequence[int]) -> int:
         asked = self._spec.micro_batch_size * self._spec.job.training.max_length
-        return max(*lengths, min(asked, PACKED_TOKENS[self._spec.device]))
+        return max(*lengths, min(asked, self._spec.pass_tokens or PACKED_TOKENS[self._spec.device]))
 
 
 def packed(rows: Sequence[TokenRow]) -> MicroBatch:

@@ -1,0 +1,50 @@
+"""What the next attempt of a job does with less, after its trainer ran out of memory. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from shared.contract.passes import PACKED_TOKENS, is_packed
+from shared.contract.spec import DeviceKind, JobSpec
+from shared.settle.workload import CHARACTERS_PER_TOKEN
+
+# Smaller packs save little: weights, adapter and optimizer stay.
+LEAST_TOKENS: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """What the user is told, and columns of the job's row."""
+
+    message: str
+    next_try: Mapping[str, Any]
+
+
+def lower(
+    spec: JobSpec, *, kind: DeviceKind, micro_batch_size: int, gradient_checkpointing: bool, pass_tokens: int | None
+) -> Rung | None:
+    """Half the rows of a pass, then half its packed tokens, then recomputed activations; None: there is no less.
+
+    Args:
+        pass_tokens: bound of the packed tokens of a pass that an earlier rung has set.
+    """
+    if micro_batch_size > 1:
+        half = micro_batch_size // 2
+        words = f"Out of memory with {micro_batch_size} rows a pass; trying again with {half}."
+        return Rung(words, {"micro_batch_size": half})
+    tokens = pass_tokens or min(spec.training.max_length, PACKED_TOKENS[kind])
+    fewer = max(tokens // 2, _longest_row(spec), LEAST_TOKENS)
+    if is_packed(spec) and fewer < tokens:
+        words = f"Out of memory with {tokens:,} packed tokens a pass; trying again with {fewer:,}."
+        return Rung(words, {"pass_tokens": fewer})
+    if not gradient_checkpointing:
+        words = "Out of memory with one row a pass; trying again with gradient checkpointing."
+        return Rung(words, {"micro_batch_size": 1, "gradient_checkpointing": True})
+    return None
+
+
+def _longest_row(spec: JobSpec) -> int:
+    """Tokens of the longest row, about: a row is never parted, so fewer tokens a pass would change nothing."""
+    return min(spec.training.max_length, int(spec.data.max_characters / CHARACTERS_PER_TOKEN))
