@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -25,7 +26,7 @@ from shared.settings import Settings
 from shared.settle.catalogue import Catalogue, load_catalogue, local_folder
 from shared.store.db import make_engine, session_scope
 from shared.store.tables import ProjectRow
-from shared.tenants import audit, keys, signing_keys
+from shared.tenants import audit, keys, rotation, signing_keys
 from shared.tenants.plain_text import acting, printable
 from standalone.children import ChildFailed
 from standalone.conversion import convert_file
@@ -285,6 +286,23 @@ def list_keys(home: HomeOption = None) -> None:
             typer.echo(
                 f"{row.id}  {row.project_id}  {row.prefix}…  {printable(row.name)}  {','.join(row.scopes)}  {state}"
             )
+
+
+@key_commands.command("rotate")
+def rotate_key(
+    key_id: str,
+    overlap_hours: Annotated[
+        float, typer.Option(min=0, max=720, help="So long the old secret stays valid; 0: it ends at once.")
+    ] = 24.0,
+    home: HomeOption = None,
+) -> None:
+    """Give a key a new secret and print it; id, rights and figures stay."""
+    overlap = timedelta(hours=overlap_hours)
+    with _session(home) as session:
+        row, secret = rotation.rotate(session, key_id, overlap=overlap)
+        former = {"former_valid_seconds": int(overlap.total_seconds()), "prefix": row.prefix}
+        audit.record_of_host(session, key_id, "key.rotate", after=former)
+    typer.echo(secret)
 
 
 @key_commands.command("revoke")

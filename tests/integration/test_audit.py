@@ -90,17 +90,32 @@ def test_a_withdrawn_merge_and_a_cancelled_preflight_are_in_the_audit(api: Api) 
     assert acts(api, "preflight-audited") == of_caller(api, "preflight.cancel")
 
 
-def test_a_key_that_is_made_and_ended_on_the_host_is_in_the_audit(api: Api, tmp_path: Path) -> None:
-    def server(*words: str) -> None:
+def test_a_key_that_is_made_rotated_and_ended_on_the_host_is_in_the_audit(api: Api, tmp_path: Path) -> None:
+    def server(*words: str) -> str:
         environment = {**os.environ, "DATABASE_URL": api.settings.database_url}
-        subprocess.run([SERVER, "keys", *words, "--home", tmp_path], env=environment, timeout=patience(60), check=True)
+        argv = [SERVER, "keys", *words, "--home", tmp_path]
+        done = subprocess.run(
+            argv, env=environment, timeout=patience(60), check=True, stdout=subprocess.PIPE, text=True
+        )
+        return done.stdout.strip()
 
-    server("create", "--project", api.caller.project_id, "--name", "of-the-host")
+    def opens(secret: str) -> bool:
+        with api.http(secret) as http:
+            return http.get("/v1/models").status_code == 200
+
+    first = server("create", "--project", api.caller.project_id, "--name", "of-the-host")
     with session_scope(api.engine) as session:
         key_id = session.scalars(select(ApiKeyRow.id).where(ApiKeyRow.name == "of-the-host")).one()
+    second = server("rotate", key_id)
+    assert (opens(first), opens(second)) == (True, True), "whoever uses the old secret has a day"
+    third = server("rotate", key_id, "--overlap-hours", "0")
+    assert (opens(first), opens(second), opens(third)) == (False, False, True)
     server("revoke", key_id)
 
-    assert acts(api, key_id) == [("key.create", key_id), ("key.revoke", key_id)]
+    assert not opens(third)
+    assert acts(api, key_id) == [
+        ("key.create", key_id), ("key.rotate", key_id), ("key.rotate", key_id), ("key.revoke", key_id),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("route", [route for route in SCOPE if route.startswith("DELETE")])

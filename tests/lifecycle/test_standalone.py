@@ -509,6 +509,7 @@ def test_keys_are_made_listed_and_revoked_beside_a_running_stack(served: Run) ->
         (("keys", "create", "--project", "proj_none"), "No project 'proj_none'"),
         (("keys", "create", "--scope", "everything"), "Unknown scope 'everything'"),
         (("keys", "revoke", "key_none"), "No API key 'key_none'"),
+        (("keys", "rotate", "key_none"), "No API key 'key_none'"),
     ],
 )
 def test_a_wrong_word_about_keys_is_answered_with_a_sentence(served: Run, words: tuple[str, ...], told: str) -> None:
