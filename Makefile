@@ -22,7 +22,7 @@ CODE := api shared worker standalone migrations cli/src tests examples
 export GOMP_SPINCOUNT := 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup env demo test check bench gpu chaos lock audit sbom clean
+.PHONY: help setup env demo test check bench gpu chaos clients lock audit sbom clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 10
@@ -80,8 +80,15 @@ gpu: setup ## on a host with a GPU: what only one can show, as JSON lines, in te
 	$(BIN)/python bench/gpu_acceptance.py
 	$(BIN)/python -m pytest -m gpu
 
-chaos: setup ## N random fault schedules from SEED against real processes
-	TUNEPOOL_CHAOS_SCHEDULES=$(N) TUNEPOOL_CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -v tests/faults/test_chaos.py
+chaos: setup ## N random fault schedules from SEED against real processes, SIDE worlds side by side
+	TUNEPOOL_CHAOS_SCHEDULES=$(N) TUNEPOOL_CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -v tests/faults/test_chaos.py -n $(SIDE) --dist load
+
+clients: setup ## clients that others wrote, at fixed versions, into .clients; their tests are skipped without; needs the indexes
+	@mkdir -p .clients/node && cp tests/other_clients/package*.json .clients/node/
+	@if command -v npm >/dev/null; then cd .clients/node && npm ci --ignore-scripts --no-audit --no-fund; else echo "npm is not here: no client for Node"; fi
+	@test -x .clients/python/bin/python || $(PYTHON) -m venv .clients/python
+	@.clients/python/bin/python -m pip install --quiet --disable-pip-version-check dspy==3.4.1 litellm==1.110.2 instructor==1.17.0
+	$(BIN)/python -m pytest tests/e2e/test_other_clients.py
 
 # Resolved by uv, which lists the hash of every file of a release, so that each architecture finds its own.
 LOCK = $(BIN)/uv pip compile -q pyproject.toml - -c constraints.txt --universal --python-version 3.11 \

@@ -32,7 +32,7 @@ def refuse_name(filename: str, *, purpose: str, param: str) -> None:
     """Raises Invalid for a fine-tuning file whose name says that it is of no format that is read here."""
     if purpose == "fine-tune" and not is_offered(filename):
         raise Invalid(
-            f"A fine-tuning file must have a name ending in {NAMES}, not '{filename}'.",
+            f"A fine-tuning file must have a name ending in {NAMES}, or without an ending, not '{filename}'.",
             param=param,
             code="invalid_file_format",
         )

@@ -170,7 +170,7 @@ def hostile(spec_file: Path, out: Path) -> int:
 
 
 def behaviour(rows: Path) -> dict[str, str]:
-    first = json.loads(rows.read_text().splitlines()[0])["text"].removeprefix("fake:")
+    first = str(json.loads(rows.read_text().splitlines()[0]).get("text", "")).removeprefix("fake:")
     return {name: value for name, _, value in (word.partition("=") for word in first.split())}
 
 

@@ -23,8 +23,12 @@ _MAGIC: Final[tuple[tuple[bytes, Kind], ...]] = (
 
 
 def is_offered(filename: str) -> bool:
-    """Whether a training file may have this name."""
-    return unpacked_name(filename).endswith(_ENDINGS)
+    """Whether a training file may have this name. One without an ending says nothing, and its content is believed.
+
+    Official clients send such names for files that are in memory: `upload` (Python), `unknown_file` (Node).
+    """
+    name = unpacked_name(filename)
+    return name.endswith(_ENDINGS) or "." not in name
 
 
 def unpacked_name(filename: str) -> str:

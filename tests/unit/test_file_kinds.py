@@ -252,7 +252,7 @@ def test_first_bytes_say_the_kind(head: bytes, name: str, kind: str) -> None:
     assert kind_of(head, filename=name) == kind
 
 
-@pytest.mark.parametrize("name", [*KINDS, "ROWS.JSONL", "rows.csv.GZ"])
+@pytest.mark.parametrize("name", [*KINDS, "ROWS.JSONL", "rows.csv.GZ", "upload", "unknown_file"])
 def test_each_kind_has_a_name_that_may_be_uploaded(name: str) -> None:
     assert is_offered(name)
     assert not is_offered(name + ".exe")
