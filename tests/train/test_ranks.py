@@ -91,9 +91,26 @@ def over_two(strategy: str, **settings: Any) -> dict[str, Any]:
     return {**settings, "placement": {"strategy": strategy, "gpus": 2}}
 
 
+def answered(validation: list[dict[str, Any]]) -> dict[str, Any]:
+    """Learns one answer by heart, and answers the rows at every second step."""
+    generate = {"max_tokens": 6, "measures": ["exact_match", "json_valid"]}
+    learns = {"num_train_epochs": 6, "learning_rate": 0.01, "lr_scheduler_type": "constant", "optim": "adamw_torch"}
+    return {
+        "rows": [chat("who?", "me")] * 8,
+        "validation": validation,
+        "training": {**learns, "eval": {"steps": 2, "generate": generate}, "publish": {"by": "exact_match"}},
+    }
+
+
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     # 13 rows by 4: the last step of an epoch has one row for two ranks.
     "lora, packed": ("ddp", {"rows": chat_rows(13), "validation": chat_rows(5)}),
+    # Three rows are answered by two ranks at each look; of the one in the next case the second rank has none.
+    "answers": (
+        "ddp",
+        answered([chat("who?", "me"), chat("say it", "me"), chat("what?", "a row with another answer")]),
+    ),
+    "one answer": ("ddp", answered([chat("who?", "me")])),
     "full": ("ddp", {"adapter": {"method": "full"}, "training": {"packing": False}, "micro_batch_size": 1}),
     "qlora, recomputed": (
         "fsdp",
@@ -208,6 +225,12 @@ def compare(one: Path, other: Path) -> None:
     assert losses(together) == pytest.approx(losses(alone), rel=1e-4), other
     looks = [[event.valid_loss for event in events if event.type == "validation"] for events in (alone, together)]
     assert looks[1] == pytest.approx(looks[0], rel=1e-4), other
+    answers = [
+        [(event.valid_answers, event.valid_exact_match) for event in events if event.type == "validation"]
+        for events in (alone, together)
+    ]
+    assert answers[1] == answers[0], other
+    assert together[-1].published_step == alone[-1].published_step, other
     assert together[-1].trained_tokens == alone[-1].trained_tokens
     assert [event.type for event in together].count("started") == 1
     (name,) = [file.name for file in (one / "adapter").glob("*model.safetensors")]
