@@ -63,6 +63,7 @@ class Pretended:
         self.moves_meanwhile = False
         self.problems: list[dict[str, Any]] = []
         self.ill = False
+        self.away = 0  # so many answers of an evaluation that is followed are a restart
         self.asked: list[str] = []
 
     def answer(  # noqa: PLR0911, PLR0912 -- a table of routes
@@ -108,6 +109,9 @@ class Pretended:
                 return 200, {"object": "list", "data": [], "has_more": False}
             case ["GET", "tunepool", "evaluations"]:
                 return 200, {"data": self.evaluations[::-1]}
+            case ["GET", "tunepool", "evaluations", _] if self.away:
+                self.away -= 1
+                return 503, self._error("service_unavailable", "away")
             case ["GET", "tunepool", "evaluations", evaluation_id]:
                 return 200, next(record for record in self.evaluations if record["id"] == evaluation_id)
             case ["POST", "tunepool", "evaluations"]:
@@ -154,6 +158,8 @@ class Pretended:
             "report": {"subjects": measures, "differences": []},
         }
         self.evaluations.append(record)
+        if self.away:
+            return {**record, "status": "running"}
         if self.moves_meanwhile:
             self.versions.append({"number": len(self.versions) + 1, "model": "ft:other", "gate": None})
         return record
@@ -371,6 +377,16 @@ def test_a_runner_that_died_after_each_step_goes_on_from_there(server: tuple[Pre
     assert run(server, folder)[0] == 0
 
     assert (len(state.jobs), len(state.evaluations)) == (1, 1)
+
+
+def test_a_server_that_restarts_while_an_evaluation_is_awaited_is_waited_for(
+    server: tuple[Pretended, str], folder: Path
+) -> None:
+    server[0].away = 4  # plainly and by the official client, twice
+
+    code, told, _ = run(server, folder)
+
+    assert (code, told["status"], server[0].away) == (0, "passed", 0)
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tunepool import official
+from tunepool import official, watching
 from tunepool.printing import plain, printable
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def wait(
     """The answered preflight. Raises TookTooLong."""
     began = clock()
     while True:
-        preflight = client.get(f"{PATH}/{preflight_id}", cast_to=object)
+        preflight = watching.in_the_end(partial(client.get, f"{PATH}/{preflight_id}", cast_to=object), sleep=sleep)
         assert isinstance(preflight, dict)
         if preflight["status"] in {"succeeded", "failed"}:
             return preflight

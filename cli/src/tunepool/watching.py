@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import takewhile
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from openai import OpenAI
     from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 
+T = TypeVar("T")
+
 TERMINAL: Final = frozenset({"succeeded", "failed", "cancelled"})
 PATIENCE_SECONDS: Final = 120.0  # a server that restarts is not the end of a watch
+AWAY_SECONDS: Final = 0.5  # between two tries to reach it
 EVENTS_PER_PAGE: Final = 100
 STEP_SECONDS: Final = 30.0  # between two lines that tell of steps
 
@@ -87,6 +90,30 @@ def follow(
                 f"Job {job_id} is {job.status} after {timeout_seconds:.0f} s; it goes on: tunepool watch {job_id}"
             )
         sleep(interval_seconds)
+
+
+def in_the_end(
+    ask: Callable[[], T],
+    *,
+    tell: Callable[[str], None] = lambda _: None,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> T:
+    """What `ask` answers, asked again while the server is away: one that restarts is not the end of a wait.
+
+    Raises openai.APIConnectionError or openai.InternalServerError when it stays away for `PATIENCE_SECONDS`.
+    """
+    began, silent = clock(), False
+    while True:
+        try:
+            return ask()
+        except (official.APIConnectionError, official.InternalServerError):
+            if clock() - began > PATIENCE_SECONDS:
+                raise
+        if not silent:
+            tell(f"The server does not answer; trying for {PATIENCE_SECONDS:.0f} s.")
+        silent = True
+        sleep(AWAY_SECONDS)
 
 
 def _events_after(client: OpenAI, job_id: str, last_event: str | None) -> tuple[FineTuningJobEvent, ...]:

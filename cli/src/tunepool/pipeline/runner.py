@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
@@ -313,7 +314,8 @@ class Runner:
                 if self.deadline is not None and self.clock() >= self.deadline:
                     raise watching.NotInTime(f"Evaluation {record['id']} is {record['status']}; it goes on.")
                 self.sleep(POLL_SECONDS)
-                record = self._get(place)
+                again = partial(self._get, place)
+                record = watching.in_the_end(again, tell=self.tell, sleep=self.sleep, clock=self.clock)
         if record["status"] == "failed":
             raise RunEnded(JOB_FAILED, f"Evaluation {record['id']} failed: {record['error']['message']}")
         if record["status"] == "cancelled":
@@ -366,15 +368,7 @@ class Runner:
         try:
             yield step
             step.status = "passed"
-        except RunEnded as stopped:
-            step.words = stopped.message
-            raise
-        except (
-            official.APIStatusError,
-            watching.NotInTime,
-            watching.WatchInterrupted,
-            preflights.TookTooLong,
-        ) as error:
+        except Exception as error:
             step.words = str(error)
             raise
         finally:
