@@ -40,6 +40,7 @@ from api.routes import (
     completions,
     evals,
     evaluations,
+    exports,
     files,
     graders,
     health,
@@ -159,7 +160,8 @@ def create_app(settings: Settings) -> FastAPI:
     for part in (
         *(files, parted_uploads, jobs, preflights, graders, models, completions, adapters, aliases, permissions),
         *(objects, merges, evaluations, streams, catalogue, pool, job_operations, projects, oidc, webhooks, usage),
-        *(schedules, promotions, evals, job_logs, lineage, sweeps, secrets, signing_keys, metrics, health, reference),
+        *(schedules, promotions, exports, evals, job_logs, lineage, sweeps, secrets, signing_keys),
+        *(metrics, health, reference),
     ):
         app.include_router(part.router)
     wing.install(app, secure=settings.public_url.startswith("https://"))

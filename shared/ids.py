@@ -8,7 +8,7 @@ from typing import Final
 from uuid_utils.compat import uuid7
 
 _WELL_FORMED: Final = re.compile(
-    r"(?:ftjob-|file-|ftevent-|ftckpt_|adapter_|merge_|eval_|key_|proj_|org_|worker_|upload_|part_|webhook_|delivery_"
+    r"(?:ftjob-|file-|ftevent-|ftckpt_|adapter_|merge_|export_|eval_|key_|proj_|org_|worker_|upload_|part_|webhook_|delivery_"
     r"|evt_|cp_|tracking_)[A-Za-z0-9_-]{1,64}"
 )
 

@@ -135,10 +135,9 @@ class Settings(BaseSettings):
     preflight: str = Field(default="worker.train.preflight", description="Module run to examine a job's rows.")
     preflight_seconds: float = Field(default=900.0, gt=0, description="A longer examination is ended.")
     preflight_memory_bytes: int = Field(default=2 * 1024**3, ge=1, description="Of each process of an examination.")
-    merge_memory_bytes: int | None = Field(
-        default=None, ge=1, description="Memory a merge or combination may take; empty: 80 % of RAM."
-    )
+    merge_memory_bytes: int | None = Field(default=None, ge=1, description="Memory of a merge or export; empty: 80 %.")
     merger: str = Field(default="worker.train.merge", description="Module run for a merge; tests name another.")
+    exporter: str = Field(default="worker.train.to_gguf", description="Module run for an export.")
     combiner: str = Field(default="worker.train.combine", description="Module run for a combination.")
     evaluator: str = Field(default="worker.train.evaluate", description="Module run for an evaluation.")
     evaluation_turn_seconds: float = Field(

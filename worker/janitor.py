@@ -188,7 +188,12 @@ class Janitor:
         self._alone("expire", files.expire)
         self._alone("uploads", parted_uploads.expire)
         store.delete(self._alone("deleted", garbage.deleted_file_keys) or [])
-        for find in (garbage.dead_prefixes, garbage.dead_merge_prefixes, garbage.dead_upload_prefixes):
+        for find in (
+            garbage.dead_prefixes,
+            garbage.dead_merge_prefixes,
+            garbage.dead_export_prefixes,
+            garbage.dead_upload_prefixes,
+        ):
             for prefix, kept in self._alone("garbage", find) or []:
                 self._empty(store, prefix, kept=kept)
 

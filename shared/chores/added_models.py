@@ -17,7 +17,7 @@ from shared.settle.standings import Standing, standing
 from shared.settle.wanted_models import WantedModel
 from shared.store.lifecycle import UNFINISHED
 from shared.store.locks import one_at_a_time
-from shared.store.tables import AddedModelRow, BaseModelRow, FetchRow, JobRow, MergeRow, PreflightRow
+from shared.store.tables import AddedModelRow, BaseModelRow, ExportRow, FetchRow, JobRow, MergeRow, PreflightRow
 from shared.tenants import audit
 from shared.tenants.keys import Caller
 
@@ -110,6 +110,7 @@ def _refuse_used(session: Session, name: str) -> None:
     unfinished = (
         (JobRow, JobRow.status.in_(UNFINISHED)),
         (MergeRow, MergeRow.status.in_(OPEN)),
+        (ExportRow, ExportRow.status.in_(OPEN)),
         (PreflightRow, PreflightRow.status.in_(OPEN)),
     )
     users: list[str] = []

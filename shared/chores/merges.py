@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from shared.chores import failing
 from shared.contract.documents import error_document
-from shared.contract.merge_request import CreateCombination, CreateMerge
+from shared.contract.merge_request import CreateCombination, CreateExport, CreateMerge
 from shared.contract.methods import METHODS
 from shared.contract.spec import JobSpec
 from shared.errors import Invalid, LimitReached, NotFound
@@ -25,6 +25,7 @@ from shared.lease.turns import ChoreTurn, Work
 from shared.lease.values import Lease, NotUnderstood
 from shared.products import adapters, aliases, lineage
 from shared.products.adapters import Source, StoredFile
+from shared.store import layout
 from shared.store.locks import one_at_a_time
 from shared.store.tables import MergeRow
 
@@ -54,17 +55,17 @@ WORK: Final = Work(MERGE, long=True)
 
 @dataclass(frozen=True, slots=True)
 class MergeClaim:
-    """The right to make a product; `lease.id` is the merge's id."""
+    """The right to make a product; `lease.id` is the id of the merge, or of the export (shared/chores/exports.py)."""
 
     lease: Lease
     project_id: str
-    request: Request
+    request: Request | CreateExport
     spec: JobSpec
 
 
-def named(request: Request) -> list[str]:
+def named(request: Request | CreateExport) -> list[str]:
     """The adapters a request is about, in its order."""
-    if isinstance(request, CreateMerge):
+    if not isinstance(request, CreateCombination):
         return [request.adapter]
     return [source.adapter for source in request.adapters]
 
@@ -262,6 +263,11 @@ def _claim(row: MergeRow) -> MergeClaim:
 def sources(session: Session, claim: MergeClaim) -> list[Source]:
     """The adapters of a claim, looked up again: one may be gone meanwhile. Raises NotFound."""
     return [adapters.find_source(session, name, project_id=claim.project_id) for name in named(claim.request)]
+
+
+def place(claim: MergeClaim) -> str:
+    """Under which keys the holder of a lease leaves the files."""
+    return layout.merge_attempt_prefix(claim.project_id, claim.lease.id, claim.lease.fence)
 
 
 def finish(session: Session, lease: Lease, *, manifest: dict[str, Any]) -> bool:

@@ -10,7 +10,17 @@ from typing import Final
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from shared.chores import base_models, deliveries, evaluations, fetches, file_checks, merges, preflights, trackings
+from shared.chores import (
+    base_models,
+    deliveries,
+    evaluations,
+    exports,
+    fetches,
+    file_checks,
+    merges,
+    preflights,
+    trackings,
+)
 from shared.jobs.claims import SETTLING
 from shared.lease import lease
 from shared.lease.lease import Kind
@@ -28,6 +38,7 @@ CHORES: Final[dict[str, Work]] = {
     "preflight": preflights.WORK,
     "fetch": fetches.WORK,
     "merge": merges.WORK,
+    "export": exports.WORK,
     "evaluation": evaluations.WORK,
 }
 

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from shared.contract.documents import Manifest
 from shared.store import layout
-from shared.store.tables import AttemptRow, CheckpointRow, FileRow, JobRow, MergeRow, UploadRow
+from shared.store.tables import AttemptRow, CheckpointRow, ExportRow, FileRow, JobRow, MergeRow, UploadRow
 
 # No transaction is open for so long.
 SETTLED: Final = timedelta(hours=1)
@@ -49,13 +49,20 @@ def dead_merge_prefixes(session: Session) -> list[tuple[str, frozenset[str]]]:
     deleted = MergeRow.deleted_at.between(func.now() - MAX_AGE, func.now() - SETTLED)
     ended = MergeRow.finished_at.between(func.now() - MAX_AGE, func.now() - MIN_AGE) & MergeRow.deleted_at.is_(None)
     rows = session.scalars(select(MergeRow).where(deleted | ended))
-    return [
-        (
-            layout.merge_prefix(row.project_id, row.id),
-            frozenset({_prefix(row.manifest)}) if row.manifest and row.deleted_at is None else frozenset(),
-        )
-        for row in rows
-    ]
+    return [(layout.merge_prefix(row.project_id, row.id), _standing(row)) for row in rows]
+
+
+def dead_export_prefixes(session: Session) -> list[tuple[str, frozenset[str]]]:
+    """The same for exports."""
+    deleted = ExportRow.deleted_at.between(func.now() - MAX_AGE, func.now() - SETTLED)
+    ended = ExportRow.finished_at.between(func.now() - MAX_AGE, func.now() - MIN_AGE) & ExportRow.deleted_at.is_(None)
+    rows = session.scalars(select(ExportRow).where(ExportRow.kind != "hub", deleted | ended))
+    return [(layout.export_prefix(row.project_id, row.id), _standing(row)) for row in rows]
+
+
+def _standing(row: MergeRow | ExportRow) -> frozenset[str]:
+    """The prefix of a product that is still there."""
+    return frozenset({_prefix(row.manifest)}) if row.manifest and row.deleted_at is None else frozenset()
 
 
 def dead_upload_prefixes(session: Session) -> list[tuple[str, frozenset[str]]]:

@@ -2,7 +2,8 @@
 
 Sources: vLLM 0.33 `vllm/lora/peft_helper.py` (refuses DoRA, biases and `modules_to_save`, reads one `r` and one
 `lora_alpha` for all modules) and its issues 40005 and 41754 (expert parameters are dropped in silence); llama.cpp's
-`convert_lora_to_gguf.py` (takes lora_A and lora_B alone and scales by alpha over each tensor's rank); SGLang 0.5.23
+`convert_lora_to_gguf.py` (takes lora_A and lora_B alone and scales by alpha over each tensor's rank; our export
+writes any other scale into lora_B); SGLang 0.5.23
 (issues 25528 and 27381). None of these servers has been run against an adapter of ours.
 """
 
@@ -46,15 +47,10 @@ _TRAITS: Final = (
     _Trait(
         lambda it: bool(it.alpha_pattern),
         "scales by module (alpha_pattern)",
-        frozenset({"vllm", "llama_cpp"}),
+        frozenset({"vllm"}),
         frozenset({"sglang"}),
     ),
-    _Trait(
-        lambda it: it.use_rslora,
-        "rank-stabilised scaling (use_rslora)",
-        frozenset({"llama_cpp"}),
-        frozenset({"sglang"}),
-    ),
+    _Trait(lambda it: it.use_rslora, "rank-stabilised scaling (use_rslora)", frozenset(), frozenset({"sglang"})),
 )
 
 
@@ -85,6 +81,11 @@ def _verdict(adapter: Adapter, server: Server) -> ServerVerdict:
     return ServerVerdict(server=server, servable=True, reason=_needs(adapter, server))
 
 
+def untaken(adapter: Adapter, server: Server) -> list[str]:
+    """The traits of an adapter that a server does not take, in words."""
+    return list(_refused(adapter, server))
+
+
 def _refused(adapter: Adapter, server: Server) -> Iterator[str]:
     return (trait.name for trait in _TRAITS if server in trait.refused_by and trait.holds(adapter))
 
@@ -101,5 +102,5 @@ def _needs(adapter: Adapter, server: Server) -> str | None:
     if server == "sglang":
         return f"Start it with --max-lora-rank {rank}, and name the adapter without a colon."
     if server == "llama_cpp":
-        return "Convert it with convert_lora_to_gguf.py first, and start the server with --lora."
+        return "Export it (`tunepool export NAME --format gguf-lora`), and start the server with --lora."
     return None

@@ -35,6 +35,18 @@ def estimate_merge(spec: JobSpec, *, dequantized: bool) -> Estimate:
     )
 
 
+def estimate_export(spec: JobSpec, *, whole: bool, dequantized: bool) -> Estimate:
+    """Peak bytes of the host while a GGUF file is written: a merge, or the adapter alone, and one tensor in float32.
+
+    Tensors go to the file one at a time: what is read of one, turned into llama.cpp's order, and written.
+    """
+    facts = spec.base_model.facts
+    merge = estimate_merge(spec, dequantized=dequantized)
+    terms = dict(merge.terms) if whole else {name: merge.terms[name] for name in ("process", "adapters")}
+    largest = facts.vocab_size * facts.hidden_size if whole else 0
+    return Estimate({**terms, "one tensor": 3 * 4 * largest})
+
+
 # What PEFT holds while it combines one module: copies of the whole weight for each adapter, and beside them. The other
 # combination types work on the adapters' own narrow matrices.
 _COMBINED_AT: Final[dict[str, tuple[float, float]]] = {

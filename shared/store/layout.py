@@ -64,5 +64,14 @@ def merge_prefix(project_id: str, merge_id: str) -> str:
     return f"{_id(project_id)}/merges/{_id(merge_id)}"
 
 
+def export_prefix(project_id: str, export_id: str) -> str:
+    """Everything that was ever written for an export."""
+    return f"{_id(project_id)}/exports/{_id(export_id)}"
+
+
+def export_attempt_prefix(project_id: str, export_id: str, fence: int) -> str:
+    return f"{export_prefix(project_id, export_id)}/a{fence:06d}"
+
+
 def merge_attempt_prefix(project_id: str, merge_id: str, fence: int) -> str:
     return f"{merge_prefix(project_id, merge_id)}/a{fence:06d}"

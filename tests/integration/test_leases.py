@@ -16,6 +16,7 @@ from shared.chores import (
     base_models,
     deliveries,
     evaluations,
+    exports,
     fetches,
     file_checks,
     merges,
@@ -40,6 +41,7 @@ from shared.store.tables import (
     BaseModelRow,
     DeliveryRow,
     EvaluationRow,
+    ExportRow,
     FetchRow,
     FileRow,
     JobRow,
@@ -102,6 +104,21 @@ def make_merge(session: Session, caller: Caller) -> str:
         kind="merge",
         status="queued",
         request={"adapter": "ft:tiny:acme::1", "onto": "base"},
+        base_model="tiny",
+        spec=make_spec().model_dump(mode="json"),
+    )
+    session.add(row)
+    session.flush()
+    return row.id
+
+
+def make_export(session: Session, caller: Caller) -> str:
+    row = ExportRow(
+        id=new_id("export_"),
+        project_id=caller.project_id,
+        kind="gguf",
+        status="queued",
+        request={"adapter": "ft:tiny:acme::1", "format": "gguf", "quantization": "q8_0"},
         base_model="tiny",
         spec=make_spec().model_dump(mode="json"),
     )
@@ -183,6 +200,7 @@ CASES = {
     "file_check": Case(file_checks.FILE_CHECK, make_checked),
     "preflight": Case(preflights.PREFLIGHT, make_preflight),
     "merge": Case(merges.MERGE, make_merge),
+    "export": Case(exports.EXPORT, make_export),
     "evaluation": Case(evaluations.EVALUATION, make_evaluation),
     "base_model": Case(base_models.LOOK_UP, make_look_up),
     "fetch": Case(fetches.FETCH, make_fetch),
@@ -199,6 +217,7 @@ def quiet(session: Session, monkeypatch: pytest.MonkeyPatch) -> Session:
     session.execute(update(FileRow).values(deleted_at=func.now()))
     session.execute(update(PreflightRow).values(status="failed", finished_at=func.now()))
     session.execute(update(MergeRow).values(deleted_at=func.now()))
+    session.execute(update(ExportRow).values(deleted_at=func.now()))
     session.execute(update(BaseModelRow).values(state="error"))
     session.execute(update(FetchRow).values(state="error"))
     session.execute(update(DeliveryRow).values(state="failed"))
@@ -317,6 +336,7 @@ CLAIMS: dict[str, Callable[..., Any]] = {
     "job": moves.claim_validation,
     "preflight": preflights.claim,
     "merge": merges.claim,
+    "export": exports.claim,
     "evaluation": evaluations.claim,
 }
 

@@ -1,4 +1,4 @@
-"""The CPU lane's longer work: merges and combinations. Stage, run the program, publish; the lease is kept meanwhile."""
+"""The CPU lane's longer work: merges, combinations and exports. Stage, run the program, publish, under a lease."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import os
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
 import structlog
+from sqlalchemy.orm import Session
 
 from shared.chores import merges
 from shared.chores.merges import MERGE, MergeClaim
 from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
-from shared.contract.merge_request import CreateMerge, MergeSpec
+from shared.contract.merge_request import CreateCombination, CreateExport, CreateMerge, MergeSpec
 from shared.errors import Invalid, TunepoolError, Unavailable
-from shared.settle.product_memory import estimate_combination, estimate_merge
-from shared.store import layout
+from shared.lease.values import Lease
+from shared.settle.product_memory import estimate_combination, estimate_export, estimate_merge
 from worker import base_models
 from worker.chores import run_program as programs
 from worker.chores.run_program import Watch, under_lease
@@ -55,28 +57,39 @@ def make_next(host: Host) -> bool:
         return False
     host.served["merge"] = claim.project_id
     log.info("merge.claimed", merge_id=claim.lease.id, attempt=claim.lease.attempt)
-    return under_lease(host, MERGE, claim.lease, partial(_make, host, claim))
+    return under_lease(host, MERGE, claim.lease, partial(make, merges, host, claim))
 
 
-def _make(host: Host, claim: MergeClaim, watch: Watch) -> None:
+class Book(Protocol):
+    """Where a product is written down: `shared.chores.merges` or `exports`."""
+
+    def place(self, claim: MergeClaim) -> str: ...
+    def finish(self, session: Session, lease: Lease, *, manifest: dict[str, Any]) -> bool: ...
+    def fail(self, session: Session, lease: Lease, *, code: str, message: str, param: str | None = None) -> bool: ...
+    def give_back(self, session: Session, lease: Lease, *, code: str, message: str) -> bool: ...
+    def postpone(self, session: Session, lease: Lease, *, code: str, message: str) -> bool: ...
+
+
+def make(book: Book, host: Host, claim: MergeClaim, watch: Watch) -> None:
     """Write the product, or why there is none. Raises Stopped."""
     try:
-        _Work(host, claim, watch).run()
+        _Work(book, host, claim, watch).run()
     except HostMemoryTaken as error:
         code, message = error.code, error.message
-        host.write_in_the_end(lambda s: merges.postpone(s, claim.lease, code=code, message=message))
+        host.write_in_the_end(lambda s: book.postpone(s, claim.lease, code=code, message=message))
     except (Unavailable, HostTooSmall) as error:
         code, message = error.code, error.message
-        host.write_in_the_end(lambda s: merges.give_back(s, claim.lease, code=code, message=message))
+        host.write_in_the_end(lambda s: book.give_back(s, claim.lease, code=code, message=message))
     except TunepoolError as error:
         code, message, param = error.code, error.message, error.param
-        host.write_in_the_end(lambda s: merges.fail(s, claim.lease, code=code, message=message, param=param))
+        host.write_in_the_end(lambda s: book.fail(s, claim.lease, code=code, message=message, param=param))
 
 
 class _Work:
     """One attempt at a product."""
 
-    def __init__(self, host: Host, claim: MergeClaim, watch: Watch) -> None:
+    def __init__(self, book: Book, host: Host, claim: MergeClaim, watch: Watch) -> None:
+        self.book = book
         self.host, self.claim, self.watch = host, claim, watch
         self.lease = claim.lease
 
@@ -89,9 +102,9 @@ class _Work:
         if ended.code != EXIT_DONE:
             self.refuse(folder, ended)
             return
-        prefix = layout.merge_attempt_prefix(self.claim.project_id, self.lease.id, self.lease.fence)
+        prefix = self.book.place(self.claim)
         manifest = workdir.publish_folder(self.host.store, folder.out / "product", prefix, interrupt=self.watch.check)
-        done = self.host.write_in_the_end(lambda s: merges.finish(s, self.lease, manifest=manifest.document()))
+        done = self.host.write_in_the_end(lambda s: self.book.finish(s, self.lease, manifest=manifest.document()))
         log.info("merge.ended", merge_id=self.lease.id, published=done)
 
     def find_room(self) -> None:
@@ -115,6 +128,9 @@ class _Work:
         request, spec = self.claim.request, self.claim.spec
         if isinstance(request, CreateMerge):
             return estimate_merge(spec, dequantized=request.onto == "dequantized").total
+        if isinstance(request, CreateExport):
+            whole, dequantized = request.format == "gguf", request.onto == "dequantized"
+            return estimate_export(spec, whole=whole, dequantized=dequantized).total
         kind, count = request.combination_type, len(request.adapters)
         return estimate_combination(spec, adapters=count, combination_type=kind).total
 
@@ -163,7 +179,8 @@ class _Work:
 
     def run_program(self, folder: Workdir, model: Path) -> Exit:
         settings = self.host.settings
-        module = settings.merger if isinstance(self.claim.request, CreateMerge) else settings.combiner
+        modules = {CreateMerge: settings.merger, CreateCombination: settings.combiner, CreateExport: settings.exporter}
+        module = modules[type(self.claim.request)]
         return programs.run(
             self.host,
             module,
@@ -179,7 +196,7 @@ class _Work:
         failed = _failure(folder.events)
         if ended.code == EXIT_USER_FAULT and failed is not None:
             code, message, param = failed.code, failed.message, failed.param
-            self.host.write_in_the_end(lambda s: merges.fail(s, self.lease, code=code, message=message, param=param))
+            self.host.write_in_the_end(lambda s: self.book.fail(s, self.lease, code=code, message=message, param=param))
             return
         if ended.code == EXIT_OUT_OF_MEMORY:
             code, message = "host_oom", self.out_of_room(failed)
@@ -189,7 +206,7 @@ class _Work:
                 f"The program ended with code {ended.code}: {(ended.last_words.strip().splitlines() or ['-'])[-1]}"
             )
         log.error("merge.crashed", merge_id=self.lease.id, exit_code=ended.code)
-        self.host.write_in_the_end(lambda s: merges.give_back(s, self.lease, code=code, message=message[:500]))
+        self.host.write_in_the_end(lambda s: self.book.give_back(s, self.lease, code=code, message=message[:500]))
 
     def out_of_room(self, failed: Failed | None) -> str:
         """The estimate against what was seen."""

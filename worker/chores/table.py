@@ -8,6 +8,7 @@ from typing import Final
 from shared.chores.table import CHORES
 from worker.chores.checks import check_next_file, check_next_table, validate_next_job
 from worker.chores.evaluating import evaluate_next
+from worker.chores.exporting import export_next
 from worker.chores.fetching import fetch_next
 from worker.chores.looking_up import look_up_next
 from worker.chores.merging import make_next
@@ -27,6 +28,7 @@ HANDLERS: Final[dict[str, Callable[[Host], bool]]] = {
     "preflight": examine_next,
     "fetch": fetch_next,
     "merge": make_next,
+    "export": export_next,
     "evaluation": evaluate_next,
 }
 

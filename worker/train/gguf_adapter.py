@@ -21,7 +21,7 @@ from transformers import AutoConfig
 from shared.contract.merge_request import CreateExport, MergeSpec
 from shared.errors import Invalid
 from worker.train.gguf_figures import llama_cpp_name
-from worker.train.gguf_tensors import FILE_TYPES, Names, Piece, in_numpy, write_tensors
+from worker.train.gguf_tensors import FILE_TYPES, GgufTensor, Names, in_numpy, write_tensors
 
 _PLACE: Final = re.compile(r"^base_model\.model\.(.+)\.lora_(A|B)\.weight$")
 
@@ -41,7 +41,7 @@ def write_adapter(spec: MergeSpec, request: CreateExport, file: Path) -> None:
     write_tensors(writer, _pieces(spec, adapter, config, Names(config, architecture)), request.settled)
 
 
-def _pieces(spec: MergeSpec, adapter: Any, config: Any, names: Names) -> list[Piece]:
+def _pieces(spec: MergeSpec, adapter: Any, config: Any, names: Names) -> list[GgufTensor]:
     weights = load_peft_weights(spec.adapter_paths[0], device="cpu")
     pairs: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in weights.items():
@@ -60,8 +60,8 @@ def _pieces(spec: MergeSpec, adapter: Any, config: Any, names: Names) -> list[Pi
     return pieces
 
 
-def _piece(name: str, matrix: torch.Tensor) -> Piece:
-    return Piece(name, tuple(matrix.shape), lambda: in_numpy(matrix))
+def _piece(name: str, matrix: torch.Tensor) -> GgufTensor:
+    return GgufTensor(name, tuple(matrix.shape), lambda: in_numpy(matrix))
 
 
 def _left_over(adapter: Any, module: str, *, rank: int) -> float:

@@ -40,7 +40,7 @@ _WIDE: Final = ("token_embd.weight", "output.weight")
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class GgufTensor:
     """One tensor to write: its name, its shape, and its values, float32, when its turn comes."""
 
     name: str
@@ -82,12 +82,12 @@ def _turn(rows: torch.Tensor, heads: int) -> torch.Tensor:
     return halves.swapaxes(1, 2).reshape(rows.shape)
 
 
-def pieces_of(model: Any, names: Names) -> Iterator[Piece]:
+def pieces_of(model: Any, names: Names) -> Iterator[GgufTensor]:
     """Every weight of a transformers model, tied ones once."""
     tied = model.config.tie_word_embeddings
     for name, tensor in model.state_dict().items():
         if not (tied and name == "lm_head.weight"):
-            yield Piece(names.of(name), tuple(tensor.shape), _reading(names, name, tensor))
+            yield GgufTensor(names.of(name), tuple(tensor.shape), _reading(names, name, tensor))
 
 
 def _reading(names: Names, name: str, tensor: torch.Tensor) -> Callable[[], np.ndarray[Any, Any]]:
@@ -98,7 +98,7 @@ def in_numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     return np.ascontiguousarray(tensor.detach().to(torch.float32).numpy())
 
 
-def write_tensors(writer: gguf.GGUFWriter, pieces: list[Piece], quantization: GgufQuantization) -> None:
+def write_tensors(writer: gguf.GGUFWriter, pieces: list[GgufTensor], quantization: GgufQuantization) -> None:
     """Write header, metadata and tensors, and close the file. One tensor at a time is in memory a second time.
 
     Raises:
@@ -119,7 +119,7 @@ def write_tensors(writer: gguf.GGUFWriter, pieces: list[Piece], quantization: Gg
         writer.close()
 
 
-def _kind(piece: Piece, wanted: Kind) -> Kind:
+def _kind(piece: GgufTensor, wanted: Kind) -> Kind:
     """Norms and biases stay float32, as llama.cpp's code for them expects; what has no whole blocks becomes f16."""
     if len(piece.shape) < 2 or wanted is Kind.F32:
         return Kind.F32
@@ -128,7 +128,7 @@ def _kind(piece: Piece, wanted: Kind) -> Kind:
     return kind if piece.shape[-1] % block == 0 else Kind.F16
 
 
-def _stored(piece: Piece, kind: Kind) -> np.ndarray[Any, Any]:
+def _stored(piece: GgufTensor, kind: Kind) -> np.ndarray[Any, Any]:
     values = piece.values()
     with np.errstate(over="ignore"):
         stored = quantize(values, kind)

@@ -26,7 +26,7 @@ from shared.contract.spec import BaseModelRef
 from worker.train.export import library_versions
 from worker.train.gguf_adapter import write_adapter
 from worker.train.gguf_figures import llama_cpp_name, rope_factors, write_figures
-from worker.train.gguf_tensors import FILE_TYPES, Names, Piece, in_numpy, pieces_of, write_tensors
+from worker.train.gguf_tensors import FILE_TYPES, GgufTensor, Names, in_numpy, pieces_of, write_tensors
 from worker.train.gguf_tokens import write_tokens
 from worker.train.merge import merged_model
 from worker.train.modelfile import modelfile
@@ -70,7 +70,7 @@ def _write_model(spec: MergeSpec, request: CreateExport, file: Path) -> None:
     write_tokens(writer, tokenizer, rows=model.get_input_embeddings().weight.shape[0])
     pieces = list(pieces_of(model, names))
     if (factors := rope_factors(model.config)) is not None:
-        pieces.insert(0, Piece("rope_freqs.weight", tuple(factors.shape), lambda: in_numpy(factors)))
+        pieces.insert(0, GgufTensor("rope_freqs.weight", tuple(factors.shape), lambda: in_numpy(factors)))
     write_tensors(writer, pieces, request.settled)
 
 

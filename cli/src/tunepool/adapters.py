@@ -93,13 +93,16 @@ def download(client: OpenAI, name: str, *, out: Path) -> list[Path]:
         Damaged: the bytes do not match the recorded sha256.
         openai.APIStatusError, httpx2.HTTPError: the server or the store refuses.
     """
-    return fetch(describe(client, name), out=out)
+    return fetch(describe(client, name)["files"], out=out)
 
 
-def fetch(record: dict[str, Any], *, out: Path, only: Collection[str] | None = None) -> list[Path]:
-    """The same for a record at hand. `only`: the names that are wanted; None: all."""
+def fetch(files: list[dict[str, Any]], *, out: Path, only: Collection[str] | None = None) -> list[Path]:
+    """Fetch files (name, sha256, url) into `out`. Each is verified before it takes its name. Raises as `download`.
+
+    `only`: the names that are wanted; None: all.
+    """
     written = []
-    for file in record["files"]:
+    for file in files:
         if only is not None and file["name"] not in only:
             continue
         target = out / file["name"]

@@ -174,7 +174,7 @@ def _made(client: OpenAI, job: FineTuningJob, known: dict[str, Any]) -> Made:
     record = adapters.describe(client, job.fine_tuned_model)
     sums = {file["name"]: file["sha256"] for file in record["files"]}
     with tempfile.TemporaryDirectory() as folder:
-        adapters.fetch(record, out=Path(folder), only={proving.FILE_NAME})
+        adapters.fetch(record["files"], out=Path(folder), only={proving.FILE_NAME})
         stated = proving.stated_in(Path(folder) / proving.FILE_NAME, known)
     if stated["predicate"]["buildDefinition"]["buildType"] != BUILD_TYPE:
         raise BadSetting(f"The statement on {job.id} is of another kind than this command reads: upgrade it.")
@@ -323,7 +323,7 @@ def _weights(client: OpenAI, then: Made, now: Made, names: set[str], *, toleranc
         return Likeness(within=False, off=float("inf"), first=f"{missing[0]} is in one of them only")
     with tempfile.TemporaryDirectory() as folder:
         for place, made in (("then", then), ("now", now)):
-            adapters.fetch(adapters.describe(client, made.name), out=Path(folder) / place, only=names)
+            adapters.fetch(adapters.describe(client, made.name)["files"], out=Path(folder) / place, only=names)
         each = [
             likeness.of_weights(Path(folder) / "then" / name, Path(folder) / "now" / name, tolerance=tolerance)
             for name in sorted(names)

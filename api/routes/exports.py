@@ -1,0 +1,76 @@
+"""/v1/tunepool/exports: tuned models as files for other servers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Query, Request
+
+from api.body import RawBody, parse
+from api.deps import DoorDep, ModelsReader, ModelsWriter
+from api.downloads import linked
+from api.views import export_views, view
+from shared.chores import exports
+from shared.contract.merge_request import CreateExport
+from shared.tenants import audit
+
+router = APIRouter(prefix="/v1/tunepool", tags=["tunepool"])
+
+EXPORT_BODY: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {"$ref": "#/components/schemas/CreateExport"},
+                "example": {
+                    "adapter": "ft:smollm2-135m-instruct:acme:tickets:0193a1b2",
+                    "format": "gguf",
+                    "quantization": "q8_0",
+                },
+            }
+        },
+    }
+}
+
+
+@router.post("/exports", response_model=export_views.Export, openapi_extra=EXPORT_BODY)
+def create_export(caller: ModelsWriter, body: RawBody, door: DoorDep, request: Request) -> export_views.Export:
+    """Have a tuned model written as GGUF, whole or as an adapter, with a Modelfile for Ollama."""
+    wanted = parse(body, CreateExport)
+    with door.session() as session:
+        row = exports.submit(session, wanted, project_id=caller.project_id)
+        audit.record(session, caller, "export.create", row.id)
+    door.ring("cpu")
+    return export_views.export(row, files=linked(exports.product(row), door, request))
+
+
+@router.get("/exports", response_model=export_views.ExportPage)
+def list_exports(
+    request: Request,
+    door: DoorDep,
+    caller: ModelsReader,
+    after: Annotated[str | None, Query(max_length=100)] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> export_views.ExportPage:
+    """The project's exports, newest first."""
+    with door.session() as session:
+        rows, more = exports.page(session, project_id=caller.project_id, after=after, limit=limit)
+    data = [export_views.export(row, files=linked(exports.product(row), door, request)) for row in rows]
+    return export_views.ExportPage(data=data, has_more=more)
+
+
+@router.get("/exports/{export_id}", response_model=export_views.Export)
+def retrieve_export(export_id: str, request: Request, door: DoorDep, caller: ModelsReader) -> export_views.Export:
+    """An export; once it has succeeded, with a link for each file."""
+    with door.session() as session:
+        row = exports.find(session, export_id, project_id=caller.project_id)
+    return export_views.export(row, files=linked(exports.product(row), door, request))
+
+
+@router.delete("/exports/{export_id}", response_model=view.Deleted)
+def delete_export(export_id: str, door: DoorDep, caller: ModelsWriter) -> view.Deleted:
+    """Withdraw an export and its files; one that is being made ends."""
+    with door.session() as session:
+        row = exports.delete(session, export_id, project_id=caller.project_id)
+        audit.record(session, caller, "export.delete", export_id, before={"status": row.status})
+    return view.Deleted(id=export_id, object="tunepool.export")

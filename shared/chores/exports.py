@@ -1,0 +1,229 @@
+"""Verbs of exports: tuned models as files for other servers, made on the CPU lane, under a lease (shared/lease)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, Final
+
+from pydantic import ValidationError
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from shared.chores import failing
+from shared.chores.merges import RETRY_AFTER, MergeClaim
+from shared.contract.documents import error_document
+from shared.contract.gguf_formats import ARCHITECTURES, LORA_QUANTIZATIONS
+from shared.contract.merge_request import CreateExport
+from shared.contract.methods import METHODS
+from shared.contract.spec import JobSpec
+from shared.errors import Invalid, LimitReached, NotFound
+from shared.ids import new_id
+from shared.lease import lease as leasing
+from shared.lease import turns
+from shared.lease.lease import MAX_FAILURES, Kind
+from shared.lease.turns import ChoreTurn, Work
+from shared.lease.values import Lease, NotUnderstood
+from shared.products import adapters
+from shared.products.adapters import Source, StoredFile
+from shared.products.servability import untaken
+from shared.store import layout
+from shared.store.locks import one_at_a_time
+from shared.store.tables import ExportRow
+
+# A project's unfinished exports: each may be as large as its base model.
+MAX_UNFINISHED: Final = 20
+EXPORT: Final = Kind(
+    name="export",
+    row=ExportRow,
+    open=ExportRow.status.in_(["queued", "running"]) & ExportRow.deleted_at.is_(None),
+    taken={"status": "running"},
+    waiting={"status": "queued"},
+    lost={
+        "status": "failed",
+        "error": error_document(
+            "worker_lost", f"Making this ended {MAX_FAILURES} workers, as a rule by taking more memory than there is."
+        ),
+        "finished_at": func.now(),
+    },
+)
+WORK: Final = Work(EXPORT, long=True)
+
+
+def submit(session: Session, request: CreateExport, *, project_id: str) -> ExportRow:
+    """Accept an export. Raises Invalid, NotFound, LimitReached."""
+    one_at_a_time(session, f"exports:{project_id}")
+    source = adapters.find_source(session, request.adapter, project_id=project_id)
+    check(request, source)
+    waiting = session.scalar(select(func.count()).where(ExportRow.project_id == project_id, EXPORT.open))
+    if (waiting or 0) >= MAX_UNFINISHED:
+        raise LimitReached(
+            f"This project already has {waiting} unfinished exports, as many as it may. Wait for some to finish, or "
+            "delete some.",
+            code="too_many_exports",
+        )
+    # By the name of what an alias names now, and with what is settled: it is made later.
+    settled = request.model_copy(update={"adapter": source.adapter.name, "quantization": request.settled})
+    row = ExportRow(
+        id=new_id("export_"),
+        project_id=project_id,
+        kind=request.format,
+        status="queued",
+        request=settled.model_dump(mode="json"),
+        base_model=source.spec.base_model.name,
+        spec=source.spec.model_dump(mode="json"),
+    )
+    session.add(row)
+    session.flush()
+    session.refresh(row)
+    return row
+
+
+def check(request: CreateExport, source: Source) -> None:
+    """Refuse what would end in a wrong file or in none. Pure. Raises Invalid naming what, and the remedy."""
+    architecture = source.spec.base_model.facts.architecture
+    if architecture not in ARCHITECTURES:
+        raise Invalid(
+            f"Models of {architecture} are not exported as GGUF; {', '.join(ARCHITECTURES)} are. Merge it (POST "
+            "/v1/tunepool/merges) and convert it with llama.cpp's convert_hf_to_gguf.py, which knows more.",
+            param="adapter",
+            code="architecture_not_exported",
+        )
+    if request.format == "gguf":
+        _check_whole(request, source)
+    else:
+        _check_alone(request, source)
+
+
+def _check_whole(request: CreateExport, source: Source) -> None:
+    name, method = source.adapter.name, METHODS[source.spec.adapter.method]
+    if request.onto is not None and not method.adapter:
+        raise Invalid(f"'{name}' is a whole model already, it is merged into nothing; leave onto out.", param="onto")
+    if request.onto == "dequantized" and not method.quantized:
+        raise Invalid(
+            f"'{name}' was trained by {source.spec.adapter.method} on the unquantised base; merge it onto 'base'.",
+            param="onto",
+            code="unsupported_combination",
+        )
+    if request.onto is None and method.quantized:
+        raise Invalid(
+            f"'{name}' was trained on 4-bit weights: say whether it is merged onto the 'base' as published, or onto "
+            "'dequantized', the weights that it was trained on. The two models differ.",
+            param="onto",
+            code="missing_required_parameter",
+        )
+
+
+def _check_alone(request: CreateExport, source: Source) -> None:
+    name, adapter = source.adapter.name, source.spec.adapter
+    if not METHODS[adapter.method].adapter:
+        raise Invalid(
+            f"'{name}' is a full fine-tune, there is no adapter: ask for format gguf.",
+            param="format",
+            code="not_an_adapter",
+        )
+    if traits := untaken(adapter, "llama_cpp"):
+        raise Invalid(
+            f"llama.cpp does not take {', '.join(traits)} in an adapter. Ask for format gguf, the merged model.",
+            param="format",
+            code="adapter_not_exported",
+        )
+    if request.settled not in LORA_QUANTIZATIONS:
+        kinds = ", ".join(sorted(LORA_QUANTIZATIONS))
+        raise Invalid(f"An adapter is kept as one of {kinds}: its matrices are too narrow.", param="quantization")
+    if request.onto is not None:
+        raise Invalid("An adapter alone is merged into nothing; leave onto out.", param="onto")
+
+
+# --- what users see --------------------------------------------------------------------------------------------------
+
+
+def find(session: Session, export_id: str, *, project_id: str) -> ExportRow:
+    """Raises NotFound."""
+    row = session.scalars(
+        select(ExportRow).where(
+            ExportRow.id == export_id, ExportRow.project_id == project_id, ExportRow.deleted_at.is_(None)
+        )
+    ).one_or_none()
+    if row is None:
+        raise NotFound(f"No export '{export_id[:100]}' in this project.", param="export_id")
+    return row
+
+
+def page(session: Session, *, project_id: str, after: str | None, limit: int) -> tuple[Sequence[ExportRow], bool]:
+    """Exports of a project, newest first, and whether more follow."""
+    query = select(ExportRow).where(ExportRow.project_id == project_id, ExportRow.deleted_at.is_(None))
+    if after is not None:
+        query = query.where(ExportRow.id < after)
+    rows = session.scalars(query.order_by(ExportRow.id.desc()).limit(limit + 1)).all()
+    return rows[:limit], len(rows) > limit
+
+
+def product(row: ExportRow) -> tuple[StoredFile, ...]:
+    """The files of a finished export; none before."""
+    return adapters.stored_files(row.manifest or {})
+
+
+def delete(session: Session, export_id: str, *, project_id: str) -> ExportRow:
+    """Withdraw an export's files, or end its making. Raises NotFound."""
+    row = find(session, export_id, project_id=project_id)
+    session.execute(update(ExportRow).where(ExportRow.id == row.id).values(deleted_at=func.now()))
+    return row
+
+
+# --- what the holder of a lease writes -------------------------------------------------------------------------------
+
+
+def claim(
+    session: Session,
+    *,
+    worker_id: str,
+    lease_seconds: float,
+    turn: ChoreTurn | None = None,
+    passed_over: Collection[str] = (),
+) -> MergeClaim | None:
+    """Lease the next export that nobody makes, or None. A worker makes one at a time. Raises NotUnderstood."""
+    one_at_a_time(session, f"exports:{worker_id}")
+    if session.scalars(WORK.projects_served(worker_id).limit(1)).one_or_none() is not None:
+        return None
+    row = turns.take(
+        session, EXPORT, worker_id=worker_id, turn=turn, lease_seconds=lease_seconds, passed_over=passed_over
+    )
+    return None if row is None else _claim(row)
+
+
+def _claim(row: ExportRow) -> MergeClaim:
+    try:
+        request = CreateExport.model_validate(row.request)
+        spec = JobSpec.model_validate(row.spec)
+    except ValidationError as error:
+        raise NotUnderstood(row.id) from error
+    return MergeClaim(lease=EXPORT.lease(row), project_id=row.project_id, request=request, spec=spec)
+
+
+def place(claim: MergeClaim) -> str:
+    """Under which keys the holder of a lease leaves the files."""
+    return layout.export_attempt_prefix(claim.project_id, claim.lease.id, claim.lease.fence)
+
+
+def finish(session: Session, lease: Lease, *, manifest: dict[str, Any]) -> bool:
+    """running -> succeeded: the commit that publishes. False: fenced off or deleted."""
+    return leasing.end(
+        session, EXPORT, lease, status="succeeded", manifest=manifest, error=None, finished_at=func.now()
+    )
+
+
+def fail(session: Session, lease: Lease, *, code: str, message: str, param: str | None = None) -> bool:
+    """running -> failed: trying again would not help."""
+    return failing.fail(session, EXPORT, lease, code=code, message=message, param=param)
+
+
+def give_back(session: Session, lease: Lease, *, code: str, message: str) -> bool:
+    """running -> queued after something that may pass; failed with it after the last try."""
+    seconds = RETRY_AFTER.total_seconds()
+    return failing.give_back(session, EXPORT, lease, seconds=seconds, code=code, message=message)
+
+
+def postpone(session: Session, lease: Lease, *, code: str, message: str) -> bool:
+    """running -> queued for a while: this host has other work now. It counts as no try."""
+    error = error_document(code, message)
+    return leasing.postpone(session, EXPORT, lease, seconds=RETRY_AFTER.total_seconds(), error=error)

@@ -1,0 +1,32 @@
+"""The CPU lane's longer work: exports. Made as merges are (`merging.py`), and written down as exports."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import structlog
+
+from shared.chores import exports
+from shared.chores.exports import EXPORT
+from worker.chores import merging
+from worker.chores.run_program import under_lease
+from worker.host.host import Host
+
+log = structlog.get_logger()
+
+
+def export_next(host: Host) -> bool:
+    """Make one export, if any waits and long work may begin. False: none does."""
+    claim = host.claim(
+        partial(
+            exports.claim,
+            worker_id=host.worker.id,
+            lease_seconds=host.settings.lease_seconds,
+            turn=host.turn("export"),
+        )
+    )
+    if claim is None:
+        return False
+    host.served["export"] = claim.project_id
+    log.info("export.claimed", export_id=claim.lease.id, attempt=claim.lease.attempt)
+    return under_lease(host, EXPORT, claim.lease, partial(merging.make, exports, host, claim))
