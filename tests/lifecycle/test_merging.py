@@ -10,19 +10,19 @@ import pytest
 from sqlalchemy.orm import Session
 
 from api.views import product_views
-from shared.chores import merges
-from shared.contract.merge_request import CreateMerge
+from shared.chores import exports, merges
+from shared.contract.merge_request import CreateExport, CreateMerge
 from shared.lease.lease import MAX_FAILURES
 from shared.store.bell import ring
 from shared.store.db import session_scope
-from shared.store.tables import MergeRow
+from shared.store.tables import ExportRow, MergeRow
 from tests.lifecycle.stack import Servers, Stack, chain_of, open_stack, until
 from worker.chores.merging import make_next
 from worker.host import devices
 from worker.host.flags import SharedFlags
 from worker.host.host import open_host
 
-PROGRAM = {"TUNEPOOL_MERGER": "tests.fake_merger"}
+PROGRAM = {"TUNEPOOL_MERGER": "tests.fake_merger", "TUNEPOOL_EXPORTER": "tests.fake_merger"}
 
 
 @pytest.fixture
@@ -67,6 +67,24 @@ def test_a_merge_is_published_under_its_fence_with_a_hash_for_each_file(at_work:
     product = json.loads(at_work.read(f"{made.manifest['prefix']}/model.json"))
     assert product == {"chains": [chain_of(5)], "name": made.id}
     assert at_work._intact(made.manifest, made.manifest["files"][0])
+
+
+def test_an_export_is_made_and_published_as_a_merge_is(at_work: Stack) -> None:
+    job = at_work.wait(at_work.submit("steps=5", adapter={"method": "lora"}))
+    with session_scope(at_work.engine) as session:
+        request = CreateExport(adapter=job.fine_tuned_model, format="gguf")
+        export_id = exports.submit(session, request, project_id=at_work.caller.project_id).id
+    ring("cpu", at_work.settings)
+
+    def seen() -> ExportRow | None:
+        with Session(at_work.engine) as session:
+            made = session.get_one(ExportRow, export_id)
+        return made if made.finished_at else None
+
+    made = until(seen, what="the end of the export")
+    assert made.status == "succeeded", made.error
+    assert made.manifest["prefix"].endswith(f"exports/{export_id}/a000001")
+    assert json.loads(at_work.read(f"{made.manifest['prefix']}/model.json"))["chains"] == [chain_of(5)]
 
 
 def test_a_merge_that_the_host_has_no_memory_for_is_never_begun_and_says_how_much_it_needs(

@@ -251,20 +251,49 @@ def test_what_llama_cpp_has_no_place_for_is_refused_by_name(base: Path, adapter:
     assert read_events(tmp_path / "out")[-1].code == "quantization_too_narrow"
 
 
-def test_llama_cpp_gives_the_same_greedy_text(base: Path, adapter: Path, tmp_path: Path) -> None:
-    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: it builds from source")
+@pytest.mark.parametrize("library", ["xllamacpp", "llama_cpp"])
+def test_llama_cpp_gives_the_same_greedy_text(base: Path, tmp_path: Path, library: str) -> None:
+    pytest.importorskip(library, reason=f"{library} is not installed; llama-cpp-python builds from source")
+    adapter = make_adapter(base, tmp_path / "adapter", seed=1, use_rslora=True)
     whole = make(tmp_path / "whole", base=base, adapter=adapter, quantization="f32") / "model-f32.gguf"
     plain = make(tmp_path / "plain", base=base, adapter=_zero(base, tmp_path / "zero"), quantization="f32")
     lora = make(tmp_path / "lora", base=base, adapter=adapter, format="gguf_lora", quantization="f32")
-    asked = AutoTokenizer.from_pretrained(base)(TEXT, return_tensors="pt", add_special_tokens=False)
-    expected = tuned(base, adapter).generate(**asked, max_new_tokens=16, do_sample=False, eos_token_id=None)
+    words = AutoTokenizer.from_pretrained(base)
+    asked = words(TEXT, return_tensors="pt", add_special_tokens=False)
+    tokens = tuned(base, adapter).generate(**asked, max_new_tokens=TOKENS, do_sample=False, eos_token_id=None)
+    expected = words.decode(tokens[0, asked.input_ids.shape[1] :])
 
-    for options in (
-        {"model_path": str(whole)},
-        {"model_path": str(plain / "model-f32.gguf"), "lora_path": str(lora / "adapter-f32.gguf")},
-    ):
-        model = llama_cpp.Llama(n_ctx=128, verbose=False, **options)
-        assert model.tokenize(TEXT.encode(), add_bos=False, special=False) == asked.input_ids[0].tolist()
-        answered = model.generate(asked.input_ids[0].tolist(), temp=0.0)
-        tokens = [token for token, _ in zip(answered, range(16), strict=False)]
-        assert tokens == expected[0, asked.input_ids.shape[1] :].tolist()
+    answer = {"xllamacpp": _xllamacpp, "llama_cpp": _llama_cpp}[library]
+
+    assert answer(whole) == (asked.input_ids.shape[1], expected)
+    assert answer(plain / "model-f32.gguf", lora / "adapter-f32.gguf") == (asked.input_ids.shape[1], expected)
+    assert answer(plain / "model-f32.gguf")[1] != expected, "the adapter matters"
+
+
+TOKENS: Final = 16
+
+
+def _xllamacpp(model: Path, lora: Path | None = None) -> tuple[int, str]:
+    """How many tokens llama.cpp makes of the text, and what it goes on with."""
+    import xllamacpp
+
+    settings = xllamacpp.CommonParams()
+    settings.model.path, settings.n_ctx, settings.n_parallel, settings.warmup = str(model), 256, 1, False
+    settings.cpuparams.n_threads = 1
+    if lora is not None:
+        adapter = xllamacpp.CommonAdapterLoraInfo()
+        adapter.path, adapter.scale = str(lora), 1.0
+        settings.lora_adapters = [adapter]
+    server = xllamacpp.Server(settings)
+    asked = {"prompt": TEXT, "max_tokens": TOKENS, "temperature": 0, "top_k": 1, "ignore_eos": True}
+    answer = server.handle_completions(asked)
+    return answer["usage"]["prompt_tokens"], answer["choices"][0]["text"]
+
+
+def _llama_cpp(model: Path, lora: Path | None = None) -> tuple[int, str]:
+    import llama_cpp
+
+    made = llama_cpp.Llama(str(model), lora_path=None if lora is None else str(lora), n_ctx=256, verbose=False)
+    prompt = made.tokenize(TEXT.encode(), add_bos=False, special=False)
+    tokens = [token for token, _ in zip(made.generate(prompt, temp=0.0), range(TOKENS), strict=False)]
+    return len(prompt), made.detokenize(tokens).decode(errors="replace")
