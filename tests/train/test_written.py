@@ -293,6 +293,21 @@ def test_a_conversation_of_too_many_turns_for_its_template_is_refused_and_so_are
     assert not isinstance(shorter, Invalid)
 
 
+def test_the_name_of_a_speaker_that_a_template_leaves_out_is_told_and_refuses_nothing() -> None:
+    asked = {"role": "user", "name": "Ann", "content": "Hi?"}
+    answered = {"role": "assistant", "name": "Bot", "content": "Hello."}
+    with_name = "message['role'] + (' ' + message['name'] if message['name'] else '') +"
+    named = CHATML.replace("message['role'] +", with_name)
+    for template, codes in ((CHATML, ["name_not_rendered"]), (named, [])):
+        for train_on in ("assistant", "all"):
+            training = Training.model_validate({"max_length": 1000, "train_on": train_on})
+            facts = DataFacts(format="chat", train_rows=1)
+            reader = RowReader(make_tokenizer(template), facts=facts, training=training)
+            (taken,) = reader.take([{"messages": [asked, answered]}])
+            assert not isinstance(taken, Invalid), taken.message
+            assert [(loss.message, loss.code) for loss in taken.lost] == [(0, code) for code in codes]
+
+
 def test_a_row_that_nests_deeper_than_a_reader_can_walk_is_refused_and_ends_nothing() -> None:
     arguments = '{"a":' * 900 + "1" + "}" * 900
     call = {"id": "call00001", "type": "function", "function": {"name": "f", "arguments": arguments}}

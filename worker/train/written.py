@@ -26,6 +26,7 @@ _REASONING_TAGS: Final = re.compile(r"</?think(?:ing)?>|\[/?THINK\]")
 _HTML_SAFE: Final = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "'": "\\u0027"})
 
 
+NAME_LOST: Final = "name_not_rendered"
 MERGE: Final = 'To open the first question with it, set training.system_prompt to "merge".'
 
 
@@ -73,7 +74,8 @@ def lost(
 
 def refuse_lost(losses: Sequence[Lost], *, trained: Callable[[int], bool]) -> None:
     """Raise Invalid (code `not_rendered`) where a message that `trained` tells to carry loss has lost something."""
-    gone = next((loss for loss in losses if loss.message is not None and trained(loss.message)), None)
+    said = (loss for loss in losses if loss.code != NAME_LOST)  # who speaks is no part of what is said
+    gone = next((loss for loss in said if loss.message is not None and trained(loss.message)), None)
     if gone is not None:
         if gone.remedy:
             raise Invalid(f"{_leaves_out(gone)} {gone.remedy}", code="not_rendered", param="training.system_prompt")
@@ -122,6 +124,9 @@ def _lost_answer(place: int, message: JsonObject, text: str, within: Span) -> It
         yield Lost(place, "content_not_rendered", _named(message, gone), remedy)
     if len(message) == 2:  # role and content: most messages
         return
+    name = message.get("name")
+    if name and message["role"] in {"user", "system"} and not _is_in(name, text[slice(*within)]):
+        yield Lost(place, NAME_LOST, f"the name {_shown(name)}")
     for key in REASONING:
         reasoning = message.get(key)
         if isinstance(reasoning, str) and not _is_in(reasoning, text[slice(*within)]):
