@@ -186,5 +186,3 @@ def _check_device(settling: Settling) -> None:
         return
     if settling.settled["training.dtype"] == "float16":
         refuse("tunepool.training.dtype", "float16", "CPUs have no loss scaling for it; use bfloat16 or float32")
-    if settling.settled["adapter.init_lora_weights"] == "loftq":
-        refuse("tunepool.adapter.init_lora_weights", "loftq", "PEFT computes it on a GPU only; use default")

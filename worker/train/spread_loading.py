@@ -76,7 +76,7 @@ def own_part(weight: torch.Tensor) -> torch.Tensor:
     return whole
 
 
-class _ByWeight(Bnb4BitHfQuantizer):  # type: ignore[misc]  # upstream's class is untyped
+class _ByWeight(Bnb4BitHfQuantizer):
     in_parts = False
 
     def get_quantize_ops(self) -> _QuantizeOnDevice:
