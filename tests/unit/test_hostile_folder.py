@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from shared.contract.events import TRAINER_EVENT
 from shared.store.storage import CHUNK_BYTES, Store, StoredObject
 from worker.program import hostile_folder, workdir
 from worker.program.hostile_folder import Bounds, Refused
-from worker.program.trainer_events import EventTail
+from worker.program.trainer_events import EVENTS_BYTES, EventTail
 
 ROOT = Path(__file__).parents[2]
 SECRET = b"of the host"
@@ -41,6 +42,13 @@ def bind(place: Path) -> None:
         os.chdir(before)
 
 
+def device(place: Path) -> None:
+    try:
+        os.mknod(place, stat.S_IFCHR | 0o666, os.makedev(1, 5))  # /dev/zero: it never ends
+    except PermissionError:
+        pytest.skip("only root makes devices")
+
+
 KINDS: dict[str, Callable[[Path, Path], object]] = {
     "link": lambda place, secret: place.symlink_to(secret),
     "link to a folder": lambda place, secret: place.symlink_to(secret.parent),
@@ -48,6 +56,7 @@ KINDS: dict[str, Callable[[Path, Path], object]] = {
     "hard link": lambda place, secret: os.link(secret, place),
     "FIFO": lambda place, _: os.mkfifo(place),
     "socket": lambda place, _: bind(place),
+    "device": lambda place, _: device(place),
     "folder": lambda place, _: place.mkdir(),
 }
 
@@ -76,6 +85,18 @@ def test_events_that_are_no_plain_file_are_not_read_and_say_so(out: Path, kind: 
 
     assert list(tail.read()) == []
     assert tail.refused is not None
+
+
+def test_events_of_a_gigabyte_are_read_up_to_their_bound_and_say_so(out: Path) -> None:
+    with (out / "events.jsonl").open("wb") as file:
+        file.truncate(10**9)
+    tail = EventTail(out / "events.jsonl")
+
+    while tail.refused is None:
+        assert list(tail.read()) == []
+
+    assert tail.offset <= EVENTS_BYTES
+    assert tail.unreadable > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
