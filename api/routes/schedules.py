@@ -22,8 +22,8 @@ LAST_RUNS = 10
 OWN_FIELDS = frozenset({"name", "cron", "time_zone", "data_prefix", "schedule"})
 
 
-@router.post("", response_model=schedule_views.Schedule, openapi_extra=body_of(CreateSchedule))
-def create_schedule(caller: JobsWriter, body: RawBody, door: DoorDep) -> schedule_views.Schedule:
+@router.post("", response_model=schedule_views.JobSchedule, openapi_extra=body_of(CreateSchedule))
+def create_schedule(caller: JobsWriter, body: RawBody, door: DoorDep) -> schedule_views.JobSchedule:
     """Have a job start by the clock, or when data changes. The job is checked now by what accepts jobs."""
     wanted = parse(body, CreateSchedule)
     try:
@@ -51,8 +51,8 @@ def list_schedules(
     return schedule_views.SchedulePage(data=data, has_more=more)
 
 
-@router.get("/{schedule}", response_model=schedule_views.Schedule)
-def retrieve_schedule(schedule: str, caller: JobsReader, door: DoorDep) -> schedule_views.Schedule:
+@router.get("/{schedule}", response_model=schedule_views.JobSchedule)
+def retrieve_schedule(schedule: str, caller: JobsReader, door: DoorDep) -> schedule_views.JobSchedule:
     """A schedule, by id or name: when it is due next, and the verdicts of its last runs."""
     with door.session() as session:
         row = schedules.find(session, schedule, project_id=caller.project_id)
@@ -92,16 +92,16 @@ def run_schedule(schedule: str, caller: JobsWriter, body: RawBody, door: DoorDep
     return answer
 
 
-@router.post("/{schedule}/pause", response_model=schedule_views.Schedule)
-def pause_schedule(schedule: str, caller: JobsWriter, door: DoorDep) -> schedule_views.Schedule:
+@router.post("/{schedule}/pause", response_model=schedule_views.JobSchedule)
+def pause_schedule(schedule: str, caller: JobsWriter, door: DoorDep) -> schedule_views.JobSchedule:
     """Start nothing more. Jobs that it has started go on."""
     with door.session() as session:
         row = schedules.pause(session, schedule, caller)
         return schedule_views.schedule(row, schedules.runs(session, row, limit=LAST_RUNS)[0])
 
 
-@router.post("/{schedule}/resume", response_model=schedule_views.Schedule)
-def resume_schedule(schedule: str, caller: JobsWriter, door: DoorDep) -> schedule_views.Schedule:
+@router.post("/{schedule}/resume", response_model=schedule_views.JobSchedule)
+def resume_schedule(schedule: str, caller: JobsWriter, door: DoorDep) -> schedule_views.JobSchedule:
     """Go on from now. What was due while it was paused is not made up for."""
     with door.session() as session:
         row = schedules.resume(session, schedule, caller)

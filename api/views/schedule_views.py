@@ -28,7 +28,7 @@ class ScheduleRun(View):
     created_at: int
 
 
-class Schedule(View):
+class JobSchedule(View):
     id: str = Field(examples=["sched_0193a1b2c3d4e5f60718293a4b5c6d7e"])
     object: Literal["tunepool.schedule"] = "tunepool.schedule"
     name: str
@@ -47,7 +47,7 @@ class Schedule(View):
 
 class SchedulePage(View):
     object: Literal["list"] = "list"
-    data: list[Schedule]
+    data: list[JobSchedule]
     has_more: bool
 
 
@@ -74,8 +74,8 @@ def run(row: ScheduleRunRow, job_status: str | None) -> ScheduleRun:
     )
 
 
-def schedule(row: ScheduleRow, runs: Sequence[tuple[ScheduleRunRow, str | None]]) -> Schedule:
-    return Schedule.model_validate(
+def schedule(row: ScheduleRow, runs: Sequence[tuple[ScheduleRunRow, str | None]]) -> JobSchedule:
+    return JobSchedule.model_validate(
         {
             "id": row.id,
             "name": row.name,

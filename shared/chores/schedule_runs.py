@@ -63,7 +63,7 @@ class DueMoment:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RunVerdict:
     verdict: Literal["started", "skipped", "refused"]
     reason: str
     code: str | None = None
@@ -160,16 +160,16 @@ def _pass(row: ScheduleRow, moment: DueMoment) -> None:
     row.seen_file = row.seen_file if moment.file is None else moment.file.id
 
 
-def _verdict(session: Session, row: ScheduleRow, moment: DueMoment, beginning: Beginning, *, force: bool) -> Verdict:
+def _verdict(session: Session, row: ScheduleRow, moment: DueMoment, beginning: Beginning, *, force: bool) -> RunVerdict:
     """What became of it. A refusal leaves nothing behind but its words."""
     try:
         with session.begin_nested():
             return _started(session, row, moment, beginning, force=force)
     except TunepoolError as error:
-        return Verdict("refused", error.message, error.code)
+        return RunVerdict("refused", error.message, error.code)
 
 
-def _started(session: Session, row: ScheduleRow, moment: DueMoment, beginning: Beginning, *, force: bool) -> Verdict:
+def _started(session: Session, row: ScheduleRow, moment: DueMoment, beginning: Beginning, *, force: bool) -> RunVerdict:
     """Raises whatever a submission does, and what `Beginning` was refused with."""
     if beginning.refusal is not None:
         raise beginning.refusal
@@ -179,10 +179,12 @@ def _started(session: Session, row: ScheduleRow, moment: DueMoment, beginning: B
     content = _content(session, request, beginning.base, beginning.parent)
     same = None if force or not row.skip_unchanged else _same(session, row, content)
     if same is not None:
-        return Verdict("skipped", f"Nothing changed since {same}.", "unchanged", content=content)
+        return RunVerdict("skipped", f"Nothing changed since {same}.", "unchanged", content=content)
     going = _going(session, row)
     if going and row.overlap == "skip":
-        return Verdict("skipped", f"The job of an earlier run, {going[0]}, has not ended.", "overlap", content=content)
+        return RunVerdict(
+            "skipped", f"The job of an earlier run, {going[0]}, has not ended.", "overlap", content=content
+        )
     made = submission.submit(
         session,
         request,
@@ -193,7 +195,7 @@ def _started(session: Session, row: ScheduleRow, moment: DueMoment, beginning: B
     )
     if going and row.overlap == "supersede":
         _supersede(session, row, going, made.job.id)
-    return Verdict("started", f"Started {made.job.id}.", job_id=made.job.id, content=content)
+    return RunVerdict("started", f"Started {made.job.id}.", job_id=made.job.id, content=content)
 
 
 def _caller(session: Session, row: ScheduleRow) -> Caller:
@@ -269,7 +271,7 @@ def _supersede(session: Session, row: ScheduleRow, older: list[str], newer: str)
     moves.request_cancel_of_running(session, older, reason=reason, superseded_by=newer)
 
 
-def _recorded(session: Session, row: ScheduleRow, moment: DueMoment, verdict: Verdict) -> ScheduleRunRow:
+def _recorded(session: Session, row: ScheduleRow, moment: DueMoment, verdict: RunVerdict) -> ScheduleRunRow:
     run = ScheduleRunRow(
         id=new_id("srun_"),
         schedule_id=row.id,
