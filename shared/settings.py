@@ -60,6 +60,7 @@ class Settings(BaseSettings):
     tracker_seconds: float = Field(
         default=30.0, gt=0, le=3600, description="A running job's figures are brought to its trackers so often."
     )
+    push_url: str = Field(default="", description="Hub that projects may push to, by its address; empty: none.")
     link_seconds: int = Field(default=900, ge=1, description="Life of a download link.")
 
     max_file_bytes: int = Field(default=512 * 1024 * 1024, ge=1, description="Largest upload.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request
 
@@ -10,27 +10,21 @@ from api.body import RawBody, parse
 from api.deps import DoorDep, ModelsReader, ModelsWriter
 from api.downloads import linked
 from api.views import export_views, view
-from shared.chores import exports
-from shared.contract.merge_request import CreateExport
+from shared.chores import exports, pushes
+from shared.contract.merge_request import CreateExport, CreatePush
 from shared.tenants import audit
 
 router = APIRouter(prefix="/v1/tunepool", tags=["tunepool"])
 
-EXPORT_BODY: Final = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {"$ref": "#/components/schemas/CreateExport"},
-                "example": {
-                    "adapter": "ft:smollm2-135m-instruct:acme:tickets:0193a1b2",
-                    "format": "gguf",
-                    "quantization": "q8_0",
-                },
-            }
-        },
-    }
-}
+
+def _body(model: str, example: dict[str, Any]) -> dict[str, Any]:
+    content = {"schema": {"$ref": f"#/components/schemas/{model}"}, "example": example}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+_MODEL: Final = "ft:smollm2-135m-instruct:acme:tickets:0193a1b2"
+EXPORT_BODY: Final = _body("CreateExport", {"adapter": _MODEL, "format": "gguf", "quantization": "q8_0"})
+PUSH_BODY: Final = _body("CreatePush", {"model": _MODEL, "repository": "acme/tickets", "private": True})
 
 
 @router.post("/exports", response_model=export_views.Export, openapi_extra=EXPORT_BODY)
@@ -40,6 +34,17 @@ def create_export(caller: ModelsWriter, body: RawBody, door: DoorDep, request: R
     with door.session() as session:
         row = exports.submit(session, wanted, project_id=caller.project_id)
         audit.record(session, caller, "export.create", row.id)
+    door.ring("cpu")
+    return export_views.export(row, files=linked(exports.product(row), door, request))
+
+
+@router.post("/pushes", response_model=export_views.Export, openapi_extra=PUSH_BODY)
+def create_push(caller: ModelsWriter, body: RawBody, door: DoorDep, request: Request) -> export_views.Export:
+    """Have a model's files brought into a repository of the hub, with the project's token; an export of its own."""
+    wanted = parse(body, CreatePush)
+    with door.session() as session:
+        row = pushes.submit(session, wanted, project_id=caller.project_id, settings=door.settings)
+        audit.record(session, caller, "push.create", row.id, after={"repository": wanted.repository})
     door.ring("cpu")
     return export_views.export(row, files=linked(exports.product(row), door, request))
 

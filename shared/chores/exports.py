@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -13,7 +14,7 @@ from shared.chores import failing
 from shared.chores.merges import RETRY_AFTER, MergeClaim
 from shared.contract.documents import error_document
 from shared.contract.gguf_formats import ARCHITECTURES, LORA_QUANTIZATIONS
-from shared.contract.merge_request import CreateExport
+from shared.contract.merge_request import CreateExport, CreatePush
 from shared.contract.methods import METHODS
 from shared.contract.spec import JobSpec
 from shared.errors import Invalid, LimitReached, NotFound
@@ -32,6 +33,17 @@ from shared.store.tables import ExportRow
 
 # A project's unfinished exports: each may be as large as its base model.
 MAX_UNFINISHED: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class PushClaim:
+    """The right to bring files to a hub (`pushes.py`)."""
+
+    lease: Lease
+    project_id: str
+    request: CreatePush
+
+
 EXPORT: Final = Kind(
     name="export",
     row=ExportRow,
@@ -159,8 +171,8 @@ def page(session: Session, *, project_id: str, after: str | None, limit: int) ->
 
 
 def product(row: ExportRow) -> tuple[StoredFile, ...]:
-    """The files of a finished export; none before."""
-    return adapters.stored_files(row.manifest or {})
+    """The files of a finished export; none before, and none of a push: they are on the hub."""
+    return () if row.kind == "hub" else adapters.stored_files(row.manifest or {})
 
 
 def delete(session: Session, export_id: str, *, project_id: str) -> ExportRow:
@@ -180,8 +192,8 @@ def claim(
     lease_seconds: float,
     turn: ChoreTurn | None = None,
     passed_over: Collection[str] = (),
-) -> MergeClaim | None:
-    """Lease the next export that nobody makes, or None. A worker makes one at a time. Raises NotUnderstood."""
+) -> MergeClaim | PushClaim | None:
+    """Lease the next export or push that nobody makes, or None. A worker makes one at a time. Raises NotUnderstood."""
     one_at_a_time(session, f"exports:{worker_id}")
     if session.scalars(WORK.projects_served(worker_id).limit(1)).one_or_none() is not None:
         return None
@@ -191,8 +203,11 @@ def claim(
     return None if row is None else _claim(row)
 
 
-def _claim(row: ExportRow) -> MergeClaim:
+def _claim(row: ExportRow) -> MergeClaim | PushClaim:
     try:
+        if row.kind == "hub":
+            wanted = CreatePush.model_validate(row.request)
+            return PushClaim(lease=EXPORT.lease(row), project_id=row.project_id, request=wanted)
         request = CreateExport.model_validate(row.request)
         spec = JobSpec.model_validate(row.spec)
     except ValidationError as error:

@@ -78,6 +78,19 @@ class CreateExport(Part):
         return self.quantization or DEFAULT_QUANTIZATION[self.format]
 
 
+class CreatePush(Part):
+    """Body of `POST /v1/tunepool/pushes`: the files of a model, as they are, into a repository of the hub."""
+
+    model: AdapterName = Field(
+        description="A tuned model, checkpoint or combination, a finished merge, or a finished export, by id or name."
+    )
+    repository: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$",
+        description="`organization/name`. It is made if it is not there; files of the same names are replaced.",
+    )
+    private: bool = Field(default=True, description="Of a repository that is made; one that is there stays as it is.")
+
+
 class MergeSpec(Part):
     """The file that `worker.train.merge`, `worker.train.combine` and `worker.train.to_gguf` are started with."""
 

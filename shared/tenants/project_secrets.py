@@ -1,4 +1,4 @@
-"""Secrets of a project: what trackers are reached by in its name. Stored encrypted; nothing ever shows a value."""
+"""Secrets of a project: what trackers and a hub are reached by in its name. Encrypted; nothing ever shows a value."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ MLFLOW_TRACKING_URI: Final = "MLFLOW_TRACKING_URI"
 MLFLOW_TRACKING_TOKEN: Final = "MLFLOW_TRACKING_TOKEN"  # noqa: S105  # a name
 MLFLOW_TRACKING_USERNAME: Final = "MLFLOW_TRACKING_USERNAME"
 MLFLOW_TRACKING_PASSWORD: Final = "MLFLOW_TRACKING_PASSWORD"  # noqa: S105  # a name
+HF_TOKEN: Final = "HF_TOKEN"  # noqa: S105  # a name
 # The libraries' own names of environment variables: who has used them before knows them.
 NAMES: Final = (
     WANDB_API_KEY,
@@ -25,6 +26,7 @@ NAMES: Final = (
     MLFLOW_TRACKING_TOKEN,
     MLFLOW_TRACKING_USERNAME,
     MLFLOW_TRACKING_PASSWORD,
+    HF_TOKEN,
 )
 # Tracker -> secrets without which it cannot be reached.
 NEEDED: Final[Mapping[str, tuple[str, ...]]] = {"wandb": (WANDB_API_KEY,), "mlflow": (MLFLOW_TRACKING_URI,)}

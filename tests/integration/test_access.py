@@ -89,6 +89,7 @@ SCOPE = {
     "POST /v1/tunepool/sweeps/{sweep_id}/pause": "jobs:write",
     "POST /v1/tunepool/sweeps/{sweep_id}/resume": "jobs:write",
     "POST /v1/tunepool/exports": "models:write",
+    "POST /v1/tunepool/pushes": "models:write",
     "GET /v1/tunepool/exports": "models:read",
     "GET /v1/tunepool/exports/{export_id}": "models:read",
     "DELETE /v1/tunepool/exports/{export_id}": "models:write",

@@ -1,4 +1,4 @@
-"""The CPU lane's longer work: exports. Made as merges are (`merging.py`), and written down as exports."""
+"""The CPU lane's longer work: exports, made as merges are (`merging.py`), and pushes (`pushing.py`)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from functools import partial
 import structlog
 
 from shared.chores import exports
-from shared.chores.exports import EXPORT
+from shared.chores.exports import EXPORT, PushClaim
 from worker.chores import merging
+from worker.chores.pushing import push
 from worker.chores.run_program import under_lease
 from worker.host.host import Host
 
@@ -28,5 +29,7 @@ def export_next(host: Host) -> bool:
     if claim is None:
         return False
     host.served["export"] = claim.project_id
+    if isinstance(claim, PushClaim):
+        return under_lease(host, EXPORT, claim.lease, partial(push, host, claim))
     log.info("export.claimed", export_id=claim.lease.id, attempt=claim.lease.attempt)
     return under_lease(host, EXPORT, claim.lease, partial(merging.make, exports, host, claim))

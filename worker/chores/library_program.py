@@ -1,4 +1,4 @@
-"""Runs a tracker's own library, in a program of its own: its threads and exit hooks end with that program.
+"""Runs the library of a tracker, or of a hub, in a program of its own: its threads and exit hooks end with it.
 
 Unlike programs on strangers' data it has the network and a secret, so it is no trainer: it is given figures that we
 have checked, through its standard input. Its environment holds no credential.
@@ -11,8 +11,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final
 
 from shared.errors import TunepoolError
@@ -21,6 +22,7 @@ from shared.settings import trainer_environment
 from worker.chores.run_program import Watch
 from worker.host.host import Host
 from worker.program import processes, workdir
+from worker.program.workdir import Workdir
 
 LOOK_SECONDS: Final = 0.2
 
@@ -39,13 +41,17 @@ def ask(
     lease: Lease,
     watch: Watch,
     seconds: float,
+    place: Workdir | None = None,
+    environment: Mapping[str, str] = MappingProxyType({}),
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
     """Run `python -m module` on a document with a `scratch` folder added. Returns its answer, one JSON object.
 
+    `place`: the folder of this lease, where it has been made before.
+
     Nothing of the program lives afterwards. Raises Stopped, LibraryFailed.
     """
-    place = workdir.make(host.work, lease)
+    place = place or workdir.make(host.work, lease)
     tag = processes.own_tag(home=host.settings.home.resolve(), job_id=lease.id, fence=lease.fence)
     given = json.dumps({**document, "scratch": str(place.out)}).encode()
     try:
@@ -56,7 +62,9 @@ def ask(
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=words,
-                env=trainer_environment(**{processes.TAG: str(tag), "HOME": str(place.out), "TMPDIR": str(place.out)}),
+                env=trainer_environment(
+                    **{processes.TAG: str(tag), "HOME": str(place.out), "TMPDIR": str(place.out), **environment}
+                ),
                 preexec_fn=partial(processes.die_with_parent, os.getpid()),
             ) as process,
         ):

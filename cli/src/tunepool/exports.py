@@ -57,6 +57,24 @@ def export(  # noqa: PLR0917 -- typer makes options of them
         _print_paths(context, fetched(record, output))
 
 
+def push(
+    context: typer.Context,
+    name: str,
+    repo: Annotated[str, typer.Option(help="organization/name on the hub; made if it is not there.")],
+    private: Annotated[bool, typer.Option(help="Of a repository that is made.")] = True,
+    wait: Annotated[bool, typer.Option(help="Wait, print the address; exit 1 unless it succeeds.")] = False,
+) -> None:
+    """Bring a model, merge_… or export_… to the hub with the project's HF_TOKEN, and print the push's id."""
+    body = {"model": name, "repository": repo, "private": private}
+    record = _record(context.obj.client.post("/tunepool/pushes", cast_to=object, body=body))
+    if wait:
+        record = ended(context.obj.client, record["id"])
+    print(json_line(record) if context.obj.as_json else record["url"] or record["id"])
+    if record["status"] == "failed":
+        messages.print(printable(record["error"]["message"]), markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(EXIT_NOT_MADE)
+
+
 @exports_cli.command("list")
 def list_exports(context: typer.Context) -> None:
     """Print the project's exports, newest first."""
@@ -124,6 +142,8 @@ def fetched(record: dict[str, Any], out: Path) -> list[Path]:
 
 def line(record: dict[str, Any]) -> str:
     request = record["request"]
+    if "repository" in request:
+        return f"{record['id']}  {record['status']:9}  {request['model']} to {request['repository']}"
     return f"{record['id']}  {record['status']:9}  {request['format']} {request['quantization']}  {request['adapter']}"
 
 

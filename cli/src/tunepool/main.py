@@ -117,6 +117,7 @@ for _alone in (
     chatting.chat,
     evaluating.evaluate,
     exports.export,
+    exports.push,
     logs.logs,
     signing_in.login,
     proving.verify,
