@@ -8,6 +8,7 @@ import structlog
 
 from shared.chores import exports
 from shared.chores.exports import EXPORT, PushClaim
+from shared.chores.merges import MergeClaim
 from worker.chores import merging
 from worker.chores.pushing import push
 from worker.chores.run_program import under_lease
@@ -18,7 +19,7 @@ log = structlog.get_logger()
 
 def export_next(host: Host) -> bool:
     """Make one export, if any waits and long work may begin. False: none does."""
-    claim = host.claim(
+    claim: MergeClaim | PushClaim | None = host.claim(
         partial(
             exports.claim,
             worker_id=host.worker.id,
