@@ -15,9 +15,9 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -74,14 +74,8 @@ def calling_rows(path: Path, *, rows: int, seed: int) -> None:
             file.write(json.dumps({"messages": turns, "tools": TOOLS}) + "\n")
 
 
-@contextlib.contextmanager
-def without_the_law() -> Iterator[None]:
-    kept = worker.train.data.lost
-    worker.train.data.lost = lambda *_, **__: []  # type: ignore[assignment]  # restored below
-    try:
-        yield
-    finally:
-        worker.train.data.lost = kept
+def without_the_law() -> contextlib.AbstractContextManager[Any]:
+    return mock.patch.object(worker.train.data, "lost", lambda *_, **__: [])
 
 
 def seconds(stretch: Stretch) -> float:
