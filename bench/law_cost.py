@@ -75,7 +75,7 @@ def calling_rows(path: Path, *, rows: int, seed: int) -> None:
 
 
 def without_the_law() -> contextlib.AbstractContextManager[Any]:
-    return mock.patch.object(worker.train.data, "lost", lambda *_, **__: [])
+    return mock.patch.object(worker.train.data, "lost", lambda *_, **__: [])  # noqa: PT008 -- a mock would take time
 
 
 def seconds(stretch: Stretch) -> float:
