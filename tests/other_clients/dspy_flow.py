@@ -20,6 +20,8 @@ def main(rows: Path, model: str) -> None:
     tuned = job.result()
     if isinstance(tuned, Exception):
         raise tuned
+    # LiteLLM below it knows the provider of OpenAI's own tuned models by their names, and of no others.
+    tuned = tuned.copy(model=f"openai/{tuned.model}")
     sys.stdout.write(json.dumps({"model": tuned.model, "base": base("one two"), "tuned": tuned("one two")}) + "\n")
 
 
