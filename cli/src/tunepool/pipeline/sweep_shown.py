@@ -84,7 +84,7 @@ def picture(sweep: dict[str, Any]) -> bytes:
     values = [value for _, value in points] or [0.0]
     low, high = min(values), max(values)
     size = {"width": str(WIDTH), "height": str(HEIGHT), "viewBox": f"0 0 {WIDTH} {HEIGHT}"}
-    root = ElementTree.Element("svg", xmlns="http://www.w3.org/2000/svg", **size)
+    root = ElementTree.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", **size})
     ElementTree.SubElement(root, "rect", width="100%", height="100%", fill="white")
 
     def x(step: float) -> str:
