@@ -19,7 +19,7 @@ log = structlog.get_logger()
 
 def export_next(host: Host) -> bool:
     """Make one export, if any waits and long work may begin. False: none does."""
-    claim: MergeClaim | PushClaim | None = host.claim(
+    claim = host.claim(
         partial(
             exports.claim,
             worker_id=host.worker.id,
@@ -29,6 +29,7 @@ def export_next(host: Host) -> bool:
     )
     if claim is None:
         return False
+    assert isinstance(claim, MergeClaim | PushClaim), claim  # a union of two is an object to the type of `claim`
     host.served["export"] = claim.project_id
     if isinstance(claim, PushClaim):
         return under_lease(host, EXPORT, claim.lease, partial(push, host, claim))
