@@ -58,8 +58,10 @@ class OwnJanitor(Janitor):
 @contextmanager
 def a_janitor(api: Api) -> Iterator[Janitor]:
     own = OwnJanitor(api.settings)
-    yield own
-    own.close()
+    try:
+        yield own
+    finally:
+        own.close()
 
 
 def keep_time(api: Api) -> None:

@@ -23,7 +23,7 @@ _SPLITS: Final = {
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+": "tekken",
 }
-# GPT-2's own expression is what tokenizers' ByteLevel cuts by, unless it is told not to.
+# GPT-2's own expression is what tokenizers' ByteLevel cuts by, unless its settings say otherwise.
 _BYTES_OF_WORDS: Final = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 _BYTES: Final = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
 _DIGITS: Final = {"type": "Digits", "individual_digits": True}
@@ -35,22 +35,22 @@ def write_tokens(writer: gguf.GGUFWriter, tokenizer: Any, *, rows: int) -> None:
     Raises:
         Invalid: `tokenizer_not_exported`, llama.cpp has no such tokenizer, or it is not known to have one.
     """
-    told = json.loads(tokenizer.backend_tokenizer.to_str())
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre_tokenizer(told))
+    writer.add_tokenizer_pre(pre_tokenizer(described))
     tokens, kinds = _tokens(tokenizer, rows=rows)
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
-    writer.add_token_merges(_merges(told["model"]["merges"]))
+    writer.add_token_merges(_merges(described["model"]["merges"]))
     _write_special(writer, tokenizer)
     if isinstance(tokenizer.chat_template, str):
         writer.add_chat_template(tokenizer.chat_template)
 
 
-def pre_tokenizer(told: dict[str, Any]) -> str:
+def pre_tokenizer(described: dict[str, Any]) -> str:
     """llama.cpp's name for how this tokenizer.json cuts text. Raises Invalid."""
-    model, normalizer = told["model"], told.get("normalizer")
-    steps = _steps(told.get("pre_tokenizer"))
+    model, normalizer = described["model"], described.get("normalizer")
+    steps = _steps(described.get("pre_tokenizer"))
     name: str | None = None
     match steps:
         case [{"type": "Split", "pattern": {"Regex": str(expression)}, "behavior": "Isolated", "invert": False}, last]:

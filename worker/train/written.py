@@ -74,8 +74,8 @@ def lost(
 
 def refuse_lost(losses: Sequence[Lost], *, trained: Callable[[int], bool]) -> None:
     """Raise Invalid (code `not_rendered`) where a message that `trained` tells to carry loss has lost something."""
-    said = (loss for loss in losses if loss.code != NAME_LOST)  # who speaks is no part of what is said
-    gone = next((loss for loss in said if loss.message is not None and trained(loss.message)), None)
+    contents = (loss for loss in losses if loss.code != NAME_LOST)  # who speaks is no part of what is said
+    gone = next((loss for loss in contents if loss.message is not None and trained(loss.message)), None)
     if gone is not None:
         if gone.remedy:
             raise Invalid(f"{_leaves_out(gone)} {gone.remedy}", code="not_rendered", param="training.system_prompt")

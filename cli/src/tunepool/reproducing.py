@@ -304,9 +304,9 @@ def _followed(client: OpenAI, job: FineTuningJob, *, timeout: float | None, canc
 
 
 def _compare(
-    client: OpenAI, result: Reproduction, one: tuple[FineTuningJob, Made], other: tuple[FineTuningJob, Made]
+    client: OpenAI, result: Reproduction, earlier: tuple[FineTuningJob, Made], later: tuple[FineTuningJob, Made]
 ) -> None:
-    (first, then), (second, now) = one, other
+    (first, then), (second, now) = earlier, later
     result.otherwise = list(differences(then, now))
     before, after = (client.files.content(job.result_files[0]).text for job in (first, second))
     result.curve = likeness.of_curves(before, after, tolerance=result.tolerance)
