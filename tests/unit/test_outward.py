@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from shared.errors import Invalid
-from shared.tenants import name_look_up, outward, pinned_connection
+from shared.tenants import name_look_up, outward
 from shared.tenants.outward import NotAllowed
 from tests.patience import patience
 from worker.chores import pinned_line
@@ -110,7 +110,7 @@ def receiver(tls: ssl.SSLContext | None = None) -> Iterator[tuple[int, list[str]
 
 
 def post(url: str, *, addresses: list[str] | None = None, allowed=LOOPBACK, seconds: float | None = None):
-    resolve = pinned_connection.resolve if addresses is None else lambda *_: addresses
+    resolve = name_look_up.addresses if addresses is None else lambda *_: addresses
     return pinned_line.post(
         url, b"{}", {"webhook-id": "evt_1"}, allowed=allowed, seconds=seconds or patience(5), resolve=resolve
     )

@@ -9,8 +9,9 @@ from typing import Final
 
 from shared.chores.deliveries import SendResult
 from shared.errors import Invalid
+from shared.tenants.name_look_up import addresses as resolve
 from shared.tenants.outward import Network
-from shared.tenants.pinned_connection import Resolve, ask, resolve, words
+from shared.tenants.pinned_connection import Resolve, ask, words
 
 ANSWER_BYTES: Final = 64 * 1024
 
