@@ -6,15 +6,17 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from urllib.parse import quote
 
 import typer
-from openai import OpenAI
 from rich.console import Console
 
 from tunepool import adapters, requests
 from tunepool.printing import json_line, printable
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 Format = Literal["gguf", "gguf-lora"]
 Onto = Literal["base", "dequantized"]
