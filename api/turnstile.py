@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,6 +21,8 @@ FIRST_BYTES: Final = 65_536  # of a body: as much as the server takes from a soc
 KEYLESS_PER_SECOND: Final = 20.0
 KEYLESS_BURST: Final = 20
 LONGEST_WAIT_SECONDS: Final = 2.0  # of the keyless: a probe still comes in time
+# A longer body is looked at after this also when nothing has come: for a key that has ended it is not read at all.
+LOOK_SECONDS: Final = 1.0
 _MOST_ADDRESSES: Final = 10_000
 _BODIES: Final = frozenset({b"content-length", b"transfer-encoding"})
 # They wait for others, for minutes maybe, and have bounds of their own.
@@ -56,7 +58,8 @@ class Turnstile:
             await asyncio.sleep(self.wait_seconds(scope["client"][0] if scope.get("client") else ""))
             await self._app(scope, receive, send)
             return
-        begun = await _begun(receive) if any(name in _BODIES for name, _ in scope["headers"]) else receive
+        body = {name: value for name, value in scope["headers"] if name in _BODIES}
+        begun = await _begun(receive, seconds=LOOK_SECONDS if _is_long(body) else None) if body else receive
         if begun is None:
             return
         if scope["path"].startswith(_PATIENT):
@@ -101,12 +104,27 @@ class Turnstile:
         return min(wait, LONGEST_WAIT_SECONDS)
 
 
-async def _begun(receive: Receive) -> Receive | None:
-    """Wait for a body, or its first 64 KiB, and give it again; None: the client left before."""
-    pieces: deque[Message] = deque()
+def _is_long(body: Mapping[bytes, bytes]) -> bool:
+    """Whether its headers announce a body that is longer than its beginning, or do not say how long it is."""
+    length = body.get(b"content-length", b"")
+    return not length.isdigit() or int(length) > FIRST_BYTES
+
+
+async def _begun(receive: Receive, *, seconds: float | None) -> Receive | None:
+    """Wait for a body, or its first 64 KiB, and give it again; None: the client left before.
+
+    `seconds`: no longer, and then what has come is given.
+    """
+    clock, pieces = asyncio.get_running_loop().time, deque[Message]()
+    until = None if seconds is None else clock() + seconds
+    coming: asyncio.Future[Message] | None = None
     size, more = 0, True
     while more and size < FIRST_BYTES:
-        piece = await receive()
+        coming = asyncio.ensure_future(receive())
+        done, _ = await asyncio.wait({coming}, timeout=None if until is None else max(0.0, until - clock()))
+        if not done:
+            break
+        piece, coming = coming.result(), None
         if piece["type"] != "http.request":
             return None
         pieces.append(piece)
@@ -114,6 +132,12 @@ async def _begun(receive: Receive) -> Receive | None:
         more = piece.get("more_body", False)
 
     async def again() -> Message:
-        return pieces.popleft() if pieces else await receive()
+        nonlocal coming
+        if pieces:
+            return pieces.popleft()
+        if coming is not None:
+            late, coming = coming, None
+            return await late
+        return await receive()
 
     return again

@@ -157,8 +157,10 @@ def main(spec_file: Path, out: Path, others: Others) -> int:
 
 def look(spec: dict[str, Any], act: dict[str, str], out: Path, step: int) -> None:
     """`looks`: at its steps a validation loss that is the lower the nearer the learning rate is to 0.001."""
+    if "looks" not in act:
+        return
     training = spec["job"]["training"]
-    if "looks" in act and step % training["eval"]["steps"] == 0:
+    if step % training["eval"]["steps"] == 0:
         tell(out, type="validation", step=step, valid_loss=abs(math.log10(training["learning_rate"]) + 3) + 1 / step)
 
 

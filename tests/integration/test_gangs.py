@@ -262,6 +262,7 @@ def test_two_workers_that_pull_at_once_make_one_gang(engine: Engine) -> None:
 def test_the_oracle_reports_a_move_that_the_page_of_states_does_not_list(session: Session) -> None:
     job = make_queued_job(session, make_caller(session))
 
-    session.execute(update(JobRow).where(JobRow.id == job.id).values(status="validating_files"))
+    for status in ("paused", "validating_files"):
+        session.execute(update(JobRow).where(JobRow.id == job.id).values(status=status))
 
-    assert any(f"{job.id} queued -> validating_files" in line for line in broken(session))
+    assert any(f"{job.id} paused -> validating_files" in line for line in broken(session))

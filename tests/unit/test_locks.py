@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 LOCKS = {"api": (), "worker": ("train", "trackers")}  # image -> extras
 # What the test machine has not: the build of the package itself, CUDA's libraries, and other systems' parts.
 ELSEWHERE = re.compile(
-    r"hatchling|tomlkit|editables|trove-classifiers|triton|cuda-[a-z]+|nvidia-(cu|nc|nv).*|colorama|tzdata|httpx2-jsfetch|setuptools"
+    r"hatchling|tomlkit|editables|trove-classifiers|triton|cuda-[a-z]+|nvidia-(cu|nc|nv).*|colorama|httpx2-jsfetch|setuptools"
 )
 _ENTRY = re.compile(r"^(?P<name>[A-Za-z0-9._-]+)(\[[a-z,]+\])?==(?P<version>[^ ;\\]+)(?P<rest>.*?[^\\])$", re.M | re.S)
 

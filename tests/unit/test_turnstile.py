@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from starlette.types import Receive, Scope, Send
+import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from api.turnstile import FIRST_BYTES, IN_WORK, KEYLESS_BURST, KEYLESS_PER_SECOND, LONGEST_WAIT_SECONDS, Turnstile
 
@@ -173,5 +174,28 @@ def test_what_came_of_a_body_is_given_on_in_its_order() -> None:
         assert read == long
         await turnstile(post(), gone, nothing)
         assert read == long, "who has left is not worked for"
+
+    asyncio.run(act())
+
+
+def test_a_long_body_of_which_nothing_comes_is_looked_at_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.turnstile.LOOK_SECONDS", 0.0)
+
+    async def act() -> None:
+        seen, pieces = [], asyncio.Queue[Message]()
+
+        async def read(scope: Scope, receive: Receive, send: Send) -> None:
+            seen.append("begun")
+            seen.append((await receive())["body"])
+
+        scope = request(b"a")
+        scope["headers"].append((b"content-length", b"%d" % (FIRST_BYTES + 1)))
+        reading = asyncio.create_task(Turnstile(read)(scope, pieces.get, nothing))
+        await settle()
+        assert seen == ["begun"]
+
+        pieces.put_nowait({"type": "http.request", "body": b"late", "more_body": False})
+        await reading
+        assert seen == ["begun", b"late"]
 
     asyncio.run(act())
