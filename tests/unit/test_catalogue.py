@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bench.memory_by_method import GPT_OSS_20B, QWEN3_30B
 from shared.errors import Invalid, NotFound, NotYet
 from shared.settings import Settings
 from shared.settle.catalogue import SMOLLM2, Catalogue, load_catalogue
@@ -37,31 +38,6 @@ GEMMA: dict[str, Any] = {
         "vocab_size": 262208,
     },
     "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 1152},
-}
-QWEN3_30B: dict[str, Any] = {
-    "architectures": ["Qwen3MoeForCausalLM"],
-    "hidden_size": 2048,
-    "intermediate_size": 6144,
-    "moe_intermediate_size": 768,
-    "num_experts": 128,
-    "num_experts_per_tok": 8,
-    "num_hidden_layers": 48,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-    "head_dim": 128,
-    "vocab_size": 151936,
-}
-GPT_OSS_20B: dict[str, Any] = {
-    "architectures": ["GptOssForCausalLM"],
-    "hidden_size": 2880,
-    "intermediate_size": 2880,
-    "num_local_experts": 32,
-    "num_experts_per_tok": 4,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
-    "vocab_size": 201088,
 }
 # Three plain layers before those with experts, of which one is shared.
 DEEPSEEK_LIKE: dict[str, Any] = {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench import memory_by_method
 from bench.memory_estimates import LLAMA_2_7B, LLAMA_2_13B, LLAMA_2_70B, errors, points
 from shared.contract.merge_request import CombinationType
 from shared.contract.passes import KEPT_SHARE
@@ -264,3 +266,12 @@ def test_scattered_measurements_are_trusted_less() -> None:
 
 def test_a_bucket_is_the_next_power_of_two() -> None:
     assert [bucket(tokens) for tokens in (1, 2, 3, 512, 513)] == [1, 2, 4, 512, 1024]
+
+
+def test_the_page_of_models_says_what_the_estimator_does() -> None:
+    page = (Path(__file__).parents[2] / "docs/models.md").read_text(encoding="utf-8")
+
+    for row in memory_by_method.rows():
+        assert f"{row}\n" in page, "run python -m bench.memory_by_method"
+    for model in memory_by_method.MODELS:
+        assert f'[models."{model.name}"]\nsource = "hub"\nrepository = "{model.repository}"\n' in page

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from bench.memory_by_method import GPT_OSS_20B, QWEN3_30B
 from shared.errors import Invalid
 from shared.settle.model_facts import facts_of, weights_of
 from shared.settle.weights import tensors_in
-from tests.unit.test_catalogue import GOOD, GPT_OSS_20B, QWEN3_30B
+from tests.unit.test_catalogue import GOOD
 
 Listed = Iterator[tuple[str, tuple[str, list[int]]]]
 
