@@ -14,7 +14,7 @@ from shared.settle import sweep_trials
 
 
 def trials_of(wanted: CreateSweep, sweep_id: str) -> list[NewTrial]:
-    """Raises Invalid, which says of which trial and field."""
+    """Raises Invalid, which names the trial and the field."""
     sweep_trials.check(wanted)
     return [
         NewTrial(chosen, with_words_of(number, chosen, partial(_request, wanted, sweep_id, number, chosen)))

@@ -2,7 +2,7 @@
 
 Prints, greedy and in one process: answers per second of items one after the other, of items in batches, and of
 transformers' own `generate` over the same batches, which has one length for all. Prompts and lengths differ, as those
-of real items do; answers end at their length alone, so that all three make the same tokens but for what `generate`
+of real items do; answers end at their length alone, so that all three make the same tokens, except for what `generate`
 makes beyond an answer's end. Rounds take turns, because a machine's speed drifts; each figure is the median.
 """
 

@@ -226,7 +226,7 @@ def unsloth_hf() -> list[Point]:
 
 
 def others() -> list[Point]:
-    """ms-swift's Qwen3-4B figure, and torchtune's README (GiB), most of which cannot be compared."""
+    """ms-swift's Qwen3-4B figure, and torchtune's README (GiB). Most of these cannot be compared."""
     swift = Workload(facts=QWEN3_4B, method="lora", r=8, optim="adamw_torch", gradient_checkpointing=True, length=2048)
     packed = Workload(facts=LLAMA_32_3B, method="full", optim="adamw_torch", micro_batch=2, length=4096)
     lora3 = replace(packed, method="lora", r=64, gradient_checkpointing=True)

@@ -1,7 +1,7 @@
 """How long a preflight reads a chat file, and in what memory: `python bench/preflight.py MODEL_FOLDER [rows]`.
 
 MODEL_FOLDER holds a base model's tokenizer; without it, the built-in model's in the home's cache. Generates the rows
-first (100,000 rows, about 60 MB), then runs, as the CPU lane does, the staging of canonical rows (but for the download)
+first (100,000 rows, about 60 MB), then runs, as the CPU lane does, the staging of canonical rows (without the download)
 and the program itself in two processes; prints seconds, rows a second beside a single plain tokenizer call per row in
 the same run, and the peak memory of the whole process group (PSS: pages that processes share are counted once).
 """

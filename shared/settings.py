@@ -182,7 +182,7 @@ class Settings(BaseSettings):
         default="",
         pattern=r"^([A-Za-z_][A-Za-z0-9_]*\*?(\s*,\s*|$))*$",
         description="Further variables that trainers get, by name with commas; NAME_* stands for all that begin so, "
-        "but for what looks like a credential.",
+        "except for what looks like a credential.",
     )
     isolation: Literal["require", "best", "off"] = Field(
         default="best",

@@ -1,4 +1,4 @@
-"""The headers of every answer under /ui: what its pages may load, and whom they may be shown within."""
+"""The headers of every answer under /ui: what its pages may load, and that no other site shows them in a frame."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def _wants(session: Session, which: ColumnElement[bool]) -> list[_Want]:
 
 
 def _cold(want: _Want, hosts: dict[str, list[Device]]) -> list[str]:
-    """The workers whose host could take the jobs but for their base model."""
+    """The workers whose host lacks only the jobs' base model to take them."""
     return [
         worker_id
         for worker_id, devices in sorted(hosts.items())

@@ -167,7 +167,7 @@ def _file(session: Session, request: CreateEvaluation, *, project_id: str) -> Fi
 
 
 def _readable(row: FileRow) -> FileRow:
-    """Raises Invalid for a file of which no rows were made."""
+    """Raises Invalid for a file that no rows were made of."""
     if row.packed and row.rows_key is None and row.status != "uploaded":
         raise Invalid(
             f"File '{row.id}' is no JSONL, and no rows were made of it. Upload it with the purpose fine-tune, or as "

@@ -36,7 +36,7 @@ FUTURE_FILE: Final = "file-of-a-later-run"
 def create(
     session: Session, wanted: CreateSchedule, caller: Caller, *, base: BaseModelRef, parent: ParentModel | None
 ) -> ScheduleRow:
-    """A schedule, whose job would be accepted now but for the project's room. Data that is there is no change.
+    """A schedule. Its job would be accepted now if the project has room. Data that is there is no change.
 
     Raises:
         Invalid, NotFound, Forbidden, Conflict: as for the job, and for name, cron and time zone.

@@ -90,7 +90,7 @@ def create(
 
 
 def with_words_of(number: int, settings: Mapping[str, Any], check: Callable[[], T]) -> T:
-    """What `check` returns; what it refuses says of which trial. Raises Invalid."""
+    """What `check` returns; its refusals name the trial. Raises Invalid."""
     try:
         return check()
     except Invalid as error:

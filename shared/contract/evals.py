@@ -150,7 +150,7 @@ InputMessages = Annotated[MessagesTemplate | MessagesReference, Field(discrimina
 
 
 class SamplingParams(Part):
-    """How answers are made; OpenAI's defaults, but for their length."""
+    """How answers are made. The defaults are OpenAI's, except for the length."""
 
     temperature: float = Field(default=1.0, ge=0.0, le=2.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)

@@ -1,6 +1,6 @@
 """Arithmetic over named figures: `calculate_output` of OpenAI's `multi` grader, and the sides of a gate. Pure.
 
-A formula comes from a stranger. It is read into Python's syntax tree, of which a few kinds of node are allowed and
+A formula comes from a stranger. It is read into Python's syntax tree. A few kinds of node are allowed and
 computed here; nothing is ever evaluated by Python itself. A name may have dots, as `candidate.exact_match`.
 """
 

@@ -16,7 +16,7 @@ from .formula import BadFormula, Formula, NoNumber
 
 Status = Literal["passed", "failed", "undecided"]
 
-# Of two figures that are equal but for rounding: 0.1 + 0.2 == 0.3 holds.
+# Two figures that differ by rounding alone are equal: 0.1 + 0.2 == 0.3 holds.
 CLOSE: Final = 1e-9
 KNOWN_SHOWN: Final = 40
 _COMPARISON: Final = re.compile(r"(<=|>=|==|!=|<>|=>|=<|<|>|=)")

@@ -96,7 +96,7 @@ OBJECTIVES: Final[dict[ObjectiveName, ObjectiveFacts]] = {
         needs_reference=True,
         guess_bounds_loss=False,
         asked="`method.type` `dpo`; `beta` 0.1",
-        choose="two answers of which one is better; two sequences and a second pass without gradient per row",
+        choose="two answers, one better than the other; two sequences and a second pass without gradient per row",
     ),
     "kto": ObjectiveFacts(
         formats=("kto",),

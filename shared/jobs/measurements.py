@@ -20,7 +20,7 @@ from shared.settle.workload import workload
 from shared.store.tables import DeviceRow, JobRow, MeasurementRow
 
 KEPT: Final = 200  # the newest of a kind that are looked at
-REMEMBERED: Final = 50  # of which also the spec is read: enough to see past one odd job
+REMEMBERED: Final = 50  # their specs are read, too: enough to see past one odd job
 
 
 def record(

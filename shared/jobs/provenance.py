@@ -2,7 +2,7 @@
 
 An in-toto Statement v1 (github.com/in-toto/attestation/blob/main/spec/v1/statement.md) about every file of the adapter,
 with the predicate SLSA Provenance v1 (slsa.dev/spec/v1.0/provenance). The trainer, which read a stranger's data, has no
-say in it but for the figures of the run.
+say in it, except in the figures of the run.
 """
 
 from __future__ import annotations

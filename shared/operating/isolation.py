@@ -137,7 +137,7 @@ class Ground:
 
     writes: tuple[Path, ...]
     reads: tuple[Path, ...] = ()
-    home: Path | None = None  # never read, but for `reads`
+    home: Path | None = None  # never read, except for `reads`
 
 
 class Walls:

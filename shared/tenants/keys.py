@@ -156,7 +156,7 @@ _OWNER_FOR_NOW: Final = (
 def authenticate(session: Session, bearer: str) -> Caller:
     """Who this key belongs to. Raises Unauthenticated; for a mistyped key before the database is asked.
 
-    Notes the use, but for uses within `USED_SECONDS` of the last note.
+    Notes the use, unless the last note is younger than `USED_SECONDS`.
     """
     lasting = _prefix_of(bearer) == LASTING
     asked, connection = {"sha256": digest(bearer)}, session.connection()

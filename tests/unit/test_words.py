@@ -1,13 +1,14 @@
-"""The words of the house, read from the source: what a variable must not be called."""
+"""The words of the house, read from the source: what a variable must not be called, and turns that are read twice."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 import pytest
 
-from tests.unit.test_architecture import SOURCE, at, files, tree
+from tests.unit.test_architecture import ROOT, SOURCE, at, files, tree
 
 SPENT = {"found", "one", "told", "said"}
 """They say how a value came, never what it is. The noun says it: `catalogue`, `events`, `match`, `reply`."""
@@ -54,3 +55,33 @@ def test_nothing_is_called_found_one_told_or_said() -> None:
 )
 def test_the_scan_for_spent_names_sees_what_it_must(source: str) -> None:
     assert {name for _, name in named(ast.parse(source))} & SPENT
+
+
+# Turns that a reader understands at the second reading only, and what says the same at the first: "except for"; a new
+# sentence with the thing as its subject; "since"; "likewise" with a verb.
+TURNS = re.compile(r"\bbut for\b|, (?:of which|of whom|most of which)\b|\bfor that sake\b", re.I)
+
+
+def prose() -> Iterator[tuple[str, str]]:
+    """Every page, and every line of the source that holds a comment or a text."""
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "cli").glob("*.md")]:
+        yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
+    for path in files(*SOURCE):
+        yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
+
+
+def test_no_sentence_has_a_turn_that_is_read_twice() -> None:
+    spent = [
+        f"{place}:{text.count(chr(10), 0, match.start()) + 1}: {match[0]}"
+        for place, text in prose()
+        for match in TURNS.finditer(text)
+    ]
+
+    assert not spent, "\n".join(spent)
+
+
+@pytest.mark.parametrize(
+X
+)
+def test_the_scan_for_turns_sees_what_it_must(text: str) -> None:
+    assert TURNS.search(text)

@@ -273,7 +273,7 @@ class AttemptFolder:
 def trainer_variables(
     host: Host, device: FoundDevice, device_ids: tuple[str, ...], tag: Tag, out: Path, *, interface: str | None = None
 ) -> dict[str, str]:
-    """The environment of a trainer on these devices, the first of which is `device`; of a spare likewise."""
+    """The environment of a trainer on these devices; `device` is the first. A spare gets the same."""
     return launcher.environment(
         tag=tag,
         device_ids=device_ids,

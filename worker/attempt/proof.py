@@ -1,6 +1,6 @@
 """What a worker itself knows of a run, and how a signed statement on it comes to lie beside the adapter.
 
-Nothing here is read from what the trainer wrote, but for the sums of the files that are published.
+The sums of published files are all that is read here from what the trainer wrote.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def _bring(host: Host, claim: PushClaim, watch: Watch) -> None:
         watch=watch,
         seconds=PUSH_SECONDS,
         place=place,
-        # Its other way of uploading has stores of its own, of which a hub of another kind knows nothing.
+        # Its other way of uploading has stores of its own, which a hub of another kind does not know.
         environment={"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"},
     )
     if (status := answer.get("refused")) is not None:

@@ -245,7 +245,7 @@ def start(
     `log_file`: takes its first megabytes of output, or whoever keeps it.
     `cpu_seconds`: the most that each process of it may compute, all its threads together; then the kernel kills it.
     `isolation`: what the host gives; `reads`: what the program may read beside its folder and our code, were it below
-    `home`, of which it otherwise sees nothing.
+    `home`; it sees nothing else of it.
     `keep_open`: file descriptors that it gets, under their own numbers.
     `only_child`: this process starts no others meanwhile, so what has descended from it since dies with the program.
 

@@ -4,7 +4,7 @@
 Shapes: B = rows, L = columns of the longest row, V = vocabulary.
 
 A row sees its own tokens alone: what fills it up is masked, and positions are counted from the row's first token. So a
-row's numbers are those of the row by itself but for the order in which a product sums up, which is the last bit or two.
+row's numbers are those of the row by itself, except for the last bit or two: a product sums up in another order.
 `model.generate` computes the same; it carries rows to the end whose answers are over, and knows one length and one set
 of stop strings for all. Here an answer that is over leaves its row.
 """
@@ -143,7 +143,7 @@ class Batcher:
             yield list(batch.step(model))
 
     def _size(self, model: Any, waiting: Sequence[Answer]) -> int:
-        """How many of `waiting`, the longest of which is the first, go together."""
+        """How many of `waiting` go together. Its first is its longest."""
         prompt = len(waiting[0].prompt)
         row_bytes = self._row_bytes * (prompt + waiting[0].limit)
         by_cache = int(CACHE_SHARE * _free_bytes(model.device)) // max(1, row_bytes)

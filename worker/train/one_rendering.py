@@ -15,7 +15,7 @@ from jinja2 import nodes
 
 MARK: Final = "\0"  # no data row holds it: the check of files refuses it
 
-# As transformers sets it up, but for its {% generation %}: templates with that tag are not recognised.
+# As transformers sets it up, without its {% generation %}: templates with that tag are not recognised.
 _GRAMMAR = jinja2.Environment(  # noqa: S701 -- parses only
     trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
 )
