@@ -23,7 +23,8 @@ log = structlog.get_logger()
 TALLY_SECONDS: Final = 0.25  # so long a key is counted without a look
 _MOST_TALLIES: Final = 10_000
 # Of each bucket: what it holds is what it held and what has run in since, at most a minute's worth. Whoever finds one
-# of them empty takes from none, except for what it owes already (ARGV[1]). Answers: the wait in ms, then what each holds.
+# of them empty takes from none, except for what it owes already (ARGV[1]). Answers: the wait in ms, then what each
+# holds.
 _TAKE: Final = """
 local now = redis.call('TIME')
 local ms = now[1] * 1000 + math.floor(now[2] / 1000)

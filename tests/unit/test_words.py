@@ -80,8 +80,6 @@ def test_no_sentence_has_a_turn_that_is_read_twice() -> None:
     assert not spent, "\n".join(spent)
 
 
-@pytest.mark.parametrize(
-X
-)
+@pytest.mark.parametrize("text", ["all but for one", "files, of which one is read", "a list, most of which is old"])
 def test_the_scan_for_turns_sees_what_it_must(text: str) -> None:
     assert TURNS.search(text)
