@@ -12,6 +12,7 @@ from urllib.parse import quote
 import httpx2
 
 from tunepool.requests import BadSetting
+from tunepool.transfers import Transfer
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -121,9 +122,12 @@ def _fetch(url: str, target: Path, *, sha256: str) -> None:
     # No bearer key goes along: the link itself is the permission, and may point to another host.
     with httpx2.stream("GET", url, follow_redirects=True, timeout=60) as response, unfinished.open("wb") as file:
         response.raise_for_status()
-        for chunk in response.iter_bytes(1 << 20):
-            digest.update(chunk)
-            file.write(chunk)
+        length = response.headers.get("content-length", "")
+        with Transfer(target.name, int(length) if length.isdigit() else None) as transfer:
+            for chunk in response.iter_bytes(1 << 20):
+                digest.update(chunk)
+                file.write(chunk)
+                transfer.at(file.tell())
     if digest.hexdigest() != sha256:
         unfinished.unlink()
         raise Damaged(f"{target.name}: sha256 is {digest.hexdigest()}, the server recorded {sha256}.")

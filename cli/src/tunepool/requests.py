@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tunepool import official
+from tunepool.transfers import CountedFile, Transfer
 
 if TYPE_CHECKING:
     from openai import APIStatusError, OpenAI
@@ -80,14 +81,28 @@ def file_id(client: OpenAI, source: str) -> str:
 
 
 def upload(client: OpenAI, path: Path) -> FileObject:
-    """The file, uploaded: in parts when it is large, so that a lost line costs one part."""
-    if path.stat().st_size <= LARGE_BYTES:
-        return client.files.create(file=path, purpose="fine-tune")
+    """The file, uploaded: in parts when it is large, so that a lost line costs one part. Never whole in memory."""
+    size = path.stat().st_size
+    with Transfer(path.name, size) as transfer:
+        if size > LARGE_BYTES:
+            return _in_parts(client, path, size, transfer)
+        with CountedFile(path, transfer.at) as stream:
+            return client.files.create(file=(path.name, stream), purpose="fine-tune")
+
+
+def _in_parts(client: OpenAI, path: Path, size: int, transfer: Transfer) -> FileObject:
+    """What the client's `upload_file_chunked` does, and how far it is."""
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
-    made = client.uploads.upload_file_chunked(
-        file=path, mime_type="application/octet-stream", purpose="fine-tune", md5=digest
-    )
+        begun = client.uploads.create(
+            bytes=size, filename=path.name, mime_type="application/octet-stream", purpose="fine-tune"
+        )
+        stream.seek(0)
+        parts = list[str]()
+        while data := stream.read(LARGE_BYTES):
+            parts.append(client.uploads.parts.create(upload_id=begun.id, data=data).id)
+            transfer.at(stream.tell())
+    made = client.uploads.complete(upload_id=begun.id, part_ids=parts, md5=digest)
     if made.file is None:
         raise BadSetting(f"'{path}' was uploaded, and its file was deleted since.")
     return made.file
