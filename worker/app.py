@@ -57,8 +57,9 @@ def this_host() -> Host:
 
 
 class _Main:
-    """What only the main process has."""
+    """What only the main process has, and its number, by which children know whether it lives."""
 
+    pid: int = 0
     lock: IO[str] | None = None
     presence: Presence | None = None
     deaf: int = 0  # how to end when we went deaf; 0 otherwise
@@ -68,6 +69,7 @@ class _Main:
 def _arrive(**_: Any) -> None:
     gc.freeze()  # worker.tasks is imported, too; children that are forked from here share it all
     gc.enable()
+    _Main.pid = os.getpid()
     hide_secrets()  # and those of the children that are forked from here
     try:
         _Main.lock = take_home(settings.home.resolve())
@@ -123,6 +125,8 @@ def _leave(**_: Any) -> None:
 
 @signals.worker_process_init.connect
 def _begin_child(**_: Any) -> None:
+    # Celery has asked for our death with its main process, and is not told of a death before that.
+    processes.die_with_parent(_Main.pid)
     processes.adopt_strays()
     flags.begin(child=processes.child_number())
     this_host()

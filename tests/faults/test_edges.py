@@ -33,7 +33,8 @@ SUPERVISED: dict[Edge, list[str]] = {
     "after_publish": ["succeeded"],  # it was known by then, and nobody need say more
 }
 API: set[Edge] = {"submit_before_commit", "submit_after_commit"}
-JANITOR: set[Edge] = {"reap_before_commit", "sweep_before_commit"}  # the second: tests/lifecycle/test_sweeps.py
+# Those of sweeps and schedules: tests/lifecycle/test_sweeps.py, tests/integration/test_schedules.py.
+JANITOR: set[Edge] = {"reap_before_commit", "sweep_before_commit", "schedule_before_commit"}
 
 
 def test_every_edge_has_its_fault() -> None:
