@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,3 +65,21 @@ def test_a_cpu_tells_what_was_resident() -> None:
     told = peak_memory(cpu, before=device_bytes_in_use(cpu))
 
     assert told.allocated == told.reserved == told.whole > 0
+
+
+def test_a_process_without_memory_has_room_for_its_last_words() -> None:
+    code = """if True:
+        from worker.train.memory import Reserve, limit_host_memory
+        reserve, hoard = Reserve(), []
+        limit_host_memory(0)
+        try:
+            while True:
+                hoard.append(bytes(2**20))
+        except MemoryError:
+            reserve.let_go()
+        print(len(bytes(2**20)), end='')
+    """
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout == str(2**20)

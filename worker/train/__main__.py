@@ -45,6 +45,7 @@ from worker.train.loop import TrainingRun, save_checkpoint, train
 from worker.train.memory import (
     MAY_MEAN_MEMORY,
     Peaks,
+    Reserve,
     device_bytes_in_use,
     limit_memory,
     out_of_memory_code,
@@ -73,6 +74,7 @@ def main(spec_file: Path, out: Path) -> int:
     events = out / "events.jsonl"
     reporter = Reporter(events, clock=time.time)
     before: int | None = None
+    reserve = Reserve()
     try:
         spec = AttemptSpec.model_validate_json(spec_file.read_bytes())
         before = device_bytes_in_use(spec)
@@ -89,9 +91,11 @@ def main(spec_file: Path, out: Path) -> int:
         reporter.write(Failed, code=error.code, message=error.message, param=error.param)
         return EXIT_USER_FAULT
     except EvaluationTooLarge as too_large:
+        reserve.let_go()
         evaluation_rows.write(out, too_large.fitting)
         return EXIT_OUT_OF_MEMORY
     except MAY_MEAN_MEMORY as error:
+        reserve.let_go()
         code = out_of_memory_code(error)
         if code is None:
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import resource
 from dataclasses import dataclass
 from typing import Any, Final
@@ -36,6 +37,21 @@ def limit_host_memory(limit: int, *, mapped: int = 0) -> None:
     now = psutil.Process().memory_full_info()
     ceiling = now.data + mapped + max(0, limit - now.uss)
     resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
+
+
+class Reserve:
+    """Memory that is held back for the words about its lack: an exhausted process has none left to say so.
+
+    Mapped by itself, so that letting it go gives it back to the kernel, under whose limit the words then find room.
+    """
+
+    BYTES: Final = 4 * 2**20
+
+    def __init__(self) -> None:
+        self._pages = mmap.mmap(-1, self.BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+    def let_go(self) -> None:
+        self._pages.close()
 
 
 # Driver context and cuBLAS, where the device cannot be asked: `shared.settle.sizing` reckons with as much.
@@ -82,10 +98,11 @@ def peak_host_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
-# What torch, oneDNN and the C++ runtime say when the host has no memory left; none of them has a class of its own.
+# What torch, oneDNN, the C++ runtime and Python (for a thread's stack) say when the host has no memory left; none of
+# them has a class of its own.
 _HOST_OOM_PHRASES = (
     *("can't allocate memory", "Cannot allocate memory", "not enough memory"),
-    *("std::bad_alloc", "could not create a memory object"),
+    *("std::bad_alloc", "could not create a memory object", "can't start new thread"),
 )
 # What CUDA and HIP say of a device, and with them Triton and bitsandbytes; cuBLAS, cuDNN and cuSOLVER; cuSPARSE; NCCL.
 _DEVICE_OOM_PHRASES = (
