@@ -40,7 +40,12 @@ class Transfer:
 
     def __enter__(self) -> Transfer:
         if self._console.is_terminal:
-            columns = (TextColumn("{task.fields[name]}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+            columns = (
+                TextColumn("{task.fields[name]}", markup=False),
+                BarColumn(),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+            )
             self._bar = Progress(*columns, console=self._console, transient=True)
             self._task = self._bar.add_task("", total=self._total, name=self._name)
             self._bar.start()
