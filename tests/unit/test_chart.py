@@ -112,6 +112,7 @@ def test_the_chart_has_nothing_that_helm_warns_of(values: dict[str, Any]) -> Non
         ({**OUTSIDE, "api": {"replicas": "two"}}, "replicas"),
         ({**OUTSIDE, "workers": {"gpu": {"gpu": 8}}}, "gpu"),
         ({**OUTSIDE, "workers": {"GPU!": {}}}, "GPU!"),
+        ({**OUTSIDE, "workers": {"gpu": {"scaling": {"min": 1}}}}, "min"),
         ({**OUTSIDE, "settings": {"TUNEPOOL_SIGNING_SECRET": "x"}}, "TUNEPOOL_SIGNING_SECRET"),
         ({**OUTSIDE, "settings": {"LD_PRELOAD": "x"}}, "LD_PRELOAD"),
         ({**OUTSIDE, "migrations": {"mode": "later"}}, "mode"),
@@ -221,6 +222,16 @@ def test_the_job_of_an_attempt_is_one_that_the_dispatcher_takes() -> None:
     assert worker["command"] == ["tunepool-server"]
     assert "args" not in worker
     assert "TUNEPOOL_POOL" not in {entry["name"] for entry in worker["env"]}
+
+
+def test_pods_that_train_go_only_when_none_of_their_kind_works() -> None:
+    spec = next(document["spec"] for document in documents(EVERYTHING) if document["kind"] == "ScaledObject")
+    scale_down = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
+
+    # KEDA itself takes pods away only to none; the autoscaler between none and the most would stop any of them.
+    assert spec["minReplicaCount"] == 0
+    assert "idleReplicaCount" not in spec
+    assert scale_down == {"selectPolicy": "Disabled"}
 
 
 def test_alert_rules_are_those_of_this_version() -> None:
