@@ -53,7 +53,7 @@ def alias_page(
 
 def _alias(request: Request, door: Door, visit: SignedIn, name: str, **more: Any) -> Response:
     tuned = adapter_routes.list_adapters(request, door, visit.caller, after=None, limit=ROWS)
-    values = {"compared": None, "judged": None, "asked": {}, **more}
+    values = {"compared": None, "judged": None, "asked": {}, "pending": None, **more}
     alias = alias_routes.retrieve_alias(name, door, visit.caller)
     return rendering.page(request, visit, "alias.html", alias=alias, tuned=tuned.data, **values)
 
@@ -82,6 +82,8 @@ def _promote(
     moved: AliasMoved = alias_routes.promote_alias(name, visit.caller, json.dumps(body).encode(), door)
     if body["dry_run"]:
         return _alias(request, door, visit, name, judged=moved.gate, asked=form.flat())
+    if moved.promotion is not None:
+        return _alias(request, door, visit, name, pending=moved.promotion)
     return visits.back(visits.address("/ui/aliases", name))
 
 

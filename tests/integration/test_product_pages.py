@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 from openai import OpenAI
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from api.ui import evaluation_pages, webhook_pages
 from shared.jobs import moves
@@ -93,6 +93,24 @@ def test_an_alias_is_made_judged_promoted_rolled_back_and_deleted(
     assert "the first" in page
     assert "forced" in page
     assert sent(visitor, "/ui/aliases/shop@prod/delete").status_code == 303
+
+
+def test_a_promotion_that_needs_approvals_says_so_and_who_can_give_them(
+    site: Api, visitor: httpx2.Client, model: str
+) -> None:
+    made = sent(visitor, "/ui/aliases", alias="slow@prod", model=model, force="yes", reason="the first")
+    assert made.status_code == 303, made.text
+    with session_scope(site.engine) as session:
+        alias = session.scalars(select(AliasRow).where(AliasRow.name == "slow@prod")).one()
+        alias.approvals = 2
+        other = session.scalars(select(AdapterRow).where(AdapterRow.name == model)).one()
+        session.execute(update(AliasRow).where(AliasRow.id == alias.id).values(model_id=f"{other.id}-before"))
+
+    asked = sent(visitor, "/ui/aliases/slow@prod/promote", act="move", model=model, force="yes", reason="again")
+
+    assert asked.status_code == 200, asked.text
+    assert "Waits for approvals; nothing has moved" in asked.text
+    assert f"{model} has 0 of 2 approvals" in asked.text
     assert "shop@prod" not in visitor.get("/ui/aliases").text
 
 
