@@ -77,25 +77,29 @@ def _runner(
     """Everything that can be read is read before a server is asked. Raises BadSetting, NoServerKnown."""
     asked = document.read_pipeline(path)
     result.pipeline = asked.name
-    gate_text = None
-    if asked.gate is not None:
-        gate = path.parent / asked.gate
-        if not gate.is_file():
-            raise BadSetting(f"{path}: gate: there is no file '{gate}'.")
-        gating.gate_of(gate)
-        gate_text = gate.read_text(encoding="utf-8")
     lines = watching.Lines(Console(stderr=True))
     return Runner(
         service=Service(context.obj.credentials),
         pipeline=asked,
         folder=path.parent,
         where=where,
-        gate_text=gate_text,
+        gate_text=gate_of(path, asked),
         outcome=result,
         tell=lines.tell,
         show=lines.show,
         deadline=None if timeout is None else time.monotonic() + timeout,
     )
+
+
+def gate_of(path: Path, asked: document.Pipeline) -> str | None:
+    """The text of the gate that a pipeline names, read and understood; None where it names none. Raises BadSetting."""
+    if asked.gate is None:
+        return None
+    gate = path.parent / asked.gate
+    if not gate.is_file():
+        raise BadSetting(f"{path}: gate: there is no file '{gate}'.")
+    gating.gate_of(gate)
+    return gate.read_text(encoding="utf-8")
 
 
 def ending(error: BaseException) -> tuple[int, str]:

@@ -10,13 +10,12 @@ from typing import Annotated, Any, Final, Literal
 import typer
 from rich.console import Console
 
-from tunepool import gating, native, watching
+from tunepool import native, watching
 from tunepool.pipeline import command, outcome, sweep_document, sweep_shown
 from tunepool.pipeline.service import Service
 from tunepool.pipeline.surroundings import Surroundings, surroundings
 from tunepool.pipeline.sweep_runner import SweepOutcome, SweepRunner
 from tunepool.printing import json_line, printable, show, show_rows
-from tunepool.requests import BadSetting
 
 sweeps_cli = typer.Typer(no_args_is_help=True, help="Sweeps: one job in many settings.")
 LISTED: Final = ("id", "status", "name", "strategy", "measure", "trial_counts", "best")
@@ -73,13 +72,6 @@ def _runner(
     """Everything that can be read is read before a server is asked. Raises BadSetting, NoServerKnown."""
     asked = sweep_document.read_sweep(path)
     result.pipeline = asked.name
-    gate_text = None
-    if asked.gate is not None:
-        gate = path.parent / asked.gate
-        if not gate.is_file():
-            raise BadSetting(f"{path}: gate: there is no file '{gate}'.")
-        gating.gate_of(gate)
-        gate_text = gate.read_text(encoding="utf-8")
     lines = watching.Lines(Console(stderr=True))
 
     def keep(seen: dict[str, Any]) -> None:
@@ -90,7 +82,7 @@ def _runner(
         pipeline=asked,
         folder=path.parent,
         where=where,
-        gate_text=gate_text,
+        gate_text=command.gate_of(path, asked),
         outcome=result,
         tell=lines.tell,
         show=lines.show,
