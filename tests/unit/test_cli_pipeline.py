@@ -61,6 +61,7 @@ class Pretended:
         self.job_ends = "succeeded"
         self.evaluation_ends = "succeeded"
         self.moves_meanwhile = False
+        self.approvals = 0  # that a promotion needs
         self.problems: list[dict[str, Any]] = []
         self.ill = False
         self.away = 0  # so many answers of an evaluation that is followed are a restart
@@ -178,6 +179,10 @@ class Pretended:
             return 200, {"moved": False, "alias": None, "version": None, "gate": gate}
         if body["expected_version"] != len(self.versions):
             return 409, self._error("alias_moved", "version 1 names 'ft:other'")
+        if self.approvals:
+            promotion = {"id": "promo_1", "alias": "bot@prod", "approved_by": [], "approvals": self.approvals}
+            waiting = {**promotion, "expires_at": 1_900_000_000}
+            return 200, {"moved": False, "alias": None, "version": None, "gate": gate, "promotion": waiting}
         self.versions.append({"number": len(self.versions) + 1, "model": body["model"], "gate": gate})
         return 200, {"moved": True, "alias": self._alias(), "version": self.versions[-1], "gate": gate}
 
@@ -247,6 +252,21 @@ def test_a_first_run_goes_all_the_way_and_says_which_commit_it_was(server: tuple
     assert job["metadata"]["git_sha"] == "abc123"
     assert job["tunepool"]["queue"] == {"group": "tickets:main", "supersede": "running"}
     assert server[0].versions[0]["model"] == "ft:tiny:1"
+
+
+def test_an_alias_that_needs_approvals_has_not_moved_and_the_run_says_what_is_missing(
+    server: tuple[Pretended, str], folder: Path
+) -> None:
+    server[0].approvals = 2
+
+    code, told, _ = run(server, folder)
+
+    assert (code, steps(told)[-1], told["alias"]) == (8, ("promote", "failed"), None)
+    assert told["message"].startswith("bot@prod has not moved: promo_1 has 0 of 2 approvals and waits until 2030-03-17")
+
+    server[0].approvals = 0
+    code, told, _ = run(server, folder)
+    assert (code, told["model"], len(server[0].jobs)) == (0, "ft:tiny:1", 1)
 
 
 def test_the_same_content_trains_once_and_is_answered_by_the_earlier_adapter(
