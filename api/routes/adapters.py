@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 
 from api.deps import Door, DoorDep, ModelsReader
 from api.downloads import linked
+from api.paging import After, Limit
 from api.views import product_views, view
 from shared.contract.preflight_report import ServerVerdict
 from shared.contract.published import published_shape
@@ -22,8 +21,8 @@ def list_adapters(
     request: Request,
     door: DoorDep,
     caller: ModelsReader,
-    after: Annotated[str | None, Query(max_length=100)] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: After = None,
+    limit: Limit = 20,
 ) -> product_views.AdapterPage:
     """The project's adapters, newest first."""
     with door.session() as session:

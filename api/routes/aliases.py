@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query
 from api.alias_bodies import EditAlias, GateBody, PromoteAlias, RollBackAlias
 from api.body import RawBody, body_of, parse
 from api.deps import Administrator, DoorDep, ModelsReader, ModelsWriter
+from api.paging import AfterName, Limit
 from api.views import alias_views, view
 from shared.errors import Conflict, Invalid
 from shared.operating import promotion
@@ -26,8 +27,8 @@ Number = Annotated[int, Query(ge=1, le=2**31 - 1)]
 def list_aliases(
     door: DoorDep,
     caller: ModelsReader,
-    after: Annotated[str | None, Query(max_length=200)] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: AfterName = None,
+    limit: Limit = 20,
 ) -> alias_views.AliasPage:
     """The project's aliases by name, with what each of them names now. `after`: the last name of the page before."""
     with door.session() as session:

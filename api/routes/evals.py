@@ -23,6 +23,7 @@ from api.views.eval_views import (
 from shared.chores import evals
 from shared.contract.evals import CreateEval, CreateEvalRun, UpdateEval
 from shared.errors import NotFound
+from shared.store.paging import Order
 from shared.tenants import audit
 
 router = APIRouter(prefix="/v1/evals", tags=["evals"])
@@ -48,7 +49,7 @@ def list_evals(
     caller: JobsReader,
     after: After = None,
     limit: Limit = 20,
-    order: evals.Order = "asc",
+    order: Order = "asc",
     order_by: Literal["created_at", "updated_at"] = "created_at",
 ) -> EvalPage:
     """The project's evals."""
@@ -107,7 +108,7 @@ def list_eval_runs(
     caller: JobsReader,
     after: After = None,
     limit: Limit = 20,
-    order: evals.Order = "asc",
+    order: Order = "asc",
     status: Literal["queued", "in_progress", "completed", "canceled", "failed"] | None = None,
 ) -> EvalRunPage:
     """The runs of an eval."""
@@ -158,7 +159,7 @@ def list_output_items(
     caller: JobsReader,
     after: After = None,
     limit: Limit = 20,
-    order: evals.Order = "asc",
+    order: Order = "asc",
     status: Literal["pass", "fail"] | None = None,
 ) -> OutputItemPage:
     """Answers of a run so far, each with what every criterion says of it; `fail` lists those in error, too."""

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query
 
 from api.body import RawBody, parse
 from api.deps import DoorDep, JobsReader, JobsWriter
+from api.paging import After, Limit
 from api.views import evaluation_views, view
 from api.views.evaluation_views import EvaluationItemPage, EvaluationPage, EvaluationView
 from shared.chores import evaluations
@@ -61,8 +62,8 @@ def create_evaluation(caller: JobsWriter, body: RawBody, door: DoorDep) -> Evalu
 def list_evaluations(
     door: DoorDep,
     caller: JobsReader,
-    after: Annotated[str | None, Query(max_length=100)] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: After = None,
+    limit: Limit = 20,
 ) -> EvaluationPage:
     """The project's evaluations, newest first."""
     with door.session() as session:
@@ -85,8 +86,8 @@ def list_evaluation_items(
     door: DoorDep,
     caller: JobsReader,
     subject: Annotated[str | None, Query(max_length=300)] = None,
-    after: Annotated[str | None, Query(max_length=100)] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: After = None,
+    limit: Limit = 20,
 ) -> EvaluationItemPage:
     """Answers so far with their scores, item by item; those of stored `subject`, if it is named."""
     with door.session() as session:

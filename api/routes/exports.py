@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 
 from api.body import RawBody, parse
 from api.deps import DoorDep, ModelsReader, ModelsWriter
 from api.downloads import linked
+from api.paging import After, Limit
 from api.views import export_views, view
 from shared.chores import exports, pushes
 from shared.contract.merge_request import CreateExport, CreatePush
@@ -54,8 +55,8 @@ def list_exports(
     request: Request,
     door: DoorDep,
     caller: ModelsReader,
-    after: Annotated[str | None, Query(max_length=100)] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: After = None,
+    limit: Limit = 20,
 ) -> export_views.ExportPage:
     """The project's exports, newest first."""
     with door.session() as session:

@@ -12,6 +12,7 @@ from fastapi.responses import Response, StreamingResponse
 from api.deps import Door, DoorDep, FilesReader, FilesWriter
 from api.downloads import PARTS, sent
 from api.file_rules import MAX_LIFE_SECONDS, MIN_LIFE_SECONDS, PURPOSES
+from api.paging import After
 from api.upload_form import upload_of
 from api.uploads import FormStream, store_form
 from api.views import file_views, view
@@ -101,7 +102,7 @@ def keep(door: Door, caller: Caller, upload: Upload) -> file_views.File:
 def list_files(
     door: DoorDep,
     caller: FilesReader,
-    after: Annotated[str | None, Query(max_length=100)] = None,
+    after: After = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     order: Literal["asc", "desc"] = "desc",
     purpose: Annotated[str | None, Query(max_length=100)] = None,

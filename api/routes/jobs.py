@@ -14,6 +14,7 @@ from fastapi.concurrency import run_in_threadpool
 from api.answers import written
 from api.body import is_short, parse, raw_body
 from api.deps import Door, DoorDep, JobsReader, JobsWriter, bearer_of, door_of
+from api.paging import After, Limit
 from api.plan_cache import Look
 from api.views import history_views, job_views, queue_views
 from shared import failpoints
@@ -142,8 +143,8 @@ def list_jobs(
     request: Request,
     door: DoorDep,
     caller: JobsReader,
-    after: Annotated[str | None, Query(max_length=100)] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: After = None,
+    limit: Limit = 20,
     metadata: Annotated[
         str | None, Query(description="`null` or empty: jobs without metadata. Or `metadata[key]=value`.")
     ] = None,
@@ -249,7 +250,7 @@ def list_events(
     job_id: str,
     door: DoorDep,
     caller: JobsReader,
-    after: Annotated[str | None, Query(max_length=100)] = None,
+    after: After = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 20,
 ) -> history_views.EventPage:
     """What happened, newest first."""
@@ -264,8 +265,8 @@ def list_checkpoints(
     job_id: str,
     door: DoorDep,
     caller: JobsReader,
-    after: Annotated[str | None, Query(max_length=100)] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 10,
+    after: After = None,
+    limit: Limit = 10,
 ) -> history_views.CheckpointPage:
     """Published checkpoints, newest first."""
     with door.session() as session:

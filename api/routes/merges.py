@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 
 from api.body import RawBody, parse
 from api.deps import Door, DoorDep, ModelsReader, ModelsWriter
 from api.downloads import linked
+from api.paging import After, Limit
 from api.views import product_views, view
 from shared.chores import merges
 from shared.contract.merge_request import CreateCombination, CreateMerge
@@ -61,8 +62,8 @@ def list_merges(
     request: Request,
     door: DoorDep,
     caller: ModelsReader,
-    after: Annotated[str | None, Query(max_length=100)] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: After = None,
+    limit: Limit = 20,
 ) -> product_views.MergePage:
     """The project's merges and combinations, newest first."""
     with door.session() as session:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 
 from api.body import RawBody, body_of, parse
 from api.deps import Administrator, DoorDep
+from api.paging import After, Limit
 from api.upload_bodies import CreatePermissions
 from api.views import permission_views, view
 from shared.products import sharing
@@ -38,8 +39,8 @@ def list_permissions(
     caller: Administrator,
     door: DoorDep,
     project_id: Annotated[str | None, Query(max_length=100)] = None,
-    after: Annotated[str | None, Query(max_length=100)] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 10,
+    after: After = None,
+    limit: Limit = 10,
     order: Literal["ascending", "descending"] = "descending",
 ) -> permission_views.PermissionPage:
     """Who may use a tuned model or a checkpoint."""

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 
 from api.body import RawBody, body_of, parse
 from api.deps import Administrator, Door, DoorDep, JobsReader
+from api.paging import After, Limit
 from api.pool_bodies import EditPool, Quarantine, changes
 from api.views import pool_views, usage_views
 from shared.operating import administration
@@ -101,8 +102,8 @@ def release_device(device_id: str, caller: Administrator, door: DoorDep) -> pool
 def list_audit(
     caller: Administrator,
     door: DoorDep,
-    after: Annotated[str | None, Query(max_length=100)] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: After = None,
+    limit: Limit = 20,
     target: Annotated[str | None, Query(max_length=300, description="Only acts on the thing with this id.")] = None,
 ) -> usage_views.AuditPage:
     """Who operated what, newest first."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 
 from api.body import RawBody, body_of, parse
 from api.deps import DoorDep, JobsReader, JobsWriter
+from api.paging import After, Limit
 from api.views import preflight_views
 from api.views.preflight_views import PreflightStatus
 from shared.chores import preflights
@@ -34,8 +33,8 @@ def create_preflight(caller: JobsWriter, body: RawBody, door: DoorDep) -> prefli
 def list_preflights(
     door: DoorDep,
     caller: JobsReader,
-    after: Annotated[str | None, Query(max_length=100)] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: After = None,
+    limit: Limit = 20,
     status: PreflightStatus | None = None,
 ) -> preflight_views.PreflightPage:
     """The project's preflights, newest first, each with its verdict only."""

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query
 from api.alias_bodies import WithdrawPromotion
 from api.body import RawBody, body_of, parse
 from api.deps import DoorDep, ModelsReader, ModelsWriter
+from api.paging import After, Limit
 from api.views import alias_views
 from shared.errors import Conflict
 from shared.operating import approvals
@@ -24,8 +25,8 @@ def list_promotions(
     door: DoorDep,
     caller: ModelsReader,
     state: Annotated[State | None, Query(description="Only those in this state.")] = None,
-    after: Annotated[str | None, Query(max_length=100)] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: After = None,
+    limit: Limit = 20,
 ) -> alias_views.PromotionPage:
     """Promotions that needed approvals, newest first."""
     with door.session() as session:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 
 from api.body import RawBody, body_of, parse
 from api.deps import DoorDep, JobsReader, JobsWriter
+from api.paging import After, Limit
 from api.schedule_bodies import RunSchedule
 from api.views import schedule_views, view
 from shared.chores import schedule_runs, schedules
@@ -41,8 +40,8 @@ def create_schedule(caller: JobsWriter, body: RawBody, door: DoorDep) -> schedul
 def list_schedules(
     caller: JobsReader,
     door: DoorDep,
-    after: Annotated[str | None, Query(max_length=100)] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: After = None,
+    limit: Limit = 20,
 ) -> schedule_views.SchedulePage:
     """The project's schedules by name, each with its last run. `after`: the last name of the page before."""
     with door.session() as session:
@@ -64,8 +63,8 @@ def list_runs(
     schedule: str,
     caller: JobsReader,
     door: DoorDep,
-    after: Annotated[str | None, Query(max_length=100)] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: After = None,
+    limit: Limit = 20,
 ) -> schedule_views.ScheduleRunPage:
     """Every run, newest first. Those that started nothing are kept for 90 days."""
     with door.session() as session:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header
 
 from api.body import RawBody, parse
 from api.deps import DoorDep, JobsReader, JobsWriter
+from api.paging import After, Limit
 from api.trial_bodies import trials_of
 from api.views import sweep_views
 from api.views.sweep_views import SweepPage, SweepView
@@ -82,8 +83,8 @@ def create_sweep(caller: JobsWriter, body: RawBody, door: DoorDep, idempotency_k
 def list_sweeps(
     door: DoorDep,
     caller: JobsReader,
-    after: Annotated[str | None, Query(max_length=100)] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: After = None,
+    limit: Limit = 20,
 ) -> SweepPage:
     """The project's sweeps, newest first, without their trials."""
     with door.session() as session:

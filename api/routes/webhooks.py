@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 
 from api.body import RawBody, body_of, parse
 from api.deps import Door, DoorDep, JobsReader, JobsWriter
+from api.paging import After, Limit
 from api.views import view, webhook_views
 from api.webhook_bodies import CreateWebhook, EditWebhook, RotateWebhook, SendTestEvent
 from shared.chores import deliveries
@@ -121,8 +120,8 @@ def list_deliveries(
     webhook_id: str,
     caller: JobsReader,
     door: DoorDep,
-    after: Annotated[str | None, Query(max_length=100)] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: After = None,
+    limit: Limit = 20,
 ) -> webhook_views.DeliveryPage:
     """What was sent there or waits, newest first. Ended deliveries are kept for 30 days."""
     with door.session() as session:

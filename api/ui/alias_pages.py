@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Query, Request, Response
 
 from api.deps import Door, DoorDep
+from api.paging import AfterName
 from api.routes import adapters as adapter_routes
 from api.routes import aliases as alias_routes
 from api.ui import rendering, visits
@@ -26,7 +27,7 @@ def aliases_page(
     request: Request,
     door: DoorDep,
     visit: ModelsVisitor,
-    after: Annotated[str | None, Query(max_length=200)] = None,
+    after: AfterName = None,
 ) -> Response:
     listed = alias_routes.list_aliases(door, visit.caller, after=after, limit=ROWS)
     tuned = adapter_routes.list_adapters(request, door, visit.caller, after=None, limit=ROWS)

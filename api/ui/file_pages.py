@@ -7,6 +7,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Query, Request, Response
 
 from api.deps import DoorDep
+from api.paging import After
 from api.routes import files as file_routes
 from api.ui import rendering, visits
 from api.ui.visits import FilesOrderer, FilesVisitor, ProvenForm
@@ -22,7 +23,7 @@ def files_page(
     request: Request,
     door: DoorDep,
     visit: FilesVisitor,
-    after: Annotated[str | None, Query(max_length=100)] = None,
+    after: After = None,
 ) -> Response:
     listed = file_routes.list_files(door, visit.caller, after=after, limit=ROWS)
     return rendering.page(request, visit, "files.html", files=listed.data, more=listed.has_more, after=after)

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from api.deps import Door, DoorDep
+from api.paging import After
 from api.routes import job_logs as log_routes
 from api.routes import job_operations as operation_routes
 from api.routes import jobs as job_routes
@@ -147,7 +148,7 @@ def events_page(
     request: Request,
     door: DoorDep,
     visit: JobsVisitor,
-    after: Annotated[str | None, Query(max_length=100)] = None,
+    after: After = None,
 ) -> Response:
     """Every event, those with figures too, newest first."""
     listed = job_routes.list_events(job_id, door, visit.caller, after=after, limit=200)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Final
+from typing import Final
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from api.deps import DoorDep
+from api.paging import After
 from api.routes import adapters as adapter_routes
 from api.routes import catalogue as catalogue_routes
 from api.ui import rendering, visits
@@ -23,7 +24,7 @@ def models_page(
     request: Request,
     door: DoorDep,
     visit: ModelsVisitor,
-    after: Annotated[str | None, Query(max_length=100)] = None,
+    after: After = None,
 ) -> Response:
     bases = catalogue_routes.list_base_models(door, visit.caller)
     listed = adapter_routes.list_adapters(request, door, visit.caller, after=after, limit=ROWS)

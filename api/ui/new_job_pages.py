@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, get_args
 from fastapi import APIRouter, Query, Request, Response
 
 from api.deps import Door, DoorDep
+from api.paging import After
 from api.routes import catalogue as catalogue_routes
 from api.routes import files as file_routes
 from api.routes import jobs as job_routes
@@ -150,9 +151,7 @@ def submit_form(request: Request, door: DoorDep, visit: JobsOrderer, form: Prove
 
 
 @router.get("/preflights")
-def preflights_page(
-    request: Request, door: DoorDep, visit: JobsVisitor, after: Annotated[str | None, Query(max_length=100)] = None
-) -> Response:
+def preflights_page(request: Request, door: DoorDep, visit: JobsVisitor, after: After = None) -> Response:
     listed = preflight_routes.list_preflights(door, visit.caller, after=after)
     return rendering.page(request, visit, "preflights.html", preflights=listed.data, more=listed.has_more)
 

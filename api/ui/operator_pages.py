@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Query, Request, Response
 
 from api.deps import Door, DoorDep
+from api.paging import After
 from api.routes import pool as pool_routes
 from api.routes import projects as project_routes
 from api.routes import usage as usage_routes
@@ -94,7 +95,7 @@ def audit_page(
     request: Request,
     door: DoorDep,
     visit: Operator,
-    after: Annotated[str | None, Query(max_length=100)] = None,
+    after: After = None,
     target: Annotated[str | None, Query(max_length=300)] = None,
 ) -> Response:
     listed = pool_routes.list_audit(visit.caller, door, after=after, limit=ROWS, target=target or None)

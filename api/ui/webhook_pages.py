@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Final, get_args
+from typing import Any, Final, get_args
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from api.deps import Door, DoorDep
+from api.paging import After
 from api.routes import webhooks as webhook_routes
 from api.ui import rendering, visits
 from api.ui.visits import JobsOrderer, JobsVisitor, ProvenForm
@@ -45,7 +46,7 @@ def webhook_page(
     request: Request,
     door: DoorDep,
     visit: JobsVisitor,
-    after: Annotated[str | None, Query(max_length=100)] = None,
+    after: After = None,
 ) -> Response:
     return _webhook(request, door, visit, webhook_id, after=after)
 

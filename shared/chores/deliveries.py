@@ -21,6 +21,7 @@ from shared.lease import lease as leasing
 from shared.lease.lease import Kind
 from shared.lease.turns import Work
 from shared.lease.values import Lease
+from shared.store import paging
 from shared.store.tables import DeliveryRow, JobRow, WebhookRow
 from shared.tenants import webhooks
 
@@ -193,11 +194,8 @@ def page(
 ) -> tuple[Sequence[DeliveryRow], bool]:
     """Deliveries of a webhook, newest first, and whether more follow. Raises NotFound."""
     webhook = webhooks.find(session, webhook_id, project_id=project_id)
-    query = select(DeliveryRow).where(DeliveryRow.webhook_id == webhook.id)
-    if after is not None:
-        query = query.where(DeliveryRow.id < after)
-    rows = session.scalars(query.order_by(DeliveryRow.id.desc()).limit(limit + 1)).all()
-    return rows[:limit], len(rows) > limit
+    of_webhook = DeliveryRow.webhook_id == webhook.id
+    return paging.page(session, select(DeliveryRow), DeliveryRow.id, of_webhook, after=after, limit=limit)
 
 
 def replay(session: Session, webhook_id: str, delivery_id: str, *, project_id: str) -> DeliveryRow:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, Float, Select, and_, cast, func, select, true, update
+from sqlalchemy import ColumnElement, Float, Select, and_, cast, false, func, select, true, update
 from sqlalchemy.orm import Session
 
 from shared.chores import evaluations
@@ -31,11 +31,11 @@ from shared.ids import new_id
 from shared.rows import run_items
 from shared.rows.measuring import Scorer
 from shared.settle.catalogue import Catalogue
+from shared.store import paging
 from shared.store.locks import one_at_a_time
 from shared.store.tables import EvalRow, EvaluationAnswerRow, EvaluationRow
 
 MAX_EVALS: Final = 1000  # of one project
-Order = Literal["asc", "desc"]
 _RUN: Final = ("evalrun_", "eval_")
 RunStatus = Literal["queued", "in_progress", "completed", "failed", "canceled"]
 STATUSES: Final[dict[str, RunStatus]] = {  # ours -> the wire's
@@ -125,18 +125,19 @@ def change(session: Session, eval_id: str, wanted: UpdateEval, *, project_id: st
 
 
 def page(
-    session: Session, *, project_id: str, after: str | None, limit: int, order: Order, by_update: bool
+    session: Session, *, project_id: str, after: str | None, limit: int, order: paging.Order, by_update: bool
 ) -> tuple[Sequence[EvalRow], bool]:
-    """Evals of a project, and whether more follow."""
+    """Evals of a project, and whether more follow. Raises NotFound for an unknown `after`."""
     moment = EvalRow.updated_at if by_update else EvalRow.created_at
     query = select(EvalRow).where(EvalRow.project_id == project_id, EvalRow.deleted_at.is_(None))
     if after is not None:
-        last = find(session, after, project_id=project_id)
+        last = session.get(EvalRow, after)
+        if last is None or last.project_id != project_id:
+            raise paging.never_was(after, "eval")
         key, place = func.row(moment, EvalRow.id), func.row(last.updated_at if by_update else last.created_at, last.id)
         query = query.where(key > place if order == "asc" else key < place)
     turned = [column.asc() if order == "asc" else column.desc() for column in (moment, EvalRow.id)]
-    rows = session.scalars(query.order_by(*turned).limit(limit + 1)).all()
-    return rows[:limit], len(rows) > limit
+    return paging.cut(session.scalars(query.order_by(*turned).limit(limit + 1)).all(), limit)
 
 
 def remove(session: Session, eval_id: str, *, project_id: str) -> EvalRow:
@@ -187,28 +188,39 @@ def _order(asked: CreateEval, wanted: CreateEvalRun) -> RunOrder:
 def find_run(session: Session, eval_id: str, named: str, *, project_id: str) -> SeenRun:
     """Raises NotFound."""
     row = find(session, eval_id, project_id=project_id)
-    query = _runs(row).where(EvaluationRow.id == _RUN[1] + named.removeprefix(_RUN[0]))
-    run = session.scalars(query).one_or_none() if named.startswith(_RUN[0]) else None
+    run = session.scalars(_runs(row).where(_is_run(row, named))).one_or_none()
     if run is None:
         raise NotFound(f"No run '{named[:100]}' of this eval.", param="run_id")
     return _seen(session, run, CreateEval.model_validate(row.request))
 
 
+def _is_run(row: EvalRow, named: str) -> ColumnElement[bool]:
+    if not named.startswith(_RUN[0]):
+        return false()
+    return (EvaluationRow.eval_id == row.id) & (EvaluationRow.id == _RUN[1] + named.removeprefix(_RUN[0]))
+
+
 def run_page(
-    session: Session, eval_id: str, *, project_id: str, after: str | None, limit: int, order: Order, status: str | None
+    session: Session,
+    eval_id: str,
+    *,
+    project_id: str,
+    after: str | None,
+    limit: int,
+    order: paging.Order,
+    status: str | None,
 ) -> tuple[list[SeenRun], bool]:
     """Runs of an eval, and whether more follow. Raises NotFound."""
     row = find(session, eval_id, project_id=project_id)
     query = _runs(row)
     if status is not None:
         query = query.where(EvaluationRow.status.in_([ours for ours, wire in STATUSES.items() if wire == status]))
-    if after is not None:
-        last = find_run(session, eval_id, after, project_id=project_id).row.id
-        query = query.where(EvaluationRow.id > last if order == "asc" else EvaluationRow.id < last)
-    turned = EvaluationRow.id.asc() if order == "asc" else EvaluationRow.id.desc()
-    rows = session.scalars(query.order_by(turned).limit(limit + 1)).all()
+    if after is not None and session.scalar(select(EvaluationRow.id).where(_is_run(row, after))) is None:
+        raise paging.never_was(after, "run")
+    last = after and _RUN[1] + after.removeprefix(_RUN[0])
+    rows, more = paging.page(session, query, EvaluationRow.id, after=last, limit=limit, order=order)
     asked = CreateEval.model_validate(row.request)
-    return [_seen(session, run, asked) for run in rows[:limit]], len(rows) > limit
+    return [_seen(session, run, asked) for run in rows], more
 
 
 def cancel_run(session: Session, eval_id: str, named: str, *, project_id: str) -> SeenRun:
@@ -228,7 +240,7 @@ def remove_run(session: Session, eval_id: str, named: str, *, project_id: str) -
 
 
 def answers(
-    session: Session, seen: SeenRun, *, after: int | None, limit: int, order: Order, passing: bool | None
+    session: Session, seen: SeenRun, *, after: int | None, limit: int, order: paging.Order, passing: bool | None
 ) -> tuple[list[StoredAnswer], bool]:
     """Answers of a run by item, those that passed or did not, and whether more follow."""
     rows = EvaluationAnswerRow
@@ -239,8 +251,8 @@ def answers(
     if after is not None:
         query = query.where(rows.item > after if order == "asc" else rows.item < after)
     turned = rows.item.asc() if order == "asc" else rows.item.desc()
-    documents = session.scalars(query.order_by(turned).limit(limit + 1)).all()
-    return [StoredAnswer.model_validate(each, extra="ignore") for each in documents[:limit]], len(documents) > limit
+    documents, more = paging.cut(session.scalars(query.order_by(turned).limit(limit + 1)).all(), limit)
+    return [StoredAnswer.model_validate(each, extra="ignore") for each in documents], more
 
 
 def answer(session: Session, seen: SeenRun, item: int) -> StoredAnswer:

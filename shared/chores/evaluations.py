@@ -32,6 +32,7 @@ from shared.lease.values import FileRef, Lease, NotUnderstood
 from shared.products import adapters, files
 from shared.rows.measuring import Scorer
 from shared.settle.catalogue import Catalogue
+from shared.store import paging
 from shared.store.locks import one_at_a_time
 from shared.store.tables import EvalRow, EvaluationAnswerRow, EvaluationRow, FileRow, JobRow
 
@@ -202,13 +203,9 @@ def find(session: Session, evaluation_id: str, *, project_id: str) -> Evaluation
 
 def page(session: Session, *, project_id: str, after: str | None, limit: int) -> tuple[Sequence[EvaluationRow], bool]:
     """Evaluations of a project, newest first, and whether more follow."""
-    query = select(EvaluationRow).where(
-        EvaluationRow.project_id == project_id, EvaluationRow.eval_id.is_(None), EvaluationRow.deleted_at.is_(None)
-    )
-    if after is not None:
-        query = query.where(EvaluationRow.id < after)
-    rows = session.scalars(query.order_by(EvaluationRow.id.desc()).limit(limit + 1)).all()
-    return rows[:limit], len(rows) > limit
+    query = select(EvaluationRow).where(EvaluationRow.deleted_at.is_(None))
+    mine = (EvaluationRow.project_id == project_id) & EvaluationRow.eval_id.is_(None)
+    return paging.page(session, query, EvaluationRow.id, mine, after=after, limit=limit, what="evaluation")
 
 
 def seen(session: Session, row: EvaluationRow) -> SeenEvaluation:
@@ -263,9 +260,9 @@ def answers_page(
         query = query.where(rows.subject == subject)
     if after is not None:
         query = query.where(tuple_(rows.part, rows.item, rows.subject) > tuple_(*after))
-    documents = session.scalars(query.order_by(rows.part, rows.item, rows.subject).limit(limit + 1)).all()
-    kept = [StoredAnswer.model_validate(document, extra="ignore") for document in documents[:limit]]
-    return kept, len(documents) > limit
+    ordered = query.order_by(rows.part, rows.item, rows.subject).limit(limit + 1)
+    documents, more = paging.cut(session.scalars(ordered).all(), limit)
+    return [StoredAnswer.model_validate(document, extra="ignore") for document in documents], more
 
 
 # --- what the holder of a lease reads and writes ----------------------------------------------------------------------

@@ -27,7 +27,7 @@ from shared.lease.values import Lease, NotUnderstood
 from shared.products import adapters
 from shared.products.adapters import Source, StoredFile
 from shared.products.servability import untaken
-from shared.store import layout
+from shared.store import layout, paging
 from shared.store.locks import one_at_a_time
 from shared.store.tables import ExportRow
 
@@ -163,11 +163,9 @@ def find(session: Session, export_id: str, *, project_id: str) -> ExportRow:
 
 def page(session: Session, *, project_id: str, after: str | None, limit: int) -> tuple[Sequence[ExportRow], bool]:
     """Exports of a project, newest first, and whether more follow."""
-    query = select(ExportRow).where(ExportRow.project_id == project_id, ExportRow.deleted_at.is_(None))
-    if after is not None:
-        query = query.where(ExportRow.id < after)
-    rows = session.scalars(query.order_by(ExportRow.id.desc()).limit(limit + 1)).all()
-    return rows[:limit], len(rows) > limit
+    query = select(ExportRow).where(ExportRow.deleted_at.is_(None))
+    mine = ExportRow.project_id == project_id
+    return paging.page(session, query, ExportRow.id, mine, after=after, limit=limit, what="export")
 
 
 def product(row: ExportRow) -> tuple[StoredFile, ...]:

@@ -25,7 +25,7 @@ from shared.lease.turns import ChoreTurn, Work
 from shared.lease.values import Lease, NotUnderstood
 from shared.products import adapters, aliases, lineage
 from shared.products.adapters import Source, StoredFile
-from shared.store import layout
+from shared.store import layout, paging
 from shared.store.locks import one_at_a_time
 from shared.store.tables import MergeRow
 
@@ -191,12 +191,10 @@ def find(session: Session, merge_id: str, *, project_id: str) -> MergeRow:
 
 
 def page(session: Session, *, project_id: str, after: str | None, limit: int) -> tuple[Sequence[MergeRow], bool]:
-    """Merges and combinations of a project, newest first, and whether more follow."""
-    query = select(MergeRow).where(MergeRow.project_id == project_id, MergeRow.deleted_at.is_(None))
-    if after is not None:
-        query = query.where(MergeRow.id < after)
-    rows = session.scalars(query.order_by(MergeRow.id.desc()).limit(limit + 1)).all()
-    return rows[:limit], len(rows) > limit
+    """Merges and combinations of a project, newest first, and whether more follow. Raises NotFound: `after`."""
+    query = select(MergeRow).where(MergeRow.deleted_at.is_(None))
+    mine = MergeRow.project_id == project_id
+    return paging.page(session, query, MergeRow.id, mine, after=after, limit=limit, what="merge or combination")
 
 
 def of_model(session: Session, name: str, *, project_id: str, limit: int) -> Sequence[MergeRow]:

@@ -26,6 +26,7 @@ from shared.lease.turns import ChoreTurn, Work
 from shared.lease.values import FileRef, Lease, NotUnderstood
 from shared.products.files import usable
 from shared.settle import going_on
+from shared.store import paging
 from shared.store.tables import FileRow, PreflightRow
 from shared.tenants.keys import Caller
 
@@ -121,13 +122,10 @@ def page(
     session: Session, *, project_id: str, after: str | None, limit: int, status: str | None
 ) -> tuple[Sequence[PreflightRow], bool]:
     """Newest first, and whether more follow."""
-    query = select(PreflightRow).where(PreflightRow.project_id == project_id)
+    query, mine = select(PreflightRow), PreflightRow.project_id == project_id
     if status is not None:
         query = query.where(PreflightRow.status == status)
-    if after is not None:
-        query = query.where(PreflightRow.id < after)
-    rows = session.scalars(query.order_by(PreflightRow.id.desc()).limit(limit + 1)).all()
-    return rows[:limit], len(rows) > limit
+    return paging.page(session, query, PreflightRow.id, mine, after=after, limit=limit)
 
 
 def cancel(session: Session, preflight_id: str, *, caller: Caller) -> PreflightRow:

@@ -20,6 +20,7 @@ from shared.errors import Conflict, Invalid, LimitReached, NotFound
 from shared.ids import new_id
 from shared.jobs import submission
 from shared.settle import moments, refusals
+from shared.store import paging
 from shared.store.locks import one_at_a_time
 from shared.store.tables import FileRow, JobRow, ScheduleRow, ScheduleRunRow
 from shared.tenants import audit
@@ -165,24 +166,18 @@ def find(session: Session, name: str, *, project_id: str, lock: bool = False) ->
 def page(session: Session, *, project_id: str, after: str | None, limit: int) -> tuple[Sequence[ScheduleRow], bool]:
     """Schedules of a project by name, and whether more follow. `after`: the last name of the page before."""
     query = select(ScheduleRow).where(ScheduleRow.project_id == project_id, ScheduleRow.deleted_at.is_(None))
-    if after is not None:
-        query = query.where(ScheduleRow.name > after)
-    rows = session.scalars(query.order_by(ScheduleRow.name).limit(limit + 1)).all()
-    return rows[:limit], len(rows) > limit
+    return paging.page(session, query, ScheduleRow.name, after=after, limit=limit, order="asc")
 
 
 def runs(
     session: Session, schedule: ScheduleRow, *, after: str | None = None, limit: int
-) -> tuple[list[tuple[ScheduleRunRow, str | None]], bool]:
-    """Runs with the status of their jobs, newest first, and whether more follow."""
+) -> tuple[Sequence[tuple[ScheduleRunRow, str | None]], bool]:
+    """Runs with the status of their jobs, newest first, and whether more follow. Raises NotFound: `after`."""
     query = select(ScheduleRunRow, JobRow.status).outerjoin(JobRow, JobRow.id == ScheduleRunRow.job_id)
-    query = query.where(ScheduleRunRow.schedule_id == schedule.id)
-    if after is not None:
-        query = query.where(ScheduleRunRow.id < after)
-    rows: list[tuple[ScheduleRunRow, str | None]] = [
-        (run, status) for run, status in session.execute(query.order_by(ScheduleRunRow.id.desc()).limit(limit + 1))
-    ]
-    return rows[:limit], len(rows) > limit
+    mine = ScheduleRunRow.schedule_id == schedule.id
+    paging.must_have_been(session, ScheduleRunRow.id, after, mine, what="run")
+    rows = session.execute(paging.behind(query.where(mine), ScheduleRunRow.id, after=after, limit=limit))
+    return paging.cut([(run, status) for run, status in rows], limit)
 
 
 def pause(session: Session, name: str, caller: Caller) -> ScheduleRow:

@@ -17,9 +17,9 @@ from shared.contract.sweep import CreateSweep
 from shared.errors import Conflict, Invalid, NotFound
 from shared.jobs import moves, submission
 from shared.settle import refusals
+from shared.store import paging
 from shared.store.lifecycle import is_terminal
 from shared.store.locks import one_at_a_time
-from shared.store.page_start import must_have_been
 from shared.store.tables import AttemptRow, JobRow, SweepRow, TrialRow
 from shared.tenants.keys import Caller
 
@@ -123,12 +123,8 @@ def find(session: Session, sweep_id: str, *, project_id: str) -> SweepRow:
 
 def page(session: Session, *, project_id: str, after: str | None, limit: int) -> tuple[Sequence[SweepRow], bool]:
     """Sweeps of a project, newest first, and whether more follow. Raises NotFound for an unknown `after`."""
-    must_have_been(session, SweepRow.id, after, SweepRow.project_id == project_id, what="sweep")
-    query = select(SweepRow).where(SweepRow.project_id == project_id)
-    if after is not None:
-        query = query.where(SweepRow.id < after)
-    rows = session.scalars(query.order_by(SweepRow.id.desc()).limit(limit + 1)).all()
-    return rows[:limit], len(rows) > limit
+    mine = SweepRow.project_id == project_id
+    return paging.page(session, select(SweepRow), SweepRow.id, mine, after=after, limit=limit, what="sweep")
 
 
 def counts(session: Session, sweep_ids: Sequence[str]) -> dict[str, dict[str, int]]:

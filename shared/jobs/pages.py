@@ -10,8 +10,8 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session, aliased
 
 from shared.errors import NotFound
+from shared.store import paging
 from shared.store.lifecycle import UNFINISHED
-from shared.store.page_start import must_have_been
 from shared.store.tables import AttemptRow, CheckpointRow, DeviceRow, EventRow, JobRow
 
 
@@ -59,10 +59,7 @@ def jobs(
 
     Raises NotFound for an `after` that is no job of the project.
     """
-    must_have_been(session, JobRow.id, after, JobRow.project_id == project_id, what="job")
-    query = select(JobRow).where(JobRow.project_id == project_id)
-    if after is not None:
-        query = query.where(JobRow.id < after)
+    query, mine = select(JobRow), JobRow.project_id == project_id
     if metadata:
         query = query.where(JobRow.job_metadata.contains(metadata))
     if status is not None:
@@ -73,8 +70,7 @@ def jobs(
         query = query.where(JobRow.group_name == group)
     if without_metadata:
         query = query.where(JobRow.job_metadata.is_(None))
-    rows = session.scalars(query.order_by(JobRow.id.desc()).limit(limit + 1)).all()
-    return rows[:limit], len(rows) > limit
+    return paging.page(session, query, JobRow.id, mine, after=after, limit=limit, what="job")
 
 
 def events(session: Session, job_id: str, *, after: str | None, limit: int) -> tuple[Sequence[EventRow], bool]:
@@ -85,8 +81,7 @@ def events(session: Session, job_id: str, *, after: str | None, limit: int) -> t
         if seq is None:
             raise NotFound(f"No event '{after[:100]}' in this job.", param="after")
         query = query.where(EventRow.seq < seq)
-    rows = session.scalars(query.order_by(EventRow.seq.desc()).limit(limit + 1)).all()
-    return rows[:limit], len(rows) > limit
+    return paging.cut(session.scalars(query.order_by(EventRow.seq.desc()).limit(limit + 1)).all(), limit)
 
 
 def events_behind(session: Session, job_id: str, *, seq: int, limit: int) -> Sequence[EventRow]:
@@ -142,12 +137,10 @@ def checkpoints(
     session: Session, job_id: str, *, after: str | None, limit: int
 ) -> tuple[Sequence[CheckpointRow], bool]:
     """Newest first, and whether more follow. An unknown `after` raises NotFound."""
-    must_have_been(session, CheckpointRow.id, after, CheckpointRow.job_id == job_id, what="checkpoint")
-    query = select(CheckpointRow).where(CheckpointRow.job_id == job_id)
-    if after is not None:
-        query = query.where(CheckpointRow.id < after)
-    rows = session.scalars(query.order_by(CheckpointRow.id.desc()).limit(limit + 1)).all()
-    return rows[:limit], len(rows) > limit
+    of_job = CheckpointRow.job_id == job_id
+    return paging.page(
+        session, select(CheckpointRow), CheckpointRow.id, of_job, after=after, limit=limit, what="checkpoint"
+    )
 
 
 def attempts(session: Session, job_id: str) -> Sequence[AttemptRow]:

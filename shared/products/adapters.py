@@ -14,6 +14,7 @@ from shared.contract.documents import Manifest
 from shared.contract.spec import JobSpec
 from shared.errors import Invalid, NotFound
 from shared.products import aliases, lineage
+from shared.store import paging
 from shared.store.tables import AdapterRow, CheckpointRow, JobRow, MergeRow, PermissionRow
 
 # A checkpoint's folder holds what resuming needs, and its own adapter below this.
@@ -166,11 +167,9 @@ def stored_files(manifest: dict[str, Any], *, below: str = "") -> tuple[StoredFi
 
 def page(session: Session, *, project_id: str, after: str | None, limit: int) -> tuple[Sequence[AdapterRow], bool]:
     """Adapters of a project, newest first, and whether more follow."""
-    query = select(AdapterRow).where(AdapterRow.project_id == project_id, AdapterRow.deleted_at.is_(None))
-    if after is not None:
-        query = query.where(AdapterRow.id < after)
-    rows = session.scalars(query.order_by(AdapterRow.id.desc()).limit(limit + 1)).all()
-    return rows[:limit], len(rows) > limit
+    query = select(AdapterRow).where(AdapterRow.deleted_at.is_(None))
+    mine = AdapterRow.project_id == project_id
+    return paging.page(session, query, AdapterRow.id, mine, after=after, limit=limit, what="adapter")
 
 
 def of_job(session: Session, job_id: str) -> AdapterRow | None:

@@ -14,6 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from shared.errors import Conflict, Invalid, NotFound
+from shared.store import paging
 from shared.store.tables import AliasRow, AliasVersionRow
 
 # No name of a base model may hold an @, and no `ft:` name does.
@@ -79,10 +80,7 @@ def page(session: Session, *, project_id: str, after: str | None, limit: int) ->
     query = select(AliasRow).where(
         AliasRow.project_id == project_id, AliasRow.deleted_at.is_(None), AliasRow.version > 0
     )
-    if after is not None:
-        query = query.where(AliasRow.name > after)
-    rows = session.scalars(query.order_by(AliasRow.name).limit(limit + 1)).all()
-    return rows[:limit], len(rows) > limit
+    return paging.page(session, query, AliasRow.name, after=after, limit=limit, order="asc")
 
 
 def history(session: Session, alias: AliasRow, *, limit: int = 100) -> Sequence[AliasVersionRow]:

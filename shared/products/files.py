@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from shared.errors import Conflict, Invalid, NotFound
 from shared.products import lineage
+from shared.store import paging
 from shared.store.lifecycle import UNFINISHED
-from shared.store.page_start import must_have_been
 from shared.store.tables import FileRow, JobRow
 
 
@@ -88,7 +88,7 @@ def page(
     project_id: str,
     after: str | None,
     limit: int,
-    order: Literal["asc", "desc"],
+    order: paging.Order,
     purpose: str | None,
     sha256: str | None = None,
 ) -> tuple[Sequence[FileRow], bool]:
@@ -96,17 +96,12 @@ def page(
 
     `after` may name a file that is deleted by now: ids sort by time. Raises NotFound for one that never was.
     """
-    must_have_been(session, FileRow.id, after, FileRow.project_id == project_id, what="file")
-    query = select(FileRow).where(FileRow.project_id == project_id, FileRow.deleted_at.is_(None))
+    query, mine = select(FileRow).where(FileRow.deleted_at.is_(None)), FileRow.project_id == project_id
     if purpose is not None:
         query = query.where(FileRow.purpose == purpose)
     if sha256 is not None:
         query = query.where(FileRow.sha256 == sha256)
-    if after is not None:
-        query = query.where(FileRow.id < after if order == "desc" else FileRow.id > after)
-    query = query.order_by(FileRow.id.desc() if order == "desc" else FileRow.id).limit(limit + 1)
-    rows = session.scalars(query).all()
-    return rows[:limit], len(rows) > limit
+    return paging.page(session, query, FileRow.id, mine, after=after, limit=limit, order=order, what="file")
 
 
 def delete(session: Session, file_id: str, *, project_id: str, force: bool = False) -> FileRow:

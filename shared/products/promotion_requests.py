@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from shared.errors import LimitReached, NotFound
 from shared.ids import new_id
+from shared.store import paging
 from shared.store.tables import AliasRow, ApiKeyRow, ApprovalRow, PromotionRow
 
 LIFE: Final = timedelta(days=7)
@@ -84,19 +85,15 @@ def held(session: Session, promotion_id: str, *, project_id: str) -> tuple[Promo
 
 def page(
     session: Session, *, project_id: str, state: str | None, after: str | None, limit: int
-) -> tuple[list[tuple[PromotionRow, AliasRow]], bool]:
-    """Promotions of a project with their aliases, newest first, and whether more follow."""
-    query = (
-        select(PromotionRow, AliasRow)
-        .join(AliasRow, AliasRow.id == PromotionRow.alias_id)
-        .where(PromotionRow.project_id == project_id)
-    )
+) -> tuple[Sequence[tuple[PromotionRow, AliasRow]], bool]:
+    """Promotions of a project with their aliases, newest first, and whether more follow. Raises NotFound: `after`."""
+    mine = PromotionRow.project_id == project_id
+    paging.must_have_been(session, PromotionRow.id, after, mine, what="promotion")
+    query = select(PromotionRow, AliasRow).join(AliasRow, AliasRow.id == PromotionRow.alias_id).where(mine)
     if state is not None:
         query = query.where(PromotionRow.state == state)
-    if after is not None:
-        query = query.where(PromotionRow.id < after)
-    rows = [(row, alias) for row, alias in session.execute(query.order_by(PromotionRow.id.desc()).limit(limit + 1))]
-    return rows[:limit], len(rows) > limit
+    rows = session.execute(paging.behind(query, PromotionRow.id, after=after, limit=limit))
+    return paging.cut([(row, alias) for row, alias in rows], limit)
 
 
 def approve(session: Session, row: PromotionRow, *, key_id: str) -> bool:

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from shared.errors import Invalid, NotFound
 from shared.ids import new_id
 from shared.products import adapters
+from shared.store import paging
 from shared.store.tables import AdapterRow, CheckpointRow, JobRow, PermissionRow, ProjectRow
 
 
@@ -59,11 +60,8 @@ def page(
     query = select(PermissionRow).where(PermissionRow.checkpoint == checkpoint)
     if project_id is not None:
         query = query.where(PermissionRow.project_id == project_id)
-    if after is not None:
-        query = query.where(PermissionRow.id > after if order == "ascending" else PermissionRow.id < after)
-    query = query.order_by(PermissionRow.id if order == "ascending" else PermissionRow.id.desc())
-    rows = session.scalars(query.limit(limit + 1)).all()
-    return rows[:limit], len(rows) > limit
+    turned: paging.Order = "asc" if order == "ascending" else "desc"
+    return paging.page(session, query, PermissionRow.id, after=after, limit=limit, order=turned)
 
 
 def revoke(session: Session, checkpoint: str, permission_id: str, *, organization_id: str) -> PermissionRow:

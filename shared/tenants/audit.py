@@ -9,6 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from shared.ids import new_id
+from shared.store import paging
 from shared.store.tables import AuditRow
 from shared.tenants.keys import Caller
 
@@ -42,10 +43,7 @@ def page(
     session: Session, *, after: str | None, limit: int, target: str | None = None
 ) -> tuple[Sequence[AuditRow], bool]:
     """Newest first, and whether more follow."""
-    query = select(AuditRow).order_by(AuditRow.id.desc()).limit(limit + 1)
-    if after is not None:
-        query = query.where(AuditRow.id < after)
+    query = select(AuditRow)
     if target is not None:
         query = query.where(AuditRow.target == target)
-    rows = session.scalars(query).all()
-    return rows[:limit], len(rows) > limit
+    return paging.page(session, query, AuditRow.id, after=after, limit=limit, what="entry")

@@ -11,6 +11,7 @@ import httpx2
 import pytest
 from sqlalchemy import func, select
 
+from api.app import create_app
 from shared.store.db import session_scope
 from shared.store.tables import JobRow
 from tests.factories import make_file
@@ -19,6 +20,14 @@ from tests.patience import patience
 
 HUGE = "9" * 5000
 URL = "/v1/fine_tuning/jobs"
+LISTS = (
+    URL,
+    "/v1/files",
+    "/v1/evals",
+    *(f"/v1/tunepool/{noun}" for noun in ("adapters", "evaluations", "exports", "merges", "promotions", "sweeps")),
+)
+# Lists by name, and one of rows that really go after a while: any place in their order will do.
+FREE_LISTS = ("/v1/tunepool/aliases", "/v1/tunepool/schedules", "/v1/tunepool/preflights")
 
 
 @pytest.fixture(scope="module")
@@ -372,10 +381,22 @@ def test_every_list_answers_alike_to_a_cursor_that_never_was(api: Api, http: htt
     body = json.dumps({"model": "smollm2-135m-instruct", "training_file": training_file})
     job = f"{URL}/{post(http, body).json()['id']}"
     for cursor in ["junk", "' or 1=1 --", "ftjob-" + "f" * 90, "file-zzz"]:
-        for path in (URL, "/v1/files", f"{job}/events", f"{job}/checkpoints"):
+        for path in (*LISTS, f"{job}/events", f"{job}/checkpoints"):
             answer = http.get(path, params={"after": cursor})
-            assert refused(api, answer, status=404)["param"] == "after"
+            assert refused(api, answer, status=404)["param"] == "after", path
     assert http.post(f"{job}/cancel").status_code == 200
+
+
+def test_no_list_is_left_out(api: Api) -> None:
+    paths = create_app(api.settings).openapi()["paths"]
+    cursors = {
+        path
+        for path, verbs in paths.items()
+        for parameter in verbs.get("get", {}).get("parameters", ())
+        if parameter["name"] == "after" and "{" not in path
+    }
+
+    assert cursors == {*LISTS, *FREE_LISTS, "/v1/tunepool/audit"}  # audit is for administrators
 
 
 def test_polling_with_the_etag_costs_a_304(api: Api, http: httpx2.Client, training_file: str) -> None:
