@@ -277,11 +277,8 @@ def claim(
     passed_over: Collection[str] = (),
 ) -> EvaluationClaim | None:
     """Lease the next evaluation that nobody works on, or None. A worker has one at a time. Raises NotUnderstood."""
-    one_at_a_time(session, f"evaluations:{worker_id}")
-    if session.scalars(WORK.projects_served(worker_id).limit(1)).one_or_none() is not None:
-        return None
-    row = turns.take(
-        session, EVALUATION, worker_id=worker_id, turn=turn, lease_seconds=lease_seconds, passed_over=passed_over
+    row = turns.take_alone(
+        session, WORK, worker_id=worker_id, turn=turn, lease_seconds=lease_seconds, passed_over=passed_over
     )
     return None if row is None else _claim(session, row)
 

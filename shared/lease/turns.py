@@ -75,3 +75,11 @@ def take(
         order=(project <= turn.after, project),
         **rest,
     )
+
+
+def take_alone(session: Session, work: Work, *, worker_id: str, **rest: Any) -> Any | None:
+    """`take`, for work of which a worker holds one row at a time: each fills its host."""
+    one_at_a_time(session, f"{work.kind.name}:{worker_id}")
+    if session.scalars(work.projects_served(worker_id).limit(1)).one_or_none() is not None:
+        return None
+    return take(session, work.kind, worker_id=worker_id, **rest)
