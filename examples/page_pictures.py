@@ -141,7 +141,7 @@ def fill(session: Session) -> tuple[str, dict[str, str]]:
 
 
 def products(session: Session, lead: Caller, ids: dict[str, str]) -> dict[str, str]:
-    """An evaluation, an alias, a webhook, a merged model and a log."""
+    """An evaluation, an alias, a webhook, a schedule, a sweep, a merged model and a log."""
     tuned = str(session.get_one(JobRow, ids["tickets"]).fine_tuned_model)
     page_products.make_merge(session, lead, "There was no room for the merged weights.", adapter=tuned)
     printed = [
@@ -158,6 +158,8 @@ def products(session: Session, lead: Caller, ids: dict[str, str]) -> dict[str, s
         "evaluation": page_products.make_evaluation(session, lead, "late parcels", items=8, tuned=tuned),
         "alias": alias,
         "webhook": page_products.make_webhook(session, lead, "ci"),
+        "schedule": page_products.make_schedule(session, lead, "tickets-", job_id=ids["tickets"]),
+        "sweep": page_products.make_sweep(session, lead, "rates", job_id=ids["tickets"], status="paused"),
     }
 
 
@@ -343,6 +345,8 @@ def pages(ids: dict[str, str]) -> dict[str, str]:
         "evaluation": f"/ui/evaluations/{ids['evaluation']}",
         "alias": f"/ui/aliases/{ids['alias']}",
         "webhook": f"/ui/webhooks/{ids['webhook']}",
+        "schedule": f"/ui/schedules/{ids['schedule']}",
+        "sweep": f"/ui/sweeps/{ids['sweep']}",
     }
 
 

@@ -1,7 +1,8 @@
-"""Evaluations, aliases, webhooks and merges as rows, with the same words in every field that a tenant writes."""
+"""What the page shows beside jobs, as rows, with the same words in every field that a tenant writes."""
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import func, select
@@ -17,7 +18,13 @@ from shared.store.tables import (
     DeliveryRow,
     EvaluationAnswerRow,
     EvaluationRow,
+    ExportRow,
     MergeRow,
+    PromotionRow,
+    ScheduleRow,
+    ScheduleRunRow,
+    SweepRow,
+    TrialRow,
     WebhookRow,
 )
 from shared.tenants.keys import Caller
@@ -172,5 +179,120 @@ def make_merge(session: Session, caller: Caller, words: str, *, adapter: str) ->
         finished_at=session.scalar(select(func.now())),
     )
     session.add(row)
+    session.flush()
+    return row.id
+
+
+def make_promotion(session: Session, caller: Caller, words: str, *, alias: str) -> str:
+    """A promotion that another key of the project has asked for, and that waits for approvals."""
+    row = session.scalars(
+        select(AliasRow).where(AliasRow.name == alias, AliasRow.project_id == caller.project_id)
+    ).one()
+    wish = {"model": f"ft:{words}"[:300], "force": True, "reason": words}
+    promotion = PromotionRow(
+        id=new_id("promo_"),
+        project_id=caller.project_id,
+        alias_id=row.id,
+        key_id=caller.key_id,
+        model=wish["model"],
+        model_id=new_id("adapter_"),
+        from_version=row.version,
+        wish=wish,
+        gate={"status": "failed", "assertions": []},
+        reason=words,
+        expires_at=session.scalars(select(func.now())).one() + timedelta(days=7),
+    )
+    session.add(promotion)
+    session.flush()
+    return promotion.id
+
+
+def make_export(session: Session, caller: Caller, words: str, *, adapter: str) -> str:
+    """An export that has failed."""
+    row = ExportRow(
+        id=new_id("export_"),
+        project_id=caller.project_id,
+        kind="gguf",
+        status="failed",
+        request={"adapter": adapter, "format": "gguf", "quantization": "q8_0", "onto": "base"},
+        base_model="smollm2-135m-instruct",
+        spec={},
+        error={"code": "export_failed", "message": words, "param": None},
+        finished_at=session.scalar(select(func.now())),
+    )
+    session.add(row)
+    session.flush()
+    return row.id
+
+
+def make_schedule(session: Session, caller: Caller, words: str, *, job_id: str) -> str:
+    """A schedule with a run that has started a job, and one that was refused."""
+    row = ScheduleRow(
+        id=new_id("sched_"),
+        project_id=caller.project_id,
+        key_id=caller.key_id,
+        name="nightly",
+        cron="0 3 * * *",
+        time_zone="UTC",
+        data_prefix=words,
+        request={"model": "smollm2-135m-instruct", "suffix": None, "metadata": {"a": words}},
+        overlap="skip",
+        skip_unchanged=True,
+        next_at=session.scalars(select(func.now())).one() + timedelta(days=1),
+    )
+    session.add(row)
+    session.flush()
+    now = session.scalars(select(func.now())).one()
+    verdicts: tuple[dict[str, Any], ...] = (
+        {"verdict": "started", "job_id": job_id},
+        {"verdict": "refused", "code": words},
+    )
+    for hours, values in zip((2, 1), verdicts, strict=True):
+        session.add(
+            ScheduleRunRow(
+                id=new_id("srun_"),
+                schedule_id=row.id,
+                due_at=now - timedelta(hours=hours),
+                cause="cron",
+                reason=words,
+                missed=2,
+                **values,
+            )
+        )
+        session.flush()
+    return row.name
+
+
+def make_sweep(session: Session, caller: Caller, words: str, *, job_id: str, status: str = "running") -> str:
+    """One trial with a job, one that was refused. A janitor that looks on needs the sweep paused."""
+    field = "tunepool.training.learning_rate"
+    request = {
+        "name": words[:64],
+        "job": {"model": "smollm2-135m-instruct", "training_file": "file-a", "validation_file": "file-b"},
+        "parameters": {field: {"values": [0.1, 0.2]}},
+        "strategy": {"type": "grid"},
+        "metadata": {"a": words},
+    }
+    row = SweepRow(
+        id=new_id("sweep_"),
+        project_id=caller.project_id,
+        key_id=caller.key_id,
+        request_sha256="0" * 64,
+        request=request,
+        base={},
+        detail=words,
+        status=status,
+    )
+    session.add(row)
+    session.flush()
+    error = {"code": "x", "message": words, "param": None}
+    for number, values in enumerate(
+        ({"state": "started", "job_id": job_id, "looks": [[1, 0.5, 0.5]]}, {"state": "failed", "error": error})
+    ):
+        session.add(
+            TrialRow(
+                sweep_id=row.id, number=number, settings={field: 0.1}, request=request["job"], reason=words, **values
+            )
+        )
     session.flush()
     return row.id

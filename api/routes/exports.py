@@ -7,13 +7,14 @@ from typing import Any, Final
 from fastapi import APIRouter, Request
 
 from api.body import RawBody, parse
-from api.deps import DoorDep, ModelsReader, ModelsWriter
+from api.deps import Door, DoorDep, ModelsReader, ModelsWriter
 from api.downloads import linked
 from api.paging import After, Limit
 from api.views import export_views, view
 from shared.chores import exports, pushes
 from shared.contract.merge_request import CreateExport, CreatePush
 from shared.tenants import audit
+from shared.tenants.keys import Caller
 
 router = APIRouter(prefix="/v1/tunepool", tags=["tunepool"])
 
@@ -63,6 +64,13 @@ def list_exports(
         rows, more = exports.page(session, project_id=caller.project_id, after=after, limit=limit)
     data = [export_views.export(row, files=linked(exports.product(row), door, request)) for row in rows]
     return export_views.ExportPage(data=data, has_more=more)
+
+
+def of_model(door: Door, caller: Caller, request: Request, name: str, *, limit: int) -> list[export_views.Export]:
+    """Exports and pushes of a tuned model and of its checkpoints, newest first."""
+    with door.session() as session:
+        rows = exports.of_model(session, name, project_id=caller.project_id, limit=limit)
+    return [export_views.export(row, files=linked(exports.product(row), door, request)) for row in rows]
 
 
 @router.get("/exports/{export_id}", response_model=export_views.Export)

@@ -11,6 +11,7 @@ from api.deps import Door, DoorDep
 from api.paging import AfterName
 from api.routes import adapters as adapter_routes
 from api.routes import aliases as alias_routes
+from api.routes import promotions as promotion_routes
 from api.ui import rendering, visits
 from api.ui.visits import ModelsOrderer, ModelsVisitor, ProvenForm
 from api.views.alias_views import AliasMoved
@@ -19,6 +20,7 @@ from shared.tenants.sign_ins import SignedIn
 router = APIRouter(prefix="/ui/aliases", route_class=visits.PageRoute, include_in_schema=False)
 
 ROWS: Final = 50
+MOST_WAITING: Final = 100
 Number = Annotated[int | None, Query(ge=1, le=2**31 - 1)]
 
 
@@ -54,8 +56,10 @@ def alias_page(
 
 def _alias(request: Request, door: Door, visit: SignedIn, name: str, **more: Any) -> Response:
     tuned = adapter_routes.list_adapters(request, door, visit.caller, after=None, limit=ROWS)
+    waiting = promotion_routes.list_promotions(door, visit.caller, state="pending", limit=MOST_WAITING)
     values = {"compared": None, "judged": None, "asked": {}, "pending": None, **more}
     alias = alias_routes.retrieve_alias(name, door, visit.caller)
+    values["waiting"] = [each for each in waiting.data if each.alias == alias.id]
     return rendering.page(request, visit, "alias.html", alias=alias, tuned=tuned.data, **values)
 
 
@@ -96,6 +100,19 @@ def roll_back(name: str, door: DoorDep, visit: ModelsOrderer, form: ProvenForm) 
         "reason": form.get("reason"),
     }
     alias_routes.roll_back_alias(name, visit.caller, json.dumps(body).encode(), door)
+    return visits.back(visits.address("/ui/aliases", name))
+
+
+@router.post("/{name}/promotions/{promotion_id}/approve")
+def approve(name: str, promotion_id: str, door: DoorDep, visit: ModelsOrderer, form: ProvenForm) -> Response:
+    promotion_routes.approve_promotion(promotion_id, door, visit.caller)
+    return visits.back(visits.address("/ui/aliases", name))
+
+
+@router.post("/{name}/promotions/{promotion_id}/withdraw")
+def withdraw(name: str, promotion_id: str, door: DoorDep, visit: ModelsOrderer, form: ProvenForm) -> Response:
+    body = json.dumps({"reason": form.get("reason")}).encode()
+    promotion_routes.withdraw_promotion(promotion_id, visit.caller, body, door)
     return visits.back(visits.address("/ui/aliases", name))
 
 

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 
 from api.deps import Door, DoorDep
 from api.paging import After
+from api.routes import exports as export_routes
 from api.routes import job_logs as log_routes
 from api.routes import job_operations as operation_routes
 from api.routes import jobs as job_routes
@@ -19,9 +20,11 @@ from api.routes import merges as merge_routes
 from api.ui import curves, rendering, visits, wording
 from api.ui.curves import Axis
 from api.ui.visits import JobsOrderer, JobsVisitor, ProvenForm
+from api.views.export_views import Export
 from api.views.history_views import Event
 from api.views.job_views import FineTuningJob
 from api.views.product_views import Merge
+from shared.contract.gguf_formats import GgufQuantization
 from shared.contract.spec import Tier
 from shared.errors import NotFound, Unavailable
 from shared.jobs import metrics_file, pages, trainer_log
@@ -59,6 +62,8 @@ def job_page(
         **values,
         **log_values(door, visit.caller, job, attempt=attempt),
         merges=merges_of(door, visit.caller, job, request),
+        exports=exports_of(door, visit.caller, job, request),
+        quantizations=get_args(GgufQuantization),
         axis=x,
         axes=curves.AXES,
         tiers=get_args(Tier),
@@ -94,6 +99,14 @@ def merges_of(door: Door, caller: Caller, job: FineTuningJob, request: Request) 
     if adapter is None or not caller.may("models:read"):
         return []
     return merge_routes.of_model(door, caller, request, adapter.name, limit=MERGES)
+
+
+def exports_of(door: Door, caller: Caller, job: FineTuningJob, request: Request) -> list[Export]:
+    """The job's model as files for other servers, where the visitor may see models."""
+    adapter = job.tunepool.adapter
+    if adapter is None or not caller.may("models:read"):
+        return []
+    return export_routes.of_model(door, caller, request, adapter.name, limit=MERGES)
 
 
 def log_values(door: Door, caller: Caller, job: FineTuningJob, *, attempt: int | None = None) -> dict[str, Any]:

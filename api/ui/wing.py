@@ -11,6 +11,7 @@ from api.ui import (
     compare_pages,
     demo_job,
     evaluation_pages,
+    export_pages,
     file_pages,
     job_list_pages,
     job_pages,
@@ -22,7 +23,9 @@ from api.ui import (
     page_files,
     playground_pages,
     pool_pages,
+    schedule_pages,
     sign_in_pages,
+    sweep_pages,
     visits,
     webhook_pages,
 )
@@ -38,9 +41,9 @@ def unknown_page(rest: str, visit: Visitor) -> Response:
 
 
 PARTS: Final = (
-    *(page_files, sign_in_pages, live, job_list_pages, merge_pages, job_pages, pool_pages, new_job_pages),
+    *(page_files, sign_in_pages, live, job_list_pages, merge_pages, export_pages, job_pages, pool_pages, new_job_pages),
     *(file_pages, model_pages, compare_pages, playground_pages, operator_pages, demo_job),
-    *(evaluation_pages, alias_pages, webhook_pages),
+    *(evaluation_pages, alias_pages, webhook_pages, schedule_pages, sweep_pages),
 )
 
 

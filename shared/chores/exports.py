@@ -168,6 +168,17 @@ def page(session: Session, *, project_id: str, after: str | None, limit: int) ->
     return paging.page(session, query, ExportRow.id, mine, after=after, limit=limit, what="export")
 
 
+def of_model(session: Session, name: str, *, project_id: str, limit: int) -> Sequence[ExportRow]:
+    """Exports and pushes of a tuned model and of its checkpoints, newest first."""
+    made_of = func.coalesce(ExportRow.request["adapter"].astext, ExportRow.request["model"].astext)
+    query = select(ExportRow).where(
+        ExportRow.project_id == project_id,
+        ExportRow.deleted_at.is_(None),
+        (made_of == name) | made_of.startswith(f"{name}:ckpt-step-", autoescape=True),
+    )
+    return session.scalars(query.order_by(ExportRow.id.desc()).limit(limit)).all()
+
+
 def product(row: ExportRow) -> tuple[StoredFile, ...]:
     """The files of a finished export; none before, and none of a push: they are on the hub."""
     return () if row.kind == "hub" else adapters.stored_files(row.manifest or {})

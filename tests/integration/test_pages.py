@@ -50,6 +50,8 @@ class Site:
     evaluation: str
     alias: str
     webhook: str
+    schedule: str
+    sweep: str
     theirs: str
 
 
@@ -82,7 +84,11 @@ def seed(api: Api, *, words: str, name: str) -> Site:
         alias = page_products.make_alias(session, caller, words, job_id=ended)
         webhook = page_products.make_webhook(session, caller, words)
         page_products.make_merge(session, caller, words, adapter=str(adapter))
-    made = (job.id, ended, waiting.id, str(adapter), file.id, preflight, evaluation, alias, webhook)
+        page_products.make_export(session, caller, words, adapter=str(adapter))
+        page_products.make_promotion(session, caller, words, alias=alias)
+        schedule = page_products.make_schedule(session, caller, words, job_id=ended)
+        sweep = page_products.make_sweep(session, caller, words, job_id=ended)
+    made = (job.id, ended, waiting.id, str(adapter), file.id, preflight, evaluation, alias, webhook, schedule, sweep)
     return Site(api, key, caller, *made, "")
 
 
@@ -274,6 +280,10 @@ PAGES = {
     "/ui/aliases/{alias}?first=1&second=2": ("models:read", 6),
     "/ui/webhooks": ("jobs:read", 3),
     "/ui/webhooks/{webhook}": ("jobs:read", 4),
+    "/ui/schedules": ("jobs:read", 2),
+    "/ui/schedules/{schedule}": ("jobs:read", 4),
+    "/ui/sweeps": ("jobs:read", 2),
+    "/ui/sweeps/{sweep}": ("jobs:read", 4),
     "/ui/keys": ("admin", 1),
     "/ui/audit": ("admin", 2),
     "/ui/account": (None, 1),
@@ -366,6 +376,19 @@ FORMS = {
     "/ui/keys/x/rotate": "admin",
     "/ui/jobs/{ended}/merges": "models:write",
     "/ui/jobs/{ended}/merges/x/delete": "models:write",
+    "/ui/jobs/{ended}/exports": "models:write",
+    "/ui/jobs/{ended}/pushes": "models:write",
+    "/ui/jobs/{ended}/exports/x/delete": "models:write",
+    "/ui/aliases/{alias}/promotions/x/approve": "models:write",
+    "/ui/aliases/{alias}/promotions/x/withdraw": "models:write",
+    "/ui/schedules": "jobs:write",
+    "/ui/schedules/{schedule}/run": "jobs:write",
+    "/ui/schedules/{schedule}/pause": "jobs:write",
+    "/ui/schedules/{schedule}/resume": "jobs:write",
+    "/ui/schedules/{schedule}/delete": "jobs:write",
+    "/ui/sweeps/{sweep}/pause": "jobs:write",
+    "/ui/sweeps/{sweep}/resume": "jobs:write",
+    "/ui/sweeps/{sweep}/cancel": "jobs:write",
     "/ui/evaluations/{evaluation}/cancel": "jobs:write",
     "/ui/evaluations/{evaluation}/delete": "jobs:write",
     "/ui/aliases": "models:write",

@@ -1,4 +1,4 @@
-"""Aliases, evaluations, webhooks and merges by the page's forms alone."""
+"""Aliases, evaluations, webhooks, merges, exports, schedules and sweeps by the page's forms alone."""
 
 from __future__ import annotations
 
@@ -16,10 +16,19 @@ from sqlalchemy import select, update
 from api.ui import evaluation_pages, webhook_pages
 from shared.jobs import moves
 from shared.store.db import session_scope
-from shared.store.tables import AdapterRow, AliasRow, AliasVersionRow, DeliveryRow, MergeRow, WebhookRow
+from shared.store.tables import (
+    AdapterRow,
+    AliasRow,
+    AliasVersionRow,
+    DeliveryRow,
+    ExportRow,
+    MergeRow,
+    WebhookRow,
+)
+from shared.tenants import keys
 from tests import page_products
 from tests.browsing import browser, proof_of
-from tests.factories import claim_on, make_queued_job, make_worker
+from tests.factories import claim_on, make_file, make_queued_job, make_worker
 from tests.integration.conftest import Api
 from tests.live import live_api
 
@@ -112,6 +121,19 @@ def test_a_promotion_that_needs_approvals_says_so_and_who_can_give_them(
     assert "Waits for approvals; nothing has moved" in asked.text
     assert f"{model} has 0 of 2 approvals" in asked.text
     assert "shop@prod" not in visitor.get("/ui/aliases").text
+    here = "/ui/aliases/slow%40prod"
+    waiting = re.findall(rf"{here}/promotions/(promo_\w+)/approve", visitor.get(here).text)[0]
+    own = sent(visitor, f"{here}/promotions/{waiting}/approve")
+    assert own.status_code in {403, 409}, "who asked cannot approve"
+    with session_scope(site.engine) as session:
+        _, other_key = keys.create(
+            session, project_id=site.caller.project_id, name="other", scopes=["models:write", "*"]
+        )
+    with browser(site.url, other_key) as second:
+        assert sent(second, f"{here}/promotions/{waiting}/approve").status_code == 303
+        assert "1 of 2" in visitor.get(here).text
+        assert sent(second, f"{here}/promotions/{waiting}/withdraw").status_code == 303
+    assert waiting not in visitor.get(here).text
 
 
 def test_an_alias_goes_back_to_a_version_and_two_versions_are_compared(
@@ -206,3 +228,56 @@ def test_an_adapter_is_merged_from_its_jobs_page(site: Api, visitor: httpx2.Clie
     assert sent(visitor, f"/ui/jobs/{job}/merges", adapter="ft:nobody", onto="base").status_code in {400, 404}
     assert sent(visitor, f"/ui/jobs/{job}/merges/{merge.id}/delete").status_code == 303
     assert merge.id not in visitor.get(f"/ui/jobs/{job}").text
+
+
+def test_a_model_is_exported_from_its_jobs_page(site: Api, visitor: httpx2.Client, job: str, model: str) -> None:
+    here = f"/ui/jobs/{job}"
+    unsaid = sent(visitor, f"{here}/exports", adapter=model, format="gguf")
+    started = sent(visitor, f"{here}/exports", adapter=model, format="gguf", onto="base", quantization="f16")
+    assert (unsaid.status_code, started.status_code) == (400, 303), started.text
+    assert "onto" in unsaid.text
+    with session_scope(site.engine) as session:
+        export = session.scalars(select(ExportRow).where(ExportRow.project_id == site.caller.project_id)).one()
+
+    assert "gguf, f16" in visitor.get(here).text
+    assert sent(visitor, f"{here}/pushes", model=model, repository="no slash").status_code == 400
+    assert sent(visitor, f"{here}/exports/{export.id}/delete").status_code == 303
+    assert export.id not in visitor.get(here).text
+
+
+def test_a_schedule_is_made_run_paused_and_deleted(site: Api, visitor: httpx2.Client, job: str) -> None:
+    with session_scope(site.engine) as session:
+        file = make_file(session, site.caller).id
+    asked = {"name": "nightly", "cron": "0 3 * * *", "model": "smollm2-135m-instruct", "training_file": file}
+    assert job, "it has ended: no worker takes the job of this schedule in its place"
+    refused = sent(visitor, "/ui/schedules", **{**asked, "cron": "never"})
+    made = sent(visitor, "/ui/schedules", **asked)
+    assert (refused.status_code, made.status_code) == (400, 303), made.text
+    assert "cron" in refused.text
+    here = made.headers["location"]
+    assert "0 3 * * *" in visitor.get("/ui/schedules").text
+
+    assert sent(visitor, f"{here}/run").status_code == 303
+    page = visitor.get(here).text
+    assert re.search(r"started.*/ui/jobs/ftjob-\w+", page, re.DOTALL)
+    assert sent(visitor, f"{here}/pause").status_code == 303
+    assert "paused since" in visitor.get(here).text
+    assert sent(visitor, f"{here}/resume").status_code == 303
+    assert "paused since" not in visitor.get(here).text
+    assert sent(visitor, f"{here}/delete").status_code == 303
+    assert visitor.get(here).status_code == 404
+
+
+def test_a_sweep_shows_its_trials_and_is_paused_and_cancelled(site: Api, visitor: httpx2.Client, job: str) -> None:
+    with session_scope(site.engine) as session:
+        here = f"/ui/sweeps/{page_products.make_sweep(session, site.caller, 'words', job_id=job)}"
+
+    page = visitor.get(here).text
+    assert "learning_rate" in page
+    assert f'href="/ui/compare?job={job}"' in page
+    assert sent(visitor, f"{here}/pause").status_code == 303
+    assert f"{here}/resume" in visitor.get(here).text
+    assert sent(visitor, f"{here}/resume").status_code == 303
+    assert sent(visitor, f"{here}/cancel").status_code == 303
+    assert "cancelled" in visitor.get(here).text
+    assert f"{here}/cancel" not in visitor.get(here).text

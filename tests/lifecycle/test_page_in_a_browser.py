@@ -132,7 +132,7 @@ def test_a_running_job_is_cancelled_after_a_question(page: Any, running: Stack) 
 
 
 PAGES = ("", "/jobs", "/new", "/pool", "/files", "/models", "/playground", "/usage", "/keys", "/audit", "/account",
-         "/preflights", "/aliases", "/evaluations", "/webhooks")  # fmt: skip
+         "/preflights", "/aliases", "/evaluations", "/webhooks", "/schedules", "/sweeps")  # fmt: skip
 
 
 def test_two_runs_are_compared_and_every_page_is_quiet(page: Any, running: Stack) -> None:
@@ -152,7 +152,7 @@ def test_two_runs_are_compared_and_every_page_is_quiet(page: Any, running: Stack
 
 
 def products_of(stack: Stack, job_id: str) -> tuple[str, ...]:
-    """Pages of an evaluation, an alias and a webhook with something on them."""
+    """Pages of products, a webhook, a schedule and a sweep with something on them."""
     words = "<b>it's here & there</b>"
     with session_scope(stack.engine) as session:
         key, _ = keys.create(session, project_id=stack.caller.project_id, name="maker")
@@ -161,8 +161,17 @@ def products_of(stack: Stack, job_id: str) -> tuple[str, ...]:
         alias = page_products.make_alias(session, caller, words, job_id=job_id)
         webhook = page_products.make_webhook(session, caller, words)
         page_products.make_merge(session, caller, words, adapter=str(stack.job(job_id).fine_tuned_model))
+        page_products.make_export(session, caller, words, adapter=str(stack.job(job_id).fine_tuned_model))
+        schedule = page_products.make_schedule(session, caller, words, job_id=job_id)
+        sweep = page_products.make_sweep(session, caller, words, job_id=job_id, status="paused")
     aliases = (f"/aliases/{alias}", f"/aliases/{alias}?first=1&second=2")
-    return (f"/evaluations/{evaluation}", *aliases, f"/webhooks/{webhook}")
+    return (
+        f"/evaluations/{evaluation}",
+        *aliases,
+        f"/webhooks/{webhook}",
+        f"/schedules/{schedule}",
+        f"/sweeps/{sweep}",
+    )
 
 
 @pytest.fixture(scope="module")
