@@ -46,6 +46,21 @@ def environment(process: psutil.Process) -> dict[str, str]:
     return _asked(process.environ, otherwise={})
 
 
+def name(process: psutil.Process) -> str:
+    return _asked(process.name, otherwise="")
+
+
+def users(process: psutil.Process | None) -> set[int]:
+    """The numbers of the users that it runs as: real, effective and saved."""
+    return set() if process is None else _asked(lambda: set(process.uids()), otherwise=set())
+
+
+def listening(process: psutil.Process) -> list[tuple[str, int]]:
+    """Addresses of the network at which it takes connections."""
+    connections = _asked(lambda: process.net_connections("inet"), otherwise=[])
+    return [tuple(one.laddr) for one in connections if one.status == psutil.CONN_LISTEN]
+
+
 def parent(process: psutil.Process) -> psutil.Process | None:
     return _asked(process.parent, otherwise=None)
 

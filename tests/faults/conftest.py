@@ -43,7 +43,7 @@ def own_stack(tmp_path: Path) -> Iterator[Stack]:
     """A stack whose Postgres and Valkey the test may stop and kill."""
     with own_servers(tmp_path) as servers_of_mine, open_stack(tmp_path / "stack", servers_of_mine) as made:
         yield made
-    assert made.trainers() == [], "a trainer outlived its worker"
+    assert made.survivors() == [], "a trainer outlived its worker"
 
 
 @contextmanager

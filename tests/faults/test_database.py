@@ -35,7 +35,7 @@ def test_a_restart_of_postgres_requeues_nothing_and_training_goes_on(own_stack: 
 
     stop(own_stack.servers.postgres, how)
     time.sleep(pace(5))  # longer than the lease
-    assert not trainer.is_running() or trainer == own_stack.trainers()[0]
+    assert own_stack.trainers() in ([], [trainer])  # it may have ended its steps
     own_stack.servers.postgres.start()
     own_stack.engine.dispose()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import get_args
 
@@ -16,6 +17,7 @@ from shared.contract.documents import StoredLog
 from shared.failpoints import Edge
 from shared.jobs import trainer_log
 from shared.store.tables import AdapterRow, CheckpointRow, FileRow, JobRow, LogPieceRow
+from tests import living
 from tests.faults.conftest import api_process, make_secret
 from tests.lifecycle.stack import Servers, Stack, chain_of, open_stack, until
 from tests.patience import lease, patience
@@ -76,8 +78,9 @@ def test_the_log_of_a_supervisor_that_was_killed_is_told_as_far_as_known_and_han
     job_id = own_stack.submit("steps=2000 step_seconds=0.05 print=loaded")
     with Session(own_stack.engine) as session:
         until(lambda: session.scalars(select(LogPieceRow.text)).all(), what="the first line of the log")
-    for process in (*psutil.Process(worker.pid).children(recursive=True), psutil.Process(worker.pid)):
-        process.kill()
+    for process in (*living.family(worker.pid), worker):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
     with Session(own_stack.engine) as session:
         job = own_stack.job(job_id)
@@ -99,9 +102,8 @@ def test_a_supervisor_frozen_before_its_commit_publishes_nothing_when_it_wakes(s
     stack.start_janitor()
     job_id = stack.submit("steps=80 step_seconds=0.05 save=100")
     until((stack.settings.home / "failpoint").exists, what="the freeze")
-    main = psutil.Process(stack.processes[0].pid)
     frozen = until(
-        lambda: [one for one in main.children(recursive=True) if one.status() == psutil.STATUS_STOPPED],
+        lambda: [one for one in living.family(stack.processes[0].pid) if living.is_stopped(one)],
         what="the frozen supervisor",
     )
 

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from shared.store.db import session_scope
 from shared.store.tables import DeviceRow, WorkerRow
+from tests import living
 from tests.lifecycle.stack import Stack
 
 ROOM, LARGE, SMALL = 16 * 2**20, 6 * 2**20, 3 * 2**20
@@ -68,7 +69,7 @@ def test_a_host_without_room_ends_the_attempt_by_name_and_leaves_other_jobs_alon
     worker = stack.start_worker(TUNEPOOL_MAX_ATTEMPTS="2")
     stack.start_janitor()
     stack.wait_for_worker()
-    for process in (psutil.Process(worker.pid), *psutil.Process(worker.pid).children(recursive=True)):
+    for process in (psutil.Process(worker.pid), *living.family(worker.pid)):
         process.rlimit(resource.RLIMIT_FSIZE, (SMALL, SMALL))  # a quota: the disk is full for whoever is over it
 
     large, small = stack.submit_file(large_file(stack)), stack.submit("steps=2")

@@ -17,6 +17,7 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from shared.store.tables import AdapterRow, DeviceRow
+from tests import living
 from tests.lifecycle.stack import Stack, chain_of, until
 from tests.patience import lease, patience
 from worker.program.processes import Tag
@@ -40,8 +41,9 @@ def phase(stack: Stack, job_id: str) -> str | None:
 
 
 def supervisor(stack: Stack) -> psutil.Process:
-    parent = until(stack.trainers, what="a trainer")[0].parent()
-    assert parent is not None
+    parent: psutil.Process = until(
+        lambda: next(filter(None, map(living.parent, stack.trainers())), None), what="a trainer and its supervisor"
+    )
     return parent
 
 
@@ -109,7 +111,7 @@ def test_a_killed_supervisor_takes_its_trainer_along_and_a_sibling_goes_on(at_wo
 
     supervisor(at_work).kill()
 
-    until(lambda: not trainer.is_running(), seconds=5, what="the trainer's death")
+    until(lambda: not living.is_alive(trainer), seconds=5, what="the trainer's death")
     must_succeed(at_work, job_id)
 
 
@@ -180,7 +182,7 @@ def test_a_frozen_supervisor_that_wakes_later_writes_nothing(at_work: Stack) -> 
     frozen.suspend()
     until(lambda: len(at_work.attempts(job_id)) == 2, seconds=20, what="a second attempt")
     until(lambda: phase(at_work, job_id) == "training", what="its trainer")
-    assert old_trainer.status() == psutil.STATUS_ZOMBIE, "two trainers on one device"  # its parent is frozen
+    assert not living.is_alive(old_trainer), "two trainers on one device"  # its parent is frozen
     frozen.resume()
 
     must_succeed(at_work, job_id)
@@ -255,7 +257,7 @@ def test_sigterm_to_every_process_of_the_worker_twice_is_one_drain(at_work: Stac
     at_work.wait_for_step(job_id, 5)
     worker = at_work.processes[0]
     trainers = {process.pid for process in at_work.trainers()}
-    family = [child for child in psutil.Process(worker.pid).children(recursive=True) if child.pid not in trainers]
+    family = [child for child in living.family(worker.pid) if child.pid not in trainers]
 
     for _ in range(2):
         for pid in [*(process.pid for process in family), worker.pid]:

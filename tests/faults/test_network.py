@@ -101,7 +101,7 @@ def test_a_store_in_any_weather_delays_a_job_and_spoils_no_file(
             assert len(stack.attempts(job_id)) == 1, name
         assert stack.broken_invariants() == []
         stack.stop()
-        assert stack.trainers() == []
+        assert stack.survivors() == []
 
 
 def test_a_cancelled_job_whose_worker_died_is_cancelled_by_the_reaper(stack: Stack) -> None:

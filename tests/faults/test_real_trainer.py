@@ -46,7 +46,7 @@ def real(tmp_path: Path) -> Iterator[Stack]:
         shutil.rmtree(made.home / "tiny")
         make_model_directory(made.home / "tiny")
         yield made
-    assert made.trainers() == [], "a trainer outlived its worker"
+    assert made.survivors() == [], "a trainer outlived its worker"
 
 
 def test_a_job_whose_trainer_worker_and_database_died_ends_with_the_weights_of_one_that_was_left_alone(

@@ -31,6 +31,7 @@ from shared.store.bell import ring
 from shared.store.db import session_scope
 from shared.store.tables import DeviceRow, JobRow
 from standalone.up import api_command, free_port
+from tests import living
 from tests.faults.conftest import own_servers, postgres_admin, s3_environment, s3_server
 from tests.faults.proxy import FAIR, Proxy, Weather
 from tests.faults.schedules import Fault, PlannedJob, Schedule
@@ -173,21 +174,21 @@ class World:
             self._others()[fault.name]()
 
     def _victims(self, whom: str) -> list[psutil.Process]:
-        main, trainers = psutil.Process(self.worker.process.pid), self.stack.trainers()
+        main, trainers = self.worker.process.pid, self.stack.trainers()
         match whom:
             case "worker":
                 inner = {process.pid for process in trainers}
-                return [main, *(one for one in main.children(recursive=True) if one.pid not in inner)]
+                return [psutil.Process(main), *(one for one in living.family(main) if one.pid not in inner)]
             case "supervisor":
-                parents = [process.parent() for process in trainers]
-                return [parent for parent in parents if parent is not None and parent.pid != main.pid]
+                parents = [living.parent(process) for process in trainers]
+                return [parent for parent in parents if parent is not None and parent.pid != main]
             case "trainer":
                 return trainers
             case "janitor":
                 return [psutil.Process(self.kept[-1].process.pid)]
             case _:
                 pid = self.stack.servers.valkey.pid
-                return [psutil.Process(pid)] if _runs(pid) else []
+                return [psutil.Process(pid)] if living.is_alive(pid) else []
 
     def _others(self) -> dict[str, Callable[[], None]]:
         return {
@@ -202,7 +203,7 @@ class World:
 
     def _stop_postgres(self, number: signal.Signals) -> None:
         pid = self.stack.servers.postgres.pid
-        if pid is not None and _runs(pid):
+        if pid is not None and living.is_alive(pid):
             os.kill(pid, number)
             os.waitpid(pid, 0)
 
@@ -246,9 +247,9 @@ class World:
             self.thaw()
         elif what == "crowd":
             self._uncrowd()
-        elif fault.name == "kill redis" and not _runs(servers.valkey.pid):
+        elif fault.name == "kill redis" and not living.is_alive(servers.valkey.pid):
             servers.valkey.start()
-        elif whom == "postgres" and not _runs(servers.postgres.pid):
+        elif whom == "postgres" and not living.is_alive(servers.postgres.pid):
             servers.postgres.start()
 
     def heal(self) -> None:
@@ -258,7 +259,7 @@ class World:
         self.thaw()
         self._uncrowd()
         for server in (self.stack.servers.valkey, self.stack.servers.postgres):
-            if not _runs(server.pid):
+            if not living.is_alive(server.pid):
                 server.start()
 
     def _signal(self, processes: list[psutil.Process], what: str) -> None:
@@ -272,9 +273,7 @@ class World:
 
     def thaw(self) -> None:
         """Let everything run that we, or a failpoint, have frozen."""
-        family = []
-        with contextlib.suppress(psutil.NoSuchProcess):
-            family = psutil.Process(self.worker.process.pid).children(recursive=True)
+        family = living.family(self.worker.process.pid)
         for pid in {*self._frozen, *(process.pid for process in family)}:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
@@ -340,10 +339,6 @@ _WEATHER = {
     "slow": Weather(delay_seconds=0.05, bytes_per_second=20_000),
     "reset": Weather(reset_after_bytes=1500),
 }
-
-
-def _runs(pid: int | None) -> bool:
-    return pid is not None and psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 # No fault may use up a job's attempts: what ends badly here must end badly for a reason of its own.

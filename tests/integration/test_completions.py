@@ -28,6 +28,7 @@ from shared.settle.catalogue import SMOLLM2
 from shared.store.db import session_scope
 from shared.store.storage import open_store
 from shared.store.tables import DeviceRow, JobRow, PlaygroundRow, WorkerRow
+from tests import living
 from tests.factories import claim_on, make_key, make_queued_job, make_worker
 from tests.integration.conftest import Api
 from tests.lifecycle.stack import make_model
@@ -314,7 +315,7 @@ def test_a_client_that_leaves_is_answered_no_further(talk: Talking) -> None:
 
     body = {"model": BASE, "messages": [{"role": "user", "content": "slow=0.05 " + "word " * 2000}]}
     with talk.api.http() as http, pytest.raises(httpx2.ReadTimeout):
-        http.post("/v1/chat/completions", json=body, timeout=0.5)
+        http.post("/v1/chat/completions", json=body, timeout=httpx2.Timeout(patience(20), read=0.5))
     until(lambda: (row := talk.row()) is not None and row.asked == 0, "the question is withdrawn")
 
 
@@ -332,7 +333,7 @@ def test_a_program_that_dies_is_told_to_those_it_answered_and_the_next_question_
 
     (killed,) = talk.say("one") and talk.programs()
     killed.kill()
-    until(lambda: not killed.is_running() or killed.status() == psutil.STATUS_ZOMBIE, "it is dead")
+    until(lambda: not living.is_alive(killed), "it is dead")
     assert until(lambda: _answers(talk), "an answer of a new program")
     assert killed.pid != talk.programs()[0].pid != before.pid
 

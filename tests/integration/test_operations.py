@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 import httpx2
 import pytest
@@ -75,13 +76,14 @@ def pull(api: Api, worker_id: str) -> Claim | None:
 
 
 def queue_of(http: httpx2.Client, job_id: str) -> dict[str, object]:
-    """Asked of a fresh plan: the door keeps one for a second, and on a busy machine until the next one is there."""
-    time.sleep(1.05)
-    deadline = time.monotonic() + patience(10)
+    """What the first plan says that is surely made after this moment: the door keeps one until the next is there."""
+    after = int(time.time()) + 1  # moments of plans are whole seconds
+    deadline = time.monotonic() + patience(30)
     while True:
-        queue: dict[str, object] = http.get(f"/v1/fine_tuning/jobs/{job_id}").json()["tunepool"]["queue"]
-        if queue["blocked_by"] is not None or time.monotonic() > deadline:
+        queue: dict[str, Any] = http.get(f"/v1/fine_tuning/jobs/{job_id}").json()["tunepool"]["queue"]
+        if queue["as_of"] >= after:
             return queue
+        assert time.monotonic() < deadline, queue
         time.sleep(0.1)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Iterator
 
-import psutil
 import pytest
 from sqlalchemy import event as database_event
 
@@ -97,27 +97,26 @@ def test_a_long_plan_is_made_in_a_process_of_its_own_and_says_the_same(
     api: Api, queued: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan_process, "LONG_SECONDS", 0.0)
-    planner, others = plan_process.Planner(api.engine, pool_name="default"), set(psutil.Process().children())
+    monkeypatch.setattr(plan_process, "PATIENCE_SECONDS", patience(30))
+    planner = plan_process.Planner(api.engine, pool_name="default")
 
     here, apart = planner.plan(), planner.plan()
-    killed = set(psutil.Process().children()) - others
-    for process in killed:
-        process.kill()
+    killed = planner._apart
+    assert killed is not None
+    killed.kill()
     without, again = planner.plan(), planner.plan()
-    started = set(psutil.Process().children()) - others - killed
+    started = planner._apart
+    assert started is not None
     monkeypatch.setattr(plan_process, "PATIENCE_SECONDS", 0.5)
-    for process in started:
-        process.suspend()
+    started.send_signal(signal.SIGSTOP)
     frozen = planner.plan()
     planner.close()
-    _, alive = psutil.wait_procs(started, timeout=patience(10))
 
     assert queued in here.verdicts
     assert dict(apart.verdicts) == dict(here.verdicts) == dict(without.verdicts)
     assert dict(again.verdicts) == dict(frozen.verdicts) == dict(here.verdicts)
-    assert killed
-    assert started
-    assert not alive
+    assert killed.pid != started.pid
+    assert (killed.poll(), started.poll()) == (-signal.SIGKILL, -signal.SIGKILL)
 
 
 def test_a_burst_of_requests_rings_a_few_times_and_the_last_request_is_not_forgotten() -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -277,7 +277,7 @@ def test_a_drained_worker_gives_the_preflight_back(host: Host, http: httpx2.Clie
     assert answered(http, host, asked)["status"] == "succeeded"
 
 
-def cli(http: httpx2.Client, api: Api, *words: str) -> subprocess.Popen[str]:
+def cli(http: httpx2.Client, api: Api, *words: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [Path(sys.executable).parent / "tunepool", *words],
         env={
@@ -285,6 +285,7 @@ def cli(http: httpx2.Client, api: Api, *words: str) -> subprocess.Popen[str]:
             "OPENAI_BASE_URL": f"{http.base_url}/v1",
             "OPENAI_API_KEY": api.key,
             "COLUMNS": "200",
+            **environment,
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -332,21 +333,16 @@ def test_a_pipeline_that_is_interrupted_cancels_its_preflight(
 ) -> None:
     file = tmp_path / "train.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in chat_rows(20)), encoding="utf-8")
-    command = cli(http, api, "preflight", str(file), "--model", "tiny")
-
-    def waiting() -> list[Any]:
-        return http.get("/v1/tunepool/preflights", params={"status": "queued"}).json()["data"]
-
-    while not waiting():
-        assert command.poll() is None, command.communicate()
-        time.sleep(0.2)
-    (asked,) = waiting()
-    time.sleep(2)  # the answer of the POST is on its way to the command
+    # The client's log tells when the command has had its answer, and asks for it by its id.
+    command = cli(http, api, "preflight", str(file), "--model", "tiny", OPENAI_LOG="info")
+    assert command.stderr is not None
+    lines = iter(command.stderr.readline, "")
+    asked = next(match[1] for line in lines if (match := re.search(r"GET \S+/tunepool/preflights/(\w[\w-]+)", line)))
     command.send_signal(signal.SIGINT)
     command.communicate(timeout=patience(60))
 
     assert command.returncode != 0
-    ended = http.get(f"/v1/tunepool/preflights/{asked['id']}").json()
+    ended = http.get(f"/v1/tunepool/preflights/{asked}").json()
     assert (ended["status"], ended["error"]["code"]) == ("failed", "cancelled")
 
 

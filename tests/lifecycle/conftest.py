@@ -22,7 +22,7 @@ def stack(servers: Servers, tmp_path: Path) -> Iterator[Stack]:
     """Nothing runs yet: the test starts what it wants to break."""
     with open_stack(tmp_path, servers) as made:
         yield made
-    assert made.trainers() == [], "a trainer outlived its worker"
+    assert made.survivors() == [], "a trainer outlived its worker"
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ from shared.store.tables import AttemptRow, DeviceRow, EventRow, FileRow, JobRow
 from shared.tenants.keys import Caller
 from standalone.postgres import EmbeddedPostgres
 from standalone.valkey import EmbeddedValkey
-from tests import invariants
+from tests import invariants, living
 from tests.factories import make_caller
 from tests.patience import lease, paced, patience
 
@@ -150,13 +150,11 @@ class Stack:
 
     def trainers(self) -> list[psutil.Process]:
         """Processes that carry our tag for this home."""
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                tag = process.environ().get("TUNEPOOL_ATTEMPT", "")
-                if str(self.home) in tag and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+        return living.tagged(str(self.home))
+
+    def survivors(self) -> list[psutil.Process]:
+        """Trainers that live on after their worker; the kernel ends them one after another, so it is waited for."""
+        return living.await_end(self.trainers())
 
     # --- jobs -------------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from shared.jobs import moves
 from shared.store.db import session_scope
 from shared.store.tables import DeviceRow, MemberRow
+from tests import living
 from tests.factories import claim_on, make_worker, verdict_of
 from tests.lifecycle.stack import Servers, Stack, chain_of, open_stack, until
 from tests.patience import patience
@@ -55,14 +56,14 @@ def ranks(stack: Stack) -> dict[str, psutil.Process]:
     """The fake ranks that run now, by their number."""
     found = {}
     for process in stack.trainers():
-        number = re.search(r"--node-rank=(\d)", " ".join(process.cmdline()))
+        number = re.search(r"--node-rank=(\d)", " ".join(living.words(process)))
         if number is not None:
             found[number[1]] = process
     return found
 
 
 def supervisor(rank: psutil.Process) -> psutil.Process:
-    return psutil.Process(int(rank.environ()["TUNEPOOL_ATTEMPT"].split("/")[2]))
+    return psutil.Process(int(living.tag(rank).split("/")[2]))
 
 
 def outcomes(stack: Stack, job_id: str) -> list[tuple[str | None, str | None]]:
@@ -182,7 +183,7 @@ def test_a_frozen_member_is_left_behind_and_finds_its_ranks_gone_when_it_wakes(p
     frozen.suspend()
     try:
         until(lambda: pair.job(job_id).attempts == 2 and "1" in ranks(pair) and ranks(pair)["1"] != old_rank)
-        squatting = old_rank.is_running() and old_rank.status() != psutil.STATUS_ZOMBIE
+        squatting = living.is_alive(old_rank)
     finally:
         frozen.resume()
     job = pair.wait(job_id, seconds=60)
@@ -201,7 +202,7 @@ def test_a_leader_that_dies_takes_all_ranks_with_it_and_the_reaper_returns_the_j
     first = ranks(pair)
 
     supervisor(first["0"]).kill()
-    _, alive = psutil.wait_procs(first.values(), timeout=patience(15))
+    alive = living.await_end(first.values())
     job = pair.wait(job_id, seconds=60)
 
     assert alive == []
@@ -234,7 +235,7 @@ def test_a_host_that_shuts_down_has_the_whole_gang_checkpoint_and_is_not_called_
     """The last test here: one host of the pair is gone afterwards."""
     job_id = pair.submit("steps=100 step_seconds=0.1 save=1000", placement=ON_TWO)
     pair.wait_for_step(job_id, 3)
-    leaving = int("host-1" in ranks(pair)["1"].environ()["TUNEPOOL_ATTEMPT"])
+    leaving = int("host-1" in living.tag(ranks(pair)["1"]))
 
     pair.processes[leaving].send_signal(signal.SIGTERM)  # the fixture started the hosts first, in their order
     waiting = pair.wait(job_id, "queued")

@@ -32,7 +32,7 @@ def at_work(servers: Servers, tmp_path: Path) -> Iterator[Stack]:
         made.start_janitor()
         made.wait_for_worker()
         yield made
-    assert made.trainers() == [], "a program outlived its worker"
+    assert made.survivors() == [], "a program outlived its worker"
 
 
 def merge(stack: Stack, *, failures: int = 0) -> str:

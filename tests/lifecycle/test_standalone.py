@@ -24,6 +24,7 @@ from shared.operating.trainer_user import UNPRIVILEGED_UIDS
 from shared.settings import child_environment
 from standalone.postgres import EmbeddedPostgres
 from standalone.valkey import EmbeddedValkey
+from tests import living
 from tests.lifecycle.stack import QUICK, ROOT, make_model, until
 from tests.patience import patience
 from tests.servers import open_folder
@@ -65,15 +66,12 @@ class Run:
 
     def family(self) -> list[psutil.Process]:
         """Everything it has started, however far down and in whatever session."""
-        return psutil.Process(self.process.pid).children(recursive=True)
+        return living.family(self.process.pid)
 
     def child(self, sign: str) -> psutil.Process | None:
         """The direct child whose command line holds `sign`."""
-        for process in psutil.Process(self.process.pid).children():
-            with contextlib.suppress(psutil.Error):
-                if sign in " ".join(process.cmdline()):
-                    return process
-        return None
+        started = living.children(self.process.pid)
+        return next((child for child in started if sign in " ".join(living.words(child))), None)
 
     def log(self) -> str:
         return self.said.read_text()
@@ -144,12 +142,8 @@ def command(*words: str | Path, **extra: str) -> subprocess.CompletedProcess[str
 
 
 def alive(processes: list[psutil.Process]) -> list[str]:
-    left = []
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-                left.append(f"{process.pid} {' '.join(process.cmdline())[:80]}")
-    return left
+    left = filter(living.is_alive, processes)
+    return [f"{process.pid} {' '.join(living.words(process))[:80]}" for process in left]
 
 
 @pytest.fixture
@@ -183,14 +177,14 @@ def test_up_serves_with_the_key_it_wrote_and_ends_without_a_trace(place: Path, n
         until(lambda: run.child("worker.app"), seconds=10)
         assert run.serves()
         family = run.family()
-        names = {process.name() for process in family}
+        names = set(map(living.name, family))
         assert any("postgres" in name for name in names)
         assert any("valkey" in name for name in names)
 
         run.process.send_signal(number)
 
         assert run.process.wait(patience(20)) == 0, run.log()
-        assert alive(family) == []
+        assert alive(living.await_end(family)) == []
         assert "stopping" in run.log()
         assert not list((run.home).glob("*/socket-location")), "the sockets' folders stayed"
 
@@ -205,12 +199,7 @@ def test_credentials_are_complete_when_ready_is_said_and_for_their_owner_alone(s
 
 
 def test_only_the_api_listens_and_only_on_this_machine(served: Run) -> None:
-    addresses = {
-        connection.laddr
-        for process in served.family()
-        for connection in process.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
+    addresses = {address for process in served.family() for address in living.listening(process)}
 
     port = int(served.credentials["base_url"].split(":")[2].split("/")[0])
     assert addresses == {("127.0.0.1", port)}
@@ -284,8 +273,8 @@ def test_a_worker_that_is_killed_comes_back(place: Path) -> None:
     with up(place / "home", **QUICK) as run:
         run.wait_until_ready()
         dead = until(lambda: run.child("worker.app"), seconds=10)
-        until(lambda: len(dead.children()) >= 2, seconds=30, what="the worker's children")
-        helpers = dead.children(recursive=True)
+        until(lambda: len(living.children(dead)) >= 2, seconds=30, what="the worker's children")
+        helpers = living.family(dead)
 
         dead.kill()
 
@@ -306,7 +295,7 @@ def test_a_killed_up_takes_all_along_and_the_next_one_finishes_its_job(place: Pa
             until(lambda: status(client, job) == "running", seconds=40, what="a running job")
             until(lambda: (progress(client, job)).get("step", 0) >= 6, seconds=40, what="a checkpoint")
         family = run.family()
-        assert any("tests.fake_trainer" in " ".join(process.cmdline()) for process in family)
+        assert any("tests.fake_trainer" in living.words(process) for process in family)
 
         run.process.kill()
 
@@ -378,10 +367,10 @@ def test_an_ordinary_user_needs_nothing_more(place: Path) -> None:
         until(lambda: run.child("worker.app"), seconds=10)
         assert run.serves()
         family = run.family()
-        assert {process.uids().real for process in family} == {NOBODY}
+        assert set().union(*map(living.users, family)) == {NOBODY}
         run.process.send_signal(signal.SIGINT)
         assert run.process.wait(patience(20)) == 0, run.log()
-        assert alive(family) == []
+        assert alive(living.await_end(family)) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
@@ -399,18 +388,14 @@ def test_roots_trainers_run_as_a_user_of_nobodys(place: Path) -> None:
         )
         uploaded = client.post("files", files={"file": ("rows.jsonl", rows)}, data={"purpose": "fine-tune"}).json()
         job = client.post("fine_tuning/jobs", json={"model": "tiny", "training_file": uploaded["id"]}).json()
-        trainer = until(lambda: descendant(run, "tests.fake_trainer"), seconds=30)
+        users = until(lambda: living.users(descendant(run, "tests.fake_trainer")), seconds=30)
 
-        assert set(trainer.uids()) < set(UNPRIVILEGED_UIDS)
+        assert users < set(UNPRIVILEGED_UIDS)
         until(lambda: client.get(f"fine_tuning/jobs/{job['id']}").json()["status"] == "succeeded", seconds=30)
 
 
 def descendant(run: Run, sign: str) -> psutil.Process | None:
-    for process in run.family():
-        with contextlib.suppress(psutil.Error):
-            if sign in process.cmdline():
-                return process
-    return None
+    return next((process for process in run.family() if sign in living.words(process)), None)
 
 
 def python_for_others(folder: Path) -> str | None:
@@ -460,7 +445,7 @@ def test_outside_servers_take_the_place_of_the_embedded_ones(
     with up(place / "home", "--no-worker", STORAGE_URL=f"file://{place / 'store'}", **outside) as run:
         run.wait_until_ready()
         assert run.serves()
-        assert {"postgres", "valkey-server"} & {process.name() for process in run.family()} == set()
+        assert {"postgres", "valkey-server"} & set(map(living.name, run.family())) == set()
         with run.client() as client:
             client.post("files", files={"file": ("rows.jsonl", '{"text": "x"}')}, data={"purpose": "fine-tune"})
 

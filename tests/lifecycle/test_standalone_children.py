@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 
 from standalone.children import Child, ChildFailed
 from standalone.processes import Stack, StopRequested
+from tests import living
 from tests.lifecycle.stack import ROOT, until
 from tests.patience import patience
 
@@ -93,7 +94,7 @@ def test_a_child_that_died_is_started_again_and_the_others_are_left_alone(stack:
 
     watch_while(stack, kill_and_look)
 
-    assert psutil.pid_exists(pid_of(tmp_path, "dying"))
+    assert living.is_alive(pid_of(tmp_path, "dying"))
     assert pid_of(tmp_path, "steady") == steady
 
 
@@ -114,8 +115,8 @@ def test_a_child_that_will_not_end_is_killed_with_all_it_started(stack: Stack, t
 
     stack.stop()
 
-    assert not psutil.pid_exists(pid_of(tmp_path, "deaf"))
-    until(lambda: not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE, seconds=5)
+    assert not living.is_alive(pid_of(tmp_path, "deaf"))
+    until(lambda: not living.is_alive(grandchild), seconds=5)
 
 
 def test_a_second_signal_shortens_the_wait_for_the_stubborn(stack: Stack, tmp_path: Path) -> None:
@@ -189,4 +190,4 @@ def test_no_child_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
         child = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
 
-    until(lambda: not child.is_running(), seconds=5, what="the child's death")
+    until(lambda: not living.is_alive(child), seconds=5, what="the child's death")

@@ -17,6 +17,7 @@ from sqlalchemy import select
 from shared.operating import administration
 from shared.store.db import session_scope
 from shared.store.tables import WorkerRow
+from tests import living
 from tests.factories import make_caller
 from tests.lifecycle.stack import Servers, Stack, chain_of, open_stack, until
 from tests.patience import patience
@@ -29,7 +30,7 @@ def log_of(stack: Stack) -> str:
 
 
 def spares(stack: Stack) -> list[psutil.Process]:
-    return [process for process in stack.trainers() if process.environ()["TUNEPOOL_ATTEMPT"].startswith("spare/")]
+    return [process for process in stack.trainers() if living.tag(process).startswith("spare/")]
 
 
 def waiting(stack: Stack, *, not_these: set[int] | None = None) -> psutil.Process:
@@ -79,7 +80,7 @@ def test_a_spare_carries_out_one_attempt_and_another_waits_afterwards(warm: Stac
     assert warm.chain(job.manifest) == chain_of(10)
     assert handed_over(warm, job.id) == spare.pid
     assert waiting(warm, not_these={spare.pid}).pid != spare.pid
-    assert not spare.is_running()
+    assert not living.is_alive(spare)
     assert not folder.exists(), "nothing of the attempt is left on the disk"
 
 
@@ -125,12 +126,12 @@ def test_a_spare_has_the_walls_of_a_trainer_that_starts_cold(warm: Stack, server
 def walls(stack: Stack, job_id: str) -> dict[str, Any]:
     """What the kernel says of the job's trainer at work, with folders and numbers of its own taken out."""
     stack.wait_for_step(job_id, 1)
-    trainer = next(process for process in stack.trainers() if process.environ()["TUNEPOOL_DEVICES"])
+    trainer = next(process for process in stack.trainers() if living.environment(process).get("TUNEPOOL_DEVICES"))
     place = Path("/proc") / str(trainer.pid)
     folder = str(Path(trainer.cwd()).parent)
     known: dict[str, Any] = {
         name: value.replace(folder, "FOLDER").replace(str(stack.home), "HOME")
-        for name, value in trainer.environ().items()
+        for name, value in living.environment(trainer).items()
         if name not in {"TUNEPOOL_ATTEMPT", "TMPDIR"}
     }
     status = dict(line.split(":\t", 1) for line in (place / "status").read_text().splitlines() if ":\t" in line)
@@ -179,16 +180,16 @@ def test_a_spare_that_is_killed_after_its_handover_is_a_trainer_that_has_crashed
 
 def test_a_spare_dies_with_its_supervisor_and_a_sibling_takes_the_seat(warm: Stack) -> None:
     spare = waiting(warm)
-    supervisor = spare.parent()
+    supervisor = living.parent(spare)
     assert supervisor is not None
     supervisor.kill()
 
-    until(lambda: not spare.is_running() or spare.status() == psutil.STATUS_ZOMBIE, what="the end of the spare")
+    until(lambda: not living.is_alive(spare), what="the end of the spare")
     job_id = warm.submit("steps=5")
 
     assert warm.wait(job_id).status == "succeeded"
     assert outcomes(warm, job_id) == ["succeeded"]
-    assert waiting(warm, not_these={spare.pid}).parent() != supervisor
+    assert living.parent(waiting(warm, not_these={spare.pid})) != supervisor
 
 
 def test_a_worker_that_drains_lets_its_spare_go_and_has_another_once_undrained(warm: Stack) -> None:

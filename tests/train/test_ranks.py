@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -23,6 +22,7 @@ from shared.contract.spec import AttemptSpec, Placement
 from shared.errors import Unavailable
 from shared.operating.isolation import measured_isolation
 from shared.settings import Settings
+from tests import living
 from tests.patience import patience
 from tests.train.test_parents import parent
 from tests.train.tiny import chat, chat_rows, kto_rows, losses, make_spec, preference_rows, read_events, run
@@ -312,7 +312,7 @@ def test_a_rank_that_dies_ends_all_of_them_within_seconds(
     spec = make_spec(tmp_path, model=model, **over_two("ddp", training={"num_train_epochs": 50}, rows=chat_rows(60)))
     trainer = start(spec, out)
     until(lambda: steps_told(out) >= 1)
-    ranks = [child for child in psutil.Process(trainer.pid).children(recursive=True) if "-u" in child.cmdline()]
+    ranks = [child for child in living.family(trainer.pid) if "-u" in living.words(child)]
     assert len(ranks) == 2
 
     os.kill(ranks[1].pid, signal.SIGKILL)
@@ -320,7 +320,7 @@ def test_a_rank_that_dies_ends_all_of_them_within_seconds(
 
     assert trainer.poll() == -signal.SIGKILL
     trainer.end(grace_seconds=0)
-    assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks)
+    assert not any(map(living.is_alive, ranks))
 
 
 def test_ranks_die_with_their_launcher(model: Path, tmp_path: Path, start: Callable[..., Trainer]) -> None:
@@ -328,12 +328,11 @@ def test_ranks_die_with_their_launcher(model: Path, tmp_path: Path, start: Calla
     spec = make_spec(tmp_path, model=model, **over_two("ddp", training={"num_train_epochs": 50}, rows=chat_rows(60)))
     trainer = start(spec, out)
     until(lambda: steps_told(out) >= 1)
-    ranks = [child for child in psutil.Process(trainer.pid).children(recursive=True) if "-u" in child.cmdline()]
+    ranks = [child for child in living.family(trainer.pid) if "-u" in living.words(child)]
 
     os.kill(trainer.pid, signal.SIGKILL)
 
-    _, alive = psutil.wait_procs(ranks, timeout=patience(10))
-    assert alive == []
+    assert living.await_end(ranks) == []
 
 
 def test_a_users_fault_leaves_the_ranks_with_the_exit_code_and_words_of_one(

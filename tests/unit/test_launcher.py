@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from shared.settings import trainer_environment
+from tests import living
 from tests.patience import patience
 from worker.program import launcher, processes
 from worker.program.launcher import Exit
@@ -91,7 +91,7 @@ def test_what_a_program_leaves_behind_dies_with_it_and_what_was_there_before_doe
 
     left = int(run(tmp_path, stray).last_words)
 
-    assert not psutil.pid_exists(left)
+    assert not living.is_alive(left)
     assert neighbour.poll() is None
     neighbour.kill()
     neighbour.wait()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.patience import patience
 from worker.train.time_limit import TimeIsUp, TimeLimit, time_limit
 
 
@@ -22,37 +23,31 @@ def busy(seconds: float) -> None:
 
 def deaf(*, to: type[BaseException], times: int) -> int:
     """Work that goes on although it was interrupted, as jinja's optimizer does. Returns how often it was."""
+    interrupted = 0
     for _ in range(times):
-        with contextlib.suppress(to):
+        try:
             busy(60)
-    return times
+        except to:
+            interrupted += 1
+    return interrupted
 
 
 def test_code_that_catches_every_exception_does_not_outlast_its_time() -> None:
-    began = time.monotonic()
-
     with pytest.raises(TimeIsUp), time_limit(0.2):
         deaf(to=Exception, times=10)
 
-    assert time.monotonic() - began < 10
-
 
 def test_code_that_swallows_it_is_interrupted_again_and_again() -> None:
-    began = time.monotonic()
-
     with time_limit(0.2):
         interrupted = deaf(to=TimeIsUp, times=3)
 
     assert interrupted == 3
-    assert time.monotonic() - began < 20
 
 
 def test_nothing_rings_after_the_end_and_what_listened_before_listens_again() -> None:
     before = signal.getsignal(signal.SIGALRM)
-    with time_limit(0.3):
-        pass
-
-    busy(0.8)
+    with time_limit(patience(60)):
+        assert signal.getitimer(signal.ITIMER_REAL) != (0.0, 0.0)
 
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     assert signal.getsignal(signal.SIGALRM) == before

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from shared.contract.events import EXIT_OUT_OF_MEMORY
 from shared.settings import trainer_environment
+from tests import living
 from tests.patience import patience
 from worker.program import launcher, memory_wall, processes
 from worker.program.launcher import Trainer
@@ -65,7 +66,7 @@ def test_what_a_program_has_forked_counts_and_it_ends_as_out_of_memory(
 
     assert held > 110 * 2**20
     assert (ended.code, failed.code, failed.peak_memory_bytes) == (EXIT_OUT_OF_MEMORY, "host_oom", held)
-    assert not any("held = b" in " ".join(process.cmdline()) for process in psutil.Process().children(recursive=True))
+    assert not [child for child in living.family(os.getpid()) if "held = b" in " ".join(living.words(child))]
 
 
 def test_the_kernel_ends_programs_before_anybody_else_when_memory_runs_out(tmp_path: Path) -> None:
