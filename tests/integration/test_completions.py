@@ -319,9 +319,10 @@ def test_a_client_that_leaves_is_answered_no_further(talk: Talking) -> None:
     until(lambda: (row := talk.row()) is not None and row.asked == 0, "the question is withdrawn")
 
 
-def test_a_program_that_dies_is_told_to_those_it_answered_and_the_next_question_has_a_new_one(talk: Talking) -> None:
-    talk.say("one")
-    (before,) = talk.programs()
+def test_a_program_that_dies_is_told_to_those_it_answered_and_the_next_question_has_a_new_one(
+    talk: Talking, tmp_path: Path
+) -> None:
+    (before,) = speaking(talk, tmp_path / "before")
 
     with pytest.raises(InternalServerError) as caught:
         talk.say("one crash=two two three")
@@ -331,11 +332,25 @@ def test_a_program_that_dies_is_told_to_those_it_answered_and_the_next_question_
     with pytest.raises(Exception, match="ended in the middle"):
         list(talk.say("slow=0.02 one crash=two two three", stream=True))
 
-    (killed,) = talk.say("one") and talk.programs()
+    never = f"wait={tmp_path / 'never'} one"
+    waits = talk.say(never, stream=True)  # so that the base is not let go between the look and the kill
+    (killed,) = until(talk.programs, "a program")
     killed.kill()
+    with pytest.raises(Exception, match="ended in the middle"):
+        list(waits)
     until(lambda: not living.is_alive(killed), "it is dead")
     assert until(lambda: _answers(talk), "an answer of a new program")
-    assert killed.pid != talk.programs()[0].pid != before.pid
+    (after,) = speaking(talk, tmp_path / "after")
+    assert killed.pid != after.pid != before.pid
+
+
+def speaking(talk: Talking, gate: Path) -> list[psutil.Process]:
+    """The programs that there are while one answers: a base that nobody asks is let go soon."""
+    with talk.say(f"wait={gate} one", stream=True) as words:
+        programs: list[psutil.Process] = until(talk.programs, "a program")
+        gate.touch()
+        assert list(words)
+    return programs
 
 
 def _answers(talk: Talking) -> bool:
@@ -408,9 +423,8 @@ def test_a_training_that_needs_the_memory_has_it(talk: Talking) -> None:
     assert until(lambda: _answers(talk), "the playground answers again")
 
 
-def test_a_base_nobody_asks_is_let_go(talk: Talking) -> None:
-    talk.say("one")
-    assert talk.programs()
+def test_a_base_nobody_asks_is_let_go(talk: Talking, tmp_path: Path) -> None:
+    assert speaking(talk, tmp_path / "gate")
 
     until(lambda: not talk.programs(), "the base is let go")
     until(lambda: (row := talk.row()) is not None and row.state == "cold", "it says so")

@@ -82,6 +82,41 @@ def hasty_requests(tree: ast.AST) -> list[int]:
     ]
 
 
+def hard_bounds(tree: ast.AST) -> list[int]:
+    """Lines that want something to have taken less than so many seconds, on whatever machine."""
+    lines = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            for left, compared, right in zip(sides, node.ops, sides[1:], strict=False):
+                less, more = (right, left) if isinstance(compared, ast.Gt | ast.GtE) else (left, right)
+                is_order = isinstance(compared, ast.Lt | ast.LtE | ast.Gt | ast.GtE)
+                if is_order and _is_duration(less) and isinstance(more, ast.Constant):
+                    lines.append(node.lineno)
+    return lines
+
+
+def _is_duration(node: ast.expr) -> bool:
+    subtracts = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub)
+    return subtracts and any(isinstance(part, ast.Call) and ast.unparse(part.func) in CLOCKS for part in ast.walk(node))
+
+
+def unguarded_looks(tree: ast.AST) -> list[int]:
+    """Lines that ask psutil what raises when a process ends between two looks (tests/living.py answers instead)."""
+    asked = {"children", "cmdline", "environ", "is_running", "status"}
+    walks = {"process_iter", "wait_procs", "pid_exists", "pids"}
+    return [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and (
+            (node.func.attr in asked and ast.unparse(node.func.value) != "living")
+            or (node.func.attr in walks and ast.unparse(node.func.value) == "psutil")
+        )
+    ]
+
+
 def early_clocks(tree: ast.Module) -> list[int]:
     """Lines that read a clock while tests are collected: the test may run an hour later."""
     lines, outside = [], list(tree.body)
@@ -133,6 +168,48 @@ def test_the_scan_for_fixed_waits_sees_each_kind(line: str) -> None:
 def test_no_request_of_a_test_gives_up_sooner_than_a_slow_machine_answers() -> None:
     assert [f"{path}:{line}" for path, tree in trees().items() for line in hasty_requests(tree)] == []
     assert hasty_requests(ast.parse("httpx2.get(url)\nhttpx2.Client(base_url=url, timeout=patience(20))")) == [1]
+
+
+def test_no_test_wants_something_done_in_so_many_seconds_of_whatever_machine() -> None:
+    assert [f"{path}:{line}" for path, tree in trees().items() for line in hard_bounds(tree)] == []
+
+
+@pytest.mark.parametrize(
+    ("line", "lines"),
+    [
+        ("assert time.monotonic() - began < 5", [1]),
+        ("assert 0.9 < time.perf_counter() - began <= 20.0", [1]),
+        ("assert 5 > time.time() - began", [1]),
+        ("assert time.monotonic() - began < patience(5)", []),
+        ("assert time.monotonic() - began > 0.9", []),
+        ("assert size - before < 5", []),
+    ],
+)
+def test_the_scan_for_hard_bounds_sees_each_kind(line: str, lines: list[int]) -> None:
+    assert hard_bounds(ast.parse(line)) == lines
+
+
+def test_no_test_looks_at_a_process_that_may_just_have_ended_but_by_the_module_that_expects_it() -> None:
+    files = {path: tree for path, tree in trees().items() if path.name != "living.py"}
+
+    assert [f"{path}:{line}" for path, tree in files.items() for line in unguarded_looks(tree)] == []
+    assert unguarded_looks(trees()[Path("living.py")]) != []
+
+
+@pytest.mark.parametrize(
+    ("line", "lines"),
+    [
+        ("[p.environ() for p in stack.trainers()]", [1]),
+        ("psutil.Process(pid).children(recursive=True)", [1]),
+        ("for p in psutil.process_iter(): pass", [1]),
+        ("alive = child.is_running() and child.status() != psutil.STATUS_ZOMBIE", [1, 1]),
+        ("psutil.wait_procs(ranks, timeout=patience(5))", [1]),
+        ("living.children(psutil.Process(pid))", []),
+        ("os.environ['HOME'], job.status", []),
+    ],
+)
+def test_the_scan_for_unguarded_looks_sees_each_kind(line: str, lines: list[int]) -> None:
+    assert unguarded_looks(ast.parse(line)) == lines
 
 
 def test_no_test_keeps_a_moment_from_when_it_was_collected() -> None:
