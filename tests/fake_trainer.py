@@ -123,7 +123,7 @@ def main(spec_file: Path, out: Path, others: Others) -> int:
     steps, seconds, save = int(act.get("steps", 10)), float(act.get("step_seconds", 0.02)), int(act.get("save", 5))
     step, chain = resume(out / "checkpoints")
     if step and "once" in act:  # what went wrong at first goes well from a checkpoint
-        act = {name: value for name, value in act.items() if name not in ("crash", "hang")}
+        act = {name: value for name, value in act.items() if name not in ("crash", "hang", "hold")}
     tell(out, type="started", total_steps=steps, first_step=step, trainable_parameters=1, all_parameters=10,
          train_rows=10, sequences=10, train_tokens_per_epoch=100, labelled_tokens_per_epoch=50)  # fmt: skip
     while step < steps:
@@ -137,6 +137,8 @@ def main(spec_file: Path, out: Path, others: Others) -> int:
             return int(act.get("exit", 1))
         while step == int(act.get("hang", 0)):
             time.sleep(0.05)
+        while step == int(act.get("hold", 0)) and not (stopping or (out / "stop").exists() or others.missing()):
+            time.sleep(0.05)  # until somebody ends it, or asks it to stop
         for _ in range(int(act.get("flood", 0))):
             tell(out, type="message", message="flood")
         stop = (stopping or (out / "stop").exists()) and "ignore_stop" not in act

@@ -236,6 +236,11 @@ class Stack:
     def wait_for_step(self, job_id: str, step: int, *, seconds: float = 30.0) -> None:
         until(lambda: (self.job(job_id).progress or {}).get("step", 0) >= step, seconds=seconds, what=f"step {step}")
 
+    def wait_for_checkpoint(self, job_id: str, step: int, *, seconds: float = 30.0) -> None:
+        """Until a checkpoint of `step` or later is in the store: from there a further attempt goes on."""
+        kept = lambda: (self.job(job_id).last_checkpoint or {}).get("step", 0)  # noqa: E731
+        until(lambda: kept() >= step, seconds=seconds, what=f"the checkpoint of step {step}")
+
     def chain(self, manifest: dict[str, Any]) -> str:
         """The end of the hash chain that the fake trainer's adapter carries."""
         return str(json.loads(self.read(f"{manifest['prefix']}/chain.json"))["chain"])
