@@ -20,6 +20,7 @@ from tests.lifecycle.stack import Servers, Stack, chain_of, forget_everything, o
 from tests.patience import patience
 
 LONG = "steps=60 step_seconds=0.05 save=10"
+NO_STALL_LOSES_IT = {"TUNEPOOL_LEASE_SECONDS": "3600"}
 
 
 def kill(valkey: EmbeddedValkey) -> None:
@@ -33,14 +34,14 @@ def at_work(servers: Servers, folder: Path, port: int) -> Iterator[Stack]:
     """A worker, a janitor and a client, all of whose bells go through this port."""
     bells = {"REDIS_URL": f"redis://127.0.0.1:{port}/0", "TUNEPOOL_RING_SECONDS": "2"}
     with open_stack(folder, servers, **bells) as stack:
-        stack.start_worker()
+        stack.start_worker(**NO_STALL_LOSES_IT)
         stack.start_janitor()
         stack.wait_for_worker()
         yield stack
 
 
 def test_flushall_in_the_middle_loses_nothing_and_runs_nothing_twice(stack: Stack) -> None:
-    stack.start_worker()
+    stack.start_worker(**NO_STALL_LOSES_IT)
     stack.start_janitor()
     running = stack.submit(LONG)
     stack.wait_for_step(running, 1)
@@ -58,7 +59,7 @@ def test_flushall_in_the_middle_loses_nothing_and_runs_nothing_twice(stack: Stac
 
 
 def test_a_hundred_bells_start_each_job_once(stack: Stack) -> None:
-    stack.start_worker()
+    stack.start_worker(**NO_STALL_LOSES_IT)
     stack.wait_for_worker()
     job_ids = [stack.submit("steps=3") for _ in range(3)]
 
@@ -99,7 +100,7 @@ def test_half_of_the_bells_lost_and_some_doubled_cost_no_job_and_no_attempt(serv
 
 
 def test_without_any_bell_the_worker_finds_its_work_itself(own_stack: Stack) -> None:
-    own_stack.start_worker()
+    own_stack.start_worker(**NO_STALL_LOSES_IT)
     own_stack.wait_for_worker()
     time.sleep(1)
     kill(own_stack.servers.valkey)
@@ -114,7 +115,7 @@ def test_without_any_bell_the_worker_finds_its_work_itself(own_stack: Stack) -> 
 @pytest.mark.parametrize("fault", ["killed", "frozen"])
 def test_a_broker_that_goes_and_comes_disturbs_no_training_and_delays_the_next(own_stack: Stack, fault: str) -> None:
     valkey = own_stack.servers.valkey
-    own_stack.start_worker()
+    own_stack.start_worker(**NO_STALL_LOSES_IT)
     own_stack.start_janitor()
     running = own_stack.submit(LONG)
     own_stack.wait_for_step(running, 1)
@@ -162,7 +163,7 @@ def test_a_worker_hears_bells_again_after_the_broker_came_back_empty(own_stack: 
 
 
 def test_a_broker_without_memory_costs_no_submission_and_no_job(own_stack: Stack) -> None:
-    own_stack.start_worker()
+    own_stack.start_worker(**NO_STALL_LOSES_IT)
     own_stack.wait_for_worker()
     with redis.Redis.from_url(own_stack.servers.valkey.client_url) as client:
         client.config_set("maxmemory", "1")

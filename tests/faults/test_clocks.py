@@ -15,7 +15,7 @@ from tests.faults.conftest import api_process, make_secret
 from tests.lifecycle.stack import ROOT, Stack, chain_of
 from tests.patience import paced, patience
 
-ROWS = b'{"text": "fake: %s"}\n' % paced("steps=60 step_seconds=0.05 save=10").encode() * 12
+ROWS = b'{"text": "fake: %s"}\n' % paced("steps=60 step_seconds=0.05 save=10 hold=30").encode() * 12
 
 
 def clock(*, hours: float) -> dict[str, str]:
@@ -35,6 +35,7 @@ def test_a_job_goes_through_hosts_whose_clocks_are_hours_apart_as_if_they_were_r
         stack.wait_for_step(job_id, 12)
     with Session(stack.engine) as session:
         left = session.scalars(select(JobRow.lease_until - func.clock_timestamp())).one()
+    stack.let_go_on(job_id)
 
     job = stack.wait(job_id, seconds=60)
 
@@ -74,7 +75,7 @@ def database_time(stack: Stack) -> datetime:
 def test_a_dead_worker_is_noticed_in_time_whatever_the_janitors_clock_says(stack: Stack) -> None:
     worker = stack.start_worker(**clock(hours=5))
     stack.start_janitor(**clock(hours=-5))
-    job_id = stack.submit("steps=60 step_seconds=0.05 save=10")
+    job_id = stack.submit("steps=60 step_seconds=0.05 save=10 hold=30")
     stack.wait_for_step(job_id, 12)
 
     worker.kill()

@@ -12,11 +12,14 @@ from sqlalchemy.orm import Session
 
 from shared.store.locks import one_at_a_time
 from standalone.postgres import EmbeddedPostgres
+from tests import living
 from tests.faults.conftest import postgres_admin
 from tests.lifecycle.stack import Stack, chain_of, until
-from tests.patience import pace, patience
+from tests.patience import pace
 
 LONG = "steps=60 step_seconds=0.05 save=10"
+HELD = f"{LONG} hold=30 once"  # its first attempt waits there until it is ended, or may go on
+NO_STALL_LOSES_IT = {"TUNEPOOL_LEASE_SECONDS": "3600"}
 
 
 def stop(postgres: EmbeddedPostgres, number: signal.Signals) -> None:
@@ -30,8 +33,9 @@ def test_a_restart_of_postgres_requeues_nothing_and_training_goes_on(own_stack: 
     own_stack.start_worker()
     own_stack.start_janitor()
     job_id = own_stack.submit(LONG)
-    own_stack.wait_for_step(job_id, 5)
+    own_stack.wait_for_step(job_id, 1)
     trainer = own_stack.trainers()[0]
+    own_stack.wait_for_step(job_id, 5)
 
     stop(own_stack.servers.postgres, how)
     time.sleep(pace(5))  # longer than the lease
@@ -47,7 +51,7 @@ def test_a_restart_of_postgres_requeues_nothing_and_training_goes_on(own_stack: 
 
 
 def test_connections_that_are_cut_all_the_time_cost_no_attempt(own_stack: Stack) -> None:
-    own_stack.start_worker()
+    own_stack.start_worker(**NO_STALL_LOSES_IT)
     own_stack.start_janitor()
     job_id = own_stack.submit(LONG)
     own_stack.wait_for_step(job_id, 5)
@@ -95,10 +99,10 @@ def test_a_deadlock_is_answered_by_trying_again_with_one_effect(stack: Stack) ->
         admin.execute(f"alter database {database} set deadlock_timeout = '2s'")
     worker = stack.start_worker()
     stack.wait_for_worker()
-    job_id = stack.submit(LONG)
+    job_id = stack.submit(HELD)
     in_deadlock(stack, f"plan:{stack.settings.pool}")
     until(lambda: "deadlock detected" in (stack.home / "worker-home.log").read_text(), what="a claim that gave way")
-    stack.wait_for_step(job_id, 12)
+    stack.wait_for_checkpoint(job_id, 10)
     worker.kill()
     stack.start_janitor()
     in_deadlock(stack, "janitor:reap")
@@ -119,9 +123,9 @@ def test_statements_that_are_cancelled_or_cannot_be_serialised_cost_no_attempt(s
     database = make_url(stack.settings.database_url).database
     with postgres_admin(stack.servers.postgres) as admin:  # what an operator may have set for the whole server
         admin.execute(f"alter database {database} set default_transaction_isolation = 'repeatable read'")
-    stack.start_worker()
+    stack.start_worker(**NO_STALL_LOSES_IT)
     stack.start_janitor()
-    job_id = stack.submit(LONG)
+    job_id = stack.submit(HELD)
     stack.wait_for_step(job_id, 5)
 
     waiting = "select pid from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
@@ -139,6 +143,7 @@ def test_statements_that_are_cancelled_or_cannot_be_serialised_cost_no_attempt(s
                 if cancels:
                     for (pid,) in looking.execute(waiting).fetchall():
                         looking.execute("select pg_cancel_backend(%s)", [pid])
+    stack.let_go_on(job_id)
 
     job = stack.wait(job_id, seconds=60)
     assert job.status == "succeeded", job.error
@@ -170,7 +175,7 @@ def test_too_long_without_postgres_ends_in_a_checkpoint_and_not_in_a_lost_run(ow
     trainer = own_stack.trainers()[0]
 
     stop(own_stack.servers.postgres, signal.SIGINT)
-    trainer.wait(patience(10))
+    assert living.await_end([trainer]) == []
     own_stack.servers.postgres.start()
     own_stack.engine.dispose()
     own_stack.start_janitor()

@@ -86,8 +86,8 @@ def test_a_host_that_starts_again_gives_up_all_leases_of_its_earlier_life_at_onc
     hour = {"TUNEPOOL_LEASE_SECONDS": "3600"}
     worker = stack.start_worker(**hour)
     stack.start_janitor()
-    job_id = stack.submit("steps=60 step_seconds=0.05 save=10")
-    stack.wait_for_step(job_id, 12)
+    job_id = stack.submit("steps=60 step_seconds=0.05 save=10 hold=30 once")
+    stack.wait_for_checkpoint(job_id, 10)
     worker.kill()
     worker.wait()
     with session_scope(stack.engine) as session:

@@ -18,6 +18,7 @@ from tests.patience import lease, pace, patience
 from worker.host.presence import EXIT_DEAF
 
 LONG = "steps=60 step_seconds=0.05 save=10"
+HELD = f"{LONG} hold=30 once"  # its first attempt waits there until it is ended, or may go on
 
 
 def database_behind(proxy: Proxy, stack: Stack) -> dict[str, str]:
@@ -29,11 +30,12 @@ def test_a_worker_on_a_half_open_line_publishes_nothing_and_goes_on_once_it_is_h
     with relay(stack.servers.postgres.socket_dir / ".s.PGSQL.5432") as line:
         stack.start_worker(**database_behind(line, stack), TUNEPOOL_SWEEP_SECONDS="1")
         stack.start_janitor()
-        job_id = stack.submit(LONG)
-        stack.wait_for_step(job_id, 12)
+        job_id = stack.submit(HELD)
+        stack.wait_for_checkpoint(job_id, 10)
 
         line.set(Weather(silent=True))
         line.forget()  # what is open stays open, and nothing comes through it ever again
+        stack.let_go_on(job_id)
         # A row that the line left locked is free after idle_in_transaction_session_timeout, 30 s.
         stack.wait(job_id, "queued", seconds=40)
         with Session(stack.engine) as session:
@@ -51,7 +53,7 @@ def test_a_worker_on_a_half_open_line_publishes_nothing_and_goes_on_once_it_is_h
 
 def test_a_line_that_is_silent_for_less_than_a_lease_costs_no_attempt(stack: Stack) -> None:
     with relay(stack.servers.postgres.socket_dir / ".s.PGSQL.5432") as line:
-        stack.start_worker(**database_behind(line, stack), TUNEPOOL_LEASE_SECONDS=lease(8))
+        stack.start_worker(**database_behind(line, stack), TUNEPOOL_LEASE_SECONDS=lease(30))
         stack.start_janitor()
         job_id = stack.submit(LONG)
         stack.wait_for_step(job_id, 12)
@@ -83,7 +85,7 @@ def test_a_store_in_any_weather_delays_a_job_and_spoils_no_file(
         relay(address) as line,
         open_stack(tmp_path_factory.mktemp("s3"), servers, **s3_environment(*address)) as stack,
     ):
-        stack.start_worker(**s3_environment("127.0.0.1", line.port))
+        stack.start_worker(**s3_environment("127.0.0.1", line.port), TUNEPOOL_LEASE_SECONDS="3600")
         stack.start_janitor()
         stack.wait_for_worker()
         for name, weather in WEATHERS.items():
@@ -107,7 +109,7 @@ def test_a_store_in_any_weather_delays_a_job_and_spoils_no_file(
 def test_a_cancelled_job_whose_worker_died_is_cancelled_by_the_reaper(stack: Stack) -> None:
     worker = stack.start_worker(TUNEPOOL_CONTROL_SECONDS="60")  # it cannot hear the order in time
     stack.start_janitor()
-    job_id = stack.submit(LONG)
+    job_id = stack.submit(HELD)
     stack.wait_for_step(job_id, 2)
 
     stack.cancel(job_id)

@@ -50,8 +50,8 @@ def test_three_janitors_have_the_effect_of_one(stack: Stack) -> None:
     worker = stack.start_worker()
     for _ in range(3):
         stack.start_janitor()
-    job_id = stack.submit("steps=60 step_seconds=0.05 save=10")
-    stack.wait_for_step(job_id, 12)
+    job_id = stack.submit("steps=60 step_seconds=0.05 save=10 hold=30 once")
+    stack.wait_for_checkpoint(job_id, 10)
 
     worker.kill()
     stack.wait(job_id, "queued")

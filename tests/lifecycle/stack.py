@@ -241,6 +241,11 @@ class Stack:
         kept = lambda: (self.job(job_id).last_checkpoint or {}).get("step", 0)  # noqa: E731
         until(lambda: kept() >= step, seconds=seconds, what=f"the checkpoint of step {step}")
 
+    def let_go_on(self, job_id: str) -> None:
+        """The fake trainer that holds at a step (`hold=`) goes on."""
+        for out in self.home.glob(f"*/work/{job_id}/*/out"):
+            (out / "go").touch()
+
     def chain(self, manifest: dict[str, Any]) -> str:
         """The end of the hash chain that the fake trainer's adapter carries."""
         return str(json.loads(self.read(f"{manifest['prefix']}/chain.json"))["chain"])
