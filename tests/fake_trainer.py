@@ -137,8 +137,7 @@ def main(spec_file: Path, out: Path, others: Others) -> int:
             return int(act.get("exit", 1))
         while step == int(act.get("hang", 0)):
             time.sleep(0.05)
-        if step == int(act.get("hold", 0)):
-            hold(out, stopping, others)
+        hold(out, act if step == int(act.get("hold", 0)) else {}, stopping, others)
         for _ in range(int(act.get("flood", 0))):
             tell(out, type="message", message="flood")
         stop = (stopping or (out / "stop").exists()) and "ignore_stop" not in act
@@ -173,9 +172,9 @@ def hostile(spec_file: Path, out: Path) -> int:
     return hostile_trainer.main(spec_file, out)
 
 
-def hold(out: Path, stopping: list[int], others: Others) -> None:
+def hold(out: Path, act: dict[str, str], stopping: list[int], others: Others) -> None:
     """Until somebody wants it to stop, or to go on, or a peer has gone."""
-    while not (stopping or others.missing() or any((out / name).exists() for name in ("stop", "go"))):
+    while act and not (stopping or others.missing() or any((out / name).exists() for name in ("stop", "go"))):
         time.sleep(0.05)
 
 

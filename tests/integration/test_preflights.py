@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -333,16 +332,16 @@ def test_a_pipeline_that_is_interrupted_cancels_its_preflight(
 ) -> None:
     file = tmp_path / "train.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in chat_rows(20)), encoding="utf-8")
-    # The client's log tells when the command has had its answer, and asks for it by its id.
-    command = cli(http, api, "preflight", str(file), "--model", "tiny", OPENAI_LOG="info")
+    # The client's log tells that the command has its answer, and begins to ask how the preflight is.
+    command = cli(http, api, "preflight", str(file), "--model", "tiny", OPENAI_LOG="debug")
     assert command.stderr is not None
-    lines = iter(command.stderr.readline, "")
-    asked = next(match[1] for line in lines if (match := re.search(r"GET \S+/tunepool/preflights/(\w[\w-]+)", line)))
+    assert any("Sending HTTP Request: GET" in line for line in iter(command.stderr.readline, ""))
+    (asked,) = http.get("/v1/tunepool/preflights", params={"status": "queued"}).json()["data"]
     command.send_signal(signal.SIGINT)
     command.communicate(timeout=patience(60))
 
     assert command.returncode != 0
-    ended = http.get(f"/v1/tunepool/preflights/{asked}").json()
+    ended = http.get(f"/v1/tunepool/preflights/{asked['id']}").json()
     assert (ended["status"], ended["error"]["code"]) == ("failed", "cancelled")
 
 
