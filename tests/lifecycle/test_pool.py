@@ -25,7 +25,7 @@ def test_a_higher_tier_stops_a_job_which_checkpoints_waits_and_ends_with_the_sam
     stack.start_worker()
     stack.start_janitor()
     stack.wait_for_worker()
-    victim = stack.submit("steps=60 step_seconds=0.05 save=1000", queue={"tier": "best_effort"})
+    victim = stack.submit("steps=60 step_seconds=0.05 save=1000 hold=30 once", queue={"tier": "best_effort"})
     stack.wait_for_step(victim, 3)
 
     urgent = stack.submit("steps=5", queue={"tier": "interactive"})
@@ -49,7 +49,7 @@ def test_a_drained_worker_gives_its_job_back_from_a_checkpoint_and_takes_it_agai
     stack.start_worker()
     stack.start_janitor()
     stack.wait_for_worker()
-    job_id = stack.submit("steps=60 step_seconds=0.05 save=1000")
+    job_id = stack.submit("steps=60 step_seconds=0.05 save=1000 hold=30 once")
     stack.wait_for_step(job_id, 3)
     with session_scope(stack.engine) as session:
         operator = make_caller(session, scopes=("admin",))

@@ -165,8 +165,8 @@ def test_a_spare_that_is_killed_before_its_job_costs_no_attempt(warm: Stack) -> 
 
 def test_a_spare_that_is_killed_after_its_handover_is_a_trainer_that_has_crashed(warm: Stack) -> None:
     waiting(warm)
-    job_id = warm.submit("steps=60 step_seconds=0.05 save=5")
-    warm.wait_for_step(job_id, 6)
+    job_id = warm.submit("steps=60 step_seconds=0.05 save=5 hold=30 once")
+    warm.wait_for_checkpoint(job_id, 5)
     pid = handed_over(warm, job_id)
     assert pid is not None
 

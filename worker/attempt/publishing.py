@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Final, TypeVar
 
@@ -121,6 +121,10 @@ class PublishingAttempt:
     def wait_for_uploads(self) -> None:
         for upload in self.uploads:
             upload.result()
+
+    def finish_uploads(self) -> None:
+        """Wait for checkpoints that were whole when the trainer ended badly: the next attempt goes on from the last."""
+        wait(self.uploads)
 
     def publish(self) -> None:
         """Upload the adapter and the metrics, then the one commit that makes them known."""

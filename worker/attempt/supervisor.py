@@ -278,7 +278,6 @@ class _Attempt(PublishingAttempt):
         elif fault.exit_code == EXIT_USER_FAULT and failed is not None:
             self.fail(failed.code, failed.message, param=failed.param, exit_code=EXIT_USER_FAULT)
         else:
-            self.wait_for_uploads()
             self.give_back("crashed", code=fault.code, message=fault.message, ended=ended)
 
     def disk_is_full(self) -> bool:
@@ -352,6 +351,7 @@ class _Attempt(PublishingAttempt):
         next_try: Mapping[str, Any] = NOTHING_NEW,
     ) -> None:
         if ended is not None:
+            self.finish_uploads()
             exit_code = ended.exit.code
             log.warning("trainer.failed", job_id=self.lease.id, code=code, last_words=safe_words(ended.exit.last_words))
         self.insist(
