@@ -327,18 +327,17 @@ def test_a_pipeline_with_bad_rows_stops_with_exit_1_and_the_line(
     assert json.loads(out)["report"]["files"]["training"]["problems"][0]["line"] == 1
 
 
-def test_a_pipeline_that_is_interrupted_cancels_its_preflight(
-    http: httpx2.Client, host: Host, api: Api, tmp_path: Path
-) -> None:
-    file = tmp_path / "train.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in chat_rows(20)), encoding="utf-8")
-    # The client's log tells that the command has its answer, and begins to ask how the preflight is.
-    command = cli(http, api, "preflight", str(file), "--model", "tiny", OPENAI_LOG="debug")
-    assert command.stderr is not None
-    assert any("Sending HTTP Request: GET" in line for line in iter(command.stderr.readline, ""))
-    (asked,) = http.get("/v1/tunepool/preflights", params={"status": "queued"}).json()["data"]
-    command.send_signal(signal.SIGINT)
-    command.communicate(timeout=patience(60))
+def test_a_pipeline_that_is_interrupted_cancels_its_preflight(http: httpx2.Client, host: Host, api: Api) -> None:
+    file_id = upload(http, chat_rows(20))
+    # The client's log tells that its one POST is answered, and that it begins to ask how the preflight is.
+    with cli(http, api, "preflight", file_id, "--model", "tiny", OPENAI_LOG="debug") as command:
+        assert command.stderr is not None
+        lines = iter(command.stderr.readline, "")
+        for sign in ("HTTP Response: POST 200", "Sending HTTP Request: GET"):
+            assert any(sign in line for line in lines), sign
+        (asked,) = http.get("/v1/tunepool/preflights", params={"status": "queued"}).json()["data"]
+        command.send_signal(signal.SIGINT)
+        command.communicate(timeout=patience(60))
 
     assert command.returncode != 0
     ended = http.get(f"/v1/tunepool/preflights/{asked['id']}").json()
