@@ -29,7 +29,7 @@ def stack(servers: Servers, tmp_path: Path) -> Iterator[Stack]:
 def running(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A worker and a janitor at work, shared by the tests of a module."""
     with open_stack(tmp_path_factory.mktemp("stack"), servers) as made:
-        made.start_worker()
+        made.start_worker(TUNEPOOL_LEASE_SECONDS="3600")  # nobody dies here, and no stall of the machine looks like it
         made.start_janitor()
         made.wait_for_worker()
         yield made

@@ -99,9 +99,10 @@ def test_a_child_that_died_is_started_again_and_the_others_are_left_alone(stack:
 
 
 def test_a_death_is_logged_with_its_reason_and_pause(stack: Stack, tmp_path: Path) -> None:
-    stack.start(shell(tmp_path, "dying", "echo 1 > $0.pid; sleep 0.3; exit 7"))
+    stack.start(shell(tmp_path, "dying", "echo 1 > $0.pid; while [ ! -e may-end ]; do sleep 0.02; done; exit 7"))
 
     with capture_logs() as told:
+        (tmp_path / "may-end").touch()
         watch_while(stack, lambda: until(lambda: bool(told), seconds=10))
 
     death = told[0]

@@ -60,7 +60,8 @@ def outcomes(stack: Stack, job_id: str) -> list[str | None]:
 
 @pytest.fixture(scope="module")
 def warm(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with open_stack(tmp_path_factory.mktemp("warm"), servers, TUNEPOOL_KEEP_WARM="imports") as made:
+    known = {"TUNEPOOL_KEEP_WARM": "imports", "TUNEPOOL_LEASE_SECONDS": "3600"}
+    with open_stack(tmp_path_factory.mktemp("warm"), servers, **known) as made:
         made.start_worker()
         made.start_janitor()
         made.wait_for_worker()
