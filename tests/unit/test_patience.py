@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Set
 from functools import cache
 from pathlib import Path
 
@@ -84,21 +85,50 @@ def hasty_requests(tree: ast.AST) -> list[int]:
 
 def hard_bounds(tree: ast.AST) -> list[int]:
     """Lines that want something to have taken less than so many seconds, on whatever machine."""
-    lines = []
+    lines, measured = [], _durations(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare):
             sides = [node.left, *node.comparators]
             for left, compared, right in zip(sides, node.ops, sides[1:], strict=False):
                 less, more = (right, left) if isinstance(compared, ast.Gt | ast.GtE) else (left, right)
                 is_order = isinstance(compared, ast.Lt | ast.LtE | ast.Gt | ast.GtE)
-                if is_order and _is_duration(less) and isinstance(more, ast.Constant):
+                if is_order and _is_duration(less, measured) and isinstance(more, ast.Constant):
                     lines.append(node.lineno)
     return lines
 
 
-def _is_duration(node: ast.expr) -> bool:
-    subtracts = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub)
-    return subtracts and any(isinstance(part, ast.Call) and ast.unparse(part.func) in CLOCKS for part in ast.walk(node))
+def _is_duration(node: ast.AST, measured: Set[str]) -> bool:
+    """Whether it is a clock less something, or made of what is."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.BinOp) and isinstance(part.op, ast.Sub):
+            calls = (call for call in ast.walk(part) if isinstance(call, ast.Call))
+            if any(ast.unparse(call.func) in CLOCKS for call in calls):
+                return True
+        if isinstance(part, ast.Name) and part.id in measured:
+            return True
+    return False
+
+
+def _durations(tree: ast.AST) -> Set[str]:
+    """Names of variables, lists and functions of this file that are seconds by a clock."""
+    measured: set[str] = set()
+    for _ in range(3):  # one may be made of another
+        for node in ast.walk(tree):
+            match node:
+                case ast.Assign(targets=[ast.Name(id=name)], value=value) if _is_duration(value, measured):
+                    measured.add(name)
+                case ast.Call(func=ast.Attribute(attr="append", value=ast.Name(id=name)), args=[value]) if _is_duration(
+                    value, measured
+                ):
+                    measured.add(name)
+                case ast.FunctionDef(name=name) if any(
+                    isinstance(part, ast.Return) and part.value is not None and _is_duration(part.value, measured)
+                    for part in ast.walk(node)
+                ):
+                    measured.add(name)
+                case _:
+                    pass
+    return measured
 
 
 def unguarded_looks(tree: ast.AST) -> list[int]:
@@ -180,6 +210,8 @@ def test_no_test_wants_something_done_in_so_many_seconds_of_whatever_machine() -
         ("assert time.monotonic() - began < 5", [1]),
         ("assert 0.9 < time.perf_counter() - began <= 20.0", [1]),
         ("assert 5 > time.time() - began", [1]),
+        ("taken.append(time.monotonic() - began)\nassert max(taken) < 2.0", [2]),
+        ("def timed(): return time.monotonic() - began\nall_ = [timed(), timed()]\nassert min(all_) < 1", [3]),
         ("assert time.monotonic() - began < patience(5)", []),
         ("assert time.monotonic() - began > 0.9", []),
         ("assert size - before < 5", []),
