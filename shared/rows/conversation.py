@@ -216,13 +216,16 @@ class Conversation:
     def _legacy_answer(self, message: Row, at: str) -> None:
         if self.legacy_calls < 1:
             role = message.get("role") or message.get("from")
-            text = f'{at}.role is "{role}" but no earlier message calls a function; add the call.'
+            key = "role" if "role" in message else "from"
+            text = f'{at}.{key} is "{role}" but no earlier message calls a function; add the call.'
+            if key == "from":
+                text = f"{text[:-1]} before it, as an item from function_call: JSON of name and arguments."
             if self.by_tag:
                 text = (
                     f"{at} answers a call, but the <tool_call> before it cannot be read; write JSON with name and"
                     " arguments in each (json.dumps), and no text behind it."
                 )
-            self.findings.refuse(f"{at}.role", "unknown_tool_call_id", text)
+            self.findings.refuse(f"{at}.{key}", "unknown_tool_call_id", text)
         self.legacy_calls -= 1
 
     def _sharegpt(self, item: Any, at: str, index: int) -> str:

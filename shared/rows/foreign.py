@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from shared.rows import hermes, message_forms
+from shared.rows import hermes, message_forms, services
 from shared.rows.formats import Message
 from shared.rows.shapes import Row
 
@@ -23,7 +23,8 @@ _ASKED: Final = ("messages", "prompt", "conversations", "instruction", "text")
 # What the forms read beside the columns of `shared.rows.formats`, and the marks of forms that are refused by name.
 COLUMNS: Final = frozenset(
     {*_ANSWERS, *_QUESTIONS, "context", "system_prompt", "kto_tag", "chat", "completions", "train_on_input"}
-    | {"rejected_response", "rejected_messages", "preferred_output", "non_preferred_output"}
+    | {"rejected_response", "rejected_messages", "preferred_output", "non_preferred_output", "generation"}
+    | services.COLUMNS
 )
 # Columns that may hold messages.
 _SPOKEN: Final = frozenset(
@@ -44,7 +45,9 @@ class Recast(NamedTuple):
 
 def recast(row: Row) -> Recast:
     """Rewrite a row of a known foreign form; every other row comes back as it is. Pure, never raises."""
+    row, served = services.read(row)
     row, written_as, dropped = _in_our_form(_with_truths(row))
+    written_as = (*served, *written_as)
     if row.keys() <= _NATIVE:
         called = _tagged_calls(row) if "conversations" in row else None
         if called is None:
@@ -146,15 +149,16 @@ def _question(row: Row) -> Recast | None:
 
 
 def _dolly(row: Row) -> Recast | None:
-    """dolly: instruction, context, response."""
-    if "instruction" not in row or "response" not in row or _has(row, "output", "chosen", "messages", "conversations"):
+    """dolly: instruction, context, response; distilabel: instruction, generation."""
+    answer = next((key for key in ("response", "generation") if key in row), None)
+    if answer is None or "instruction" not in row or _has(row, "output", "chosen", "messages", "conversations"):
         return None
-    rest = {key: value for key, value in row.items() if key != "response"}
-    names = {"output": "response"}
+    rest = {key: value for key, value in row.items() if key != answer}
+    names = {"output": answer}
     if not rest.get("input") and "context" in rest:
         rest["input"] = rest.pop("context")
         names["input"] = "context"
-    return Recast({**rest, "output": row["response"]}, names=names)
+    return Recast({**rest, "output": row[answer]}, names=names)
 
 
 def _instruction_pair(row: Row) -> Recast | None:
@@ -252,10 +256,10 @@ _FORMS: Final[tuple[tuple[str, Callable[[Row], Recast | None]], ...]] = (
 )
 
 # What the report says of each form; the rows are counted beside it.
-SAYS: Final = {
+SAYS: Final = services.SAYS | {
     "transcript": "Texts of Human: and Assistant: turns were read as messages.",
     "question": "A question or query and its answer were read as a conversation.",
-    "dolly": "instruction, context and response were read as instruction, input and output.",
+    "dolly": "instruction, context and response (or generation) were read as instruction, input and output.",
     "instruction_pair": "instruction and input were read as the prompt of chosen and rejected.",
     "tagged": "The last answer of a conversation was read as the completion of its label or kto_tag.",
     "tagged_calls": "<tool_call> and <tool_response> in text were read as calls and their answers.",

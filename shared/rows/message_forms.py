@@ -28,6 +28,7 @@ _NOTES: Final = frozenset(
     {"id", "message_id", "uuid", "index", "turn", "turn_id", "timestamp", "time", "created", "created_at", "date"}
     | {"model", "finish_reason", "stop_reason", "usage", "metadata", "meta", "tokens", "token_count"}
     | {"language", "lang"}
+    | {"toxic", "redacted", "turn_identifier", "country", "state", "hashed_ip", "header"}  # WildChat
 )
 _TEXT_PARTS: Final = frozenset({"input_text", "output_text"})
 

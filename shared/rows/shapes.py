@@ -41,14 +41,58 @@ MARKS: Final = tuple(key for key, _ in _MARKS)
 # Forms that hold more than one row of ours would, or bury calls in text: how to convert them.
 _TOLD: tuple[tuple[frozenset[str], str], ...] = (
     (
-        frozenset({"chat"}),
-        "The row holds a whole conversation as one text (chat), as glaive's sets do; split it at USER:, ASSISTANT: and"
-        " FUNCTION RESPONSE: into messages, each <functioncall> into tool_calls, the functions of system into tools.",
-    ),
-    (
         frozenset({"instruction", "completions"}),
         "The row holds several rated completions, as UltraFeedback's raw set does; write its best and its worst as"
         " prompt, chosen and rejected, or take the binarized set.",
+    ),
+    (
+        frozenset({"generations"}),
+        "The row holds several answers (generations), as distilabel's sets do; write the one to train as output, or the"
+        " better and the worse as chosen and rejected.",
+    ),
+    (
+        frozenset({"prompt", "answers"}),
+        "The row holds several ranked answers, as Nectar's do; write its best and its worst as prompt, chosen and"
+        " rejected.",
+    ),
+    (
+        frozenset({"response1", "response2"}),
+        "The row holds two answers and which is preferred, as HelpSteer3's do; write the better as chosen, the other as"
+        " rejected, and context as prompt.",
+    ),
+    (
+        frozenset({"response_a", "response_b"}),
+        "The row holds two answers and which won; write the better as chosen and the other as rejected.",
+    ),
+    (
+        frozenset({"conversation_a", "conversation_b"}),
+        "The row holds two conversations and which won, as the Chatbot Arena's do; write the better as chosen and the"
+        " other as rejected, without ties.",
+    ),
+    (
+        frozenset({"human_ref_A", "human_ref_B"}),
+        "The row holds two answers and which is preferred, as SHP's do; write history as prompt, the better as chosen,"
+        " the other as rejected.",
+    ),
+    (
+        frozenset({"message_id", "parent_id", "role"}),
+        "The row is one message of a tree, as OpenAssistant's are; write each way from a question to its last answer as"
+        " messages, prompter as user.",
+    ),
+    (
+        frozenset({"message_tree_id", "prompt"}),
+        "The row holds a tree of replies, as OpenAssistant's do; write each way from the prompt to a last answer as"
+        " messages, prompter as user.",
+    ),
+    (
+        frozenset({"chat", "meta_instruction"}),
+        "The row holds turns of Human and MOSS in one object (chat), as MOSS' sets do; write Human as user and MOSS as"
+        " assistant in messages, without <eoh> and <eom>.",
+    ),
+    (
+        frozenset({"chat"}),
+        "The row holds a whole conversation as one text (chat), as glaive's sets do; split it at USER:, ASSISTANT: and"
+        " FUNCTION RESPONSE: into messages, each <functioncall> into tool_calls, the functions of system into tools.",
     ),
     (
         frozenset({"segments"}),
@@ -64,7 +108,11 @@ _PAIRS: Final = (
     ("problem", "solution"),
     ("question", "solution"),
     ("problem", "answer"),
+    ("input", "target"),
+    ("message_1", "message_2"),
 )
+# Columns beside which several answers, or a tree, are no row of the shape that the other columns would make.
+_WHOLE: Final = frozenset({"completion", "output", "chosen", "messages", "conversations"})
 
 
 class UnknownShape(ValueError):
@@ -84,11 +132,12 @@ def detect(row: Row) -> Shape:
         return "kto"
     if shape == "prompt_completion" and any(isinstance(row.get(key), list) for key in ("prompt", "completion")):
         return "conversational"
-    if shape and not (shape == "alpaca" and "completions" in row and "output" not in row):
+    if not shape or not _WHOLE & row.keys():
+        for marks, sentence in _TOLD:
+            if marks <= row.keys():
+                raise UnknownShape(sentence)
+    if shape:
         return shape
-    for marks, sentence in _TOLD:
-        if marks <= row.keys():
-            raise UnknownShape(sentence)
     under = _rows_under(row)
     if under is not None:
         raise UnknownShape(f"The rows lie in a list under {under[:80]}; upload that list itself, or one row per line.")
@@ -109,6 +158,8 @@ def detect(row: Row) -> Shape:
 
 def _told_columns(row: Row) -> str | None:
     """What `training.columns` may say of a row: where its messages lie, or its question and answer."""
+    if all(isinstance(row.get(key), list) for key in ("input", "output")):
+        return '{"prompt": "input", "completion": "output"}'
     talks = (key for key, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict))
     for key in talks:
         first = row[key][0]

@@ -322,7 +322,7 @@ def test_a_row_of_a_public_set_loads_as_it_is_and_is_counted(
         ({"system": "SYSTEM: You help.", "chat": "USER: Hi\n\n\nASSISTANT: Yes? <|endoftext|>"}, "FUNCTION RESPONSE"),
         ({"instruction": "Hi", "completions": [{"response": "a"}], "models": []}, "prompt, chosen and rejected"),
         ({"Prompt": "a", "Completion": "b"}, "capitals"),
-        ({"conversation": [U, A], "model": "x"}, '{"messages": "conversation"}'),
+        ({"dialogue": [U, A], "model": "x"}, '{"messages": "dialogue"}'),
         ({"talk": [{"from": "human", "value": "a"}]}, '{"conversations": "talk"}'),
         ({"problem": "a", "solution": "b"}, '{"prompt": "problem", "completion": "solution"}'),
         ({"segments": [{"label": True, "text": "a"}]}, "weight 0"),

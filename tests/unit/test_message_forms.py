@@ -195,7 +195,7 @@ REFUSED: list[tuple[str, JsonObject, str, str]] = [
     ("a better answer of weight 0", {"prompt": [U], "chosen": [{**A, "weight": 0}], "rejected": "No"}, "chosen",
      "weight 0"),
     ("a call in Python's words", {"conversations": [human("a"), gpt("<tool_call>\n{'name': 'w'}\n</tool_call>"),
-     {"from": "tool", "value": "r"}, gpt("b")]}, "conversations[2].role", "the <tool_call> before it cannot be read"),
+     {"from": "tool", "value": "r"}, gpt("b")]}, "conversations[2].from", "the <tool_call> before it cannot be read"),
     ("arguments that are a list", chat(U, calls(call(arguments=[1])), tools=[TOOL]),
      "messages[1].tool_calls[0].function.arguments", "json.dumps"),
     ("hostile roles", chat(U, {"role": ["x"], "content": {}}), "messages[1].role", "use one of"),

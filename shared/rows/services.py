@@ -1,0 +1,304 @@
+"""Rows as other services take them for tuning or answer with them, rewritten into OpenAI's form. Pure, never raises.
+
+Sources: Google's Gemini and Vertex AI (`contents` of `parts`, `systemInstruction`, `functionDeclarations`), Amazon
+Bedrock (`bedrock-conversation-2024`, `toolConfig`), Anthropic's Messages API (`tool_use`, `tool_result`,
+`input_schema`), the data set cards of Salesforce's xlam-function-calling-60k, Capybara, Firefly, WildChat
+and LMSYS-Chat-1M.
+What has no place here stays as it is, and the rules refuse it by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, Final
+
+from shared.rows import strict_json
+from shared.rows.formats import Message, arguments_text
+from shared.rows.shapes import Row
+
+COLUMNS: Final = frozenset(
+    {"contents", "systemInstruction", "system_instruction", "toolConfig", "query", "answers", "tools", "conversation"}
+)
+# Messages, and their conversation under other names, stand in the way of a form that would write them.
+_OURS: Final = ("messages", "conversations", "prompt", "instruction", "chosen", "text")
+_PAIRS: Final = (("input", "output"), ("human", "assistant"))
+
+
+def read(row: Row) -> tuple[Row, tuple[str, ...]]:
+    """The row in OpenAI's form, and the forms that it was read from."""
+    forms: list[str] = []
+    for form, marks, rewritten in _FORMS:
+        if any(mark in row for mark in marks):
+            made = rewritten(row)
+            if made is not None:
+                row = made
+                forms.append(form)
+    return row, tuple(forms)
+
+
+def _without(row: Row, *keys: str) -> Row:
+    return {key: value for key, value in row.items() if key not in keys}
+
+
+def _is_ours(row: Row) -> bool:
+    return any(row.get(key) is not None for key in _OURS)
+
+
+def _objects(value: Any) -> list[dict[str, Any]] | None:
+    """A list of objects that is not empty; None for all else."""
+    return value if isinstance(value, list) and value and all(isinstance(item, dict) for item in value) else None
+
+
+def _text_of(parts: Any) -> str | None:
+    """The text of parts that are nothing but text, joined as OpenAI's are; None for all others."""
+    listed = _objects(parts)
+    if listed is None or not all(isinstance(part.get("text"), str) for part in listed):
+        return None
+    kinds = all(part.keys() == {"text"} or part.get("type") == "text" for part in listed)
+    return "".join(part["text"] for part in listed) if kinds else None
+
+
+# ---- Gemini and Vertex AI
+
+
+def _gemini(row: Row) -> Row | None:
+    turns = _objects(row.get("contents"))
+    if turns is None or _is_ours(row) or not all(isinstance(turn.get("parts"), list) for turn in turns):
+        return None
+    made = _without(row, "contents") | {"messages": [message for turn in turns for message in _gemini_turn(turn)]}
+    for key in ("systemInstruction", "system_instruction"):
+        told = row.get(key)
+        text = told if isinstance(told, str) else _text_of(told.get("parts")) if isinstance(told, dict) else None
+        if text is not None and not row.get("system"):
+            made = _without(made, key) | {"system": text}
+    tools = _declared(row.get("tools"))
+    return made if tools is None else made | {"tools": tools}
+
+
+_GEMINI_ROLES: Final = (("model", "assistant"), ("function", "user"), (None, "user"))
+
+
+def _gemini_turn(turn: dict[str, Any]) -> list[Message]:
+    role, further = turn.get("role", "user"), _without(turn, "role", "parts")
+    role = next((ours for theirs, ours in _GEMINI_ROLES if role == theirs), role)
+    rest: list[Any] = []
+    calls: list[dict[str, Any]] = []
+    results: list[Message] = []
+    thoughts = ""
+    for part in turn["parts"]:
+        kind = next(iter(part)) if isinstance(part, dict) and len(part) == 1 else None
+        body = part[kind] if kind is not None else None
+        if kind in {"functionCall", "function_call"} and _has_only(body, "name", "args") and role == "assistant":
+            calls.append({"name": body.get("name"), "arguments": arguments_text(body.get("args") or {})})
+        elif kind in {"functionResponse", "function_response"} and _has_only(body, "name", "response") and not rest:
+            content = json.dumps(body.get("response"), ensure_ascii=False)
+            results.append({**further, "role": "function", "name": body.get("name"), "content": content})
+        elif kind == "text" and isinstance(body, str) and not calls:
+            rest.append({"type": "text", "text": body})
+        elif _is_thought(part) and role == "assistant":
+            thoughts += part["text"]
+        else:
+            rest.append(part)
+    text = _text_of(rest)
+    message: Message = {**further, "role": role, "content": rest if rest and text is None else text}
+    if calls:
+        message["function_call"] = calls
+    if thoughts:
+        message["reasoning_content"] = thoughts
+    return results if results and not rest else [*results, message]
+
+
+def _has_only(value: Any, *keys: str) -> bool:
+    return isinstance(value, dict) and value.keys() <= set(keys)
+
+
+def _is_thought(part: Any) -> bool:
+    return (
+        isinstance(part, dict)
+        and part.keys() == {"text", "thought"}
+        and part["thought"] is True
+        and isinstance(part["text"], str)
+    )
+
+
+def _declared(tools: Any) -> list[Any] | None:
+    listed = _objects(tools)
+    names = ("functionDeclarations", "function_declarations")
+    if listed is None or not all(len(tool) == 1 and next(iter(tool)) in names for tool in listed):
+        return None
+    groups = [next(iter(tool.values())) for tool in listed]
+    if not all(isinstance(group, list) for group in groups):
+        return None
+    return [{"type": "function", "function": function} for group in groups for function in group]
+
+
+# ---- Bedrock and Anthropic
+
+
+def _blocks(row: Row) -> Row | None:
+    messages = _objects(row.get("messages"))
+    made: Row = {}
+    if messages is not None:
+        read_messages = [_of_blocks(message) for message in messages]
+        if any(several is not None for several in read_messages):
+            pairs = zip(messages, read_messages, strict=True)
+            made["messages"] = [each for message, several in pairs for each in several or [message]]
+    if isinstance(row.get("system"), list) and (text := _text_of(row["system"])) is not None:
+        made["system"] = text
+    if (tools := _with_schemas(row)) is not None:
+        made["tools"] = tools
+        row = _without(row, "toolConfig")
+    return {**row, **made} if made else None
+
+
+def _of_blocks(message: dict[str, Any]) -> list[Message] | None:
+    """The messages that a list of blocks stands for; None where it has none, or one that has no place here."""
+    parts = message.get("content")
+    if not isinstance(parts, list) or not any(_is_block(part) for part in parts):
+        return None
+    texts: list[Any] = []
+    calls: list[dict[str, Any]] = []
+    results: list[Message] = []
+    for part in parts:
+        block = part if isinstance(part, dict) else {}
+        if block.keys() == {"text"} and not calls:
+            texts.append({"type": "text", "text": block["text"]})
+        elif (call := _call_of(block)) is not None and message.get("role") == "assistant":
+            calls.append(call)
+        elif (result := _result_of(block)) is not None and message.get("role") == "user" and not texts:
+            results.append(result)
+        elif not calls and not _is_block(part):
+            texts.append(part)
+        else:
+            return None
+    if results and message.keys() != {"role", "content"}:
+        return None  # which of the messages would the other keys belong to?
+    if results and not texts:
+        return results
+    text = _text_of(texts)
+    spoken = {**message, "content": texts if texts and text is None else text}
+    return [*results, {**spoken, "tool_calls": calls} if calls else spoken]
+
+
+def _is_block(part: Any) -> bool:
+    if not isinstance(part, dict):
+        return False
+    return part.get("type") in ("tool_use", "tool_result") or (
+        len(part) == 1 and next(iter(part)) in {"text", "toolUse", "toolResult"}
+    )
+
+
+def _call_of(block: dict[str, Any]) -> dict[str, Any] | None:
+    use = block.get("toolUse") if len(block) == 1 else _without(block, "type", "cache_control")
+    if not isinstance(use, dict) or (len(block) > 1 and block.get("type") != "tool_use"):
+        return None
+    called = use.get("toolUseId", use.get("id"))
+    if not use.keys() <= {"toolUseId", "id", "name", "input"} or not isinstance(use.get("input"), dict):
+        return None
+    if not isinstance(called, str):
+        return None
+    function = {"name": use.get("name"), "arguments": json.dumps(use["input"], ensure_ascii=False)}
+    return {"id": called, "type": "function", "function": function}
+
+
+def _result_of(block: dict[str, Any]) -> Message | None:
+    result = block.get("toolResult") if len(block) == 1 else _without(block, "type", "cache_control")
+    if not isinstance(result, dict) or (len(block) > 1 and block.get("type") != "tool_result"):
+        return None
+    if not result.keys() <= {"toolUseId", "tool_use_id", "content", "is_error", "status"}:
+        return None
+    if result.get("is_error") or result.get("status") not in (None, "success"):
+        return None  # whether it failed is said beside its text, for which messages have no place
+    content = result.get("content", "")
+    listed = _objects(content)
+    if listed is not None and all(part.keys() == {"json"} for part in listed):
+        content = "".join(json.dumps(part["json"], ensure_ascii=False) for part in listed)
+    text = content if isinstance(content, str) else _text_of(content)
+    called = result.get("toolUseId", result.get("tool_use_id"))
+    if text is None or not isinstance(called, str):
+        return None
+    return {"role": "tool", "tool_call_id": called, "content": text}
+
+
+def _with_schemas(row: Row) -> list[Any] | None:
+    """Tools as functions: Anthropic's with `input_schema`, Bedrock's with `toolSpec`; None for all others."""
+    config = row.get("toolConfig")
+    if isinstance(config, dict) and config.keys() == {"tools"} and not row.get("tools"):
+        specs = [
+            tool.get("toolSpec") if tool.keys() == {"toolSpec"} else None for tool in _objects(config["tools"]) or ()
+        ]
+        tools = [
+            {**spec, "input_schema": _json_of(spec.get("inputSchema"))} for spec in specs if isinstance(spec, dict)
+        ]
+        listed = tools if tools and len(tools) == len(specs) else None
+    else:
+        listed = _objects(row.get("tools"))
+    if listed is None or not all("input_schema" in tool and "function" not in tool for tool in listed):
+        return None
+    keys = {"name", "description", "input_schema", "inputSchema", "cache_control", "type"}
+    if not all(tool.keys() <= keys and tool.get("type", "custom") == "custom" for tool in listed):
+        return None
+    return [{"type": "function", "function": _function(tool)} for tool in listed]
+
+
+def _json_of(schema: Any) -> Any:
+    return schema["json"] if isinstance(schema, dict) and schema.keys() == {"json"} else schema
+
+
+def _function(tool: dict[str, Any]) -> dict[str, Any]:
+    named = {key: tool[key] for key in ("name", "description") if tool.get(key) is not None}
+    return {**named, "parameters": tool["input_schema"]}
+
+
+# ---- public sets
+
+
+def _xlam(row: Row) -> Row | None:
+    """xlam and APIGen: a query, the calls that answer it, and the tools, these two as JSON text."""
+    calls = _parsed(row.get("answers"))
+    if not isinstance(row.get("query"), str) or _is_ours(row) or "tools" not in row or _objects(calls) is None:
+        return None
+    if not all(call.keys() == {"name", "arguments"} for call in calls):
+        return None
+    functions = [{"name": call["name"], "arguments": arguments_text(call["arguments"])} for call in calls]
+    answer = {"role": "assistant", "content": None, "function_call": functions}
+    messages = [{"role": "user", "content": row["query"]}, answer]
+    return {**_without(row, "query", "answers"), "messages": messages}
+
+
+def _parsed(value: Any) -> Any:
+    try:
+        return strict_json.parse(value, long_integers=True) if isinstance(value, str) else value
+    except strict_json.BadJson:
+        return None
+
+
+def _conversation(row: Row) -> Row | None:
+    """A conversation: pairs of a question and its answer, or messages as OpenAI has them."""
+    turns = _objects(row.get("conversation"))
+    if turns is None or _is_ours(row):
+        return None
+    if all({"role", "content"} <= turn.keys() for turn in turns):
+        return {**_without(row, "conversation"), "messages": turns}
+    pair = next((pair for pair in _PAIRS if all(turn.keys() == set(pair) for turn in turns)), None)
+    if pair is None:
+        return None
+    roles = ("user", "assistant")
+    messages = [{"role": role, "content": turn[key]} for turn in turns for role, key in zip(roles, pair, strict=True)]
+    return {**_without(row, "conversation"), "messages": messages}
+
+
+_FORMS: Final[tuple[tuple[str, tuple[str, ...], Callable[[Row], Row | None]], ...]] = (
+    ("contents", ("contents",), _gemini),
+    ("query_and_calls", ("answers",), _xlam),
+    ("conversation", ("conversation",), _conversation),
+    ("blocks", ("messages",), _blocks),
+)
+# What the report says of each form.
+SAYS: Final = {
+    "contents": "contents of parts, systemInstruction and functionDeclarations were read as messages and tools.",
+    "query_and_calls": "query and answers were read as a question and the calls that answer it.",
+    "conversation": "conversation was read as messages.",
+    "blocks": "Blocks of text, tool_use and tool_result (toolUse, toolResult) were read as calls and answers.",
+}

@@ -1,0 +1,243 @@
+"""Rows of other services and of public sets become messages; what has no place in them is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from shared.rows import services
+from shared.rows.check import check
+from shared.rows.convert import canonical_lines
+from shared.rows.foreign import recast
+from tests.unit.test_file_kinds import KINDS, made
+from tests.unit.test_public_shapes import read, refused
+
+HI: Final = {"role": "user", "content": "Hi"}
+YES: Final = {"role": "assistant", "content": "Yes?"}
+BRIEF: Final = {"role": "system", "content": "Be brief."}
+SCHEMA: Final = {"type": "object", "properties": {"city": {"type": "string"}}}
+TOOL: Final = {"type": "function", "function": {"name": "weather", "description": "Tells.", "parameters": SCHEMA}}
+
+
+def calling(call_id: str, content: str = "") -> dict[str, Any]:
+    call = {"id": call_id, "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+    return {"role": "assistant", "content": content, "tool_calls": [call]}
+
+
+def gemini(*parts: dict[str, Any], role: str = "model") -> dict[str, Any]:
+    return {"role": role, "parts": list(parts)}
+
+
+ASKED: Final = gemini({"text": "Hi"}, role="user")
+CALL: Final = {"functionCall": {"name": "weather", "args": {"city": "Rome"}}}
+RESULT: Final = {"functionResponse": {"name": "weather", "response": {"t": 21}}}
+USE: Final = {"type": "tool_use", "id": "t1", "name": "weather", "input": {"city": "Rome"}}
+SHAPES: Final[dict[str, tuple[str, dict[str, Any], dict[str, Any]]]] = {
+    "gemini": (
+        "contents",
+        {
+            "systemInstruction": {"role": "system", "parts": [{"text": "Be brief."}]},
+            "contents": [ASKED, gemini({"text": "Yes?"})],
+        },
+        {"messages": [BRIEF, HI, YES]},
+    ),
+    "bedrock": (
+        "blocks",
+        {
+            "schemaVersion": "bedrock-conversation-2024",
+            "system": [{"text": "Be brief."}],
+            "messages": [
+                {"role": "user", "content": [{"text": "Hi"}]},
+                {"role": "assistant", "content": [{"text": "Yes?"}]},
+            ],
+        },
+        {"messages": [BRIEF, HI, YES]},
+    ),
+    "capybara": ("conversation", {"conversation": [{"input": "Hi", "output": "Yes?"}]}, {"messages": [HI, YES]}),
+    "firefly": ("conversation", {"conversation": [{"human": "Hi", "assistant": "Yes?"}]}, {"messages": [HI, YES]}),
+    "wildchat": (
+        "conversation",
+        {"conversation": [{**HI, "toxic": False, "country": "DE"}, {**YES, "toxic": False, "country": None}]},
+        {"messages": [HI, YES]},
+    ),
+    "distilabel": ("dolly", {"instruction": "Hi", "generation": "Yes?"}, {"messages": [HI, YES]}),
+}
+MORE: Final[dict[str, tuple[str, dict[str, Any], dict[str, Any]]]] = {
+    "gemini calls": (
+        "contents",
+        {
+            "contents": [
+                *(ASKED, gemini(CALL), gemini(RESULT, role="user")),
+                gemini({"text": "Warm.", "thought": True}, {"text": "Yes?"}),
+            ],
+            "tools": [{"functionDeclarations": [TOOL["function"]]}],
+        },
+        {
+            "messages": [
+                *(HI, calling("call_1")),
+                {"role": "tool", "content": '{"t": 21}', "name": "weather", "tool_call_id": "call_1"},
+                {**YES, "reasoning_content": "Warm."},
+            ],
+            "tools": [TOOL],
+        },
+    ),
+    "anthropic": (
+        "blocks",
+        {
+            "system": "Be brief.",
+            "tools": [{"name": "weather", "description": "Tells.", "input_schema": SCHEMA}],
+            "messages": [
+                HI,
+                {"role": "assistant", "content": [{"type": "text", "text": "I look."}, USE]},
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "21 C"}]},
+                        {"type": "text", "text": "And?"},
+                    ],
+                },
+                YES,
+            ],
+        },
+        {
+            "messages": [
+                *(BRIEF, HI, calling("t1", "I look.")),
+                {"role": "tool", "content": "21 C", "tool_call_id": "t1"},
+                *({"role": "user", "content": "And?"}, YES),
+            ],
+            "tools": [TOOL],
+        },
+    ),
+    "bedrock calls": (
+        "blocks",
+        {
+            "toolConfig": {
+                "tools": [{"toolSpec": {"name": "weather", "description": "Tells.", "inputSchema": {"json": SCHEMA}}}]
+            },
+            "messages": [
+                {"role": "user", "content": [{"text": "Hi"}]},
+                {
+                    "role": "assistant",
+                    "content": [{"toolUse": {"toolUseId": "t1", "name": "weather", "input": {"city": "Rome"}}}],
+                },
+                {
+                    "role": "user",
+                    "content": [
+                        {"toolResult": {"toolUseId": "t1", "content": [{"json": {"t": 21}}], "status": "success"}}
+                    ],
+                },
+                {"role": "assistant", "content": [{"text": "Yes?"}]},
+            ],
+        },
+        {
+            "messages": [HI, calling("t1"), {"role": "tool", "content": '{"t": 21}', "tool_call_id": "t1"}, YES],
+            "tools": [TOOL],
+        },
+    ),
+    "xlam": (
+        "query_and_calls",
+        {
+            "query": "Hi",
+            "answers": '[{"name": "weather", "arguments": {"city": "Rome"}}]',
+            "tools": json.dumps([TOOL["function"]]),
+        },
+        {"messages": [HI, calling("call_1")], "tools": [TOOL]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*SHAPES, *MORE])
+def test_a_row_of_another_service_is_read_and_counted(name: str) -> None:
+    form, row, wanted = (SHAPES | MORE)[name]
+    (made_of_it,), report = read(row)
+
+    assert made_of_it == wanted
+    assert f"converted_{form}" in {warning.code for warning in report.warnings}
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.parquet"])
+def test_rows_of_other_services_load_from_other_kinds_of_file(tmp_path: Path, name: str) -> None:
+    for _, row, wanted in SHAPES.values():
+        lines, columns = made(tmp_path, name, KINDS[name]([row, row]))
+
+        assert check([lines], made_of=columns.unit, left=columns.dropped).ok
+        assert [json.loads(line) for line in canonical_lines([lines])] == [wanted, wanted]
+
+
+@pytest.mark.parametrize(
+    ("row", "param", "word"),
+    [
+        ({"contents": [gemini({"inlineData": {"data": "x"}}, role="user"), gemini({"text": "a"})]}, "messages[0]", ""),
+        ({"contents": [ASKED, {**gemini({"text": "a"}), "mood": "good"}]}, "messages[1].mood", "known key"),
+        ({"messages": [HI, {**YES, "content": [USE, {"type": "text", "text": "a"}]}]}, "messages[1]", "tool_calls"),
+        (
+            {"messages": [HI, {**YES, "content": [{**USE, "type": "tool_result", "is_error": True}]}]},
+            "messages[1]",
+            "role tool",
+        ),
+    ],
+)
+def test_what_has_no_place_in_messages_is_refused_by_name(row: dict[str, Any], param: str, word: str) -> None:
+    where, _, message = refused(row)
+
+    assert where.startswith(param)
+    assert word in message
+
+
+@pytest.mark.parametrize(
+    ("row", "remedy"),
+    [
+        ({"prompt": "Hi", "answers": [{"answer": "a", "rank": 1}]}, "its best and its worst"),
+        ({"instruction": "Hi", "generations": ["a", "b"]}, "the better and the worse"),
+        ({"context": [HI], "response1": "a", "response2": "b", "overall_preference": 1}, "context as prompt"),
+        ({"conversation_a": [HI, YES], "conversation_b": [HI, YES], "winner": "model_a"}, "without ties"),
+        ({"message_id": "a", "parent_id": None, "role": "prompter", "text": "Hi"}, "prompter as user"),
+        ({"message_tree_id": "a", "prompt": {"text": "Hi", "replies": []}}, "prompter as user"),
+        ({"chat": {"turn_1": {}}, "meta_instruction": "x"}, "MOSS as assistant"),
+        ({"history": "Hi", "human_ref_A": "a", "human_ref_B": "b", "labels": 1}, "history as prompt"),
+        ({"kind": "x", "input": "Hi", "target": "Yes?"}, '"completion": "target"'),
+        ({"input": [HI], "output": [YES]}, '"completion": "output"'),
+    ],
+)
+def test_a_row_of_several_answers_is_refused_with_its_own_remedy(row: dict[str, Any], remedy: str) -> None:
+    _, code, message = refused(row)
+
+    assert code == "unknown_format"
+    assert remedy in message
+
+
+def test_several_answers_beside_messages_are_columns_like_others() -> None:
+    (row,), report = read({"messages": [HI, YES], "generations": ["a"], "answers": []})
+
+    assert row == {"messages": [HI, YES]}
+    assert report.dropped_columns == ("answers", "generations")
+
+
+ODD: Final = (
+    None,
+    1,
+    "x",
+    [],
+    {},
+    [1],
+    [None],
+    ["a"],
+    [{}],
+    [[]],
+    {"a": 1},
+    [{"role": [], "parts": [1, {}, {"text": 1}]}],
+)
+
+
+def test_odd_values_are_never_a_crash() -> None:
+    keys = sorted(services.COLUMNS | {"system", "messages"})
+    for key in keys:
+        for value in (
+            *ODD,
+            [{"role": "user", "content": [{"type": []}, {"toolUse": 1}, {"toolResult": {"status": []}}]}],
+        ):
+            recast({key: value})
+            recast({"messages": [HI, YES], key: value})
