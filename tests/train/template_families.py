@@ -1,4 +1,4 @@
-"""Chat templates of twenty families with the control tokens that they write, on a tokenizer of bytes.
+"""Chat templates of thirty-five families with the control tokens that they write, on a tokenizer of bytes.
 
 The templates are those that the models were published with, as TRL keeps them; the ones that it does not have are
 written here from the models' documented formats.
@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 import trl
 from tokenizers import AddedToken
 
+from tests.train.later_templates import LATER
 from tests.train.tiny import make_tokenizer
 
 # Mistral 7B v0.3: the system text before the last question only, calls with ids of nine characters.
@@ -100,6 +101,7 @@ _OWN: Final = {
     "granite3": GRANITE,
     "olmo2": OLMO2,
     "vicuna": VICUNA,
+    **LATER,
 }
 
 
@@ -129,6 +131,14 @@ _COHERE: Final = (
     "<|CHATBOT_TOKEN|>",
     "<|START_RESPONSE|>",
     "<|END_RESPONSE|>",
+)
+_TEKKEN: Final = (
+    *("[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"),
+    *("[TOOL_CALLS]", "[ARGS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
+)
+_GEMMA4: Final = (
+    *("<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|tool>", "<tool|>", "<|tool_call>", "<tool_call|>"),
+    *("<|tool_response>", "<tool_response|>", '<|"|>'),
 )
 FAMILIES_OF_TEMPLATES: Final = {
     "qwen2_5": TemplateFamily("qwen2_5", "", "<|im_end|>", _CHATML, _QWEN_TAGS),
@@ -176,6 +186,35 @@ FAMILIES_OF_TEMPLATES: Final = {
     "olmo2": TemplateFamily("olmo2", "<|endoftext|>", "<|endoftext|>", ("<|user|>", "<|assistant|>", "<|system|>")),
     "zephyr": TemplateFamily("zephyr", "<s>", "</s>", ("<unk>",)),
     "vicuna": TemplateFamily("vicuna", "<s>", "</s>", ("<unk>",)),
+    "devstral": TemplateFamily("devstral", "<s>", "</s>", _TEKKEN),
+    "command_r7b": TemplateFamily(
+        "command_r7b",
+        "<BOS_TOKEN>",
+        "<|END_OF_TURN_TOKEN|>",
+        (*_COHERE, "<|START_ACTION|>", "<|END_ACTION|>", "<|START_TOOL_RESULT|>", "<|END_TOOL_RESULT|>"),
+    ),
+    "phi4_mini": TemplateFamily(
+        "phi4_mini",
+        "",
+        "<|endoftext|>",
+        (
+            *("<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<|tool|>", "<|/tool|>"),
+            *("<|tool_call|>", "<|/tool_call|>", "<|tool_response|>"),
+        ),
+    ),
+    "hermes_3": TemplateFamily("hermes_3", "<|begin_of_text|>", "<|im_end|>", _CHATML, _QWEN_TAGS),
+    "deepseek_v31": TemplateFamily(
+        "deepseek_v31", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", _DEEPSEEK, ("<think>", "</think>")
+    ),
+    "granite_4": TemplateFamily(
+        "granite_4", "", "<|end_of_text|>", ("<|start_of_role|>", "<|end_of_role|>"), _QWEN_TAGS[2:]
+    ),
+    "exaone_4": TemplateFamily(
+        "exaone_4", "", "[|endofturn|]", ("[|user|]", "[|assistant|]", "[|system|]", "[|tool|]"), _QWEN_TAGS
+    ),
+    "minimax_m2": TemplateFamily("minimax_m2", "", "[e~[", ("]~!b[", "]~b]"), ("<think>", "</think>")),
+    "gemma4": TemplateFamily("gemma4", "<bos>", "<eos>", _GEMMA4),
+    "diffusion_gemma": TemplateFamily("diffusion_gemma", "<bos>", "<eos>", _GEMMA4),
 }
 
 

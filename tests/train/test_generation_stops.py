@@ -25,7 +25,7 @@ MOST = 400  # tokens
 # Where a question does not end as the row goes on, by the template: it opens with a thought that the answer does not
 # have, or it leaves the thoughts of earlier answers out, which training keeps.
 ASKED_OTHERWISE = {
-    *((name, kind) for name in ("deepseek_v3", "deepseek_r1", "nemotron_3") for kind in KINDS),
+    *((name, kind) for name in ("deepseek_v3", "deepseek_r1", "nemotron_3", "minimax_m2") for kind in KINDS),
     ("qwen3", "several"),
     ("qwen3_5", "several"),
 }

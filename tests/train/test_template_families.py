@@ -1,4 +1,4 @@
-"""What is trained of a conversation, to the character, with the templates of twenty-five families.
+"""What is trained of a conversation, to the character, with the templates of thirty-five families.
 
 The right values are written from the models' documented formats; docs/data-formats.md shows them as a table.
 """
@@ -15,6 +15,7 @@ import trl
 
 from shared.contract.spec import DataFacts, Training
 from shared.errors import Invalid
+from tests.train.later_templates import HERMES_3
 from tests.train.template_families import FAMILIES_OF_TEMPLATES, family_tokenizer
 from tests.train.tiny import make_tokenizer
 from worker.train.chat import ChatTemplate
@@ -49,6 +50,14 @@ _QWEN: Final = '<tool_call>\n{"name": "weather", "arguments": {"city": "CITY"}}\
 _XML: Final = "<tool_call>\n<function=weather>\n<parameter=city>\nCITY\n</parameter>\n</function>\n</tool_call>"
 _LLAMA: Final = '{"name": "weather", "parameters": {"city": "CITY"}}'
 _GPT_OSS_CALL: Final = ' to=functions.weather<|channel|>commentary json<|message|>{"city": "CITY"}'
+_GEMMA4_CALL: Final = '<|tool_call>call:weather{city:<|"|>CITY<|"|>}<tool_call|>'
+_GEMMA4: Final = Written(  # text beside a call stands behind it; behind a result nobody writes a header
+    "<turn|>",
+    call=_GEMMA4_CALL,
+    between="",
+    call_end="<|tool_response>",
+    beside=f"{_GEMMA4_CALL}Let me see.<|tool_response>",
+)
 RIGHT: Final = {
     "qwen2_5": Written("<|im_end|>", call=_QWEN, behind_text="\n"),
     "qwen3": Written(
@@ -135,6 +144,47 @@ RIGHT: Final = {
     "olmo2": Written("<|endoftext|>"),
     "zephyr": Written("</s>"),
     "vicuna": Written("</s>", before=" "),
+    "devstral": Written("</s>", call='[TOOL_CALLS]weather[ARGS]{"city": "CITY"}', between=""),
+    "command_r7b": Written(  # the header behind each conversation is not trained
+        "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>",
+        before="<|START_RESPONSE|>",
+        before_call="",
+        opening="<|START_ACTION|>[\n",
+        call='    {"tool_call_id": "NUMBER", "tool_name": "weather", "parameters": {"city": "CITY"}}',
+        between=",\n",
+        closing="\n]<|END_ACTION|>",
+        call_end="<|END_OF_TURN_TOKEN|>",
+        behind_text=None,
+    ),
+    "phi4_mini": Written(
+        "<|end|>",
+        call='<|tool_call|>{"name": "weather", "arguments": {"city": "CITY"}}<|/tool_call|>',
+        between="",
+    ),
+    "hermes_3": Written("<|im_end|>", call=_QWEN, behind_text=None),
+    "deepseek_v31": Written(
+        "<｜end▁of▁sentence｜>",
+        opening="<｜tool▁calls▁begin｜>",
+        call='<｜tool▁call▁begin｜>weather<｜tool▁sep｜>{"city": "CITY"}<｜tool▁call▁end｜>',
+        between="",
+        closing="<｜tool▁calls▁end｜>",
+    ),
+    "granite_4": Written("<|end_of_text|>", call=_QWEN, behind_text="\n"),
+    "exaone_4": Written(
+        "[|endofturn|]",
+        call='<tool_call>{"name": "weather", "arguments": {"city": "CITY"}}</tool_call>',
+        behind_text="\n",
+    ),
+    "minimax_m2": Written(
+        "[e~[",
+        opening="\n<minimax:tool_call>\n",
+        call='<invoke name="weather">\n<parameter name="city">CITY</parameter>\n</invoke>\n',
+        between="",
+        closing="</minimax:tool_call>",
+        reasoning="A greeting.\n</think>\n\nHello.[e~[",
+    ),
+    "gemma4": _GEMMA4,
+    "diffusion_gemma": _GEMMA4._replace(reasoning="<|channel>thought\nA greeting.\n<channel|>Hello.<turn|>"),
 }
 STOPS: Final = {  # of the models' generation_config, where the tokenizer does not tell
     "glm4_moe": ("<|endoftext|>", "<|user|>", "<|observation|>"),
@@ -143,6 +193,9 @@ STOPS: Final = {  # of the models' generation_config, where the tokenizer does n
     "phi3": ("<|endoftext|>", "<|end|>"),
     # <|end|> closes an answer that another turn follows; a generation stops at <|return|>, which ends the last one.
     "gpt_oss": ("<|return|>", "<|end|>"),
+    "phi4_mini": ("<|endoftext|>", "<|end|>"),
+    "gemma4": ("<eos>", "<turn|>", "<|tool_response>"),
+    "diffusion_gemma": ("<eos>", "<turn|>", "<|tool_response>"),
 }
 
 
@@ -208,7 +261,10 @@ def right(name: str) -> dict[str, list[str] | str]:
 
     def calls(*cities: str, text: str = "") -> str:
         ids = {"Rome": "call00001", "Oslo": "call00002"}
-        each = form.between.join(form.call.replace("CITY", city).replace("ID", ids[city]) for city in cities)
+        written = (form.call.replace("NUMBER", str(place)) for place in range(len(cities)))
+        each = form.between.join(
+            call.replace("CITY", city).replace("ID", ids[city]) for call, city in zip(written, cities, strict=True)
+        )
         return before_call + text + form.opening + each + form.closing
 
     def last(text: str) -> str:
@@ -296,3 +352,31 @@ def test_a_template_that_reads_parts_only_is_given_parts(name: str) -> None:
     assert asked + answered in tokenizer.decode(row.ids)
     assert isinstance(silent, Invalid)
     assert silent.code == LOST
+
+
+@pytest.mark.parametrize("name", ["qwen3", "command_r7b", "phi4_mini", "hermes_3", "deepseek_v31", "diffusion_gemma"])
+def test_answers_of_a_pair_behind_a_result_are_trained_as_those_of_a_conversation(name: str) -> None:
+    tokenizer = family_tokenizer(name)
+    facts = DataFacts(format="preference", train_rows=1)
+    reader = RowReader(tokenizer, facts=facts, training=Training(max_length=10_000), ends=STOPS.get(name, ()))
+    asked = ROWS["tools"]["messages"][:-1]
+    (taken,) = reader.take([{"messages": asked, "tools": TOOLS, "chosen": answer("Warm."), "rejected": answer("No.")}])
+    form = RIGHT[name]
+
+    assert not isinstance(taken, Invalid), taken.message
+    row: Any = taken.whole
+    assert [tokenizer.decode(ids) for ids in row.answers] == [
+        form.before + text + form.end for text in ("Warm.", "No.")
+    ]
+
+
+def test_a_template_that_fails_without_tools_takes_rows_with_tools() -> None:
+    tokenizer = make_tokenizer(HERMES_3.replace("{% if tools %}", "{% if true %}"))
+    tokenizer.add_special_tokens({"eos_token": "<|im_end|>", "pad_token": "<|im_end|>"})
+    facts = DataFacts(format="chat", train_rows=2)
+    reader = RowReader(tokenizer, facts=facts, training=Training(max_length=10_000), ends=("<|im_end|>",))
+    called, untold, reasoned = reader.take([ROWS["tools"], ROWS["one turn"], {**ROWS["reasoning"], "tools": TOOLS}])
+
+    assert not isinstance(called, Invalid), called.message
+    assert tokenizer.decode(called.whole.ids[called.whole.labelled]).endswith("It is 21 C.<|im_end|>")
+    assert [row.code for row in (untold, reasoned) if isinstance(row, Invalid)] == [FAILS, LOST]

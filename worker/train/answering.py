@@ -55,9 +55,10 @@ class Prompts:
             return self._ends, []
         template = self._template(question.chat_template)
         end = template.end_of_turn.strip()
-        control = next((token for token in template.ends if end.startswith(token)), None)
-        if control is not None:
-            return self._ends | {self._tokenizer.convert_tokens_to_ids(control)}, []
+        first = next((token for token in template.ends if end.startswith(token)), None)
+        if first is not None:  # of two, the turn ends with the second: Command R7B closes the response before
+            last = next((token for token in template.ends if end.endswith(token)), first)
+            return self._ends | {self._tokenizer.convert_tokens_to_ids(last)}, []
         return self._ends, [end] if end else []
 
     def _template(self, text: str | None) -> ChatTemplate:

@@ -13,7 +13,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -22,19 +22,22 @@ import jinja2
 
 from shared.contract.spec import Training
 from shared.errors import Invalid
+from worker.train.answer_place import behind_header, place_of_first, start_by_asking, without_closing
 from worker.train.arguments import for_template, wants_arguments_as_text
 from worker.train.call_ids import wants_nine_characters, with_nine
 from worker.train.control_tokens import ControlTokens
 from worker.train.one_rendering import MARK, with_marks
 from worker.train.reasoning import key_of, under_key
 from worker.train.time_limit import TimeIsUp, time_limit
-from worker.train.token_spans import Span
-from worker.train.turns import ASKED, AnswerTurn, common_prefix_length, learnt_turn
+from worker.train.token_spans import Span, runs_of
+from worker.train.turns import A_TOOL, ASKED, AnswerTurn, common_prefix_length, learnt_turn
 from worker.train.written import REASONING, refuse_system_text_left_out
 
 RENDER_SECONDS = 5.0
 SLOW_ROWS = 3  # so often it may be too slow; then it is not tried again, or every row of a file would take its time
 RENDER_CHARACTERS = 16 * 1024 * 1024
+# What Python raises within a template that was not written for the values it gets.
+FAULTS = (TypeError, ValueError, KeyError, AttributeError, IndexError, ZeroDivisionError)
 SPAN_SECONDS = 30.0  # of this thread's processor, to find the answers of one conversation by one rendering for each
 
 JsonObject = dict[str, Any]
@@ -76,7 +79,7 @@ class ChatTemplate:
     @property
     def end_of_turn(self) -> str:
         """What the template writes behind an answer, up to its last control token; empty where it does not tell."""
-        return self._turn(self._tokenizer.chat_template).end
+        return self._own_turn.end
 
     def prepared(self, message: JsonObject) -> JsonObject:
         """A message in the form that this template expects."""
@@ -89,17 +92,17 @@ class ChatTemplate:
     @functools.cached_property
     def call_ids_of_nine(self) -> bool:
         """Whether the template takes ids of calls of nine characters only."""
-        return wants_nine_characters(functools.partial(self._render, tools=None))
+        return wants_nine_characters(self._probe)
 
     @functools.cached_property
     def reasoning_key(self) -> str:
         """The key under which the template reads an answer's reasoning."""
-        return key_of(functools.partial(self._render, tools=None))
+        return key_of(self._probe)
 
     @functools.cached_property
     def arguments_as_text(self) -> bool:
         """Whether the template takes arguments of calls as JSON text."""
-        return wants_arguments_as_text(functools.partial(self._render, tools=None))
+        return wants_arguments_as_text(self._probe)
 
     def render(self, messages: list[JsonObject], *, tools: list[JsonObject] | None, prompt_only: bool = False) -> str:
         """The text of `messages`; with `prompt_only`, up to and including the assistant's header.
@@ -135,7 +138,7 @@ class ChatTemplate:
 
     def _with_stops(self, rendered: Rendered) -> Rendered:
         """A template without an end of turn (GLM-4.5): a generation stops at the token that opens the next turn."""
-        if self._turn(self._tokenizer.chat_template).end:
+        if self._own_turn.end:
             return rendered
         text = rendered.text
 
@@ -145,6 +148,14 @@ class ChatTemplate:
             return span[0], span[1] + (0 if already else len(stop))
 
         return Rendered(text, [stopped(span) for span in rendered.spans])
+
+    def prompt_within(self, whole: str, messages: list[JsonObject], *, tools: list[JsonObject] | None) -> str:
+        """What `whole`, the rendering of `messages` and an answer behind them, begins with: up to the answer."""
+        prompt = self.render(messages, tools=tools, prompt_only=True)
+        with contextlib.suppress(jinja2.TemplateError):  # then only those that end with an answer can be rendered
+            start = self._start(messages, prompt, whole, tools=tools)
+            return prompt if start is None else whole[: behind_header(whole, start, self._own_turn)]
+        return prompt
 
     def answer_behind(self, prompt: str, whole: str) -> Span:
         """Where the answer behind `prompt` stands in `whole`, its end of turn included."""
@@ -163,6 +174,15 @@ class ChatTemplate:
 
         return not writes([dict(ASKED)]) and writes([_in_parts(ASKED)])
 
+    @functools.cached_property
+    def _probe(self) -> Callable[..., str]:
+        """Renders known messages; with a tool where the template fails without one, as Hermes 3's of tool use does."""
+        try:
+            self._render([dict(ASKED)], tools=None)
+        except jinja2.TemplateError:
+            return functools.partial(self._render, tools=[A_TOOL])
+        return functools.partial(self._render, tools=None)
+
     def _render(self, messages: list[JsonObject], *, tools: list[JsonObject] | None, **options: Any) -> str:
         return self._apply(self._given(messages), tools=tools, **options)
 
@@ -175,7 +195,7 @@ class ChatTemplate:
                 text: str = self._tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
         except (MemoryError, OverflowError, RecursionError) as error:
             raise _unusable("asks for too much memory") from error
-        except (TypeError, ValueError, KeyError, AttributeError, IndexError, ZeroDivisionError) as error:
+        except FAULTS as error:
             raise jinja2.TemplateError(f"{type(error).__name__}: {error}") from error
         if len(text) > RENDER_CHARACTERS:
             raise _unusable(f"writes more than {RENDER_CHARACTERS} characters for one conversation")
@@ -257,49 +277,58 @@ class ChatTemplate:
             if not index:
                 return self._span_of_first(messages, text=text, tools=tools)
             header = self._render(messages[:index], tools=tools, add_generation_prompt=True)
-            until = text
+            until: str | None = text
             if index + 1 < len(messages):
                 until = self._render(messages[: index + 1], tools=tools, add_generation_prompt=False)
-            if not text.startswith(until):
-                return None
-            start = len(header)
-            if not until.startswith(header):
-                before = self._render(messages[:index], tools=tools, add_generation_prompt=False)
-                if not (header.startswith(before) and until.startswith(before)):
-                    return None
-                # A reasoning template's header may go on ("<think>") where a stored answer does not: the common part
-                # is header.
-                start = common_prefix_length(header, until)
+                until = without_closing(until, text, self._own_turn)
+            start = None if until is None else self._start(messages[:index], header, until, tools=tools)
         except jinja2.TemplateError:
             return None
+        if until is None or start is None:
+            return None
+        start = behind_header(until, start, self._own_turn)
         return (start, start + len(self._without_tail(until[start:])))
+
+    def _start(
+        self, before: list[JsonObject], header: str, until: str, *, tools: list[JsonObject] | None
+    ) -> int | None:
+        """Where the answer at the end of `until` begins; `header` is the prompt for it."""
+        if until.startswith(header):
+            return len(header)
+        asked = self._render(before, tools=tools, add_generation_prompt=False).removesuffix(self._own_turn.closing)
+        if header.startswith(asked) and until.startswith(asked):
+            # A reasoning template's header may go on ("<think>") where a stored answer does not: the common part
+            # is header.
+            return common_prefix_length(header, until)
+        return start_by_asking(functools.partial(self._render, tools=tools), before, until, self._own_turn)
 
     def _span_of_first(self, messages: list[JsonObject], *, text: str, tools: list[JsonObject] | None) -> Span | None:
-        """Where an answer stands that nobody asked for: many templates cannot render what is before it, nothing.
-
-        Behind a question the template writes header and answer as it does here, or it is not incremental.
-        """
+        """Where an answer stands that nobody asked for: many templates cannot render what is before it, nothing."""
+        turn = self._own_turn
         until = self._render(messages[:1], tools=tools) if len(messages) > 1 else text
+        until = until.removesuffix(turn.closing)
         asked = self._render([ASKED], tools=tools)
         answered = self._render([ASKED, messages[0]], tools=tools)
-        answer = answered[len(asked) :]
-        if not (answered.startswith(asked) and text.startswith(until) and answer and until.endswith(answer)):
-            return None
         prompt = self._render([ASKED], tools=tools, add_generation_prompt=True)
-        start = len(until) - len(answer) + common_prefix_length(prompt[len(asked) :], answer)
-        return (start, start + len(self._without_tail(until[start:])))
+        start = place_of_first(until, asked, answered, prompt, turn) if text.startswith(until) else None
+        return None if start is None else (start, start + len(self._without_tail(until[start:])))
 
     def _without_tail(self, answer: str) -> str:
         """`answer` up to its end of turn: generation stops there."""
-        return answer[: self._turn(self._tokenizer.chat_template).end_of(answer)]
+        return answer[: self._own_turn.end_of(answer)]
+
+    @property
+    def _own_turn(self) -> AnswerTurn:
+        return self._turn(self._tokenizer.chat_template)
 
     def _turn(self, template: str | dict[str, str]) -> AnswerTurn:
         """How `template` writes an answer's turn, learnt once."""
         key = str(template)
         if key not in self._turns:
             options: dict[str, Any] = {} if template is self._tokenizer.chat_template else {"chat_template": template}
-            render = functools.partial(self._render, tools=None, **options)
-            self._turns[key] = learnt_turn(render, self._special_tokens)
+            render = functools.partial(self._probe, **options)
+            stops = tuple(filter(None, (*self._stops, self._tokenizer.eos_token)))
+            self._turns[key] = learnt_turn(render, self._special_tokens, stops)
         return self._turns[key]
 
     def _spans_by_markers(self, messages: list[JsonObject], *, tools: list[JsonObject] | None) -> Rendered | None:
@@ -318,7 +347,7 @@ class ChatTemplate:
             )
         offsets = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         turn = self._turn(self._marked_template)
-        spans = [turn.within(text, span) for span in _runs(encoded["assistant_masks"], offsets)]
+        spans = [turn.within(text, span) for span in runs_of(encoded["assistant_masks"], offsets)]
         answers = sum(message["role"] == "assistant" for message in messages)
         return Rendered(text=text, spans=spans) if len(spans) == answers else None
 
@@ -333,7 +362,7 @@ class ChatTemplate:
                 if has_generation_markers(self._tokenizer.chat_template):
                     return str(self._tokenizer.chat_template)
                 return get_training_chat_template(self._tokenizer)
-        except (TimeIsUp, ValueError, jinja2.TemplateError):  # TRL raises ValueError for a template it does not know
+        except (TimeIsUp, jinja2.TemplateError, *FAULTS):  # TRL renders it, and raises ValueError where it knows none
             return None
 
 
@@ -347,17 +376,6 @@ def trained_messages(messages: list[JsonObject], training: Training) -> list[boo
 
 def _in_parts(message: JsonObject) -> JsonObject:
     return {**message, "content": [{"type": "text", "text": message["content"]}]}
-
-
-def _runs(mask: list[int], offsets: list[Span]) -> list[Span]:
-    """Character spans of the runs of ones in a token mask."""
-    spans: list[Span] = []
-    for position, (trained, (start, end)) in enumerate(zip(mask, offsets, strict=True)):
-        if trained and position and mask[position - 1]:
-            spans[-1] = (spans[-1][0], end)
-        elif trained:
-            spans.append((start, end))
-    return spans
 
 
 def _failed(error: jinja2.TemplateError) -> Invalid:

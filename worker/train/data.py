@@ -290,12 +290,13 @@ class RowReader:
         tools = record.get("tools")
         row = self._controls.marked([*asked, *given], tools)
         marked = row.messages[: len(asked)]
-        prompt = self._template.render(marked, tools=row.tools, prompt_only=True)
+        ends = [self._template.render([*marked, answer], tools=row.tools) for answer in row.messages[len(asked) :]]
+        prompt = self._template.prompt_within(ends[0], marked, tools=row.tools)
         plain = row.plain(prompt)
         losses = _numbered(lost(asked, tools=tools, text=plain.text, spans=None), numbers)
         wholes = [
-            self._answered_once(prompt, row, answer, len(asked), at=len(asked) + place)
-            for place, answer in enumerate(given)
+            self._answered_once(prompt, whole, row, answer, len(asked))
+            for whole, answer in zip(ends, given, strict=True)
         ]
         return _Answers(
             plain,
@@ -307,10 +308,9 @@ class RowReader:
             + self._mapped([*written, *answers]),
         )
 
-    def _answered_once(self, prompt: str, row: MarkedRow, answer: JsonObject, asked: int, *, at: int) -> PlainText:
-        """The prompt's `asked` messages with the marked message `at` behind them; `answer` is what that one says."""
+    def _answered_once(self, prompt: str, whole: str, row: MarkedRow, answer: JsonObject, asked: int) -> PlainText:
+        """`whole`, the rendering of `asked` messages and an answer behind them; `answer` is what that one says."""
         assert self._template is not None
-        whole = self._template.render([*row.messages[:asked], row.messages[at]], tools=row.tools)
         span = self._template.answer_behind(prompt, whole)
         plain = row.plain(whole, [span])
         losses = lost([answer], tools=None, text=plain.text, spans=plain.spans)

@@ -115,6 +115,17 @@ class Alignment:
         return mask
 
 
+def runs_of(mask: Sequence[int], offsets: Sequence[Span]) -> list[Span]:
+    """Character spans of the runs of ones in a token mask."""
+    spans: list[Span] = []
+    for position, (trained, (start, end)) in enumerate(zip(mask, offsets, strict=True)):
+        if trained and position and mask[position - 1]:
+            spans[-1] = (spans[-1][0], end)
+        elif trained:
+            spans.append((start, end))
+    return spans
+
+
 def _over_offsets(ids: Sequence[int], offsets: Sequence[Span], spans: Sequence[Span]) -> tuple[Ids, Mask]:
     starts, ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).T
     mask = np.zeros(len(starts), dtype=np.bool_)

@@ -17,20 +17,29 @@ from worker.train.token_spans import Span
 
 _ANSWER: Final = "An0ther answer"  # no template writes it by itself
 ASKED: Final = {"role": "user", "content": "A qu3stion"}
+A_TOOL: Final = {
+    "type": "function",
+    "function": {"name": "w3ather", "description": "A t0ol", "parameters": {"type": "object", "properties": {}}},
+}
 _ANSWERED: Final = {"role": "assistant", "content": _ANSWER}
 
 
 @dataclass(frozen=True)
 class AnswerTurn:
-    """What stands before an answer and after it; empty where the template does not tell."""
+    """What stands before an answer and after it; empty where the template does not tell.
+
+    `closing` stands behind the end of a conversation's last turn; `stops` are tokens that end a generation.
+    """
 
     header: str
     end: str
     special_tokens: tuple[str, ...]
+    closing: str = ""
+    stops: tuple[str, ...] = ()
 
     def end_of(self, answer: str) -> int:
         """How many characters of `answer` are the answer and its end of turn."""
-        last = len(answer.rstrip())
+        last = len(answer.removesuffix(self.closing).rstrip())
         rest = last
         while end_token := next((token for token in self.special_tokens if answer.endswith(token, 0, rest)), None):
             rest = len(answer[: rest - len(end_token)].rstrip())
@@ -38,7 +47,7 @@ class AnswerTurn:
             return rest + len(self.end)
         if self.end and answer.endswith(self.end, 0, last):  # an end that is no control token
             return last
-        return last if rest < last else len(answer)
+        return _first_stop(answer, (rest, last), self.stops) if rest < last else len(answer)
 
     def within(self, text: str, span: Span) -> Span:
         """The part of a marked `span` that is trained; with the end of turn where the markers leave that out."""
@@ -55,10 +64,11 @@ class AnswerTurn:
         return next((inner for inner in inside if text.startswith(self.header, start + inner - size)), 0)
 
 
-def learnt_turn(render: Callable[..., str], special_tokens: tuple[str, ...]) -> AnswerTurn:
+def learnt_turn(render: Callable[..., str], special_tokens: tuple[str, ...], stops: tuple[str, ...] = ()) -> AnswerTurn:
     """The turn of a template by what it writes around a known answer, at the end and with a question behind it.
 
     `render` takes messages and `add_generation_prompt`; where it raises TemplateError, nothing is learnt.
+    A generation ends at the first of `stops`, so no turn goes on behind one.
     """
     try:
         asked = render([ASKED], add_generation_prompt=False)
@@ -66,13 +76,15 @@ def learnt_turn(render: Callable[..., str], special_tokens: tuple[str, ...]) -> 
         last = render([ASKED, _ANSWERED], add_generation_prompt=False)
         followed = render([ASKED, _ANSWERED, ASKED], add_generation_prompt=False)
     except jinja2.TemplateError:
-        return AnswerTurn("", "", special_tokens)
+        return AnswerTurn("", "", special_tokens, stops=stops)
     header = ""
     if prompt.startswith(asked) and last.startswith(asked):
         shared = common_prefix_length(prompt, last)
         header = last[len(asked) : shared]
     tails = [whole.partition(_ANSWER)[2] for whole in (last, followed)]
-    return AnswerTurn(header, _end_of_turn(tails, special_tokens), special_tokens)
+    end = _end_of_turn(tails, special_tokens)
+    end = end[: _first_stop(end, (0, len(end)), stops)]
+    return AnswerTurn(header, end, special_tokens, closing=tails[0][len(end) :] if end else "", stops=stops)
 
 
 def _end_of_turn(tails: Sequence[str], special_tokens: tuple[str, ...]) -> str:
@@ -83,6 +95,12 @@ def _end_of_turn(tails: Sequence[str], special_tokens: tuple[str, ...]) -> str:
     if ends:
         return common[: ends[-1]]
     return common.rstrip() if common == last else ""
+
+
+def _first_stop(text: str, within: Span, stops: Sequence[str]) -> int:
+    """Where the first of `stops` within a part of `text` ends; the end of the part where none is there."""
+    ends = [place + len(stop) for stop in stops if stop and (place := text.find(stop, *within)) >= 0]
+    return min(ends, default=within[1])
 
 
 def common_prefix_length(left: Sequence[Any], right: Sequence[Any]) -> int:

@@ -1,0 +1,66 @@
+"""Where an answer stands in a rendered conversation, for templates whose renderings of its beginning are no prefixes.
+
+Three kinds are met: a template that closes each conversation with tokens of its own (Phi's second end, the header that
+Command R7B always writes), one that writes the last message before an answer otherwise than an earlier one (results of
+tools in Hermes 3), and one that asks without a header where it writes one (DiffusionGemma behind a tool's result).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from worker.train.turns import AnswerTurn, common_prefix_length
+
+JsonObject = dict[str, Any]
+_ANSWERS: Final = ("An0ther answer", "0ne more answer")  # they differ from their first character on
+
+
+def without_closing(until: str, text: str, turn: AnswerTurn) -> str | None:
+    """The part of `until`, a rendering of the first messages, that `text` begins with.
+
+    None where they part before what the template closes a conversation with.
+    """
+    if text.startswith(until):
+        return until
+    opened = until.removesuffix(turn.closing)
+    return opened if text.startswith(opened) else None
+
+
+def place_of_first(until: str, asked: str, answered: str, prompt: str, turn: AnswerTurn) -> int | None:
+    """Where an answer that nobody asked for begins in `until`, the rendering of it alone.
+
+    `asked` is a known question, `answered` the question and that answer, `prompt` the question with a header behind.
+    Behind a question the template writes header and answer as it does here, or here the answer alone (DeepSeek V3.1).
+    """
+    question = without_closing(asked, answered, turn)
+    if question is None:
+        return None
+    whole = answered[len(question) :].removesuffix(turn.closing)
+    header = common_prefix_length(prompt[len(question) :], whole)
+    answer = whole[header:]
+    return len(until) - len(answer) if answer and until.endswith(answer) else None
+
+
+def start_by_asking(
+    render: Callable[[list[JsonObject]], str], before: list[JsonObject], until: str, turn: AnswerTurn
+) -> int | None:
+    """Where the answer behind `before` begins in `until`: where two other answers do, behind the header.
+
+    `render` raises TemplateError where the template fails. None where no header is known, or none is there.
+    """
+    if not turn.header.strip():
+        return None
+    first, other = (render([*before, {"role": "assistant", "content": answer}]) for answer in _ANSWERS)
+    shared = first[: common_prefix_length(first, other)]
+    start = shared.rfind(turn.header) + len(turn.header)
+    earlier = common_prefix_length(render(before), until)  # a header of an earlier answer is none of this one
+    is_there = turn.header in shared and start - len(turn.header) >= earlier and until.startswith(shared[:start])
+    return start if is_there else None
+
+
+def behind_header(text: str, start: int, turn: AnswerTurn) -> int:
+    """`start` behind the header, where a prompt has none and the answer is written with one."""
+    if not turn.header.strip() or text.endswith(turn.header, 0, start) or not text.startswith(turn.header, start):
+        return start
+    return start + len(turn.header)
