@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from shared.rows import strict_json
 from shared.rows.formats import Message, arguments_text
@@ -28,12 +28,12 @@ _PAIRS: Final = (("input", "output"), ("human", "assistant"))
 def read(row: Row) -> tuple[Row, tuple[str, ...]]:
     """The row in OpenAI's form, and the forms that it was read from."""
     forms: list[str] = []
-    for form, marks, rewritten in _FORMS:
-        if any(mark in row for mark in marks):
-            made = rewritten(row)
-            if made is not None:
-                row = made
-                forms.append(form)
+    marked = [form for form in _FORMS if form.mark in row]
+    for form in marked:
+        made = form.rewritten(row)
+        if made is not None:
+            row = made
+            forms.append(form.name)
     return row, tuple(forms)
 
 
@@ -137,9 +137,9 @@ def _declared(tools: Any) -> list[Any] | None:
 
 
 def _blocks(row: Row) -> Row | None:
-    messages = _objects(row.get("messages"))
     made: Row = {}
-    if messages is not None:
+    messages = row["messages"]
+    if isinstance(messages, list) and any(map(_has_parts, messages)) and _objects(messages) is not None:
         read_messages = [_of_blocks(message) for message in messages]
         if any(several is not None for several in read_messages):
             pairs = zip(messages, read_messages, strict=True)
@@ -150,6 +150,10 @@ def _blocks(row: Row) -> Row | None:
         made["tools"] = tools
         row = _without(row, "toolConfig")
     return {**row, **made} if made else None
+
+
+def _has_parts(message: Any) -> bool:
+    return type(message) is dict and type(message.get("content")) is list
 
 
 def _of_blocks(message: dict[str, Any]) -> list[Message] | None:
@@ -289,11 +293,19 @@ def _conversation(row: Row) -> Row | None:
     return {**_without(row, "conversation"), "messages": messages}
 
 
-_FORMS: Final[tuple[tuple[str, tuple[str, ...], Callable[[Row], Row | None]], ...]] = (
-    ("contents", ("contents",), _gemini),
-    ("query_and_calls", ("answers",), _xlam),
-    ("conversation", ("conversation",), _conversation),
-    ("blocks", ("messages",), _blocks),
+class _Form(NamedTuple):
+    """A form, the column that tells of it, and what rewrites a row of it."""
+
+    name: str
+    mark: str
+    rewritten: Callable[[Row], Row | None]
+
+
+_FORMS: Final = (
+    _Form("contents", "contents", _gemini),
+    _Form("query_and_calls", "answers", _xlam),
+    _Form("conversation", "conversation", _conversation),
+    _Form("blocks", "messages", _blocks),
 )
 # What the report says of each form.
 SAYS: Final = {
