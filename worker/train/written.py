@@ -8,6 +8,7 @@ JSON is spaced and ordered anew, characters are escaped (`forms`), reasoning is 
 
 from __future__ import annotations
 
+import functools
 import html
 import json
 import re
@@ -26,6 +27,7 @@ _REASONING_TAGS: Final = re.compile(r"</?think(?:ing)?>|\[/?THINK\]")
 _HTML_SAFE: Final = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "'": "\\u0027"})
 
 
+_KEPT_CHARACTERS: Final = 20_000  # of a tool whose words are remembered
 NAME_LOST: Final = "name_not_rendered"
 MERGE: Final = 'To open the first question with it, set training.system_prompt to "merge".'
 
@@ -207,7 +209,7 @@ def _is_in(value: Any, part: str, *, times: int = 1) -> bool:
     if not isinstance(value, str):
         return any(_count_words(spelling, part) >= times for spelling in {json.dumps(value), str(value)})
     plain = value.strip()
-    if part.count(plain) >= times if plain else True:
+    if plain in part if times == 1 or not plain else part.count(plain) >= times:
         return True
     return any(part.count(form) >= times for form in forms(plain))
 
@@ -232,11 +234,20 @@ def _lost_tools(tools: Sequence[JsonObject], text: str) -> Iterator[Lost]:
     """The first thing missing of each tool: its name, what it does, its parameters and the values they may take."""
     for place, tool in enumerate(tools):
         function = tool.get("function", tool)
-        values = [_Value(f"tools[{place}].{key}", function.get(key)) for key in ("name", "description")]
-        values += _words_of_schema(function.get("parameters"), f"tools[{place}].parameters")
-        gone = next((what for what, value in values if isinstance(value, str) and not _is_in(value, text)), None)
+        written = json.dumps(function)
+        words = _words_of_tool(written) if len(written) < _KEPT_CHARACTERS else _words_of_tool.__wrapped__(written)
+        gone = next((what for what, value in words if not _is_in(value, text)), None)
         if gone is not None:
-            yield Lost(None, "tools_not_rendered", f"{gone} of the tool {_shown(function.get('name'))}")
+            yield Lost(None, "tools_not_rendered", f"tools[{place}]{gone} of the tool {_shown(function.get('name'))}")
+
+
+@functools.lru_cache(maxsize=256)
+def _words_of_tool(function: str) -> tuple[_Value, ...]:
+    """All texts of a function given as JSON, by their places in it: most rows of a file have the same tools."""
+    read = json.loads(function)
+    values = [_Value(f".{key}", read.get(key)) for key in ("name", "description")]
+    values += _words_of_schema(read.get("parameters"), ".parameters")
+    return tuple(value for value in values if isinstance(value.value, str))
 
 
 def _words_of_schema(schema: Any, at: str) -> Iterator[_Value]:
