@@ -88,7 +88,7 @@ def _gemini_turn(turn: dict[str, Any]) -> list[Message]:
     thoughts = ""
     for part in turn["parts"]:
         kind = next(iter(part)) if isinstance(part, dict) and len(part) == 1 else None
-        body = part[kind] if kind is not None else None
+        body: Any = part[kind] if kind is not None else None
         if kind in {"functionCall", "function_call"} and _has_only(body, "name", "args") and role == "assistant":
             calls.append({"name": body.get("name"), "arguments": arguments_text(body.get("args") or {})})
         elif kind in {"functionResponse", "function_response"} and _has_only(body, "name", "response") and not rest:
