@@ -154,7 +154,7 @@ def _dolly(row: Row) -> Recast | None:
     if answer is None or "instruction" not in row or _has(row, "output", "chosen", "messages", "conversations"):
         return None
     rest = {key: value for key, value in row.items() if key != answer}
-    names = {"output": answer}
+    names: dict[str, str] = {"output": answer}
     if not rest.get("input") and "context" in rest:
         rest["input"] = rest.pop("context")
         names["input"] = "context"

@@ -216,7 +216,7 @@ def test_several_answers_beside_messages_are_columns_like_others() -> None:
     assert report.dropped_columns == ("answers", "generations")
 
 
-ODD: Final = (
+ODD: Final[tuple[Any, ...]] = (
     None,
     1,
     "x",
