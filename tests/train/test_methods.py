@@ -13,7 +13,10 @@ from transformers.pytorch_utils import Conv1D
 
 from shared.contract.events import EXIT_DONE, EXIT_USER_FAULT
 from shared.contract.modules import FAMILIES
+from shared.contract.spec import Adapter
 from tests.train.tiny import chat, chat_rows, kto_rows, losses, make_model_directory, make_spec, preference_rows, run
+from worker.train import initialisation
+from worker.train.initialisation import main_directions, pissa_by_upstreams_name
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU"),
@@ -57,9 +60,13 @@ def test_every_initialisation_learns(model: Path, tmp_path: Path, method: str, i
     assert_learns(events)
 
 
-@pytest.mark.parametrize("init", ["pissa", "olora"])
-def test_a_product_whose_start_moved_the_base_fits_the_untouched_base(model: Path, tmp_path: Path, init: str) -> None:
+@pytest.mark.parametrize(("init", "whole_side"), [("pissa", 1024), ("pissa", 8), ("olora", 1024)])
+def test_a_product_whose_start_moved_the_base_fits_the_untouched_base(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, init: str, whole_side: int
+) -> None:
     """The loss of the product on the original base is the loss that training ended with."""
+    monkeypatch.setattr(initialisation, "WHOLE_SIDE", whole_side)
+    monkeypatch.setattr(initialisation, "RANKS_PER_SIDE", 2)
     rows = [chat("who?", "me")] * 4
     training = {"num_train_epochs": 5, "lr_scheduler_type": "constant"}
     settings = {"rows": rows, "validation": rows[:1], "training": training}
@@ -75,6 +82,37 @@ def test_a_product_whose_start_moved_the_base_fits_the_untouched_base(model: Pat
     _, again = train(tmp_path / "again", tmp_path / "merged", **still)
 
     assert losses(again)[1] == pytest.approx(seen, rel=1e-3)
+
+
+@pytest.mark.parametrize(("side", "name"), [(1024, "pissa"), (4096, "pissa_niter_16")])
+def test_the_layers_of_a_wide_base_are_not_decomposed_whole(side: int, name: str) -> None:
+    with torch.device("meta"):
+        base = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.Linear(side, 4 * side))
+
+    assert pissa_by_upstreams_name(base, Adapter(method="lora", init_lora_weights="pissa")) == name
+
+
+def test_a_rank_that_takes_most_of_a_wide_layer_has_it_decomposed_whole() -> None:
+    with torch.device("meta"):
+        base = torch.nn.Sequential(torch.nn.Linear(4096, 4096))
+
+    patterned = Adapter(method="lora", r=16, init_lora_weights="pissa", rank_pattern={"0": 1024})
+    assert pissa_by_upstreams_name(base, patterned) == "pissa"
+
+
+@pytest.mark.parametrize("shape", [(1200, 1100), (1100, 1200), (40, 60)])
+def test_the_main_directions_of_a_matrix_are_those_it_was_made_of(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    rows, columns = shape
+    left, right = (torch.linalg.qr(torch.randn(size, 12)).Q for size in (rows, columns))
+    values = torch.linspace(9.0, 2.0, 12)
+    matrix = (left * values) @ right.T + 1e-4 * torch.randn(rows, columns)
+
+    first, sizes, last = main_directions(matrix, rank=4)
+
+    assert (first.shape, last.shape) == ((rows, 4), (4, columns))
+    torch.testing.assert_close(sizes, values[:4], atol=0.01, rtol=0)
+    torch.testing.assert_close((first * sizes) @ last, (left[:, :4] * values[:4]) @ right[:, :4].T, atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,8 @@
-"""Starts of an adapter that need more than PEFT's constructor: EVA, LoftQ, and what PiSSA and OLoRA leave to undo."""
+"""Starts of an adapter that need more than PEFT's constructor: EVA, LoftQ, and what PiSSA and OLoRA leave to undo.
+
+A whole decomposition of a wide layer takes seconds, and a model has hundreds of layers: there PiSSA and LoftQ look for
+the directions that the adapter's rank has room for, and no others (arXiv 0909.4061, algorithm 4.4).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import bitsandbytes.functional
 import torch
@@ -17,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from shared.contract.spec import Adapter
 from worker.train.data import Row
+from worker.train.targets import linear_modules
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -24,6 +29,14 @@ WEIGHTS = "adapter_model.safetensors"
 MUTATING_INITS = frozenset({"pissa", "olora"})
 
 EVA_ROWS, EVA_ROWS_AT_ONCE = 256, 8
+
+# Up to this shorter side a layer is decomposed whole: one core takes 3 seconds for 1,024, 11 for 1,536.
+WHOLE_SIDE: Final = 1024
+# A rank above this part of the shorter side leaves nothing to save.
+RANKS_PER_SIDE: Final = 8
+# Passes over the matrix, as PiSSA's authors have it. Of white noise, the worst case, 16 directions of 1,536 then hold
+# 98 % of what the best ones hold, and more than 99.5 % with twice the directions; of weights all of it.
+PASSES: Final = 16
 
 
 def finish(model: PeftModel, adapter: Adapter, *, base: Path, initial: Path | None, rows: Sequence[Row]) -> None:
@@ -34,6 +47,28 @@ def finish(model: PeftModel, adapter: Adapter, *, base: Path, initial: Path | No
         start_with_quantization_error(model, base=base)
     elif adapter.init_lora_weights in MUTATING_INITS and initial is not None:
         model.save_pretrained(str(initial), save_embedding_layers=False)
+
+
+def pissa_by_upstreams_name(model: torch.nn.Module, adapter: Adapter) -> str:
+    """PEFT's name of the PiSSA start that this base takes, one for all its layers: whole, or its main directions."""
+    sides = [min(layer.weight.shape) for layer in linear_modules(model).values()]
+    rank = max(adapter.r, *adapter.rank_pattern.values(), 0)
+    return "pissa" if is_decomposed_whole(max(sides, default=0), rank=rank) else f"pissa_niter_{PASSES}"
+
+
+def is_decomposed_whole(side: int, *, rank: int) -> bool:
+    """Whether a matrix of this shorter side is decomposed whole for its `rank` main directions."""
+    return side <= WHOLE_SIDE or rank * RANKS_PER_SIDE > side
+
+
+def main_directions(matrix: torch.Tensor, *, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The largest `rank` singular triples of an (m, n) float32 matrix: left (m, rank), values, right (rank, n)."""
+    if is_decomposed_whole(min(matrix.shape), rank=rank):
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    else:  # rounding errors are nearly white, so directions to spare
+        left, values, columns = torch.svd_lowrank(matrix, q=2 * rank, niter=PASSES)
+        right = columns.T
+    return left[:, :rank], values[:rank], right[:rank]
 
 
 def eva_batches(rows: Sequence[Row], *, device: torch.device) -> list[dict[str, torch.Tensor]]:
@@ -66,10 +101,10 @@ def start_with_quantization_error(model: PeftModel, *, base: Path) -> None:
         kept = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state).float()
         original = originals[f"{name.removeprefix('base_model.model.')}.weight"]
         lost = original.to(kept.device, torch.float32).reshape(kept.shape) - kept
-        left, values, right = torch.linalg.svd(lost, full_matrices=False)
-        rank, root = module.r["default"], values.sqrt()
-        module.lora_A["default"].weight.copy_(root[:rank, None] * right[:rank])
-        module.lora_B["default"].weight.copy_(left[:, :rank] * root[:rank] / module.scaling["default"])
+        left, values, right = main_directions(lost, rank=module.r["default"])
+        root = values.sqrt()
+        module.lora_A["default"].weight.copy_(root[:, None] * right)
+        module.lora_B["default"].weight.copy_(left * root / module.scaling["default"])
 
 
 class WeightsOnDisk(Mapping[str, torch.Tensor]):

@@ -18,7 +18,7 @@ from shared.contract.spec import Adapter, AttemptSpec
 from shared.errors import Invalid
 from worker.train.data import Row
 from worker.train.fused_lora import FusedLinear4bit, KeptLinear4bit
-from worker.train.initialisation import finish
+from worker.train.initialisation import finish, pissa_by_upstreams_name
 from worker.train.parent_adapter import begins_as, continue_adapter, put_beneath, stands_on
 from worker.train.targets import Targets, is_linear, parts_beside, targets_of
 
@@ -52,6 +52,8 @@ def adapt(model: Any, *, spec: AttemptSpec, initial: Path | None, rows: Sequence
     # EVA fills the adapter afterwards; until then PEFT wants it without memory.
     without_memory = adapter.init_lora_weights == "eva"
     config = lora_config(adapter, method=method, targets=targets_of(model, adapter))
+    if adapter.init_lora_weights == "pissa":
+        config.init_lora_weights = pissa_by_upstreams_name(model, adapter)
     if method.quantized and spec.device == "cpu" and spec.job.placement.strategy != "fsdp":
         layer = KeptLinear4bit if spec.keep_dequantized else FusedLinear4bit
         config._register_custom_module({bitsandbytes.nn.Linear4bit: layer})  # PEFT's door for layers of one's own
