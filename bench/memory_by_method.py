@@ -46,6 +46,55 @@ GPT_OSS_20B: Final = {
     "num_local_experts": 32,
     "num_experts_per_tok": 4,
 }
+
+
+def _every(step: int, layers: int, *, first: int) -> list[str]:
+    """Layer types of a hybrid: attention at `first` and each `step` layers on, state along the sequence elsewhere."""
+    attends = range(first, layers, step)
+    return ["full_attention" if layer in attends else "linear_attention" for layer in range(layers)]
+
+
+# Of hybrids no formula counts the parameters. These are the language model's, built by transformers 5.23 on torch's
+# `meta` device with these sizes; the tower for images of Qwen3.5 is not among them.
+QWEN35_9B: Final = {
+    **_dense("Qwen3_5ForConditionalGeneration", (4096, 32, 16, 4, 256, 12288, 248320)),
+    "layer_types": _every(4, 32, first=3),
+    "num_parameters": 8_953_803_264,
+}
+QWEN35_27B: Final = {
+    **_dense("Qwen3_5ForConditionalGeneration", (5120, 64, 24, 4, 256, 17408, 248320)),
+    "layer_types": _every(4, 64, first=3),
+    "num_parameters": 26_895_998_464,
+}
+QWEN35_35B: Final = {
+    **_dense("Qwen3_5MoeForConditionalGeneration", (2048, 40, 16, 2, 256, 512, 248320)),
+    "layer_types": _every(4, 40, first=3),
+    "moe_intermediate_size": 512,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "num_parameters": 34_660_610_688,
+}
+GRANITE4: Final = "GraniteMoeHybridForCausalLM"
+GRANITE4_MICRO: Final = {
+    **_dense(GRANITE4, (2560, 40, 40, 8, 64, 8192, 100352), tie_word_embeddings=True),
+    "model_type": "granitemoehybrid",
+    "layer_types": ["full_attention"] * 40,
+    "num_parameters": 3_402_836_480,
+}
+GRANITE4_H_TINY: Final = {
+    **_dense(GRANITE4, (1536, 40, 12, 4, 128, 512, 100352), tie_word_embeddings=True),
+    "layer_types": _every(10, 40, first=5),
+    "num_local_experts": 64,
+    "num_experts_per_tok": 6,
+    "num_parameters": 6_939_037_248,
+}
+GRANITE4_H_SMALL: Final = {
+    **_dense(GRANITE4, (4096, 40, 32, 8, 128, 768, 100352), tie_word_embeddings=True),
+    "layer_types": _every(10, 40, first=5),
+    "num_local_experts": 72,
+    "num_experts_per_tok": 10,
+    "num_parameters": 32_207_337_984,
+}
 MODELS: Final = (
     KnownModel(
         "llama-3.1-8b",
@@ -72,6 +121,12 @@ MODELS: Final = (
         gated=True,
     ),
     KnownModel("gpt-oss-20b", "openai/gpt-oss-20b", GPT_OSS_20B),
+    KnownModel("qwen3.5-9b", "Qwen/Qwen3.5-9B", QWEN35_9B),
+    KnownModel("qwen3.5-27b", "Qwen/Qwen3.5-27B", QWEN35_27B),
+    KnownModel("qwen3.5-35b-a3b", "Qwen/Qwen3.5-35B-A3B", QWEN35_35B),
+    KnownModel("granite-4.0-micro", "ibm-granite/granite-4.0-micro", GRANITE4_MICRO),
+    KnownModel("granite-4.0-h-tiny", "ibm-granite/granite-4.0-h-tiny", GRANITE4_H_TINY),
+    KnownModel("granite-4.0-h-small", "ibm-granite/granite-4.0-h-small", GRANITE4_H_SMALL),
 )
 
 

@@ -39,11 +39,12 @@ def carried_state(config: Mapping[str, Any]) -> str | None:
     text = config.get("text_config")
     if isinstance(text, Mapping):
         return carried_state({"architectures": config.get("architectures"), **text})
-    if config.get("model_type") in BLIND_TO_POSITIONS:
-        return str(config["model_type"])
+    blind = str(config["model_type"]) if config.get("model_type") in BLIND_TO_POSITIONS else None
     kinds = [str(kind) for name in _KINDS for kind in _listed(config.get(name))]
     if kinds:
-        return next((kind for kind in kinds if kind not in _APART), None)
+        return next((kind for kind in kinds if kind not in _APART), blind)
+    if blind:
+        return blind
     named = (name for name in _names(config) if _FAMILIES.search(name))
     return next(named, None) or next((key for key in config if _SIZES.search(key)), None)
 

@@ -13,6 +13,7 @@ from shared.contract.methods import METHODS
 from shared.contract.modules import last
 from shared.contract.spec import DeviceKind, ModelFacts
 from shared.settle.expert_sizes import FEED_FORWARD, expert_adapter, expert_parameters
+from shared.settle.scans import scan_bytes
 from shared.settle.workload import BYTES, Workload, family
 
 GIB = 2**30
@@ -278,7 +279,7 @@ def _layer_bytes(work: Workload) -> int:
         values += sum(linear.outputs for linear in targets)
     if work.lora_dropout > 0:
         values += 1.5 * sum(linear.inputs for linear in targets)  # a copy and a one-byte mask
-    return math.ceil(BYTES[work.dtype] * values)
+    return math.ceil(BYTES[work.dtype] * values) + scan_bytes(facts)
 
 
 def _logits(work: Workload, *, stack: SoftwareStack) -> int:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GraniteMoeHybridConfig, MambaConfig, Qwen3_5TextConfig
+from transformers.models.granitemoehybrid.modeling_granitemoehybrid import GraniteMoeHybridMambaLayer
+from transformers.models.mamba.modeling_mamba import MambaMixer
+from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5GatedDeltaNet
 
 from shared.contract.events import EXIT_DONE, EXIT_USER_FAULT
+from shared.settle.model_facts import facts_of
+from shared.settle.scans import scan_bytes
 from tests.train.families import make_family
 from tests.train.tiny import chat_rows, losses, make_spec, run
 from worker.train.sequence_state import carries_state
@@ -107,3 +113,53 @@ def test_a_family_whose_config_lists_no_layer_types_is_known_once_it_is_built(tm
     network = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
 
     assert carries_state(network) is not None
+
+
+def _saved_per_token(layer: nn.Module, *, width: int, tokens: int = 512) -> float:
+    """Bytes that autograd keeps of a frozen layer in bfloat16 for the backward pass, per token."""
+    layer.to(torch.bfloat16).requires_grad_(requires_grad=False)
+    own = {parameter.untyped_storage().data_ptr() for parameter in layer.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        layer(torch.randn(1, tokens, width, dtype=torch.bfloat16, requires_grad=True))
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own) / tokens
+
+
+def _delta_rule() -> tuple[nn.Module, Any]:
+    heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    config = Qwen3_5TextConfig(hidden_size=128, num_attention_heads=2, num_hidden_layers=1, **heads)
+    return Qwen3_5GatedDeltaNet(config, 0), config
+
+
+def _second_mamba() -> tuple[nn.Module, Any]:
+    sizes = {"mamba_n_heads": 4, "mamba_d_head": 64, "mamba_d_state": 128}
+    config = GraniteMoeHybridConfig(hidden_size=128, num_hidden_layers=1, mamba_n_groups=1, **sizes)
+    return GraniteMoeHybridMambaLayer(config, 0), config
+
+
+def _first_mamba() -> tuple[nn.Module, Any]:
+    config = MambaConfig(hidden_size=64, state_size=16, time_step_rank=8, num_hidden_layers=1)
+    return MambaMixer(config, 0), config
+
+
+@pytest.mark.parametrize(
+    ("make", "architecture"),
+    [
+        (_delta_rule, "Qwen3_5ForConditionalGeneration"),
+        (_second_mamba, "GraniteMoeHybridForCausalLM"),
+        (_first_mamba, "MambaForCausalLM"),
+    ],
+)
+def test_the_estimate_counts_what_a_scan_keeps_for_the_backward_pass(make: Any, architecture: str) -> None:
+    layer, config = make()
+    facts = facts_of({**json.loads(config.to_json_string()), "architectures": [architecture]}, name="m")
+
+    kept = _saved_per_token(layer, width=config.hidden_size, tokens=256 if architecture.startswith("Mamba") else 512)
+
+    assert kept <= 1.05 * scan_bytes(facts), kept
+    assert scan_bytes(facts) <= 1.25 * kept, kept

@@ -9,6 +9,7 @@ import pytest
 from shared.errors import Invalid
 from shared.settle.catalogue import facts_of
 from shared.settle.refusals import check_request
+from shared.settle.scans import scan_bytes
 from shared.settle.sequence_state import carried_state
 from tests.unit.test_resolve import LLAMA_8B, settled
 from tests.unit.test_resolve_refusals import base, request, training
@@ -93,3 +94,14 @@ def test_packing_asked_for_is_refused_at_submit_where_the_base_carries_state(ask
     assert refused.value.param == param
     check_request(asked, base())
     check_request(training(packing=False), base(carries_state="conv"))
+
+
+def test_a_hybrid_of_a_family_that_is_blind_to_positions_is_told_from_one_of_attention_alone() -> None:
+    """Granite 4 has both; only layers that carry state keep a scan in memory."""
+    config = {**SIZES, "architectures": ["GraniteMoeHybridForCausalLM"], "model_type": "granitemoehybrid"}
+    hybrid = facts_of({**config, "layer_types": ["mamba", "attention"]}, name="m")
+    dense = facts_of({**config, "layer_types": ["attention", "attention"]}, name="m")
+
+    assert (hybrid.carries_state, dense.carries_state) == ("mamba", "granitemoehybrid")
+    assert scan_bytes(hybrid) == 280 * hybrid.hidden_size
+    assert scan_bytes(dense) == 0
