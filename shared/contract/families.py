@@ -60,6 +60,10 @@ NEVER_ADAPTED: Final[dict[str, frozenset[str]]] = dict.fromkeys(
 WHOLE_ONLY: Final = frozenset({"MambaForCausalLM", "FalconMambaForCausalLM"})
 WHOLE_ONLY_REASON: Final = "the scan of this family reads weights past their layer, which 4-bit weights do not allow"
 
+# Architectures that halve some weights in place whenever they are asked, and undo it to train: an adapter beside them
+# is not halved, so that answers, losses of validation and merges are not those of what was trained.
+HALVED: Final = frozenset({"RwkvForCausalLM"})
+
 # Wrappers of a language model that transformers' causal class takes (MODEL_FOR_CAUSAL_LM_MAPPING, 5.23); no other one.
 CAUSAL_WRAPPERS: Final = frozenset(
     f"{name}ForConditionalGeneration"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.contract.families import CAUSAL_WRAPPERS, EXPANDABLE, WHOLE_ONLY, WHOLE_ONLY_REASON
+from shared.contract.families import CAUSAL_WRAPPERS, EXPANDABLE, HALVED, WHOLE_ONLY, WHOLE_ONLY_REASON
 from shared.contract.methods import METHODS, with_other_weights
 from shared.settle.asked import Asked, refuse
 from shared.settle.sizing import GIB
@@ -28,11 +28,15 @@ def check_stored_weights(asked: Asked) -> None:
         refuse(param, expand, f"{why}; set it to true, which expands them to 16 bits ({needs}), or use a 16-bit base")
 
 
-def check_wrapper(asked: Asked) -> None:
+def check_class(asked: Asked) -> None:
+    """A base whose class cannot be trained on text, or not with anything beside it."""
     architecture = asked.facts.architecture
     if architecture.endswith("ForConditionalGeneration") and architecture not in CAUSAL_WRAPPERS:
         why = f"{architecture} has no class in transformers that is trained on text alone; use a base that is text only"
         refuse("model", asked.base_name, why)
+    if architecture in HALVED:
+        why = f"{architecture} halves weights in place when it is asked, and an adapter beside them is not halved"
+        refuse("model", asked.base_name, f"{why}; use another base")
 
 
 def check_experts(asked: Asked) -> None:

@@ -333,7 +333,7 @@ _CHECKS: Final[tuple[Callable[[Asked], None], ...]] = (
     _check_length_of_run,
     _check_lora_flag,
     _check_quantization,
-    base_refusals.check_wrapper,
+    base_refusals.check_class,
     base_refusals.check_stored_weights,
     base_refusals.check_four_bits,
     base_refusals.check_experts,

@@ -28,8 +28,12 @@ from worker.train.targets import expert_tensors, parts_beside
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # upstream's remarks on tiny models
 
-MIXED = ("deepseek_v3", "glm4_moe", "gpt_oss", "granitemoehybrid", "jamba", "llama4_text", "minimax_m2", "mixtral")
-MIXED += ("nemotron_h", "qwen3_5_moe", "qwen3_moe", "qwen3_next")
+MIXED = (
+    *("deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe", "exaone_moe", "flex_olmo"),
+    *("glm4_moe", "glm4_moe_lite", "gpt_oss", "granitemoe", "granitemoehybrid", "hunyuan_v1_moe", "jamba"),
+    *("jetmoe", "lfm2_moe", "llama4_text", "minimax", "minimax_m2", "mixtral"),
+    *("nemotron_h", "olmoe", "phimoe", "qwen2_moe", "qwen3_5_moe", "qwen3_moe", "qwen3_next"),
+)
 KINDS = ("deepseek_v3", "falcon_h1", "gemma3", "gpt_oss", "llama4_text", "mamba", "nemotron_h", "phi")
 
 

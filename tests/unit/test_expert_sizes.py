@@ -153,6 +153,12 @@ def test_a_wrapper_without_a_causal_class_is_refused_by_its_name() -> None:
     check_request(asked(), base({**QWEN3_30B, "architectures": ["Gemma3ForConditionalGeneration"]}))
 
 
+def test_a_class_that_halves_its_weights_while_it_is_asked_is_refused_by_its_name() -> None:
+    with pytest.raises(Invalid, match="RwkvForCausalLM halves weights in place") as refused:
+        check_request(asked(), base({**QWEN3_30B, "architectures": ["RwkvForCausalLM"]}))
+    assert refused.value.param == "model"
+
+
 def test_mamba_is_refused_in_4_bits_and_taken_in_16() -> None:
     config = {"architectures": ["MambaForCausalLM"], "model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 2}
     mamba = base({**config, "vocab_size": 260, "state_size": 16})
