@@ -17,6 +17,7 @@ from sqlalchemy import Engine
 from api import (
     alias_bodies,
     errors,
+    freed_memory,
     oidc_bodies,
     pool_bodies,
     schedule_bodies,
@@ -243,6 +244,7 @@ def app_from_settings() -> FastAPI:
     settings = Settings()
     log.configure(settings)
     sys.setswitchinterval(SWITCH_SECONDS)
+    freed_memory.keep_a_little()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # of 1,024, the usual soft limit, half requests hold all
     app = create_app(settings)

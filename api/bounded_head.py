@@ -25,6 +25,7 @@ HEAD_FIELDS: Final = 100
 LINGER_SECONDS: Final = 1.0
 # The least that comes of a body in `body_seconds`: a line of half a kilobyte a second passes.
 BODY_BYTES: Final = 16 * 1024
+WHOLE_BYTES: Final = 64 * 1024  # a piece of a body that is handed on as it came
 
 
 class _TooMuch(Exception):
@@ -118,6 +119,12 @@ class BoundedHead(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._trailing, self._unfinished = False, 0
+        held = self.cycle.body
+        if not held and len(body) >= WHOLE_BYTES:
+            # Added to none, it stays the object that it is: in a growing array it would be copied, and again out of it.
+            self.cycle.body = b""  # type: ignore[assignment]
+        elif isinstance(held, bytes):  # small pieces added to bytes would copy all of them each time
+            self.cycle.body = bytearray(held)
         super().on_body(body)
 
     def on_message_complete(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from api.file_rules import clean_name
+from api.hashing import Sha256
 from shared.errors import Invalid, TooLarge, TunepoolError
 from shared.rows.kinds import HEAD_BYTES
 from shared.store.storage import Store
@@ -63,7 +63,7 @@ class FormStream:
         self._stream = request.stream()
         self._max = max_file_bytes
         self._ready: deque[bytes] = deque()
-        self._digest = hashlib.sha256()
+        self._digest = Sha256()
         self._part = _Part()
         self._header = (bytearray(), bytearray())
         self._closed = False
@@ -96,7 +96,9 @@ class FormStream:
             except FormParserError as error:
                 raise Invalid(f"The multipart body is malformed: {error}", code="invalid_multipart") from error
             while self._ready:
-                yield self._ready.popleft()
+                piece = self._ready.popleft()
+                await self._digest.add(piece)  # while the store takes the same piece
+                yield piece
             begun = True
         if begun and not self._closed:
             # Without its closing boundary the file's end is unknown: half a data set must not pass for a whole one.
@@ -105,7 +107,7 @@ class FormStream:
                 param=self._file,
                 code="invalid_multipart",
             )
-        self.received.sha256 = self._digest.hexdigest()
+        self.received.sha256 = await self._digest.hexdigest()
         if self.received.filename is None:
             raise Invalid(
                 f"Missing required parameter: '{self._file}'.", param=self._file, code="missing_required_parameter"
@@ -151,10 +153,9 @@ class FormStream:
                 else f"A part has at most {self._max} bytes. Send smaller ones.",
                 param=self._file,
             )
-        self._digest.update(piece)
         if len(self.received.head) < HEAD_BYTES:
             self.received.head = (self.received.head + piece)[:HEAD_BYTES]
-        self._ready.append(bytes(piece))
+        self._ready.append(piece)
 
     @property
     def _name(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import socket
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from api.bounded_head import HEAD_BYTES, HEAD_FIELDS, BoundedHead
+from api.bounded_head import HEAD_BYTES, HEAD_FIELDS, WHOLE_BYTES, BoundedHead
 from tests.live import served
 from tests.patience import patience
 
@@ -29,13 +30,14 @@ class Hurried(Unhurried):
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
-    """Answers with the headers and the length of the body that it got."""
-    size, more = 0, True
+    """Answers with the headers of a request, and with length and hash of the body that came."""
+    size, more, digest = 0, True, hashlib.sha256()
     while more:
         message = await receive()
         size, more = size + len(message["body"]), message["more_body"]
+        digest.update(message["body"])
     names = [[name.decode(), value.decode()] for name, value in scope["headers"]]
-    body = json.dumps({"headers": names, "size": size}).encode()
+    body = json.dumps({"headers": names, "size": size, "sha256": digest.hexdigest()}).encode()
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
     await send({"type": "http.response.body", "body": body})
 
@@ -238,3 +240,17 @@ def test_what_is_no_http_is_refused_in_the_envelope(address: tuple[str, int]) ->
     status, body = asked(address, b"\x16\x03\x01nonsense\r\n\r\n")
 
     assert (status, body["error"]["code"]) == (400, "invalid_http")
+
+
+def test_a_body_of_large_and_small_pieces_comes_through_byte_for_byte(address: tuple[str, int]) -> None:
+    pieces = [bytes([number]) * size for number, size in enumerate([3, WHOLE_BYTES, 2, 3 * WHOLE_BYTES, 1, 700] * 4)]
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+    whole = b"".join(pieces)
+    post = b"POST / HTTP/1.1\r\nHost: x\r\n" + CLOSE
+
+    for head, body in (
+        (b"Transfer-Encoding: chunked\r\n\r\n", chunks),
+        (b"Content-Length: %d\r\n\r\n" % len(whole), whole),
+    ):
+        status, came = asked(address, post + head, body)
+        assert (status, came["size"], came["sha256"]) == (200, len(whole), hashlib.sha256(whole).hexdigest())
