@@ -52,6 +52,7 @@ REVISIONS: Final = (
     "0036_exports",
     "0037_settled_for",
     "0038_queue_depth",
+    "0041_preflight_progress",
 )
 
 

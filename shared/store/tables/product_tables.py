@@ -162,6 +162,8 @@ class PreflightRow(Leased, Base):
     training_file: Mapped[str] = mapped_column(ForeignKey("files.id"))
     validation_file: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
     request: Mapped[dict[str, Any]] = mapped_column(Json)
+    progress: Mapped[dict[str, Any] | None] = mapped_column(Json)  # while it runs: contract/preflight_report.py
+    sample: Mapped[dict[str, Any] | None] = mapped_column(Json)  # the answer of some rows, before all are read
     report: Mapped[dict[str, Any] | None] = mapped_column(Json)
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
     # The columns keep the names that the version before this one writes: versions run side by side.
