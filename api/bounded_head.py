@@ -119,7 +119,7 @@ class BoundedHead(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._trailing, self._unfinished = False, 0
-        held = self.cycle.body
+        held: bytes | bytearray = self.cycle.body
         if not held and len(body) >= WHOLE_BYTES:
             # Added to none, it stays the object that it is: in a growing array it would be copied, and again out of it.
             self.cycle.body = b""  # type: ignore[assignment]

@@ -44,7 +44,7 @@ PREFLIGHT: Final = Kind(
     row=PreflightRow,
     open=PreflightRow.status.in_(OPEN),
     ready=~_UNCHECKED.correlate(PreflightRow).exists(),
-    taken={"status": "running"},
+    taken={"status": "running", "progress": None},
     waiting={"status": "queued"},
     lost={
         "status": "failed",
@@ -201,6 +201,11 @@ def _parent(session: Session, row: PreflightRow, request: CreateJob) -> ParentMo
 
 def _file_ref(session: Session, file_id: str) -> FileRef:
     return FileRef.of(session.get_one(FileRow, file_id))
+
+
+def note(session: Session, held: PreflightClaim, **values: dict[str, Any]) -> bool:
+    """Write `progress` or `sample` of a running preflight. False: fenced off."""
+    return leasing.write(session, PREFLIGHT, held.lease, **values)
 
 
 def finish(session: Session, held: PreflightClaim, report: dict[str, Any]) -> bool:

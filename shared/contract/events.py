@@ -284,6 +284,12 @@ class RowPreview(Part):
     written: list[WrittenPart] = Field(default=[], description="The row as its user wrote it.")
 
 
+class RowsRead(Part):
+    """`OUT/progress.json` of a preflight's program, written anew as it goes on."""
+
+    rows: int = Field(ge=0, description="Of both files.")
+
+
 class TokenReport(Part):
     """`OUT/preflight.json`."""
 

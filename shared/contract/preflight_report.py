@@ -59,6 +59,15 @@ class Time(Document):
     basis: str
 
 
+class Progress(Document):
+    """How far a running preflight is."""
+
+    stage: Literal["staging", "reading"] = Field(description="The files come to the worker; then their rows are read.")
+    percent: int = Field(ge=0, le=100, description="Of this stage.")
+    rows_read: int = 0
+    rows_total: int
+
+
 class DeviceFit(Document):
     id: str
     name: str
@@ -95,3 +104,22 @@ class Report(Document):
     )
     devices: list[DeviceFit] = Field(default_factory=list)
     servable: list[ServerVerdict] = Field(default_factory=list, description="Which servers will take the product.")
+
+
+class Sample(Document):
+    """What some rows of a large training file say, before all are read. Whatever is not counted is an estimate."""
+
+    rows: int = Field(description="Rows that were read, from places spread evenly over the file.")
+    of_rows: int
+    ok: bool = Field(description="A job with this body would begin to train, as far as these rows tell.")
+    mean_tokens: float
+    p95_tokens: float
+    longest_tokens: int
+    truncated: int = Field(description="Of the rows that were read, as are left_out and refused.")
+    left_out: int
+    refused: int
+    fault: str | None = Field(description="Why the first of the refused rows is refused. Its number is not known yet.")
+    run: Run
+    memory: Memory | None
+    time: Time | None
+    devices: list[DeviceFit]

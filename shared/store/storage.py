@@ -103,6 +103,11 @@ class Store:
             answer = await obstore.get_async(self._backend, key, options={"range": (start, end)})
         return _parts(answer)
 
+    def part(self, key: str, start: int, end: int) -> bytes:
+        """Bytes `start` to `end` (half open, not empty, within the object)."""
+        with _Translated(key):
+            return bytes(obstore.get_range(self._backend, key, start=start, end=end))
+
     def get_file(self, key: str, path: Path) -> str:
         """Download to `path`. Returns the SHA-256 of what came."""
         digest = hashlib.sha256()

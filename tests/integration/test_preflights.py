@@ -80,7 +80,7 @@ def ask(http: httpx2.Client, training: str, **body: Any) -> dict[str, Any]:
     return made.json()
 
 
-def pull(host: Host, **settings: str) -> None:
+def pull(host: Host, program: tuple[str, str] = ("-m", "worker.pull"), **settings: str) -> None:
     """The CPU lane in a process of its own: a supervisor kills whatever it has left, and our database is our child."""
     known = {
         "DATABASE_URL": host.settings.database_url,
@@ -89,7 +89,7 @@ def pull(host: Host, **settings: str) -> None:
         "TUNEPOOL_MODELS_FILE": str(host.settings.models_file),
         "TUNEPOOL_MIN_TRAINING_ROWS": "2",
     }
-    lane = [sys.executable, "-m", "worker.pull", "cpu", str(os.getpid())]
+    lane = [sys.executable, *program, "cpu", str(os.getpid())]
     subprocess.run(lane, env=child_environment(**known, **settings), cwd=ROOT, check=True, timeout=patience(120))
 
 
@@ -128,6 +128,33 @@ def test_a_preflight_tells_all_that_a_job_would_do_and_trains_nothing(http: http
     with session_scope(host.engine) as session:
         assert session.scalar(text("select count(*) from jobs where base_model = 'tiny'")) == 0
     assert not (host.work / asked["id"]).exists()
+
+
+SAMPLING = """
+import runpy, sys
+from worker.chores import sampling
+sampling.SAMPLED_FROM_BYTES = 1
+runpy.run_module("worker.pull", run_name="__main__")
+"""
+
+
+def test_a_large_file_is_answered_from_a_sample_before_all_its_rows_are_read(http: httpx2.Client, host: Host) -> None:
+    rows = chat_rows(40)
+    training = upload(http, rows, name="large.jsonl")
+    asked = ask(http, training, validation_file=upload(http, rows[:3]))
+    assert (asked["progress"], asked["sample"]) == (None, None)
+
+    pull(host, program=("-c", SAMPLING))
+    done = http.get(f"/v1/tunepool/preflights/{asked['id']}").json()
+
+    sample, report = done["sample"], done["report"]
+    assert (done["status"], done["progress"], sample["ok"], report["ok"]) == ("succeeded", None, True, True)
+    # All rows are in the first of its pieces, so that what is estimated is what is counted.
+    assert (sample["rows"], sample["of_rows"], sample["refused"]) == (40, 40, 0)
+    assert sample["mean_tokens"] == report["tokens"]["training"]["mean_tokens"]
+    assert (sample["run"], sample["memory"]) == (report["run"], report["memory"])
+    with session_scope(host.engine) as session:
+        assert session.get_one(PreflightRow, asked["id"]).progress["rows_total"] == 43
 
 
 def test_a_bad_file_is_answered_with_every_error_by_line_and_column(http: httpx2.Client, host: Host) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from shared.contract.events import EXIT_DONE, EXIT_USER_FAULT, TokenReport
+from shared.contract.events import EXIT_DONE, EXIT_USER_FAULT, RowsRead, TokenReport
 from shared.contract.spec import AttemptSpec, PreflightSpec
 from shared.errors import Invalid
 from shared.settings import trainer_environment
@@ -20,7 +20,7 @@ from tests.train.tiny import chat, chat_rows, kto_rows, make_spec, make_tokenize
 from worker.train import chat as chat_module
 from worker.train.data import RowReader
 from worker.train.objectives.supervised import IGNORED, padded
-from worker.train.preflight import main, stretches
+from worker.train.preflight import SAY_SECONDS, RowCount, main, stretches
 from worker.train.time_limit import TimeLimit
 from worker.train.tokenizer import load_tokenizer
 
@@ -46,6 +46,28 @@ def examined(tmp_path: Path, model: Path, rows: list[dict[str, Any]], **options:
     code, out = preflight(tmp_path, model, rows, **options)
     assert code == EXIT_DONE, read_events(out)
     return TokenReport.model_validate_json((out / "preflight.json").read_bytes())
+
+
+def test_the_program_says_how_many_rows_it_has_read(tmp_path: Path, model: Path) -> None:
+    _, out = preflight(tmp_path, model, [chat("2 plus 2?", "4"), chat("5?", "5")])
+
+    assert RowsRead.model_validate_json((out / "progress.json").read_bytes()).rows == 2
+
+
+def test_the_count_of_rows_is_written_when_the_last_has_stood_for_a_while(tmp_path: Path) -> None:
+    now = 0.0
+    read = RowCount(tmp_path, clock=lambda: now)
+
+    def said() -> int:
+        return RowsRead.model_validate_json((tmp_path / "progress.json").read_bytes()).rows
+
+    read.add(3)
+    assert said() == 3
+    read.add(4)
+    assert said() == 3
+    now += SAY_SECONDS
+    read.add(5)
+    assert said() == 12
 
 
 def test_the_preview_is_the_trainers_own_labels(tmp_path: Path, model: Path) -> None:

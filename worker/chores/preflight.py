@@ -13,7 +13,7 @@ from shared.chores.preflights import PREFLIGHT, PreflightClaim
 from shared.contract.documents import JobError
 from shared.contract.events import TokenReport
 from shared.contract.passes import device_kind
-from shared.contract.preflight_report import CheckedFile, DeviceFit, Memory, Report, Run, Time
+from shared.contract.preflight_report import CheckedFile, DeviceFit, Memory, Progress, Report, Run, Sample, Time
 from shared.contract.published import published_shape
 from shared.errors import TunepoolError, Unavailable
 from shared.fleet import workers
@@ -28,9 +28,10 @@ from shared.settle.resolve import Resolution
 from shared.settle.sizing import estimate_evaluation
 from shared.store.tables import DeviceRow
 from worker.chores.checks import offered_device, read_as_asked, settle
+from worker.chores.reading_progress import ReadingProgress
 from worker.chores.row_reading import NoAnswer, RowReading
 from worker.chores.run_program import Watch, under_lease
-from worker.host.host import Host
+from worker.host.host import AWAY, Host
 
 log = structlog.get_logger()
 
@@ -78,17 +79,66 @@ class _Examination:
             device = offered_device(self.host)
             resolution = settle(self.host, self.claim, device=device)
             report = report.model_copy(update=self.settled(resolution, needs(resolution.spec, device)))
-            reading = RowReading(self.host, self.claim, self.watch, preview_rows=self.claim.preview_rows)
-            tokens = reading.report(resolution.spec)
+            self.answer_early(resolution, report)
+            tokens = self.read_all(resolution)
         except (Unavailable, NoAnswer):
             raise
         except TunepoolError as error:
             refusal = JobError(code=error.code, message=error.message, param=error.param)
             return report.model_copy(update={"refusal": refusal})
-        # An empty pool says nothing against the job: then what this worker has counts.
-        fits_somewhere = any(device.fits for device in report.devices) if report.devices else resolution.fits
-        ok = _is_ok(tokens) and fits_somewhere
-        return report.model_copy(update={"tokens": tokens, **self.run(resolution, tokens), "ok": ok})
+        ok = _is_ok(tokens) and _fits_somewhere(report, resolution)
+        rows, kept_tokens = tokens.training.rows - tokens.training.empty.count, tokens.training.kept_tokens
+        run = self.run(resolution, rows=rows, kept_tokens=kept_tokens)
+        return report.model_copy(update={"tokens": tokens, **run, "ok": ok})
+
+    def answer_early(self, resolution: Resolution, settled: Report) -> None:
+        """Write what some rows of a large training file say, before all are read. Raises Stopped, Unavailable."""
+        of_rows = (self.claim.training_file.report or {}).get("rows") or 0
+        tokens = RowReading(self.host, self.claim, self.watch).sample(resolution.spec)
+        if tokens is None or not tokens.training.rows or not of_rows:
+            return
+        read, scale = tokens.training, of_rows / tokens.training.rows
+        run = self.run(
+            resolution,
+            rows=round((read.rows - read.empty.count) * scale),
+            kept_tokens=round(read.kept_tokens * scale),
+        )
+        sample = Sample(
+            rows=read.rows,
+            of_rows=of_rows,
+            ok=_is_ok(tokens) and _fits_somewhere(settled, resolution),
+            mean_tokens=read.mean_tokens,
+            p95_tokens=read.p95_tokens,
+            longest_tokens=read.longest_tokens,
+            truncated=read.truncated.count,
+            left_out=read.empty.count,
+            refused=read.fault_count,
+            fault=read.faults[0].message if read.faults else None,
+            memory=settled.memory,
+            devices=settled.devices,
+            **run,
+        )
+        self.host.write_in_the_end(lambda s: preflights.note(s, self.claim, sample=sample.document()))
+        log.info("preflight.sampled", preflight_id=self.claim.lease.id, rows=read.rows, ok=sample.ok)
+
+    def read_all(self, resolution: Resolution) -> TokenReport:
+        """What all rows say; the preflight tells meanwhile how far that is. Raises what RowReading.report raises."""
+        files = [file for file in (self.claim.training_file, self.claim.validation_file) if file is not None]
+        watch = ReadingProgress(
+            self.watch,
+            self.note_progress,
+            staged_bytes=sum((file.report or {}).get("bytes") or file.bytes for file in files),
+            rows=sum((file.report or {}).get("rows") or 0 for file in files),
+        )
+        reading = RowReading(self.host, self.claim, watch, preview_rows=self.claim.preview_rows)
+        return reading.report(resolution.spec, on_begin=watch.at)
+
+    def note_progress(self, progress: Progress) -> None:
+        """Nothing hangs on it: a database that is away does not hold the reading up."""
+        try:
+            self.host.write(lambda s: preflights.note(s, self.claim, progress=progress.document()))
+        except AWAY as error:
+            log.warning("preflight.progress_unheard", preflight_id=self.claim.lease.id, error=str(error)[:200])
 
     def files(self) -> dict[str, CheckedFile]:
         """What the check of each file has found."""
@@ -120,15 +170,14 @@ class _Examination:
             ],
         }
 
-    def run(self, resolution: Resolution, tokens: TokenReport) -> dict[str, Any]:
-        """Steps, tokens and time of the whole run, from the rows as they are."""
+    def run(self, resolution: Resolution, *, rows: int, kept_tokens: int) -> dict[str, Any]:
+        """Steps, tokens and time of the whole run, from the rows that teach something and the tokens of an epoch."""
         spec = resolution.spec
-        left_out = tokens.training.empty.count
-        rows = max(1, tokens.training.rows - left_out)
+        rows = max(1, rows)
         per_epoch = -(-rows // spec.training.batch_size)
         steps = per_epoch * spec.training.num_train_epochs
         steps = steps if spec.training.max_steps is None else min(steps, spec.training.max_steps)
-        total = tokens.training.kept_tokens * steps / per_epoch
+        total = kept_tokens * steps / per_epoch
         pool_name = self.host.settings.pool
         device = self.host.write(lambda s: workers.roomiest_device(s, pool_name=pool_name)) or self.host.devices[0]
         speeds = self.host.write(
@@ -141,6 +190,11 @@ class _Examination:
             "run": Run(steps=steps, steps_per_epoch=per_epoch, rows=rows, tokens=round(total)),
             "time": None if duration is None else Time(device=device.name, **dataclasses.asdict(duration)),
         }
+
+
+def _fits_somewhere(report: Report, resolution: Resolution) -> bool:
+    """An empty pool says nothing against the job: then what this worker has counts."""
+    return any(device.fits for device in report.devices) if report.devices else resolution.fits
 
 
 def _is_ok(tokens: TokenReport) -> bool:

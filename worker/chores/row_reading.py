@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +21,8 @@ from shared.errors import Invalid, TunepoolError
 from shared.lease.values import Claim, FileRef
 from worker import base_models
 from worker.chores import run_program as programs
-from worker.chores.run_program import TooSlow, Watch
+from worker.chores.run_program import Checked, TooSlow, Watch
+from worker.chores.sampling import stage_sample
 from worker.host.host import Host
 from worker.program import hostile_folder, workdir
 from worker.program.launcher import Exit
@@ -47,41 +48,65 @@ class RowReading:
     """The rows of one job or preflight on their way to a report."""
 
     def __init__(
-        self, host: Host, claim: Claim | PreflightClaim, watch: Watch, *, preview_rows: Sequence[int] = ()
+        self, host: Host, claim: Claim | PreflightClaim, watch: Checked, *, preview_rows: Sequence[int] = ()
     ) -> None:
         self.host, self.claim, self.watch, self.preview_rows = host, claim, watch, preview_rows
 
-    def report(self, spec: JobSpec) -> TokenReport:
+    def report(self, spec: JobSpec, *, on_begin: Callable[[Workdir], None] = lambda place: None) -> TokenReport:
         """Have the program read the rows. Raises Invalid and its kin for what would end the job, too.
+
+        `on_begin` hears of the folder in which the rows are staged and read.
 
         Raises Stopped, NoAnswer, Unavailable as well.
         """
         place = workdir.make(self.host.work, self.claim.lease)
-        model = self._stage(spec, place)
+        on_begin(place)
+        model = self._model(spec, place)
+        training = self._stage_file(spec, self.claim.training_file, place.data / "train.jsonl")
+        file = self.claim.validation_file
+        validation = None if file is None else self._stage_file(spec, file, place.data / "validation.jsonl")
+        self._write_spec(spec, place, model, training=training, validation=validation)
         return self._result(place, self._run_program(place, model))
 
-    def _stage(self, spec: JobSpec, place: Workdir) -> Path:
-        """Bring what the program reads; returns where the base model lies."""
+    def sample(self, spec: JobSpec) -> TokenReport | None:
+        """What some rows of a large training file say; None where there is no sample of them.
+
+        Whatever ends the program early is left for `report` to say. Raises Stopped, Unavailable.
+        """
+        if spec.training.columns:  # their check has read the whole file just now
+            return None
+        place = workdir.make(self.host.work, self.claim.lease)
+        training = place.data / "train.jsonl"
+        if not stage_sample(self.host.store, self.claim.training_file, training, interrupt=self.watch.check):
+            return None
+        model = self._model(spec, place)
+        self._write_spec(spec, place, model, training=str(training), validation=None)
+        try:
+            return self._result(place, self._run_program(place, model))
+        except (NoAnswer, _Refused) as error:
+            log.info("rows.no_sample", id=self.claim.lease.id, code=error.code, error=error.message[:200])
+            return None
+
+    def _model(self, spec: JobSpec, place: Workdir) -> Path:
+        """Where the base model lies, on this host by now."""
         entry = self.host.catalogue().entry(spec.base_model.name)
         settings = self.host.settings
-        model = base_models.ensure(
+        return base_models.ensure(
             entry, cache=settings.cache, interrupt=self.watch.check, user=place.root, most=settings.cache_bytes
         )
-        validation = self.claim.validation_file
+
+    def _write_spec(self, spec: JobSpec, place: Workdir, model: Path, *, training: str, validation: str | None) -> None:
         wanted = PreflightSpec(
             job=spec,
             base_model_path=str(model),
-            train_file=self._stage_file(spec, self.claim.training_file, place.data / "train.jsonl"),
-            validation_file=None
-            if validation is None
-            else self._stage_file(spec, validation, place.data / "validation.jsonl"),
+            train_file=training,
+            validation_file=validation,
             preview_rows=list(self.preview_rows),
             processes=self.threads,
-            memory_bytes=settings.preflight_memory_bytes,
+            memory_bytes=self.host.settings.preflight_memory_bytes,
         )
         place.spec.write_text(wanted.model_dump_json(), encoding="utf-8")
         workdir.hand_over(place, uid=self.host.trainer_uid)
-        return model
 
     def _stage_file(self, spec: JobSpec, file: FileRef, target: Path) -> str:
         columns = spec.training.columns

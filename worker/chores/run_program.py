@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
@@ -38,6 +38,13 @@ class TooSlow(TunepoolError):
     """A program did not end in its time, and was ended."""
 
     code = "program_timeout"
+
+
+class Checked(Protocol):
+    """What is asked again and again while something long goes on."""
+
+    def check(self) -> None:
+        """Raises Stopped when there is no more use in it."""
 
 
 class Watch:
@@ -91,7 +98,7 @@ def run(
     *,
     lease: Lease,
     place: Workdir,
-    watch: Watch,
+    watch: Checked,
     seconds: float | None = None,
     threads: int = 1,
     reads: tuple[Path, ...] = (),

@@ -37,6 +37,7 @@ from shared.contract.events import (
     RowFault,
     RowPreview,
     Rows,
+    RowsRead,
     ShownSequence,
     Span,
     TemplateAbilities,
@@ -54,6 +55,7 @@ from worker.train.unwritten import Unwritten, message_of
 from worker.train.written_parts import written_parts
 
 STRETCH_BYTES: Final = 1 << 20
+SAY_SECONDS: Final = 0.5
 NO_PROMPT: Final = 0  # the digest of a row whose trained text has nothing before it
 NOTHING: Final = (0, 0, 0, 0, NO_PROMPT)  # the numbers of a row that cannot be read
 
@@ -91,7 +93,7 @@ def main(spec_file: Path, out: Path) -> int:
     reporter = Reporter(out / "events.jsonl", clock=time.time)
     try:
         spec = PreflightSpec.model_validate_json(spec_file.read_bytes())
-        report = examine(spec)
+        report = examine(spec, RowCount(out).add)
     except TunepoolError as error:
         reporter.write(Failed, code=error.code, message=error.message, param=error.param)
         return EXIT_USER_FAULT
@@ -104,8 +106,29 @@ def main(spec_file: Path, out: Path) -> int:
     return EXIT_DONE
 
 
-def examine(spec: PreflightSpec) -> TokenReport:
-    """Read both files of a job as its trainer would. Raises Invalid when no row can be read at all."""
+class RowCount:
+    """Says in `OUT/progress.json` how many rows are read by now."""
+
+    def __init__(self, out: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._out, self._clock = out, clock
+        self._rows, self._written = 0, -SAY_SECONDS
+
+    def add(self, rows: int) -> None:
+        """Count rows, and write the count when the last one has stood for a while."""
+        self._rows += rows
+        if self._clock() - self._written < SAY_SECONDS:
+            return
+        self._written = self._clock()
+        unfinished = self._out / "progress.json.part"
+        unfinished.write_text(RowsRead(rows=self._rows).model_dump_json(), encoding="utf-8")
+        unfinished.rename(self._out / "progress.json")
+
+
+def examine(spec: PreflightSpec, read: Callable[[int], object] = lambda rows: None) -> TokenReport:
+    """Read both files of a job as its trainer would. `read` hears of rows that are done.
+
+    Raises Invalid when no row can be read at all.
+    """
     # Not at the top: the program does without PyTorch, and has to say so before transformers is imported.
     from worker.train.tokenizer import generation_ends, load_tokenizer
 
@@ -116,8 +139,8 @@ def examine(spec: PreflightSpec) -> TokenReport:
     with workers(reader, tokenizer, spec=spec) as pool:
         shown = pool.submit(previews, train_file, spec.preview_rows)
         able = None if reader.template is None else pool.submit(template_abilities, ends)
-        training = count(train_file, pool)
-        validation = None if spec.validation_file is None else count(Path(spec.validation_file), pool)
+        training = count(train_file, pool, read)
+        validation = None if spec.validation_file is None else count(Path(spec.validation_file), pool, read)
     return TokenReport(
         training=describe(training, max_length=spec.job.training.max_length),
         validation=None if validation is None else describe(validation, max_length=spec.job.training.max_length),
@@ -152,10 +175,13 @@ def _limit_memory(gain: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
 
 
-def count(file: Path, pool: Executor) -> Counted:
+def count(file: Path, pool: Executor, read: Callable[[int], object]) -> Counted:
     """Read every row of `file`."""
     waiting: list[Future[Counted]] = [pool.submit(count_stretch, stretch) for stretch in stretches(file)]
-    parts = [future.result() for future in waiting]
+    parts = []
+    for future in waiting:
+        parts.append(future.result())
+        read(len(parts[-1].tokens))
     return Counted(
         tokens=_joined([part.tokens for part in parts], np.int64),
         kept=_joined([part.kept for part in parts], np.int64),

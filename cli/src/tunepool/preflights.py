@@ -39,16 +39,18 @@ def wait(
     *,
     patience_seconds: float,
     interval_seconds: float = 0.5,
+    hear: Callable[[dict[str, Any]], None] = lambda preflight: None,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
-    """The answered preflight. Raises TookTooLong."""
+    """The answered preflight. `hear` is called with each record of it before that. Raises TookTooLong."""
     began = clock()
     while True:
         preflight = watching.in_the_end(partial(client.get, f"{PATH}/{preflight_id}", cast_to=object), sleep=sleep)
         assert isinstance(preflight, dict)
         if preflight["status"] in {"succeeded", "failed"}:
             return preflight
+        hear(preflight)
         if clock() - began > patience_seconds:
             raise TookTooLong(
                 f"Preflight {preflight_id} is {preflight['status']} after {patience_seconds:g} s; does a worker run?"
@@ -56,11 +58,55 @@ def wait(
         sleep(interval_seconds)
 
 
-def answer(client: OpenAI, body: dict[str, Any], *, patience_seconds: float) -> dict[str, Any]:
+class News:
+    """Says on stderr what is known before the answer: what a sample says, once, and each tenth of the way."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, highlight=False)
+        self._sampled = False
+        self._way: tuple[str, int] | None = None
+
+    def __call__(self, preflight: dict[str, Any]) -> None:
+        sample, progress = preflight.get("sample"), preflight.get("progress")  # an older server has neither
+        if sample and not self._sampled:
+            self._sampled = True
+            for line in sampled(sample):
+                self._console.print(line)
+        if progress and (way := (progress["stage"], progress["percent"] // 10)) != self._way:
+            self._way = way
+            done = f"{progress['rows_read']:,} of {progress['rows_total']:,} rows, " * (way[0] == "reading")
+            self._console.print(f"{way[0]}: {done}{progress['percent']} %")
+
+
+def sampled(sample: dict[str, Any]) -> Iterator[Text]:
+    """What some rows say, marked as that."""
+    verdict = "the job would train" if sample["ok"] else "the job would not train as it is"
+    yield Text(
+        f"From {sample['rows']:,} of {sample['of_rows']:,} rows, the others are still being read: {verdict}.",
+        "green" if sample["ok"] else "red",
+    )
+    if sample["fault"]:
+        yield Text(f"{sample['refused']:,} of them are refused: {printable(sample['fault'])}", "red")
+    run = sample["run"]
+    yield Text(
+        f"about {run['steps']:,} steps and {run['tokens']:,} tokens; a row has {sample['mean_tokens']:,.0f} tokens on"
+        f" average; {sample['truncated']:,} are cut, {sample['left_out']:,} left out"
+    )
+    if time_ := sample["time"]:
+        yield Text(f"about {_clock(time_['low'])} to {_clock(time_['high'])} on {plain(time_['device'])}")
+
+
+def answer(
+    client: OpenAI,
+    body: dict[str, Any],
+    *,
+    patience_seconds: float,
+    hear: Callable[[dict[str, Any]], None] = lambda preflight: None,
+) -> dict[str, Any]:
     """`ask` and `wait`. Ctrl-C cancels the preflight: nobody would read its answer. Raises TookTooLong."""
     preflight_id = ask(client, body)["id"]
     try:
-        return wait(client, preflight_id, patience_seconds=patience_seconds)
+        return wait(client, preflight_id, patience_seconds=patience_seconds, hear=hear)
     except KeyboardInterrupt:
         with contextlib.suppress(official.APIStatusError):  # it has ended meanwhile
             client.delete(f"{PATH}/{preflight_id}", cast_to=object)
