@@ -1,9 +1,10 @@
 """How long a preflight reads a chat file, and in what memory: `python bench/preflight.py MODEL_FOLDER [rows]`.
 
 MODEL_FOLDER holds a base model's tokenizer; without it, the built-in model's in the home's cache. Generates the rows
-first (100,000 rows, about 60 MB), then runs, as the CPU lane does, the staging of canonical rows (without the download)
-and the program itself in two processes; prints seconds, rows a second beside a single plain tokenizer call per row in
-the same run, and the peak memory of the whole process group (PSS: pages that processes share are counted once).
+first (100,000 rows, about 60 MB), then runs, as the CPU lane does, the answer from a sample, the staging of canonical
+rows (without the download) and the program itself in two processes; prints seconds, rows a second beside a single plain
+tokenizer call per row in the same run, and the peak memory of the whole process group (PSS: pages that processes share
+are counted once).
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from obstore.store import LocalStore
+
 from bench.dataset_check import chunks, write_rows
+from bench.uploads import machine
 from shared.contract.events import TokenReport
 from shared.contract.spec import (
     Adapter,
@@ -34,10 +38,13 @@ from shared.contract.spec import (
     Supervised,
     Training,
 )
+from shared.lease.values import FileRef
 from shared.rows.check import check
 from shared.rows.convert import checked_lines
 from shared.settings import Settings, trainer_environment
 from shared.settle.catalogue import SMOLLM2, local_folder
+from shared.store.storage import Store
+from worker.chores.sampling import stage_sample
 
 PLAIN = """
 import json, sys, time
@@ -91,6 +98,19 @@ def run(wanted: PreflightSpec, folder: Path) -> tuple[float, float, int]:
     return time.perf_counter() - began, processor, peak
 
 
+def sample(model: Path, raw: Path, folder: Path) -> float:
+    """Seconds until the lane has the answer of a sample of `raw`."""
+    began = time.perf_counter()
+    file = FileRef(id="raw", key=raw.name, bytes=raw.stat().st_size, sha256="", report=None)
+    store = Store(LocalStore(prefix=str(raw.parent)))
+    staged, place = folder / "sample.jsonl", folder / "sampled"
+    if not stage_sample(store, file, staged, interrupt=lambda: None):
+        return 0.0
+    place.mkdir()
+    run(spec(model, staged, rows=1), place)
+    return time.perf_counter() - began
+
+
 def pss(pid: int) -> int:
     total = 0
     try:
@@ -120,6 +140,7 @@ def main() -> None:
         with staged.open("wb") as sink:
             sink.writelines(checked_lines(chunks(raw)))
         written = time.perf_counter() - began
+        sample_at = sample(model, raw, folder)
         plain = subprocess.run(
             [sys.executable, "-c", PLAIN, str(model), str(staged)],
             env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
@@ -132,6 +153,8 @@ def main() -> None:
     assert report.rows == found.training.rows == rows
     per_row = float(json.loads(plain.stdout))
     print(f"{rows:,} rows, {report.bytes / 1e6:.1f} MB, {found.training.tokens:,} tokens")
+    print(machine())
+    print(f"answer of the sample     {sample_at:6.2f} s (before staging)")
     print(f"check at upload          {checked:6.2f} s (done before, once per file)")
     print(f"staging                  {written:6.2f} s")
     print(

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from api.views.view import View, maybe_seconds, seconds
 from shared.contract.documents import JobError
-from shared.contract.preflight_report import Progress, Report, Sample
+from shared.contract.preflight_report import Report, RowProgress, Sample
 from shared.store.tables import PreflightRow
 
 PreflightStatus = Literal["queued", "running", "succeeded", "failed"]
@@ -24,7 +24,7 @@ class Preflight(View):
     training_file: str
     validation_file: str | None
     error: JobError | None = Field(description="Why there is no answer; a fault of the job's is in report.refusal.")
-    progress: Progress | None = Field(description="Of a running preflight; null before its first sign and afterwards.")
+    progress: RowProgress | None = Field(description="Of a running preflight; null before and afterwards.")
     sample: Sample | None = Field(
         description="Of a large training file: an answer from some of its rows, long before the report. It stays."
     )

@@ -59,7 +59,7 @@ class Time(Document):
     basis: str
 
 
-class Progress(Document):
+class RowProgress(Document):
     """How far a running preflight is."""
 
     stage: Literal["staging", "reading"] = Field(description="The files come to the worker; then their rows are read.")

@@ -12,7 +12,7 @@ from obstore.store import LocalStore
 from rich.console import Console
 from tunepool import preflights
 
-from shared.contract.preflight_report import Progress
+from shared.contract.preflight_report import RowProgress
 from shared.lease.values import FileRef
 from shared.store.storage import Store
 from worker.chores import sampling
@@ -72,13 +72,13 @@ class Watched:
     """A watch, its clock, and what was noted."""
 
     def __init__(self) -> None:
-        self.now, self.noted = 0.0, list[Progress]()
+        self.now, self.noted = 0.0, list[RowProgress]()
         self.progress = ReadingProgress(self, self.noted.append, staged_bytes=200, rows=40, clock=lambda: self.now)
 
     def check(self) -> None:
         return
 
-    def later(self) -> Progress:
+    def later(self) -> RowProgress:
         self.now += NOTE_SECONDS
         self.progress.check()
         return self.noted[-1]
@@ -92,7 +92,7 @@ def test_progress_is_what_lies_in_the_folder_and_never_more_than_there_is(tmp_pa
     assert watched.noted == []
 
     watched.progress.at(place)
-    assert watched.later() == Progress(stage="staging", percent=0, rows_total=40)
+    assert watched.later() == RowProgress(stage="staging", percent=0, rows_total=40)
     (place.data / "train.jsonl.upload").write_bytes(b"x" * 100)
     assert watched.later().percent == 25
     (place.data / "train.jsonl").write_bytes(b"x" * 50)
@@ -102,7 +102,7 @@ def test_progress_is_what_lies_in_the_folder_and_never_more_than_there_is(tmp_pa
     assert watched.later().percent == 99
 
     place.spec.touch()
-    assert watched.later() == Progress(stage="reading", percent=0, rows_read=0, rows_total=40)
+    assert watched.later() == RowProgress(stage="reading", percent=0, rows_read=0, rows_total=40)
     for said, rows in (('{"rows": 10}', 10), ('{"rows": 9000000000}', 40), ('{"rows": -1}', 0), ("[" * 2000, 0)):
         (place.out / "progress.json").write_text(said)
         assert (watched.later().rows_read, watched.noted[-1].percent) == (rows, 100 * rows // 40)
@@ -121,7 +121,7 @@ def sample(**figures: Any) -> dict[str, Any]:
 
 def heard(*records: dict[str, Any]) -> list[str]:
     out = io.StringIO()
-    news = preflights.News(Console(file=out, width=200, highlight=False))
+    news = preflights.Remarks(Console(file=out, width=200, highlight=False))
     for record in records:
         news(record)
     return out.getvalue().splitlines()

@@ -13,7 +13,7 @@ from shared.chores.preflights import PREFLIGHT, PreflightClaim
 from shared.contract.documents import JobError
 from shared.contract.events import TokenReport
 from shared.contract.passes import device_kind
-from shared.contract.preflight_report import CheckedFile, DeviceFit, Memory, Progress, Report, Run, Sample, Time
+from shared.contract.preflight_report import CheckedFile, DeviceFit, Memory, Report, RowProgress, Run, Sample, Time
 from shared.contract.published import published_shape
 from shared.errors import TunepoolError, Unavailable
 from shared.fleet import workers
@@ -133,7 +133,7 @@ class _Examination:
         reading = RowReading(self.host, self.claim, watch, preview_rows=self.claim.preview_rows)
         return reading.report(resolution.spec, on_begin=watch.at)
 
-    def note_progress(self, progress: Progress) -> None:
+    def note_progress(self, progress: RowProgress) -> None:
         """Nothing hangs on it: a database that is away does not hold the reading up."""
         try:
             self.host.write(lambda s: preflights.note(s, self.claim, progress=progress.document()))

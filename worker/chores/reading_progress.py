@@ -10,7 +10,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from shared.contract.events import RowsRead
-from shared.contract.preflight_report import Progress
+from shared.contract.preflight_report import RowProgress
 from worker.chores.run_program import Checked
 from worker.program import hostile_folder
 from worker.program.workdir import Workdir
@@ -25,7 +25,7 @@ class ReadingProgress:
     def __init__(
         self,
         watch: Checked,
-        note: Callable[[Progress], None],
+        note: Callable[[RowProgress], None],
         *,
         staged_bytes: int,
         rows: int,
@@ -36,7 +36,7 @@ class ReadingProgress:
         self._staged_bytes, self._rows = max(1, staged_bytes), max(1, rows)
         self._place: Workdir | None = None
         self._looked = -NOTE_SECONDS
-        self._noted: Progress | None = None
+        self._noted: RowProgress | None = None
 
     def at(self, place: Workdir) -> None:
         """From now on the work goes on in `place`."""
@@ -53,12 +53,12 @@ class ReadingProgress:
             self._noted = progress
             self._note(progress)
 
-    def look(self, place: Workdir) -> Progress:
+    def look(self, place: Workdir) -> RowProgress:
         """How far the work in `place` is. What a program on strangers' data says of itself is cut to what can be."""
         if not place.spec.exists():
-            return Progress(stage="staging", percent=self._staged_percent(place), rows_total=self._rows)
+            return RowProgress(stage="staging", percent=self._staged_percent(place), rows_total=self._rows)
         read = min(self._rows, _rows_read(place))
-        return Progress(stage="reading", percent=100 * read // self._rows, rows_read=read, rows_total=self._rows)
+        return RowProgress(stage="reading", percent=100 * read // self._rows, rows_read=read, rows_total=self._rows)
 
     def _staged_percent(self, place: Workdir) -> int:
         """A file is brought here, and then written again as the trainer reads it: two halves."""

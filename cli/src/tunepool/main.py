@@ -355,7 +355,7 @@ def preflight(  # noqa: PLR0917 -- typer makes options of them
         tunepool=requests.with_columns(requests.nested(settings or []), columns or []) or None,
         method=requests.method("dpo" if dpo else method, n_epochs=epochs, batch_size=batch_size),
     )
-    answer = preflights.answer(client, asked, patience_seconds=timeout, hear=preflights.News())
+    answer = preflights.answer(client, asked, patience_seconds=timeout, hear=preflights.Remarks())
     if context.obj.as_json:
         print(json_line(answer))
     else:
