@@ -20,7 +20,8 @@ from tests.train.tiny import chat, chat_rows, kto_rows, make_spec, make_tokenize
 from worker.train import chat as chat_module
 from worker.train.data import RowReader
 from worker.train.objectives.supervised import IGNORED, padded
-from worker.train.preflight import SAY_SECONDS, RowCount, main, stretches
+from worker.train.preflight import main, stretches
+from worker.train.row_count import SAY_SECONDS, RowCount
 from worker.train.time_limit import TimeLimit
 from worker.train.tokenizer import load_tokenizer
 

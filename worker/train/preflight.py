@@ -37,7 +37,6 @@ from shared.contract.events import (
     RowFault,
     RowPreview,
     Rows,
-    RowsRead,
     ShownSequence,
     Span,
     TemplateAbilities,
@@ -49,13 +48,13 @@ from shared.contract.spec import PreflightSpec
 from shared.errors import Invalid, TunepoolError
 from worker.train.data import AnswersRow, Row, RowReader
 from worker.train.reporting import Reporter
+from worker.train.row_count import RowCount
 from worker.train.template_abilities import abilities
 from worker.train.token_spans import Ids, Mask
 from worker.train.unwritten import Unwritten, message_of
 from worker.train.written_parts import written_parts
 
 STRETCH_BYTES: Final = 1 << 20
-SAY_SECONDS: Final = 0.5
 NO_PROMPT: Final = 0  # the digest of a row whose trained text has nothing before it
 NOTHING: Final = (0, 0, 0, 0, NO_PROMPT)  # the numbers of a row that cannot be read
 
@@ -104,24 +103,6 @@ def main(spec_file: Path, out: Path) -> int:
     unfinished.write_text(report.model_dump_json(), encoding="utf-8")
     unfinished.rename(out / "preflight.json")
     return EXIT_DONE
-
-
-class RowCount:
-    """Says in `OUT/progress.json` how many rows are read by now."""
-
-    def __init__(self, out: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._out, self._clock = out, clock
-        self._rows, self._written = 0, -SAY_SECONDS
-
-    def add(self, rows: int) -> None:
-        """Count rows, and write the count when the last one has stood for a while."""
-        self._rows += rows
-        if self._clock() - self._written < SAY_SECONDS:
-            return
-        self._written = self._clock()
-        unfinished = self._out / "progress.json.part"
-        unfinished.write_text(RowsRead(rows=self._rows).model_dump_json(), encoding="utf-8")
-        unfinished.rename(self._out / "progress.json")
 
 
 def examine(spec: PreflightSpec, read: Callable[[int], object] = lambda rows: None) -> TokenReport:
