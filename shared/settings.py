@@ -392,3 +392,8 @@ def _reaches_trainers(name: str, wanted: Collection[str]) -> bool:
         return True
     prefixes = (*_TRAINER_PREFIXES, *(pattern[:-1] for pattern in wanted if len(pattern) > 1 and pattern.endswith("*")))
     return name.startswith(prefixes) and _CREDENTIALS.search(name) is None
+
+
+def open_telemetry_variables() -> dict[str, str]:
+    """OpenTelemetry's standard variables. One that is empty counts as unset, as its specification says."""
+    return {name: value for name, value in os.environ.items() if name.startswith("OTEL_") and value}
