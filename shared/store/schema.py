@@ -53,6 +53,7 @@ REVISIONS: Final = (
     "0037_settled_for",
     "0038_queue_depth",
     "0041_preflight_progress",
+    "0039_job_traces",
 )
 
 

@@ -45,6 +45,7 @@ class JobRow(Leased, Base):
     spec: Mapped[dict[str, Any] | None] = mapped_column(Json)
     auto: Mapped[list[dict[str, Any]]] = mapped_column(Json, server_default=text("'[]'::jsonb"))
     job_metadata: Mapped[dict[str, str] | None] = mapped_column("metadata", Json)
+    traceparent: Mapped[str | None] = mapped_column(Text)  # W3C's, of the span of the request that made it
 
     tier: Mapped[str] = mapped_column(Text, default="normal", server_default=text("'normal'"))
     priority: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
