@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from fastapi import FastAPI
+from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import Engine
 
 from api import (
@@ -79,7 +80,7 @@ from shared.contract.completions import CreateChatCompletion, CreateCompletion
 from shared.contract.evals import CreateEval, CreateEvalRun, UpdateEval
 from shared.contract.graders import RunGrader, ValidateGrader
 from shared.contract.job_request import CreateJob, CreatePreflight
-from shared.operating import census
+from shared.operating import census, tracing
 from shared.operating.census import CountedFigure
 from shared.operating.secrecy import hide_secrets
 from shared.settings import Settings
@@ -116,7 +117,13 @@ def create_app(settings: Settings) -> FastAPI:
     """The application on these settings. Opens no connection before the first request."""
     engine, store = make_engine(settings.database_url), open_store(settings)
     outlook = PlanCache(engine, pool_name=settings.pool)
-    measures = Measures(partial(_census, engine), outlook.blocked, processes=settings.api_processes)
+    spans = tracing.opened(tracing.API)
+    measures = Measures(
+        partial(_census, engine),
+        outlook.blocked,
+        processes=settings.api_processes,
+        spans=None if spans is None else lambda: spans.counts,
+    )
     door = Door(
         settings=settings,
         engine=engine,
@@ -141,6 +148,8 @@ def create_app(settings: Settings) -> FastAPI:
         door.bell.close()
         door.admission.rates.close()
         door.engine.dispose()
+        if spans is not None:
+            await run_in_threadpool(spans.close)
 
     app = FastAPI(
         title="Tunepool",
@@ -156,7 +165,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(GzipJson)
     app.add_middleware(RequestUrl)
     app.add_middleware(Turnstile)
-    app.add_middleware(RequestId, answered=measures.answered)  # added last, so outermost
+    app.add_middleware(RequestId, answered=measures.answered, spans=spans)  # added last, so outermost
     errors.install(app)
     for part in (
         *(files, parted_uploads, jobs, preflights, graders, models, completions, adapters, aliases, permissions),

@@ -38,7 +38,10 @@ Blocked = Mapping[tuple[str, str], int]
 
 
 class Measures(Collector):
-    """Made once per process. `look` counts the installation, `blocked` says why jobs wait by (project, reason)."""
+    """Made once per process. `look` counts the installation, `blocked` says why jobs wait by (project, reason).
+
+    `spans`: this process's spans by what became of them; None where it makes no traces.
+    """
 
     def __init__(
         self,
@@ -46,9 +49,10 @@ class Measures(Collector):
         blocked: Callable[[], Blocked],
         *,
         processes: int,
+        spans: Callable[[], Mapping[str, int]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._look, self._blocked, self._clock = look, blocked, clock
+        self._look, self._blocked, self._spans, self._clock = look, blocked, spans, clock
         # Who scrapes meets one of several processes by chance, so that their counts are told apart.
         self._process = str(os.getpid()) if processes > 1 else ""
         self._lock = threading.Lock()
@@ -65,8 +69,7 @@ class Measures(Collector):
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Note a request of this process."""
-        method = method if method in _METHODS else "other"
-        self._requests.labels(method, route, str(status), self._process).observe(seconds)
+        self._requests.labels(known_method(method), route, str(status), self._process).observe(seconds)
 
     def page(self) -> bytes:
         """Everything, in Prometheus' text format."""
@@ -78,6 +81,11 @@ class Measures(Collector):
     def collect(self) -> Iterator[Metric]:
         """Of the installation. A database that is away leaves its figures out, and says so."""
         yield _gauge("tunepool_build_info", "Version that answers", {("version",): {(version("tunepool-server"),): 1}})
+        if self._spans is not None:
+            spans: dict[tuple[str, ...], float] = {
+                (outcome, self._process): count for outcome, count in self._spans().items()
+            }
+            yield _counter("tunepool_trace_spans", "Spans of this process", {("outcome", "process"): spans})
         with self._lock:
             if self._seen is None or self._clock() - self._seen[0] >= LOOK_SECONDS:
                 self._seen = (self._clock(), self._counted())
@@ -90,6 +98,11 @@ class Measures(Collector):
             log.warning("metrics.uncounted", error=str(error)[:200])
             return [_gauge("tunepool_up", _UP, {(): {(): 0}})]
         return [_gauge("tunepool_up", _UP, {(): {(): 1}}), *_families(figures, blocked)]
+
+
+def known_method(method: str) -> str:
+    """The method of a request, which may be anything, as one of a few words."""
+    return method if method in _METHODS else "other"
 
 
 _UP: Final = "Whether the database could be counted; without it this process tells of its requests alone"

@@ -21,6 +21,7 @@ import structlog
 from celery import signals
 from kombu import Exchange, Queue
 
+from shared.operating import tracing
 from shared.operating.isolation import IsolationLacking, isolation
 from shared.operating.secrecy import hide_secrets
 from shared.settings import Settings
@@ -76,6 +77,7 @@ def _arrive(**_: Any) -> None:
     except AnotherWorker as error:
         log.error("worker.refused", reason=str(error))
         sys.exit(1)
+    tracing.look()  # the children make them; what is wrong is said now
     _look_at_the_walls()
 
 
@@ -130,3 +132,8 @@ def _begin_child(**_: Any) -> None:
     processes.adopt_strays()
     flags.begin(child=processes.child_number())
     this_host()
+
+
+@signals.worker_process_shutdown.connect
+def _end_child(**_: Any) -> None:
+    tracing.close(tracing.WORKER)  # Celery ends its children without Python's own end

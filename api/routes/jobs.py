@@ -16,6 +16,7 @@ from api.body import is_short, parse, raw_body
 from api.deps import Door, DoorDep, JobsReader, JobsWriter, bearer_of, door_of
 from api.paging import After, Limit
 from api.plan_cache import Look
+from api.request_span import of_request
 from api.views import history_views, job_views, queue_views
 from shared import failpoints
 from shared.contract.job_request import CreateJob
@@ -94,12 +95,19 @@ def _create_job(door: Door, asked: Request, body: bytes) -> Response:
         body,
         retried=_is_retry(headers.get("x-stainless-retry-count")),
         idempotency_key=_checked_key(headers.get("idempotency-key")),
+        traceparent=of_request(asked),
     )
     return written(view, **answer_headers)
 
 
 def submitted(
-    door: Door, caller: Caller, body: bytes, *, retried: bool = False, idempotency_key: str | None = None
+    door: Door,
+    caller: Caller,
+    body: bytes,
+    *,
+    retried: bool = False,
+    idempotency_key: str | None = None,
+    traceparent: str | None = None,
 ) -> tuple[job_views.FineTuningJob, dict[str, str]]:
     """Accept a job: its view, and what the answer says beside it. Raises Invalid, NotYet, LimitReached, Conflict."""
     request = parse(body, CreateJob)
@@ -114,6 +122,7 @@ def submitted(
             request_sha256=hashlib.sha256(body).hexdigest(),
             retried=retried,
             idempotency_key=idempotency_key,
+            traceparent=traceparent,
         )
         view = job_views.job(made.job, caller=caller)
         failpoints.reach("submit_before_commit", door.settings)

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from api.deps import Door, DoorDep
 from api.paging import After
+from api.request_span import of_request
 from api.routes import catalogue as catalogue_routes
 from api.routes import files as file_routes
 from api.routes import jobs as job_routes
@@ -144,7 +145,7 @@ def submit_form(request: Request, door: DoorDep, visit: JobsOrderer, form: Prove
         if form.get("act") == "check":
             preflight = preflight_routes.create_preflight(visit.caller, body, door)
             return visits.back(f"/ui/preflights/{preflight.id}")
-        job, _ = job_routes.submitted(door, visit.caller, body)
+        job, _ = job_routes.submitted(door, visit.caller, body, traceparent=of_request(request))
     except TunepoolError as error:
         return _form(request, door, visit, form.flat(), error)
     return visits.back(f"/ui/jobs/{job.id}")

@@ -260,6 +260,9 @@ def as_claim(
         members=members,
         parent=parents.of_job(session, job),
         parent_name=job.parent_name,
+        traceparent=job.traceparent,
+        created_at=job.created_at,
+        queued_at=job.queued_at,
     )
 
 

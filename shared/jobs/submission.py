@@ -47,12 +47,14 @@ def submit(
     parent: ParentModel | None = None,
     retried: bool = False,
     idempotency_key: str | None = None,
+    traceparent: str | None = None,
 ) -> Submission:
     """Accept a job, or return the one that this request has already made.
 
     `base` is the parent's where there is one: a tuned model that the job goes on from.
     `retried`: the client says this is a retry of a POST whose answer it never saw; the same body under the same key
-    within ten minutes is then the same job. Raises Invalid, NotFound, Conflict, Forbidden, LimitReached.
+    within ten minutes is then the same job. Raises Invalid, NotFound, Conflict,
+    Forbidden, LimitReached. `traceparent`: of the request's span, in W3C's form.
     """
     refusals.check_request(request, base, parent)
     own_turn = f"submit:{caller.key_id}:{request_sha256}"
@@ -64,6 +66,8 @@ def submit(
     grounds = _grounds(session, request, caller, own_turn=own_turn)
     _refuse_when_full(session, caller, grounds[0])
     job = _new_job(request, caller=caller, base=base, request_sha256=request_sha256)
+    if traceparent is not None:
+        job.traceparent = traceparent
     if parent is not None:
         _descend(session, job, request, parent)
     _store(session, job)

@@ -95,6 +95,9 @@ class Claim:
     members: tuple[Member, ...] = ()  # the further hosts of a job on several
     parent: ParentModel | None = None  # what it goes on from; None too when that is withdrawn
     parent_name: str | None = None
+    traceparent: str | None = None  # of the request that made it
+    created_at: datetime | None = None
+    queued_at: datetime | None = None
 
 
 # Columns of a job that change for its next attempt: none.

@@ -53,7 +53,7 @@ COMPLAIN_SECONDS: Final = 60.0
 _NANOSECONDS: Final = 1_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Bounds:
     """Of the queue: spans, spans of one message, and seconds until a message that is not full is sent."""
 
@@ -234,7 +234,7 @@ class Spans:
         return OpenSpan(self._tracer, span)
 
     @property
-    def counts(self) -> dict[Outcome, int]:
+    def counts(self) -> dict[str, int]:
         """Spans so far, by what became of them."""
         return {outcome: self._outbox.counts[outcome] for outcome in OUTCOMES}
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import structlog
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
@@ -63,31 +64,26 @@ def test_a_wish_that_cannot_be_met_is_said_in_words(variables: dict[str, str], w
     assert tracing.obstacle({**ENDPOINT, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}) is None
 
 
-def test_packages_that_are_missing_are_one_line_with_the_remedy(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_packages_that_are_missing_are_one_line_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
     monkeypatch.setattr(tracing, "_PACKAGES", ("opentelemetry.sdk", "a_package.that_is.not_there"))
 
-    assert tracing.opened("tunepool-api") is None
+    with structlog.testing.capture_logs() as lines:
+        assert tracing.opened("tunepool-api") is None
 
-    said = capsys.readouterr()
-    (line,) = (line for line in (said.out + said.err).splitlines() if "traces.off" in line)
-    assert "a_package.that_is.not_there is not installed" in line
-    assert tracing.REMEDY in line
+    reason = f"a_package.that_is.not_there is not installed: {tracing.REMEDY}"
+    assert lines == [{"event": "traces.off", "log_level": "error", "reason": reason}]
 
 
-@pytest.mark.parametrize("name", ["OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_EXPORTER_OTLP_TIMEOUT"])
-def test_a_number_that_is_none_is_a_line_and_no_failure(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("name", ["OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_SCHEDULE_DELAY"])
+def test_a_number_that_is_none_is_a_line_and_no_failure(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
     monkeypatch.setenv(name, "plenty")
 
-    assert tracing.opened("tunepool-api") is None
+    with structlog.testing.capture_logs() as lines:
+        assert tracing.opened("tunepool-api") is None
 
-    said = capsys.readouterr()
-    assert "traces.off" in said.out + said.err
+    assert [line["log_level"] for line in lines if line["event"] == "traces.off"] == ["error"]
 
 
 def test_who_does_not_ask_for_traces_imports_nothing_of_them() -> None:
@@ -151,20 +147,18 @@ def test_a_collector_that_hangs_holds_nobody_up_and_what_does_not_fit_is_counted
 
 
 @pytest.mark.parametrize("answer", [SpanExportResult.FAILURE, ValueError("\x1b[2J rubbish"), ConnectionError()])
-def test_a_collector_that_answers_rubbish_costs_its_spans_and_no_more(
-    answer: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_collector_that_answers_rubbish_costs_its_spans_and_no_more(answer: Any) -> None:
     collector = Collector(answer)
     collector.may.set()
     spans, outbox = spans_to(collector)
 
-    for _ in range(3):
-        spans.begin("span").end()
-    outbox.close(patience(60))
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(3):
+            spans.begin("span").end()
+        outbox.close(patience(60))
 
     assert spans.counts == {"sent": 0, "failed": 3, "dropped": 0}
-    said = capsys.readouterr()
-    assert (said.out + said.err).count("traces.lost") == 1, "one line a minute"
+    assert lines[0]["event"] == "traces.lost"
 
 
 def test_a_process_that_ends_does_not_wait_for_a_collector_that_hangs() -> None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 import structlog
 
@@ -37,6 +39,8 @@ from worker.program.spare import NotTaken, Spare
 
 log = structlog.get_logger()
 
+NOTHING_MORE: Final[Mapping[str, str]] = MappingProxyType({})
+
 
 def needed_by_a_child(name: str) -> bool:
     """Whether a job that goes on from a tuned model reads this file of its directory: weights and their configs."""
@@ -51,8 +55,12 @@ def needed_by_a_child(name: str) -> bool:
 class AttemptFolder:
     """Made with the claim, and with a spare for it if there is one; `prepare`, then `launch`."""
 
-    def __init__(self, host: Host, claim: Claim, spare: Spare | None = None) -> None:
+    def __init__(
+        self, host: Host, claim: Claim, spare: Spare | None = None, *, told: Mapping[str, str] = NOTHING_MORE
+    ) -> None:
+        """`told`: further variables of a trainer that is started here; a spare has its environment already."""
         assert claim.spec is not None, "a queued job is resolved"
+        self.told = told
         self.host, self.claim, self.spec = host, claim, claim.spec
         self.spare = spare
         self.micro_batch_size = claim.micro_batch_size or self.spec.training.per_device_train_batch_size
@@ -230,14 +238,7 @@ class AttemptFolder:
                 meeting=None if where is None else Meeting(where.name, where.address, where.port, node),
                 gang=settings.gang_launcher,
             ),
-            environment=trainer_variables(
-                self.host,
-                self.device,
-                self.claim.device_ids,
-                self.tag,
-                self.folder.out,
-                interface=self._interface(where),
-            ),
+            environment={**self._variables(where), **self.told},
             tag=self.tag,
             out=self.folder.out,
             log_file=sink or self.folder.log,
@@ -247,6 +248,10 @@ class AttemptFolder:
             reads=(self.folder.root, self.model),
             home=settings.home.resolve(),
         )
+
+    def _variables(self, where: MeetingPlace | None) -> dict[str, str]:
+        ids, out = self.claim.device_ids, self.folder.out
+        return trainer_variables(self.host, self.device, ids, self.tag, out, interface=self._interface(where))
 
     def memory_wall(self) -> MemoryWall:
         """What bounds the host's memory of the trainer: all that its devices are, or its part of a host with GPUs."""

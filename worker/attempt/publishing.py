@@ -19,11 +19,13 @@ from shared.ids import new_id
 from shared.jobs import metrics_file, moves, provenance
 from shared.lease.journal import NewEvent
 from shared.lease.values import Claim, NewFile
+from shared.operating import tracing
 from shared.store import layout
 from shared.store.lifecycle import AttemptPhase
 from shared.tenants import signing_keys
 from worker.attempt import log_upload, proof
 from worker.attempt.attempt_folder import AttemptFolder
+from worker.attempt.attempt_trace import AttemptTrace
 from worker.attempt.keeper import AT_ONCE, Interrupted, LeaseKeeper
 from worker.attempt.kept_log import KeptLog
 from worker.attempt.leader import Gang
@@ -53,7 +55,8 @@ class PublishingAttempt:
         self.lease = claim.lease
         self.spec = claim.spec
         self.clock = clock
-        self.place = AttemptFolder(host, claim, spare)
+        self.trace = AttemptTrace(tracing.of_this_process(tracing.WORKER), host, claim)
+        self.place = AttemptFolder(host, claim, spare, told=self.trace.variables)
         self.gang = Gang(claim.members, host.settings, clock=clock)
         self.story = Story(clock)
         self.meter = Meter(clock=clock)
@@ -197,6 +200,7 @@ class PublishingAttempt:
         failpoints.reach(edge, self.host.settings)
 
     def say_phase(self, phase: AttemptPhase) -> None:
+        self.trace.phase(phase)
         self.insist(lambda s: moves.set_phase(s, self.lease, phase))
 
     def insist(self, verb: Callable[[Session], T]) -> T:

@@ -74,10 +74,11 @@ def run_attempt(
     A `spare` of the job's device is the trainer, if it can be; it does not outlive the attempt.
     """
     attempt = _Attempt(host, claim, spare=spare, clock=clock)
-    bound = log.bind(job_id=claim.lease.id, attempt=claim.lease.attempt)
+    names = {"job_id": claim.lease.id, "attempt": claim.lease.attempt, **attempt.trace.log_fields}
+    bound = log.bind(**names)
     bound.info("attempt.claimed", devices=list(claim.device_ids))
-    named = structlog.contextvars.bound_contextvars(job_id=claim.lease.id, attempt=claim.lease.attempt)
-    with named, LeaseKeeper(host, claim.lease, attempt.gang) as keeper:
+    named = structlog.contextvars.bound_contextvars(**names)
+    with attempt.trace, named, LeaseKeeper(host, claim.lease, attempt.gang) as keeper:
         attempt.keeper = keeper
         try:
             attempt.run()
@@ -218,6 +219,7 @@ class _Attempt(PublishingAttempt):
             raise tail.refused
         for event in events:
             self.story.hear(event)
+            self.trace.hear(event)
             if isinstance(event, CheckpointSaved):
                 self.uploads.append(self.uploader.submit(self.publish_checkpoint, event))
         self.untold += self.meter.admit([news for news in map(client_event, events) if news is not None])
