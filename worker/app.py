@@ -21,6 +21,7 @@ import structlog
 from celery import signals
 from kombu import Exchange, Queue
 
+from shared import log as logs
 from shared.operating import tracing
 from shared.operating.isolation import IsolationLacking, isolation
 from shared.operating.secrecy import hide_secrets
@@ -71,6 +72,7 @@ def _arrive(**_: Any) -> None:
     gc.freeze()  # worker.tasks is imported, too; children that are forked from here share it all
     gc.enable()
     _Main.pid = os.getpid()
+    logs.configure(settings)
     hide_secrets()  # and those of the children that are forked from here
     try:
         _Main.lock = take_home(settings.home.resolve())

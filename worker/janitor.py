@@ -24,6 +24,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from shared import failpoints
+from shared import log as logs
 from shared.chores import cold_jobs, deliveries, preflights, schedule_runs, schedules, sweep_rounds
 from shared.chores import table as chores
 from shared.chores import waiting as lanes
@@ -207,7 +208,9 @@ class Janitor:
 def main() -> None:
     """Run until SIGTERM or SIGINT."""
     hide_secrets()
-    janitor = Janitor(Settings())
+    settings = Settings()
+    logs.configure(settings)
+    janitor = Janitor(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: janitor.stop())
     log.info("janitor.started")

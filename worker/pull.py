@@ -22,6 +22,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from shared import failpoints
+from shared import log as logs
 from shared.jobs import moves
 from shared.lease.values import Claim
 from shared.operating.secrecy import hide_secrets
@@ -133,9 +134,11 @@ def main(lane: Lane) -> None:
     hide_secrets()
     processes.die_with_parent(int(sys.argv[2]))
     processes.adopt_strays()
+    settings = Settings()
+    logs.configure(settings)
     flags = SharedFlags()
     flags.register()  # who sends a deputy has done so
-    pull(lane, open_host(Settings(), flags=flags))
+    pull(lane, open_host(settings, flags=flags))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ import structlog
 from sqlalchemy import Engine as Database
 from sqlalchemy.orm import Session
 
+from shared import log as logs
 from shared.chores import waiting as lanes
 from shared.jobs import handover, moves
 from shared.jobs.handover import Submitted
@@ -310,6 +311,7 @@ def main() -> int:
     """Run until SIGTERM or SIGINT."""
     hide_secrets()
     settings = Settings()
+    logs.configure(settings)
     if settings.launcher not in ENGINES or settings.cluster_device_bytes is None:
         log.error(
             "dispatcher.refused",

@@ -20,6 +20,7 @@ if __name__ == "__main__":
 import structlog
 from sqlalchemy.orm import Session
 
+from shared import log as logs
 from shared.jobs import moves
 from shared.jobs.handover import promised_kind, read_name
 from shared.lease.values import Claim, NotUnderstood
@@ -104,6 +105,8 @@ def _on_this_node(host: Host, claim: Claim) -> Claim | None:
 def main() -> int:
     """Serve one attempt. SIGTERM, from a time limit or a preemption, means: save a checkpoint and end."""
     hide_secrets()
+    settings = Settings()
+    logs.configure(settings)
     if read_name(sys.argv[1]) is None:
         log.error("handover.no_such_name", attempt=sys.argv[1][:100])
         return EXIT_UNFIT
@@ -111,7 +114,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: flags.drain())
     processes.adopt_strays()
-    return run(sys.argv[1], Settings(), flags=flags)
+    return run(sys.argv[1], settings, flags=flags)
 
 
 if __name__ == "__main__":
