@@ -36,6 +36,7 @@ EVERYTHING: dict[str, Any] = {
     "playground": {"enabled": True, "cacheClaim": "models"},
     "dispatcher": {"enabled": True, "queue": "training", "deviceBytes": H100["deviceBytes"], "deviceCapability": 90},
     "networkPolicy": {"ingressFrom": [{"namespaceSelector": {"matchLabels": {"team": "ml"}}}]},
+    "traces": {"endpoint": "http://collector.telemetry:4318"},
     "metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}, "rules": {"enabled": True}},
 }
 COMBINATIONS: dict[str, dict[str, Any]] = {
@@ -115,6 +116,8 @@ def test_the_chart_has_nothing_that_helm_warns_of(values: dict[str, Any]) -> Non
         ({**OUTSIDE, "workers": {"gpu": {"scaling": {"min": 1}}}}, "min"),
         ({**OUTSIDE, "settings": {"TUNEPOOL_SIGNING_SECRET": "x"}}, "TUNEPOOL_SIGNING_SECRET"),
         ({**OUTSIDE, "settings": {"LD_PRELOAD": "x"}}, "LD_PRELOAD"),
+        ({**OUTSIDE, "settings": {"OTEL_EXPORTER_OTLP_HEADERS": "authorization=x"}}, "OTEL_EXPORTER_OTLP_HEADERS"),
+        ({**OUTSIDE, "traces": {"endpoint": "collector:4318"}}, "endpoint"),
         ({**OUTSIDE, "migrations": {"mode": "later"}}, "mode"),
         ({"storage": {"url": "s3://bucket"}}, "existingSecret is empty"),
         ({"existingSecret": "tunepool"}, "storage.url is empty"),
@@ -153,12 +156,13 @@ def test_every_value_has_its_place_in_the_schema_and_no_other_is_taken() -> None
 def test_no_secret_stands_in_a_manifest_and_every_setting_is_one(values: dict[str, Any]) -> None:
     known = {f"TUNEPOOL_{name.upper()}" for name in Settings.model_fields}
     known |= {str(field.validation_alias) for field in Settings.model_fields.values() if field.validation_alias}
+    known |= {"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS"}  # the standard's own
     ours = {name: pod for name, pod in pods(values).items() if not name.endswith(("-postgres", "-valkey", "-s3"))}
 
     for pod in ours.values():
         for name, entry in variables(pod).items():
             assert name in known | {"HF_TOKEN", "POSTGRES_PASSWORD", "VALKEY_PASSWORD"}
-            if re.search("SECRET|_KEY|PASSWORD|TOKEN", name):
+            if re.search("SECRET|_KEY|PASSWORD|TOKEN|HEADERS", name):
                 assert set(entry["valueFrom"]) == {"secretKeyRef"}
     for document in documents(values):
         if document["kind"] == "ConfigMap":
@@ -232,6 +236,20 @@ def test_pods_that_train_go_only_when_none_of_their_kind_works() -> None:
     assert spec["minReplicaCount"] == 0
     assert "idleReplicaCount" not in spec
     assert scale_down == {"selectPolicy": "Disabled"}
+
+
+def test_traces_go_from_every_process_to_the_collector_that_is_named_and_workers_may_reach_it() -> None:
+    made = documents({**OUTSIDE, "traces": {"endpoint": "http://collector:5318", "port": 5318}})
+    (config,) = (
+        document for document in made if document["kind"] == "ConfigMap" and "TUNEPOOL_LOG_JSON" in document["data"]
+    )
+    (policy,) = (document for document in made if document["metadata"]["name"].endswith("-trains"))
+
+    assert config["data"]["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector:5318"
+    assert {"ports": [{"port": 5318, "protocol": "TCP"}]} in policy["spec"]["egress"]
+    plain = json.dumps(documents(OUTSIDE))
+    assert "OTEL_" not in plain
+    assert "5318" not in plain
 
 
 def test_alert_rules_are_those_of_this_version() -> None:

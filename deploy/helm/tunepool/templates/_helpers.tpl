@@ -86,6 +86,9 @@ capabilities: {drop: [ALL]}
 {{- end }}
 - {name: TUNEPOOL_SIGNING_SECRET, valueFrom: {secretKeyRef: {name: {{ $secret }}, key: TUNEPOOL_SIGNING_SECRET}}}
 - {name: TUNEPOOL_SECRETS_KEY, valueFrom: {secretKeyRef: {name: {{ $secret }}, key: TUNEPOOL_SECRETS_KEY, optional: true}}}
+{{- if .Values.traces.endpoint }}
+- {name: OTEL_EXPORTER_OTLP_HEADERS, valueFrom: {secretKeyRef: {name: {{ $secret }}, key: OTEL_EXPORTER_OTLP_HEADERS, optional: true}}}
+{{- end }}
 {{- end }}
 
 {{- define "tunepool.hubEnv" -}}
@@ -164,7 +167,7 @@ runtimeClassName: {{ . }}
 {{- end }}
 
 {{- define "tunepool.roll" -}}
-checksum/settings: {{ toJson (list .Values.settings .Values.models .Values.storage .Values.publicUrl) | sha256sum }}
+checksum/settings: {{ toJson (list .Values.settings .Values.models .Values.storage .Values.publicUrl .Values.traces) | sha256sum }}
 {{- end }}
 
 {{- define "tunepool.clusterBytes" -}}
