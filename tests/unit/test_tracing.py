@@ -87,10 +87,11 @@ def test_a_number_that_is_none_is_a_line_and_no_failure(name: str, monkeypatch: 
 
 
 def test_who_does_not_ask_for_traces_imports_nothing_of_them() -> None:
-    # Redis' client imports the bare API of itself.
+    # Redis' client imports the API, and the SDK's metrics where it is there, of itself.
     code = (
         "import sys, api.app, worker.attempt.supervisor;"
-        "print([name for name in sys.modules if name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter'))])"
+        "theirs = ('shared.operating.spans', 'opentelemetry.sdk.trace', 'opentelemetry.exporter');"
+        "print([name for name in sys.modules if name.startswith(theirs)])"
     )
     environment = child_environment(**dict.fromkeys(open_telemetry_variables(), ""))
 

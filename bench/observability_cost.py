@@ -1,0 +1,172 @@
+"""What figures and traces cost a request: `python bench/observability_cost.py [rounds]` (default 40).
+
+One process with the real application and an embedded Postgres. The same poll of a job goes through four doors in turns,
+25 requests at a time, so that what else goes on at the machine strikes all alike: a door that neither counts nor could
+trace; one that counts for `/metrics`; the one as it is, traces off; and one with traces on, whose spans go nowhere.
+Prints processor time of a request and the ratio to the first door (median of the rounds), and what a scrape costs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import structlog
+from fastapi import FastAPI
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.app import create_app
+from api.request_id import RequestId
+from shared.ids import new_id
+from shared.operating.spans import Bounds, Outbox, Spans
+from shared.settings import Settings
+from shared.store.db import make_engine, session_scope
+from standalone.migrate import migrate
+from standalone.postgres import EmbeddedPostgres
+from tests.factories import make_key, make_queued_job
+
+REQUESTS = 25
+SCRAPE_SECONDS = 30.0
+
+
+class Unwatched:
+    """The outermost layer as it would be without figures and traces."""
+
+    def __init__(self, app: ASGIApp, *, answered: Any = None) -> None:
+        self._app, self._answered = app, answered
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = scope["request_id"] = new_id("req_")
+        answer_headers: dict[str, str] = {}
+        scope["answer_headers"] = answer_headers
+        begun = time.perf_counter()
+
+        async def tagged(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                for name, value in answer_headers.items():
+                    headers[name] = value
+                seconds = time.perf_counter() - begun
+                headers["openai-processing-ms"] = str(round(seconds * 1000))
+                if self._answered is not None:
+                    route = getattr(scope.get("route"), "path", "none")
+                    self._answered(scope["method"], route, message["status"], seconds)
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            await self._app(scope, receive, tagged)
+
+
+class Nowhere(SpanExporter):
+    def export(self, spans: Any) -> SpanExportResult:
+        return SpanExportResult.SUCCESS
+
+
+def doors(settings: Settings) -> dict[str, FastAPI]:
+    made = {name: create_app(settings) for name in ("neither", "figures", "figures, traces off", "figures, traces on")}
+    answered = {name: app.state.door.measures.answered for name, app in made.items()}
+    provider = TracerProvider(shutdown_on_exit=False)
+    outbox = Outbox(Nowhere(), Bounds.read({}))
+    provider.add_span_processor(outbox)
+    outermost = {
+        "neither": Middleware(Unwatched),
+        "figures": Middleware(Unwatched, answered=answered["figures"]),
+        "figures, traces off": Middleware(RequestId, answered=answered["figures, traces off"], spans=None),
+        "figures, traces on": Middleware(
+            RequestId, answered=answered["figures, traces on"], spans=Spans(provider, outbox)
+        ),
+    }
+    for name, app in made.items():
+        app.user_middleware[0] = outermost[name]  # added last, so outermost
+    return made
+
+
+async def ask(app: FastAPI, path: str, key: str) -> None:
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(b"host", b"x"), (b"authorization", f"Bearer {key}".encode())],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 8000),
+    }
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        assert message.get("status", 200) == 200, message
+
+    await app(scope, receive, send)
+
+
+async def seconds(app: FastAPI, path: str, key: str) -> float:
+    """Of the processor, for one request; of all threads of this process."""
+    began = time.process_time()
+    for _ in range(REQUESTS):
+        await ask(app, path, key)
+    return (time.process_time() - began) / REQUESTS
+
+
+async def measure(settings: Settings, *, rounds: int) -> None:
+    engine = make_engine(settings.database_url)
+    with session_scope(engine) as session:
+        caller, key = make_key(session)
+        _, watcher = make_key(session, scopes=("metrics",))
+        path = f"/v1/fine_tuning/jobs/{make_queued_job(session, caller).id}"
+    made = doors(settings)
+    for app in made.values():
+        await seconds(app, path, key)
+    spent: dict[str, list[float]] = {name: [] for name in made}
+    names = list(made)
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            spent[name].append(await seconds(made[name], path, key))
+    for name, values in spent.items():
+        ratio = statistics.median(one / other for one, other in zip(values, spent["neither"], strict=True))
+        print(f"{name:>20}: {statistics.median(values) * 1e6:6.0f} microseconds a poll, {100 * (ratio - 1):+.1f} %")
+    scrapes = [await seconds(made["figures, traces off"], "/metrics", watcher) for _ in range(3)]
+    scrape = statistics.median(scrapes)
+    share = 100 * scrape / SCRAPE_SECONDS
+    print(f"{'a scrape':>20}: {scrape * 1e3:6.1f} ms; every {SCRAPE_SECONDS:.0f} s that is {share:.3f} % of a core")
+    engine.dispose()
+
+
+def main() -> None:
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 40
+    print(f"Python {platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    with tempfile.TemporaryDirectory() as folder:
+        postgres = EmbeddedPostgres(Path(folder) / "postgres")
+        postgres.start()
+        try:
+            url = postgres.url("postgres")
+            migrate(url)
+            limits = {"key_requests_per_minute": 0, "project_requests_per_minute": 0}
+            settings = Settings(home=Path(folder), database_url=url, redis_url="", **limits)
+            asyncio.run(measure(settings, rounds=rounds))
+        finally:
+            postgres.stop()
+
+
+if __name__ == "__main__":
+    main()
