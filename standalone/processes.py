@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 from typing import Final
@@ -19,6 +20,7 @@ FIRST_PAUSE_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 30.0
 STEADY_SECONDS: Final = 60.0  # a child that ran so long starts with the first pause again
 LOOK_SECONDS: Final = 0.1
+NOTICE_SECONDS: Final = 0.5  # a child that takes longer to end is told of
 
 
 class StopRequested(Exception):
@@ -119,8 +121,25 @@ class Stack:
             running.again_at = None
             log.info("child.restarted", name=running.child.name, pid=running.process.pid)
 
-    def stop(self) -> None:
-        """End every child, the last one first: politely, then by force with all it has started."""
+    def stop(self, tell: Callable[[str], None] = lambda _: None) -> None:
+        """End every child, the last one first: politely, then by force with all it has started.
+
+        `tell`: is given a sentence for each child that takes its time.
+        """
         for running in reversed(self._running):
-            end(running.child, running.process, hurried=lambda: self._signals > 1)
+            end(running.child, running.process, hurried=self._hurried(running.child, tell))
         self._running.clear()
+
+    def _hurried(self, child: Child, tell: Callable[[str], None]) -> Callable[[], bool]:
+        """Whether a second signal has come; asked again and again while a child ends."""
+        notice_at: float | None = time.monotonic() + NOTICE_SECONDS
+
+        def asked() -> bool:
+            nonlocal notice_at
+            if notice_at is not None and time.monotonic() >= notice_at:
+                notice_at = None
+                words = "" if self._signals > 1 else "; a second signal ends it now"
+                tell(f"waits for the {child.name}, {child.stop_seconds:.0f} s at the most{words}")
+            return self._signals > 1
+
+        return asked

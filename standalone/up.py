@@ -152,7 +152,7 @@ def run(home: Home, settings: Settings, *, port: int, with_worker: bool) -> None
                 stack.watch()
             say("stopping")
         finally:
-            stack.stop()
+            stack.stop(say)
 
 
 def say(line: str) -> None:

@@ -192,3 +192,15 @@ def test_no_child_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
         parent.kill()
 
     until(lambda: not living.is_alive(child), seconds=5, what="the child's death")
+
+
+def test_a_child_that_takes_its_time_is_named_with_how_long_it_may_take(stack: Stack, tmp_path: Path) -> None:
+    stack.start(shell(tmp_path, "quiet", POLITE))
+    stack.start(shell(tmp_path, "deaf", DEAF, stop_seconds=2.0))
+    told: list[str] = []
+
+    stack.stop(told.append)
+
+    assert [words for words in told if "deaf" in words] == [
+        "waits for the deaf, 2 s at the most; a second signal ends it now"
+    ]

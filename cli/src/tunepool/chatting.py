@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from tunepool import adapters, official
+from tunepool import adapters, official, watching
 from tunepool.printing import json_line, plain, printable
 from tunepool.requests import given
 
@@ -69,11 +69,12 @@ def chat(  # noqa: PLR0917 -- typer makes options of them
         voices.append(_other(client, model, against))
     for voice in voices if system else ():
         voice.messages.append({"role": "system", "content": str(system)})
-    for question in _questions():
-        if context.obj.as_json:
-            _answer_in_json(client, voices, question, options)
-        else:
-            _answer(client, voices, question, options)
+    with watching.interruptible_work(left="The conversation is over; an answer in the making is given up."):
+        for question in _questions():
+            if context.obj.as_json:
+                _answer_in_json(client, voices, question, options)
+            else:
+                _answer(client, voices, question, options)
 
 
 def _other(client: OpenAI, model: str, against: str) -> Voice:

@@ -7,13 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from urllib.parse import quote
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from tunepool import watching
 from tunepool.printing import json_line, plain, printable
 from tunepool.requests import BadSetting, file_id, given
 
@@ -130,6 +131,9 @@ def evaluate(  # noqa: PLR0917 -- typer makes options of them
     timeout: Annotated[
         float | None, typer.Option(min=1, help="Seconds to wait; then exit 5. The evaluation goes on.")
     ] = None,
+    on_interrupt: Annotated[
+        Literal["leave", "cancel"], typer.Option(help="What becomes of the evaluation on SIGINT or SIGTERM.")
+    ] = "leave",
 ) -> None:
     """Measure models on the same items and print the evaluation's id; with --wait its figures with intervals."""
     client: OpenAI = context.obj.client
@@ -145,7 +149,7 @@ def evaluate(  # noqa: PLR0917 -- typer makes options of them
     )
     record = ask(client, asked)
     if wait:
-        record = follow(client, record["id"], timeout_seconds=timeout, tell=_tell)
+        record = _awaited(client, record["id"], timeout=timeout, cancels=on_interrupt == "cancel")
     if context.obj.as_json or not wait or record["status"] != "succeeded":
         print(json_line(record) if context.obj.as_json else record["id"])
     else:
@@ -153,6 +157,16 @@ def evaluate(  # noqa: PLR0917 -- typer makes options of them
     if wait and record["status"] != "succeeded":
         _tell((record["error"] or {}).get("message") or record["status"])
         raise typer.Exit(EXIT_NO_REPORT)
+
+
+def _awaited(client: OpenAI, evaluation_id: str, *, timeout: float | None, cancels: bool) -> dict[str, Any]:
+    """`follow`; a signal says what becomes of the evaluation. Raises EvaluationNotInTime, WatchInterrupted."""
+    with watching.interruptible_work(
+        cancel=(lambda: cancel(client, evaluation_id)) if cancels else None,
+        cancelled=f"Evaluation {evaluation_id} is cancelled.",
+        left=f"Evaluation {evaluation_id} goes on; its answers are kept.",
+    ):
+        return follow(client, evaluation_id, timeout_seconds=timeout, tell=_tell)
 
 
 def _tell(text: str) -> None:

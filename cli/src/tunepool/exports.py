@@ -12,7 +12,7 @@ from urllib.parse import quote
 import typer
 from rich.console import Console
 
-from tunepool import adapters, requests
+from tunepool import adapters, requests, watching
 from tunepool.printing import json_line, printable
 
 if TYPE_CHECKING:
@@ -129,8 +129,9 @@ def page(client: OpenAI) -> list[dict[str, Any]]:
 
 def ended(client: OpenAI, export_id: str, *, sleep: Callable[[float], None] = time.sleep) -> dict[str, Any]:
     """The record of an export once it has ended."""
-    while (record := find(client, export_id))["status"] in adapters.UNFINISHED:
-        sleep(adapters.POLL_SECONDS)
+    with watching.interruptible_work(left=f"{export_id} goes on: tunepool exports show {export_id}"):
+        while (record := find(client, export_id))["status"] in adapters.UNFINISHED:
+            sleep(adapters.POLL_SECONDS)
     return record
 
 

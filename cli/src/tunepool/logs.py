@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 
-from tunepool import native, official
+from tunepool import native, official, watching
 from tunepool.printing import json_line
 
 PATIENCE_SECONDS: Final = 120.0  # a server that restarts is not the end
@@ -36,14 +36,15 @@ def logs(
         return str(context.obj.client.fine_tuning.jobs.retrieve(job_id).status)
 
     source = followed(read, status, attempt=attempt) if follow else parts(read, attempt=attempt)
-    for part in source:
-        for remark in remarks_on(part):
-            remarks.print(remark, markup=False, highlight=False, soft_wrap=True)
-        if context.obj.as_json:
-            print(json_line(part), flush=True)
-        else:
-            sys.stdout.write(harmless(part["text"]))
-            sys.stdout.flush()
+    with watching.interruptible_work(left=f"{job_id} goes its way; only its log is no longer shown."):
+        for part in source:
+            for remark in remarks_on(part):
+                remarks.print(remark, markup=False, highlight=False, soft_wrap=True)
+            if context.obj.as_json:
+                print(json_line(part), flush=True)
+            else:
+                sys.stdout.write(harmless(part["text"]))
+                sys.stdout.flush()
 
 
 def harmless(text: str) -> str:

@@ -55,7 +55,6 @@ from tunepool.printing import json_line, printable, show, show_rows
 
 if TYPE_CHECKING:
     from openai import APIStatusError, OpenAI
-    from openai.types.fine_tuning import FineTuningJob
 
 if _collects:
     gc.freeze()
@@ -128,6 +127,8 @@ for _alone in (
 cli.command("usage")(pool.show_usage)
 cli.command("audit")(pool.show_audit)
 jobs_cli.command("create")(orders.create_job)
+jobs_cli.command("pause")(orders.pause_job)
+jobs_cli.command("resume")(orders.resume_job)
 jobs_cli.command("hold")(orders.hold_job)
 jobs_cli.command("release")(orders.release_job)
 jobs_cli.command("priority")(orders.set_priority)
@@ -266,18 +267,6 @@ def show_job(context: typer.Context, job_id: str) -> None:
     _print_one(context, job, json.dumps(job.to_dict(), indent=2, ensure_ascii=False))
 
 
-@jobs_cli.command("pause")
-def pause_job(context: typer.Context, job_id: str) -> None:
-    """Pause a job; a running trainer saves a checkpoint and gives its device back."""
-    _print_status(context, context.obj.client.fine_tuning.jobs.pause(job_id))
-
-
-@jobs_cli.command("resume")
-def resume_job(context: typer.Context, job_id: str) -> None:
-    """Put a paused job back into the queue."""
-    _print_status(context, context.obj.client.fine_tuning.jobs.resume(job_id))
-
-
 @jobs_cli.command("events")
 def list_events(context: typer.Context, job_id: str) -> None:
     """Print every event of a job, oldest first."""
@@ -311,15 +300,16 @@ def submit(  # noqa: PLR0917 -- typer makes options of them
     extension = requests.with_columns(requests.nested(settings or []), columns or [])
     labels = requests.pairs(metadata or [])
     client: OpenAI = context.obj.client
-    requests.check_model(client, model)  # a wrong name costs no upload
-    job = client.fine_tuning.jobs.create(
-        model=model,
-        training_file=requests.file_id(client, training),
-        validation_file=requests.file_id(client, validation) if validation else None,
-        method=requests.method(method, n_epochs=epochs, batch_size=batch_size),
-        extra_body={"tunepool": extension} if extension else None,
-        **requests.given(suffix=suffix, seed=seed, metadata=labels or None),
-    )
+    with watching.interruptible_work(left="No job's id has come back: tunepool jobs list shows whether one was made."):
+        requests.check_model(client, model)  # a wrong name costs no upload
+        job = client.fine_tuning.jobs.create(
+            model=model,
+            training_file=requests.file_id(client, training),
+            validation_file=requests.file_id(client, validation) if validation else None,
+            method=requests.method(method, n_epochs=epochs, batch_size=batch_size),
+            extra_body={"tunepool": extension} if extension else None,
+            **requests.given(suffix=suffix, seed=seed, metadata=labels or None),
+        )
     _print_one(context, job, job.id)
     if wait:
         _wait(context, job.id, timeout=timeout, on_interrupt=on_interrupt)
@@ -381,10 +371,6 @@ def _wait(context: typer.Context, job_id: str, *, timeout: float | None, on_inte
     _print_one(context, job, job.fine_tuned_model or (job.error.message if job.error else ended))
     if job.status != "succeeded":
         raise typer.Exit(EXIT_SUPERSEDED if newer else EXIT_JOB_NOT_DONE)
-
-
-def _print_status(context: typer.Context, job: FineTuningJob) -> None:
-    _print_one(context, job, f"{job.id} {job.status}")
 
 
 def _print_one(context: typer.Context, answer: BaseModel, text: str) -> None:

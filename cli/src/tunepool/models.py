@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from tunepool import native
+from tunepool import native, watching
 from tunepool.printing import show, show_rows
 from tunepool.requests import given
 
@@ -90,9 +90,10 @@ def prefetch_model(
     """Have every worker of the pool bring it to its host, before a job needs it."""
     path = f"models/{native.part(name)}/prefetch"
     rows = native.post(context, path)["data"]
-    while wait and any(row["state"] in {"waiting", "fetching"} for row in rows):
-        time.sleep(_POLL_SECONDS)
-        rows = native.get(context, path)["data"]
+    with watching.interruptible_work(left=f"The workers go on: tunepool models prefetch {name}"):
+        while wait and any(row["state"] in {"waiting", "fetching"} for row in rows):
+            time.sleep(_POLL_SECONDS)
+            rows = native.get(context, path)["data"]
     show_rows(context, rows, ("worker_id", "host", "state", "bytes_done", "bytes_total", "detail"))
     if any(row["state"] == "error" for row in rows):
         raise typer.Exit(_EXIT_ERROR)
@@ -107,9 +108,10 @@ def remove_model(context: typer.Context, name: str) -> None:
 
 def _settled(context: typer.Context, model: dict[str, Any]) -> dict[str, Any]:
     """The base model once it is no longer being looked at."""
-    while model["state"] == "resolving":
-        time.sleep(_POLL_SECONDS)
-        model = native.get(context, f"models/{native.part(model['id'])}")
+    with watching.interruptible_work(left=f"A worker goes on: tunepool models show {model['id']}"):
+        while model["state"] == "resolving":
+            time.sleep(_POLL_SECONDS)
+            model = native.get(context, f"models/{native.part(model['id'])}")
     return model
 
 

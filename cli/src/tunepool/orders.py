@@ -1,4 +1,4 @@
-"""`tunepool jobs create|hold|release|priority|cancel`: a request as it stands, and orders beyond OpenAI's API."""
+"""`tunepool jobs`: a request as it stands, and orders to jobs beyond OpenAI's API."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tunepool.requests import BadSetting, given, pairs
 
 if TYPE_CHECKING:
     from openai import OpenAI
+    from openai.types.fine_tuning import FineTuningJob
 
 
 def create_job(
@@ -28,6 +29,20 @@ def create_job(
     client: OpenAI = context.obj.client
     job = client.post("/fine_tuning/jobs", cast_to=official.FineTuningJob, body=body)
     show(context, job.model_dump(mode="json"), job.id)
+
+
+def pause_job(context: typer.Context, job_id: str) -> None:
+    """Pause a job; a running trainer saves a checkpoint and gives its device back."""
+    _show_status(context, context.obj.client.fine_tuning.jobs.pause(job_id))
+
+
+def resume_job(context: typer.Context, job_id: str) -> None:
+    """Put a paused job back into the queue."""
+    _show_status(context, context.obj.client.fine_tuning.jobs.resume(job_id))
+
+
+def _show_status(context: typer.Context, job: FineTuningJob) -> None:
+    show(context, job.model_dump(mode="json"), f"{job.id} {job.status}")
 
 
 def hold_job(context: typer.Context, job_id: str) -> None:
@@ -69,7 +84,7 @@ def cancel_jobs(  # noqa: PLR0917 -- typer makes options of them
     if job_ids and len(job_ids) == 1 and not narrowed:
         client: OpenAI = context.obj.client
         job = client.fine_tuning.jobs.cancel(job_ids[0])
-        show(context, job.model_dump(mode="json"), f"{job.id} {job.status}")
+        _show_status(context, job)
         return
     if not (job_ids or all_jobs or group or metadata):
         raise BadSetting("Name jobs, or --all, --group, --metadata.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tunepool import official, watching
+from tunepool import watching
 from tunepool.printing import plain, printable
 
 if TYPE_CHECKING:
@@ -103,14 +102,17 @@ def answer(
     patience_seconds: float,
     hear: Callable[[dict[str, Any]], None] = lambda preflight: None,
 ) -> dict[str, Any]:
-    """`ask` and `wait`. Ctrl-C cancels the preflight: nobody would read its answer. Raises TookTooLong."""
+    """`ask` and `wait`. A signal cancels the preflight: nobody would read its answer.
+
+    Raises TookTooLong, WatchInterrupted.
+    """
     preflight_id = ask(client, body)["id"]
-    try:
+    with watching.interruptible_work(
+        cancel=lambda: client.delete(f"{PATH}/{preflight_id}", cast_to=object),
+        cancelled=f"Preflight {preflight_id} is cancelled.",
+        left=f"Preflight {preflight_id} goes on.",
+    ):
         return wait(client, preflight_id, patience_seconds=patience_seconds, hear=hear)
-    except KeyboardInterrupt:
-        with contextlib.suppress(official.APIStatusError):  # it has ended meanwhile
-            client.delete(f"{PATH}/{preflight_id}", cast_to=object)
-        raise
 
 
 def is_ok(preflight: dict[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 import typer
 from rich.console import Console
 
-from tunepool import adapters, requests
+from tunepool import adapters, requests, watching
 from tunepool.printing import json_line, printable
 
 Onto = Literal["base", "dequantized"]
@@ -69,7 +69,8 @@ def combine_adapters(  # noqa: PLR0917 -- typer makes options of them
 
 def _print_made(context: typer.Context, record: dict[str, Any], *, wait: bool) -> None:
     if wait:
-        record = adapters.wait(context.obj.client, record["id"])
+        with watching.interruptible_work(left=f"{record['id']} goes on: tunepool adapters show {record['id']}"):
+            record = adapters.wait(context.obj.client, record["id"])
     print(json_line(record) if context.obj.as_json else record["id"])
     if record["status"] == "failed":
         messages.print(printable(record["error"]["message"]), markup=False, highlight=False, soft_wrap=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from tunepool import official
+from tunepool import official, requests
 from tunepool.printing import printable
 
 if TYPE_CHECKING:
@@ -148,9 +148,25 @@ def interruptible(client: OpenAI, job_id: str, *, cancel: bool) -> Iterator[None
         yield
 
 
+def _on_stderr(message: str) -> None:
+    Console(stderr=True).print(printable(message), markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
-def interruptible_work(*, cancel: Callable[[], object] | None, cancelled: str, left: str) -> Iterator[None]:
-    """The same for any work of the server: `cancel` ends it, None leaves it. Raises WatchInterrupted."""
+def interruptible_work(
+    *,
+    left: str,
+    cancel: Callable[[], object] | None = None,
+    cancelled: str = "",
+    tell: Callable[[str], None] = _on_stderr,
+) -> Iterator[None]:
+    """The same for any work of the server: `cancel` ends it, None leaves it. Raises WatchInterrupted.
+
+    Args:
+        left: what becomes of the work that is left.
+        cancelled: what becomes of it once the server has taken `cancel`.
+        tell: is given a sentence before the server is asked, which may take its time.
+    """
 
     def stop(number: int, _frame: FrameType | None) -> None:
         raise _Stopped(number)
@@ -161,13 +177,23 @@ def interruptible_work(*, cancel: Callable[[], object] | None, cancelled: str, l
     except _Stopped as stopped:
         for number in before:  # no second signal cuts the cancelling short
             signal.signal(number, signal.SIG_IGN)
-        if cancel is not None:
-            cancel()
-            raise WatchInterrupted(stopped.signal, cancelled) from None
-        raise WatchInterrupted(stopped.signal, left) from None
+        words = left if cancel is None else _after_cancelling(cancel, cancelled=cancelled, left=left, tell=tell)
+        raise WatchInterrupted(stopped.signal, words) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _after_cancelling(cancel: Callable[[], object], *, cancelled: str, left: str, tell: Callable[[str], None]) -> str:
+    """Has the server cancel; returns what became of the work, also where the server refuses or is away."""
+    tell("Stopping: waits for the server to take the cancellation.")
+    try:
+        cancel()
+    except official.APIConnectionError:
+        return f"The server does not answer: it was not cancelled. {left}"
+    except official.APIStatusError as error:
+        return f"The server did not cancel it: {requests.reason(error)}"
+    return cancelled
 
 
 class _Stopped(BaseException):

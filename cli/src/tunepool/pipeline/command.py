@@ -21,6 +21,7 @@ from tunepool.printing import json_line, printable
 from tunepool.requests import BadSetting
 
 SIGNALLED: Final = 128  # and the signal's number
+BETWEEN_STEPS: Final = "Stopped between two steps; started again, it goes on from there."
 
 
 def run(  # noqa: PLR0917 -- typer makes options of them
@@ -53,7 +54,8 @@ def run(  # noqa: PLR0917 -- typer makes options of them
     try:
         runner = _runner(context, pipeline, where, result, timeout=timeout)
         runner.cancel_on_interrupt = on_interrupt == "cancel"
-        runner.run()
+        with watching.interruptible_work(left=BETWEEN_STEPS):
+            runner.run()
     except ends() as error:
         result.exit_code, result.message = ending(error)
         if isinstance(error, watching.WatchInterrupted):  # "cancelled" in files, and a shell's own code

@@ -50,11 +50,12 @@ def sweep(  # noqa: PLR0917 -- typer makes options of them
     try:
         runner = _runner(context, file, where, result, timeout=timeout)
         runner.cancel_on_interrupt = on_interrupt == "cancel"
-        if not wait:
-            made = runner.asked()
-            show(context, made, made["id"])
-            return
-        runner.run()
+        with watching.interruptible_work(left=command.BETWEEN_STEPS):
+            if not wait:
+                made = runner.asked()
+                show(context, made, made["id"])
+                return
+            runner.run()
     except command.ends() as error:
         result.exit_code, result.message = command.ending(error)
         if isinstance(error, watching.WatchInterrupted):
