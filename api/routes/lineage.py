@@ -13,7 +13,7 @@ router = APIRouter(prefix="/v1/tunepool", tags=["tunepool"])
 
 @router.get("/lineage/{name}", response_model=lineage_views.LineageView)
 def retrieve_lineage(name: str, door: DoorDep, caller: ModelsReader) -> lineage_views.LineageView:
-    """What a file, job, tuned model, merge, combination or alias was made of, and what was made of it.
+    """What a file, job, tuned model, merge, combination, export, push or alias was made of, and what of it.
 
     What has been deleted is in it, marked. At most 1,000 things; `truncated` says that there are more.
     """

@@ -13,9 +13,11 @@ from shared.products.lineage import Kind, Lineage, Relation
 class LineageNodeView(View):
     id: str
     kind: Kind
-    name: str = Field(description="A file's name, a model's `ft:` name, an alias; else the id.")
+    name: str = Field(description="A file's name, a model's `ft:` name, a push's repository, an alias; else the id.")
     gone: bool = Field(description="It has been deleted since.")
-    facts: dict[str, Any] = Field(description="Of a file: sha256, bytes, rows; of a job: status, metadata.")
+    facts: dict[str, Any] = Field(
+        description="Of a file: sha256, bytes, rows; of a job: status, metadata; of an export: format."
+    )
 
 
 class LineageEdgeView(View):

@@ -24,7 +24,7 @@ from shared.lease import turns
 from shared.lease.lease import MAX_FAILURES, Kind
 from shared.lease.turns import ChoreTurn, Work
 from shared.lease.values import Lease, NotUnderstood
-from shared.products import adapters
+from shared.products import adapters, lineage
 from shared.products.adapters import Source, StoredFile
 from shared.products.servability import untaken
 from shared.store import layout, paging
@@ -185,8 +185,9 @@ def product(row: ExportRow) -> tuple[StoredFile, ...]:
 
 
 def delete(session: Session, export_id: str, *, project_id: str) -> ExportRow:
-    """Withdraw an export's files, or end its making. Raises NotFound."""
+    """Withdraw an export's files, or end its making. Raises NotFound, Conflict while a push takes them."""
     row = find(session, export_id, project_id=project_id)
+    lineage.refuse_needed_by_products(session, row.id, project_id=project_id)
     session.execute(update(ExportRow).where(ExportRow.id == row.id).values(deleted_at=func.now()))
     return row
 

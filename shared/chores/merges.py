@@ -219,11 +219,12 @@ def product(row: MergeRow) -> tuple[StoredFile, ...]:
 
 
 def delete(session: Session, merge_id: str, *, project_id: str) -> MergeRow:
-    """Withdraw a product, or end its making. Raises NotFound, Conflict if an alias or a job needs it."""
+    """Withdraw a product, or end its making. Raises NotFound, Conflict if anything needs it."""
     row = find(session, merge_id, project_id=project_id)
     session.refresh(row, with_for_update=True)  # a promotion that is under way ends first
     aliases.refuse_needed(session, row.id, name=row.id)
     lineage.refuse_needed_by_jobs(session, row.id, name=row.id, project_id=project_id)
+    lineage.refuse_needed_by_products(session, row.id, project_id=project_id)
     session.execute(update(MergeRow).where(MergeRow.id == row.id).values(deleted_at=func.now()))
     return row
 

@@ -181,7 +181,7 @@ def of_job(session: Session, job_id: str) -> AdapterRow | None:
 def delete(session: Session, name: str, *, project_id: str) -> AdapterRow:
     """Withdraw an adapter; its name is never used again.
 
-    Raises NotFound, Invalid; Conflict if an alias or an unfinished job needs it.
+    Raises NotFound, Invalid; Conflict if an alias, an unfinished job or an unfinished product needs it.
     """
     if aliases.SIGN in name:
         raise Invalid(
@@ -191,6 +191,7 @@ def delete(session: Session, name: str, *, project_id: str) -> AdapterRow:
     session.refresh(row, with_for_update=True)  # a promotion that is under way ends first
     aliases.refuse_needed(session, row.id, name=row.name)
     lineage.refuse_needed_by_jobs(session, row.id, name=row.name, project_id=project_id)
+    lineage.refuse_needed_by_products(session, row.name, row.id, project_id=project_id)
     row.deleted_at = session.scalars(select(func.now())).one()
     session.flush()
     return row

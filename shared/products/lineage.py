@@ -1,26 +1,36 @@
 """Which data made which adapter made which merge made which alias: a walk over rows, against the arrows and along them.
 
 Each thing knows what it was made of: a job its files and its base, an adapter or a checkpoint its job, a merge or a
-combination its adapters, an alias what it names. Nothing is stored for this.
+combination its adapters, an export or a push its model or merge, an alias what it names. Nothing is stored for this.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from sqlalchemy import or_, select
+from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import Session
 
 from shared.errors import Conflict, NotFound
 from shared.products import aliases
 from shared.store.lifecycle import UNFINISHED
-from shared.store.tables import AdapterRow, AliasRow, AliasVersionRow, CheckpointRow, FileRow, JobRow, MergeRow
+from shared.store.tables import (
+    AdapterRow,
+    AliasRow,
+    AliasVersionRow,
+    CheckpointRow,
+    ExportRow,
+    FileRow,
+    JobRow,
+    MergeRow,
+)
 
-Kind = Literal["file", "base_model", "job", "adapter", "checkpoint", "merge", "combination", "alias"]
-Relation = Literal["training_file", "validation_file", "base_model", "continued", "made", "merged", "combined", "named"]
+Kind = Literal["file", "base_model", "job", "adapter", "checkpoint", "merge", "combination", "export", "push", "alias"]
+Made = Literal["training_file", "validation_file", "base_model", "continued", "made"]
+Relation = Made | Literal["merged", "combined", "exported", "pushed", "named"]
 
 MOST_NODES: Final = 1000
 
@@ -61,7 +71,7 @@ Step = Callable[[Session, LineageNode, str], Iterator[Neighbour]]
 
 
 def trace(session: Session, name: str, *, project_id: str) -> Lineage:
-    """Everything before and after a file, job, adapter, checkpoint, merge, combination or alias. Raises NotFound."""
+    """Everything before and after a file, job, model, merge, combination, export, push or alias. Raises NotFound."""
     start = _start(session, name, project_id)
     lineage = Lineage(start, {start.id: start})
     for step in (_made_of, _made_into):
@@ -115,6 +125,15 @@ def _merge(row: MergeRow) -> LineageNode:
     return LineageNode(row.id, kind, row.id, row.deleted_at is not None, {"status": row.status})
 
 
+def _export(row: ExportRow) -> LineageNode:
+    """An export, or a push by the repository that it goes to."""
+    if row.kind == "hub":
+        repository = str(row.request["repository"])
+        return LineageNode(row.id, "push", repository, row.deleted_at is not None, {"status": row.status})
+    made = {"status": row.status, "format": row.kind, "quantization": row.request.get("quantization")}
+    return LineageNode(row.id, "export", row.id, row.deleted_at is not None, made)
+
+
 def _alias(row: AliasRow) -> LineageNode:
     return LineageNode(row.id, "alias", row.name, row.deleted_at is not None, {"version": row.version})
 
@@ -123,7 +142,7 @@ def _start(session: Session, name: str, project_id: str) -> LineageNode:
     node = _alias_named(session, name, project_id) if aliases.SIGN in name else _found(session, name, project_id)
     if node is None:
         raise NotFound(
-            f"This project has no file, job, model, merge or alias '{name[:200]}', and had none.", param="name"
+            f"This project has no file, job, model, merge, export or alias '{name[:200]}', and had none.", param="name"
         )
     return node
 
@@ -141,6 +160,8 @@ def _found(session: Session, name: str, project_id: str) -> LineageNode | None:
         return _job(job)
     if (merge := session.get(MergeRow, name)) is not None and merge.project_id == project_id:
         return _merge(merge)
+    if (export := session.get(ExportRow, name)) is not None and export.project_id == project_id:
+        return _export(export)
     return _tuned(session, name, project_id)
 
 
@@ -180,6 +201,10 @@ def _made_of(session: Session, node: LineageNode, project_id: str) -> Iterator[N
             for name in _sources(session.get_one(MergeRow, node.id).request):
                 if (source := _tuned(session, name, project_id)) is not None:
                     yield source, LineageEdge(source.id, node.id, relation)
+        case "export" | "push":
+            request = session.get_one(ExportRow, node.id).request
+            if (source := _found(session, str(request.get("adapter") or request["model"]), project_id)) is not None:
+                yield source, LineageEdge(source.id, node.id, "pushed" if node.kind == "push" else "exported")
         case "alias":
             yield from _versions(session, node, project_id)
         case "file" | "base_model":
@@ -234,9 +259,12 @@ def _made_into(session: Session, node: LineageNode, project_id: str) -> Iterator
                 yield _checkpoint(step), LineageEdge(node.id, step.id, "made")
         case "adapter" | "checkpoint" | "combination":
             yield from _merges_of(session, node, project_id)
+            yield from _exports_of(session, node, project_id)
             yield from _jobs_from(session, node, project_id)
             yield from _aliases_of(session, node, project_id)
-        case "merge" | "alias" | "base_model":
+        case "merge" | "export":
+            yield from _exports_of(session, node, project_id)
+        case "push" | "alias" | "base_model":
             return
 
 
@@ -253,16 +281,35 @@ def _jobs_on(session: Session, node: LineageNode) -> Iterator[Neighbour]:
 
 
 def _merges_of(session: Session, node: LineageNode, project_id: str) -> Iterator[Neighbour]:
-    request = MergeRow.request
-    named = [
-        either
-        for name in {node.id, node.name}
-        for either in (request.contains({"adapter": name}), request.contains({"adapters": [{"adapter": name}]}))
-    ]
-    rows = session.scalars(select(MergeRow).where(MergeRow.project_id == project_id, or_(*named)).limit(MOST_NODES))
+    named = _merges_naming({node.id, node.name})
+    rows = session.scalars(select(MergeRow).where(MergeRow.project_id == project_id, named).limit(MOST_NODES))
     for row in rows:
         merge = _merge(row)
         yield merge, LineageEdge(node.id, merge.id, "merged" if row.kind == "merge" else "combined")
+
+
+def _merges_naming(names: Collection[str]) -> ColumnElement[bool]:
+    request = MergeRow.request
+    return or_(
+        *(request.contains({"adapter": name}) for name in names),
+        *(request.contains({"adapters": [{"adapter": name}]}) for name in names),
+    )
+
+
+def _exports_of(session: Session, node: LineageNode, project_id: str) -> Iterator[Neighbour]:
+    """What was exported of it, and pushed to a hub."""
+    named = _exports_naming({node.id, node.name})
+    rows = session.scalars(select(ExportRow).where(ExportRow.project_id == project_id, named).limit(MOST_NODES))
+    for row in rows:
+        export = _export(row)
+        yield export, LineageEdge(node.id, export.id, "pushed" if export.kind == "push" else "exported")
+
+
+def _exports_naming(names: Collection[str]) -> ColumnElement[bool]:
+    return or_(
+        *(ExportRow.request.contains({"adapter": name}) for name in names),
+        *(ExportRow.request.contains({"model": name}) for name in names),
+    )
 
 
 def _jobs_from(session: Session, node: LineageNode, project_id: str) -> Iterator[Neighbour]:
@@ -312,6 +359,26 @@ def refuse_needed_by_jobs(session: Session, model_id: str, *, name: str, project
             param="model",
             code="model_in_use_by_job",
         )
+
+
+def refuse_needed_by_products(session: Session, *names: str, project_id: str) -> None:
+    """Raises Conflict if a merge, combination, export or push that has not ended is made of the thing of these names.
+
+    The first name is the one that is told.
+    """
+    for kind, named in ((MergeRow, _merges_naming(names)), (ExportRow, _exports_naming(names))):
+        needed = session.scalars(
+            select(kind.id)
+            .where(kind.project_id == project_id, kind.finished_at.is_(None), kind.deleted_at.is_(None), named)
+            .order_by(kind.id)
+            .limit(1)
+        ).one_or_none()
+        if needed is not None:
+            raise Conflict(
+                f"'{names[0]}' is needed by {needed}, which is made of it. Delete that or wait for its end.",
+                param="model",
+                code="model_in_use_by_product",
+            )
 
 
 def _stands_on(session: Session, row: AliasRow, project_id: str) -> set[str]:

@@ -11,11 +11,12 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from tunepool import lineage as cli_lineage
 
-from shared.chores import merges
-from shared.contract.merge_request import CreateCombination, CreateMerge
+from shared.chores import exports, merges
+from shared.contract.merge_request import CreateCombination, CreateExport, CreateMerge
+from shared.ids import new_id
 from shared.jobs import moves
 from shared.store.db import session_scope
-from shared.store.tables import AdapterRow, AuditRow, FileRow, JobRow
+from shared.store.tables import AdapterRow, AuditRow, ExportRow, FileRow, JobRow, MergeRow
 from tests.factories import make_file, make_job
 from tests.integration.conftest import Api
 from tests.integration.test_aliases import forced, refusal
@@ -102,11 +103,74 @@ def test_a_merge_a_checkpoint_and_a_continued_job_are_part_of_it_and_what_is_del
 
     with session_scope(api.engine) as session:
         moves.request_cancel(session, further_id, project_id=api.caller.project_id)
+        ended(session.get_one(MergeRow, merge))
     assert http.delete(f"/v1/models/{name}").status_code == 200
     assert http.delete(f"/v1/files/{file_id}").status_code == 200
     answer, _ = traced(http, merge)
     assert {node["name"] for node in answer["nodes"] if node["gone"]} >= {name}
     assert any(node["id"] == file_id and node["gone"] for node in answer["nodes"])
+
+
+def ended(row: MergeRow | ExportRow) -> None:
+    row.status, row.manifest, row.finished_at = "succeeded", {"prefix": "m", "files": []}, row.created_at
+
+
+def exported(session: Session, api: Api, name: str) -> ExportRow:
+    request = CreateExport(adapter=name, format="gguf", onto="base")
+    return exports.submit(session, request, project_id=api.caller.project_id)
+
+
+def pushed(session: Session, api: Api, of: ExportRow) -> str:
+    """A push of an export that waits; as the route makes it, which asks for a hub and a token."""
+    row = ExportRow(
+        id=new_id("export_"),
+        project_id=api.caller.project_id,
+        kind="hub",
+        status="queued",
+        request={"model": of.id, "repository": "acme/tickets", "private": True},
+        base_model=of.base_model,
+        spec=of.spec,
+    )
+    session.add(row)
+    session.flush()
+    return row.id
+
+
+def test_exports_and_what_was_pushed_of_them_are_part_of_it_in_both_directions(api: Api, http: httpx2.Client) -> None:
+    name, job_id, _ = tuned(api)
+    with session_scope(api.engine) as session:
+        export = exported(session, api, name)
+        ended(export)
+        export_id, push_id = export.id, pushed(session, api, export)
+
+    answer, arrows = traced(http, name)
+    assert {(name, "exported", export_id), (export_id, "pushed", "acme/tickets")} <= arrows
+    kinds = {node["id"]: node["kind"] for node in answer["nodes"]}
+    assert (kinds[export_id], kinds[push_id]) == ("export", "push")
+    lines = list(cli_lineage.lines(answer))
+    assert any(f"export {export_id}, gguf q8_0  (exported)" in line for line in lines)
+    _, from_the_end = traced(http, push_id)
+    assert {(job_id, "made", name), (name, "exported", export_id)} <= from_the_end
+
+
+def test_what_an_unfinished_export_or_push_is_made_of_is_not_deleted(api: Api, http: httpx2.Client) -> None:
+    name, _, _ = tuned(api)
+    with session_scope(api.engine) as session:
+        export_id = exported(session, api, name).id
+
+    answer = http.delete(f"/v1/models/{name}")
+    assert refusal(answer, 409) == "model_in_use_by_product"
+    assert export_id in answer.json()["error"]["message"]
+
+    with session_scope(api.engine) as session:
+        export = session.get_one(ExportRow, export_id)
+        ended(export)
+        push_id = pushed(session, api, export)
+    assert http.delete(f"/v1/models/{name}").status_code == 200, "a finished export needs its model no more"
+    answer = http.delete(f"/v1/tunepool/exports/{export_id}")
+    assert refusal(answer, 409) == "model_in_use_by_product"
+    assert http.delete(f"/v1/tunepool/exports/{push_id}").status_code == 200
+    assert http.delete(f"/v1/tunepool/exports/{export_id}").status_code == 200
 
 
 def test_what_nobody_has_and_what_another_project_has_is_a_404(api: Api, http: httpx2.Client, stranger: str) -> None:

@@ -13,7 +13,7 @@ from tunepool.printing import json_line, printable
 
 def lineage(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="A file, job, model, merge, combination or alias.")],
+    name: Annotated[str, typer.Argument(help="A file, job, model, merge, combination, export, push or alias.")],
 ) -> None:
     """Print which data made which adapter made which merge made which alias, from NAME in both directions."""
     answer = native.get(context, f"lineage/{native.part(name)}")
@@ -59,4 +59,5 @@ def _told(node: dict[str, Any]) -> str:
     same = node["name"] == node["id"] or node["kind"] == "base_model"
     words = [node["kind"].replace("_", " "), node["name"], *([] if same else [node["id"]])]
     rows = [f"{node['facts']['rows']} rows"] if node["facts"].get("rows") else []
-    return ", ".join([" ".join(words), *rows, *(["deleted"] if node["gone"] else [])])
+    made = [f"{node['facts']['format']} {node['facts']['quantization']}"] if node["facts"].get("format") else []
+    return ", ".join([" ".join(words), *rows, *made, *(["deleted"] if node["gone"] else [])])
