@@ -18,7 +18,11 @@ EXAMPLES = Path(__file__).parents[2] / "examples/ci"
 
 @pytest.mark.parametrize(
     ("schema", "file"),
-    [("vendor.github-workflows", ".github/workflows/train.yml"), ("vendor.gitlab-ci", ".gitlab-ci.yml")],
+    [
+        ("vendor.github-workflows", ".github/workflows/train.yml"),
+        ("vendor.github-actions", ".github/actions/tunepool/action.yml"),
+        ("vendor.gitlab-ci", ".gitlab-ci.yml"),
+    ],
 )
 def test_a_file_for_a_ci_system_is_valid_by_the_schema_of_that_system(schema: str, file: str) -> None:
     done = subprocess.run(
@@ -44,9 +48,12 @@ def test_the_pipeline_and_the_gate_are_read_and_agree() -> None:
     assert {name.rsplit(".", 1)[1] for stated in gate.assertions for name in stated.named} == measured
 
 
-@pytest.mark.parametrize("file", [".github/workflows/train.yml", ".gitlab-ci.yml", "Jenkinsfile"])
+@pytest.mark.parametrize(
+    "file",
+    [".github/workflows/train.yml", ".github/actions/tunepool/action.yml", ".gitlab-ci.yml", "Jenkinsfile"],
+)
 def test_every_example_runs_the_pipeline_and_cancels_when_it_is_cancelled(file: str) -> None:
     text = (EXAMPLES / file).read_text(encoding="utf-8")
 
-    assert "tunepool run pipeline.yaml" in text
+    assert "tunepool run pipeline.yaml" in text or 'tunepool run "$PIPELINE"' in text
     assert "--on-interrupt cancel" in text
