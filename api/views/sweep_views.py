@@ -50,7 +50,7 @@ class SweepHead(View):
     created_at: int
     finished_at: int | None
     closed: str | None = Field(description="Why nothing is started any more.")
-    detail: str | None = Field(description="Why the next trial is not started yet.")
+    detail: str | None = Field(description="Why the next trial is not started yet, or which trial somebody has paused.")
     error: JobError | None
 
 

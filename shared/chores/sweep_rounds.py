@@ -180,7 +180,7 @@ class _Round:
 
     def _start(self) -> None:
         """As many as may be at work at once: first those that go on from a rung, then new ones."""
-        self.row.detail = None
+        self.row.detail = self._paused_by_hand()
         free = self.wanted.max_parallel - sum(job.status != "paused" for _, job in self._started())
         for trial, job in self._started():
             if trial.reason is not None or trial.parked is None or trial.parked >= trial.rung:
@@ -195,6 +195,22 @@ class _Round:
             if free <= 0 or not self._begin(trial):
                 break
             free -= trial.state == "started"
+
+    def _paused_by_hand(self) -> str | None:
+        """Trials that somebody has paused: no round resumes them, and the sweep does not end before they do."""
+        paused = [
+            (trial, job)
+            for trial, job in self._started()
+            if job.status == "paused" and trial.parked is None and trial.reason is None
+        ]
+        if not paused:
+            return None
+        trial, job = paused[0]
+        others = f" and {len(paused) - 1} others" if len(paused) > 1 else ""
+        return (
+            f"Trial {trial.number}{others} paused, not by the sweep. It waits until somebody resumes or cancels the "
+            f"job: {job.id}"
+        )
 
     def _begin(self, trial: TrialRow) -> bool:
         """Make the job of a trial; False: no further one can be made now."""

@@ -315,6 +315,27 @@ def test_a_paused_sweep_starts_nothing_until_it_is_resumed(api: Api) -> None:
     assert states(player.round()) == ["succeeded", "started", "planned"]
 
 
+def test_a_trial_that_somebody_pauses_leaves_its_place_to_the_next_and_the_sweep_says_what_it_waits_for(
+    api: Api,
+) -> None:
+    sweep = made(api, max_parallel=1)
+    player = Player(api, sweep["id"])
+    player.start_all()
+    job = sweep["trials"][0]["job"]
+    with api.http() as http:
+        http.post(f"/v1/fine_tuning/jobs/{job}/pause").raise_for_status()
+    player.obey()
+
+    held_up = player.round()
+
+    assert states(held_up) == ["started", "started", "planned"]
+    assert held_up["detail"].startswith("Trial 0 paused, not by the sweep.")
+    assert held_up["detail"].endswith(job)
+    with api.http() as http:
+        http.post(f"/v1/fine_tuning/jobs/{job}/resume").raise_for_status()
+    assert player.round()["detail"] is None
+
+
 def test_a_full_queue_postpones_trials_and_says_so(api: Api) -> None:
     with session_scope(api.engine) as session:
         waiting = session.scalar(

@@ -204,3 +204,12 @@ def test_the_picture_has_a_line_for_each_trial_with_looks_whatever_its_settings_
 
 def drawn(trials: list[dict[str, Any]]) -> ElementTree.Element:
     return ElementTree.fromstring(sweep_shown.picture(shown(trials=trials)))  # noqa: S314  # our own
+
+
+def test_what_a_sweep_waits_for_is_told_once(server: tuple[Pretended, str], file: Path) -> None:
+    Sweeping(server[0], detail="Trial 0 paused, not by the sweep.")
+    environment = {"OPENAI_BASE_URL": server[1], "OPENAI_API_KEY": "tp_x", "GITHUB_ACTIONS": "", "GITHUB_SHA": "a"}
+
+    done = CliRunner().invoke(main.cli, ["sweep", str(file), "--wait"], env=environment)
+
+    assert done.stderr.count("sweep_1: Trial 0 paused, not by the sweep.") == 1

@@ -28,7 +28,7 @@ class SweepRow(Base):
     base: Mapped[dict[str, Any]] = mapped_column(Json)
     parent_name: Mapped[str | None] = mapped_column(Text)
     closed: Mapped[str | None] = mapped_column(Text)  # why nothing is started any more
-    detail: Mapped[str | None] = mapped_column(Text)  # why the next trial is not started yet
+    detail: Mapped[str | None] = mapped_column(Text)  # why the next trial waits, or what the sweep waits for
     best: Mapped[int | None] = mapped_column(Integer)  # number of a trial
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
     created_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())

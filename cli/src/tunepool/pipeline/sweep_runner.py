@@ -34,6 +34,7 @@ class SweepRunner(Runner):
 
     seen: Callable[[dict[str, Any]], None] = lambda _: None
     _told: dict[int, str] = field(default_factory=dict)
+    _detail: str | None = None
 
     def _trained(self) -> str:
         with self._timed("sweep") as step:
@@ -113,8 +114,11 @@ class SweepRunner(Runner):
                         raise
 
     def _look(self, sweep: dict[str, Any]) -> None:
-        """Tell of trials whose state is another one than at the last look."""
+        """Tell of trials whose state is another one than at the last look, and of what the sweep waits for."""
         self.seen(sweep)
+        if sweep["detail"] and sweep["detail"] != self._detail:
+            self.tell(f"{sweep['id']}: {sweep['detail']}")
+        self._detail = sweep["detail"]
         for trial in sweep["trials"]:
             if self._told.get(trial["number"], "planned") != trial["state"]:
                 self._told[trial["number"]] = trial["state"]
