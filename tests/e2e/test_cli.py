@@ -1,4 +1,7 @@
-"""The command line against a live server: what a CI pipeline sees of us. The trainer is the fake one."""
+"""The command line against a live server: what a CI pipeline sees of us. The trainer is the fake one.
+
+Every kind of end is one of a process (`tunepool`); commands that only have to succeed run in this one (`succeeds`).
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.command_line import run_here
 from tests.lifecycle.stack import QUICK, make_model
 from tests.patience import patience
 
@@ -36,7 +40,7 @@ def tunepool(home: Path, *words: str, **environment: str) -> subprocess.Complete
 
 
 def succeeds(home: Path, *words: str) -> str:
-    done = tunepool(home, *words)
+    done = run_here(home, *words)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -72,7 +76,7 @@ def free_port() -> int:
 
 def wait_until_it_answers(home: Path, server: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + patience(90)
-    while not (home / "credentials.json").exists() or tunepool(home, "jobs", "list").returncode != 0:
+    while not (home / "credentials.json").exists() or run_here(home, "jobs", "list").returncode != 0:
         assert server.poll() is None, (home / "server.log").read_text()[-3000:]
         assert time.monotonic() < deadline, (home / "server.log").read_text()[-3000:]
         time.sleep(0.2)
@@ -216,10 +220,10 @@ def test_projects_and_keys_are_managed_from_the_command_line(home: Path) -> None
 
     assert "vision" in succeeds(home, "projects", "list")
     assert (key["scopes"], key["max_tier"]) == (["jobs:read"], "normal")
-    assert tunepool(home, "jobs", "list", **as_ci).returncode == 0
-    assert tunepool(home, "pool", "hold", **as_ci).returncode == 4
+    assert run_here(home, "jobs", "list", **as_ci).returncode == 0
+    assert run_here(home, "pool", "hold", **as_ci).returncode == 4
     assert succeeds(home, "keys", "revoke", key["id"]) == f"{key['id']} revoked"
-    assert tunepool(home, "jobs", "list", **as_ci).returncode == 4
+    assert run_here(home, "jobs", "list", **as_ci).returncode == 4
 
 
 def test_base_models_are_added_and_removed_from_the_command_line(home: Path, tmp_path: Path) -> None:
@@ -242,7 +246,7 @@ def test_base_models_are_added_and_removed_from_the_command_line(home: Path, tmp
     make_model(tmp_path / "nowhere")
     assert succeeds(home, "models", "check", "nowhere", "--wait") == "nowhere ready"
     assert succeeds(home, "models", "remove", "nowhere") == "nowhere removed"
-    assert tunepool(home, "models", "remove", MODEL).returncode == 4
+    assert run_here(home, "models", "remove", MODEL).returncode == 4
 
 
 def test_many_waiting_jobs_are_cancelled_with_one_command(home: Path, tmp_path: Path) -> None:
@@ -250,7 +254,7 @@ def test_many_waiting_jobs_are_cancelled_with_one_command(home: Path, tmp_path: 
     for _ in range(3):
         job_id = succeeds(home, "submit", str(rows(tmp_path, "steps=3")), "--model", MODEL)
 
-    assert tunepool(home, "jobs", "cancel").returncode == 2
+    assert run_here(home, "jobs", "cancel").returncode == 2
     assert succeeds(home, "jobs", "cancel", "--all") == "3 cancelled, 0 being stopped"
     succeeds(home, "pool", "release")
     reaches(home, job_id, "cancelled")
