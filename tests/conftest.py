@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from shared.settings import Settings
 from shared.store.storage import Store, open_store
+from tests.forked import LINE
 from tests.patience import SLOWNESS
 
 pytest_plugins = ["tests.servers"]
@@ -35,10 +36,13 @@ os.environ["TUNEPOOL_KEEP_WARM"] = "off"
 LONG_FILES = (
     "e2e/test_main_job.py",
     "train/test_ranks.py",
+    "faults/test_real_trainer.py",
     "faults/test_killed_processes.py",
     "faults/test_chaos.py",
     "lifecycle/test_standalone.py",
+    "faults/test_edges.py",
     "lifecycle/test_gangs.py",
+    "lifecycle/test_out_of_memory.py",
     "train/test_methods.py",
     "train/test_merging.py",
     "train/test_options.py",
@@ -72,6 +76,10 @@ def pytest_sessionstart() -> None:
     """Hear SIGINT: a suite that a script starts in the background ignores it, and so would the tests' programs."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_sessionfinish() -> None:
+    LINE.close()
 
 
 def pytest_report_header() -> str:

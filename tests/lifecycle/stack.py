@@ -38,6 +38,7 @@ from standalone.postgres import EmbeddedPostgres
 from standalone.valkey import EmbeddedValkey
 from tests import invariants, living
 from tests.factories import make_caller
+from tests.forked import LINE, may_be_forked
 from tests.patience import lease, paced, patience
 
 ROOT = Path(__file__).parents[2]
@@ -47,9 +48,10 @@ QUICK = {
     "TUNEPOOL_HEARTBEAT_SECONDS": "0.5",
     "TUNEPOOL_CONTROL_SECONDS": "0.2",
     "TUNEPOOL_LEASE_SECONDS": lease(3),
-    "TUNEPOOL_REAP_SECONDS": "0.3",
+    "TUNEPOOL_REAP_SECONDS": lease(0.3),
     "TUNEPOOL_GRACE_SECONDS": lease(0.5),
-    "TUNEPOOL_SWEEP_SECONDS": "1",
+    # After so long without a bell a process is started instead of it: on a busy machine most bells are only late.
+    "TUNEPOOL_SWEEP_SECONDS": lease(1),
     "TUNEPOOL_STOP_SECONDS": lease(3),
     "TUNEPOOL_STALL_FLOOR_SECONDS": lease(60),
     "TUNEPOOL_DEAF_SECONDS": lease(30),
@@ -120,15 +122,20 @@ class Stack:
         return self.start(["-m", "worker.janitor"], name="janitor", **environment)
 
     def start(self, arguments: list[str], *, name: str, **environment: str) -> subprocess.Popen[bytes]:
+        values = self.environment | environment
+        everything = child_environment(**values)
         with (self.home / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, *arguments],
-                cwd=ROOT,
-                env=child_environment(**(self.environment | environment)),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+            if may_be_forked(arguments, values):
+                process: subprocess.Popen[bytes] = LINE.start(arguments, environment=everything, log=log.fileno())
+            else:
+                process = subprocess.Popen(
+                    [sys.executable, *arguments],
+                    cwd=ROOT,
+                    env=everything,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                )
         self.processes.append(process)
         return process
 

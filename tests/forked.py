@@ -1,0 +1,179 @@
+"""Workers, janitors and APIs for stacks, forked from a process that has imported what they import.
+
+To import it takes such a process 3 to 5 s of a slow core, and the rings start hundreds of them; a fork takes 0.02 s.
+What is forked has executed nothing of ours: it gets its own environment, log and arguments, then runs the module as
+`python -m` does. That each program starts on its own, with nothing imported before, is shown where `tunepool-server` is
+the one that starts it (tests/lifecycle/test_standalone.py, tests/e2e).
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+ROOT: Final = Path(__file__).parents[1]
+# What may be forked, by the word after `-m`.
+PROGRAMS: Final = frozenset({"celery", "worker.janitor", "api.serve"})
+# `worker.app` and `worker.tasks` are missing: they read the environment when they are imported.
+IMPORTED: Final = (
+    "api.app",
+    "api.serve",
+    "celery.apps.worker",
+    "celery.bin.celery",
+    "celery.concurrency.prefork",
+    "celery.worker.consumer",
+    "kombu.transport.redis",
+    "worker.attempt.supervisor",
+    "worker.chores.table",
+    "worker.host.presence",
+    "worker.janitor",
+    "worker.pull",
+    "worker.ring",
+)
+READERS: Final = frozenset({"worker.app", "worker.tasks", "huggingface_hub", "torch"})
+MESSAGE_BYTES: Final = 1 << 17
+
+
+class Forked(subprocess.Popen[bytes]):
+    """A child of the forking process, in the hands of a test: what a test asks of a `Popen` that has no pipes."""
+
+    _child_created = False  # nothing for the destructor to complain of
+
+    def __init__(self, line: Line, arguments: list[str], pid: int) -> None:
+        self.args = arguments
+        self.pid = pid
+        self.returncode: int | Any = None
+        self.stdin = self.stdout = self.stderr = None
+        self._line = line
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._line.ask({"ended": self.pid})
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if deadline is not None and time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+            time.sleep(0.02)
+        return code
+
+    def send_signal(self, sig: int) -> None:
+        if self.poll() is None:  # until it is asked for, its number is kept
+            os.kill(self.pid, sig)
+
+
+class Line:
+    """The tests' end of the line to the forking process, which is started with the first program."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # some tests start processes from several threads
+        self._socket: socket.socket | None = None
+
+    def start(self, arguments: list[str], *, environment: dict[str, str], log: int) -> Forked:
+        """Fork `python ARGUMENTS` with that environment and everything it says in the file `log`."""
+        return Forked(self, arguments, self.ask({"run": arguments, "environment": environment}, [log]))
+
+    def ask(self, request: dict[str, Any], files: list[int] | None = None) -> Any:
+        with self._lock:
+            if self._socket is None:
+                self._socket = self._open()
+            socket.send_fds(self._socket, [json.dumps(request).encode()], files or [])
+            answer = self._socket.recv(MESSAGE_BYTES)
+        assert answer, "the forking process has died"
+        return json.loads(answer)
+
+    def _open(self) -> socket.socket:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            program = [sys.executable, "-m", "tests.forked", str(theirs.fileno())]
+            self._server = subprocess.Popen(
+                program, cwd=ROOT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            )
+        return ours
+
+    def close(self) -> None:
+        """End the forking process; it goes as soon as the line is cut."""
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+                self._server.wait()
+
+
+LINE: Final = Line()
+
+
+def may_be_forked(arguments: list[str], environment: dict[str, str]) -> bool:
+    """Not what Python itself is told in the environment: it listens only when a program starts."""
+    return (
+        arguments[0] == "-m" and arguments[1] in PROGRAMS and not any(name.startswith("PYTHON") for name in environment)
+    )
+
+
+# --- the forking process ---------------------------------------------------------------------------------------------
+
+
+def serve(line: socket.socket) -> dict[str, Any]:
+    """Fork for every request, and say how the forked ended, until the line is cut. In a fork it returns the request."""
+    while True:
+        message, files, _, _ = socket.recv_fds(line, MESSAGE_BYTES, 1)
+        if not message:
+            sys.exit(0)
+        request = json.loads(message)
+        if "ended" in request:
+            pid, status = os.waitpid(request["ended"], os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if pid else None
+        else:
+            answer = os.fork()
+            if answer == 0:
+                os.dup2(files[0], 1)
+                os.dup2(files[0], 2)
+                os.close(files[0])
+                return dict(request)
+            os.close(files[0])
+        line.sendall(json.dumps(answer).encode())
+
+
+def become(request: dict[str, Any]) -> NoReturn:
+    """Go on as `python -m MODULE WORDS`."""
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    tempfile.tempdir = None
+    _, module, *words = request["run"]
+    sys.argv = [module, *words]
+    gc.enable()
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    sys.exit(0)
+
+
+def main(line: socket.socket) -> NoReturn:
+    gc.disable()
+    for name in IMPORTED:
+        importlib.import_module(name)
+    for name in (PROGRAMS - {"celery"}) & sys.modules.keys():
+        del sys.modules[name]  # what it imports stays; itself runs as `__main__`
+    assert not READERS & sys.modules.keys(), "these read the environment, which a fork has of its own"
+    assert threading.active_count() == 1, "a fork has no other threads"
+    gc.freeze()
+    with line:
+        request = serve(line)
+    become(request)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    main(socket.socket(fileno=int(sys.argv[1])))

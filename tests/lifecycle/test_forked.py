@@ -1,0 +1,47 @@
+"""What stands for the processes of a stack ends, speaks and is read as a process of its own would (tests/forked.py)."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import celery
+
+from shared.settings import child_environment
+from tests.forked import LINE, PROGRAMS, Forked, may_be_forked
+from tests.patience import patience
+
+# A database that nobody answers for: a janitor waits for it until it is killed.
+NOWHERE = {"DATABASE_URL": "postgresql+psycopg://nobody@127.0.0.1:1/none", "REDIS_URL": "redis://127.0.0.1:1/0"}
+
+
+def start(log: Path, *words: str) -> Forked:
+    with log.open("wb") as file:
+        return LINE.start(["-m", *words], environment=child_environment(**NOWHERE), log=file.fileno())
+
+
+def test_a_forked_program_has_its_words_and_its_log_and_its_exit_code_is_heard(tmp_path: Path) -> None:
+    ends = start(tmp_path / "ends.log", "celery", "--version")
+    fails = start(tmp_path / "fails.log", "celery", "no-such-command")
+
+    assert (ends.wait(patience(60)), fails.wait(patience(60))) == (0, 2)
+    assert celery.__version__ in (tmp_path / "ends.log").read_text()
+    assert "No such command" in (tmp_path / "fails.log").read_text()
+    assert ends.poll() == 0, "it is remembered"
+
+
+def test_a_forked_program_that_is_killed_says_by_what(tmp_path: Path) -> None:
+    killed = start(tmp_path / "killed.log", "worker.janitor")
+    assert killed.poll() is None
+    killed.kill()
+
+    assert killed.wait(patience(60)) == -signal.SIGKILL
+    killed.kill()  # its number may be another's by now: nothing is sent
+    assert killed.returncode == -signal.SIGKILL
+
+
+def test_what_python_is_told_by_the_environment_needs_a_start_of_its_own() -> None:
+    for program in PROGRAMS:
+        assert may_be_forked(["-m", program], {})
+        assert not may_be_forked(["-m", program], {"PYTHONPATH": "/elsewhere"})
+    assert not may_be_forked(["-m", "tests.hasty_worker"], {})
