@@ -36,6 +36,7 @@ os.environ["TUNEPOOL_KEEP_WARM"] = "off"
 LONG_FILES = (
     "e2e/test_main_job.py",
     "train/test_ranks.py",
+    "train/test_curves_of_ranks.py",
     "faults/test_real_trainer.py",
     "faults/test_killed_processes.py",
     "faults/test_chaos.py",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.train.starting import starter
 from tests.train.tiny import make_model_directory
+from worker.program.launcher import Trainer
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +24,9 @@ def own_signals() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def start(tmp_path: Path, system_temporary_folder: Path) -> Iterator[Callable[..., Trainer]]:
+    with starter(tmp_path, system_temporary_folder) as begin:
+        yield begin

@@ -172,6 +172,12 @@ def read_events(out: Path) -> list[TrainerEvent]:
     return [TRAINER_EVENT.validate_json(line) for line in lines]
 
 
+def steps_told(out: Path) -> int:
+    """How many training steps a run that may go on has told of."""
+    file = out / "events.jsonl"
+    return file.read_bytes().count(b'"metrics"') if file.exists() else 0
+
+
 def run(spec: Path, out: Path) -> tuple[int, list[TrainerEvent]]:
     """The trainer in this process: its exit code and its events."""
     code = main(spec, out)
