@@ -4,8 +4,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0041_preflight_progress"
-down_revision = "0038_queue_depth"
+revision = "0040_preflight_progress"
+down_revision = "0039_job_traces"
 branch_labels = None
 depends_on = None
 

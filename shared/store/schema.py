@@ -52,8 +52,8 @@ REVISIONS: Final = (
     "0036_exports",
     "0037_settled_for",
     "0038_queue_depth",
-    "0041_preflight_progress",
     "0039_job_traces",
+    "0040_preflight_progress",
 )
 
 

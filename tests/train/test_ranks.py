@@ -17,7 +17,6 @@ from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_STOPPED, 
 from shared.contract.spec import Placement
 from shared.errors import Unavailable
 from tests import living
-from tests.patience import patience
 from tests.train.starting import FORKED, ended, over_two, until
 from tests.train.tiny import chat, chat_rows, losses, make_spec, read_events, run, steps_told
 from worker.program import launcher
