@@ -31,7 +31,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.app import create_app
 from api.request_id import RequestId
 from shared.ids import new_id
-from shared.operating.spans import Bounds, Outbox, Spans
+from shared.operating.spans import Outbox, OutboxBounds, Spans
 from shared.settings import Settings
 from shared.store.db import make_engine, session_scope
 from standalone.migrate import migrate
@@ -80,7 +80,7 @@ def doors(settings: Settings) -> dict[str, FastAPI]:
     made = {name: create_app(settings) for name in ("neither", "figures", "figures, traces off", "figures, traces on")}
     answered = {name: app.state.door.measures.answered for name, app in made.items()}
     provider = TracerProvider(shutdown_on_exit=False)
-    outbox = Outbox(Nowhere(), Bounds.read({}))
+    outbox = Outbox(Nowhere(), OutboxBounds.read({}))
     provider.add_span_processor(outbox)
     outermost = {
         "neither": Middleware(Unwatched),

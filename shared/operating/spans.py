@@ -54,7 +54,7 @@ _NANOSECONDS: Final = 1_000_000_000
 
 
 @dataclass(frozen=True)
-class Bounds:
+class OutboxBounds:
     """Of the queue: spans, spans of one message, and seconds until a message that is not full is sent."""
 
     most: int = 2048
@@ -62,7 +62,7 @@ class Bounds:
     seconds: float = 5.0
 
     @classmethod
-    def read(cls, variables: Mapping[str, str]) -> Bounds:
+    def read(cls, variables: Mapping[str, str]) -> OutboxBounds:
         """By the standard's OTEL_BSP_* variables. Raises ValueError."""
         most = int(variables.get("OTEL_BSP_MAX_QUEUE_SIZE", cls.most))
         batch = int(variables.get("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", cls.batch))
@@ -79,7 +79,7 @@ class Outbox(SpanProcessor):
     a trainer, where walls are put up that want a process of one thread. And it does not tell how many it dropped.
     """
 
-    def __init__(self, exporter: SpanExporter, bounds: Bounds) -> None:
+    def __init__(self, exporter: SpanExporter, bounds: OutboxBounds) -> None:
         self.counts: Counter[Outcome] = Counter()
         self.last_words = ""  # of the exporter, why it failed
         self._exporter, self._bounds = exporter, bounds
@@ -247,7 +247,7 @@ class Spans:
 def opened(service: str, variables: Mapping[str, str]) -> Spans:
     """By the standard's variables, which the SDK reads too. Raises ValueError where it cannot read them, OSError."""
     logger = logging.getLogger("opentelemetry")
-    outbox = Outbox(OTLPSpanExporter(), Bounds.read(variables))
+    outbox = Outbox(OTLPSpanExporter(), OutboxBounds.read(variables))
     logger.propagate, logger.handlers = False, [_Words(outbox)]
     provider = TracerProvider(resource=_resource(service, variables), shutdown_on_exit=False)
     provider.add_span_processor(outbox)

@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 from shared.contract.events import TRAINER_EVENT
 from shared.contract.job_request import CreateJob
 from shared.lease.values import Claim, FileRef, Lease
-from shared.operating.spans import Bounds, Outbox, Spans
+from shared.operating.spans import Outbox, OutboxBounds, Spans
 from tests.factories import make_spec
 from worker.attempt.attempt_trace import MOST_LOOKS, AttemptTrace
 
@@ -54,7 +54,7 @@ class Stand:
             created_at=datetime.fromtimestamp(CREATED, UTC),
             queued_at=datetime.fromtimestamp(QUEUED, UTC),
         )
-        spans = Spans(provider, Outbox(self.kept, Bounds()))
+        spans = Spans(provider, Outbox(self.kept, OutboxBounds()))
         self.trace = AttemptTrace(spans, self, claim, clock=lambda: self.now)  # type: ignore[arg-type]  # of the host, `write` alone
 
     def write(self, _: Any) -> Any:

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 
 from shared.contract import traceparent
 from shared.operating import tracing
-from shared.operating.spans import Bounds, Outbox, Spans
+from shared.operating.spans import Outbox, OutboxBounds, Spans
 from shared.settings import child_environment, open_telemetry_variables, trainer_environment
 from tests.patience import patience
 
@@ -125,7 +125,7 @@ class Collector(SpanExporter):
 
 
 def spans_to(collector: Collector, *, sampler: Any = ALWAYS_ON, **bounds: Any) -> tuple[Spans, Outbox]:
-    outbox = Outbox(collector, Bounds(**{"most": 3, "batch": 1, "seconds": 0.01, **bounds}))
+    outbox = Outbox(collector, OutboxBounds(**{"most": 3, "batch": 1, "seconds": 0.01, **bounds}))
     provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
     provider.add_span_processor(outbox)
     return Spans(provider, outbox), outbox
