@@ -128,15 +128,22 @@ def may_be_forked(arguments: list[str], environment: dict[str, str]) -> bool:
 
 
 def serve(line: socket.socket) -> dict[str, Any]:
-    """Fork for every request, and say how the forked ended, until the line is cut. In a fork it returns the request."""
+    """Fork for every request, and say how the forked ended, until the line is cut. In a fork it returns the request.
+
+    What is forked and has not ended by then is killed: the tests that would end it are gone.
+    """
+    living: set[int] = set()
     while True:
         message, files, _, _ = socket.recv_fds(line, MESSAGE_BYTES, 1)
         if not message:
+            for pid in living:
+                os.kill(pid, signal.SIGKILL)
             sys.exit(0)
         request = json.loads(message)
         if "ended" in request:
             pid, status = os.waitpid(request["ended"], os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if pid else None
+            living -= {pid}
         else:
             answer = os.fork()
             if answer == 0:
@@ -145,6 +152,7 @@ def serve(line: socket.socket) -> dict[str, Any]:
                 os.close(files[0])
                 return dict(request)
             os.close(files[0])
+            living.add(answer)
         line.sendall(json.dumps(answer).encode())
 
 
