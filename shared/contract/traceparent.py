@@ -1,4 +1,4 @@
-"""W3C's `traceparent`: the span, of which trace, that something belongs to. It comes from strangers: read strictly.
+"""W3C's `traceparent`: the trace and the span that something belongs to. It comes from strangers: read strictly.
 
 Source: W3C Trace Context, sections 3.2 and 3.2.4: `version-trace_id-parent_id-flags` in lower-case hexadecimal digits.
 What is malformed counts as absent and is no error. `tracestate` and baggage are strangers' text, and are not read.

@@ -30,7 +30,7 @@ from shared.store.tables import (
 
 Kind = Literal["file", "base_model", "job", "adapter", "checkpoint", "merge", "combination", "export", "push", "alias"]
 Made = Literal["training_file", "validation_file", "base_model", "continued", "made"]
-Relation = Made | Literal["merged", "combined", "exported", "pushed", "named"]
+Relation = Literal[Made, "merged", "combined", "exported", "pushed", "named"]
 
 MOST_NODES: Final = 1000
 

@@ -68,8 +68,10 @@ def _gemini(row: Row) -> Row | None:
         return None
     made = _without(row, "contents") | {"messages": [message for turn in turns for message in _gemini_turn(turn)]}
     for key in ("systemInstruction", "system_instruction"):
-        told = row.get(key)
-        text = told if isinstance(told, str) else _text_of(told.get("parts")) if isinstance(told, dict) else None
+        system = row.get(key)
+        text = (
+            system if isinstance(system, str) else _text_of(system.get("parts")) if isinstance(system, dict) else None
+        )
         if text is not None and not row.get("system"):
             made = _without(made, key) | {"system": text}
     tools = _declared(row.get("tools"))

@@ -57,9 +57,11 @@ def starter(folder: Path, temporary_files: Path) -> Iterator[Callable[..., Train
         started.append(trainer)
         return trainer
 
-    yield begin
-    for trainer in started:
-        trainer.end(grace_seconds=0)
+    try:
+        yield begin
+    finally:
+        for trainer in started:
+            trainer.end(grace_seconds=0)
     assert set(temporary_files.iterdir()) == before
 
 

@@ -56,11 +56,11 @@ class AttemptFolder:
     """Made with the claim, and with a spare for it if there is one; `prepare`, then `launch`."""
 
     def __init__(
-        self, host: Host, claim: Claim, spare: Spare | None = None, *, told: Mapping[str, str] = NOTHING_MORE
+        self, host: Host, claim: Claim, spare: Spare | None = None, *, variables: Mapping[str, str] = NOTHING_MORE
     ) -> None:
-        """`told`: further variables of a trainer that is started here; a spare has its environment already."""
+        """`variables`: further variables of a trainer that is started here; a spare has its environment already."""
         assert claim.spec is not None, "a queued job is resolved"
-        self.told = told
+        self.variables = variables
         self.host, self.claim, self.spec = host, claim, claim.spec
         self.spare = spare
         self.micro_batch_size = claim.micro_batch_size or self.spec.training.per_device_train_batch_size
@@ -238,7 +238,7 @@ class AttemptFolder:
                 meeting=None if where is None else Meeting(where.name, where.address, where.port, node),
                 gang=settings.gang_launcher,
             ),
-            environment={**self._variables(where), **self.told},
+            environment={**self._variables(where), **self.variables},
             tag=self.tag,
             out=self.folder.out,
             log_file=sink or self.folder.log,

@@ -56,7 +56,7 @@ class PublishingAttempt:
         self.spec = claim.spec
         self.clock = clock
         self.trace = AttemptTrace(tracing.of_this_process(tracing.WORKER), host, claim)
-        self.place = AttemptFolder(host, claim, spare, told=self.trace.variables)
+        self.place = AttemptFolder(host, claim, spare, variables=self.trace.variables)
         self.gang = Gang(claim.members, host.settings, clock=clock)
         self.story = Story(clock)
         self.meter = Meter(clock=clock)
