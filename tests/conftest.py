@@ -13,6 +13,7 @@ if gc.isenabled():
     # Every process of the suite imports all test files and the training stack, and keeps them. On after collection.
     gc.disable()
 
+import hypothesis
 import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
@@ -30,6 +31,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Nothing is started ahead but where a test asks for it: it would take seconds of the cores from its neighbours.
 os.environ["TUNEPOOL_KEEP_WARM"] = "off"
+# Examples are the same in each run, and none is too slow: how long one takes says how busy the machine is. Others are
+# tried by `pytest --hypothesis-profile=explore`.
+CALM = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("explore", CALM)
+hypothesis.settings.register_profile("suite", CALM, derandomize=True)
+hypothesis.settings.load_profile("suite")
 
 
 # One process runs a whole file, so the suite ends soonest when the files that take minutes begin first.

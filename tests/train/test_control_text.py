@@ -129,7 +129,7 @@ def test_only_what_the_template_writes_is_a_control_token(kind: str) -> None:
     tokenizer = tokenizer_of(kind)
     rows = reader(tokenizer)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(st.lists(st.sampled_from(HOSTILE), max_size=6).map("".join), st.lists(st.sampled_from(HOSTILE), min_size=1))
     def compare(question: str, pieces: list[str]) -> None:
         answer = "".join(pieces) + "."

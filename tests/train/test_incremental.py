@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import Invalid
@@ -126,7 +126,6 @@ def test_counting_messages_finds_what_rendering_every_prefix_finds(name: str, mo
     by_prefix = ChatTemplate(make_tokenizer(INCREMENTAL[name]))
     assert by_prefix._counting_template is None
 
-    @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # that says how busy the machine is
     @given(st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), st.sampled_from(WORDS)), min_size=1))
     def compare(turns: list[tuple[str, str]]) -> None:
         messages = [{"role": role, "content": content} for role, content in turns]

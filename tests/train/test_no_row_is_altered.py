@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.contract.spec import DataFacts, Training
@@ -103,7 +103,7 @@ def test_what_a_row_says_is_trained_as_text_or_the_row_is_refused(name: str) -> 
     tokenizer = family_tokenizer(name)
     reader = RowReader(tokenizer, facts=DataFacts(format="chat", train_rows=1), training=Training(max_length=1_000_000))
 
-    @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=12)
     @given(conversations())
     def holds(record: dict[str, Any]) -> None:
         taken, plain = reader.take([record, harmless(record)])

@@ -123,7 +123,7 @@ def test_what_is_no_place_of_the_tz_database_is_refused(zone: str) -> None:
     assert (refusal.value.param, refusal.value.code) == ("time_zone", "invalid_time_zone")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.text("0123456789*/-,#LWMONsun@²", min_size=1, max_size=4), min_size=5, max_size=5))
 def test_whatever_is_written_is_due_in_the_future_or_refused(fields: list[str]) -> None:
     try:

@@ -269,7 +269,7 @@ DEVICES = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     ours=REQUESTS, device=DEVICES, rows=st.integers(1, 200_000), mean=st.integers(0, 9000), more=st.integers(0, 200_000)
 )

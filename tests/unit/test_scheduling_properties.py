@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.plan.fairshare import GIB
@@ -20,7 +20,7 @@ KEYS = ("ci", "person")
 POLICY = Policy()
 State = tuple[list[QueuedJob], list[RunningJob], list[Device], list[Share]]
 
-quickly = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quickly = settings(max_examples=60)
 tiers = st.sampled_from(("interactive", "normal", "best_effort"))
 seconds = st.sampled_from((None, 60.0, 600.0, 3600.0, 36_000.0))
 
@@ -249,7 +249,7 @@ def after_preemption(state: State, decision: Plan, claimant: QueuedJob) -> State
     return [*waiting, *back], [*left, runs], freed, settled
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=250)
 @given(states())
 def test_a_stopped_job_never_stops_the_job_it_was_stopped_for(state: State) -> None:
     decision = decide(state)
@@ -319,7 +319,7 @@ def longest_waits(seed: int, policy: Policy) -> dict[str, float]:
     return waits
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.integers(0, 10_000))
 def test_no_job_waits_longer_than_max_wait_and_the_longest_running_job(seed: int) -> None:
     waits = longest_waits(seed, PATIENCE)

@@ -114,7 +114,7 @@ def test_parameter_counts_are_those_of_the_real_model() -> None:
     assert adapter_parameters(replace(work, layers=15)) == 4_884_480 // 2
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     method=st.sampled_from(["lora", "qlora", "dora", "qdora", "full"]),
     r=st.integers(1, 512),
