@@ -265,7 +265,7 @@ class _Attempt(PublishingAttempt):
         elif why is not None:
             self.wait_for_uploads()
             self.obey(why, exit_code=code)
-        elif code > 0 and says_out_of_memory(ended.exit.last_words):
+        elif (code > 0 or code == -signal.SIGABRT) and says_out_of_memory(ended.exit.last_words):
             self.shrink(ended, None)
         elif self.disk_is_full():
             self.give_back("crashed", code="disk_full", message=full_sentence(self.host), ended=ended)
