@@ -18,11 +18,12 @@ from typing import Any, Final, Literal
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from shared.contract.events import TrainerEvent
+from shared.contract.events import EXIT_OUT_OF_MEMORY, TrainerEvent
 from shared.contract.spec import AttemptSpec, ModelFacts
 from shared.settings import trainer_environment
 from shared.settle.model_facts import facts_of
 from tests.train.tiny import chat, make_spec, make_tokenizer, read_events, run
+from worker.program.native_memory import settled_code
 
 DeviceName = Literal["cuda", "cpu"]
 Shape = Literal["tiny", "1b", "8b"]
@@ -89,6 +90,11 @@ class Outcome:
 
     def last(self, kind: str) -> Any:
         return next(event for event in reversed(self.events) if event.type == kind)
+
+    def says(self, code: str) -> bool:
+        """Whether it failed with that code, or native code ended it before it could say so."""
+        failed = [event for event in self.events if event.type == "failed"]
+        return failed[-1].code == code if failed else self.code == EXIT_OUT_OF_MEMORY
 
 
 @dataclass
@@ -168,7 +174,7 @@ class Laboratory:
                 raise OutOfTime(f"{spec.parent.name} after {clock.seconds:g} s") from error
         out = spec.parent / "out"
         events = read_events(out) if (out / "events.jsonl").exists() else []
-        return Outcome(process.returncode, events, words[-500:])
+        return Outcome(settled_code(process.returncode, words), events, words[-500:])
 
     def started(self, spec: Path, argv: list[str] | None = None) -> subprocess.Popen[str]:
         """The trainer (or another program that ends as it does) as a process that the caller waits for."""

@@ -16,7 +16,6 @@ from shared.errors import Invalid
 from shared.settings import trainer_environment
 from tests.patience import patience
 from tests.train.tiny import chat, chat_rows, losses, make_spec, read_events, run
-from worker.program.trainer_events import says_out_of_memory
 from worker.train.checkpoints import Progress
 from worker.train.guards import HIGH_STEPS, WATCHED_STEPS, NanLoss, check_divergence, check_numbers
 from worker.train.memory import out_of_memory_code
@@ -153,23 +152,6 @@ def test_memory_that_runs_out_in_any_form_ends_the_attempt_as_out_of_memory(
 
     assert code == EXIT_OUT_OF_MEMORY
     assert (events[-1].code, events[-1].message) == ("gpu_oom", "CUDA error: out of memory")
-
-
-@pytest.mark.parametrize(
-    ("last_words", "memory"),
-    [
-        ("loading\nError out of memory at line 380 in file /src/csrc/pythonInterface.cpp\n", True),
-        ("Error an illegal memory access was encountered at line 90 in file /src/csrc/ops.cu\n", False),
-        ("ValueError: a row says Error out of memory at line 3 in file x\n", False),
-        ("loading\nmemory allocation of 49152 bytes failed\nnote: run with `RUST_BACKTRACE=1`\n", True),
-        ("terminate called after throwing an instance of 'std::bad_alloc'\n  what():  std::bad_alloc\n", True),
-        ("terminate called after throwing an instance of 'std::runtime_error'\n", False),
-    ],
-)
-def test_a_process_that_native_code_ended_for_want_of_memory_is_known_by_its_last_words(
-    last_words: str, *, memory: bool
-) -> None:
-    assert says_out_of_memory(last_words) is memory
 
 
 def test_bfloat16_trains_on_a_cpu(model: Path, tmp_path: Path) -> None:

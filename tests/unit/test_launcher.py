@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from shared.contract.events import EXIT_OUT_OF_MEMORY
 from shared.settings import trainer_environment
 from tests import living
 from tests.patience import patience
@@ -45,6 +46,13 @@ def test_a_program_that_computes_for_longer_than_it_may_is_ended_by_the_kernel(t
     ended = run(tmp_path, "while True: pass", cpu_seconds=1)
 
     assert ended.code in {-9, -24}  # KILL at the hard limit, or SIGXCPU
+
+
+def test_a_program_that_native_code_aborts_for_want_of_memory_is_out_of_memory(tmp_path: Path) -> None:
+    said = "memory allocation of 49152 bytes failed"
+    ended = run(tmp_path, f"import os, sys; print('{said}', file=sys.stderr, flush=True); os.abort()")
+
+    assert (ended.code, ended.last_words.splitlines()[0]) == (EXIT_OUT_OF_MEMORY, said)
 
 
 def test_a_program_cannot_gain_rights_by_starting_another(tmp_path: Path) -> None:

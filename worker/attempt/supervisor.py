@@ -41,7 +41,7 @@ from worker.host.host import AWAY, Host, full_sentence, host_code, host_sentence
 from worker.program.launcher import Exit, Trainer
 from worker.program.processes import StillAlive
 from worker.program.spare import Spare
-from worker.program.trainer_events import EventTail, client_event, says_out_of_memory
+from worker.program.trainer_events import EventTail, client_event
 
 log = structlog.get_logger()
 
@@ -265,8 +265,6 @@ class _Attempt(PublishingAttempt):
         elif why is not None:
             self.wait_for_uploads()
             self.obey(why, exit_code=code)
-        elif (code > 0 or code == -signal.SIGABRT) and says_out_of_memory(ended.exit.last_words):
-            self.shrink(ended, None)
         elif self.disk_is_full():
             self.give_back("crashed", code="disk_full", message=full_sentence(self.host), ended=ended)
         else:

@@ -24,7 +24,7 @@ from shared.contract.spec import Placement
 from shared.errors import Unavailable
 from shared.operating.isolation import Company, Ground, Isolation, Walls
 from shared.settings import trainer_environment
-from worker.program import hostile_folder, kernels, processes, temporary
+from worker.program import hostile_folder, kernels, native_memory, processes, temporary
 from worker.program.processes import Tag
 
 # How often a thread looks at a barrier before it sleeps. Spinning for long (libgomp's default, 300,000) keeps the one
@@ -139,7 +139,7 @@ def environment(
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a trainer ended. `code` is negative for a signal, as subprocess counts."""
+    """How a program ended. `code` is negative for a signal, as subprocess counts, and settled for want of memory."""
 
     code: int
     last_words: str
@@ -217,7 +217,8 @@ class Trainer:
             code = self._process.wait(10)
         temporary.remove(self._temporary_files)
         self._log.join(2)
-        return Exit(code, self._log.tail())
+        last_words = self._log.tail()
+        return Exit(native_memory.settled_code(code, last_words), last_words)
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):

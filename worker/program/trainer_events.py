@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -216,21 +215,6 @@ def client_event(event: TrainerEvent) -> NewEvent | None:
 
 def _figures(event: TrainerEvent) -> dict[str, Any]:
     return event.model_dump(mode="json", exclude={"type", "time"}, exclude_none=True)
-
-
-# Native code prints these and ends the process, so that no exception tells of it: bitsandbytes, Rust's runtime (in the
-# tokenizers and safetensors), and that of C++.
-_NATIVE_OOM: Final = re.compile(
-    r"^(Error out of memory at line \d+ in file "
-    r"|memory allocation of \d+ bytes failed$"
-    r"|terminate called after throwing an instance of 'std::bad_alloc')",
-    re.MULTILINE,
-)
-
-
-def says_out_of_memory(last_words: str) -> bool:
-    """Whether a trainer that ended without an event was ended by a library for want of memory."""
-    return _NATIVE_OOM.search(last_words) is not None
 
 
 def metric_lines(file: Path) -> Iterator[dict[str, Any]]:
