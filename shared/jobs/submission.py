@@ -53,8 +53,9 @@ def submit(
 
     `base` is the parent's where there is one: a tuned model that the job goes on from.
     `retried`: the client says this is a retry of a POST whose answer it never saw; the same body under the same key
-    within ten minutes is then the same job. Raises Invalid, NotFound, Conflict,
-    Forbidden, LimitReached. `traceparent`: of the request's span, in W3C's form.
+    within ten minutes is then the same job. `traceparent`: of the request's span, in W3C's form.
+
+    Raises Invalid, NotFound, Conflict, Forbidden, LimitReached.
     """
     refusals.check_request(request, base, parent)
     own_turn = f"submit:{caller.key_id}:{request_sha256}"

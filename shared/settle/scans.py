@@ -15,10 +15,10 @@ from typing import Final
 from shared.contract.families import BLIND_TO_POSITIONS
 from shared.contract.spec import ModelFacts
 
-# Bytes of a token and a layer, for each unit of attention's width …
+# Bytes that a layer keeps of a token, for each unit of attention's width.
 _DELTA_RULE: Final = 91
 _BY_ATTENTION: Final = re.compile(r"Qwen3_5|Qwen3Next|OlmoHybrid|KimiLinear")
-# … or of the hidden size; Mamba has twice as many channels.
+# The same for each unit of the hidden size; Mamba has twice as many channels.
 _MAMBA2: Final = 280
 _MAMBA2_NAMES: Final = re.compile(r"GraniteMoeHybrid|Bamba|FalconH1|NemotronH|Zamba2|Mamba2")
 _MAMBA: Final = 490
