@@ -14,13 +14,14 @@ from api.routes import aliases as alias_routes
 from api.routes import promotions as promotion_routes
 from api.ui import rendering, visits
 from api.ui.visits import ModelsOrderer, ModelsVisitor, ProvenForm
+from api.views import alias_views
 from api.views.alias_views import AliasMoved
+from shared.products import aliases, promotion_requests
 from shared.tenants.sign_ins import SignedIn
 
 router = APIRouter(prefix="/ui/aliases", route_class=visits.PageRoute, include_in_schema=False)
 
 ROWS: Final = 50
-MOST_WAITING: Final = 100
 Number = Annotated[int | None, Query(ge=1, le=2**31 - 1)]
 
 
@@ -56,11 +57,18 @@ def alias_page(
 
 def _alias(request: Request, door: Door, visit: SignedIn, name: str, **more: Any) -> Response:
     tuned = adapter_routes.list_adapters(request, door, visit.caller, after=None, limit=ROWS)
-    waiting = promotion_routes.list_promotions(door, visit.caller, state="pending", limit=MOST_WAITING)
     values = {"compared": None, "judged": None, "asked": {}, "pending": None, **more}
     alias = alias_routes.retrieve_alias(name, door, visit.caller)
-    values["waiting"] = [each for each in waiting.data if each.alias == alias.id]
+    values["waiting"] = _waiting(door, visit, name)
     return rendering.page(request, visit, "alias.html", alias=alias, tuned=tuned.data, **values)
+
+
+def _waiting(door: Door, visit: SignedIn, name: str) -> list[alias_views.Promotion]:
+    """The promotions of an alias that wait for approvals, oldest first."""
+    with door.session() as session:
+        alias = aliases.find(session, name, project_id=visit.caller.project_id)
+        rows = promotion_requests.pending_of(session, alias.id)
+        return [alias_views.promotion(row, alias, promotion_requests.approvals(session, row)) for row in rows]
 
 
 @router.post("/{name}/promote")
