@@ -23,7 +23,19 @@ from shared.contract.spec import Placement
 from shared.jobs import moves, trainer_log
 from shared.settings import Settings
 from shared.store.db import make_engine, session_scope
-from shared.store.tables import AliasRow, AttemptRow, DeviceRow, FileRow, JobRow, PreflightRow, ProjectRow, WorkerRow
+from shared.store.tables import (
+    AliasRow,
+    AttemptRow,
+    DeviceRow,
+    FileRow,
+    JobRow,
+    PreflightRow,
+    ProjectRow,
+    ScheduleRunRow,
+    SweepRow,
+    TrialRow,
+    WorkerRow,
+)
 from shared.tenants import audit, keys
 from shared.tenants.keys import Caller
 from standalone.postgres import EmbeddedPostgres
@@ -158,9 +170,30 @@ def products(session: Session, lead: Caller, ids: dict[str, str]) -> dict[str, s
         "evaluation": page_products.make_evaluation(session, lead, "late parcels", items=8, tuned=tuned),
         "alias": alias,
         "webhook": page_products.make_webhook(session, lead, "ci"),
-        "schedule": page_products.make_schedule(session, lead, "tickets-", job_id=ids["tickets"]),
-        "sweep": page_products.make_sweep(session, lead, "rates", job_id=ids["tickets"], status="paused"),
+        "schedule": _schedule(session, lead, ids["tickets"]),
+        "sweep": _sweep(session, lead, ids["tickets"]),
     }
+
+
+def _schedule(session: Session, lead: Caller, job_id: str) -> str:
+    """A schedule whose runs have the words that real ones have."""
+    name = page_products.make_schedule(session, lead, "tickets-", job_id=job_id)
+    started, other = session.scalars(select(ScheduleRunRow).order_by(ScheduleRunRow.due_at))
+    started.reason, started.missed = f"Started {job_id}.", 0
+    other.verdict, other.code, other.missed = "skipped", "unchanged", 0
+    other.reason = f"Nothing changed since {job_id}."
+    return name
+
+
+def _sweep(session: Session, lead: Caller, job_id: str) -> str:
+    """A sweep that somebody has paused, with a trial that it stopped."""
+    sweep_id = page_products.make_sweep(session, lead, "rates", job_id=job_id, status="paused")
+    session.get_one(SweepRow, sweep_id).detail = None
+    first, second = session.scalars(select(TrialRow).order_by(TrialRow.number))
+    first.state, first.reason = "succeeded", None
+    second.settings = dict.fromkeys(second.settings, 0.2)
+    second.state, second.reason, second.error = "stopped", "rank 2 of 2 at step 40 (valid_loss 2.25)", None
+    return sweep_id
 
 
 def project(session: Session, lead: Caller, name: str, weight: float) -> Caller:
