@@ -23,6 +23,8 @@ HEAD_FIELDS: Final = 100
 # So long is read on, and thrown away, after an answer that ends the connection: to close at once would have the system
 # reset it, and the client might never see the answer.
 LINGER_SECONDS: Final = 1.0
+# As much is thrown away at the most: whoever sends more than that after a refusal has to wait for nothing.
+LINGER_BYTES: Final = 256 * 1024
 # The least that comes of a body in `body_seconds`: a line of half a kilobyte a second passes.
 BODY_BYTES: Final = 16 * 1024
 WHOLE_BYTES: Final = 64 * 1024  # a piece of a body that is handed on as it came
@@ -53,6 +55,7 @@ class BoundedHead(HttpToolsProtocol):
     _unfinished = 0  # bytes of pieces that end within a head or trailers
     _size = 0  # bytes of the finished parts of a head
     _fields = 0
+    _lingered = 0  # bytes that were thrown away since the answer that ends the connection
     _status = HTTPStatus.BAD_REQUEST
 
     # --- what asyncio calls -----------------------------------------------------------------------------------------
@@ -74,6 +77,7 @@ class BoundedHead(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._is_over():
+            self._throw_away(len(data))
             return
         self._ended_here = False
         self._body += len(data)
@@ -228,6 +232,12 @@ class BoundedHead(HttpToolsProtocol):
     def _is_over(self) -> bool:
         """Whether nothing of this connection is read any more."""
         return self._linger is not None or self.transport.is_closing()
+
+    def _throw_away(self, count: int) -> None:
+        """Count what comes after the end. To read on without bound would be work for nobody."""
+        self._lingered += count
+        if self._lingered > LINGER_BYTES:
+            self.transport.pause_reading()
 
     @property
     def _busy(self) -> bool:

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from api.bounded_head import HEAD_BYTES, HEAD_FIELDS, WHOLE_BYTES, BoundedHead
+from api.bounded_head import HEAD_BYTES, HEAD_FIELDS, LINGER_BYTES, WHOLE_BYTES, BoundedHead
 from tests.live import served
 from tests.patience import patience
 
 PATIENCE = patience(20)
+MOST_AT_ONCE = 256 * 1024  # that asyncio reads of a socket
 
 
 class Unhurried(BoundedHead):
@@ -93,6 +94,23 @@ def test_an_endless_header_or_url_is_refused_at_its_bound(address: tuple[str, in
 
     assert status == 431
     assert body["error"]["code"] == "head_too_large"
+
+
+def test_what_comes_after_a_refusal_is_not_read_without_bound() -> None:
+    """Each byte that is thrown away costs the only loop there is as much as one that is wanted."""
+
+    class Counting(Unhurried):
+        read = 0
+
+        def data_received(self, data: bytes) -> None:
+            type(self).read += len(data)
+            super().data_received(data)
+
+    with at(Counting) as where:
+        status, _ = asked(where, START + b"X-A: ", *[b"a" * 65536] * 640)
+
+    assert status == 431
+    assert HEAD_BYTES < Counting.read < HEAD_BYTES + LINGER_BYTES + 2 * MOST_AT_ONCE
 
 
 def test_a_head_that_is_too_large_is_refused_however_it_comes(address: tuple[str, int]) -> None:
