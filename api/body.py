@@ -81,7 +81,8 @@ def parse(body: bytes, model: type[Model], *, data: Collection[str] = ()) -> Mod
         wanted = model.model_validate(document)
     except ValidationError as error:
         raise first_fault(error.errors(include_url=False), document, model) from None
-    _refuse_acting_text({name: value for name, value in document.items() if name not in data})
+    if b"\\" in body or not body.isascii():  # in JSON such a character stands behind a backslash, or is none of ASCII
+        _refuse_acting_text({name: value for name, value in document.items() if name not in data})
     return wanted
 
 

@@ -105,7 +105,7 @@ def run(
 
 def processor_seconds(process: psutil.Process) -> float:
     used = process.cpu_times()
-    return used.user + used.system
+    return float(used.user + used.system)
 
 
 def watch(bystander: Target, training: Training, *, seconds: float) -> tuple[Seen, int, int]:

@@ -156,10 +156,10 @@ class HostMap:
         return max(enough, default=-1)
 
     def fits(self, demand: Demand) -> bool:
-        return self.able(demand.needs)._fits(demand)
+        return self.able(demand.needs).offers((demand.gpus, demand.nodes), demand.bytes_needed)
 
-    def _fits(self, demand: Demand) -> bool:
-        shape, need = (demand.gpus, demand.nodes), demand.bytes_needed
+    def offers(self, shape: tuple[int, int], need: int) -> bool:
+        """Whether (devices on each host, hosts) can be had with `need` bytes on each, of the devices that are here."""
         if shape not in self._exact:
             if need > self._bounds.get(shape, need):  # removals only lower a bound, so an old one still refuses
                 return False

@@ -146,15 +146,18 @@ class ProjectQueue:
     def head(self) -> tuple[Place, list[Item]] | None:
         """The project's next job and its place among all projects, or None when its queue is empty."""
         share = self.usage / self.share.weight
-        if aged := [stack for stack in self._aged if stack]:
-            return self._oldest(min(aged, key=lambda stack: stack[-1]), share)
+        first, second, third = self._aged
+        if first or second or third:
+            return self._oldest(min((stack for stack in self._aged if stack), key=lambda stack: stack[-1]), share)
         best: tuple[Place, list[Item]] | None = None
         for rank, stack in enumerate(self._fresh):
             if stack:
+                if not self.share.guarantee:
+                    return (2, rank, share, stack[-1]), stack
                 guaranteed = self.guarantees(stack[-1][-1])
                 if guaranteed or best is None:
                     best = (1 if guaranteed else 2, rank, share, stack[-1]), stack
-                if guaranteed or not self.share.guarantee:
+                if guaranteed:
                     break
         return best
 

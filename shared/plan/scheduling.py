@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import inf
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
-from shared.plan.capacity import Demand, Device
+from shared.plan import reasons
+from shared.plan.capacity import Demand, Device, HostMap
 from shared.plan.device_times import Fetching, Occupancy
 from shared.plan.fairshare import Policy, ProjectQueue, QueuedJob, Share, charge, decayed, lanes, turns
 from shared.plan.preemption import (
@@ -32,7 +33,7 @@ from shared.plan.preemption import (
     stoppable,
     within,
 )
-from shared.plan.verdicts import BlockedBy, Reason, Turn, Verdict, Verdicts
+from shared.plan.verdicts import BlockedBy, Reason, Verdict, Verdicts, Waiting
 
 __all__ = [
     "Assignment",
@@ -52,38 +53,6 @@ __all__ = [
     "decayed",
     "plan",
 ]
-
-GROUNDS: Final[dict[Ground, str]] = {
-    "tier": "a job of a higher tier waits",
-    "guarantee": "project {0} reclaims devices within its guarantee",
-    "share": "project {0} is below its share and project {1} is above its own",
-    "reservation": "the job ran on devices that are reserved for {2}",
-}
-
-BUDGET: Final = (
-    "the job is charged {:,.0f} device-seconds and project {} has {:,.0f} left of its budget; "
-    "unblocked by a larger budget or the next period"
-)
-QUOTA: Final = (
-    "the job takes {} devices; {} holds {} of the {} that it may hold; "
-    "unblocked when one of its jobs ends or by a larger cap"
-)
-PROMISED: Final = "{} is promised to this job and is being freed by a preemption that is under way"
-FIRST: Final = "first in line; waits for {}, free at the latest at {}"
-RESERVED: Final = (
-    "free devices are reserved for {} until {}; unblocked then, or at once for a job whose max_runtime ends before"
-)
-BUSY: Final = Reason(
-    "NO_FREE_DEVICE",
-    "needs {job.gpus} devices on each of {job.nodes} hosts, with {gib:.1f} GiB each (safety included); all that fit "
-    "are busy or promised; unblocked when the jobs ahead have had theirs",
-)
-HELD_POOL: Final = Reason("HELD", "the pool is held; released by an administrator")
-HELD_PROJECT: Final = Reason("HELD", "project {job.project} is held; released by an administrator")
-HELD_JOB: Final = Reason("HELD", "the job is held; release it to queue it again")
-BACKOFF: Final = Reason(
-    "BACKOFF_UNTIL", "the last attempt failed; tried again after {job.not_before:%Y-%m-%d %H:%M:%S %Z}"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +118,17 @@ class _Reservation(NamedTuple):
     notice: Reason  # what the jobs are told that would fit if it were not for the reservation
 
 
+class _Kind:
+    """Jobs that ask for the same, whatever their bytes: asked about once, and not by each of many jobs anew."""
+
+    __slots__ = ("every", "most", "needs", "shape", "soon")
+
+    def __init__(self, job: QueuedJob, *, obtainable: HostMap, every: HostMap, soon: HostMap) -> None:
+        self.needs, self.shape = job.needs, (job.gpus, job.nodes)
+        self.most = obtainable.able(self.needs).widest(*self.shape)  # bytes on each device, once every job has ended
+        self.every, self.soon = every.able(self.needs), soon.able(self.needs)
+
+
 class _Pass:
     """The state of one pass: what is free, what is promised, what was decided."""
 
@@ -160,11 +140,11 @@ class _Pass:
         self.victims = self._victims()
         self.stoppable = {victim.job.id: victim for victim in self.victims}
         self.hopeless = dict[tuple[object, ...], int]()  # claim -> smallest need that no preemption can serve
+        self.kinds = dict[tuple[object, ...], _Kind]()
         self.reserved: _Reservation | None = None
         self.assignments = list[Assignment]()
         self.preemptions = list[Preemption]()
-        self.waiting = dict[str, Turn]()
-        self.in_line = 0
+        self.waiting = list[Waiting]()
 
     def result(self) -> Plan:
         verdicts = Verdicts(self.waiting, self.occupancy.outlook(), policy=self.policy)
@@ -199,13 +179,15 @@ class _Pass:
 
     def consider(self, job: QueuedJob, lane: ProjectQueue, *, aged: bool) -> None:
         """Start the job, or record why it waits."""
-        demand = Demand(job.gpus, job.nodes, job.bytes_per_device, job.needs)
-        cost = charge(job, policy=self.policy)
-        aside = self._aside(job, lane, demand, cost)
+        kind, cost = self._kind(job), charge(job, policy=self.policy)
+        aside = self._aside(job, lane, kind, cost)
         if aside is not None:
             return self._wait(job, aside, in_line=False)
         guaranteed = lane.guarantees(job)
         lane.take_turn(job, cost)
+        if self._out_of_reach(job, kind):
+            return self._wait(job, reasons.BUSY, in_line=True)
+        demand = self._demand(job, kind)
         if self._start(job, lane, demand, cost):
             return None
         claimant = Claimant(
@@ -219,34 +201,54 @@ class _Pass:
         reason = self._claim(job, lane, demand, cost, claimant) or self._line_up(job, demand, claimant, aged=aged)
         return self._wait(job, reason, in_line=True)
 
-    def _wait(self, job: QueuedJob, reason: Reason, *, in_line: bool) -> None:
-        self.waiting[job.id] = Turn(job, self.in_line + 1, reason, in_line)
-        self.in_line += in_line
+    def _kind(self, job: QueuedJob) -> _Kind:
+        key = (job.gpus, job.nodes, job.base_model, job.needs_gpu, job.needs_bfloat16, job.needs_capability)
+        kind = self.kinds.get(key)
+        if kind is None:
+            kind = _Kind(job, obtainable=self.occupancy.obtainable, every=self.every, soon=self.soon)
+            self.kinds[key] = kind
+        return kind
 
-    def _aside(self, job: QueuedJob, lane: ProjectQueue, demand: Demand, cost: float) -> Reason | None:
+    def _demand(self, job: QueuedJob, kind: _Kind) -> Demand:
+        return Demand(job.gpus, job.nodes, job.bytes_per_device, kind.needs)
+
+    def _out_of_reach(self, job: QueuedJob, kind: _Kind) -> bool:
+        """Whether there is nothing left for the job to start on, to claim, to free or to reserve: most jobs, mostly."""
+        if self.reserved is None or (self.victims and len(self.preemptions) < self.policy.preemptions_per_pass):
+            return False
+        need = job.bytes_per_device
+        return not (kind.soon.offers(kind.shape, need) or kind.every.offers(kind.shape, need))
+
+    def _wait(self, job: QueuedJob, reason: Reason, *, in_line: bool) -> None:
+        self.waiting.append((job, reason, in_line))
+
+    def _aside(self, job: QueuedJob, lane: ProjectQueue, kind: _Kind, cost: float) -> Reason | None:
         """Why the job cannot start even on free devices, or None. Such a job reserves nothing and costs nothing."""
-        return self._stopped(job, lane) or self.occupancy.obstacle(demand) or self._over_limit(job, lane, cost)
+        stopped = self._stopped(job, lane)
+        if stopped is None and job.bytes_per_device > kind.most:
+            stopped = self.occupancy.obstacle(self._demand(job, kind))
+        return stopped or self._over_limit(job, lane, cost)
 
     def _stopped(self, job: QueuedJob, lane: ProjectQueue) -> Reason | None:
         if self.policy.held:
-            return HELD_POOL
+            return reasons.HELD_POOL
         if lane.share.held:
-            return HELD_PROJECT
+            return reasons.HELD_PROJECT
         if job.held:
-            return HELD_JOB
+            return reasons.HELD_JOB
         if job.not_before is not None and job.not_before.timestamp() > self.now:
-            return BACKOFF
+            return reasons.BACKOFF
         return None
 
     def _over_limit(self, job: QueuedJob, lane: ProjectQueue, cost: float) -> Reason | None:
         cap, key_cap = lane.share.max_running, lane.share.key_max_running.get(job.key)
         held = lane.by_key[job.key] if key_cap is not None else 0
         if lane.budget is not None and cost > lane.budget:
-            return Reason("BUDGET", BUDGET, (cost, job.project, max(0.0, lane.budget)))
+            return Reason("BUDGET", reasons.BUDGET, (cost, job.project, max(0.0, lane.budget)))
         if cap is not None and lane.taken + job.devices > cap:
-            return Reason("QUOTA_PROJECT", QUOTA, (job.devices, f"project {job.project}", lane.taken, cap))
+            return Reason("QUOTA_PROJECT", reasons.QUOTA, (job.devices, f"project {job.project}", lane.taken, cap))
         if key_cap is not None and held + job.devices > key_cap:
-            return Reason("QUOTA_KEY", QUOTA, (job.devices, f"key {job.key}", held, key_cap))
+            return Reason("QUOTA_KEY", reasons.QUOTA, (job.devices, f"key {job.key}", held, key_cap))
         return None
 
     # Devices for a job
@@ -309,7 +311,7 @@ class _Pass:
             self.occupancy.promise(device)
             self._take(device)
         lane.take_devices(job, cost)
-        return Reason("NO_FREE_DEVICE", PROMISED, (", ".join(device.id for device in chosen),))
+        return Reason("NO_FREE_DEVICE", reasons.PROMISED, (", ".join(device.id for device in chosen),))
 
     def _stop(self, job: QueuedJob, demand: Demand, claimant: Claimant) -> bool:
         if len(self.preemptions) >= self.policy.preemptions_per_pass or not self.victims:
@@ -341,7 +343,7 @@ class _Pass:
         return True
 
     def _request(self, victim: Victim, job: QueuedJob, why: Ground) -> None:
-        reason = GROUNDS[why].format(job.project, victim.job.project, job.id)
+        reason = reasons.GROUNDS[why].format(job.project, victim.job.project, job.id)
         self.preemptions.append(Preemption(victim.job.id, job.id, why, reason))
         self.victims.remove(victim)
         for device in victim.devices:
@@ -353,7 +355,7 @@ class _Pass:
     def _line_up(self, job: QueuedJob, demand: Demand, claimant: Claimant, *, aged: bool) -> Reason:
         if self.reserved is None:
             return self._reserve(job, demand, claimant, aged=aged)
-        return self.reserved.notice if self.every.fits(demand) else BUSY
+        return self.reserved.notice if self.every.fits(demand) else reasons.BUSY
 
     def _reserve(self, job: QueuedJob, demand: Demand, claimant: Claimant, *, aged: bool) -> Reason:
         """Keep the devices that are free first, on the hosts where all that the job needs are free first."""
@@ -362,12 +364,12 @@ class _Pass:
         options = min(offers, key=lambda offer: (offer[-1], offer))
         ids = frozenset(device_id for option in options for device_id in option[-1])
         at = max(option[0] for option in options)
-        notice = Reason("RESERVED_FOR", RESERVED, (job.id, _clock(at)))
+        notice = Reason("RESERVED_FOR", reasons.RESERVED, (job.id, _clock(at)))
         self.reserved = _Reservation(job.id, claimant, ids, at, aged, notice)
         for device_id in ids:
             self.open.remove(self.occupancy.devices[device_id])
             self.soon.remove(self.occupancy.devices[device_id])
-        return Reason("NO_FREE_DEVICE", FIRST, (", ".join(sorted(ids)), _clock(at)))
+        return Reason("NO_FREE_DEVICE", reasons.FIRST, (", ".join(sorted(ids)), _clock(at)))
 
     def _wait_on(self, host: str, demand: Demand, claimant: Claimant) -> tuple[float, int, str, tuple[str, ...]]:
         """(all free at, how many of them are busy, host, devices) for one host's part of the demand."""

@@ -66,6 +66,9 @@ class Reason(NamedTuple):
     facts: tuple[object, ...] = ()
 
 
+Waiting = tuple[QueuedJob, Reason, bool]  # False: set aside, so nobody waits for it
+
+
 class Turn(NamedTuple):
     """A waiting job's place in the order."""
 
@@ -86,16 +89,25 @@ class DeviceForecast(NamedTuple):
 class Verdicts(Mapping[str, Verdict]):
     """One verdict per waiting job, in the effective order, worded when read."""
 
-    def __init__(self, turns: Mapping[str, Turn], outlook: DeviceForecast, *, policy: Policy) -> None:
-        self._turns = turns
+    def __init__(self, waiting: Sequence[Waiting], outlook: DeviceForecast, *, policy: Policy) -> None:
+        """`waiting`: in the effective order."""
+        self._waiting = waiting
         self._outlook = outlook
         self._policy = policy
+
+    @cached_property
+    def _turns(self) -> dict[str, Turn]:
+        turns, ahead = dict[str, Turn](), 0
+        for job, reason, in_line in self._waiting:
+            turns[job.id] = Turn(job, ahead + 1, reason, in_line)
+            ahead += in_line
+        return turns
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._turns)
 
     def __len__(self) -> int:
-        return len(self._turns)
+        return len(self._waiting)
 
     def __getitem__(self, job_id: str) -> Verdict:
         turn = self._turns[job_id]
