@@ -31,6 +31,12 @@ class Sampling(Part):
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: list[str] = Field(default_factory=list, max_length=4)
     max_tokens: int | None = Field(default=None, ge=1, description="null: as many as the playground gives.")
+    top_logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=20,
+        description="How likely each token was, and so many of the likeliest; null: not told.",
+    )
 
 
 class Question(Part):
@@ -69,12 +75,26 @@ class Begun(Part):
     prompt_tokens: Count
 
 
+class TokenLogprob(Part):
+    """A token's text, and the natural logarithm of its probability."""
+
+    token: Annotated[str, Field(max_length=1000)]
+    logprob: float = Field(allow_inf_nan=False)
+
+
+class ChosenToken(TokenLogprob):
+    """One that was chosen, beside the likeliest of its place."""
+
+    top: Annotated[list[TokenLogprob], Field(max_length=20)]
+
+
 class Piece(Part):
     """The next characters of an answer: whole ones, and none that could still become a stop string."""
 
     type: Literal["piece"] = "piece"
     number: Count = 0
     text: Annotated[str, Field(max_length=CHUNK_CHARACTERS)]
+    logprobs: Annotated[list[ChosenToken], Field(max_length=10_000)] | None = None
 
 
 class Ended(Part):
@@ -122,7 +142,7 @@ class PlaygroundSpec(Part):
     cpu_threads: int = Field(default=1, ge=1)
     channel: int = Field(ge=0, description="File descriptor of the socket to whoever started the program.")
     adapters_kept: int = Field(default=8, ge=1, description="Beyond it the adapter used least recently is let go.")
-    answers_at_once: int = Field(default=8, ge=1, description="Each has a cache of its own; more of them wait.")
+    answers_at_once: int = Field(default=8, ge=1, description="They go through together; more wait.")
     answer_tokens: int = Field(default=1024, ge=1, description="Longest answer where a question names no length.")
     context_tokens: int = Field(default=8192, ge=1, description="Prompt and answer together, however long the base's.")
 

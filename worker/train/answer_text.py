@@ -8,11 +8,13 @@ from typing import Any, Final
 
 import torch
 
-from shared.contract.talk import Sampling
+from shared.contract.talk import ChosenToken, Sampling, TokenLogprob
 
 # What the bytes of an unfinished character are decoded to. The longest has four bytes, so four tokens at the most.
 _UNFINISHED: Final = "\ufffd"
 _LONGEST_CHARACTER: Final = 4
+# OpenAI's figure for what is out of the question; JSON has no infinity.
+_UNLIKELY: Final = -9999.0
 
 
 class Sampler:
@@ -62,6 +64,19 @@ class Sampler:
         ordered, tokens = shares_V.sort(descending=True)
         kept = max(1, int((ordered.cumsum(0) - ordered < self._sampling.top_p).sum()))
         return int(tokens[torch.multinomial(ordered[:kept], 1, generator=self._dice)])
+
+
+def chosen_token(logits_V: torch.Tensor, token: int, top: int, tokenizer: Any) -> ChosenToken:  # noqa: N803
+    """How likely the model held a token, and the `top` likeliest; before temperature, penalties and top_p."""
+    logs_V = torch.log_softmax(logits_V.float().cpu(), dim=-1)  # noqa: N806
+    values, tokens = logs_V.topk(min(top, len(logs_V)))
+    likeliest = [_logprob(tokenizer, int(one), float(value)) for one, value in zip(tokens, values, strict=True)]
+    return ChosenToken(**dict(_logprob(tokenizer, token, float(logs_V[token]))), top=likeliest)
+
+
+def _logprob(tokenizer: Any, token: int, value: float) -> TokenLogprob:
+    text = tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return TokenLogprob(token=text, logprob=max(value, _UNLIKELY))
 
 
 class Detokenizer:

@@ -1,9 +1,8 @@
 """One model that answers several questions at a time, token by token in turn.
 
-In a playground each answer has a cache of its own and passes through the model alone, so what it says does not depend
-on its company: the same question gives the same logits, whatever is asked beside it. That costs the speed of batches,
-and needs no padding, which models that carry state along the sequence do not take. Where all is asked at once, answers
-go through together: `worker/train/batched_answers.py`.
+Here an answer has a cache of its own and passes through the model by itself. Answers of a playground that speak with
+the same adapter go through together where the model can (`worker/train/joined_answers.py`), and so do those that are
+all asked at once (`worker/train/batched_answers.py`).
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from typing import Any, Final
 
 import torch
 
-from shared.contract.talk import Ended, FinishReason, Piece, Question
+from shared.contract.talk import ChosenToken, Ended, FinishReason, Piece, Question
 from shared.errors import Invalid
-from worker.train.answer_text import Detokenizer, Sampler, StopStrings
+from worker.train.answer_text import Detokenizer, Sampler, StopStrings, chosen_token
 from worker.train.chat import ChatTemplate
 
 _TEMPLATES_KEPT: Final = 64
@@ -100,9 +99,10 @@ class Answer:
         self.reason: FinishReason | None = None
         self.tokens = 0
         self.seconds: float | None = None  # from its beginning to its end, where somebody measures it
+        self.cache: Any = None  # of an answer that goes by itself; empty, it reads everything again
         self._question, self._tokenizer, self._stop_texts = question, tokenizer, stops
-        self._fresh = prompt  # tokens that the cache does not hold yet
-        self._cache: Any = None
+        self._chosen: list[int] = []
+        self._unshown: list[ChosenToken] = []  # their text is held back
         self._ends = frozenset(ends)
         self._pieces: list[str] = []
         self._sampler = Sampler(question.sampling)
@@ -117,7 +117,12 @@ class Answer:
     @property
     def is_greedy(self) -> bool:
         """Whether the next token is the likeliest, whatever was chosen before."""
-        return self._sampler.is_greedy
+        return self._sampler.is_greedy and self._question.sampling.top_logprobs is None
+
+    @property
+    def last(self) -> int:
+        """The token that was chosen last."""
+        return self._chosen[-1]
 
     def begun_anew(self) -> Answer:
         """The same answer with no token of it made."""
@@ -136,15 +141,22 @@ class Answer:
 
     def step(self, forward: Forward) -> Iterator[Piece | Ended]:
         """Choose the next token; what it adds to the text, and the end if it is the last."""
-        logits, self._cache = forward(self._fresh, self._cache)
+        fresh = [*self.prompt, *self._chosen] if self.cache is None else [self.last]
+        logits, self.cache = forward(fresh, self.cache)
+        yield from self.hear(logits)
+
+    def hear(self, logits: torch.Tensor) -> Iterator[Piece | Ended]:
+        """Choose the next token from logits of shape (V,); what it adds to the text, and the end if it is the last."""
         token = self.pick(logits)
+        self._chosen.append(token)
         text = self.add(token)
-        # Without a cache the model reads everything again.
-        self._fresh = [token] if self._cache is not None else [*self._fresh, token]
+        if self._question.sampling.top_logprobs is not None and token not in self._ends:
+            self._unshown.append(chosen_token(logits, token, self._question.sampling.top_logprobs, self._tokenizer))
         if text:
-            yield Piece(number=self.number, text=text)
+            logprobs, self._unshown = self._unshown or None, []
+            yield Piece(number=self.number, text=text, logprobs=logprobs)
         if self.reason is not None:
-            self._cache = None
+            self.cache = None
             yield Ended(number=self.number, finish_reason=self.reason, completion_tokens=self.tokens)
 
     def add(self, token: int) -> str:
@@ -222,6 +234,26 @@ class Speaker:
             options["past_key_values"] = cache
         output = self._model(input_ids=ids, use_cache=True, **options)
         return output.logits[0, -1], getattr(output, "past_key_values", None)
+
+    @torch.inference_mode()
+    def forward_rows(self, last: list[int], lengths: list[int], cache: Any) -> torch.Tensor:
+        """Logits (B, V) behind the last token of each row; the cache, with `lengths` tokens a row, takes it up."""
+        device = self._model.device
+        rows = torch.tensor(lengths, device=device)[:, None]
+        width = max(lengths)
+        mask = None  # of rows of one length: what is computed without one is also what a row computes alone
+        if min(lengths) < width:
+            mask = (torch.arange(width + 1, device=device) >= width - rows).long()
+        output = self._model(
+            input_ids=torch.tensor(last, device=device)[:, None],
+            attention_mask=mask,
+            position_ids=rows,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits_BV: torch.Tensor = output.logits[:, -1]  # noqa: N806 -- rows, vocabulary
+        return logits_BV
 
 
 _CONTEXT_NAMES: Final = ("max_position_embeddings", "n_positions", "max_seq_len")

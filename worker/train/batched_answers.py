@@ -100,7 +100,7 @@ class Batcher:
     def __init__(self, model: Any, *, pad_id: int, at_once: int) -> None:
         """`model`: the base, before adapters hide what it takes."""
         self._pad_id = pad_id
-        together = _takes_rows(model)
+        together = takes_rows(model)
         self._row_bytes = _cache_bytes_per_token(model) if together else 0
         self.at_once = at_once if together else 1
 
@@ -171,7 +171,7 @@ def _arguments(model: Any) -> set[str]:
     return set(inspect.signature(type(inner).forward).parameters)  # an instance's own may be wrapped
 
 
-def _takes_rows(model: Any) -> bool:
+def takes_rows(model: Any) -> bool:
     """Whether rows that are filled up at the left are computed as they would be alone."""
     return set(_NEEDS) <= _arguments(model) and carries_state(model) is None
 

@@ -11,7 +11,7 @@ import queue
 import socket
 import sys
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
@@ -27,7 +27,9 @@ from pydantic import BaseModel
 from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT
 from shared.contract.talk import ASKED, LINE_BYTES, Begun, Declined, Held, PlaygroundSpec, Question, Warmed, Withdrawn
 from shared.errors import TunepoolError
-from worker.train.answering import Answer, Speaker
+from worker.train.answering import Speaker
+from worker.train.batched_answers import takes_rows
+from worker.train.joined_answers import JoinedAnswers, failure
 from worker.train.memory import MAY_MEAN_MEMORY, out_of_memory_code
 from worker.train.resident import ResidentModel, load_resident
 from worker.train.stack_faults import refused_for_good
@@ -38,6 +40,8 @@ from worker.train.tokenizer import load_tokenizer_of
 TURN_TOKENS: Final = 8
 # Trainings and the API go first where they share a processor with answers.
 NICENESS: Final = 10
+
+Voice = tuple[str | None, float]  # an adapter, none for the base alone, and its scale
 
 
 class Inbox(threading.Thread):
@@ -69,15 +73,16 @@ class Playground:
         self, speaker: Speaker, model: ResidentModel, *, at_once: int, inbox: Inbox, say: Callable[[BaseModel], None]
     ) -> None:
         self._speaker, self._model, self._at_once, self._inbox, self._say = speaker, model, at_once, inbox, say
+        self._together = takes_rows(model.base)
         self._waiting: deque[Question] = deque()
-        self._answers: list[Answer] = []
+        self._voices: OrderedDict[Voice, JoinedAnswers] = OrderedDict()  # whose turn it is comes first
 
     def run(self) -> None:
         """Answer until the socket closes, or the base is spoilt."""
-        while not self._model.spoilt and self._heard(wait=not self._answers and not self._waiting):
-            while self._waiting and len(self._answers) < self._at_once:
+        while not self._model.spoilt and self._heard(wait=not self._voices and not self._waiting):
+            while self._waiting and sum(map(len, self._voices.values())) < self._at_once:
                 self._begin(self._waiting.popleft())
-            if self._answers:
+            if self._voices:
                 self._turn()
 
     def _heard(self, *, wait: bool) -> bool:
@@ -92,7 +97,9 @@ class Playground:
 
     def _forget(self, number: int) -> None:
         self._waiting = deque(question for question in self._waiting if question.number != number)
-        self._answers = [answer for answer in self._answers if answer.number != number]
+        for answers in self._voices.values():
+            answers.forget(number)
+        self._voices = OrderedDict((voice, answers) for voice, answers in self._voices.items() if answers)
 
     def _begin(self, question: Question) -> None:
         try:
@@ -102,44 +109,27 @@ class Playground:
         except TunepoolError as error:
             self._say(Declined(number=question.number, code=error.code, message=error.message, param=error.param))
         except MAY_MEAN_MEMORY as error:
-            self._say(_failure(question.number, error))
+            self._say(failure(question.number, error))
         else:
-            self._answers.append(answer)
+            voice = (question.adapter, question.scale)
+            self._voices.setdefault(voice, JoinedAnswers(together=self._together)).add(answer)
             self._say(Begun(number=question.number, prompt_tokens=prompt_tokens))
 
     def _turn(self) -> None:
-        """A few tokens for each answer that speaks with the first one's adapter; then the others are first."""
-        voice = (self._answers[0].adapter, self._answers[0].scale)
-        mine = [answer for answer in self._answers if (answer.adapter, answer.scale) == voice]
-        if voice[0] is not None and voice[0] not in self._model.held:  # let go for another's sake meanwhile
-            self._model.need(voice[0], Path(mine[0].adapter_path or ""))
+        """A few tokens for each answer of the first voice; then the others are first."""
+        voice, answers = next(iter(self._voices.items()))
+        adapter, scale = voice
+        if adapter is not None and adapter not in self._model.held:  # let go for another's sake meanwhile
+            self._model.need(adapter, Path(answers.adapter_path))
             self._say(Held(adapters=self._model.held))
-        with self._model.speaking(*voice) as model:
+        with self._model.speaking(adapter, scale) as model:
             self._speaker.use(model)
-            for _ in range(TURN_TOKENS if len(mine) < len(self._answers) else 1):
-                for answer in mine:
-                    self._step(answer)
-        others = [answer for answer in self._answers if answer not in mine]
-        self._answers = [*others, *(answer for answer in mine if answer.reason is None)]
-
-    def _step(self, answer: Answer) -> None:
-        if answer.reason is not None:
-            return
-        try:
-            for piece in answer.step(self._speaker.forward):
-                self._say(piece)
-        except MAY_MEAN_MEMORY as error:
-            answer.reason = "stop"  # there is no more of it
-            self._say(_failure(answer.number, error))
-
-
-def _failure(number: int, error: BaseException) -> Declined:
-    code = out_of_memory_code(error)
-    if code is None:
-        last = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
-        return Declined(number=number, code="generation_failed", message=f"The model failed on this prompt: {last}")
-    message = "The playground's device has no memory left for this answer. Shorten the prompt, or try again later."
-    return Declined(number=number, code=code, message=message, passing=True)
+            for _ in range(TURN_TOKENS if len(self._voices) > 1 else 1):
+                for said in answers.step(self._speaker):
+                    self._say(said)
+        self._voices.move_to_end(voice)
+        if not answers:
+            del self._voices[voice]
 
 
 def main(spec_file: Path) -> int:
@@ -163,7 +153,7 @@ def main(spec_file: Path) -> int:
                 return EXIT_DONE
             if out_of_memory_code(error) is None:
                 raise
-            say(_failure(0, error))
+            say(failure(0, error))
             return EXIT_OUT_OF_MEMORY
     return EXIT_DONE
 

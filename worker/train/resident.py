@@ -52,11 +52,12 @@ class ResidentModel:
     """A base with up to `kept` adapters in memory. One of them answers at a time.
 
     Attributes:
+        base: the model without adapters.
         spoilt: the first adapter did not load whole; the base must be loaded anew.
     """
 
     def __init__(self, base: Any, *, kept: int) -> None:
-        self._base = base
+        self.base = base
         self._kept = kept
         self._adapted: PeftModel | None = None
         self._held: OrderedDict[str, None] = OrderedDict()
@@ -92,7 +93,7 @@ class ResidentModel:
     def _load(self, key: str, folder: Path) -> None:
         if self._adapted is None:
             self.spoilt = True  # until it is through: half an adapter cannot be taken out of a base again
-            self._adapted = PeftModel.from_pretrained(self._base, str(folder), adapter_name=key).eval()
+            self._adapted = PeftModel.from_pretrained(self.base, str(folder), adapter_name=key).eval()
             self.spoilt = False
             return
         try:
@@ -113,7 +114,7 @@ class ResidentModel:
     def speaking(self, key: str | None, scale: float) -> Iterator[Any]:
         """The model as it answers with adapter `key`, its update multiplied by `scale`; the base alone for None."""
         if self._adapted is None:
-            yield self._base
+            yield self.base
             return
         if key is None:
             with self._adapted.disable_adapter():
