@@ -20,7 +20,7 @@ from api.deps import Door, door_of
 from api.errors import envelope
 from api.talk_line import TalkLine
 from api.views import completion_views as views
-from api.views.completion_views import ChatForm, TextForm
+from api.views.completion_views import ChatForm, Said, TextForm
 from api.vllm import Unserved
 from shared.contract.completions import AskedCompletion, CreateChatCompletion, CreateCompletion, PlaygroundOptions
 from shared.contract.talk import Piece, Question, Target
@@ -215,28 +215,35 @@ async def _begun(settled: Settled, *, seconds: float) -> tuple[TalkLine, int]:
 
 
 async def _whole(settled: Settled, line: TalkLine, prompt_tokens: int) -> Response:
-    parts: list[str] = []
+    parts: list[Piece] = []
     try:
         async for reply in line.rest():
             if isinstance(reply, Piece):
-                parts.append(reply.text)
+                parts.append(reply)
             else:
                 used = views.usage(prompt_tokens, reply.completion_tokens)
-                return written(settled.form.whole("".join(parts), reply.finish_reason, used))
+                return written(settled.form.whole(_all_of(parts, settled.question), reply.finish_reason, used))
     finally:
         line.close()
     raise AssertionError("an answer ends in its end or in an error")
 
 
+def _all_of(parts: Sequence[Piece], question: Question) -> Said:
+    tokens = [token for part in parts for token in part.logprobs or ()]
+    asked = question.sampling.top_logprobs is not None
+    return Said("".join(part.text for part in parts), tokens if asked else None)
+
+
 async def _stream(settled: Settled, line: TalkLine, prompt_tokens: int) -> AsyncIterator[str]:
-    form = settled.form
+    form, shown = settled.form, 0
     try:
         first = form.first()
         if first is not None:
             yield _event(first)
         async for reply in line.rest():
             if isinstance(reply, Piece):
-                yield _event(form.piece(reply.text))
+                yield _event(form.piece(Said(reply.text, reply.logprobs, offset=shown)))
+                shown += len(reply.text)
                 continue
             yield _event(form.last(reply.finish_reason))
             if settled.include_usage:

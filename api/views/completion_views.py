@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 from pydantic import Field
 
 from api.views.view import View
-from shared.contract.talk import FinishReason, Target
+from shared.contract.talk import ChosenToken, FinishReason, Target, TokenLogprob
 
 
 class CompletionUsage(View):
@@ -27,10 +29,36 @@ class AssistantMessage(View):
     refusal: None = None
 
 
+class TokenLogprobView(View):
+    """A token, and the natural logarithm of its probability; -9999 for one out of the question."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None = Field(description="Its text as UTF-8; null where it is part of a character.")
+
+
+class ChosenTokenView(TokenLogprobView):
+    top_logprobs: list[TokenLogprobView]
+
+
+class ChatLogprobs(View):
+    content: list[ChosenTokenView]
+    refusal: None = None
+
+
+class TextLogprobs(View):
+    """The older route's form: one entry a token in each list."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]] | None
+    text_offset: list[int]
+
+
 class ChatChoice(View):
     index: Literal[0] = 0
     message: AssistantMessage
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: FinishReason
 
 
@@ -53,7 +81,7 @@ class Delta(View):
 class ChunkChoice(View):
     index: Literal[0] = 0
     delta: Delta
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: FinishReason | None = None
 
 
@@ -72,7 +100,7 @@ class ChatCompletionChunk(View):
 class TextChoice(View):
     index: Literal[0] = 0
     text: str
-    logprobs: None = None
+    logprobs: TextLogprobs | None = None
     finish_reason: FinishReason | None
 
 
@@ -107,6 +135,15 @@ def usage(prompt_tokens: int, completion_tokens: int) -> CompletionUsage:
 
 
 @dataclass(frozen=True)
+class Said:
+    """Text of an answer, a piece or the whole. `logprobs`: of its tokens, where asked for; `offset`: its place."""
+
+    text: str
+    logprobs: Sequence[ChosenToken] | None = None
+    offset: int = 0
+
+
+@dataclass(frozen=True)
 class ChatForm:
     """How the chat route writes an answer."""
 
@@ -115,15 +152,16 @@ class ChatForm:
     model: str
     system_fingerprint: str
 
-    def whole(self, text: str, reason: FinishReason, used: CompletionUsage) -> View:
-        choice = ChatChoice(message=AssistantMessage(content=text), finish_reason=reason)
+    def whole(self, said: Said, reason: FinishReason, used: CompletionUsage) -> View:
+        message = AssistantMessage(content=said.text)
+        choice = ChatChoice(message=message, logprobs=_of_chat(said.logprobs), finish_reason=reason)
         return ChatCompletion(**self._head, choices=[choice], usage=used)
 
     def first(self) -> str | None:
         return self._chunk([ChunkChoice(delta=Delta(role="assistant", content=""))])
 
-    def piece(self, text: str) -> str:
-        return self._chunk([ChunkChoice(delta=Delta(content=text))])
+    def piece(self, said: Said) -> str:
+        return self._chunk([ChunkChoice(delta=Delta(content=said.text), logprobs=_of_chat(said.logprobs))])
 
     def last(self, reason: FinishReason) -> str:
         return self._chunk([ChunkChoice(delta=Delta(), finish_reason=reason)])
@@ -152,14 +190,16 @@ class TextForm:
     model: str
     system_fingerprint: str
 
-    def whole(self, text: str, reason: FinishReason, used: CompletionUsage) -> View:
-        return self._made([TextChoice(text=text, finish_reason=reason)], used)
+    def whole(self, said: Said, reason: FinishReason, used: CompletionUsage) -> View:
+        choice = TextChoice(text=said.text, logprobs=_of_text(said.logprobs, said.offset), finish_reason=reason)
+        return self._made([choice], used)
 
     def first(self) -> str | None:
         return None
 
-    def piece(self, text: str) -> str:
-        return self._chunk([TextChoice(text=text, finish_reason=None)])
+    def piece(self, said: Said) -> str:
+        choice = TextChoice(text=said.text, logprobs=_of_text(said.logprobs, said.offset), finish_reason=None)
+        return self._chunk([choice])
 
     def last(self, reason: FinishReason) -> str:
         return self._chunk([TextChoice(text="", finish_reason=reason)])
@@ -173,6 +213,40 @@ class TextForm:
     def _chunk(self, choices: list[TextChoice], used: CompletionUsage | None = None) -> str:
         made = self._made(choices, used)
         return as_json(made.model_dump(mode="json", exclude={"usage"} if used is None else None))
+
+
+def _of_chat(tokens: Sequence[ChosenToken] | None) -> ChatLogprobs | None:
+    if tokens is None:
+        return None
+    return ChatLogprobs(
+        content=[
+            ChosenTokenView(**_viewed(one), top_logprobs=[TokenLogprobView(**_viewed(other)) for other in one.top])
+            for one in tokens
+        ]
+    )
+
+
+def _viewed(one: TokenLogprob) -> dict[str, Any]:
+    part_of_a_character = "\ufffd" in one.token
+    return {
+        "token": one.token,
+        "logprob": one.logprob,
+        "bytes": None if part_of_a_character else list(one.token.encode("utf-8", "replace")),
+    }
+
+
+def _of_text(tokens: Sequence[ChosenToken] | None, offset: int) -> TextLogprobs | None:
+    if tokens is None:
+        return None
+    starts = list(accumulate((len(one.token) for one in tokens), initial=offset))
+    return TextLogprobs(
+        tokens=[one.token for one in tokens],
+        token_logprobs=[one.logprob for one in tokens],
+        top_logprobs=[{other.token: other.logprob for other in one.top} for one in tokens]
+        if any(one.top for one in tokens)
+        else None,
+        text_offset=starts[:-1],
+    )
 
 
 def as_json(document: dict[str, Any]) -> str:

@@ -74,18 +74,22 @@ class AskedCompletion(Part):
     tunepool: PlaygroundOptions = PlaygroundOptions()
     n: Refused = None
     logit_bias: Refused = None
-    logprobs: Refused = None
 
     def sampling(self) -> Sampling:
         """How to choose tokens; what was left out or null has OpenAI's default."""
         names = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "seed")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return Sampling(**given, stop=stop, max_tokens=self.longest)
+        return Sampling(**given, stop=stop, max_tokens=self.longest, top_logprobs=self.likeliest)
 
     @property
     def longest(self) -> int | None:
         return self.max_tokens
+
+    @property
+    def likeliest(self) -> int | None:
+        """How many likely tokens are told beside each chosen one; None: nothing is told of tokens."""
+        return None
 
     def must_be_possible(self) -> None:
         """Raises Invalid (`unsupported_parameter`) for the first field that asks for what no playground does."""
@@ -117,7 +121,8 @@ class CreateChatCompletion(AskedCompletion):
     store: Refused = None
     tool_choice: Refused = None
     tools: Refused = None
-    top_logprobs: Refused = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(default=None, description="With logprobs: true.")
     verbosity: Refused = None
     web_search_options: Refused = None
 
@@ -125,8 +130,14 @@ class CreateChatCompletion(AskedCompletion):
     def longest(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
+    @property
+    def likeliest(self) -> int | None:
+        return self.top_logprobs or 0 if self.logprobs else None
+
     def must_be_possible(self) -> None:
         super().must_be_possible()
+        if self.top_logprobs and not self.logprobs:
+            raise Invalid("'top_logprobs' is for answers with logprobs; set logprobs to true.", param="top_logprobs")
         for place, message in enumerate(self.messages):
             for name in ("annotations", "audio", "function_call", "tool_calls"):
                 if getattr(message, name):
@@ -139,7 +150,14 @@ class CreateCompletion(AskedCompletion):
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)]
     best_of: Refused = None
     echo: Refused = None
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = Field(
+        default=None, description="How likely each token was, beside so many of the likeliest."
+    )
     suffix: Refused = None
+
+    @property
+    def likeliest(self) -> int | None:
+        return self.logprobs
 
     @property
     def text(self) -> str:
@@ -161,8 +179,6 @@ _HARMLESS: Final[dict[str, Callable[[Any], bool]]] = {
     "echo": _nothing,
     "suffix": _nothing,
     "logit_bias": _nothing,
-    "logprobs": _nothing,
-    "top_logprobs": _nothing,
     "audio": _nothing,
     "function_call": _among("none", "auto"),
     "functions": _nothing,
