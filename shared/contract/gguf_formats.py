@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final, Literal
 
 GgufFormat = Literal["gguf", "gguf_lora"]
-GgufQuantization = Literal["f32", "f16", "bf16", "q8_0", "q5_0", "q4_0"]
+GgufQuantization = Literal["f32", "f16", "bf16", "q8_0", "q5_0", "q4_0", "q4_k_m"]
 
 # First entry of config.json's `architectures` -> what llama.cpp calls it.
 ARCHITECTURES: Final[dict[str, str]] = {
@@ -28,4 +28,5 @@ BITS: Final[dict[GgufQuantization, float]] = {
     "q8_0": 8.5,
     "q5_0": 5.5,
     "q4_0": 4.5,
+    "q4_k_m": 5.0,  # most in 4.5, a part in 6.6; narrow rows in 5.5 and 8.5
 }

@@ -106,7 +106,7 @@ def off(answer: torch.Tensor, expected: torch.Tensor) -> float:
 # By how much logits of this model may be off: the step of the format beside the spread of a block, over two layers.
 @pytest.mark.parametrize(
     ("quantization", "most"),
-    [("f32", 1e-5), ("f16", 2e-3), ("bf16", 2e-2), ("q8_0", 3e-2), ("q5_0", 0.2), ("q4_0", 0.4)],
+    [("f32", 1e-5), ("f16", 2e-3), ("bf16", 2e-2), ("q8_0", 3e-2), ("q5_0", 0.2), ("q4_0", 0.4), ("q4_k_m", 0.2)],
 )
 def test_a_model_read_back_from_gguf_answers_as_the_tuned_one_within_the_error_of_the_format(
     base: Path, adapter: Path, tmp_path: Path, quantization: str, most: float
@@ -118,6 +118,24 @@ def test_a_model_read_back_from_gguf_answers_as_the_tuned_one_within_the_error_o
     expected = logits(tuned(base, adapter))
     assert off(answer, expected) < most
     assert off(logits(load(base)), expected) > 0.4, "the adapter matters more than any format"
+
+
+WIDE_SHAPE: Final = {**SHAPE, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8}
+
+
+def test_q4_k_m_has_the_formats_of_llama_cpps_own_mix_and_answers_within_their_error(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", LlamaConfig(**WIDE_SHAPE))
+    adapter = make_adapter(base, tmp_path / "adapter", seed=1)
+
+    made = make(tmp_path, base=base, adapter=adapter, quantization="q4_k_m")
+
+    reader = gguf.GGUFReader(made / "model-q4_k_m.gguf")
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    wide = [f"blk.{layer}.{part}.weight" for layer in (0, 3, 6, 7) for part in ("attn_v", "ffn_down")]
+    assert {name for name, kind in kinds.items() if kind == "Q6_K"} == {"output.weight", *wide}
+    assert {kind for name, kind in kinds.items() if kind not in {"Q6_K", "Q4_K"}} == {"F32"}
+    assert all("norm" in name for name, kind in kinds.items() if kind == "F32")
+    assert off(logits(read_back(made / "model-q4_k_m.gguf")), logits(tuned(base, adapter))) < 0.5
 
 
 FAMILIES: Final = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import gguf
+import libgguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Kind
@@ -15,6 +16,7 @@ from gguf.quants import quantize
 
 from shared.contract.gguf_formats import GgufQuantization
 from shared.errors import Invalid
+from worker.train.gguf_mix import q4_k_m
 
 KINDS: Final[dict[GgufQuantization, Kind]] = {
     "f32": Kind.F32,
@@ -23,6 +25,7 @@ KINDS: Final[dict[GgufQuantization, Kind]] = {
     "q8_0": Kind.Q8_0,
     "q5_0": Kind.Q5_0,
     "q4_0": Kind.Q4_0,
+    "q4_k_m": Kind.Q4_K,
 }
 FILE_TYPES: Final[dict[GgufQuantization, gguf.LlamaFileType]] = {
     "f32": gguf.LlamaFileType.ALL_F32,
@@ -31,7 +34,9 @@ FILE_TYPES: Final[dict[GgufQuantization, gguf.LlamaFileType]] = {
     "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
     "q5_0": gguf.LlamaFileType.MOSTLY_Q5_0,
     "q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
+    "q4_k_m": gguf.LlamaFileType.MOSTLY_Q4_K_M,
 }
+_K_KINDS: Final = frozenset({Kind.Q4_K, Kind.Q6_K})  # read by the gguf package, and written by libgguf
 # llama.cpp turns neighbouring pairs where transformers turns the two halves of a head.
 _TURNED: Final = frozenset({"llama", "granite"})
 _QUERY, _KEY = re.compile(r"\.q_proj\.(weight|bias)$"), re.compile(r"\.k_proj\.(weight|bias)$")
@@ -104,7 +109,7 @@ def write_tensors(writer: gguf.GGUFWriter, pieces: list[GgufTensor], quantizatio
     Raises:
         Invalid: `quantization_too_narrow`, a weight is larger than f16 can say.
     """
-    kinds = [_kind(piece, KINDS[quantization]) for piece in pieces]
+    kinds = _kinds(pieces, quantization)
     for piece, kind in zip(pieces, kinds, strict=True):
         size = gguf.quant_shape_to_byte_shape(piece.shape, kind)
         # The shape is given in numbers, and numpy's type says so.
@@ -119,17 +124,29 @@ def write_tensors(writer: gguf.GGUFWriter, pieces: list[GgufTensor], quantizatio
         writer.close()
 
 
-def _kind(piece: GgufTensor, wanted: Kind) -> Kind:
+def _kinds(pieces: list[GgufTensor], quantization: GgufQuantization) -> list[Kind]:
     """Norms and biases stay float32, as llama.cpp's code for them expects; what has no whole blocks becomes f16."""
-    if len(piece.shape) < 2 or wanted is Kind.F32:
-        return Kind.F32
-    kind = Kind.Q8_0 if piece.name in _WIDE and wanted in {Kind.Q4_0, Kind.Q5_0} else wanted
-    block, _ = gguf.GGML_QUANT_SIZES[kind]
-    return kind if piece.shape[-1] % block == 0 else Kind.F16
+    layers = 1 + max((int(piece.name.split(".")[1]) for piece in pieces if piece.name.startswith("blk.")), default=-1)
+    tied = all(piece.name != "output.weight" for piece in pieces)
+
+    def kind(piece: GgufTensor) -> Kind:
+        wanted = KINDS[quantization]
+        if len(piece.shape) < 2 or wanted is Kind.F32:
+            return Kind.F32
+        if wanted is Kind.Q4_K:
+            wanted = q4_k_m(piece.name, piece.shape[-1], layers=layers, tied=tied)
+        elif piece.name in _WIDE and wanted in {Kind.Q4_0, Kind.Q5_0}:
+            wanted = Kind.Q8_0
+        block, _ = gguf.GGML_QUANT_SIZES[wanted]
+        return wanted if piece.shape[-1] % block == 0 else Kind.F16
+
+    return [kind(piece) for piece in pieces]
 
 
 def _stored(piece: GgufTensor, kind: Kind) -> np.ndarray[Any, Any]:
     values = piece.values()
+    if kind in _K_KINDS:
+        return libgguf.quantize_rows(values, int(kind))
     with np.errstate(over="ignore"):
         stored = quantize(values, kind)
     if kind is Kind.F16 and not np.isfinite(stored).all():

@@ -33,7 +33,7 @@ def export(  # noqa: PLR0917 -- typer makes options of them
         Format, typer.Option("--format", help="gguf: the merged model. gguf-lora: the adapter alone.")
     ] = "gguf",
     quantization: Annotated[
-        str | None, typer.Option(help="f32, f16, bf16, q8_0, q5_0 or q4_0. Left out: q8_0, of gguf-lora f16.")
+        str | None, typer.Option(help="f32, f16, bf16, q8_0, q5_0, q4_0 or q4_k_m. Left out: q8_0, of gguf-lora f16.")
     ] = None,
     onto: Annotated[
         Onto | None, typer.Option(help="Weights to merge into; after qlora and qdora it must be said.")
