@@ -11,7 +11,7 @@ import structlog
 from fastapi import Request
 from pydantic import ValidationError
 
-from shared.contract.talk import LINE_BYTES, SAID, Begun, Call, Declined, Ended, Piece, Question, Target
+from shared.contract.talk import LINE_BYTES, SAID, Begun, Call, Called, Declined, Ended, Piece, Question, Target
 from shared.errors import Invalid, NotYet, TunepoolError
 from shared.fleet.playgrounds import Address
 
@@ -46,17 +46,17 @@ class TalkLine:
             raise _lost()
         return reply
 
-    async def rest(self) -> AsyncIterator[Piece | Ended]:
+    async def rest(self) -> AsyncIterator[Piece | Called | Ended]:
         """The answer, piece by piece, and its end. Raises NotYet, Invalid: it ends here."""
         while True:
             reply = await self._next()
-            if not isinstance(reply, Piece | Ended):
+            if not isinstance(reply, Piece | Called | Ended):
                 raise _lost()
             yield reply
             if isinstance(reply, Ended):
                 return
 
-    async def _next(self) -> Begun | Piece | Ended:
+    async def _next(self) -> Begun | Piece | Called | Ended:
         try:
             line = await self._reader.readline()
             reply = SAID.validate_json(line)

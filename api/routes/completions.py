@@ -14,7 +14,6 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from api import talk_line, vllm_answers
-from api.answers import written
 from api.body import parse, raw_body
 from api.deps import Door, door_of
 from api.errors import envelope
@@ -23,7 +22,7 @@ from api.views import completion_views as views
 from api.views.completion_views import ChatForm, Said, TextForm
 from api.vllm import Unserved
 from shared.contract.completions import AskedCompletion, CreateChatCompletion, CreateCompletion, PlaygroundOptions
-from shared.contract.talk import Piece, Question, Target
+from shared.contract.talk import Called, Piece, Question, Target, ToolCall
 from shared.errors import Invalid, TunepoolError
 from shared.fleet import playgrounds
 from shared.fleet.playgrounds import Address
@@ -69,6 +68,7 @@ class Settled:
     form: Form
     stream: bool
     include_usage: bool
+    one_call: bool  # of an answer's calls only the first is told
 
 
 Reading = Callable[[Door, bytes, str], Settled]
@@ -96,8 +96,14 @@ async def create_completion(request: Request) -> Response:
 
 def _chat(door: Door, body: bytes, project_id: str) -> Settled:
     asked = _parsed(body, CreateChatCompletion)
-    question = _question(asked, messages=[message.plain() for message in asked.messages])
-    return _settled(door, asked, question, form=ChatForm, prefix="chatcmpl-", project_id=project_id)
+    question = _question(
+        asked,
+        messages=[message.plain() for message in asked.messages],
+        tools=asked.offered,
+        read_calls=asked.is_about_tools,
+    )
+    one_call = asked.parallel_tool_calls is False
+    return _settled(door, asked, question, form=ChatForm, prefix="chatcmpl-", project_id=project_id, one_call=one_call)
 
 
 def _text(door: Door, body: bytes, project_id: str) -> Settled:
@@ -127,6 +133,7 @@ def _settled(
     form: type[ChatForm | TextForm],
     prefix: str,
     project_id: str,
+    one_call: bool = False,
 ) -> Settled:
     catalogue = door.catalogue
     with door.session() as session:
@@ -145,6 +152,7 @@ def _settled(
         form=form(new_id(prefix), int(time.time()), asked.model, views.fingerprint(target)),
         stream=bool(asked.stream),
         include_usage=asked.stream_options is not None and asked.stream_options.include_usage,
+        one_call=one_call,
     )
 
 
@@ -216,22 +224,31 @@ async def _begun(settled: Settled, *, seconds: float) -> tuple[TalkLine, int]:
 
 async def _whole(settled: Settled, line: TalkLine, prompt_tokens: int) -> Response:
     parts: list[Piece] = []
+    calls: Sequence[ToolCall] = ()
     try:
         async for reply in line.rest():
             if isinstance(reply, Piece):
                 parts.append(reply)
+            elif isinstance(reply, Called):
+                calls = _told(reply, settled)
             else:
                 used = views.usage(prompt_tokens, reply.completion_tokens)
-                return written(settled.form.whole(_all_of(parts, settled.question), reply.finish_reason, used))
+                said = _all_of(parts, settled.question, calls)
+                whole = settled.form.whole(said, reply.finish_reason, used)
+                return Response(whole, media_type="application/json")
     finally:
         line.close()
     raise AssertionError("an answer ends in its end or in an error")
 
 
-def _all_of(parts: Sequence[Piece], question: Question) -> Said:
+def _told(called: Called, settled: Settled) -> Sequence[ToolCall]:
+    return called.calls[:1] if settled.one_call else called.calls
+
+
+def _all_of(parts: Sequence[Piece], question: Question, calls: Sequence[ToolCall]) -> Said:
     tokens = [token for part in parts for token in part.logprobs or ()]
     asked = question.sampling.top_logprobs is not None
-    return Said("".join(part.text for part in parts), tokens if asked else None)
+    return Said("".join(part.text for part in parts), tokens if asked else None, calls=calls)
 
 
 async def _stream(settled: Settled, line: TalkLine, prompt_tokens: int) -> AsyncIterator[str]:
@@ -244,6 +261,9 @@ async def _stream(settled: Settled, line: TalkLine, prompt_tokens: int) -> Async
             if isinstance(reply, Piece):
                 yield _event(form.piece(Said(reply.text, reply.logprobs, offset=shown)))
                 shown += len(reply.text)
+                continue
+            if isinstance(reply, Called):
+                yield _event(form.called(_told(reply, settled)))
                 continue
             yield _event(form.last(reply.finish_reason))
             if settled.include_usage:

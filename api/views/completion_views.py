@@ -12,7 +12,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from api.views.view import View
-from shared.contract.talk import ChosenToken, FinishReason, Target, TokenLogprob
+from shared.contract.talk import ChosenToken, FinishReason, Target, TokenLogprob, ToolCall
+from shared.ids import new_id
 
 
 class CompletionUsage(View):
@@ -23,10 +24,26 @@ class CompletionUsage(View):
     total_tokens: int
 
 
+class FunctionCallView(View):
+    name: str
+    arguments: str = Field(description="JSON text. The model wrote it; it may not keep to the tool's schema.")
+
+
+class ToolCallView(View):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCallView
+
+
+class ToolCallDelta(ToolCallView):
+    index: int
+
+
 class AssistantMessage(View):
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None = Field(description="null where the answer is calls of tools alone.")
     refusal: None = None
+    tool_calls: list[ToolCallView] | None = None
 
 
 class TokenLogprobView(View):
@@ -76,6 +93,7 @@ class Delta(View):
     role: Literal["assistant"] | None = None
     content: str | None = None
     refusal: None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChunkChoice(View):
@@ -136,11 +154,12 @@ def usage(prompt_tokens: int, completion_tokens: int) -> CompletionUsage:
 
 @dataclass(frozen=True)
 class Said:
-    """Text of an answer, a piece or the whole. `logprobs`: of its tokens, where asked for; `offset`: its place."""
+    """What an answer says, a piece or the whole. `logprobs`: of its tokens, where asked for; `offset`: its place."""
 
     text: str
     logprobs: Sequence[ChosenToken] | None = None
     offset: int = 0
+    calls: Sequence[ToolCall] = ()
 
 
 @dataclass(frozen=True)
@@ -152,16 +171,23 @@ class ChatForm:
     model: str
     system_fingerprint: str
 
-    def whole(self, said: Said, reason: FinishReason, used: CompletionUsage) -> View:
-        message = AssistantMessage(content=said.text)
+    def whole(self, said: Said, reason: FinishReason, used: CompletionUsage) -> str:
+        calls = [ToolCallView(**_called(call)) for call in said.calls]
+        message = AssistantMessage(content=said.text or (None if calls else ""), tool_calls=calls or None)
         choice = ChatChoice(message=message, logprobs=_of_chat(said.logprobs), finish_reason=reason)
-        return ChatCompletion(**self._head, choices=[choice], usage=used)
+        made = ChatCompletion(**self._head, choices=[choice], usage=used)
+        without = {"choices": {0: {"message": {"tool_calls"}}}}  # OpenAI's types know no null there
+        return made.model_dump_json(exclude=None if calls else without)
 
     def first(self) -> str | None:
         return self._chunk([ChunkChoice(delta=Delta(role="assistant", content=""))])
 
     def piece(self, said: Said) -> str:
         return self._chunk([ChunkChoice(delta=Delta(content=said.text), logprobs=_of_chat(said.logprobs))])
+
+    def called(self, calls: Sequence[ToolCall]) -> str:
+        told = [ToolCallDelta(index=index, **_called(call)) for index, call in enumerate(calls)]
+        return self._chunk([ChunkChoice(delta=Delta(tool_calls=told))])
 
     def last(self, reason: FinishReason) -> str:
         return self._chunk([ChunkChoice(delta=Delta(), finish_reason=reason)])
@@ -190,9 +216,9 @@ class TextForm:
     model: str
     system_fingerprint: str
 
-    def whole(self, said: Said, reason: FinishReason, used: CompletionUsage) -> View:
+    def whole(self, said: Said, reason: FinishReason, used: CompletionUsage) -> str:
         choice = TextChoice(text=said.text, logprobs=_of_text(said.logprobs, said.offset), finish_reason=reason)
-        return self._made([choice], used)
+        return self._made([choice], used).model_dump_json()
 
     def first(self) -> str | None:
         return None
@@ -200,6 +226,9 @@ class TextForm:
     def piece(self, said: Said) -> str:
         choice = TextChoice(text=said.text, logprobs=_of_text(said.logprobs, said.offset), finish_reason=None)
         return self._chunk([choice])
+
+    def called(self, calls: Sequence[ToolCall]) -> str:
+        raise AssertionError("the older route offers no tools")
 
     def last(self, reason: FinishReason) -> str:
         return self._chunk([TextChoice(text="", finish_reason=reason)])
@@ -213,6 +242,10 @@ class TextForm:
     def _chunk(self, choices: list[TextChoice], used: CompletionUsage | None = None) -> str:
         made = self._made(choices, used)
         return as_json(made.model_dump(mode="json", exclude={"usage"} if used is None else None))
+
+
+def _called(call: ToolCall) -> dict[str, Any]:
+    return {"id": new_id("call_"), "function": FunctionCallView(name=call.name, arguments=call.arguments)}
 
 
 def _of_chat(tokens: Sequence[ChosenToken] | None) -> ChatLogprobs | None:

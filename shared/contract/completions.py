@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from shared.contract.spec import Part
 from shared.contract.talk import Sampling
@@ -17,6 +17,7 @@ from shared.errors import Invalid
 
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=300)]
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+ToolName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 Refused = Annotated[Any, Field(description="Refused by name unless it asks for nothing.")]
 
 
@@ -27,22 +28,78 @@ class TextPart(Part):
     text: str
 
 
+class CalledFunction(Part):
+    name: ToolName
+    arguments: Annotated[str, StringConstraints(max_length=1_000_000)] = Field(description="JSON text.")
+
+
+class EarlierCall(Part):
+    """A call of a tool in an earlier answer."""
+
+    id: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class OfferedFunction(Part):
+    name: ToolName
+    description: Annotated[str, StringConstraints(max_length=100_000)] | None = None
+    parameters: dict[str, Any] | None = None
+    strict: Refused = None
+
+
+class OfferedTool(Part):
+    """A function that the model may ask to be called."""
+
+    type: Literal["function"]
+    function: OfferedFunction
+
+    def plain(self) -> dict[str, Any]:
+        """As a chat template reads it."""
+        function = self.function.model_dump(exclude={"strict"}, exclude_none=True)
+        return {"type": "function", "function": {"parameters": {"type": "object", "properties": {}}, **function}}
+
+
 class ChatTurn(Part):
     """A message of the conversation so far."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = Field(default=None, description="null only of an answer with calls.")
     name: str | None = None
     refusal: None = None
     annotations: Refused = None
     audio: Refused = None
     function_call: Refused = None
-    tool_calls: Refused = None
+    tool_calls: Annotated[list[EarlierCall], Field(max_length=128)] | None = None
+    tool_call_id: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = Field(
+        default=None, description="Of a message of role tool: the call whose result it holds."
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> ChatTurn:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("a message needs content; only an answer with tool_calls may have none")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("only messages of role assistant have tool_calls")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError("tool_call_id belongs to a message of role tool, and to no other")
+        return self
+
+    @property
+    def of_tools(self) -> bool:
+        """Whether it calls tools or holds a result of one."""
+        return bool(self.tool_calls) or self.role == "tool"
 
     def plain(self) -> dict[str, Any]:
         """As a chat template reads it; `developer` is what OpenAI calls `system` since 2024."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        content = self.content or ""
+        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        if self.tool_calls:
+            message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        return message
 
 
 class StreamOptions(Part):
@@ -113,14 +170,16 @@ class CreateChatCompletion(AskedCompletion):
     functions: Refused = None
     metadata: Refused = None
     modalities: Refused = None
-    parallel_tool_calls: Refused = None
+    parallel_tool_calls: bool | None = Field(default=None, description="false: the first call of an answer alone.")
     prediction: Refused = None
     reasoning_effort: Refused = None
     response_format: Refused = None
     service_tier: Refused = None
     store: Refused = None
     tool_choice: Refused = None
-    tools: Refused = None
+    tools: Annotated[list[OfferedTool], Field(max_length=128)] | None = Field(
+        default=None, description="Where the model's chat template writes tools, and calls in a form that is read."
+    )
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(default=None, description="With logprobs: true.")
     verbosity: Refused = None
@@ -139,9 +198,21 @@ class CreateChatCompletion(AskedCompletion):
         if self.top_logprobs and not self.logprobs:
             raise Invalid("'top_logprobs' is for answers with logprobs; set logprobs to true.", param="top_logprobs")
         for place, message in enumerate(self.messages):
-            for name in ("annotations", "audio", "function_call", "tool_calls"):
+            for name in ("annotations", "audio", "function_call"):
                 if getattr(message, name):
                     raise _unsupported(f"messages.{place}.{name}")
+        for place, tool in enumerate(self.tools or ()):
+            if tool.function.strict:  # nothing here makes a model keep to a tool's schema
+                raise _unsupported(f"tools.{place}.function.strict")
+
+    @property
+    def offered(self) -> list[dict[str, Any]] | None:
+        """The tools that the model is told of."""
+        return [tool.plain() for tool in self.tools] if self.tools and self.tool_choice != "none" else None
+
+    @property
+    def is_about_tools(self) -> bool:
+        return self.offered is not None or any(message.of_tools for message in self.messages)
 
 
 class CreateCompletion(AskedCompletion):
@@ -184,14 +255,12 @@ _HARMLESS: Final[dict[str, Callable[[Any], bool]]] = {
     "functions": _nothing,
     "metadata": _nothing,
     "modalities": _among(["text"]),
-    "parallel_tool_calls": lambda value: isinstance(value, bool),
     "prediction": _nothing,
     "reasoning_effort": _among("none"),
     "response_format": _among({"type": "text"}),
     "service_tier": _among("auto", "default"),
     "store": _nothing,
     "tool_choice": _among("none", "auto"),
-    "tools": _nothing,
     "verbosity": _nothing,
     "web_search_options": _nothing,
 }

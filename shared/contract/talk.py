@@ -18,7 +18,7 @@ from shared.contract.spec import BaseModelRef, DeviceKind, Dtype, Part, Quantiza
 LINE_BYTES: Final = 8 * 1024 * 1024
 CHUNK_CHARACTERS: Final = 1024 * 1024
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class Sampling(Part):
@@ -49,6 +49,7 @@ class Question(Part):
     scale: float = Field(default=1.0, description="Multiplies the adapter's update.")
     messages: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
+    read_calls: bool = Field(default=False, description="Tell calls of `tools` apart from the text of the answer.")
     text: str | None = None
     chat_template: str | None = Field(default=None, description="Of the adapter's job; null: the base model's own.")
     sampling: Sampling = Sampling()
@@ -97,6 +98,21 @@ class Piece(Part):
     logprobs: Annotated[list[ChosenToken], Field(max_length=10_000)] | None = None
 
 
+class ToolCall(Part):
+    """A call of a tool. `arguments` is JSON text, as at OpenAI."""
+
+    name: Annotated[str, Field(max_length=200)]
+    arguments: Annotated[str, Field(max_length=CHUNK_CHARACTERS)]
+
+
+class Called(Part):
+    """The calls of an answer, behind its text."""
+
+    type: Literal["called"] = "called"
+    number: Count = 0
+    calls: Annotated[list[ToolCall], Field(min_length=1, max_length=1000)]
+
+
 class Ended(Part):
     """An answer is complete. `completion_tokens` counts every token that was chosen, an end token too."""
 
@@ -124,7 +140,7 @@ class Held(Part):
     adapters: Annotated[list[Text], Field(max_length=1000)]
 
 
-Answered = Begun | Piece | Ended | Declined
+Answered = Begun | Piece | Called | Ended | Declined
 Said = Annotated[Warmed | Held | Answered, Field(discriminator="type")]
 SAID: Final[TypeAdapter[Warmed | Held | Answered]] = TypeAdapter(Said)
 ASKED: Final[TypeAdapter[Question | Withdrawn]] = TypeAdapter(

@@ -83,17 +83,21 @@ class Detokenizer:
     """Turns tokens into text as they come, whole characters only.
 
     A token's text depends on those before it, so a few are decoded together and what they add is given out (the way of
-    Text Generation Inference). Control tokens are left out.
+    Text Generation Inference).
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, hidden: frozenset[int] | None = None) -> None:
+        """`hidden`: tokens that are left out; None: the tokenizer's control tokens."""
         self._tokenizer = tokenizer
+        self._hidden = hidden
         self._tokens: list[int] = []
         self._context = 0  # tokens from here on are decoded again, for what comes to depend on them
         self._shown = 0
 
     def push(self, token: int) -> str:
         """What became readable with this token; empty while a character is unfinished."""
+        if self._hidden is not None and token in self._hidden:
+            return ""
         self._tokens.append(token)
         before, now = self._decoded()
         waits = len(self._tokens) - self._shown < _LONGEST_CHARACTER and now.endswith(_UNFINISHED)
@@ -112,7 +116,9 @@ class Detokenizer:
         return self._text(window[: self._shown - self._context]), self._text(window)
 
     def _text(self, tokens: list[int]) -> str:
-        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text: str = self._tokenizer.decode(
+            tokens, skip_special_tokens=self._hidden is None, clean_up_tokenization_spaces=False
+        )
         return text
 
 

@@ -13,10 +13,12 @@ from typing import Any, Final
 
 import torch
 
-from shared.contract.talk import ChosenToken, Ended, FinishReason, Piece, Question
+from shared.contract.talk import Called, ChosenToken, Ended, FinishReason, Piece, Question, ToolCall
 from shared.errors import Invalid
 from worker.train.answer_text import Detokenizer, Sampler, StopStrings, chosen_token
+from worker.train.call_format import CallFormat, CallReader, learnt_format
 from worker.train.chat import ChatTemplate
+from worker.train.written import lost
 
 _TEMPLATES_KEPT: Final = 64
 
@@ -34,6 +36,7 @@ class Prompts:
         tokenizer.backend_tokenizer.no_padding()
         self._ends = frozenset(ends)
         self._templates: dict[str | None, ChatTemplate] = {}
+        self._call_formats: dict[str | None, CallFormat | None] = {}
 
     def tokens(self, question: Question) -> list[int]:
         """The prompt of a question. Raises Invalid when the template fails on its messages, or nothing is left."""
@@ -43,6 +46,7 @@ class Prompts:
             template = self._template(question.chat_template)
             messages = [template.prepared(message) for message in question.messages]
             text = template.render(messages, tools=question.tools, prompt_only=True)
+            _refuse_lost_tools(messages, question, text)
             tokens = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         if not tokens:
             raise Invalid("The prompt is empty; write something to go on from.", param="prompt")
@@ -59,6 +63,35 @@ class Prompts:
             last = next((token for token in template.ends if end.endswith(token)), first)
             return self._ends | {self._tokenizer.convert_tokens_to_ids(last)}, []
         return self._ends, [end] if end else []
+
+    def call_reader(self, question: Question) -> CallReader | None:
+        """What tells calls apart from an answer's text; None where none are offered.
+
+        Raises:
+            Invalid: `unsupported_parameter`, the template writes no calls, or in a way that is not read.
+        """
+        if not question.read_calls or not question.tools:
+            return None
+        template = self._template(question.chat_template)
+        if question.chat_template not in self._call_formats:
+            self._call_formats[question.chat_template] = learnt_format(template)
+        form = self._call_formats[question.chat_template]
+        if form is None:
+            raise Invalid(
+                "The chat template of this model writes no calls of tools, or in a form that is not read here. Leave "
+                "'tools' out, or describe them in a message.",
+                param="tools",
+                code="unsupported_parameter",
+            )
+        return CallReader(form, {tool["function"]["name"] for tool in question.tools})
+
+    def hidden(self, question: Question) -> frozenset[int] | None:
+        """Control tokens that are no text of an answer; None: all. Those that calls are written with are read."""
+        form = self._call_formats.get(question.chat_template) if question.read_calls and question.tools else None
+        if form is None:
+            return None
+        controls = [token for token in self._template(question.chat_template).ends if token not in form.written]
+        return frozenset(self._tokenizer.convert_tokens_to_ids(controls))
 
     def _template(self, text: str | None) -> ChatTemplate:
         self._tokenizer.chat_template = text or self._own_template
@@ -89,7 +122,10 @@ class Answer:
         stops: list[str],
         limit: int,
         tokenizer: Any,
+        reader: CallReader | None = None,
+        hidden: frozenset[int] | None = None,
     ) -> None:
+        """`reader`: of calls; `hidden`: control tokens that are no text, all of them for None."""
         self.number = question.number
         self.adapter = question.adapter
         self.adapter_path = question.adapter_path
@@ -106,7 +142,9 @@ class Answer:
         self._ends = frozenset(ends)
         self._pieces: list[str] = []
         self._sampler = Sampler(question.sampling)
-        self._detokenizer = Detokenizer(tokenizer)
+        self._reader = reader
+        self._calls: list[ToolCall] = []
+        self._detokenizer = Detokenizer(tokenizer, hidden=hidden)
         self._stops = StopStrings([*question.sampling.stop, *stops])
 
     @property
@@ -155,6 +193,8 @@ class Answer:
         if text:
             logprobs, self._unshown = self._unshown or None, []
             yield Piece(number=self.number, text=text, logprobs=logprobs)
+        if self._calls:
+            yield Called(number=self.number, calls=self._calls)
         if self.reason is not None:
             self.cache = None
             yield Ended(number=self.number, finish_reason=self.reason, completion_tokens=self.tokens)
@@ -172,8 +212,20 @@ class Answer:
             if self._stops.is_met():
                 self.reason = "stop"
             text += self._stops.flush()
+        text = self._without_calls(text)
         self._pieces.append(text)
         return text
+
+    def _without_calls(self, text: str) -> str:
+        if self._reader is None:
+            return text
+        text = self._reader.push(text)
+        if self.reason is None:
+            return text
+        rest, self._calls = self._reader.finish()
+        if self._calls:
+            self.reason = "tool_calls"
+        return text + rest
 
 
 class Speaker:
@@ -207,6 +259,7 @@ class Speaker:
         wanted = question.sampling.max_tokens
         if room < (wanted or 1):
             raise Invalid(self._too_long(len(prompt), wanted), param=_field(question), code="context_length_exceeded")
+        reader = self._prompts.call_reader(question)
         ends, stops = self._prompts.ends(question)
         answer = Answer(
             question,
@@ -215,6 +268,8 @@ class Speaker:
             stops=stops,
             limit=wanted or min(room, self._answer_tokens),
             tokenizer=self._tokenizer,
+            reader=reader,
+            hidden=self._prompts.hidden(question),
         )
         return answer, len(prompt)
 
@@ -254,6 +309,20 @@ class Speaker:
         )
         logits_BV: torch.Tensor = output.logits[:, -1]  # noqa: N806 -- rows, vocabulary
         return logits_BV
+
+
+def _refuse_lost_tools(messages: list[dict[str, Any]], question: Question, text: str) -> None:
+    """Raises Invalid where the template leaves out tools, calls or results: the answer would ignore them."""
+    if not question.read_calls:
+        return
+    for loss in lost(messages, tools=question.tools, text=text, spans=None):
+        is_tools = loss.message is None
+        if is_tools or messages[loss.message].get("tool_calls") or messages[loss.message]["role"] == "tool":
+            raise Invalid(
+                f"The chat template of this model leaves {loss.what} out, so its answer would not heed it.",
+                param="tools" if is_tools else f"messages.{loss.message}",
+                code="unsupported_parameter",
+            )
 
 
 _CONTEXT_NAMES: Final = ("max_position_embeddings", "n_positions", "max_seq_len")
