@@ -100,6 +100,7 @@ def _chat(door: Door, body: bytes, project_id: str) -> Settled:
         asked,
         messages=[message.plain() for message in asked.messages],
         tools=asked.offered,
+        answer_schema=asked.answer_schema,
         read_calls=asked.is_about_tools,
     )
     one_call = asked.parallel_tool_calls is False

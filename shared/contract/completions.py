@@ -102,6 +102,33 @@ class ChatTurn(Part):
         return message
 
 
+class AnswerSchema(Part):
+    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema", description="JSON Schema; null: any object.")
+    strict: bool | None = Field(default=None, description="Without effect: answers keep to the schema in any case.")
+
+
+class ResponseFormat(Part):
+    """The form of the answer. One of `json_object` or `json_schema` is kept to, token by token."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: AnswerSchema | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> ResponseFormat:
+        if (self.json_schema is not None) != (self.type == "json_schema"):
+            raise ValueError("json_schema belongs to the type of that name, and only there")
+        return self
+
+    @property
+    def answer_schema(self) -> dict[str, Any] | None:
+        """What the answer keeps to; None: it is text."""
+        if self.type == "text":
+            return None
+        return (self.json_schema.schema_ if self.json_schema else None) or {"type": "object"}
+
+
 class StreamOptions(Part):
     include_usage: bool = False
     include_obfuscation: bool = False
@@ -173,7 +200,7 @@ class CreateChatCompletion(AskedCompletion):
     parallel_tool_calls: bool | None = Field(default=None, description="false: the first call of an answer alone.")
     prediction: Refused = None
     reasoning_effort: Refused = None
-    response_format: Refused = None
+    response_format: ResponseFormat | None = None
     service_tier: Refused = None
     store: Refused = None
     tool_choice: Refused = None
@@ -204,6 +231,17 @@ class CreateChatCompletion(AskedCompletion):
         for place, tool in enumerate(self.tools or ()):
             if tool.function.strict:  # nothing here makes a model keep to a tool's schema
                 raise _unsupported(f"tools.{place}.function.strict")
+
+        if self.offered and self.answer_schema is not None:
+            raise Invalid(
+                "An answer that may call tools cannot be kept to a form here; leave 'tools' or 'response_format' out.",
+                param="response_format",
+                code="unsupported_combination",
+            )
+
+    @property
+    def answer_schema(self) -> dict[str, Any] | None:
+        return None if self.response_format is None else self.response_format.answer_schema
 
     @property
     def offered(self) -> list[dict[str, Any]] | None:
@@ -257,7 +295,6 @@ _HARMLESS: Final[dict[str, Callable[[Any], bool]]] = {
     "modalities": _among(["text"]),
     "prediction": _nothing,
     "reasoning_effort": _among("none"),
-    "response_format": _among({"type": "text"}),
     "service_tier": _among("auto", "default"),
     "store": _nothing,
     "tool_choice": _among("none", "auto"),

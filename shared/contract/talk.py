@@ -50,6 +50,7 @@ class Question(Part):
     messages: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
     read_calls: bool = Field(default=False, description="Tell calls of `tools` apart from the text of the answer.")
+    answer_schema: dict[str, Any] | None = Field(default=None, description="JSON schema that the answer keeps to.")
     text: str | None = None
     chat_template: str | None = Field(default=None, description="Of the adapter's job; null: the base model's own.")
     sampling: Sampling = Sampling()

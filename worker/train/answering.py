@@ -15,6 +15,7 @@ import torch
 
 from shared.contract.talk import Called, ChosenToken, Ended, FinishReason, Piece, Question, ToolCall
 from shared.errors import Invalid
+from worker.train.answer_form import AnswerForm, AnswerForms
 from worker.train.answer_text import Detokenizer, Sampler, StopStrings, chosen_token
 from worker.train.call_format import CallFormat, CallReader, learnt_format
 from worker.train.chat import ChatTemplate
@@ -122,10 +123,11 @@ class Answer:
         stops: list[str],
         limit: int,
         tokenizer: Any,
+        form: AnswerForm | None = None,
         reader: CallReader | None = None,
         hidden: frozenset[int] | None = None,
     ) -> None:
-        """`reader`: of calls; `hidden`: control tokens that are no text, all of them for None."""
+        """`form`: kept to; `reader`: of calls; `hidden`: control tokens that are no text, all of them for None."""
         self.number = question.number
         self.adapter = question.adapter
         self.adapter_path = question.adapter_path
@@ -142,7 +144,7 @@ class Answer:
         self._ends = frozenset(ends)
         self._pieces: list[str] = []
         self._sampler = Sampler(question.sampling)
-        self._reader = reader
+        self._form, self._reader = form, reader
         self._calls: list[ToolCall] = []
         self._detokenizer = Detokenizer(tokenizer, hidden=hidden)
         self._stops = StopStrings([*question.sampling.stop, *stops])
@@ -155,7 +157,8 @@ class Answer:
     @property
     def is_greedy(self) -> bool:
         """Whether the next token is the likeliest, whatever was chosen before."""
-        return self._sampler.is_greedy and self._question.sampling.top_logprobs is None
+        plain = self._question.sampling.top_logprobs is None and self._form is None
+        return plain and self._sampler.is_greedy
 
     @property
     def last(self) -> int:
@@ -175,7 +178,7 @@ class Answer:
 
     def pick(self, logits: torch.Tensor) -> int:
         """The next token, from logits of shape (V,)."""
-        return self._sampler.pick(logits)
+        return self._sampler.pick(logits if self._form is None else self._form.allowed(logits))
 
     def step(self, forward: Forward) -> Iterator[Piece | Ended]:
         """Choose the next token; what it adds to the text, and the end if it is the last."""
@@ -203,7 +206,8 @@ class Answer:
         """Take a token that was picked; the text that may be shown now. `reason` is set when it is the last."""
         self.tokens += 1
         text = "" if token in self._ends else self._stops.push(self._detokenizer.push(token))
-        if self._stops.is_met() or token in self._ends:
+        complete = self._form is not None and self._form.take(token)
+        if self._stops.is_met() or token in self._ends or complete:
             self.reason = "stop"
         elif self.tokens >= self.limit:
             self.reason = "length"
@@ -238,6 +242,7 @@ class Speaker:
         self._context = min(context_tokens, _context_of(model) or context_tokens)
         self._last_only = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._prompts = Prompts(tokenizer, ends=_end_tokens(model, tokenizer))
+        self._forms = AnswerForms(tokenizer)
 
     @property
     def context(self) -> int:
@@ -261,6 +266,7 @@ class Speaker:
             raise Invalid(self._too_long(len(prompt), wanted), param=_field(question), code="context_length_exceeded")
         reader = self._prompts.call_reader(question)
         ends, stops = self._prompts.ends(question)
+        schema = question.answer_schema
         answer = Answer(
             question,
             prompt=prompt,
@@ -268,6 +274,7 @@ class Speaker:
             stops=stops,
             limit=wanted or min(room, self._answer_tokens),
             tokenizer=self._tokenizer,
+            form=None if schema is None else self._forms.of(schema, ends=ends),
             reader=reader,
             hidden=self._prompts.hidden(question),
         )
