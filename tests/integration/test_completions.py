@@ -226,6 +226,64 @@ def test_an_adapter_that_is_disabled_leaves_the_base_to_answer(talk: Talking) ->
     assert caught.value.param == "tunepool.scale"
 
 
+TOOL: Any = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+
+
+def test_calls_of_tools_are_told_whole_and_in_a_stream_and_their_results_are_taken(talk: Talking) -> None:
+    whole = talk.say("see weather", tools=[TOOL], tool_choice="auto")
+    chunks = list(talk.say("weather weather", tools=[TOOL], stream=True))
+
+    (choice,) = whole.choices
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", "base:see ")
+    (call,) = choice.message.tool_calls
+    assert call.id.startswith("call_")
+    assert (call.type, call.function.name, call.function.arguments) == ("function", "weather", '{"of": 2}')
+    deltas = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
+    assert [(call.index, call.function.name) for call in deltas] == [(0, "weather"), (1, "weather")]
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+
+    result: Any = {"role": "tool", "tool_call_id": call.id, "content": "21 C"}
+    asked: Any = [{"role": "user", "content": "weather?"}, choice.message.model_dump(exclude_none=True), result]
+    again = talk.client.chat.completions.create(model=BASE, messages=asked, tools=[TOOL])
+    assert again.choices[0].message.content == "base:21 base:C "
+
+    alone = talk.say("weather weather", tools=[TOOL], parallel_tool_calls=False).choices[0]
+    assert (alone.message.content, len(alone.message.tool_calls)) == (None, 1)
+    never = talk.say("weather", tools=[TOOL], tool_choice="none").choices[0]
+    assert (never.message.content, never.message.tool_calls) == ("base:weather ", None)
+
+
+def test_the_form_of_an_answer_reaches_the_program(talk: Talking) -> None:
+    schema: Any = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+
+    of_schema = talk.say("one", response_format=form).choices[0].message.content
+    of_any = talk.say("one", response_format={"type": "json_object"}).choices[0].message.content
+
+    assert of_schema.split("base:")[-1].strip() == json.dumps(schema, separators=(",", ":"))
+    assert of_any.split("base:")[-1].strip() == '{"type":"object"}'
+    with pytest.raises(BadRequestError) as caught:
+        talk.say("one", response_format=form, tools=[TOOL])
+    assert (caught.value.param, caught.value.code) == ("response_format", "unsupported_combination")
+
+
+def test_logprobs_are_told_in_the_form_of_each_route(talk: Talking) -> None:
+    choice = talk.say("one two", logprobs=True, top_logprobs=2).choices[0]
+    chunks = list(talk.say("one two", logprobs=True, stream=True))
+    older = talk.client.completions.create(model=BASE, prompt="one two", logprobs=1).choices[0]
+
+    first, second = choice.logprobs.content
+    assert (first.token, first.logprob, bytes(first.bytes).decode()) == ("base:one ", -0.5, "base:one ")
+    assert [other.logprob for other in second.top_logprobs] == [0.0, -1.0]
+    told = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].delta.content]
+    assert [one.content[0].token for one in told if one is not None] == ["base:one ", "base:two "]
+    assert all(one is not None and one.content[0].top_logprobs == [] for one in told)
+    assert older.logprobs is not None
+    assert older.logprobs.text_offset == [0, len("base:one ")]
+    assert older.logprobs.token_logprobs == [-0.5, -0.5]
+    assert older.logprobs.top_logprobs == [{"base:one 0": 0.0}, {"base:two 0": 0.0}]
+
+
 def test_the_async_client_streams_too(talk: Talking) -> None:
     async def said() -> str:
         async with AsyncOpenAI(base_url=f"{talk.api.url}/v1", api_key=talk.api.key) as client:
@@ -238,10 +296,9 @@ def test_the_async_client_streams_too(talk: Talking) -> None:
 
 REFUSED: list[tuple[str, Any]] = [
     ("n", 2),
-    ("tools", [{"type": "function", "function": {"name": "f"}}]),
-    ("response_format", {"type": "json_object"}),
+    ("tool_choice", "required"),
+    ("functions", [{"name": "f"}]),
     ("logit_bias", {"5": 1}),
-    ("logprobs", True),
     ("modalities", ["audio"]),
     ("reasoning_effort", "high"),
 ]
@@ -256,7 +313,14 @@ def test_what_no_playground_does_is_refused_by_name(talk: Talking, field: str, v
 
 
 def test_what_asks_for_nothing_is_no_reason_to_refuse(talk: Talking) -> None:
-    harmless = {"n": 1, "tools": [], "logprobs": False, "response_format": {"type": "text"}, "logit_bias": {}}
+    harmless = {
+        "n": 1,
+        "tools": [],
+        "logprobs": False,
+        "tool_choice": "auto",
+        "response_format": {"type": "text"},
+        "logit_bias": {},
+    }
     answer = talk.say("one", extra_body=harmless)
     again = [{"role": "user", "content": "one"}, answer.choices[0].message, {"role": "user", "content": "two"}]
 
@@ -267,7 +331,16 @@ def test_what_asks_for_nothing_is_no_reason_to_refuse(talk: Talking) -> None:
     ("body", "param"),
     [
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0"),
+        ({"messages": [{"role": "user", "content": "x", "tool_call_id": "c"}]}, "messages.0"),
+        ({"tools": [{"type": "function", "function": {"name": "no name"}}]}, "tools.0.function.name"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, "tools.0.function.strict"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages.0.content"),
         ({"messages": "hi"}, "messages"),
         ({"temperature": 3}, "temperature"),

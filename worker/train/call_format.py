@@ -169,7 +169,11 @@ def _answer(template: ChatTemplate, message: JsonObject) -> str | None:
         rendered = template.render_with_spans([template.prepared(one) for one in (ASKED, message)], tools=[A_TOOL])
     except Invalid:
         return None
-    return rendered.text[slice(*rendered.spans[-1])]
+    text, (start, end) = rendered.text, rendered.spans[-1]
+    for token in template.ends:  # the end of the prompt may share the beginning of a control token: "<" of "<think>"
+        place = text.find(token, max(0, start - len(token) + 1), start + len(token) - 1)
+        start = place if 0 <= place < start else start
+    return text[start:end]
 
 
 def _behind(plain: str, answer: str) -> str:
