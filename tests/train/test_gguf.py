@@ -291,7 +291,7 @@ def test_llama_cpp_gives_the_same_greedy_text(base: Path, tmp_path: Path, librar
 TOKENS: Final = 16
 
 
-def _xllamacpp(model: Path, lora: Path | None = None) -> tuple[int, str]:
+def _xllamacpp(model: Path, lora: Path | None = None, *, text: str = TEXT) -> tuple[int, str]:
     """How many tokens llama.cpp makes of the text, and what it goes on with."""
     import xllamacpp
 
@@ -303,7 +303,7 @@ def _xllamacpp(model: Path, lora: Path | None = None) -> tuple[int, str]:
         adapter.path, adapter.scale = str(lora), 1.0
         settings.lora_adapters = [adapter]
     server = xllamacpp.Server(settings)
-    asked = {"prompt": TEXT, "max_tokens": TOKENS, "temperature": 0, "top_k": 1, "ignore_eos": True}
+    asked = {"prompt": text, "max_tokens": TOKENS, "temperature": 0, "top_k": 1, "ignore_eos": True}
     answer = server.handle_completions(asked)
     return answer["usage"]["prompt_tokens"], answer["choices"][0]["text"]
 

@@ -13,6 +13,10 @@ from typing import Any, Final
 import gguf
 
 from shared.errors import Invalid
+from worker.train import gguf_sentencepiece
+from worker.train.chat import ChatTemplate
+from worker.train.gguf_sentencepiece import refused
+from worker.train.turns import ASKED
 
 _WORDS: Final = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST: Final = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -36,15 +40,45 @@ def write_tokens(writer: gguf.GGUFWriter, tokenizer: Any, *, rows: int) -> None:
         Invalid: `tokenizer_not_exported`, llama.cpp has no such tokenizer, or it is not known to have one.
     """
     described = json.loads(tokenizer.backend_tokenizer.to_str())
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre_tokenizer(described))
-    tokens, kinds = _tokens(tokenizer, rows=rows)
-    writer.add_token_list(tokens)
-    writer.add_token_types(kinds)
-    writer.add_token_merges(_merges(described["model"]["merges"]))
+    if gguf_sentencepiece.is_sentencepiece(described):
+        _write_pieces(writer, tokenizer, described, rows=rows)
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(pre_tokenizer(described))
+        tokens, kinds = _tokens(tokenizer, rows=rows)
+        writer.add_token_list(tokens)
+        writer.add_token_types(kinds)
+        writer.add_token_merges(_merges(described["model"]["merges"]))
     _write_special(writer, tokenizer)
     if isinstance(tokenizer.chat_template, str):
         writer.add_chat_template(tokenizer.chat_template)
+
+
+def _write_pieces(writer: gguf.GGUFWriter, tokenizer: Any, described: dict[str, Any], *, rows: int) -> None:
+    tokens, kinds = _tokens(tokenizer, rows=rows)
+    unknown = described["model"].get("unk_token")
+    normal = gguf.TokenType.NORMAL
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    opens = _chats_open_with_control(tokenizer)
+    gguf_sentencepiece.write_scores(writer, tokens, described, chats_open_with_control=opens)
+    writer.add_token_types(
+        [
+            gguf_sentencepiece.kind_of(token, unknown=unknown) if kind is normal or token == unknown else kind
+            for token, kind in zip(tokens, kinds, strict=True)
+        ]
+    )
+
+
+def _chats_open_with_control(tokenizer: Any) -> bool:
+    if not isinstance(tokenizer.chat_template, str):
+        return False
+    try:
+        text = ChatTemplate(tokenizer).render([dict(ASKED)], tools=None, prompt_only=True)
+    except Invalid:
+        return False
+    return text.startswith(tuple(tokenizer.all_special_tokens))
 
 
 def pre_tokenizer(described: dict[str, Any]) -> str:
@@ -63,13 +97,7 @@ def pre_tokenizer(described: dict[str, Any]) -> str:
     plain = normalizer is None or (name == "qwen2" and normalizer == {"type": "NFC"})
     paired = model.get("type") == "BPE" and not model.get("byte_fallback") and model.get("merges")
     if name is None or not plain or not paired:
-        kind = f"{model.get('type')}, {' + '.join(step['type'] for step in steps) or 'no pre-tokenizer'}"
-        raise Invalid(
-            f"The tokenizer of this model ({kind}) is none that the export knows by llama.cpp's name for it. Merge the "
-            "model (POST /v1/tunepool/merges) and convert it with llama.cpp's convert_hf_to_gguf.py.",
-            code="tokenizer_not_exported",
-            param="adapter",
-        )
+        raise refused(f"{model.get('type')}, {' + '.join(step['type'] for step in steps) or 'no pre-tokenizer'}")
     return name
 
 
