@@ -20,6 +20,7 @@ from shared.store.tables import (
     EvaluationRow,
     ExportRow,
     MergeRow,
+    OidcRuleRow,
     PromotionRow,
     ScheduleRow,
     ScheduleRunRow,
@@ -27,6 +28,7 @@ from shared.store.tables import (
     TrialRow,
     WebhookRow,
 )
+from shared.tenants import keys
 from shared.tenants.keys import Caller
 
 ALIAS = "support-bot@prod"
@@ -296,3 +298,21 @@ def make_sweep(session: Session, caller: Caller, words: str, *, job_id: str, sta
         )
     session.flush()
     return row.id
+
+
+def make_oidc_rule(session: Session, caller: Caller, words: str) -> str:
+    key, _ = keys.create(session, project_id=caller.project_id, name=words, scopes=("jobs:write",))
+    rule_id = new_id("oidcrule_")
+    session.add(
+        OidcRuleRow(
+            id=rule_id,
+            project_id=caller.project_id,
+            key_id=key.id,
+            issuer="https://token.actions.githubusercontent.com",
+            audience=words,
+            claims={words[:100]: words},
+            life_seconds=600,
+        )
+    )
+    session.flush()
+    return rule_id

@@ -25,6 +25,7 @@ from api.ui import (
     pool_pages,
     schedule_pages,
     sign_in_pages,
+    sign_in_rule_pages,
     sweep_pages,
     visits,
     webhook_pages,
@@ -42,7 +43,7 @@ def unknown_page(rest: str, visit: Visitor) -> Response:
 
 PARTS: Final = (
     *(page_files, sign_in_pages, live, job_list_pages, merge_pages, export_pages, job_pages, pool_pages, new_job_pages),
-    *(file_pages, model_pages, compare_pages, playground_pages, operator_pages, demo_job),
+    *(file_pages, model_pages, compare_pages, playground_pages, operator_pages, sign_in_rule_pages, demo_job),
     *(evaluation_pages, alias_pages, webhook_pages, schedule_pages, sweep_pages),
 )
 

@@ -88,6 +88,7 @@ def seed(api: Api, *, words: str, name: str) -> Site:
         page_products.make_promotion(session, caller, words, alias=alias)
         schedule = page_products.make_schedule(session, caller, words, job_id=ended)
         sweep = page_products.make_sweep(session, caller, words, job_id=ended)
+        page_products.make_oidc_rule(session, caller, words)
     made = (job.id, ended, waiting.id, str(adapter), file.id, preflight, evaluation, alias, webhook, schedule, sweep)
     return Site(api, key, caller, *made, "")
 
@@ -285,6 +286,7 @@ PAGES = {
     "/ui/sweeps": ("jobs:read", 2),
     "/ui/sweeps/{sweep}": ("jobs:read", 4),
     "/ui/keys": ("admin", 1),
+    "/ui/rules": ("admin", 3),
     "/ui/audit": ("admin", 2),
     "/ui/account": (None, 1),
 }
@@ -374,6 +376,8 @@ FORMS = {
     "/ui/keys": "admin",
     "/ui/keys/x/revoke": "admin",
     "/ui/keys/x/rotate": "admin",
+    "/ui/rules": "admin",
+    "/ui/rules/x/delete": "admin",
     "/ui/jobs/{ended}/merges": "models:write",
     "/ui/jobs/{ended}/merges/x/delete": "models:write",
     "/ui/jobs/{ended}/exports": "models:write",
@@ -573,6 +577,33 @@ def test_a_secret_is_shown_once(site: Site, visitor: httpx2.Client) -> None:
     assert "has a new secret" in rotated
     assert f"former {secret[:7]}… valid until" in rotated
     assert re.findall(r"tp_\w{32}_\w{6}", rotated) != [secret]
+
+
+def test_a_rule_for_id_tokens_is_made_seen_and_deleted(site: Site, visitor: httpx2.Client) -> None:
+    form = {
+        "proof": proof_of(visitor),
+        "project_id": site.caller.project_id,
+        "name": "tickets main",
+        "issuer": "https://token.actions.githubusercontent.com",
+        "audience": "https://tunepool.example.org",
+        "claims": "repository = acme/tickets\r\nref=refs/heads/main\r\n",
+        "scopes": ["jobs:write", "files:write"],
+        "life_minutes": "30",
+    }
+    wrong = visitor.post("/ui/rules", data={**form, "claims": "repository"})
+    everybody = visitor.post("/ui/rules", data={**form, "claims": "repository = **"})
+    made = visitor.post("/ui/rules", data=form)
+
+    assert (wrong.status_code, everybody.status_code) == (400, 400)
+    assert "one claim a line" in wrong.text
+    assert made.status_code == 303, made.text
+    seen = visitor.get("/ui/rules").text
+    for told in ("tickets main", "repository = acme/tickets", "ref = refs/heads/main", "30 min", "never"):
+        assert told in seen
+    rule = re.findall(r"/ui/rules/(oidcrule_\w+)/delete", seen[seen.index("tickets main") :])[0]
+
+    assert visitor.post(f"/ui/rules/{rule}/delete", data={"proof": proof_of(visitor)}).status_code == 303
+    assert "tickets main" not in visitor.get("/ui/rules").text
 
 
 def test_curves_have_every_series_and_the_csv_every_step(site: Site, visitor: httpx2.Client) -> None:
