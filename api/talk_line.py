@@ -64,7 +64,7 @@ class TalkLine:
             raise _lost() from error
         if isinstance(reply, Declined):
             raise _as_error(reply)
-        if not isinstance(reply, Begun | Piece | Ended):
+        if not isinstance(reply, Begun | Piece | Called | Ended):
             raise _lost()
         return reply
 

@@ -17,7 +17,7 @@ from worker.train.call_format import CallFormat, CallReader
 
 # gpt-oss asks for calls otherwise than its template writes them down.
 READ = {
-    *("qwen2_5", "qwen3", "qwen3_2507", "llama3_1", "llama3_2", "mistral_v3", "deepseek_v3", "devstral", "command_r7b"),
+    *("qwen2_5", "qwen3", "qwen3_2507", "llama3_1", "llama3_2", "mistral_v3", "devstral", "command_r7b"),
     *("phi4_mini", "hermes_3", "deepseek_v31", "granite_4", "exaone_4"),
 }
 ROME, OSLO = (ToolCall(name="weather", arguments=json.dumps({"city": city})) for city in ("Rome", "Oslo"))
@@ -56,7 +56,8 @@ def test_what_a_model_was_trained_to_call_is_told_as_calls(name: str) -> None:
     text, calls, reason = of_pupil(name, "null content" if one_alone else "parallel calls")
 
     assert calls == ([ROME] if one_alone else [ROME, OSLO])
-    assert (text.strip(), reason) == ("", "tool_calls")
+    assert text.strip() in {"", "<think>\n\n</think>"}  # Qwen 3 writes an empty thought
+    assert reason == "tool_calls"
 
 
 @pytest.mark.parametrize("name", sorted(READ))
@@ -87,7 +88,7 @@ def test_calls_and_their_results_reach_the_model_that_goes_on(name: str) -> None
 
 
 def test_results_of_tools_that_a_template_leaves_out_are_refused() -> None:
-    speaker = Speaker(Pupil([], ends=[], babble=0), family_tokenizer("llama2"), answer_tokens=9, context_tokens=9_999)
+    speaker = Speaker(Pupil([], ends=[], babble=0), family_tokenizer("smollm2"), answer_tokens=9, context_tokens=9_999)
     question = asked().model_copy(update={"messages": ROWS["tools"]["messages"][:-1], "tools": None})
 
     with pytest.raises(Invalid) as caught:

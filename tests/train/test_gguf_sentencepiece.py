@@ -14,13 +14,26 @@ from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 from shared.errors import Invalid
 from tests.train.test_gguf import SHAPE, TOKENS, make, tuned
 from tests.train.test_gguf import _xllamacpp as asked_of_llama_cpp
-from tests.train.test_merging import make_adapter
+from tests.train.test_merging import load, make_adapter
 from tests.train.tiny import make_model_directory
 from worker.train.gguf_sentencepiece import SPACE, adds_space, scores
 
 # In the order of their scores; "le" is joined of two kinds of pairs by way of its longer ones.
 PIECES: Final = [
-    *(SPACE + "p", "le", SPACE + "ple", "as", "ase", "ease", "lease", SPACE + "please", "us", SPACE + "plus", "77"),
+    *(
+        SPACE + "p",
+        "le",
+        SPACE + "ple",
+        "as",
+        "ase",
+        "ease",
+        "lease",
+        SPACE + "please",
+        "us",
+        "lus",
+        SPACE + "plus",
+        "77",
+    ),
     *("ll", "hell", "he", "lo", "hello", SPACE + "h", SPACE + "hello"),
 ]
 TEXT: Final = "7 plus 77 please? hello  Spaß — 日本"
@@ -53,6 +66,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pieces") / "base"
     numbers = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "vocab_size": len(told["model"]["vocab"])}
     make_model_directory(folder, LlamaConfig(**{**SHAPE, **numbers}))
+    model = load(folder)
+    model.lm_head.weight.data[3:259] = 0.0  # it says no bytes that are no text, which libraries show in different ways
+    model.save_pretrained(folder)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(told)), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
@@ -97,7 +113,7 @@ def test_llama_cpp_gives_the_same_greedy_text_of_the_same_tokens(base: Path, tmp
 def test_a_list_without_a_pair_that_llama_cpp_would_join_is_refused() -> None:
     told = described()
     assert list(scores(told)) == PIECES
-    told["model"]["merges"].remove(["l", "lo"] if ["l", "lo"] in told["model"]["merges"] else ["he", "ll"])
+    told["model"]["merges"].remove(["he", "ll"])
 
     with pytest.raises(Invalid, match="without the pair") as caught:
         scores(told)

@@ -59,7 +59,8 @@ def scores(described: JsonObject) -> dict[str, float]:
         order.setdefault(left + right, -float(len(order)))
     listed = {(left, right) for left, right in merges}
     vocabulary = described["model"]["vocab"]
-    missing = next((pair for token in order for pair in _splits(token, vocabulary) if pair not in listed), None)
+    joined = vocabulary.keys() - {token["content"] for token in described["added_tokens"]}
+    missing = next((pair for token in joined for pair in _splits(token, vocabulary) if pair not in listed), None)
     if missing is not None:
         raise refused(f"SentencePiece without the pair {missing[0]!r} and {missing[1]!r}, which llama.cpp would join")
     return order
