@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from shared.contract.methods import METHODS
 from shared.contract.talk import Target, WireFile
+from shared.errors import Invalid, NotFound
 from shared.products import adapters
 from shared.settle.catalogue import Catalogue
 from shared.store.tables import DeviceRow, JobRow, PlaygroundRow
@@ -147,12 +148,16 @@ def target(session: Session, model: str, *, project_id: str, catalogue: Catalogu
 
     Raises:
         NotFound: neither; another project's is none.
-        Invalid, NotYet: a base model that cannot be used, or not yet.
+        Invalid, NotYet: a base model that cannot be used, or not yet; the model of a job that has not succeeded.
     """
     catalogue.must_be_usable(model)
     if model in catalogue.names():
         return Target(base=catalogue.find(model))
-    source = adapters.find_source(session, model, project_id=project_id)
+    try:
+        source = adapters.find_source(session, model, project_id=project_id)
+    except NotFound:
+        _must_be_made(session, model, project_id=project_id)
+        raise
     spec, method = source.spec, METHODS[source.spec.adapter.method]
     return Target(
         base=spec.base_model,
@@ -166,4 +171,20 @@ def target(session: Session, model: str, *, project_id: str, catalogue: Catalogu
         ],
         alone=not method.adapter or spec.adapter.bias != "none",
         whole=not method.adapter,
+    )
+
+
+def _must_be_made(session: Session, model: str, *, project_id: str) -> None:
+    """Raises Invalid where `model` is the name that a job of the project gives its model once it has succeeded."""
+    number = model.rpartition(":")[2]
+    job = session.get(JobRow, f"ftjob-{number}")
+    if job is None or job.project_id != project_id or job.status == "succeeded":
+        return
+    if not (model.startswith(f"ft:{job.base_model}:") and model.endswith(f":{job.suffix or ''}:{number}")):
+        return
+    raise Invalid(
+        f"The model '{model[:200]}' is not there: its job {job.id} is {job.status}. A model can be asked once its job "
+        "has succeeded; its checkpoints can be before.",
+        param="model",
+        code="model_not_ready",
     )

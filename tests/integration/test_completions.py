@@ -369,6 +369,25 @@ def test_unknown_models_and_those_of_other_projects_do_not_exist(talk: Talking) 
             assert caught.value.code == "model_not_found"
 
 
+def test_a_model_whose_job_has_not_succeeded_is_told_with_its_status(talk: Talking) -> None:
+    with session_scope(talk.api.engine) as session:
+        job = make_queued_job(session, talk.api.caller)
+        job.base_model = BASE
+        name, job_id = model_name(session, job), job.id
+        stranger = make_key(session)[1]
+
+    with pytest.raises(BadRequestError) as caught:
+        talk.say("one", model=name)
+    assert (caught.value.param, caught.value.code) == ("model", "model_not_ready")
+    assert f"{job_id} is queued" in caught.value.message
+    with OpenAI(base_url=f"{talk.api.url}/v1", api_key=stranger, max_retries=0) as other, pytest.raises(NotFoundError):
+        other.chat.completions.create(model=name, messages=[{"role": "user", "content": "x"}])
+    with session_scope(talk.api.engine) as session:
+        moves.request_cancel(session, job_id, project_id=talk.api.caller.project_id)
+    with pytest.raises(BadRequestError, match="is cancelled"):
+        talk.say("one", model=name)
+
+
 def test_models_say_whether_they_are_warm_and_only_our_own_are_told(talk: Talking) -> None:
     talk.say("one", model=talk.tuned)
 
