@@ -1,18 +1,26 @@
-"""A large file in parts: `python bench/parted_upload.py [MiB]`, 2,048 MiB by default.
+"""A large file in parts: `python bench/parted_upload.py [--mib N] [--s3]`, 2,048 MiB by default.
 
 Starts an installation without a worker in a temporary folder, uploads random bytes by the official client's
 `upload_file_chunked` (parts of 64 MiB) and, beside it, as much as one POST /v1/files takes at once; prints seconds,
-MiB/s, and by how much the API process's peak of resident memory grew. Needs about five times the size on disk.
+MiB/s, and by how much the API process's peak of resident memory grew. Needs about five times the size on disk. With
+`--s3` the store is moto's S3 server in a process of its own; it keeps all it has in memory or temporary files.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
+import socket
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import boto3
+import botocore.exceptions
 from openai import OpenAI
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -20,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.plane.installation import Installation, installation
 
 MIB = 1024 * 1024
+BUCKET = "artifacts"
 WHOLE_MIB = 512  # TUNEPOOL_MAX_FILE_BYTES
 
 
@@ -47,17 +56,54 @@ def measure(place: Installation, client: OpenAI, path: Path, *, parted: bool) ->
     print(f"{way:9} {mib:6.0f} MiB {took:6.1f} s {mib / took:6.0f} MiB/s, peak +{peak_mib(api) - before:.0f} MiB")
 
 
+@contextmanager
+def s3_server(folder: Path) -> Iterator[dict[str, str]]:
+    """moto's server with a bucket, as settings of an installation."""
+    port = free_port()
+    endpoint, keys = f"http://127.0.0.1:{port}", {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
+    argv = [Path(sys.executable).parent / "moto_server", "-H", "127.0.0.1", "-p", str(port)]
+    with (folder / "s3.log").open("wb") as log:
+        server = subprocess.Popen(argv, stdout=log, stderr=log)
+    try:
+        client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **keys)
+        for _ in range(300):
+            try:
+                client.create_bucket(Bucket=BUCKET)
+                break
+            except botocore.exceptions.EndpointConnectionError:
+                time.sleep(0.2)
+        yield {
+            "STORAGE_URL": f"s3://{BUCKET}/tunepool",
+            "TUNEPOOL_STORAGE_ENDPOINT": endpoint,
+            "TUNEPOOL_STORAGE_ACCESS_KEY": "test",
+            "TUNEPOOL_STORAGE_SECRET_KEY": "test",
+        }
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
 def main() -> None:
-    mib = int(sys.argv[1]) if len(sys.argv) > 1 else 2048
-    with tempfile.TemporaryDirectory(prefix="parted-upload-") as folder:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mib", type=int, default=2048)
+    parser.add_argument("--s3", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="parted-upload-") as folder, ExitStack() as stack:
         path = Path(folder) / "rows.bin"
-        with installation(Path(folder) / "home", worker=False) as place:
-            host, port = place.address
-            with OpenAI(base_url=f"http://{host}:{port}/v1", api_key=place.key, max_retries=0) as client:
-                write_random(path, mib=min(mib, WHOLE_MIB - 1))
-                measure(place, client, path, parted=False)
-                write_random(path, mib=mib)
-                measure(place, client, path, parted=True)
+        settings = stack.enter_context(s3_server(Path(folder))) if arguments.s3 else {}
+        place = stack.enter_context(installation(Path(folder) / "home", worker=False, **settings))
+        host, port = place.address
+        with OpenAI(base_url=f"http://{host}:{port}/v1", api_key=place.key, max_retries=0) as client:
+            write_random(path, mib=min(arguments.mib, WHOLE_MIB - 1))
+            measure(place, client, path, parted=False)
+            write_random(path, mib=arguments.mib)
+            measure(place, client, path, parted=True)
 
 
 if __name__ == "__main__":
