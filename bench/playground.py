@@ -1,8 +1,11 @@
-"""How fast a playground answers beside plain `generate`: `python bench/playground.py HOME`, where a server is up.
+"""How fast a playground answers beside plain `generate`: `python bench/playground.py HOME`; a server that answers there
+is asked, else one is started.
 
 Prints, for the demo model in float32 and greedy: seconds to the first token and tokens per second of transformers'
-`generate`, of our own loop in this process, and of a stream through API and playground. Each is the median of the
-rounds, which take turns, because a machine's speed drifts.
+`generate`, of our own loop in this process, of eight answers that go through the model together in it, and of one and
+of eight streams through API and playground. Each is the median of the rounds, which take turns, because a machine's speed
+drifts; `beside_generate` is the median of the ratios within the rounds. Of several streams the first token is that of
+the last, and the tokens are those of all.
 """
 
 from __future__ import annotations
@@ -12,22 +15,26 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from openai import OpenAI
 from transformers import TextStreamer
-from tunepool.connection import read_credentials
 
-from examples.stack import server_command
+from examples.stack import running_stack, server_command
 from shared.contract.talk import Ended, PlaygroundSpec, Question, Sampling
 from worker.train.answering import Speaker
+from worker.train.joined_answers import JoinedAnswers
 from worker.train.resident import load_resident
 from worker.train.tokenizer import load_tokenizer_of
 
 MODEL = "smollm2-135m-instruct"
 ASKED = [{"role": "user", "content": "Write a long story about a lighthouse keeper and a storm."}]
+
+
+TOGETHER = 8
 
 
 class Speed(NamedTuple):
@@ -69,6 +76,30 @@ def ours(speaker: Speaker, tokens: int) -> Speed:
     return speed(begun, first, time.perf_counter(), answer.tokens)
 
 
+def together(speaker: Speaker, tokens: int) -> Speed:
+    begun, firsts, answers = time.perf_counter(), set[int](), JoinedAnswers(together=True)
+    for number in range(TOGETHER):
+        sampling = Sampling(temperature=1.0, seed=number, max_tokens=tokens)
+        answers.add(speaker.begin(Question(number=number, messages=ASKED, sampling=sampling))[0])
+    first, made = begun, 0
+    while answers:
+        for said in answers.step(speaker):
+            if said.number not in firsts:
+                firsts.add(said.number)
+                first = time.perf_counter()
+            made += said.completion_tokens if isinstance(said, Ended) else 0
+    return Speed(first - begun, made / (time.perf_counter() - begun))
+
+
+def streams(client: OpenAI, tokens: int) -> Speed:
+    """Eight streams through the API at once."""
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(TOGETHER) as pool:
+        speeds = list(pool.map(lambda _: through_the_api(client, tokens), range(TOGETHER)))
+    made = TOGETHER * tokens
+    return Speed(max(each.first_token_seconds for each in speeds), made / (time.perf_counter() - begun))
+
+
 def through_the_api(client: OpenAI, tokens: int) -> Speed:
     begun, first, used = time.perf_counter(), None, tokens
     messages: Any = ASKED
@@ -97,8 +128,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    with running_stack(arguments.home, port=0) as credentials:
+        measure(arguments, credentials.client(timeout_seconds=300.0))
+
+
+def measure(arguments: argparse.Namespace, client: OpenAI) -> None:
     folder = server_command("models", "path", MODEL, home=arguments.home)
-    client = read_credentials(arguments.home).client(timeout_seconds=300.0)
     spec = PlaygroundSpec(base_model_path=folder, quantization=None, dtype="float32", channel=0)
     base, tokenizer = load_resident(spec), load_tokenizer_of(folder)
     prompt = tokenizer.apply_chat_template(ASKED, return_tensors="pt", add_generation_prompt=True)["input_ids"]
@@ -106,7 +141,9 @@ def main() -> None:
     ways: dict[str, Callable[[], Speed]] = {
         "generate": lambda: plain(base, prompt, arguments.tokens),
         "playground's loop": lambda: ours(speaker, arguments.tokens),
+        "eight together": lambda: together(speaker, arguments.tokens),
         "stream through the API": lambda: through_the_api(client, arguments.tokens),
+        "eight streams through the API": lambda: streams(client, arguments.tokens),
     }
     for way in ways.values():
         way()  # warm
@@ -116,6 +153,10 @@ def main() -> None:
             speeds[name].append(way())
     for name, measured in speeds.items():
         medians = {part: statistics.median(getattr(one, part) for one in measured) for part in Speed._fields}
+        pairs = zip(measured, speeds["generate"], strict=True)
+        medians["beside_generate"] = statistics.median(
+            one.tokens_per_second / plain.tokens_per_second for one, plain in pairs
+        )
         print(json.dumps({"way": name} | {part: round(value, 3) for part, value in medians.items()}))
 
 
