@@ -3,9 +3,9 @@ is asked, else one is started.
 
 Prints, for the demo model in float32 and greedy: seconds to the first token and tokens per second of transformers'
 `generate`, of our own loop in this process, of eight answers that go through the model together in it, and of one and
-of eight streams through API and playground. Each is the median of the rounds, which take turns, because a machine's speed
-drifts; `beside_generate` is the median of the ratios within the rounds. Of several streams the first token is that of
-the last, and the tokens are those of all.
+of eight streams through API and playground. Each is the median of the rounds, which take turns, because a machine's
+speed drifts; `beside_generate` is the median of the ratios within the rounds. Of several streams the first token is
+that of the last, and the tokens are those of all.
 """
 
 from __future__ import annotations
