@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from api.app import create_app
+from api.not_offered import NOT_OFFERED
 from api.views import error_views, job_views
 from shared.contract.job_request import CreateJob
 from shared.settings import Settings
@@ -66,6 +67,17 @@ def resolved(reference: str) -> Any:
 
 def test_the_contract_is_the_one_that_was_agreed() -> None:
     assert written() == SNAPSHOT.read_text(encoding="utf-8"), __doc__
+
+
+def test_the_page_of_openais_wire_names_every_route_and_every_field_of_a_job() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    ours = [path for path in schema()["paths"] if path.startswith("/v1/") and not path.startswith("/v1/tunepool/")]
+
+    assert len(ours) > 25
+    for path in (*ours, *NOT_OFFERED):
+        assert f"`{path}`" in page or f" {path}`" in page, path
+    for field in CreateJob.model_fields:
+        assert f"`{field}`" in page, field
 
 
 def test_every_reference_leads_somewhere() -> None:
