@@ -42,7 +42,7 @@ class Company:
             self.passes.append(1)
             return forward(tokens, cache)
 
-        self.speaker.forward_rows, self.speaker.forward = counted, counted_alone  # type: ignore[method-assign]
+        self.speaker.forward_rows, self.speaker.forward = counted, counted_alone
 
     def ask(self, number: int, text: str, **sampling: Any) -> Answer:
         settings = Sampling(**({"temperature": 0.0, "max_tokens": 24, "seed": number} | sampling))

@@ -57,7 +57,7 @@ class CallFormat:
 
     def _read(self, text: str, start: int) -> tuple[ToolCall, int] | None:
         """The call that begins at `start`, and where it ends."""
-        name = ""
+        name: Any = ""
         if self.keys is None:
             named = re.compile(rf"\s*([^\s{{]+?)\s*{_pattern(self.middle).pattern}").match(text, start)
             if named is None:

@@ -41,14 +41,18 @@ def adds_space(described: JsonObject, *, chats_open_with_control: bool) -> bool:
     steps = (normal.get("normalizers", [normal]) if normal else []) if before is None else None
     if steps in ([_PREPEND, _REPLACE], [_REPLACE]):
         return steps == [_PREPEND, _REPLACE]
-    metaspace = before is not None and normal is None and before.get("type") == "Metaspace"
-    if metaspace and before["replacement"] == SPACE and not before.get("split", True):
-        if before["prepend_scheme"] != "first":
-            return bool(before["prepend_scheme"] == "always")
-        if chats_open_with_control:
-            return False
-        raise refused("a space before the first text alone, where llama.cpp puts one behind each control token or none")
-    raise refused("SentencePiece with steps of its own before the pairs")
+    match before:
+        case {"type": "Metaspace", "replacement": "\u2581", "split": False, "prepend_scheme": str(scheme)} if (
+            not normal
+        ):
+            pass
+        case _:
+            raise refused("SentencePiece with steps of its own before the pairs")
+    if scheme != "first":
+        return scheme == "always"
+    if chats_open_with_control:
+        return False
+    raise refused("a space before the first text alone, where llama.cpp puts one behind each control token or none")
 
 
 def scores(described: JsonObject) -> dict[str, float]:
