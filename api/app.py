@@ -20,6 +20,7 @@ from api import (
     errors,
     freed_memory,
     oidc_bodies,
+    operations,
     pool_bodies,
     schedule_bodies,
     secret_bodies,
@@ -157,6 +158,7 @@ def create_app(settings: Settings) -> FastAPI:
         description=DESCRIPTION,
         lifespan=lifespan,
         responses=ERRORS,
+        generate_unique_id_function=operations.operation_id,
         docs_url=None,  # both of FastAPI's load scripts from another host
         redoc_url=None,
         redirect_slashes=False,  # a redirect would leave the envelope, for whatever host the client named
@@ -216,6 +218,7 @@ def _describe(app: FastAPI) -> None:
                     operation["security"] = []
             _describe_chunks(schema)
             _correct_streams(schema)
+            operations.add_links(schema)
             app.openapi_schema = schema
         return app.openapi_schema
 

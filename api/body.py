@@ -17,6 +17,7 @@ from shared.tenants.plain_text import acting, printable
 JSON: Final = "application/json"
 SHORT_BYTES: Final = 65_536  # as much as the server takes from a socket anyhow, whoever sends it
 MAX_DEPTH: Final = 32
+_EXACT: Final = 2.0**53  # beyond it a float does not say which integer it is
 TEMPLATE: Final = "chat_template"
 _LENGTH: Final = re.compile(r"[0-9]{1,9}")
 _CODED: Final = frozenset({"content-encoding", "transfer-encoding"})
@@ -117,7 +118,17 @@ def json_object(body: bytes) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise Invalid(f"The request body must be a JSON object, not {_kind(document)}.", code="invalid_json")
     _refuse_depth(document)
-    return document
+    whole: dict[str, Any] = _with_integers(document)
+    return whole
+
+
+def _with_integers(value: Any) -> Any:
+    """`3.0` as the integer that it is to JSON Schema: R and pandas write it so."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) <= _EXACT else value
+    if isinstance(value, dict):
+        return {key: _with_integers(below) for key, below in value.items()}
+    return [_with_integers(below) for below in value] if isinstance(value, list) else value
 
 
 def _refuse_depth(document: Any) -> None:

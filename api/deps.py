@@ -101,6 +101,9 @@ DoorDep = Annotated[Door, Depends(get_door)]
 def bearer_of(request: Request) -> str:
     """The key that a request brings. Raises Unauthenticated when it brings none, or brings it wrongly."""
     headers = request.headers.getlist("authorization")
+    azure = request.headers.getlist("api-key")  # of Azure's clients, who send that alone
+    if not headers and len(azure) == 1 and azure[0].strip():
+        return azure[0].strip()
     if not headers:
         raise Unauthenticated(
             "You didn't provide an API key. Send it in an Authorization header: Authorization: Bearer YOUR_KEY.",

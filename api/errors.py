@@ -34,8 +34,8 @@ STATUS: Final[dict[type[errors.TunepoolError], tuple[int, str]]] = {
     errors.LimitReached: (429, "rate_limit_error"),
     errors.Unavailable: (503, "server_error"),
 }
-# Limits that time does not lift: somebody must delete something.
-POINTLESS: Final = frozenset({"quota_exceeded", "too_many_schedules"})
+# Limits that a client's two retries do not outlast: somebody must delete something, or a job must end.
+POINTLESS: Final = frozenset({"quota_exceeded", "queue_full", "too_many_schedules"})
 # Codes whose number differs from their class's.
 STATUS_OF_CODE: Final = {"idempotency_key_reused": 422, "unsupported_media_type": 415, "range_not_satisfiable": 416}
 DATABASE_AWAY: Final = (OperationalError, InterfaceError, PoolTimeout)

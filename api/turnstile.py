@@ -25,6 +25,7 @@ LONGEST_WAIT_SECONDS: Final = 2.0  # of the keyless: a probe still comes in time
 LOOK_SECONDS: Final = 1.0
 _MOST_ADDRESSES: Final = 10_000
 _BODIES: Final = frozenset({b"content-length", b"transfer-encoding"})
+_KEYS: Final = frozenset({b"authorization", b"api-key"})
 # They wait for others, for minutes maybe, and have bounds of their own.
 _PATIENT: Final = ("/v1/chat/completions", "/v1/completions", "/v1/files", "/v1/tunepool/objects/")
 
@@ -53,7 +54,7 @@ class Turnstile:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        key = next((value for name, value in scope["headers"] if name == b"authorization"), None)
+        key = next((value for name, value in scope["headers"] if name in _KEYS), None)
         if key is None:
             await asyncio.sleep(self.wait_seconds(scope["client"][0] if scope.get("client") else ""))
             await self._app(scope, receive, send)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from api.views.view import View, maybe_seconds, seconds
 from shared.store.tables import FileRow
+
+
+def _is_null(value: object) -> bool:
+    return value is None
 
 
 class FileWarning(View):
@@ -41,8 +45,9 @@ class File(View):
     filename: str
     purpose: str
     status: Literal["uploaded", "processed", "error"]
-    status_details: str | None = None
-    expires_at: int | None = None
+    # Node's types have these two optional and never null.
+    status_details: Annotated[str | None, Field(exclude_if=_is_null)] = None
+    expires_at: Annotated[int | None, Field(exclude_if=_is_null)] = None
     tunepool: FileExtension
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from api.views.queue_views import QueueState
 from api.views.view import View, maybe_seconds, seconds
 from shared.contract.documents import JobError, Manifest
-from shared.contract.spec import DEFAULT_OBJECTIVE, JobSpec, numbers
+from shared.contract.spec import DEFAULT_OBJECTIVE, OBJECTIVE_PARTS, JobSpec, ObjectiveName, numbers
 from shared.store.lifecycle import JobStatus
 from shared.store.tables import AdapterRow, AttemptRow, JobRow, MemberRow, TrackingRow
 from shared.tenants.keys import Caller
@@ -175,8 +175,8 @@ def job(
     """A job with what surrounds it. Lists leave attempts out."""
     request = row.request
     spec = None if row.spec is None else JobSpec.model_validate(row.spec, extra="ignore")  # a newer version's, maybe
-    values = _hyperparameters(row, spec)
     kind = (request.get("method") or {}).get("type", DEFAULT_OBJECTIVE)
+    values = _hyperparameters(row, spec, kind)
     return FineTuningJob.model_validate(
         {
             "id": row.id,
@@ -225,7 +225,7 @@ def _parent(row: JobRow, spec: JobSpec | None) -> ParentView | None:
     return ParentView(id=row.parent_id, model=row.parent_name, init_from=begins)
 
 
-def _hyperparameters(row: JobRow, spec: JobSpec | None) -> dict[str, Any]:
+def _hyperparameters(row: JobRow, spec: JobSpec | None, kind: ObjectiveName) -> dict[str, Any]:
     asked = _asked_hyperparameters(row.request)
     multiplier = asked.get("learning_rate_multiplier", "auto")
     if spec is None:
@@ -233,6 +233,7 @@ def _hyperparameters(row: JobRow, spec: JobSpec | None) -> dict[str, Any]:
             "batch_size": asked.get("batch_size", "auto"),
             "learning_rate_multiplier": multiplier,
             "n_epochs": asked.get("n_epochs", "auto"),
+            **{name: asked.get(name, "auto") for name in numbers(OBJECTIVE_PARTS[kind])},
         }
     values: dict[str, Any] = {
         "batch_size": spec.training.batch_size,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import ColumnElement, case, func, select, update
 from sqlalchemy.orm import Session
 
 from shared.contract.documents import error_document
@@ -38,7 +38,7 @@ def validated(
     settled_for: dict[str, Any] | None = None,
     events: Sequence[NewEvent] = (),
 ) -> bool:
-    """validating_files -> queued, with every value settled.
+    """validating_files -> queued, or paused where that was asked for meanwhile, with every value settled.
 
     Args:
         needs: what it asks of devices besides memory; `settled_for`: the device that it was settled for.
@@ -48,7 +48,8 @@ def validated(
         update(JobRow)
         .where(*held(lease), JobRow.status == "validating_files")
         .values(
-            status="queued",
+            status=case((JobRow.pause_requested_at.is_not(None), "paused"), else_="queued"),
+            pause_requested_at=None,
             spec=spec.model_dump(mode="json"),
             auto=[value.model_dump(mode="json") for value in auto],
             gpus=spec.placement.gpus,
@@ -65,10 +66,12 @@ def validated(
             failures=0,
             version=JobRow.version + 1,
         )
-        .returning(JobRow.id)
+        .returning(JobRow.status)
     ).one_or_none()
     if moved is not None:
-        journal.append(session, lease.id, [*events, NewEvent("Files validated, moving job to queued state")])
+        held_back = [NewEvent("Job paused")] if moved.status == "paused" else []
+        validated = NewEvent("Files validated, moving job to queued state")
+        journal.append(session, lease.id, [*events, validated, *held_back])
     return moved is not None
 
 

@@ -59,7 +59,7 @@ def set_priority(session: Session, caller: Caller, job_id: str, *, priority: int
 def _job(session: Session, caller: Caller, job_id: str, *, wish: str) -> JobRow:
     job = session.scalars(select(JobRow).where(JobRow.id == job_id).with_for_update()).one_or_none()
     if job is None or not (caller.operates or job.project_id == caller.project_id):
-        raise NotFound(f"No fine-tuning job '{job_id[:100]}' in this project.", param="fine_tuning_job_id")
+        raise NotFound(f"Could not find fine tune: {job_id[:100]}", param="fine_tuning_job_id")
     if job.status in TERMINAL:
         raise Invalid(f"Job {job.id} has already {job.status}; it cannot be {wish}.", code="job_already_finished")
     return job

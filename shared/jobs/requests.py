@@ -31,14 +31,16 @@ def request_cancel(session: Session, job_id: str, *, project_id: str) -> JobRow:
 
 
 def request_pause(session: Session, job_id: str, *, project_id: str) -> JobRow:
-    """Hold a waiting job, or have a running one checkpoint and stop. Raises Invalid when there is nothing to pause."""
+    """Hold a waiting job, or have a running one checkpoint and stop; one whose files are checked is held afterwards.
+
+    Raises Invalid when there is nothing to pause.
+    """
     job = _own_job(session, job_id, project_id)
     _refuse_finished(job, "paused")
-    if job.status == "validating_files":
-        raise Invalid(
-            "The job's files are still being checked; it can be paused once it is queued.", code="job_not_pausable"
-        )
-    if job.status == "queued":
+    if job.status == "validating_files" and job.pause_requested_at is None:
+        touch(session, job.id, pause_requested_at=func.now())
+        journal.append(session, job.id, [NewEvent("Pause requested; the job is held once its files are checked")])
+    elif job.status == "queued":
         touch(session, job.id, status="paused")
         journal.append(session, job.id, [NewEvent("Job paused")])
     elif job.status == "running" and job.pause_requested_at is None:
@@ -51,6 +53,11 @@ def request_pause(session: Session, job_id: str, *, project_id: str) -> JobRow:
 def resume(session: Session, job_id: str, *, project_id: str) -> JobRow:
     """Put a paused job back in the queue; it continues from its last checkpoint. Raises Invalid for any other job."""
     job = _own_job(session, job_id, project_id)
+    if job.status == "validating_files" and job.pause_requested_at is not None:
+        touch(session, job.id, pause_requested_at=None)
+        journal.append(session, job.id, [NewEvent("Job resumed; it is queued once its files are checked")])
+        session.refresh(job)
+        return job
     if job.status != "paused":
         raise Invalid(f"Only a paused job can be resumed; this one is '{job.status}'.", code="job_not_paused")
     touch(session, job.id, status="queued", pause_requested_at=None, not_before=None)
@@ -64,7 +71,7 @@ def _own_job(session: Session, job_id: str, project_id: str) -> JobRow:
         select(JobRow).where(JobRow.id == job_id, JobRow.project_id == project_id).with_for_update()
     ).one_or_none()
     if job is None:
-        raise NotFound(f"No fine-tuning job '{job_id[:100]}' in this project.", param="fine_tuning_job_id")
+        raise NotFound(f"Could not find fine tune: {job_id[:100]}", param="fine_tuning_job_id")
     return job
 
 

@@ -6,6 +6,7 @@ After a change that is meant: `python -m tests.unit.test_openapi > tests/unit/op
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -78,6 +79,26 @@ def test_the_page_of_openais_wire_names_every_route_and_every_field_of_a_job() -
         assert f"`{path}`" in page or f" {path}`" in page, path
     for field in CreateJob.model_fields:
         assert f"`{field}`" in page, field
+
+
+def test_operations_have_openais_names_and_links_lead_from_what_is_made_to_what_can_be_done_with_it() -> None:
+    names = {name: operation["operationId"] for name, operation in operations()}
+
+    assert len(set(names.values())) == len(names)
+    assert all(re.fullmatch("[a-z]+([A-Z][a-z]*)*", name) for name in names.values())
+    assert names["POST /v1/files"] == "createFile"
+    assert names["POST /v1/fine_tuning/jobs"] == "createFineTuningJob"
+    assert names["GET /v1/fine_tuning/jobs"] == "listPaginatedFineTuningJobs"
+    made = schema()["paths"]["/v1/fine_tuning/jobs"]["post"]["responses"]["200"]["links"]
+    assert made["cancelFineTuningJob"]["parameters"] == {"job_id": "$response.body#/id"}
+    for link in (link for node in nodes(schema()) for link in node.get("links", {}).values()):
+        path, operation = next(
+            (path, operation)
+            for path, methods in schema()["paths"].items()
+            for operation in methods.values()
+            if operation["operationId"] == link["operationId"]
+        )
+        assert set(re.findall(r"{(\w+)}", path)) == set(link["parameters"]), operation["operationId"]
 
 
 def test_every_reference_leads_somewhere() -> None:

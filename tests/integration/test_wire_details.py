@@ -1,0 +1,125 @@
+"""Small things that other clients, other languages and hasty scripts meet on OpenAI's wire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+import pytest
+from openai import NotFoundError
+
+from shared.jobs import moves
+from shared.store.db import session_scope
+from shared.store.tables import EventRow, JobRow
+from tests.factories import make_file, make_key, make_queued_job, make_spec
+from tests.integration.conftest import Api
+from tests.patience import patience
+
+JOBS = "/v1/fine_tuning/jobs"
+GIB = 1024**3
+
+
+def made(api: Api, **fields: Any) -> httpx2.Response:
+    with session_scope(api.engine) as session:
+        file_id = make_file(session, api.caller).id
+    with api.http() as http:
+        return http.post(JOBS, json={"model": "smollm2-135m-instruct", "training_file": file_id, **fields})
+
+
+def test_azures_header_brings_a_key_and_openais_wins_over_it(api: Api) -> None:
+    with httpx2.Client(base_url=api.url, timeout=patience(20)) as http:
+        alone = http.get("/v1/models", headers={"api-key": api.key})
+        wrong = http.get("/v1/models", headers={"api-key": "tp_nothing"})
+        both = http.get("/v1/models", headers={"api-key": api.key, "Authorization": "Bearer tp_nothing"})
+
+    assert (alone.status_code, wrong.status_code, both.status_code) == (200, 401, 401)
+
+
+def test_a_number_that_is_whole_is_an_integer_however_it_is_written(api: Api) -> None:
+    hyperparameters = '{"n_epochs": 3.0, "batch_size": 2e0, "learning_rate_multiplier": 2.0}'
+    with session_scope(api.engine) as session:
+        file_id = make_file(session, api.caller).id
+    body = f'{{"model": "smollm2-135m-instruct", "training_file": "{file_id}", "seed": 7.0, "hyperparameters": '
+    with api.http(**{"Content-Type": "application/json"}) as http:
+        taken = http.post(JOBS, content=body + hyperparameters + "}")
+        refused = http.post(JOBS, content=body + hyperparameters.replace("3.0", "3.5") + "}")
+
+    assert taken.status_code == 200, taken.text
+    assert taken.json()["seed"] == 7
+    assert taken.json()["hyperparameters"] == {"n_epochs": 3, "batch_size": 2, "learning_rate_multiplier": 2.0}
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "hyperparameters.n_epochs")
+
+
+@pytest.mark.parametrize(("asked", "told"), [({"beta": 0.2}, 0.2), ({"beta": "auto"}, "auto"), ({}, "auto")])
+def test_beta_is_told_before_the_files_are_checked(api: Api, asked: dict[str, Any], told: Any) -> None:
+    answer = made(api, method={"type": "dpo", "dpo": {"hyperparameters": asked}})
+
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["method"]["dpo"]["hyperparameters"]["beta"] == told
+    supervised = made(api).json()["method"]["supervised"]["hyperparameters"]
+    assert supervised.keys() == {"batch_size", "learning_rate_multiplier", "n_epochs"}
+
+
+def test_a_file_without_an_end_has_no_field_that_says_so(api: Api) -> None:
+    with session_scope(api.engine) as session:
+        file_id = make_file(session, api.caller).id
+    with api.http() as http:
+        told = http.get(f"/v1/files/{file_id}").json()
+
+    assert not {"expires_at", "status_details"} & told.keys()
+    assert api.client.files.retrieve(file_id).expires_at is None
+
+
+def test_one_sentence_for_a_job_that_is_not_there(api: Api) -> None:
+    jobs, said = api.client.fine_tuning.jobs, []
+    for ask in (jobs.retrieve, jobs.cancel, jobs.pause, jobs.resume, jobs.list_events):
+        with pytest.raises(NotFoundError) as caught:
+            ask("ftjob-00000000000000000000000000000000")
+        said.append((caught.value.message, caught.value.param))
+
+    assert len(set(said)) == 1
+
+
+def test_a_full_queue_is_not_asked_again_by_the_client(api: Api) -> None:
+    with session_scope(api.engine) as session:
+        caller, secret = make_key(session, max_queued=1)
+        make_queued_job(session, caller)
+        body = {"model": "smollm2-135m-instruct", "training_file": make_file(session, caller).id}
+    with api.http(secret) as http:
+        full = http.post(JOBS, json=body)
+
+    assert (full.status_code, full.json()["error"]["code"]) == (429, "queue_full")
+    assert full.headers["x-should-retry"] == "false"
+
+
+def test_a_job_that_is_paused_at_once_is_held_when_its_files_are_checked(api: Api) -> None:
+    job_id = made(api).json()["id"]
+    asked = api.client.fine_tuning.jobs.pause(job_id)
+    again = api.client.fine_tuning.jobs.pause(job_id)
+
+    assert (asked.status, again.status) == ("validating_files", "validating_files")
+    assert asked.model_extra is not None
+    assert asked.model_extra["tunepool"]["pause_requested_at"]
+    assert settled(api, job_id) == "paused"
+    paused = api.client.fine_tuning.jobs.retrieve(job_id)
+    assert paused.model_extra is not None
+    assert paused.model_extra["tunepool"]["pause_requested_at"] is None
+    assert "Job paused" in [event.message for event in api.client.fine_tuning.jobs.list_events(job_id)]
+    assert api.client.fine_tuning.jobs.resume(job_id).status == "queued"
+
+
+def test_a_wish_to_pause_is_taken_back_by_resume(api: Api) -> None:
+    job_id = made(api).json()["id"]
+    api.client.fine_tuning.jobs.pause(job_id)
+
+    assert api.client.fine_tuning.jobs.resume(job_id).status == "validating_files"
+    assert settled(api, job_id) == "queued"
+
+
+def settled(api: Api, job_id: str) -> str:
+    """The status of a job whose files were found good just now."""
+    with session_scope(api.engine) as session:
+        while (claim := moves.claim_validation(session, worker_id="checker", lease_seconds=60)) is not None:
+            assert moves.validated(session, claim.lease, spec=make_spec(), auto=[], bytes_per_device=GIB)
+        assert session.query(EventRow).filter_by(job_id=job_id).count() > 0
+        return str(session.get_one(JobRow, job_id).status)
