@@ -14,6 +14,7 @@ from shared.store.tables import EventRow, JobRow
 from tests.factories import make_file, make_key, make_queued_job, make_spec
 from tests.integration.conftest import Api
 from tests.patience import patience
+from worker.chores.checks import oddities
 
 JOBS = "/v1/fine_tuning/jobs"
 GIB = 1024**3
@@ -114,6 +115,23 @@ def test_a_wish_to_pause_is_taken_back_by_resume(api: Api) -> None:
 
     assert api.client.fine_tuning.jobs.resume(job_id).status == "validating_files"
     assert settled(api, job_id) == "queued"
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_job_that_is_validated_with_its_training_rows_is_warned(api: Api, same: bool) -> None:
+    with session_scope(api.engine) as session:
+        training = make_file(session, api.caller, sha256="1" * 64).id
+        validation = make_file(session, api.caller, sha256=("1" if same else "2") * 64).id
+    body = {"model": "smollm2-135m-instruct", "training_file": training, "validation_file": validation}
+    with api.http() as http:
+        job_id = http.post(JOBS, json=body).json()["id"]
+    with session_scope(api.engine) as session:
+        while (claim := moves.claim_validation(session, worker_id="checker", lease_seconds=60)) is not None:
+            if claim.lease.id == job_id:
+                warned = [event.level for event in oddities(claim) if "same bytes" in event.message]
+                assert warned == (["warn"] if same else [])
+                break
+        assert claim is not None
 
 
 def settled(api: Api, job_id: str) -> str:

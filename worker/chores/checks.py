@@ -149,13 +149,20 @@ def _queue(claim: Claim, settled: Resolution, session: Session, *, device: Devic
         expected_seconds=durations.held_seconds(
             settled.spec, ended=measurements.held(session, base_model=settled.spec.base_model.name)
         ),
-        events=list(_oddities(claim)),
+        events=list(oddities(claim)),
     )
     return cold_jobs.call_for(session, claim.lease.id) if moved else 0
 
 
-def _oddities(claim: Claim) -> Iterator[NewEvent]:
+def oddities(claim: Claim) -> Iterator[NewEvent]:
     """What the checks of the job's files warn of: dropped columns, conversions and the like, each counted."""
+    if claim.validation_file is not None and claim.validation_file.sha256 == claim.training_file.sha256:
+        yield NewEvent(
+            "validation_file holds the same bytes as training_file: its loss says nothing of rows that are new to the "
+            "model. Hold some rows back.",
+            level="warn",
+            data={"code": "validation_is_training"},
+        )
     for param, file in (("training_file", claim.training_file), ("validation_file", claim.validation_file)):
         if file is None or file.report is None:
             continue
