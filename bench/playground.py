@@ -35,6 +35,7 @@ ASKED = [{"role": "user", "content": "Write a long story about a lighthouse keep
 
 
 TOGETHER = 8
+CROWD = 50
 
 
 class Speed(NamedTuple):
@@ -91,12 +92,12 @@ def together(speaker: Speaker, tokens: int) -> Speed:
     return Speed(first - begun, made / (time.perf_counter() - begun))
 
 
-def streams(client: OpenAI, tokens: int) -> Speed:
-    """Eight streams through the API at once."""
+def streams(client: OpenAI, tokens: int, *, count: int = TOGETHER) -> Speed:
+    """Several streams through the API at once. Raises what a stream that is lost raises."""
     begun = time.perf_counter()
-    with ThreadPoolExecutor(TOGETHER) as pool:
-        speeds = list(pool.map(lambda _: through_the_api(client, tokens), range(TOGETHER)))
-    made = TOGETHER * tokens
+    with ThreadPoolExecutor(count) as pool:
+        speeds = list(pool.map(lambda _: through_the_api(client, tokens), range(count)))
+    made = count * tokens
     return Speed(max(each.first_token_seconds for each in speeds), made / (time.perf_counter() - begun))
 
 
@@ -151,6 +152,8 @@ def measure(arguments: argparse.Namespace, client: OpenAI) -> None:
     for _ in range(arguments.rounds):
         for name, way in ways.items():
             speeds[name].append(way())
+    crowd = streams(client, arguments.tokens, count=CROWD)
+    print(json.dumps({"way": f"{CROWD} streams through the API, once"} | crowd._asdict()))
     for name, measured in speeds.items():
         medians = {part: statistics.median(getattr(one, part) for one in measured) for part in Speed._fields}
         pairs = zip(measured, speeds["generate"], strict=True)
