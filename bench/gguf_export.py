@@ -1,6 +1,6 @@
-"""A published model as GGUF, in each format: `python bench/gguf_export.py BASE_FOLDER [--formats f16 q4_k_m]`.
+"""A published model as GGUF, in each format: `python bench/gguf_export.py [FOLDER] [--formats f16 q4_k_m]`.
 
-Lays a small random adapter over the base, exports the merged model, and prints for each format: bytes, seconds, how far
+FOLDER holds the base model; the demo model if left out. Lays a small random adapter over the base, exports the merged model, and prints for each format: bytes, seconds, how far
 the logits are off when transformers reads the file back (as a part of their spread), how many of the greedy next tokens
 of a text are the same, and whether llama.cpp (xllamacpp) cuts the text into as many tokens and what it goes on with.
 """
@@ -18,11 +18,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+from examples.stack import server_command
 from shared.contract.merge_request import CreateExport
 from tests.train.test_merging import make_merge_spec
 from worker.train.product import make_product
 from worker.train.to_gguf import export
 
+MODEL = "smollm2-135m-instruct"
 FORMATS = ("f32", "f16", "q8_0", "q5_0", "q4_0", "q4_k_m")
 TEXT = "The lighthouse keeper climbed the stairs, lit the lamp, and looked out over the sea. The storm"
 TOKENS = 16
@@ -65,21 +67,22 @@ def of_llama_cpp(file: Path) -> tuple[int, str]:
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("base", type=Path)
+    parser.add_argument("base", type=Path, nargs="?")
     parser.add_argument("--formats", nargs="+", default=FORMATS)
     arguments = parser.parse_args()
-    words = AutoTokenizer.from_pretrained(arguments.base)
+    base = arguments.base or Path(server_command("models", "path", MODEL, home=Path(".tunepool")))
+    words = AutoTokenizer.from_pretrained(base)
     asked = words(TEXT, return_tensors="pt", add_special_tokens=False)
     with tempfile.TemporaryDirectory() as folder:
-        adapter = adapter_on(arguments.base, Path(folder) / "adapter")
-        tuned = PeftModel.from_pretrained(load(arguments.base), adapter).eval()
+        adapter = adapter_on(base, Path(folder) / "adapter")
+        tuned = PeftModel.from_pretrained(load(base), adapter).eval()
         expected = tuned(**asked).logits
         tokens = tuned.generate(**asked, max_new_tokens=TOKENS, do_sample=False)[0, asked.input_ids.shape[1] :]
         goes_on = words.decode(tokens, skip_special_tokens=True)
         del tuned
         for quantization in arguments.formats:
             begun = time.perf_counter()
-            file = made(Path(folder) / quantization, arguments.base, adapter, quantization)
+            file = made(Path(folder) / quantization, base, adapter, quantization)
             seconds = time.perf_counter() - begun
             options = {"gguf_file": file.name, "quantization_config": GgufConfig(dequantize=True)}
             answer = load(file.parent, **options)(**asked).logits

@@ -1,5 +1,5 @@
-"""How fast a playground answers beside plain `generate`: `python bench/playground.py HOME`; a server that answers there
-is asked, else one is started.
+"""How fast a playground answers beside plain `generate`: `python bench/playground.py [HOME]`; a server that answers
+there is asked, else one is started.
 
 Prints, for the demo model in float32 and greedy: seconds to the first token and tokens per second of transformers'
 `generate`, of our own loop in this process, of eight answers that go through the model together in it, and of one and
@@ -125,7 +125,7 @@ def speed(begun: float, first: float, ended: float, tokens: int) -> Speed:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("home", type=Path)
+    parser.add_argument("home", type=Path, nargs="?", default=Path(".tunepool"))
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
