@@ -1,8 +1,9 @@
 """A published model as GGUF, in each format: `python bench/gguf_export.py [FOLDER] [--formats f16 q4_k_m]`.
 
-FOLDER holds the base model; the demo model if left out. Lays a small random adapter over the base, exports the merged model, and prints for each format: bytes, seconds, how far
-the logits are off when transformers reads the file back (as a part of their spread), how many of the greedy next tokens
-of a text are the same, and whether llama.cpp (xllamacpp) cuts the text into as many tokens and what it goes on with.
+FOLDER holds the base model; the demo model if left out. Lays a small random adapter over the base, exports the merged
+model, and prints for each format: MiB, seconds, how far the logits are off when transformers reads the file back (as a
+part of their spread), how many of the greedy next tokens of a text are the same, and whether llama.cpp (xllamacpp) cuts
+the text into as many tokens and goes on with the same text.
 """
 
 from __future__ import annotations
