@@ -64,7 +64,11 @@ class Store:
         sent = _Sent(source, interrupt)
         source.seek(0)
         with _Translated(key):
-            obstore.put(self._backend, key, sent, chunk_size=CHUNK_BYTES)
+            try:
+                obstore.put(self._backend, key, sent, chunk_size=CHUNK_BYTES)
+            except FileNotFoundError:
+                if not self._has_arrived(key, sent.bytes):
+                    raise
         return StoredObject(key=key, bytes=sent.bytes, sha256=sent.digest.hexdigest())
 
     def put_bytes(self, key: str, content: bytes) -> StoredObject:
@@ -74,10 +78,32 @@ class Store:
 
     async def put_stream(self, key: str, chunks: AsyncIterator[bytes]) -> None:
         """Upload chunks as they come; at most a few parts are in memory. An error in `chunks` leaves no object."""
+        sent = 0
+
+        async def counted() -> AsyncIterator[bytes]:
+            nonlocal sent
+            async for chunk in chunks:
+                sent += len(chunk)
+                yield chunk
+
         with _Translated(key):
-            await obstore.put_async(
-                self._backend, key, chunks, chunk_size=CHUNK_BYTES, max_concurrency=CONCURRENT_PARTS
-            )
+            try:
+                await obstore.put_async(
+                    self._backend, key, counted(), chunk_size=CHUNK_BYTES, max_concurrency=CONCURRENT_PARTS
+                )
+            except FileNotFoundError:
+                if not await asyncio.to_thread(self._has_arrived, key, sent):
+                    raise
+
+    def _has_arrived(self, key: str, size: int) -> bool:
+        """Whether an upload in parts is complete that the store says it does not know.
+
+        S3 joins the parts before it answers, and may take longer than an answer is waited for. The repeated request
+        then finds the upload gone. Keys are used once, so what is there is what was sent.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            return int(obstore.head(self._backend, key)["size"]) == size
+        return False
 
     def chunks(self, key: str) -> Iterator[bytes]:
         """The object's bytes, a part at a time."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import obstore
 import pytest
+from obstore.store import LocalStore
 
 from shared.errors import Invalid, NotFound, Unavailable
 from shared.settings import Settings
@@ -103,3 +107,36 @@ def test_a_store_that_is_away_is_unavailable_and_not_missing(settings: Settings)
 def test_a_url_of_another_kind_is_refused_with_the_known_ones(settings: Settings, url: str) -> None:
     with pytest.raises(Invalid, match="file://, s3://"):
         open_store(settings.model_copy(update={"storage_url": url}))
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+def test_an_upload_whose_answer_was_lost_is_done_if_the_object_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arrives: bool
+) -> None:
+    store = Store(LocalStore(prefix=tmp_path))
+    content = b"x" * (CHUNK_BYTES + 5)
+    put, put_async = obstore.put, obstore.put_async
+
+    def forgotten(backend: Any, key: str, source: Any, **options: Any) -> None:
+        put(backend, key if arrives else "elsewhere", source, **options)
+        raise FileNotFoundError("NoSuchUpload")
+
+    async def forgotten_async(backend: Any, key: str, source: Any, **options: Any) -> None:
+        await put_async(backend, key if arrives else "elsewhere", source, **options)
+        raise FileNotFoundError("NoSuchUpload")
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield content[:7]
+        yield content[7:]
+
+    monkeypatch.setattr(obstore, "put", forgotten)
+    monkeypatch.setattr(obstore, "put_async", forgotten_async)
+    if arrives:
+        assert store.put_open("a", io.BytesIO(content)).bytes == len(content)
+        asyncio.run(store.put_stream("b", chunks()))
+        assert store.size("a") == store.size("b") == len(content)
+    else:
+        with pytest.raises(NotFound):
+            store.put_open("a", io.BytesIO(content))
+        with pytest.raises(NotFound):
+            asyncio.run(store.put_stream("b", chunks()))
