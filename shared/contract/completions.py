@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints
 
 from shared.contract.spec import Part
 from shared.contract.talk import Sampling
@@ -75,15 +75,16 @@ class ChatTurn(Part):
         default=None, description="Of a message of role tool: the call whose result it holds."
     )
 
-    @model_validator(mode="after")
-    def _whole(self) -> ChatTurn:
+    @property
+    def fault(self) -> tuple[str, str] | None:
+        """The field at fault and what is wrong with it; None: nothing is."""
         if self.content is None and not self.tool_calls:
-            raise ValueError("a message needs content; only an answer with tool_calls may have none")
+            return "content", "A message needs content; only an answer with tool_calls may have none."
         if self.tool_calls and self.role != "assistant":
-            raise ValueError("only messages of role assistant have tool_calls")
+            return "tool_calls", "Only messages of role assistant have tool_calls."
         if (self.tool_call_id is not None) != (self.role == "tool"):
-            raise ValueError("tool_call_id belongs to a message of role tool, and to no other")
-        return self
+            return "tool_call_id", "It belongs to a message of role tool, which needs it, and to no other."
+        return None
 
     @property
     def of_tools(self) -> bool:
@@ -114,12 +115,6 @@ class ResponseFormat(Part):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: AnswerSchema | None = None
-
-    @model_validator(mode="after")
-    def _whole(self) -> ResponseFormat:
-        if (self.json_schema is not None) != (self.type == "json_schema"):
-            raise ValueError("json_schema belongs to the type of that name, and only there")
-        return self
 
     @property
     def answer_schema(self) -> dict[str, Any] | None:
@@ -228,6 +223,14 @@ class CreateChatCompletion(AskedCompletion):
             for name in ("annotations", "audio", "function_call"):
                 if getattr(message, name):
                     raise _unsupported(f"messages.{place}.{name}")
+            if (fault := message.fault) is not None:
+                raise Invalid(fault[1], param=f"messages.{place}.{fault[0]}")
+        form = self.response_format
+        if form is not None and (form.json_schema is not None) != (form.type == "json_schema"):
+            raise Invalid(
+                "A response_format of type json_schema needs 'json_schema', and no other type has it.",
+                param="response_format.json_schema",
+            )
         for place, tool in enumerate(self.tools or ()):
             if tool.function.strict:  # nothing here makes a model keep to a tool's schema
                 raise _unsupported(f"tools.{place}.function.strict")
@@ -305,8 +308,8 @@ _HARMLESS: Final[dict[str, Callable[[Any], bool]]] = {
 
 def _unsupported(name: str) -> Invalid:
     return Invalid(
-        f"'{name}' is not supported here: the playground answers with plain text, one answer a request. "
-        "Leave it out, or serve the downloaded adapter with a server that does it.",
+        f"'{name}' is not supported by the playground. Leave it out, or serve the downloaded adapter with a server "
+        "that does it.",
         param=name,
         code="unsupported_parameter",
     )
