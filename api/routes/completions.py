@@ -19,7 +19,7 @@ from api.deps import Door, door_of
 from api.errors import envelope
 from api.talk_line import TalkLine
 from api.views import completion_views as views
-from api.views.completion_views import ChatForm, Said, TextForm
+from api.views.completion_views import ChatForm, TextForm, Words
 from api.vllm import Unserved
 from shared.contract.completions import AskedCompletion, CreateChatCompletion, CreateCompletion, PlaygroundOptions
 from shared.contract.talk import Called, Piece, Question, Target, ToolCall
@@ -234,8 +234,8 @@ async def _whole(settled: Settled, line: TalkLine, prompt_tokens: int) -> Respon
                 calls = _told(reply, settled)
             else:
                 used = views.usage(prompt_tokens, reply.completion_tokens)
-                said = _all_of(parts, settled.question, calls)
-                whole = settled.form.whole(said, reply.finish_reason, used)
+                answer = _all_of(parts, settled.question, calls)
+                whole = settled.form.whole(answer, reply.finish_reason, used)
                 return Response(whole, media_type="application/json")
     finally:
         line.close()
@@ -246,10 +246,10 @@ def _told(called: Called, settled: Settled) -> Sequence[ToolCall]:
     return called.calls[:1] if settled.one_call else called.calls
 
 
-def _all_of(parts: Sequence[Piece], question: Question, calls: Sequence[ToolCall]) -> Said:
+def _all_of(parts: Sequence[Piece], question: Question, calls: Sequence[ToolCall]) -> Words:
     tokens = [token for part in parts for token in part.logprobs or ()]
     asked = question.sampling.top_logprobs is not None
-    return Said("".join(part.text for part in parts), tokens if asked else None, calls=calls)
+    return Words("".join(part.text for part in parts), tokens if asked else None, calls=calls)
 
 
 async def _stream(settled: Settled, line: TalkLine, prompt_tokens: int) -> AsyncIterator[str]:
@@ -260,7 +260,7 @@ async def _stream(settled: Settled, line: TalkLine, prompt_tokens: int) -> Async
             yield _event(first)
         async for reply in line.rest():
             if isinstance(reply, Piece):
-                yield _event(form.piece(Said(reply.text, reply.logprobs, offset=shown)))
+                yield _event(form.piece(Words(reply.text, reply.logprobs, offset=shown)))
                 shown += len(reply.text)
                 continue
             if isinstance(reply, Called):

@@ -153,7 +153,7 @@ def usage(prompt_tokens: int, completion_tokens: int) -> CompletionUsage:
 
 
 @dataclass(frozen=True)
-class Said:
+class Words:
     """What an answer says, a piece or the whole. `logprobs`: of its tokens, where asked for; `offset`: its place."""
 
     text: str
@@ -171,10 +171,10 @@ class ChatForm:
     model: str
     system_fingerprint: str
 
-    def whole(self, said: Said, reason: FinishReason, used: CompletionUsage) -> str:
-        calls = [ToolCallView(**_called(call)) for call in said.calls]
-        message = AssistantMessage(content=said.text or (None if calls else ""), tool_calls=calls or None)
-        choice = ChatChoice(message=message, logprobs=_of_chat(said.logprobs), finish_reason=reason)
+    def whole(self, words: Words, reason: FinishReason, used: CompletionUsage) -> str:
+        calls = [ToolCallView(**_called(call)) for call in words.calls]
+        message = AssistantMessage(content=words.text or (None if calls else ""), tool_calls=calls or None)
+        choice = ChatChoice(message=message, logprobs=_of_chat(words.logprobs), finish_reason=reason)
         made = ChatCompletion(**self._head, choices=[choice], usage=used)
         without = {"choices": {0: {"message": {"tool_calls"}}}}  # OpenAI's types know no null there
         return made.model_dump_json(exclude=None if calls else without)
@@ -182,12 +182,12 @@ class ChatForm:
     def first(self) -> str | None:
         return self._chunk([ChunkChoice(delta=Delta(role="assistant", content=""))])
 
-    def piece(self, said: Said) -> str:
-        return self._chunk([ChunkChoice(delta=Delta(content=said.text), logprobs=_of_chat(said.logprobs))])
+    def piece(self, words: Words) -> str:
+        return self._chunk([ChunkChoice(delta=Delta(content=words.text), logprobs=_of_chat(words.logprobs))])
 
     def called(self, calls: Sequence[ToolCall]) -> str:
-        told = [ToolCallDelta(index=index, **_called(call)) for index, call in enumerate(calls)]
-        return self._chunk([ChunkChoice(delta=Delta(tool_calls=told))])
+        deltas = [ToolCallDelta(index=index, **_called(call)) for index, call in enumerate(calls)]
+        return self._chunk([ChunkChoice(delta=Delta(tool_calls=deltas))])
 
     def last(self, reason: FinishReason) -> str:
         return self._chunk([ChunkChoice(delta=Delta(), finish_reason=reason)])
@@ -216,15 +216,15 @@ class TextForm:
     model: str
     system_fingerprint: str
 
-    def whole(self, said: Said, reason: FinishReason, used: CompletionUsage) -> str:
-        choice = TextChoice(text=said.text, logprobs=_of_text(said.logprobs, said.offset), finish_reason=reason)
+    def whole(self, words: Words, reason: FinishReason, used: CompletionUsage) -> str:
+        choice = TextChoice(text=words.text, logprobs=_of_text(words.logprobs, words.offset), finish_reason=reason)
         return self._made([choice], used).model_dump_json()
 
     def first(self) -> str | None:
         return None
 
-    def piece(self, said: Said) -> str:
-        choice = TextChoice(text=said.text, logprobs=_of_text(said.logprobs, said.offset), finish_reason=None)
+    def piece(self, words: Words) -> str:
+        choice = TextChoice(text=words.text, logprobs=_of_text(words.logprobs, words.offset), finish_reason=None)
         return self._chunk([choice])
 
     def called(self, calls: Sequence[ToolCall]) -> str:
@@ -253,30 +253,30 @@ def _of_chat(tokens: Sequence[ChosenToken] | None) -> ChatLogprobs | None:
         return None
     return ChatLogprobs(
         content=[
-            ChosenTokenView(**_viewed(one), top_logprobs=[TokenLogprobView(**_viewed(other)) for other in one.top])
-            for one in tokens
+            ChosenTokenView(**_viewed(token), top_logprobs=[TokenLogprobView(**_viewed(other)) for other in token.top])
+            for token in tokens
         ]
     )
 
 
-def _viewed(one: TokenLogprob) -> dict[str, Any]:
-    part_of_a_character = "\ufffd" in one.token
+def _viewed(token: TokenLogprob) -> dict[str, Any]:
+    part_of_a_character = "\ufffd" in token.token
     return {
-        "token": one.token,
-        "logprob": one.logprob,
-        "bytes": None if part_of_a_character else list(one.token.encode("utf-8", "replace")),
+        "token": token.token,
+        "logprob": token.logprob,
+        "bytes": None if part_of_a_character else list(token.token.encode("utf-8", "replace")),
     }
 
 
 def _of_text(tokens: Sequence[ChosenToken] | None, offset: int) -> TextLogprobs | None:
     if tokens is None:
         return None
-    starts = list(accumulate((len(one.token) for one in tokens), initial=offset))
+    starts = list(accumulate((len(token.token) for token in tokens), initial=offset))
     return TextLogprobs(
-        tokens=[one.token for one in tokens],
-        token_logprobs=[one.logprob for one in tokens],
-        top_logprobs=[{other.token: other.logprob for other in one.top} for one in tokens]
-        if any(one.top for one in tokens)
+        tokens=[token.token for token in tokens],
+        token_logprobs=[token.logprob for token in tokens],
+        top_logprobs=[{other.token: other.logprob for other in token.top} for token in tokens]
+        if any(token.top for token in tokens)
         else None,
         text_offset=starts[:-1],
     )

@@ -70,7 +70,7 @@ def chosen_token(logits_V: torch.Tensor, token: int, top: int, tokenizer: Any) -
     """How likely the model held a token, and the `top` likeliest; before temperature, penalties and top_p."""
     logs_V = torch.log_softmax(logits_V.float().cpu(), dim=-1)  # noqa: N806
     values, tokens = logs_V.topk(min(top, len(logs_V)))
-    likeliest = [_logprob(tokenizer, int(one), float(value)) for one, value in zip(tokens, values, strict=True)]
+    likeliest = [_logprob(tokenizer, int(other), float(value)) for other, value in zip(tokens, values, strict=True)]
     return ChosenToken(**dict(_logprob(tokenizer, token, float(logs_V[token]))), top=likeliest)
 
 

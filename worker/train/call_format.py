@@ -135,17 +135,17 @@ def _pattern(text: str) -> re.Pattern[str]:
 def learnt_format(template: ChatTemplate) -> CallFormat | None:
     """The form of calls of a template; None where it writes none, or in a way that is not read."""
     plain = _answer(template, {"role": "assistant", "content": _PLAIN})
-    one, two = (_answer(template, _calling(count)) for count in (1, 2))
-    if plain is None or one is None:
+    single, double = (_answer(template, _calling(count)) for count in (1, 2))
+    if plain is None or single is None:
         return None
-    one = _behind(plain, one)
-    form = _in_one_object(one) or _behind_a_name(one)
+    single = _behind(plain, single)
+    form = _in_one_object(single) or _behind_a_name(single)
     if form is None:
         return None
     opening, keys, middle, _ = form
-    between = None if two is None else _between(_behind(plain, two), form)
-    found = CallFormat(opening, keys, middle, between, written=(two or one) if between is not None else one)
-    return found if [call.name for call in found.calls_in(one, {_NAME})] == [_NAME] else None
+    between = None if double is None else _between(_behind(plain, double), form)
+    learnt = CallFormat(opening, keys, middle, between, written=(double or single) if between is not None else single)
+    return learnt if [call.name for call in learnt.calls_in(single, {_NAME})] == [_NAME] else None
 
 
 _Form = tuple[str, tuple[str, str] | None, str, int]  # opening, keys, middle, where the first call ends
@@ -166,7 +166,7 @@ def _given(number: int) -> JsonObject:
 def _answer(template: ChatTemplate, message: JsonObject) -> str | None:
     """What a template makes of an answer; None where it fails, or where the answer cannot be told apart."""
     try:
-        rendered = template.render_with_spans([template.prepared(one) for one in (ASKED, message)], tools=[A_TOOL])
+        rendered = template.render_with_spans([template.prepared(each) for each in (ASKED, message)], tools=[A_TOOL])
     except Invalid:
         return None
     text, (start, end) = rendered.text, rendered.spans[-1]
@@ -187,8 +187,8 @@ def _in_one_object(text: str) -> _Form | None:
             value, end = _DECODER.raw_decode(text, place)
         except ValueError:
             continue
-        name = next((key for key, one in value.items() if one == _NAME), None)
-        arguments = next((key for key, one in value.items() if _is_given(one)), None)
+        name = next((key for key, part in value.items() if part == _NAME), None)
+        arguments = next((key for key, part in value.items() if _is_given(part)), None)
         if name is not None and arguments is not None:
             return text[:place].strip(), (name, arguments), "", end
     return None
@@ -211,10 +211,10 @@ def _is_given(value: Any) -> bool:
     return arguments is not None and json.loads(arguments) == _given(1)
 
 
-def _between(two: str, form: _Form) -> str | None:
+def _between(double: str, form: _Form) -> str | None:
     """What stands between two calls; None where the second is not there."""
     _, keys, _, end = form
-    rest = two[end:]
+    rest = double[end:]
     place = rest.find(_NAME)
     if place < 0:
         return None

@@ -64,7 +64,7 @@ class JoinedAnswers:
         if self._rows:
             yield from self._step_together(speaker)
         unread = next((answer for answer in self._apart if not answer.tokens), None)
-        for answer in [one for one in self._apart if one.tokens or one is unread]:
+        for answer in [each for each in self._apart if each.tokens or each is unread]:
             yield from self._step_apart(answer, speaker)
 
     def _step_apart(self, answer: Answer, speaker: Speaker) -> Iterator[Spoken]:

@@ -125,8 +125,8 @@ class Playground:
         with self._model.speaking(adapter, scale) as model:
             self._speaker.use(model)
             for _ in range(TURN_TOKENS if len(self._voices) > 1 else 1):
-                for said in answers.step(self._speaker):
-                    self._say(said)
+                for spoken in answers.step(self._speaker):
+                    self._say(spoken)
         self._voices.move_to_end(voice)
         if not answers:
             del self._voices[voice]
