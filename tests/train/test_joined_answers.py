@@ -14,6 +14,7 @@ from shared.contract.talk import Question, Sampling
 from tests.train.test_batched_answers import TEXTS, resident
 from tests.train.test_merging import make_adapter
 from tests.train.tiny import make_model_directory, make_tokenizer
+from worker.train import joined_answers
 from worker.train.answering import Answer, Speaker
 from worker.train.batched_answers import takes_rows
 from worker.train.joined_answers import JoinedAnswers
@@ -185,6 +186,29 @@ def test_when_memory_runs_out_for_all_each_goes_on_by_itself_and_nothing_is_lost
     monkeypatch.setattr(company.speaker, "forward_rows", short)
     for number, text in enumerate(TEXTS):
         company.ask(number, text)
+    company.to_the_end()
+
+    assert [company.text(number) for number in range(len(TEXTS))] == expected
+    assert all(heard[-1].type == "ended" for heard in company.heard.values())
+
+
+@pytest.mark.parametrize("work", ["_side_by_side", "_chosen"])
+def test_without_memory_to_rearrange_a_cache_each_goes_on_by_itself(
+    model: Path, monkeypatch: pytest.MonkeyPatch, work: str
+) -> None:
+    base = resident(model)
+    expected = [alone(base, model, text) for text in TEXTS]
+    company, times = Company(base, model), iter(range(100))
+    done = getattr(joined_answers, work)
+
+    def short(*values: Any, **named: Any) -> Any:
+        if next(times) == 2:
+            raise torch.OutOfMemoryError
+        return done(*values, **named)
+
+    monkeypatch.setattr(joined_answers, work, short)
+    for number, text in enumerate(TEXTS):
+        company.ask(number, text, max_tokens=24)
     company.to_the_end()
 
     assert [company.text(number) for number in range(len(TEXTS))] == expected

@@ -11,7 +11,7 @@ than the keys and values of each token, every answer keeps its own and goes by i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any, Final
 
@@ -110,9 +110,9 @@ class JoinedAnswers:
 
     def _join(self, answer: Answer) -> None:
         cache, answer.cache = answer.cache, None
-        self._cache = cache if self._cache is None else _side_by_side(self._cache, cache)
         self._rows.append(answer)
         self._lengths.append(len(answer.prompt) + answer.tokens - 1)  # the last one is not read yet
+        self._rearrange(lambda: cache if self._cache is None else _side_by_side(self._cache, cache))
 
     def _leave(self, over: Iterable[Answer]) -> None:
         """Take rows out, with the columns that only they needed."""
@@ -122,7 +122,17 @@ class JoinedAnswers:
             return
         self._rows = [self._rows[place] for place in kept]
         self._lengths = [self._lengths[place] for place in kept]
-        self._cache = _chosen(self._cache, kept, width=max(self._lengths)) if kept else None
+        self._rearrange(lambda: _chosen(self._cache, kept, width=max(self._lengths)) if kept else None)
+
+    def _rearrange(self, arranged: Callable[[], Any]) -> None:
+        """Have a cache of the rows that there are now. Without memory for it each goes on by itself."""
+        failed = False
+        try:
+            self._cache = arranged()
+        except MAY_MEAN_MEMORY:
+            failed = True
+        if failed:  # outside the handler: only now are its tensors let go
+            self._part()
 
 
 def failure(number: int, error: BaseException) -> Declined:
