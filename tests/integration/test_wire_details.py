@@ -11,7 +11,7 @@ from openai import NotFoundError
 from shared.jobs import moves
 from shared.store.db import session_scope
 from shared.store.tables import EventRow, JobRow
-from tests.factories import make_file, make_key, make_queued_job, make_spec
+from tests.factories import make_file, make_key, make_spec
 from tests.integration.conftest import Api
 from tests.patience import patience
 from worker.chores.checks import oddities
@@ -84,10 +84,10 @@ def test_one_sentence_for_a_job_that_is_not_there(api: Api) -> None:
 def test_a_full_queue_is_not_asked_again_by_the_client(api: Api) -> None:
     with session_scope(api.engine) as session:
         caller, secret = make_key(session, max_queued=1)
-        make_queued_job(session, caller)
         body = {"model": "smollm2-135m-instruct", "training_file": make_file(session, caller).id}
     with api.http(secret) as http:
-        full = http.post(JOBS, json=body)
+        assert http.post(JOBS, json=body).status_code == 200
+        full = http.post(JOBS, json={**body, "suffix": "another"})
 
     assert (full.status_code, full.json()["error"]["code"]) == (429, "queue_full")
     assert full.headers["x-should-retry"] == "false"
