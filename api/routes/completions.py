@@ -19,7 +19,7 @@ from api.deps import Door, door_of
 from api.errors import envelope
 from api.talk_line import TalkLine
 from api.views import completion_views as views
-from api.views.completion_views import ChatForm, TextForm, Words
+from api.views.completion_views import ChatForm, Spoken, TextForm
 from api.vllm import Unserved
 from shared.contract.completions import AskedCompletion, CreateChatCompletion, CreateCompletion, PlaygroundOptions
 from shared.contract.talk import Called, Piece, Question, Target, ToolCall
@@ -246,10 +246,10 @@ def _told(called: Called, settled: Settled) -> Sequence[ToolCall]:
     return called.calls[:1] if settled.one_call else called.calls
 
 
-def _all_of(parts: Sequence[Piece], question: Question, calls: Sequence[ToolCall]) -> Words:
+def _all_of(parts: Sequence[Piece], question: Question, calls: Sequence[ToolCall]) -> Spoken:
     tokens = [token for part in parts for token in part.logprobs or ()]
     asked = question.sampling.top_logprobs is not None
-    return Words("".join(part.text for part in parts), tokens if asked else None, calls=calls)
+    return Spoken("".join(part.text for part in parts), tokens if asked else None, calls=calls)
 
 
 async def _stream(settled: Settled, line: TalkLine, prompt_tokens: int) -> AsyncIterator[str]:
@@ -260,7 +260,7 @@ async def _stream(settled: Settled, line: TalkLine, prompt_tokens: int) -> Async
             yield _event(first)
         async for reply in line.rest():
             if isinstance(reply, Piece):
-                yield _event(form.piece(Words(reply.text, reply.logprobs, offset=shown)))
+                yield _event(form.piece(Spoken(reply.text, reply.logprobs, offset=shown)))
                 shown += len(reply.text)
                 continue
             if isinstance(reply, Called):

@@ -153,7 +153,7 @@ def usage(prompt_tokens: int, completion_tokens: int) -> CompletionUsage:
 
 
 @dataclass(frozen=True)
-class Words:
+class Spoken:
     """What an answer says, a piece or the whole. `logprobs`: of its tokens, where asked for; `offset`: its place."""
 
     text: str
@@ -171,7 +171,7 @@ class ChatForm:
     model: str
     system_fingerprint: str
 
-    def whole(self, words: Words, reason: FinishReason, used: CompletionUsage) -> str:
+    def whole(self, words: Spoken, reason: FinishReason, used: CompletionUsage) -> str:
         calls = [ToolCallView(**_called(call)) for call in words.calls]
         message = AssistantMessage(content=words.text or (None if calls else ""), tool_calls=calls or None)
         choice = ChatChoice(message=message, logprobs=_of_chat(words.logprobs), finish_reason=reason)
@@ -182,7 +182,7 @@ class ChatForm:
     def first(self) -> str | None:
         return self._chunk([ChunkChoice(delta=Delta(role="assistant", content=""))])
 
-    def piece(self, words: Words) -> str:
+    def piece(self, words: Spoken) -> str:
         return self._chunk([ChunkChoice(delta=Delta(content=words.text), logprobs=_of_chat(words.logprobs))])
 
     def called(self, calls: Sequence[ToolCall]) -> str:
@@ -216,14 +216,14 @@ class TextForm:
     model: str
     system_fingerprint: str
 
-    def whole(self, words: Words, reason: FinishReason, used: CompletionUsage) -> str:
+    def whole(self, words: Spoken, reason: FinishReason, used: CompletionUsage) -> str:
         choice = TextChoice(text=words.text, logprobs=_of_text(words.logprobs, words.offset), finish_reason=reason)
         return self._made([choice], used).model_dump_json()
 
     def first(self) -> str | None:
         return None
 
-    def piece(self, words: Words) -> str:
+    def piece(self, words: Spoken) -> str:
         choice = TextChoice(text=words.text, logprobs=_of_text(words.logprobs, words.offset), finish_reason=None)
         return self._chunk([choice])
 

@@ -69,9 +69,8 @@ def validated(
         .returning(JobRow.status)
     ).one_or_none()
     if moved is not None:
-        held_back = [NewEvent("Job paused")] if moved.status == "paused" else []
-        validated = NewEvent("Files validated, moving job to queued state")
-        journal.append(session, lease.id, [*events, validated, *held_back])
+        paused = [NewEvent("Job paused")] if moved.status == "paused" else []
+        journal.append(session, lease.id, [*events, NewEvent("Files validated, moving job to queued state"), *paused])
     return moved is not None
 
 
