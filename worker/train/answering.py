@@ -180,13 +180,13 @@ class Answer:
         """The next token, from logits of shape (V,)."""
         return self._sampler.pick(logits if self._form is None else self._form.allowed(logits))
 
-    def step(self, forward: Forward) -> Iterator[Piece | Ended]:
+    def step(self, forward: Forward) -> Iterator[Piece | Called | Ended]:
         """Choose the next token; what it adds to the text, and the end if it is the last."""
         fresh = [*self.prompt, *self._chosen] if self.cache is None else [self.last]
         logits, self.cache = forward(fresh, self.cache)
         yield from self.hear(logits)
 
-    def hear(self, logits: torch.Tensor) -> Iterator[Piece | Ended]:
+    def hear(self, logits: torch.Tensor) -> Iterator[Piece | Called | Ended]:
         """Choose the next token from logits of shape (V,); what it adds to the text, and the end if it is the last."""
         token = self.pick(logits)
         self._chosen.append(token)
@@ -323,11 +323,11 @@ def _refuse_lost_tools(messages: list[dict[str, Any]], question: Question, text:
     if not question.read_calls:
         return
     for loss in lost(messages, tools=question.tools, text=text, spans=None):
-        is_tools = loss.message is None
-        if is_tools or messages[loss.message].get("tool_calls") or messages[loss.message]["role"] == "tool":
+        message = None if loss.message is None else messages[loss.message]
+        if message is None or message.get("tool_calls") or message["role"] == "tool":
             raise Invalid(
                 f"The chat template of this model leaves {loss.what} out, so its answer would not heed it.",
-                param="tools" if is_tools else f"messages.{loss.message}",
+                param="tools" if message is None else f"messages.{loss.message}",
                 code="unsupported_parameter",
             )
 

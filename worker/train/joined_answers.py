@@ -19,13 +19,13 @@ import torch
 from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from shared.contract.talk import Declined, Ended, Piece
+from shared.contract.talk import Called, Declined, Ended, Piece
 from worker.train.answering import Answer, Speaker
 from worker.train.memory import MAY_MEAN_MEMORY, out_of_memory_code
 
 _PLAIN: Final = (DynamicLayer, DynamicSlidingWindowLayer)
 
-Spoken = Piece | Ended | Declined
+Spoken = Piece | Called | Ended | Declined
 
 
 class JoinedAnswers:
