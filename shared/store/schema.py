@@ -54,6 +54,7 @@ REVISIONS: Final = (
     "0038_queue_depth",
     "0039_job_traces",
     "0040_preflight_progress",
+    "0041_delivery_counts",
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Boolean, CheckConstraint, ForeignKey, Index, Integer, Text, func, text
+from sqlalchemy import BigInteger, Boolean, CheckConstraint, ForeignKey, Index, Integer, Text, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.store.db import Base
@@ -31,6 +31,10 @@ class WebhookRow(Base):
     disabled_reason: Mapped[str | None] = mapped_column(Text)
     failing_since: Mapped[datetime | None] = mapped_column(Moment)  # null: its last delivery was taken
     rests_until: Mapped[datetime | None] = mapped_column(Moment)  # after a failure nobody is sent there for a while
+    # Tries by what came of them. They only grow; the deliveries themselves are forgotten after a month.
+    delivered_count: Mapped[int] = mapped_column(BigInteger, default=0, server_default=text("0"))
+    failed_count: Mapped[int] = mapped_column(BigInteger, default=0, server_default=text("0"))
+    given_up_count: Mapped[int] = mapped_column(BigInteger, default=0, server_default=text("0"))
     created_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
     deleted_at: Mapped[datetime | None] = mapped_column(Moment)
