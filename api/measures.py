@@ -151,6 +151,8 @@ def _families(figures: Sequence[CountedFigure], blocked: Blocked) -> Iterator[Me
             (reading.first,): reading.value for reading in of("reading") if reading.second == key
         }
         yield _gauge(name, what, {("device",): readings})
+    deliveries = {(outcome,): 0.0 for outcome in ("delivered", "failed", "given_up")} | by("deliveries")
+    yield _counter("tunepool_webhook_deliveries", "Tries to deliver an event to a webhook", {("outcome",): deliveries})
     yield _histogram(
         "tunepool_estimate_error_ratio",
         "Memory that a job took by the prediction",

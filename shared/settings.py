@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Final, Literal
 
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
+
+from shared.page_settings import PageSettings
 
 
-class Settings(BaseSettings):
+class Settings(PageSettings):
     """Settings come from the environment; names are upper case, ours begin with TUNEPOOL_."""
 
     model_config = SettingsConfigDict(env_prefix="TUNEPOOL_", extra="ignore", populate_by_name=True)
@@ -83,12 +85,6 @@ class Settings(BaseSettings):
     api_processes: int = Field(default=1, ge=1, le=64, description="Processes that serve the API's port.")
     max_streams: int = Field(default=1000, ge=1, description="Event streams that one API process sends at once.")
     stream_seconds: float = Field(default=900.0, gt=0, description="After so long a stream's client comes again.")
-    page_idle_seconds: int = Field(
-        default=8 * 3600, ge=60, description="A browser that asks nothing for so long is signed out of the page."
-    )
-    page_sign_in_seconds: int = Field(
-        default=7 * 86400, ge=60, description="A browser signs in to the page again after this, whatever it does."
-    )
     min_training_rows: int = Field(default=10, ge=1, description="OpenAI's lower bound on examples.")
 
     pool: str = Field(default="default", pattern=r"^[a-z0-9_-]{1,40}$", description="Pool that this process serves.")

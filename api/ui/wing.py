@@ -23,6 +23,7 @@ from api.ui import (
     page_files,
     playground_pages,
     pool_pages,
+    project_pages,
     schedule_pages,
     sign_in_pages,
     sign_in_rule_pages,
@@ -44,7 +45,7 @@ def unknown_page(rest: str, visit: Visitor) -> Response:
 PARTS: Final = (
     *(page_files, sign_in_pages, live, job_list_pages, merge_pages, export_pages, job_pages, pool_pages, new_job_pages),
     *(file_pages, model_pages, compare_pages, playground_pages, operator_pages, sign_in_rule_pages, demo_job),
-    *(evaluation_pages, alias_pages, webhook_pages, schedule_pages, sweep_pages),
+    *(evaluation_pages, alias_pages, webhook_pages, schedule_pages, sweep_pages, project_pages),
 )
 
 

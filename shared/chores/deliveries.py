@@ -145,11 +145,13 @@ def finish(session: Session, delivery: Delivery, outcome: SendResult) -> bool:
     if outcome.taken:
         kept = leasing.end(session, DELIVERY, delivery.lease, state="delivered", finished_at=func.now(), **noted)
         if kept:
-            session.execute(webhook.values(failing_since=None, rests_until=None))
+            counted = {"delivered_count": WebhookRow.delivered_count + 1}
+            session.execute(webhook.values(failing_since=None, rests_until=None, **counted))
         return kept
     since = func.coalesce(WebhookRow.failing_since, func.now())
     over = session.scalars(select(DeliveryRow.created_at < func.now() - GIVEN_UP_AFTER).where(_is(row))).one()
-    if over or outcome.status == GONE:
+    given_up = over or outcome.status == GONE
+    if given_up:
         kept = leasing.end(session, DELIVERY, delivery.lease, state="failed", finished_at=func.now(), **noted)
     else:
         seconds = wait_seconds(row.tries)
@@ -157,7 +159,8 @@ def finish(session: Session, delivery: Delivery, outcome: SendResult) -> bool:
         kept = leasing.postpone(session, DELIVERY, delivery.lease, seconds=seconds, **noted)
     if kept:
         rests = func.now() + timedelta(seconds=REST_SECONDS)
-        session.execute(webhook.values(failing_since=since, rests_until=rests))
+        column = WebhookRow.given_up_count if given_up else WebhookRow.failed_count
+        session.execute(webhook.values({column: column + 1, "failing_since": since, "rests_until": rests}))
         _disable_when_dead(session, delivery, outcome)
     return kept
 

@@ -63,6 +63,9 @@ union all select 'memory', id, 'free', free_bytes from devices
 union all select 'reading', devices.id, key, value::float8
   from devices join workers on workers.id = devices.worker_id, jsonb_each_text(devices.readings)
   where devices.readings is not null and workers.last_seen >= now() - interval '60 seconds'
+union all select 'deliveries', outcome, '', coalesce(sum(tries), 0) from webhooks, lateral (values
+    ('delivered', delivered_count), ('failed', failed_count), ('given_up', given_up_count)) counts (outcome, tries)
+  group by 2
 union all select 'error', width_bucket(ratio, cast(:errors as float8[]))::text, '', count(*) from
   (select measured_bytes::float8 / predicted_bytes ratio from measurements where predicted_bytes > 0) errors group by 2
 union all select 'error_sum', '', '', coalesce(sum(measured_bytes::float8 / predicted_bytes), 0) from measurements

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -26,6 +27,7 @@ from shared.tenants.keys import Caller
 # How old `seen_at` may be before it is written again: reading a page is rarely a write.
 SEEN_SECONDS: Final = 60
 _BYTES: Final = 32
+MOST_KEYS: Final = 50  # of one person, on the page of a sign-in
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +51,28 @@ class SignedIn:
             )
 
 
-def begin(session: Session, caller: Caller) -> SignedIn:
+def keys_of(session: Session, person: str) -> Sequence[ApiKeyRow]:
+    """The live keys that stand for somebody whom a proxy names: those of that very name, which administrators give."""
+    live = (ApiKeyRow.revoked_at.is_(None), ApiKeyRow.expires_at.is_(None) | (ApiKeyRow.expires_at > func.now()))
+    named = func.lower(ApiKeyRow.name) == person.lower()
+    return session.scalars(select(ApiKeyRow).where(named, *live).order_by(ApiKeyRow.id).limit(MOST_KEYS)).all()
+
+
+def begin_by_proxy(session: Session, key_id: str, *, person: str) -> SignedIn:
+    """Sign a browser in as somebody whom a proxy names. Raises Unauthenticated unless the key is that person's."""
+    if key_id not in {row.id for row in keys_of(session, person)}:
+        raise Unauthenticated("This key does not stand for you; ask your administrator for one.", code="not_your_key")
+    owner = session.execute(keys.OWNERS.where(ApiKeyRow.id == key_id)).one()
+    return begin(session, keys.caller_of(owner._mapping), by="proxy")
+
+
+def begin(session: Session, caller: Caller, *, by: str = "key") -> SignedIn:
     """Sign a browser in as this caller, noted in the audit."""
     token = secrets.token_urlsafe(_BYTES)
     row = SignInRow(id=new_id("signin_"), key_id=caller.key_id, sha256=_digest(token))
     session.add(row)
     session.flush()
-    audit.record(session, caller, "page.sign_in", row.id)
+    audit.record(session, caller, "page.sign_in", row.id, after={"by": by})
     return SignedIn(row.id, caller, token)
 
 

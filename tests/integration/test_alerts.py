@@ -12,12 +12,15 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from api.measures import Measures
+from shared.chores import deliveries
+from shared.chores.deliveries import SendResult
 from shared.fleet import snapshot
+from shared.ids import new_id
 from shared.jobs import moves
 from shared.lease.values import Claim
 from shared.operating import census
 from shared.operating.census import CountedFigure as Figure
-from shared.store.tables import DeviceRow, JobRow, MeasurementRow, WorkerRow
+from shared.store.tables import DeviceRow, JobRow, MeasurementRow, WebhookRow, WorkerRow
 from shared.tenants.keys import Caller
 from tests.factories import claim_on, make_key, make_queued_job, make_worker
 from tests.integration.test_metrics import RULES, at_step, samples
@@ -171,6 +174,28 @@ def _out_of_memory(pool: Pool) -> None:
     assert moves.fail(pool.session, claim.lease, code="out_of_memory", message="x")
 
 
+def _webhooks_fail(pool: Pool) -> None:
+    """Somebody's address answers 500 to one event after the other."""
+    row = WebhookRow(
+        id=new_id("webhook_"),
+        project_id=pool.caller.project_id,
+        name="deaf",
+        url="https://deaf.example.com",
+        event_types=["fine_tuning.job.succeeded"],
+        secret="x",
+        secret_hint="x",
+    )
+    pool.session.add(row)
+    pool.session.flush()
+    for _ in range(6):
+        deliveries.test(pool.session, row.id, "fine_tuning.job.succeeded", project_id=pool.caller.project_id)
+        due = deliveries.claim(pool.session, worker_id=pool.workers[0].id, lease_seconds=60)
+        assert due is not None
+        assert deliveries.finish(pool.session, due, SendResult(500, 0.1, "It answered 500."))
+        row.rests_until = None
+        pool.session.flush()
+
+
 def _errors(pool: Pool) -> None:
     """They go on: a series that has only been seen once has no rate yet."""
     pool.answer(500, count=10)
@@ -197,6 +222,7 @@ CONDITIONS: list[tuple[str, Callable[[Pool], None]]] = [
     ("TunepoolDevicesLost", _silent),
     ("TunepoolEstimatesDrift", _estimates_drift),
     ("TunepoolOutOfMemory", _out_of_memory),
+    ("TunepoolWebhooksFail", _webhooks_fail),
     ("TunepoolErrors", _errors),
     ("TunepoolSlow", _slow),
     ("TunepoolGpuHot", _hot),

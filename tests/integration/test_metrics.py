@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
+import subprocess
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from shared.store.tables import AttemptRow, DeviceRow, JobRow, MeasurementRow, W
 from tests.factories import claim_on, make_key, make_queued_job, make_worker
 from tests.integration.conftest import Api
 from tests.live import served
+from tests.patience import patience
 
 ROOT = Path(__file__).parents[2]
 RULES = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text())["groups"][0]["rules"]
@@ -223,6 +226,20 @@ def told(session: Session) -> Samples:
     measures = Measures(lambda: census.count(session), lambda: {(caller.project_id, "HELD"): 1}, processes=1)
     measures.answered("GET", "/v1/models", 200, 0.1)
     return samples(measures.page().decode())
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="Prometheus' promtool is not installed")
+def test_the_rules_are_taken_by_prometheus_own_tool() -> None:
+    checked = subprocess.run(
+        ["promtool", "check", "rules", str(ROOT / "deploy/prometheus/alerts.yml")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=patience(60),
+    )
+
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert f"{len(RULES)} rules found" in checked.stdout
 
 
 def test_rules_and_panels_are_right_and_ask_for_what_there_is(told: Samples) -> None:

@@ -21,7 +21,7 @@ from shared.jobs import moves, trainer_log
 from shared.lease.journal import NewEvent
 from shared.products import adapters
 from shared.store.db import session_scope
-from shared.store.tables import JobRow, PreflightRow, WorkerRow
+from shared.store.tables import JobRow, PreflightRow, ProjectRow, WorkerRow
 from shared.tenants import audit, keys
 from shared.tenants.keys import Caller
 from tests import page_products
@@ -54,11 +54,16 @@ class Site:
     sweep: str
     theirs: str
 
+    @property
+    def project(self) -> str:
+        return self.caller.project_id
+
 
 def seed(api: Api, *, words: str, name: str) -> Site:
     with session_scope(api.engine) as session:
         _, key = make_key(session, name=name, scopes=("*", "admin"))
         caller = keys.authenticate(session, key)
+        session.get_one(ProjectRow, caller.project_id).name = words
         keys.create(session, project_id=caller.project_id, name=words, scopes=("jobs:read",))
         worker = make_worker(session, devices=1, name=words)
         session.get_one(WorkerRow, worker.id).host = words
@@ -285,6 +290,8 @@ PAGES = {
     "/ui/schedules/{schedule}": ("jobs:read", 4),
     "/ui/sweeps": ("jobs:read", 2),
     "/ui/sweeps/{sweep}": ("jobs:read", 4),
+    "/ui/projects": ("admin", 1),
+    "/ui/projects/{project}": ("admin", 3),
     "/ui/keys": ("admin", 1),
     "/ui/rules": ("admin", 3),
     "/ui/audit": ("admin", 2),
@@ -373,6 +380,10 @@ FORMS = {
     "/ui/pool/devices/quarantine": "admin",
     "/ui/pool/devices/release": "admin",
     "/ui/pool/projects/x/hold": "admin",
+    "/ui/projects": "admin",
+    "/ui/projects/{project}": "admin",
+    "/ui/projects/{project}/hold": "admin",
+    "/ui/projects/{project}/release": "admin",
     "/ui/keys": "admin",
     "/ui/keys/x/revoke": "admin",
     "/ui/keys/x/rotate": "admin",
@@ -440,7 +451,7 @@ def test_a_list_of_a_hundred_jobs_asks_as_often_as_one_of_ten(site: Site) -> Non
     with browser(site.api.url, key) as client:
         few = _statements(site, client)
         with session_scope(site.api.engine) as session:
-            for _ in range(45):
+            for _ in range(90):
                 make_queued_job(session, caller, file=file)
         many = _statements(site, client)
 
@@ -604,6 +615,31 @@ def test_a_rule_for_id_tokens_is_made_seen_and_deleted(site: Site, visitor: http
 
     assert visitor.post(f"/ui/rules/{rule}/delete", data={"proof": proof_of(visitor)}).status_code == 303
     assert "tickets main" not in visitor.get("/ui/rules").text
+
+
+def test_a_project_is_made_changed_held_and_released(site: Site, visitor: httpx2.Client) -> None:
+    proof = {"proof": proof_of(visitor)}
+    made = visitor.post("/ui/projects", data={**proof, "name": "search", "max_running": "4", "budget_gpu_hours": "2.5"})
+    assert made.status_code == 303, made.text
+    where = made.headers["location"]
+    taken = visitor.post("/ui/projects", data={**proof, "name": "search"})
+    crossed = visitor.post(where, data={**proof, "name": "search", "guarantee": "9", "max_running": "4"})
+    worded = visitor.post(where, data={**proof, "name": "search", "weight": "heavy"})
+    assert (taken.status_code, crossed.status_code, worded.status_code) == (409, 400, 400)
+    assert "must be a number" in worded.text
+    changed = visitor.post(where, data={**proof, "name": "search 2", "weight": "3", "max_running": ""})
+    held = visitor.post(f"{where}/hold", data=proof)
+    unknown = visitor.post(f"{where}/burn", data=proof)
+
+    assert (changed.status_code, held.status_code, unknown.status_code) == (303, 303, 404)
+    page = visitor.get(where).text
+    assert "None of its jobs is started" in page
+    with session_scope(site.api.engine) as session:
+        row = session.get_one(ProjectRow, where.rsplit("/", 1)[1])
+        assert (row.name, row.weight, row.max_running, row.budget_device_seconds) == ("search 2", 3.0, None, None)
+        assert row.held
+    assert visitor.post(f"{where}/release", data=proof).status_code == 303
+    assert "None of its jobs is started" not in visitor.get(where).text
 
 
 def test_curves_have_every_series_and_the_csv_every_step(site: Site, visitor: httpx2.Client) -> None:

@@ -18,7 +18,7 @@ import httpx2
 import openai
 import pytest
 from openai import OpenAI
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 from tunepool.main import cli
 from typer.testing import CliRunner
@@ -27,6 +27,7 @@ from shared.chores import deliveries
 from shared.chores.deliveries import Delivery, SendResult
 from shared.errors import Invalid
 from shared.jobs import moves
+from shared.operating import census
 from shared.settings import Settings
 from shared.store.db import session_scope
 from shared.store.tables import DeliveryRow, WebhookRow, WorkerRow
@@ -436,6 +437,37 @@ def test_ended_deliveries_are_forgotten_after_a_month(secret_api: Api, http_: ht
         deliveries.forget(session)
 
     assert listed(http_, made["id"]) == []
+
+
+def test_tries_are_counted_by_what_came_of_them_also_when_the_deliveries_are_forgotten(
+    secret_api: Api, http_: httpx2.Client
+) -> None:
+    made = created(http_)
+    before = _tries(secret_api)
+    for outcome in (SendResult(500, 0.1, "It answered 500."), SendResult(200, 0.1)):
+        now(secret_api, made["id"])
+        if outcome.error is not None:
+            cancelled(secret_api, http_)
+        due = claim(secret_api)
+        assert due is not None
+        assert finish(secret_api, due, outcome)
+    cancelled(secret_api, http_)
+    gone = claim(secret_api)
+    assert gone is not None
+    assert finish(secret_api, gone, SendResult(deliveries.GONE, 0.1, "It answered 410."))
+    http_.delete(f"{WEBHOOKS}/{made['id']}")
+    with session_scope(secret_api.engine) as session:
+        session.execute(delete(DeliveryRow).where(DeliveryRow.webhook_id == made["id"]))
+
+    after = _tries(secret_api)
+    assert {name: after[name] - before[name] for name in after} == {"delivered": 1, "failed": 1, "given_up": 1}
+
+
+def _tries(api: Api) -> dict[str, float]:
+    with session_scope(api.engine) as session:
+        counted = census.count(session)
+    none = {"delivered": 0.0, "failed": 0.0, "given_up": 0.0}
+    return none | {figure.first: figure.value for figure in counted if figure.name == "deliveries"}
 
 
 def test_webhooks_are_run_from_the_command_line(secret_api: Api, http_: httpx2.Client) -> None:

@@ -131,7 +131,7 @@ def test_a_running_job_is_cancelled_after_a_question(page: Any, running: Stack) 
     assert running.job(job_id).status == "cancelled"
 
 
-PAGES = ("", "/jobs", "/new", "/pool", "/files", "/models", "/playground", "/usage", "/keys", "/rules", "/audit",
+PAGES = ("", "/jobs", "/new", "/pool", "/files", "/models", "/playground", "/usage", "/projects", "/keys", "/rules", "/audit",
          "/account", "/preflights", "/aliases", "/evaluations", "/webhooks", "/schedules", "/sweeps")  # fmt: skip
 
 

@@ -1,0 +1,39 @@
+"""Settings of the page for people: how long a browser stays signed in, and a proxy that vouches for who is there."""
+
+from __future__ import annotations
+
+from typing import Final, Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings
+
+# As long as what `openssl rand -hex 16` prints.
+PROXY_SECRET_CHARACTERS: Final = 32
+
+
+class PageSettings(BaseSettings):
+    page_idle_seconds: int = Field(
+        default=8 * 3600, ge=60, description="A browser that asks nothing for so long is signed out of the page."
+    )
+    page_sign_in_seconds: int = Field(
+        default=7 * 86400, ge=60, description="A browser signs in to the page again after this, whatever it does."
+    )
+    page_proxy_header: str = Field(
+        default="",
+        pattern=r"^([A-Za-z][A-Za-z0-9-]{0,99})?$",
+        description="Header in which a proxy names who has signed in there; empty: nobody signs in by a proxy.",
+    )
+    page_proxy_secret: SecretStr = Field(
+        default=SecretStr(""),
+        description="What the proxy sends as X-Tunepool-Proxy-Secret, 32 characters or more; belongs to the header.",
+    )
+
+    @model_validator(mode="after")
+    def _a_proxy_is_whole(self) -> Self:
+        """A header alone would let anybody who reaches the API's port sign in as anybody."""
+        secret = self.page_proxy_secret.get_secret_value()
+        if bool(self.page_proxy_header) != bool(secret):
+            raise ValueError("TUNEPOOL_PAGE_PROXY_HEADER and TUNEPOOL_PAGE_PROXY_SECRET go together: set both or none")
+        if secret and len(secret) < PROXY_SECRET_CHARACTERS:
+            raise ValueError(f"TUNEPOOL_PAGE_PROXY_SECRET needs {PROXY_SECRET_CHARACTERS} characters at least")
+        return self
