@@ -55,6 +55,7 @@ REVISIONS: Final = (
     "0039_job_traces",
     "0040_preflight_progress",
     "0041_delivery_counts",
+    "0042_sweep_traces",
 )
 
 

@@ -27,6 +27,7 @@ class SweepRow(Base):
     # What the trials stand on, as it was when they were asked for: the catalogue and an alias may move meanwhile.
     base: Mapped[dict[str, Any]] = mapped_column(Json)
     parent_name: Mapped[str | None] = mapped_column(Text)
+    traceparent: Mapped[str | None] = mapped_column(Text)  # of the request's span; its trials' jobs remember it too
     closed: Mapped[str | None] = mapped_column(Text)  # why nothing is started any more
     detail: Mapped[str | None] = mapped_column(Text)  # why the next trial waits, or what the sweep waits for
     best: Mapped[int | None] = mapped_column(Integer)  # number of a trial
