@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from api.body import RawBody, body_of, parse
 from api.deps import DoorDep, JobsReader, JobsWriter
 from api.paging import After, Limit
+from api.request_span import of_request
 from api.schedule_bodies import RunSchedule
 from api.views import schedule_views, view
 from shared.chores import schedule_runs, schedules
@@ -75,12 +76,16 @@ def list_runs(
 
 
 @router.post("/{schedule}/run", response_model=schedule_views.ScheduleRun, openapi_extra=body_of(RunSchedule))
-def run_schedule(schedule: str, caller: JobsWriter, body: RawBody, door: DoorDep) -> schedule_views.ScheduleRun:
+def run_schedule(
+    schedule: str, asked: Request, caller: JobsWriter, body: RawBody, door: DoorDep
+) -> schedule_views.ScheduleRun:
     """Run it now, also while it is paused. The answer is the run with its verdict; a refusal is one, too."""
-    asked = parse(body, RunSchedule)
+    force = parse(body, RunSchedule).force
     with door.session() as session:
         row = schedules.find(session, schedule, project_id=caller.project_id)
-    act = schedule_runs.prepared(door.session, door.settings, row.id, by_hand=True, force=asked.force)
+    act = schedule_runs.prepared(
+        door.session, door.settings, row.id, by_hand=True, force=force, traceparent=of_request(asked)
+    )
     with door.session() as session:
         run = act(session)
         if run is None:

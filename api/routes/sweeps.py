@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Request
 
 from api.body import RawBody, parse
 from api.deps import DoorDep, JobsReader, JobsWriter
 from api.paging import After, Limit
+from api.request_span import of_request
 from api.trial_bodies import trials_of
 from api.views import sweep_views
 from api.views.sweep_views import SweepPage, SweepView
@@ -50,7 +51,9 @@ IdempotencyKey = Annotated[
 
 
 @router.post("/sweeps", response_model=SweepView, openapi_extra=BODY)
-def create_sweep(caller: JobsWriter, body: RawBody, door: DoorDep, idempotency_key: IdempotencyKey = None) -> SweepView:
+def create_sweep(
+    asked: Request, caller: JobsWriter, body: RawBody, door: DoorDep, idempotency_key: IdempotencyKey = None
+) -> SweepView:
     """Try a job in many settings. Every trial is checked as a submit is before any of them starts.
 
     Its trials are ordinary jobs, of the group that the sweep's id names. The janitor moves it on.
@@ -70,6 +73,7 @@ def create_sweep(caller: JobsWriter, body: RawBody, door: DoorDep, idempotency_k
             parent=parent,
             request_sha256=hashlib.sha256(body).hexdigest(),
             idempotency_key=idempotency_key,
+            traceparent=of_request(asked),
         )
         if row.id == sweep_id:  # else it was made before, by the same key
             audit.record(session, caller, "sweep.create", row.id, after={"trials": len(trials)})

@@ -55,9 +55,9 @@ def schedule_page(schedule: str, request: Request, door: DoorDep, visit: JobsVis
 
 
 @router.post("/{schedule}/run")
-def run_schedule(schedule: str, door: DoorDep, visit: JobsOrderer, form: ProvenForm) -> Response:
+def run_schedule(schedule: str, request: Request, door: DoorDep, visit: JobsOrderer, form: ProvenForm) -> Response:
     body = {"force": form.get("force") == "yes"}
-    schedule_routes.run_schedule(schedule, visit.caller, json.dumps(body).encode(), door)
+    schedule_routes.run_schedule(schedule, request, visit.caller, json.dumps(body).encode(), door)
     return visits.back(visits.address("/ui/schedules", schedule))
 
 

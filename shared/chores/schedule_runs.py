@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from importlib.metadata import version
 from typing import Any, Final, Literal
@@ -49,6 +49,7 @@ class Beginning:
     base: BaseModelRef | None = None
     parent: ParentModel | None = None
     refusal: TunepoolError | None = None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +73,22 @@ class RunVerdict:
 
 
 def prepared(
-    sessions: Sessions, settings: Settings, schedule_id: str, *, by_hand: bool = False, force: bool = False
+    sessions: Sessions,
+    settings: Settings,
+    schedule_id: str,
+    *,
+    by_hand: bool = False,
+    force: bool = False,
+    traceparent: str | None = None,
 ) -> Callable[[Session], ScheduleRunRow | None]:
     """What is to be done in one transaction. It returns the run, or None where nothing is due any more.
 
     Args:
         by_hand: whatever the clock and the data say.
         force: also where nothing has changed.
+        traceparent: of the span of the request that asks for it by hand.
     """
-    beginning = _beginning(sessions, settings, schedule_id)
+    beginning = replace(_beginning(sessions, settings, schedule_id), traceparent=traceparent)
 
     def carry_out(session: Session) -> ScheduleRunRow | None:
         row = session.scalars(
@@ -192,6 +200,7 @@ def _started(session: Session, row: ScheduleRow, moment: DueMoment, beginning: B
         base=beginning.base,
         parent=beginning.parent,
         request_sha256=content,
+        traceparent=beginning.traceparent,
     )
     if going and row.overlap == "supersede":
         _supersede(session, row, going, made.job.id)

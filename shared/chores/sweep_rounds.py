@@ -244,6 +244,7 @@ class _Round:
             base=BaseModelRef.model_validate(self.row.base),
             parent=parent,
             request_sha256=hashlib.sha256(json.dumps(trial.request, sort_keys=True).encode()).hexdigest(),
+            traceparent=self.row.traceparent,
         ).job
         chosen = ", ".join(sweep_trials.labels(trial.settings))
         words = f"Trial {trial.number} of sweep {self.row.id}: {chosen}"

@@ -56,8 +56,11 @@ def create(
     parent: ParentModel | None,
     request_sha256: str,
     idempotency_key: str | None = None,
+    traceparent: str | None = None,
 ) -> SweepRow:
     """Accept a sweep whole, or return the one that this Idempotency-Key has already made. Nothing trains yet.
+
+    `traceparent`: of the request's span, which the jobs of its trials remember.
 
     Raises Invalid, NotFound, Forbidden, and Conflict for a key that made another one.
     """
@@ -78,6 +81,7 @@ def create(
         request=wanted.model_dump(mode="json", exclude_unset=True),
         base=base.model_dump(mode="json"),
         parent_name=None if parent is None else parent.name,
+        traceparent=traceparent,
     )
     session.add(row)
     session.flush()

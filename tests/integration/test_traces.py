@@ -13,14 +13,16 @@ from typing import Any
 import pytest
 import structlog
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.app import create_app
 from api.request_id import RequestId
+from shared.chores import sweep_rounds
 from shared.contract import traceparent
 from shared.operating import tracing
 from shared.store.db import session_scope
-from shared.store.tables import JobRow
+from shared.store.tables import JobRow, TrialRow
 from tests.factories import make_file, make_key
 from tests.fake_collector import FakeCollector, SeenSpan, collecting
 from tests.integration.conftest import Api
@@ -110,6 +112,30 @@ def test_a_job_remembers_the_span_of_its_request(
 
     assert job.traceparent == f"00-{TRACE}-{span.span_id}-01"
     assert span.parent_id == CALLER
+
+
+def test_the_jobs_of_a_sweep_remember_the_span_of_its_request_and_those_of_a_run_by_hand_that_of_the_run(
+    api: Api,
+) -> None:
+    with session_scope(api.engine) as session:
+        training, validation = make_file(session, api.caller).id, make_file(session, api.caller).id
+    job = {"model": "smollm2-135m-instruct", "training_file": training, "validation_file": validation}
+    swept = {"job": job, "parameters": {"tunepool.training.learning_rate": [1e-4, 2e-4]}, "strategy": {"type": "grid"}}
+    scheduled = {"name": "nightly", "cron": "30 2 * * *", "time_zone": "UTC", "job": job}
+    asked = {"traceparent": TRACEPARENT}
+    with api.http() as client:
+        sweep = client.post("/v1/tunepool/sweeps", json={**swept, "max_parallel": 2}, headers=asked).json()["id"]
+        client.post("/v1/tunepool/schedules", json=scheduled).raise_for_status()
+        run = client.post("/v1/tunepool/schedules/nightly/run", json={"force": True}, headers=asked).json()
+    with session_scope(api.engine) as session:
+        sweep_rounds.advance(session, sweep, settings=api.settings)
+    with Session(api.engine) as session:
+        trials = select(TrialRow.job_id).where(TrialRow.sweep_id == sweep)
+        remembered = session.scalars(select(JobRow.traceparent).where(JobRow.id.in_(trials))).all()
+        by_hand = session.get_one(JobRow, run["job_id"]).traceparent
+
+    assert remembered == [TRACEPARENT, TRACEPARENT]
+    assert by_hand == TRACEPARENT
 
 
 def test_an_api_without_traces_remembers_its_callers_span(api: Api) -> None:

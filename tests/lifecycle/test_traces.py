@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -17,6 +18,7 @@ from shared.store.db import session_scope
 from shared.tenants import keys
 from tests.fake_collector import FakeCollector, SeenSpan, collecting
 from tests.lifecycle.stack import Servers, Stack, open_stack, until
+from tests.lifecycle.test_gangs import start_host
 from tests.live import served
 from tests.patience import paced, patience
 
@@ -30,13 +32,14 @@ class Site:
     url: str
     key: str
 
-    def submit(self, behaviour: str, *, trace: str = "c" * 32) -> str:
+    def submit(self, behaviour: str, *, trace: str = "c" * 32, **tunepool: Any) -> str:
         """A job of a request that is part of the caller's trace."""
         rows = [
             json.dumps({"text": f"fake: {paced(behaviour)}"}),
             *(json.dumps({"text": f"row {i}"}) for i in range(9)),
         ]
-        body = {"model": "tiny", "training_file": self.stack.upload("\n".join(rows).encode())}
+        file = self.stack.upload("\n".join(rows).encode())
+        body = {"model": "tiny", "training_file": file, **({"tunepool": tunepool} if tunepool else {})}
         headers = {"authorization": f"Bearer {self.key}", "traceparent": f"00-{trace}-{CALLER}-01"}
         url = f"{self.url}/v1/fine_tuning/jobs"
         return str(httpx2.post(url, json=body, headers=headers, timeout=patience(30)).raise_for_status().json()["id"])
@@ -51,21 +54,32 @@ class Site:
         return span
 
 
-@pytest.fixture(scope="module")
-def site(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with collecting() as collector, open_stack(tmp_path_factory.mktemp("traces"), servers) as stack:
+@contextlib.contextmanager
+def watched(servers: Servers, home: Path, *, hosts: int = 1) -> Iterator[Site]:
+    """A stack whose processes send their spans to a collector of the test."""
+    with collecting() as collector, open_stack(home, servers) as stack:
         variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "50"}
         with session_scope(stack.engine) as session:
             _, key = keys.create(session, project_id=stack.caller.project_id, name="caller", scopes=("*",))
-        stack.start_worker(TUNEPOOL_LOG_JSON="true", **variables)
+        if hosts == 1:
+            stack.start_worker(TUNEPOOL_LOG_JSON="true", **variables)
+        else:
+            for number in range(hosts):
+                start_host(stack, number, **variables)
         stack.start_janitor()
         with pytest.MonkeyPatch.context() as patch:
             for name, value in variables.items():
                 patch.setenv(name, value)
             app = create_app(stack.settings)
         with served(app) as url:
-            stack.wait_for_worker()
+            stack.wait_for_worker(devices=hosts)
             yield Site(stack, collector, url, key)
+
+
+@pytest.fixture(scope="module")
+def site(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with watched(servers, tmp_path_factory.mktemp("traces")) as made:
+        yield made
 
 
 def test_one_request_leads_by_links_to_the_spans_of_its_attempts_their_trainers_and_the_publication(site: Site) -> None:
@@ -127,3 +141,28 @@ def test_a_collector_that_is_ill_harms_no_training(site: Site, mood: Any) -> Non
         site.collector.mood = "well"
 
     assert job.status == "succeeded"
+
+
+def test_each_host_of_a_job_on_two_has_its_own_spans_of_the_request(
+    servers: Servers, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with watched(servers, tmp_path_factory.mktemp("two"), hosts=2) as site:
+        job_id = site.submit("steps=4", trace=TRACE, placement={"strategy": "ddp", "gpus": 1, "nodes": 2})
+        job = site.stack.wait(job_id)
+        assert job.status == "succeeded", job.error
+        leader = site.attempt(job_id, 1)
+        wanted = {"tunepool.job_id": job_id, "tunepool.attempt": 1, "tunepool.node": 1}
+        (node,) = site.collector.wait(
+            lambda seen: [
+                span for span in seen if span.name == "attempt.node" and wanted.items() <= span.attributes.items()
+            ]
+        )
+        phases = [span for span in site.collector.spans if span.parent_id == node.span_id]
+
+    assert leader.attributes["tunepool.nodes"] == 2
+    assert node.links == leader.links[:1]
+    assert node.links[0][0] == TRACE
+    assert len({node.trace_id, leader.trace_id, TRACE}) == 3
+    assert node.attributes["tunepool.worker_id"] != leader.attributes["tunepool.worker_id"]
+    assert (node.attributes["tunepool.exit_code"], node.failed) == (0, False)
+    assert {span.name for span in phases} == {"node.staging", "node.ready", "node.training"}

@@ -20,9 +20,11 @@ from shared.errors import TunepoolError
 from shared.fleet import members, workers
 from shared.fleet.members import Word
 from shared.lease.values import MeetingPlace, Membership
+from shared.operating import tracing
 from shared.rows.log_lines import safe_words
 from shared.store.lifecycle import MemberPhase
 from worker.attempt.attempt_folder import AttemptFolder
+from worker.attempt.member_trace import MemberTrace
 from worker.host.host import AWAY, Host, host_code, host_sentence
 from worker.program.launcher import Trainer
 from worker.program.processes import StillAlive
@@ -40,12 +42,12 @@ class Dismissed(Exception):  # an order, not an error
 
 def take_part(host: Host, part: Membership) -> None:
     """Play a member's part to its end. What goes wrong here is told to the leader, and named there."""
-    lease = part.claim.lease
-    bound = log.bind(job_id=lease.id, attempt=lease.attempt, node=part.node)
+    lease, trace = part.claim.lease, MemberTrace(tracing.of_this_process(tracing.WORKER), part)
+    names = {"job_id": lease.id, "attempt": lease.attempt, "node": part.node, **trace.log_fields}
+    bound = log.bind(**names)
     bound.info("member.called", devices=list(part.claim.device_ids))
-    named = structlog.contextvars.bound_contextvars(job_id=lease.id, attempt=lease.attempt, node=part.node)
-    with named, MemberReporter(host, part) as reporter:
-        member = _Member(host, part, reporter)
+    with trace, structlog.contextvars.bound_contextvars(**names), MemberReporter(host, part) as reporter:
+        member = _Member(host, part, reporter, trace)
         try:
             member.run()
         except Dismissed:
@@ -121,23 +123,28 @@ class MemberReporter(threading.Thread):
 class _Member:
     """What a member holds while it takes part."""
 
-    def __init__(self, host: Host, part: Membership, reporter: MemberReporter) -> None:
-        self.host, self.part, self.reporter = host, part, reporter
-        self.place = AttemptFolder(host, part.claim)
+    def __init__(self, host: Host, part: Membership, reporter: MemberReporter, trace: MemberTrace) -> None:
+        self.host, self.part, self.reporter, self.trace = host, part, reporter, trace
+        self.place = AttemptFolder(host, part.claim, variables=trace.variables)
         self.trainer: Trainer | None = None
 
     def run(self) -> None:
+        self.enter("staging")
         self.place.make_folder()
         self.place.prepare(self.reporter.check)
-        self.reporter.phase = "ready"
+        self.enter("ready")
         where = self.wait_for_meeting()
         self.trainer = self.place.launch(where, node=self.part.node)
-        self.reporter.phase = "training"
+        self.enter("training")
         try:
             self.watch(self.trainer)
         except BaseException:
             self.trainer.end(grace_seconds=GRACE_SECONDS)  # before anybody hears that this host is free
             raise
+
+    def enter(self, phase: MemberPhase) -> None:
+        self.reporter.phase = phase
+        self.trace.phase(phase)
 
     def wait_for_meeting(self) -> MeetingPlace:
         while (where := self.reporter.meeting) is None:
@@ -171,6 +178,7 @@ class _Member:
     def leave(self, *, exit_code: int | None = None, error: dict[str, Any] | None = None) -> None:
         """Say that nothing lives here any more. Raises one of AWAY."""
         self.reporter.stop()
+        self.trace.told(exit_code=exit_code, error=error)
         self.insist(partial(members.end, part=self.part, exit_code=exit_code, error=error))
 
     def quarantine(self, message: str) -> None:
@@ -178,7 +186,9 @@ class _Member:
         for device_id in self.part.claim.device_ids:
             self.insist(partial(workers.set_quarantined, device_id=device_id, quarantined=True))
         self.reporter.stop()
-        self.insist(partial(members.end, part=self.part, error=error_document("trainer_undead", message)))
+        error = error_document("trainer_undead", message)
+        self.trace.told(exit_code=None, error=error)
+        self.insist(partial(members.end, part=self.part, error=error))
 
     def insist(self, verb: Callable[[Session], object]) -> None:
         """Run a write, again while Postgres is away; after a lease the leader has long heard the silence."""
