@@ -64,6 +64,7 @@ def figures(step: int, total: int, *, chance: random.Random, rate: float, ease: 
         "grad_norm": 0.35 + 0.9 * math.exp(-6 * part) + abs(chance.gauss(0, 0.06)),
         "trained_tokens": step * 8192,
         "seconds_per_step": 1.15 + abs(chance.gauss(0, 0.05)),
+        "memory_bytes": int(2**30 * (10.4 + 0.6 * min(1.0, 8 * part) + abs(chance.gauss(0, 0.02)))),
     }
 
 

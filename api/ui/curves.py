@@ -31,7 +31,9 @@ CHARTS: Final = (
     Chart("learning_rate", "Learning rate", "", (("learning_rate", "learning rate"),)),
     Chart("grad_norm", "Gradient norm", "L2, before clipping", (("grad_norm", "gradient norm"),)),
     Chart("throughput", "Throughput", "tokens per second", (("throughput", "tokens per second"),)),
+    Chart("memory", "Memory", "GiB held by the first rank", (("memory", "memory"),)),
 )
+_GIB: Final = 2**30
 SERIES: Final = tuple(name for chart in CHARTS for name, _ in chart.series)
 Point = tuple[float, float]
 
@@ -53,6 +55,8 @@ class RunCurves:
         step = int(data["step"])
         values = {name: data.get(name) for name in SERIES}
         values["throughput"] = self._throughput(step, data)
+        held = data.get("memory_bytes")
+        values["memory"] = None if held is None else held / _GIB
         self.tokens, self.step = int(data.get("trained_tokens", self.tokens)), step
         x = {"step": float(step), "tokens": float(self.tokens), "time": at - self.begun}[self.axis]
         added = {name: (x, float(value)) for name, value in values.items() if value is not None}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -31,13 +31,20 @@ def files_page(
 
 @router.post("")
 async def upload_file(
-    request: Request, door: DoorDep, visit: FilesOrderer, proof: Annotated[str, Query(max_length=100)] = ""
+    request: Request,
+    door: DoorDep,
+    visit: FilesOrderer,
+    proof: Annotated[str, Query(max_length=100)] = "",
+    then: Literal["file", "new"] = "file",
 ) -> Response:
-    """The proof stands in the address, and is good for uploads only: the form itself is a stream to the store."""
+    """The proof stands in the address, and is good for uploads only: the form itself is a stream to the store.
+
+    `then`: the page to go on to, the file's own or the form of a new job on it.
+    """
     visits.must_come_from_here(request)
     visit.must_prove(proof, act=UPLOAD)
     file = await file_routes.upload_file(request, door, visit.caller)
-    return visits.back(f"/ui/files/{file.id}")
+    return visits.back(f"/ui/new?file={file.id}" if then == "new" else f"/ui/files/{file.id}")
 
 
 @router.get("/{file_id}")

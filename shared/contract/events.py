@@ -80,6 +80,10 @@ class Metrics(_Event):
     grad_norm: float | None = Field(default=None, description="L2 norm before clipping.")
     trained_tokens: Count = Field(description="Input tokens seen so far by all attempts, padding not counted.")
     seconds_per_step: float
+    memory_bytes: Count | None = Field(
+        default=None,
+        description="Held after that step by the first rank: torch's allocator on a GPU, else what is resident.",
+    )
 
 
 class Validation(_Event):

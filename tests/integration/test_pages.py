@@ -110,6 +110,7 @@ def _steps(count: int) -> list[NewEvent]:
                 "learning_rate": 0.1,
                 "trained_tokens": 10 * step,
                 "seconds_per_step": 0.5,
+                "memory_bytes": 2**29 * step,
             },
         )
         for step in range(1, count + 1)
@@ -567,6 +568,19 @@ def test_a_file_is_brought_by_the_form(site: Site, visitor: httpx2.Client) -> No
     assert "rows.jsonl" in visitor.get(right.headers["location"]).text
 
 
+def test_a_file_that_is_dropped_on_the_form_of_a_new_job_is_chosen_there(site: Site, visitor: httpx2.Client) -> None:
+    form = visitor.get("/ui/new").text
+    action = unescape(re.findall(r'action="(/ui/files\?[^"]+)"', form)[0])
+    lines = "\n".join(json.dumps({"text": f"row {number}"}) for number in range(12)).encode()
+
+    answer = visitor.post(action, data={"purpose": "fine-tune"}, files={"file": ("dropped.jsonl", lines)})
+
+    assert answer.status_code == 303, answer.text
+    filled_in = visitor.get(answer.headers["location"]).text
+    (chosen,) = re.findall(r'name="training_file"[^>]*>.*?<option value="([^"]+)" selected>dropped.jsonl', filled_in)
+    assert answer.headers["location"] == f"/ui/new?file={chosen}"
+
+
 def test_the_demo_job_is_one_click(site: Site, visitor: httpx2.Client) -> None:
     answer = visitor.post("/ui/demo", data={"proof": proof_of(visitor)})
 
@@ -649,6 +663,7 @@ def test_curves_have_every_series_and_the_csv_every_step(site: Site, visitor: ht
     assert len(series["train_loss"]) == 30
     assert series["train_loss"][1] == [20, 0.5]
     assert series["throughput"][0][1] == 20.0
+    assert series["memory"][2] == [30, 1.5]
     assert len(visitor.get(f"/ui/jobs/{site.running}/metrics.csv").text.splitlines()) == 31
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from worker.train.memory import CONTEXT_BYTES, Peaks, device_bytes_in_use, peak_memory
+from worker.train.memory import CONTEXT_BYTES, Peaks, device_bytes_in_use, held_memory_bytes, peak_memory
 
 GIB = 2**30
 GPU: Any = SimpleNamespace(device="cuda")
@@ -35,6 +35,9 @@ class Cuda:
 
     def memory_reserved(self) -> int:
         return 7 * GIB
+
+    def is_initialized(self) -> bool:
+        return True
 
 
 def peaks(cuda: Cuda) -> Peaks:
@@ -65,6 +68,15 @@ def test_a_cpu_tells_what_was_resident() -> None:
     told = peak_memory(cpu, before=device_bytes_in_use(cpu))
 
     assert told.allocated == told.reserved == told.whole > 0
+
+
+def test_what_is_held_now_is_the_allocators_on_a_gpu_and_what_is_resident_elsewhere() -> None:
+    hoard = bytearray(b"x") * (64 * 2**20)
+    held = held_memory_bytes()
+    del hoard
+
+    assert held_memory_bytes(cuda=Cuda()) == 7 * GIB
+    assert held_memory_bytes() <= held - 32 * 2**20
 
 
 def test_a_process_without_memory_has_room_for_its_last_words() -> None:

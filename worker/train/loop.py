@@ -24,6 +24,7 @@ from worker.train.answer_look import AnswerLook, Scores
 from worker.train.checkpoints import Learner, Progress
 from worker.train.data import Row
 from worker.train.guards import check_divergence, check_numbers
+from worker.train.memory import held_memory_bytes
 from worker.train.objectives.objective import Objective
 from worker.train.packing import StepPlan
 from worker.train.ranks import Ranks
@@ -183,6 +184,7 @@ def _report_step(run: TrainingRun, tally: Tally, *, learning_rate: float, grad_n
         grad_norm=grad_norm if math.isfinite(grad_norm) else None,
         trained_tokens=run.progress.trained_tokens,
         seconds_per_step=run.window_seconds / run.window_steps,
+        memory_bytes=held_memory_bytes(),
     )
     run.last_train, run.window = run.window, Tally()
     run.window_seconds, run.window_steps = 0.0, 0

@@ -93,6 +93,11 @@ def peak_memory(spec: AttemptSpec, *, before: int | None = None, cuda: Any = tor
     return Peaks(int(cuda.max_memory_allocated()), reserved, reserved + (beside if beside and known else CONTEXT_BYTES))
 
 
+def held_memory_bytes(*, cuda: Any = torch.cuda) -> int:
+    """What this process holds now: of a GPU what torch's allocator has, with its gaps; else what is resident."""
+    return int(cuda.memory_reserved()) if cuda.is_initialized() else int(psutil.Process().memory_info().rss)
+
+
 def peak_host_memory_bytes() -> int:
     """Most memory that this process was ever resident with."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
