@@ -6,6 +6,7 @@ more than its part. A stopped job keeps its progress, pays `--restart` seconds a
 
     python bench/pool_simulation.py                                   # 1,000 GPUs, 100,000 jobs: some minutes
     python bench/pool_simulation.py --hosts 16 --jobs 4000 --interval 60
+    python bench/pool_simulation.py --hosts 100 --jobs 13500 --load 4 # 10,000 jobs wait at a time: docs/operations.md
     python bench/pool_simulation.py --trace jobs.csv --hosts 125      # job_id,project,submit_seconds,gpus,
                                                                       # duration_seconds[,tier,memory_gib]
 """
@@ -203,7 +204,7 @@ class Simulation:
         self.jain = Mean()
         self.charged: dict[str, float] = {}
         self.decayed_at = 0.0
-        self.passes = 0
+        self.passes: list[tuple[int, float]] = []  # (waiting jobs, processor seconds of the decision)
 
     def run(self) -> None:
         while self.arrivals or self.ends or self.world.queue:
@@ -223,8 +224,9 @@ class Simulation:
         self.decay()
         if self.world.queue:
             self.observe()
+            waiting, began = len(self.world.queue), time.process_time()
             starts, stops = self.decide(self.world)
-            self.passes += 1
+            self.passes.append((waiting, time.process_time() - began))
             for job_id, device_ids in starts:
                 self.start(job_id, device_ids)
             for job_id in stops:
@@ -435,6 +437,16 @@ def summary(name: str, simulation: Simulation, seconds: float) -> str:
     )
 
 
+def queues(done: Mapping[str, Simulation]) -> None:
+    """How long the queue was, and what a decision costs where it was longest."""
+    print("\nlongest queue; processor seconds of a pass: median, and the median of the tenth with the longest queues")
+    for name, simulation in done.items():
+        passes = sorted(simulation.passes)
+        longest = [seconds for _, seconds in passes[-max(1, len(passes) // 10) :]]
+        usual = statistics.median(seconds for _, seconds in passes)
+        print(f"{name:<12} {passes[-1][0]:>9,} {usual:>9.3f} {statistics.median(longest):>9.3f}")
+
+
 def report(done: Mapping[str, Simulation]) -> None:
     print("\nminutes waited, p50 / p95, by project (all attempts of a job together)")
     print(f"{'project':<14}" + "".join(f"{name:>20}" for name in done))
@@ -474,6 +486,7 @@ def main() -> None:
         simulation.run()
         print(summary(name, simulation, time.process_time() - began), flush=True)
         done[name] = simulation
+    queues(done)
     report(done)
 
 
