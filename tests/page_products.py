@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from shared.contract.evaluation import EvaluationReport
 from shared.contract.evaluation_run import StoredAnswer
+from shared.contract.preflight_report import Report
 from shared.ids import new_id
 from shared.store.tables import (
     AdapterRow,
@@ -21,6 +22,7 @@ from shared.store.tables import (
     ExportRow,
     MergeRow,
     OidcRuleRow,
+    PreflightRow,
     PromotionRow,
     ScheduleRow,
     ScheduleRunRow,
@@ -316,3 +318,84 @@ def make_oidc_rule(session: Session, caller: Caller, words: str) -> str:
     )
     session.flush()
     return rule_id
+
+
+def make_preflight(session: Session, caller: Caller, words: str, *, file_id: str) -> str:
+    """One whose file has a fault, a warning and a row with its mask."""
+    tokens = {"id": 1, "text": words, "trained": True}
+    rows: dict[str, Any] = {"count": 0, "rows": []}
+    figures: dict[str, Any] = dict.fromkeys(
+        [
+            "rows",
+            "tokens",
+            "kept_tokens",
+            "trained_tokens",
+            "mean_tokens",
+            "median_tokens",
+            "p95_tokens",
+            "longest_row",
+            "longest_tokens",
+            "fault_count",
+        ],
+        1,
+    )
+    training = {
+        **figures,
+        "histogram": [{"up_to": 8, "rows": 3}],
+        "truncated": rows,
+        "empty": rows,
+        "duplicates": rows,
+        "faults": [{"row": 1, "code": "x", "message": words}],
+    }
+    sequence = {
+        "name": "row",
+        "text": words,
+        "token_count": 1,
+        "trained_token_count": 1,
+        "tokens": [tokens],
+        "spans": [],
+    }
+    report: dict[str, Any] = {
+        "ok": False,
+        "refusal": {"code": "invalid_file", "message": words},
+        "files": {
+            "training": {
+                "id": file_id,
+                "problem_count": 1,
+                "problems": [{"line": 3, "column": 1, "param": words, "code": "bad_json", "message": words}],
+            }
+        },
+        "warnings": [words],
+        "devices": [
+            {
+                "id": "d",
+                "name": words,
+                "kind": "cuda",
+                "fits": False,
+                "needed_bytes": 5,
+                "offered_bytes": 3,
+                "reason": words,
+            }
+        ],
+        "auto": [{"field": words, "value": words, "reason": words}],
+        "tokens": {
+            "training": training,
+            "validation": None,
+            "leakage": None,
+            "preview": [{"row": 1, "truncated": False, "sequences": [sequence], "fault": words}],
+        },
+    }
+    Report.model_validate(report)
+    row = PreflightRow(
+        id=f"preflight_{caller.project_id[5:]}",
+        project_id=caller.project_id,
+        status="succeeded",
+        base_model="smollm2-135m-instruct",
+        seed=1,
+        training_file=file_id,
+        report=report,
+        request={"model": "smollm2-135m-instruct", "training_file": file_id, "metadata": {"a": words}},
+    )
+    session.add(row)
+    session.flush()
+    return row.id

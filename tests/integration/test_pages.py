@@ -16,12 +16,11 @@ from sqlalchemy import Engine, event, update
 
 from api.ui import page_files, rendering, wing
 from api.ui.page_headers import POLICY
-from shared.contract.preflight_report import Report
 from shared.jobs import moves, trainer_log
 from shared.lease.journal import NewEvent
 from shared.products import adapters
 from shared.store.db import session_scope
-from shared.store.tables import JobRow, PreflightRow, ProjectRow, WorkerRow
+from shared.store.tables import JobRow, ProjectRow, WorkerRow
 from shared.tenants import audit, keys
 from shared.tenants.keys import Caller
 from tests import page_products
@@ -84,7 +83,7 @@ def seed(api: Api, *, words: str, name: str) -> Site:
         waiting = make_queued_job(session, caller, file=file, metadata=metadata)
         audit.record(session, caller, "job.cancel", words, before={"words": words}, after={"words": words})
         trainer_log.tell(session, job.id, claim.lease.fence, start=0, lines=f"{words}\n", size=len(words.encode()) + 1)
-        preflight = _examined(session, caller, file.id, words)
+        preflight = page_products.make_preflight(session, caller, words, file_id=file.id)
         evaluation = page_products.make_evaluation(session, caller, words)
         alias = page_products.make_alias(session, caller, words, job_id=ended)
         webhook = page_products.make_webhook(session, caller, words)
@@ -141,86 +140,6 @@ def _trained(session, caller, worker, words: str, **job) -> str:
         )
     )
     return made.id
-
-
-def _examined(session, caller, file_id: str, words: str) -> str:
-    tokens = {"id": 1, "text": words, "trained": True}
-    rows = {"count": 0, "rows": []}
-    figures = dict.fromkeys(
-        [
-            "rows",
-            "tokens",
-            "kept_tokens",
-            "trained_tokens",
-            "mean_tokens",
-            "median_tokens",
-            "p95_tokens",
-            "longest_row",
-            "longest_tokens",
-            "fault_count",
-        ],
-        1,
-    )
-    training = {
-        **figures,
-        "histogram": [{"up_to": 8, "rows": 3}],
-        "truncated": rows,
-        "empty": rows,
-        "duplicates": rows,
-        "faults": [{"row": 1, "code": "x", "message": words}],
-    }
-    sequence = {
-        "name": "row",
-        "text": words,
-        "token_count": 1,
-        "trained_token_count": 1,
-        "tokens": [tokens],
-        "spans": [],
-    }
-    report = {
-        "ok": False,
-        "refusal": {"code": "invalid_file", "message": words},
-        "files": {
-            "training": {
-                "id": file_id,
-                "problem_count": 1,
-                "problems": [{"line": 3, "column": 1, "param": words, "code": "bad_json", "message": words}],
-            }
-        },
-        "warnings": [words],
-        "devices": [
-            {
-                "id": "d",
-                "name": words,
-                "kind": "cuda",
-                "fits": False,
-                "needed_bytes": 5,
-                "offered_bytes": 3,
-                "reason": words,
-            }
-        ],
-        "auto": [{"field": words, "value": words, "reason": words}],
-        "tokens": {
-            "training": training,
-            "validation": None,
-            "leakage": None,
-            "preview": [{"row": 1, "truncated": False, "sequences": [sequence], "fault": words}],
-        },
-    }
-    Report.model_validate(report)
-    row = PreflightRow(
-        id=f"preflight_{caller.project_id[5:]}",
-        project_id=caller.project_id,
-        status="succeeded",
-        base_model="smollm2-135m-instruct",
-        seed=1,
-        training_file=file_id,
-        report=report,
-        request={"model": "smollm2-135m-instruct", "training_file": file_id, "metadata": {"a": words}},
-    )
-    session.add(row)
-    session.flush()
-    return row.id
 
 
 @pytest.fixture(scope="module")

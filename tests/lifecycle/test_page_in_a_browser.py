@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from api.ui import page_files
+from api.ui import curves, page_files, wing
+from shared.products import aliases
 from shared.store.db import session_scope
 from shared.tenants import keys
 from standalone.page_parts import NotFetched, NpmFile, fetch
 from tests import page_products
-from tests.lifecycle.stack import Stack
+from tests.lifecycle.stack import Stack, until
 from tests.live import live_api
 from tests.page_stand import CHROMIUM, chromium
 from tests.patience import paced, patience
@@ -152,25 +153,29 @@ def test_two_runs_are_compared_and_every_page_is_quiet(page: Any, running: Stack
 
 
 def products_of(stack: Stack, job_id: str) -> tuple[str, ...]:
-    """Pages of products, a webhook, a schedule and a sweep with something on them."""
+    """Pages of what a project has, with something on them and a hostile name."""
     words = "<b>it's here & there</b>"
+    job = stack.job(job_id)
     with session_scope(stack.engine) as session:
         key, _ = keys.create(session, project_id=stack.caller.project_id, name="maker")
         caller = dataclasses.replace(stack.caller, key_id=key.id)
         evaluation = page_products.make_evaluation(session, caller, words)
         alias = page_products.make_alias(session, caller, words, job_id=job_id)
         webhook = page_products.make_webhook(session, caller, words)
-        page_products.make_merge(session, caller, words, adapter=str(stack.job(job_id).fine_tuned_model))
-        page_products.make_export(session, caller, words, adapter=str(stack.job(job_id).fine_tuned_model))
+        page_products.make_merge(session, caller, words, adapter=str(job.fine_tuned_model))
+        page_products.make_export(session, caller, words, adapter=str(job.fine_tuned_model))
         schedule = page_products.make_schedule(session, caller, words, job_id=job_id)
         sweep = page_products.make_sweep(session, caller, words, job_id=job_id, status="paused")
-    aliases = (f"/aliases/{alias}", f"/aliases/{alias}?first=1&second=2")
+        preflight = page_products.make_preflight(session, caller, words, file_id=job.training_file)
     return (
         f"/evaluations/{evaluation}",
-        *aliases,
+        *(f"/aliases/{alias}", f"/aliases/{alias}?first=1&second=2"),
         f"/webhooks/{webhook}",
         f"/schedules/{schedule}",
         f"/sweeps/{sweep}",
+        *(f"/preflights/{preflight}", f"/preflights/{preflight}/change"),
+        *(f"/files/{job.training_file}", f"/models/{job.fine_tuned_model}", "/models/base/tiny"),
+        *(f"/projects/{stack.caller.project_id}", f"/jobs/{job_id}/events"),
     )
 
 
@@ -185,12 +190,139 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
     return (place / AXE.name).read_text(encoding="utf-8")
 
 
-def test_every_page_is_accessible(page: Any, axe: str, running: Stack) -> None:
+def addresses(stack: Stack, job_id: str) -> tuple[str, ...]:
+    return (*PAGES, *products_of(stack, job_id), f"/jobs/{job_id}", f"/compare?job={job_id}")
+
+
+# Not pages: figures, files and streams.
+OTHER = re.compile(r"/ui/(live/.*|files-of-the-page/.*|.*/curves|.*/content|.*\.(csv|txt)|sign-in)")
+
+
+def test_every_page_is_accessible_and_fits_a_narrow_screen(page: Any, axe: str, running: Stack) -> None:
+    job_id = running.submit("steps=6 step_seconds=0.01")
+    running.wait(job_id, "succeeded", seconds=60)
+    page.set_viewport_size({"width": 360, "height": 740})
+    paths = addresses(running, job_id)
+    routes = [route.path for part in wing.PARTS for route in part.router.routes if "GET" in route.methods]
+    seen = [f"/ui{path.partition('?')[0]}" for path in paths]
+    patterns = {route: re.sub(r"{\w+(:path)?}", "[^/]+", route) for route in routes if not OTHER.fullmatch(route)}
+    assert {route for route, form in patterns.items() if not any(re.fullmatch(form, path) for path in seen)} == set()
+
+    for path in paths:
+        page.goto(f"/ui{path}")
+        page.evaluate(axe)  # by the debugger's line, which the policy of pages does not concern
+        found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+        assert [(broken["id"], broken["nodes"][0]["html"][:200]) for broken in found["violations"]] == [], path
+        assert page.evaluate("document.scrollingElement.scrollWidth") <= 360, path
+
+
+def test_the_page_is_used_by_keyboard_alone(page: Any, running: Stack) -> None:
+    job_id = bring_and_submit(page, "steps=4000 step_seconds=0.05", "by-hand")
+    page.wait_for_selector("#head .badge.running", timeout=1000 * patience(60))
+    page.goto(f"/ui/jobs/{job_id}")
+
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    cancel = page.locator("#head button", has_text="Cancel")
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if cancel.evaluate("button => button === document.activeElement"):
+            break
+    page.keyboard.press("Enter")
+    page.wait_for_selector("dialog[open]")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog", state="detached")
+    assert running.job(job_id).cancel_requested_at is None
+    cancel.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("dialog[open]")
+    page.keyboard.press("Enter")  # the first button has the focus: Yes
+    page.wait_for_selector("#head .badge.cancelled", timeout=1000 * patience(60))
+
+
+def test_what_a_curve_is_called_stays_text(page: Any, running: Stack) -> None:
+    """Names of runs cannot be hostile today; were they, the legend must show them as they are."""
+    evil = "<img src=x onerror=alert(1)>"
     job_id = running.submit("steps=6 step_seconds=0.01")
     running.wait(job_id, "succeeded", seconds=60)
 
-    for path in (*PAGES, *products_of(running, job_id), f"/jobs/{job_id}", f"/compare?job={job_id}"):
-        page.goto(f"/ui{path}")
-        page.evaluate(axe)  # by the debugger's line, which the policy of pages does not concern
-        seen = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-        assert [(broken["id"], broken["nodes"][0]["html"][:200]) for broken in seen["violations"]] == [], path
+    def renamed(route: Any) -> None:
+        told = route.fetch().json()
+        for chart in told["charts"]:
+            for series in chart["series"]:
+                series["label"] = evil
+        route.fulfill(json=told)
+
+    page.route("**/curves?*", renamed)
+    page.goto(f"/ui/jobs/{job_id}")
+    page.wait_for_selector("[data-drawn=yes]")
+
+    assert evil in page.locator(".chart[data-chart=loss] .u-legend").inner_text()
+    assert page.locator(".u-legend img").count() == 0
+    assert page.locator(".chart canvas").count() == len(curves.CHARTS) - 1  # this trainer tells no gradient norm
+
+
+def tuned(stack: Stack) -> str:
+    job_id = stack.submit("steps=6 step_seconds=0.01")
+    stack.wait(job_id, "succeeded", seconds=60)
+    return str(stack.job(job_id).fine_tuned_model)
+
+
+def test_a_model_is_promoted_and_rolled_back(page: Any, running: Stack) -> None:
+    first, second = tuned(running), tuned(running)
+    page.goto("/ui/aliases")
+    for name, value in (("alias", "shop@prod"), ("model", first), ("reason", "the first")):
+        page.fill(f"[name={name}]", value)
+    page.check("[name=force]")
+    page.click("text=Make it")
+    page.wait_for_url("**/ui/aliases/shop%40prod")
+
+    page.fill("[name=model]", second)
+    page.fill("[name=reason]", "better")
+    page.check("[name=force]")
+    page.click('button:text-is("Promote")')
+    page.wait_for_selector(f".facts >> text={second}")
+    page.click("text=Roll back to it")
+    page.click('dialog button:text-is("Yes")')
+
+    page.wait_for_selector(f".facts >> text={first}")
+    assert "rolled back to version 1" in page.locator("main").inner_text()
+    with session_scope(running.engine) as session:
+        alias = aliases.find(session, "shop@prod", project_id=running.caller.project_id)
+        versions = [row.model for row in aliases.history(session, alias)]
+    assert versions == [first, second, first]
+
+
+def test_base_and_tuned_model_answer_side_by_side(page: Any, running: Stack) -> None:
+    name = tuned(running)
+    place = {"TUNEPOOL_HOME": str(running.home / "talking"), "TUNEPOOL_MODELS_FILE": str(running.home / "models.toml")}
+    talking = running.start(
+        ["-m", "worker.chores.talking"], name="playground", TUNEPOOL_PLAYGROUND="tests.fake_playground", **place
+    )
+    try:
+        page.goto(f"/ui/playground?model={name}")
+        assert [page.locator("[name=model]").nth(place).input_value() for place in (0, 1)] == ["tiny", name]
+        page.locator("[name=scale]").nth(1).fill("0.5")
+        page.fill("[name=question]", "one <b>two</b>")
+        answers = page.locator(".answer")
+        until(lambda: _answered(page, answers), seconds=60, what="two answers")
+    finally:
+        talking.terminate()
+        talking.wait(patience(20))
+
+    assert answers.nth(0).inner_text().split() == ["base:one", "base:<b>two</b>"]
+    voices = {word.partition(":")[0] for word in answers.nth(1).inner_text().split()}
+    assert len(voices) == 1
+    assert voices != {"base"}
+    assert page.locator(".answer b").count() == 0
+
+
+def _answered(page: Any, answers: Any) -> bool:
+    """Ask, again and again until the playground is there: both panes have said everything."""
+    page.click('button:text-is("Ask")')
+    page.wait_for_function(
+        "[...document.querySelectorAll('.remark')].every((each) => each.textContent && each.textContent !== '…')"
+    )
+    return all("two" in answers.nth(place).inner_text() for place in (0, 1))
