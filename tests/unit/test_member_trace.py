@@ -69,7 +69,7 @@ def test_a_host_of_an_attempt_is_a_trace_that_links_to_the_request_and_has_its_p
     stand = Stand()
     with stand.trace:
         stand.play("staging", "ready", "training")
-        stand.trace.told(exit_code=0, error=None)
+        stand.trace.note_end(exit_code=0, error=None)
 
     assert stand.seconds() == {
         "attempt.node": (100.0, 140.0),
@@ -108,7 +108,7 @@ def test_a_host_whose_ranks_fail_says_the_code_and_keeps_the_words(
     stand = Stand()
     with stand.trace:
         stand.play("staging")
-        stand.trace.told(exit_code=exit_code, error=error)
+        stand.trace.note_end(exit_code=exit_code, error=error)
 
     whole = stand.named("attempt.node")
     assert (whole.status.status_code, whole.status.description) == (StatusCode.ERROR, fault)
@@ -122,7 +122,7 @@ def test_a_job_without_a_request_has_no_link_and_a_host_without_traces_says_noth
     off = MemberTrace(None, membership(None))
     with off:
         off.phase("training")
-        off.told(exit_code=1, error=None)
+        off.note_end(exit_code=1, error=None)
 
     assert stand.named("attempt.node").links == ()
     assert (off.log_fields, off.variables) == ({}, {})

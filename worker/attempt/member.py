@@ -178,7 +178,7 @@ class _Member:
     def leave(self, *, exit_code: int | None = None, error: dict[str, Any] | None = None) -> None:
         """Say that nothing lives here any more. Raises one of AWAY."""
         self.reporter.stop()
-        self.trace.told(exit_code=exit_code, error=error)
+        self.trace.note_end(exit_code=exit_code, error=error)
         self.insist(partial(members.end, part=self.part, exit_code=exit_code, error=error))
 
     def quarantine(self, message: str) -> None:
@@ -187,7 +187,7 @@ class _Member:
             self.insist(partial(workers.set_quarantined, device_id=device_id, quarantined=True))
         self.reporter.stop()
         error = error_document("trainer_undead", message)
-        self.trace.told(exit_code=None, error=error)
+        self.trace.note_end(exit_code=None, error=error)
         self.insist(partial(members.end, part=self.part, error=error))
 
     def insist(self, verb: Callable[[Session], object]) -> None:

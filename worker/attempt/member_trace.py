@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class MemberTrace:
-    """Entered when the host is called and left after everything of it; `phase` and `told` in between."""
+    """Entered when the host is called and left after everything of it; `phase` and `note_end` in between."""
 
     def __init__(self, spans: Spans | None, part: Membership, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -61,7 +61,7 @@ class MemberTrace:
             self._leave_phase()
             self._phase = self._whole.child(f"node.{name}", at=self._clock())
 
-    def told(self, *, exit_code: int | None, error: dict[str, Any] | None) -> None:
+    def note_end(self, *, exit_code: int | None, error: dict[str, Any] | None) -> None:
         """What the host says became of its part."""
         if self._whole is not None and exit_code is not None:
             self._whole.note(exit_code=exit_code)
