@@ -189,9 +189,9 @@ class OpenSpan:
         for name, value in attributes.items():
             self._span.set_attribute(f"tunepool.{name}", value)
 
-    def note_standard(self, name: str, value: Attribute) -> None:
-        """An attribute by the standard's own name."""
-        self._span.set_attribute(name, value)
+    def note_standard(self, attributes: Mapping[str, Attribute]) -> None:
+        """Attributes by their whole names: the standard's, and ours with what `note` puts before them."""
+        self._span.set_attributes(attributes)
 
     def rename(self, name: str) -> None:
         self._span.update_name(name)
