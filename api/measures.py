@@ -58,8 +58,6 @@ class Measures(Collector):
         self._lock = threading.Lock()
         self._seen: tuple[float, list[Metric]] | None = None
         self._registry = CollectorRegistry()
-        # The histogram looks a series up under a lock and by words; each request would pay for it.
-        self._series: dict[tuple[str, str, int], Histogram] = {}
         self._requests = Histogram(
             "tunepool_http_request_duration_seconds",
             "Time to the first byte of an answer, by the route's template",
@@ -71,13 +69,7 @@ class Measures(Collector):
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Note a request of this process."""
-        series = self._series.get((method, route, status))
-        if series is None:
-            known = known_method(method)
-            series = self._requests.labels(known, route, str(status), self._process)
-            if known == method:  # others are strangers' words, of which there is no end
-                self._series[method, route, status] = series
-        series.observe(seconds)
+        self._requests.labels(known_method(method), route, str(status), self._process).observe(seconds)
 
     def page(self) -> bytes:
         """Everything, in Prometheus' text format."""
