@@ -4,7 +4,8 @@ One process with the real application and an embedded Postgres. The same poll of
 25 requests at a time, so that what else goes on at the machine strikes all alike: a door that neither counts nor could
 trace; one that counts for `/metrics`; the one as it is, traces off; and one with traces on, whose spans go nowhere.
 Prints the processor time of a request, and what each door costs beside the first: the median of the rounds with its
-95 % interval (bootstrap), and what that is of a core at 200 polls a second. Then what an idle API pays: a scrape every 30 s.
+95 % interval (bootstrap), and what that is of a core at 200 polls a second. Then what an idle API pays: a
+scrape every 30 s.
 """
 
 from __future__ import annotations
