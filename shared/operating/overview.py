@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import Final
 
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from shared.fleet import members, snapshot
@@ -18,10 +19,12 @@ from shared.operating import administration
 from shared.plan.preemption import RunningJob
 from shared.plan.scheduling import Policy, QueuedJob, Share
 from shared.plan.verdicts import Verdict
-from shared.store.tables import DeviceRow, ProjectRow, WorkerRow
+from shared.store.tables import AttemptRow, DeviceRow, JobRow, ProjectRow, WorkerRow
 from shared.tenants import projects, usage
 
 QUEUE_SHOWN: Final = 100
+PREEMPTIONS_SHOWN: Final = 20
+PREEMPTIONS_SINCE: Final = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,17 @@ class ProjectStanding:
 
 
 @dataclass(frozen=True, slots=True)
+class PastPreemption:
+    """An attempt that gave its devices away: to another job (`preempted`), or because its worker shut down."""
+
+    job_id: str
+    project_id: str
+    attempt: int
+    outcome: str
+    ended_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Overview:
     name: str
     now: datetime
@@ -55,6 +69,7 @@ class Overview:
     standings: Sequence[ProjectStanding]
     queue: Sequence[Waiting]
     counts: Mapping[str, int]
+    preemptions: Sequence[PastPreemption]
 
 
 def overview(session: Session, *, pool_name: str) -> Overview:
@@ -75,7 +90,20 @@ def overview(session: Session, *, pool_name: str) -> Overview:
         standings=_standings(session, view),
         queue=[*starting, *islice(blocked, max(0, QUEUE_SHOWN - len(starting)))],
         counts=pages.unfinished(session),
+        preemptions=_preemptions(session),
     )
+
+
+def _preemptions(session: Session) -> list[PastPreemption]:
+    """Of the last day, the newest first."""
+    query = (
+        select(JobRow.id, JobRow.project_id, AttemptRow.number, AttemptRow.outcome, AttemptRow.ended_at)
+        .join(JobRow, JobRow.id == AttemptRow.job_id)
+        .where(AttemptRow.ended_at > func.now() - PREEMPTIONS_SINCE, AttemptRow.outcome.in_(("preempted", "drained")))
+        .order_by(AttemptRow.ended_at.desc())
+        .limit(PREEMPTIONS_SHOWN)
+    )
+    return [PastPreemption(*row) for row in session.execute(query)]
 
 
 def _standings(session: Session, view: snapshot.Snapshot) -> list[ProjectStanding]:

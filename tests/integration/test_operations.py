@@ -391,6 +391,37 @@ def test_who_preempted_whom_and_why_is_an_event_of_both_jobs(api: Api) -> None:
     assert "a job of a higher tier waits" in told[urgent.id].message
 
 
+def test_the_pool_tells_who_gives_devices_away_and_who_did_and_names_them_to_those_who_may(
+    api: Api, operator: httpx2.Client
+) -> None:
+    with session_scope(api.engine) as session:
+        worker = make_worker(session, devices=2)
+        caller, key = make_key(session)
+        session.execute(update(JobRow).where(JobRow.status == "queued").values(held=True))
+        claims = []
+        for _ in range(2):
+            make_queued_job(session, caller)
+            claim = claim_on(session, worker)
+            assert claim is not None
+            claims.append(claim)
+        leaving, gone = (claim.lease for claim in claims)
+        session.execute(update(JobRow).where(JobRow.id == leaving.id).values(preempt_requested_at=func.now()))
+        assert moves.give_back(session, gone, outcome="drained", code="drained", message="…", settings=api.settings)
+    with api.http(key) as theirs, api.http() as others:
+        own = theirs.get("/v1/tunepool/pool").json()["preemptions"]
+        foreign = others.get("/v1/tunepool/pool").json()["preemptions"]
+    seen = operator.get("/v1/tunepool/pool").json()["preemptions"]
+
+    mine = [
+        (each["job_id"], each["attempt"], each["reason"], each["ended_at"] is None) for each in own if each["job_id"]
+    ]
+    assert mine == [(leaving.id, None, "queue", True), (gone.id, 1, "drain", False)]
+    assert {leaving.id, gone.id} <= {each["job_id"] for each in seen}
+    assert len(foreign) == len(seen)
+    assert not {leaving.id, gone.id} & {each["job_id"] for each in foreign}
+    assert not any(each["project_id"] == caller.project_id for each in foreign)
+
+
 def test_an_administrator_sees_everybodys_jobs_and_the_order_of_the_queue(
     api: Api, operator: httpx2.Client, stranger: str
 ) -> None:

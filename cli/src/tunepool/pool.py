@@ -34,6 +34,9 @@ def show_pool(context: typer.Context) -> None:
     show_rows(context, pool["projects"], columns)
     print()
     show_rows(context, pool["queue"], ("position", "job_id", "project_id", "tier", "blocked_by", "eta_low", "eta_high"))
+    if preemptions := pool.get("preemptions"):  # as above
+        print("\npreemptions")
+        show_rows(context, preemptions, ("job_id", "project_id", "attempt", "reason", "ended_at"))
 
 
 def _state(device: dict[str, Any]) -> str:
