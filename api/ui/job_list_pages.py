@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Request, Response
 
 from api.deps import Door, DoorDep
+from api.routes import projects as project_routes
 from api.ui import rendering, visits, wording
 from api.ui.job_pages import title_of
 from api.ui.visits import JobsVisitor, Visitor
@@ -16,6 +17,7 @@ from api.views import job_views
 from shared.errors import Invalid
 from shared.jobs import pages
 from shared.store.lifecycle import JOB_STATUSES
+from shared.tenants.keys import ADMIN
 from shared.tenants.sign_ins import SignedIn
 
 router = APIRouter(prefix="/ui", route_class=visits.PageRoute, include_in_schema=False)
@@ -32,6 +34,7 @@ class Wanted(NamedTuple):
     group: str | None
     metadata: str | None  # key=value
     after: str | None
+    project: str | None = None  # another than one's own needs the scope admin
 
     def query(self, **other: str | None) -> str:
         """The address's query with these filters, other ones replaced."""
@@ -40,7 +43,7 @@ class Wanted(NamedTuple):
 
     @property
     def any(self) -> bool:
-        return any((self.status, self.model, self.group, self.metadata))
+        return any((self.status, self.model, self.group, self.metadata, self.project))
 
     def pairs(self) -> dict[str, str] | None:
         if self.metadata is None:
@@ -67,8 +70,10 @@ def front(visit: Visitor) -> Response:
 @router.get("/jobs")
 def jobs_page(request: Request, door: DoorDep, visit: JobsVisitor) -> Response:
     asked = wanted(request)
-    values = _listed(door, visit, asked)
-    return rendering.page(request, visit, "jobs.html", **values, statuses=JOB_STATUSES)
+    offered = project_routes.list_projects(visit.caller, door).data if visit.caller.operates else []
+    return rendering.page(
+        request, visit, "jobs.html", **_listed(door, visit, asked), statuses=JOB_STATUSES, projects=offered
+    )
 
 
 def rows_fragment(door: Door, visit: SignedIn, asked: Wanted) -> str:
@@ -76,10 +81,15 @@ def rows_fragment(door: Door, visit: SignedIn, asked: Wanted) -> str:
 
 
 def _listed(door: Door, visit: SignedIn, asked: Wanted) -> dict[str, Any]:
+    """Raises Forbidden for another project's without the scope admin."""
+    project_id = asked.project or visit.caller.project_id
+    own = project_id == visit.caller.project_id
+    if not own:
+        visit.caller.must(ADMIN)
     with door.reading() as session:
         rows, more = pages.jobs(
             session,
-            project_id=visit.caller.project_id,
+            project_id=project_id,
             after=asked.after,
             limit=ROWS,
             metadata=asked.pairs(),
@@ -93,4 +103,5 @@ def _listed(door: Door, visit: SignedIn, asked: Wanted) -> dict[str, Any]:
         "jobs": [(job, title_of(job), wording.progress(job)) for job in jobs],
         "more": more,
         "wanted": asked,
+        "own": own,
     }

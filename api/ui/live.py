@@ -173,7 +173,8 @@ async def live_pool(door: DoorDep, visit: JobsVisitor) -> AsyncIterator[ServerSe
 
 @router.get("/jobs", response_class=EventSourceResponse, dependencies=[Seat])
 async def live_jobs(request: Request, door: DoorDep, visit: JobsVisitor) -> AsyncIterator[ServerSentEvent]:
-    wanted = job_list_pages.wanted(request)
+    # Of one's own project only: a stream looks again whether jobs may be read, not whether others' may.
+    wanted = job_list_pages.wanted(request)._replace(project=None)
     async for event in _refreshed(door, visit, "jobs", lambda: job_list_pages.rows_fragment(door, visit, wanted)):
         yield event
 

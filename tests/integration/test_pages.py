@@ -266,6 +266,25 @@ def test_another_projects_job_is_not_there(site: Site, visitor: httpx2.Client, p
     assert visitor.get(filled(path, site)).status_code == 404
 
 
+def test_an_operator_lists_another_projects_jobs_and_nobody_else_does(
+    site: Site, visitor: httpx2.Client, without: Without
+) -> None:
+    with session_scope(site.api.engine) as session:
+        theirs = session.get_one(JobRow, site.theirs).project_id
+    address = f"/ui/jobs?project={theirs}"
+
+    listed = visitor.get(address).text
+    refused = without("admin").get(address)
+
+    assert site.theirs in listed
+    assert site.running not in listed
+    assert f"/ui/jobs/{site.theirs}" not in listed
+    assert "hx-sse:connect" not in listed
+    assert refused.status_code == 403
+    assert site.theirs not in refused.text
+    assert 'name="project"' not in without("admin").get("/ui/jobs").text
+
+
 def test_a_comparison_says_nothing_of_another_projects_job(site: Site, visitor: httpx2.Client) -> None:
     told = visitor.get(f"/ui/compare/curves?job={site.theirs}&job={site.ended}").json()
 
