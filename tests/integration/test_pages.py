@@ -343,6 +343,7 @@ FORMS = {
     "/ui/sweeps/{sweep}/pause": "jobs:write",
     "/ui/sweeps/{sweep}/resume": "jobs:write",
     "/ui/sweeps/{sweep}/cancel": "jobs:write",
+    "/ui/evaluations": "jobs:write",
     "/ui/evaluations/{evaluation}/cancel": "jobs:write",
     "/ui/evaluations/{evaluation}/delete": "jobs:write",
     "/ui/aliases": "models:write",

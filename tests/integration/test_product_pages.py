@@ -21,6 +21,7 @@ from shared.store.tables import (
     AliasRow,
     AliasVersionRow,
     DeliveryRow,
+    EvaluationRow,
     ExportRow,
     MergeRow,
     WebhookRow,
@@ -187,6 +188,33 @@ def test_an_evaluation_shows_figures_with_intervals_and_is_deleted(site: Api, vi
     assert "more is better" in html
     assert sent(visitor, f"/ui/evaluations/{evaluation}/delete").status_code == 303
     assert visitor.get(f"/ui/evaluations/{evaluation}").status_code == 404
+
+
+def test_an_evaluation_is_begun_and_one_with_a_fault_comes_back_as_it_was_filled(
+    site: Api, visitor: httpx2.Client, model: str
+) -> None:
+    with session_scope(site.engine) as session:
+        items = make_file(session, site.caller).id
+    wrong = sent(visitor, "/ui/evaluations", subject=model, second="ft:nobody", items=items, name="A & B")
+    right = sent(
+        visitor, "/ui/evaluations", subject="smollm2-135m-instruct", second=model, items=items, forgetting="yes"
+    )
+    suite = sent(visitor, "/ui/evaluations", subject=model)
+
+    assert wrong.status_code == 400
+    assert "ft:nobody" in wrong.text
+    assert 'value="A &amp; B"' in wrong.text
+    assert f'value="{items}" selected' in wrong.text
+    assert (right.status_code, suite.status_code) == (303, 303), right.text
+    with session_scope(site.engine) as session:
+        rows = [
+            session.get_one(EvaluationRow, answer.headers["location"].rsplit("/", 1)[1]) for answer in (right, suite)
+        ]
+        requests = [row.request for row in rows]
+    assert requests[0]["subjects"] == ["smollm2-135m-instruct", model]
+    assert requests[0]["against"] == "smollm2-135m-instruct"
+    assert requests[0]["forgetting"] is True
+    assert requests[1]["items"]["suite"] == "general"
 
 
 def test_a_webhooks_secret_is_shown_once_and_its_deliveries_are_sent_again(site: Api, visitor: httpx2.Client) -> None:
