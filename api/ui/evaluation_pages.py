@@ -85,7 +85,7 @@ def begin_evaluation(request: Request, door: DoorDep, visit: JobsOrderer, form: 
         items = form.get("items")
         body: dict[str, Any] = {
             "subjects": [first] if second is None else [first, second],
-            "items": {"type": "suite", "suite": "general"} if items is None else {"type": "file", "file": items},
+            "items": {"type": "suite", "suite": "general"} if items is None else {"type": "file", "file_id": items},
             "forgetting": items is not None and form.get("forgetting") == "yes",
         }
         body |= {} if second is None else {"against": first}
