@@ -103,7 +103,11 @@ def _preemptions(session: Session) -> list[PastPreemption]:
         .order_by(AttemptRow.ended_at.desc())
         .limit(PREEMPTIONS_SHOWN)
     )
-    return [PastPreemption(*row) for row in session.execute(query)]
+    return [
+        PastPreemption(job_id, project_id, number, outcome, ended_at)
+        for job_id, project_id, number, outcome, ended_at in session.execute(query)
+        if outcome is not None and ended_at is not None
+    ]
 
 
 def _standings(session: Session, view: snapshot.Snapshot) -> list[ProjectStanding]:
