@@ -7,6 +7,8 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
+from api.views import preemption_views
+from api.views.preemption_views import PoolPreemption
 from api.views.view import View, maybe_seconds, seconds
 from shared.fleet import members as gangs
 from shared.operating.overview import Overview, ProjectStanding, Waiting
@@ -97,16 +99,6 @@ class QueuePlace(View):
     detail: str | None
     eta_low: int | None
     eta_high: int | None
-
-
-class PoolPreemption(View):
-    """An attempt that gives its devices away, or gave them away within the last day."""
-
-    job_id: str | None = Field(description="null: another project's.")
-    project_id: str | None
-    attempt: int | None = Field(description="null while it still saves its checkpoint.")
-    reason: Literal["queue", "drain"] = Field(description="queue: for another job; drain: its worker shut down.")
-    ended_at: int | None = Field(description="null: it was asked to, and still saves its checkpoint.")
 
 
 class ProjectUsage(View):
@@ -224,31 +216,9 @@ def pool(overview: Overview, *, caller: Caller) -> Pool:
         gangs=[_seat(seat, overview.running.get(seat.job_id), caller) for seat in overview.seats],
         projects=[project(standing) for standing in overview.standings if _may_see(standing.project.id, caller)],
         queue=[_place(waiting, caller) for waiting in overview.queue],
-        preemptions=_preemptions(overview, caller),
+        preemptions=preemption_views.preemptions(overview, caller=caller),
         jobs=JobCounts.model_validate(dict(overview.counts)),
     )
-
-
-def _preemptions(overview: Overview, caller: Caller) -> list[PoolPreemption]:
-    under_way = [
-        PoolPreemption(job_id=job.id, project_id=job.project, attempt=None, reason="queue", ended_at=None)
-        for job in overview.running.values()
-        if job.preempt_requested
-    ]
-    past = [
-        PoolPreemption(
-            job_id=each.job_id,
-            project_id=each.project_id,
-            attempt=each.attempt,
-            reason="queue" if each.outcome == "preempted" else "drain",
-            ended_at=seconds(each.ended_at),
-        )
-        for each in overview.preemptions
-    ]
-    return [
-        each if _may_see(str(each.project_id), caller) else each.model_copy(update={"job_id": None, "project_id": None})
-        for each in (*under_way, *past)
-    ]
 
 
 def _may_see(project_id: str, caller: Caller) -> bool:

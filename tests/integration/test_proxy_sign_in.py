@@ -81,7 +81,7 @@ NOT_THE_PROXY = {
         ("X-Tunepool-Proxy-Secret", SECRET),
         ("X-Tunepool-Proxy-Secret", SECRET),
     ],
-    "without a name": [(HEADER, " "), ("X-Tunepool-Proxy-Secret", SECRET)],
+    "without a name": [(HEADER, ""), ("X-Tunepool-Proxy-Secret", SECRET)],
 }
 
 
