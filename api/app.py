@@ -115,7 +115,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The application on these settings. Opens no connection before the first request."""
+    """The application on these settings. Opens no connection before the first request. Raises ValueError."""
+    settings.refuse_half_a_proxy()
     engine, store = make_engine(settings.database_url), open_store(settings)
     outlook = PlanCache(engine, pool_name=settings.pool)
     spans = tracing.opened(tracing.API)

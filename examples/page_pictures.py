@@ -109,6 +109,8 @@ def fill(session: Session) -> tuple[str, dict[str, str]]:
         }
         moves.succeed(session, claim.lease, manifest=manifest, trained_tokens=3_276_800, peak_bytes=11 * GIB)
         ids[name] = claim.lease.id
+        ids["model"] = str(session.get_one(JobRow, claim.lease.id).fine_tuned_model)
+    ids["project"] = lead.project_id
     spend(session, hours=5)
     failed = train(session, workers, lead, until=60, file=file, suffix="long-context", metadata={"branch": "long"})
     moves.fail(
@@ -372,9 +374,15 @@ def pages(ids: dict[str, str]) -> dict[str, str]:
         "models": "/ui/models",
         "playground": "/ui/playground",
         "usage": "/ui/usage",
+        "projects": "/ui/projects",
+        "project": f"/ui/projects/{ids['project']}",
         "keys": "/ui/keys",
         "audit": "/ui/audit",
         "log": f"/ui/jobs/{ids['running']}#printed",
+        "file": f"/ui/files/{ids['file']}",
+        "model": f"/ui/models/{ids['model']}",
+        "account": "/ui/account",
+        "evaluations": "/ui/evaluations",
         "evaluation": f"/ui/evaluations/{ids['evaluation']}",
         "alias": f"/ui/aliases/{ids['alias']}",
         "webhook": f"/ui/webhooks/{ids['webhook']}",
@@ -394,8 +402,8 @@ def main(folder: Path, *names: str) -> None:
             page = context.new_page()
             page.on("console", lambda message: print("console:", message.text))
             page.goto(f"{address}/ui/sign-in")
-            if scheme == "light" and not names:
-                take(page, folder / "page-sign-in-light.png")
+            if not names:
+                take(page, folder / f"page-sign-in-{scheme}.png")
             page.fill("[name=key]", key)
             page.click("button.main")
             page.wait_for_url("**/ui/jobs")

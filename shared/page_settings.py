@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final, Self
+from typing import Final
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings
 
 # As long as what `openssl rand -hex 16` prints.
@@ -28,12 +28,13 @@ class PageSettings(BaseSettings):
         description="What the proxy sends as X-Tunepool-Proxy-Secret, 32 characters or more; belongs to the header.",
     )
 
-    @model_validator(mode="after")
-    def _a_proxy_is_whole(self) -> Self:
-        """A header alone would let anybody who reaches the API's port sign in as anybody."""
+    def refuse_half_a_proxy(self) -> None:
+        """Raises ValueError. The API asks at its start; other processes may know the header alone, and need neither.
+
+        A header alone would let anybody who reaches the API's port sign in as anybody.
+        """
         secret = self.page_proxy_secret.get_secret_value()
         if bool(self.page_proxy_header) != bool(secret):
             raise ValueError("TUNEPOOL_PAGE_PROXY_HEADER and TUNEPOOL_PAGE_PROXY_SECRET go together: set both or none")
         if secret and len(secret) < PROXY_SECRET_CHARACTERS:
             raise ValueError(f"TUNEPOOL_PAGE_PROXY_SECRET needs {PROXY_SECRET_CHARACTERS} characters at least")
-        return self
