@@ -149,6 +149,7 @@ def run(home: Home, settings: Settings, *, port: int, with_worker: bool) -> None
                 up.bring_up()
                 walls = f"  {isolation(settings).line}" if with_worker else ""
                 say(f"ready  {up.base_url}  key in {home.credentials}  ({time.monotonic() - begun:.1f} s){walls}")
+                say(f"page   {up.base_url.removesuffix('/v1')}/ui  sign in with that key")
                 stack.watch()
             say("stopping")
         finally:

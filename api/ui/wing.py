@@ -34,7 +34,14 @@ from api.ui import (
 from api.ui.page_headers import PageHeaders
 from api.ui.visits import PageRoute, Visitor
 
+entrance = APIRouter(include_in_schema=False)
 closing = APIRouter(prefix="/ui", route_class=PageRoute, include_in_schema=False)
+
+
+@entrance.get("/")
+def enter() -> Response:
+    """Who types the address alone wants to look."""
+    return visits.back("/ui")
 
 
 @closing.get("/{rest:path}")
@@ -53,5 +60,6 @@ def install(app: FastAPI, *, secure: bool) -> None:
     """Serve the page under /ui. `secure`: clients reach it by TLS."""
     for part in PARTS:
         app.include_router(part.router)
+    app.include_router(entrance)
     app.include_router(closing)
     app.add_middleware(PageHeaders, secure=secure)

@@ -56,6 +56,14 @@ def test_without_a_sign_in_every_page_leads_to_it_and_back(api: Api) -> None:
     assert stream.status_code == 401
 
 
+def test_the_address_alone_leads_to_the_page(api: Api) -> None:
+    with httpx2.Client(base_url=api.url, timeout=patience(20), follow_redirects=True) as client:
+        answer = client.get("/")
+
+    assert answer.url.path == "/ui/sign-in"
+    assert "credentials.json" in answer.text
+
+
 def test_a_link_from_another_site_is_asked_for_again_from_here(api: Api) -> None:
     with httpx2.Client(base_url=api.url, headers={"Sec-Fetch-Site": "cross-site"}, timeout=patience(20)) as client:
         first = client.get("/ui/jobs")
