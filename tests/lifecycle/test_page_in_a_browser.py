@@ -322,7 +322,6 @@ def test_base_and_tuned_model_answer_side_by_side(page: Any, running: Stack) -> 
 def _answered(page: Any, answers: Any) -> bool:
     """Ask, again and again until the playground is there: both panes have said everything."""
     page.click('button:text-is("Ask")')
-    page.wait_for_function(
-        "[...document.querySelectorAll('.remark')].every((each) => each.textContent && each.textContent !== '…')"
-    )
+    for place in (0, 1):
+        page.locator(".remark", has_text=re.compile(r"[^…]{2}")).nth(place).wait_for()
     return all("two" in answers.nth(place).inner_text() for place in (0, 1))
