@@ -67,7 +67,7 @@ def _queued(job: FineTuningJob) -> Situation:
     if queue.position == 1 and queue.blocked_by is None:
         return Situation("About to start", queue.detail, "wait")
     if queue.blocked_by == "BASE_MODEL_FETCHING":
-        words = "The job starts by itself once it is there. A download that is converted afterwards shows no progress then"
+        words = "The job starts by itself once it is there. While a download is converted there is no progress to see"
         return Situation("Its base model is being fetched", f"{words}: {queue.detail}.", "wait")
     place = f"Waiting: number {queue.position} in the queue" if queue.position else "Waiting for a device"
     return Situation(place, queue.detail, "wait")

@@ -30,8 +30,8 @@ OCCUPIED: Final = (
 )
 COLD: Final = (
     "its base model {0} is on no host that fits; {1}; unblocked when such a host has it, and no device waits meanwhile "
-    "(if it does not come: `tunepool models prefetch {0}` asks for it again, `python -m worker.base_models {0}` fetches "
-    "it on a host)"
+    "(if it does not come: `tunepool models prefetch {0}` asks for it again, and `python -m worker.base_models {0}` "
+    "fetches it on a host)"
 )
 
 
