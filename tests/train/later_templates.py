@@ -1,7 +1,7 @@
 """Chat templates of later families, each as short as its documented format allows; written here, not copied.
 
 Sources: the model cards and chat formats of Mistral Small 3.2 and Devstral, Command R7B, Phi-4-mini, Hermes 3,
-DeepSeek V3.1, Granite 4, EXAONE 4 and MiniMax M2.
+DeepSeek V3.1, Granite 4, EXAONE 4, MiniMax M2 and Kimi K2.
 """
 
 from __future__ import annotations
@@ -117,6 +117,21 @@ MINIMAX_M2: Final = (
     "{% else %}{{ ']~b]' + m.role + '\\n' + m.content }}{% endif %}{{ '[e~[\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ ']~b]ai\\n<think>\\n' }}{% endif %}"
 )
+# A call's id stands for its name too; a result names the id.
+KIMI_K2: Final = (
+    _tools("<|im_system|>tool_declare<|im_middle|>", "<|im_end|>")
+    + "{% for m in messages %}{% if loop.first and m.role != 'system' %}"
+    "<|im_system|>system<|im_middle|>You are Kimi, an AI assistant created by Moonshot AI.<|im_end|>{% endif %}"
+    "{% if m.role == 'system' %}<|im_system|>system<|im_middle|>{% elif m.role == 'user' %}<|im_user|>user<|im_middle|>"
+    "{% elif m.role == 'assistant' %}<|im_assistant|>assistant<|im_middle|>"
+    "{% elif m.role == 'tool' %}<|im_system|>tool<|im_middle|>## Return of {{ m.tool_call_id + '\n' }}{% endif %}"
+    "{{ m.content or '' }}{% if m.tool_calls %}<|tool_calls_section_begin|>{% for call in m.tool_calls %}"
+    "<|tool_call_begin|>{{ call.id }}<|tool_call_argument_begin|>{{ call.function.arguments | tojson }}"
+    "<|tool_call_end|>{% endfor %}<|tool_calls_section_end|>{% endif %}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_assistant|>assistant<|im_middle|>{% endif %}"
+)
+# As it was first published: ids of calls are made here, ids of results are not.
+KIMI_K2_FIRST: Final = KIMI_K2.replace("{{ call.id }}", "functions.{{ call.function.name }}:{{ loop.index0 }}")
 LATER: Final = {
     "devstral": DEVSTRAL,
     "command_r7b": COMMAND_R7B,
@@ -126,4 +141,6 @@ LATER: Final = {
     "granite_4": GRANITE_4,
     "exaone_4": EXAONE_4,
     "minimax_m2": MINIMAX_M2,
+    "kimi_k2": KIMI_K2,
+    "kimi_k2_first": KIMI_K2_FIRST,
 }

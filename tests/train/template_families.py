@@ -1,4 +1,4 @@
-"""Chat templates of thirty-five families with the control tokens that they write, on a tokenizer of bytes.
+"""Chat templates of thirty-six families with the control tokens that they write, on a tokenizer of bytes.
 
 The templates are those that the models were published with, as TRL keeps them; the ones that it does not have are
 written here from the models' documented formats.
@@ -136,6 +136,11 @@ _TEKKEN: Final = (
     *("[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"),
     *("[TOOL_CALLS]", "[ARGS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
 )
+_KIMI: Final = ("<|im_user|>", "<|im_assistant|>", "<|im_system|>", "<|im_middle|>", "[EOS]")
+_KIMI_TAGS: Final = (
+    *("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
+    *("<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"),
+)
 _GEMMA4: Final = (
     *("<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|tool>", "<tool|>", "<|tool_call>", "<tool_call|>"),
     *("<|tool_response>", "<tool_response|>", '<|"|>'),
@@ -213,6 +218,8 @@ FAMILIES_OF_TEMPLATES: Final = {
         "exaone_4", "", "[|endofturn|]", ("[|user|]", "[|assistant|]", "[|system|]", "[|tool|]"), _QWEN_TAGS
     ),
     "minimax_m2": TemplateFamily("minimax_m2", "", "[e~[", ("]~!b[", "]~b]"), ("<think>", "</think>")),
+    "kimi_k2": TemplateFamily("kimi_k2", "", "<|im_end|>", _KIMI, _KIMI_TAGS),
+    "kimi_k2_first": TemplateFamily("kimi_k2_first", "", "<|im_end|>", _KIMI, _KIMI_TAGS),
     "gemma4": TemplateFamily("gemma4", "<bos>", "<eos>", _GEMMA4),
     "diffusion_gemma": TemplateFamily("diffusion_gemma", "<bos>", "<eos>", _GEMMA4),
 }

@@ -164,6 +164,66 @@ def test_ids_of_calls_have_nine_characters_where_the_template_takes_no_others() 
     assert taken("qwen3")[1] == []
 
 
+def kimi_calls(family: str, *ids: str, codes: list[str]) -> tuple[list[str], list[str]]:
+    """What a template of Kimi K2 writes as ids of calls, two answers of them, and as ids of their results."""
+    first, second, third = (
+        {"id": one, "type": "function", "function": {"name": "f", "arguments": "{}"}} for one in ids
+    )
+    results = ({"role": "tool", "tool_call_id": one, "content": "r"} for one in ids)
+    messages = [
+        {"role": "user", "content": "Hi?"},
+        {"role": "assistant", "content": "", "tool_calls": [first, second]},
+        *(next(results), next(results)),
+        {"role": "assistant", "content": "", "tool_calls": [third]},
+        next(results),
+        {"role": "assistant", "content": "Hello."},
+    ]
+    tokenizer = family_tokenizer(family)
+    reader = RowReader(tokenizer, facts=DataFacts(format="chat", train_rows=1), training=Training(max_length=9999))
+    (row,) = reader.take([{"messages": messages}])
+    assert not isinstance(row, Invalid), row.message
+    assert [one.code for one in row.lost] == codes
+    text = tokenizer.decode(row.whole.ids)
+    return re.findall(r"call_begin\|>(.*?)<\|tool_call_arg", text), re.findall(r"Return of (.*)\n", text)
+
+
+def test_ids_that_stand_for_a_calls_name_are_made_of_the_name_and_counted_through_the_conversation() -> None:
+    named = ["functions.f:0", "functions.f:1", "functions.f:2"]
+    mapped = ["call_ids_mapped"]
+
+    assert kimi_calls("kimi_k2", "call_a", "call_b", "call_c", codes=mapped) == (named, named)
+    assert kimi_calls("kimi_k2", "call_a", "call_b", "call_a", codes=mapped) == (named, named)  # an id used again
+    assert kimi_calls("kimi_k2", *named, codes=[]) == (named, named)
+    own = [f"functions.f:{number}" for number in (7, 8, 9)]  # a part of a longer conversation
+    assert kimi_calls("kimi_k2", *own, codes=[]) == (own, own)
+
+
+def test_results_have_the_ids_that_a_template_makes_of_their_calls() -> None:
+    named = ["functions.f:0", "functions.f:1", "functions.f:0"]
+
+    assert kimi_calls("kimi_k2_first", "a", "b", "c", codes=["call_ids_mapped"]) == (named, named)
+
+
+def test_the_ids_of_a_pairs_answers_go_on_from_those_before_them() -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    asked = [
+        {"role": "user", "content": "Hi?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "a", "content": "r"},
+    ]
+    other = {**call, "id": "b", "function": {"name": "g", "arguments": "{}"}}
+    answers = [{"role": "assistant", "content": "", "tool_calls": [one]} for one in (call, other)]
+    tokenizer = family_tokenizer("kimi_k2")
+    facts = DataFacts(format="preference", train_rows=1)
+    reader = RowReader(tokenizer, facts=facts, training=Training(max_length=9999))
+    (row,) = reader.take([{"messages": asked, "chosen": answers[0], "rejected": answers[1]}])
+
+    assert not isinstance(row, Invalid), row.message
+    whole: Any = row.whole
+    assert ["functions.f:1" in tokenizer.decode(ids) for ids in whole.answers] == [True, False]
+    assert "functions.g:1" in tokenizer.decode(whole.answers[1])
+
+
 def test_a_sentencepiece_model_alone_is_refused_with_the_way_to_convert_it(tmp_path: Path, model: Path) -> None:
     spec = AttemptSpec.model_validate_json(make_spec(tmp_path, model=model).read_bytes())
     folder = tmp_path / "slow"

@@ -1,4 +1,4 @@
-"""What is trained of a conversation, to the character, with the templates of thirty-five families.
+"""What is trained of a conversation, to the character, with the templates of thirty-six families.
 
 The right values are written from the models' documented formats; docs/data-formats.md shows them as a table.
 """
@@ -49,6 +49,17 @@ class Written(NamedTuple):
 _QWEN: Final = '<tool_call>\n{"name": "weather", "arguments": {"city": "CITY"}}\n</tool_call>'
 _XML: Final = "<tool_call>\n<function=weather>\n<parameter=city>\nCITY\n</parameter>\n</function>\n</tool_call>"
 _LLAMA: Final = '{"name": "weather", "parameters": {"city": "CITY"}}'
+_KIMI_CALL: Final = (
+    '<|tool_call_begin|>functions.weather:NUMBER<|tool_call_argument_begin|>{"city": "CITY"}<|tool_call_end|>'
+)
+_KIMI: Final = Written(
+    "<|im_end|>",
+    opening="<|tool_calls_section_begin|>",
+    call=_KIMI_CALL,
+    between="",
+    closing="<|tool_calls_section_end|>",
+    behind_text="",
+)
 _GPT_OSS_CALL: Final = ' to=functions.weather<|channel|>commentary json<|message|>{"city": "CITY"}'
 _GEMMA4_CALL: Final = '<|tool_call>call:weather{city:<|"|>CITY<|"|>}<tool_call|>'
 _GEMMA4: Final = Written(  # text beside a call stands behind it; behind a result nobody writes a header
@@ -183,6 +194,8 @@ RIGHT: Final = {
         closing="</minimax:tool_call>",
         reasoning="A greeting.\n</think>\n\nHello.[e~[",
     ),
+    "kimi_k2": _KIMI,
+    "kimi_k2_first": _KIMI,
     "gemma4": _GEMMA4,
     "diffusion_gemma": _GEMMA4._replace(reasoning="<|channel>thought\nA greeting.\n<channel|>Hello.<turn|>"),
 }

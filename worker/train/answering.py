@@ -45,7 +45,7 @@ class Prompts:
             tokens = self._of_text(question.text or "")
         else:
             template = self._template(question.chat_template)
-            messages = [template.prepared(message) for message in question.messages]
+            messages = template.prepared(question.messages)
             text = template.render(messages, tools=question.tools, prompt_only=True)
             _refuse_lost_tools(messages, question, text)
             tokens = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -24,7 +24,7 @@ from shared.contract.spec import Training
 from shared.errors import Invalid
 from worker.train.answer_place import behind_header, place_of_first, start_by_asking, without_closing
 from worker.train.arguments import for_template, wants_arguments_as_text
-from worker.train.call_ids import wants_nine_characters, with_nine
+from worker.train.call_ids import CallIds, asked_for, with_ids
 from worker.train.control_tokens import ControlTokens
 from worker.train.one_rendering import MARK, with_marks
 from worker.train.reasoning import key_of, under_key
@@ -81,18 +81,21 @@ class ChatTemplate:
         """What the template writes behind an answer, up to its last control token; empty where it does not tell."""
         return self._own_turn.end
 
-    def prepared(self, message: JsonObject) -> JsonObject:
-        """A message in the form that this template expects."""
-        if (message.get("tool_calls") or message.get("tool_call_id")) and self.call_ids_of_nine:
-            message = with_nine(message)
+    def prepared(self, messages: Sequence[JsonObject], *, before: Sequence[JsonObject] = ()) -> list[JsonObject]:
+        """Messages in the form that this template expects; `before` stand before them in their conversation."""
+        if any(message.get("tool_calls") for message in messages):
+            messages = with_ids([*before, *messages], self.call_ids)[len(before) :]
+        return [self._prepared(message) for message in messages]
+
+    def _prepared(self, message: JsonObject) -> JsonObject:
         if message["role"] == "assistant" and any(key in message for key in REASONING):
             message = under_key(message, self.reasoning_key)
         return for_template(message, arguments_as_text="tool_calls" in message and self.arguments_as_text)
 
     @functools.cached_property
-    def call_ids_of_nine(self) -> bool:
-        """Whether the template takes ids of calls of nine characters only."""
-        return wants_nine_characters(self._probe)
+    def call_ids(self) -> CallIds:
+        """Which ids of calls the template takes."""
+        return asked_for(self._probe)
 
     @functools.cached_property
     def reasoning_key(self) -> str:

@@ -211,7 +211,7 @@ class RowReader:
     def _chat(self, record: JsonObject) -> _Text:
         assert self._template is not None
         written, numbers = self._as_asked(record["messages"])
-        messages = [self._template.prepared(message) for message in written]
+        messages = self._template.prepared(written)
         tools = record.get("tools")
         row = self._controls.marked(messages, tools)
         if self._training.train_on == "all":
@@ -249,11 +249,12 @@ class RowReader:
             return []
         return [history_dropped()]
 
-    def _mapped(self, messages: Sequence[JsonObject]) -> list[Lost]:
+    def _mapped(self, *conversations: Sequence[JsonObject]) -> list[Lost]:
         assert self._template is not None
-        if not are_changed(messages) or not self._template.call_ids_of_nine:
+        if not any(message.get("tool_calls") for messages in conversations for message in messages):
             return []
-        return [call_ids_mapped()]
+        wanted = self._template.call_ids
+        return [call_ids_mapped(wanted)] if any(are_changed(messages, wanted) for messages in conversations) else []
 
     def _kept(self, text: str, own: Sequence[int]) -> list[Lost]:
         token = self._controls.first_kept(text, own)
@@ -285,8 +286,8 @@ class RowReader:
     def _answered(self, record: JsonObject, answers: list[JsonObject], *, label: bool = True) -> _Answers:
         assert self._template is not None
         written, numbers = self._as_asked(record["messages"])
-        asked = [self._template.prepared(message) for message in written]
-        given = [self._template.prepared(answer) for answer in answers]
+        asked = self._template.prepared(written)
+        given = [self._template.prepared([answer], before=written)[0] for answer in answers]
         tools = record.get("tools")
         row = self._controls.marked([*asked, *given], tools)
         marked = row.messages[: len(asked)]
@@ -305,7 +306,7 @@ class RowReader:
             lost=losses
             + self._kept_in(plain, *wholes)
             + self._dropped(record["messages"])
-            + self._mapped([*written, *answers]),
+            + self._mapped(*([*written, answer] for answer in answers)),
         )
 
     def _answered_once(self, prompt: str, whole: str, row: MarkedRow, answer: JsonObject, asked: int) -> PlainText:

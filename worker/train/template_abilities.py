@@ -65,7 +65,7 @@ def abilities(template: ChatTemplate, *, stops: Sequence[str]) -> TemplateAbilit
 
 
 def _writes(template: ChatTemplate, messages: list[JsonObject], tools: list[JsonObject] | None) -> bool:
-    prepared = [template.prepared(message) for message in messages]
+    prepared = template.prepared(messages)
     try:
         rendered = template.render_with_spans(prepared, tools=tools)
     except Invalid:

@@ -7,6 +7,7 @@ from typing import Final
 
 from shared.contract.events import SHOWN, Rows, UnwrittenRows
 from shared.errors import Invalid
+from worker.train.call_ids import CallIds
 from worker.train.written import Lost
 
 KEPT_AS_TEXT: Final = "control_token_text"
@@ -75,9 +76,9 @@ def history_dropped() -> Lost:
     return Lost(None, DROPPED, "The reasoning of earlier answers is left out, as training.drop_history_reasoning asks.")
 
 
-def call_ids_mapped() -> Lost:
+def call_ids_mapped(wanted: CallIds) -> Lost:
     """A row whose template takes calls with other ids only."""
-    return Lost(None, MAPPED, "Ids of calls and of their answers are written as nine characters, as the template asks.")
+    return Lost(None, MAPPED, f"Ids of calls and of their results are written as {wanted.value}, as the template asks.")
 
 
 class RefusedRows:

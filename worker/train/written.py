@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from shared.errors import Invalid
 from worker.train.token_spans import Span
+from worker.train.turns import common_prefix_length
 
 JsonObject = dict[str, Any]
 
@@ -27,7 +28,7 @@ _REASONING_TAGS: Final = re.compile(r"</?think(?:ing)?>|\[/?THINK\]")
 _HTML_SAFE: Final = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "'": "\\u0027"})
 
 
-_KEPT_CHARACTERS: Final = 20_000  # of a tool whose words are remembered
+_KEPT_CHARACTERS: Final = 20_000  # of a tool whose words are remembered, and ten times that of a text with tools
 NAME_LOST: Final = "name_not_rendered"
 MERGE: Final = 'To open the first question with it, set training.system_prompt to "merge".'
 
@@ -56,7 +57,7 @@ def lost(
     `spans` are the answers' places in the text, in order; None where they are not known: then all is looked for in
     order alone. Messages are as the template got them: arguments are objects where they are JSON.
     """
-    losses = list(_lost_tools(tools, text)) if tools else []
+    losses = _lost_tools(tools, text) if tools else []
     cursor, answers = 0, list(spans or ())
     for place, message in enumerate(messages):
         if message["role"] == "assistant" and answers:
@@ -133,8 +134,8 @@ def _lost_answer(place: int, message: JsonObject, text: str, within: Span) -> It
         reasoning = message.get(key)
         if isinstance(reasoning, str) and not _is_in(reasoning, text[slice(*within)]):
             yield Lost(place, "reasoning_not_rendered", f"{key} {_shown(reasoning)}")
-    if message.get("tool_calls"):
-        gone_call = _first_lost(_values_of_calls(message["tool_calls"]), text[slice(*within)])
+    if message.get("tool_calls") and not _are_in(message["tool_calls"], part := text[slice(*within)]):
+        gone_call = _first_lost(_values_of_calls(message["tool_calls"]), part)
         if gone_call is not None:
             yield Lost(place, "tool_call_not_rendered", gone_call)
 
@@ -170,6 +171,35 @@ def _is_json_in(content: str, part: str) -> bool:
     except ValueError:
         return False
     return bool(values) and _first_lost(values, part) is None
+
+
+def _are_in(calls: Sequence[JsonObject], part: str) -> bool:
+    """Whether `part` holds all of the calls. `_first_lost` says what is missing; naming each value takes most time."""
+    values: list[Any] = []
+    for call in calls:
+        function = call.get("function") or {}
+        values.append(function.get("name", ""))
+        _gather(function.get("arguments"), values)
+    given: Counter[tuple[type, str]] = Counter()
+    for value in values:
+        kind = (type(value), str(value))
+        given[kind] += 1
+        if not _is_in(value, part, times=given[kind]):
+            return False
+    return True
+
+
+def _gather(value: Any, into: list[Any]) -> None:
+    """The keys and plain values of `_leaves`."""
+    if isinstance(value, dict):
+        for key, below in value.items():
+            into.append(str(key))
+            _gather(below, into)
+    elif isinstance(value, list):
+        for below in value:
+            _gather(below, into)
+    else:
+        into.append(value)
 
 
 def _values_of_calls(calls: Sequence[JsonObject]) -> Iterator[_Value]:
@@ -230,15 +260,72 @@ def forms(text: str) -> list[str]:
     return list(dict.fromkeys([text, plain, ascii_only, *safe, *twice, *others]))
 
 
-def _lost_tools(tools: Sequence[JsonObject], text: str) -> Iterator[Lost]:
+class _WrittenTools:
+    """Where the tools of an earlier row stood in its text: most rows of a file have the same ones, written alike.
+
+    `part` is what two texts with these tools have in common there, once it holds all that the tools say. A text that
+    holds it holds them.
+    """
+
+    _TRIES: Final = 3  # to find that part; where rows come between the tools, there is none
+
+    def __init__(self, tools: Sequence[JsonObject], text: str) -> None:
+        self._tools, self._text, self._part, self._tries = tools, text, "", 0
+
+    def are(self, tools: Sequence[JsonObject]) -> bool:
+        return tools == self._tools
+
+    def are_in(self, text: str) -> bool:
+        return bool(self._part) and self._part in text
+
+    def learn(self, text: str, values: Sequence[str]) -> None:
+        """Look at a second text that has all of the tools' `values`."""
+        if self._part or self._tries == self._TRIES:
+            return
+        self._tries += 1
+        part = _shared_around(max(values, key=len, default=""), self._text, text)
+        if all(_is_in(value, part) for value in values):
+            self._part = part
+
+
+_written_tools: Final[dict[tuple[int, str], _WrittenTools]] = {}  # by number of tools and the first one's name
+_TOOLS_KEPT: Final = 64
+
+
+def _shared_around(word: str, one: str, other: str) -> str:
+    """What two texts have in common around a word, in whichever form it stands there; empty where it does not."""
+    places = ((one.find(form), other.find(form)) for form in forms(word.strip()))
+    here, there = next((pair for pair in places if min(pair) >= 0), (0, 0))
+    behind = common_prefix_length(one[here:], other[there:])
+    before = common_prefix_length(one[:here][::-1], other[:there][::-1])
+    return one[here - before : here + behind]
+
+
+def _lost_tools(tools: Sequence[JsonObject], text: str) -> list[Lost]:
     """The first thing missing of each tool: its name, what it does, its parameters and the values they may take."""
-    for place, tool in enumerate(tools):
-        function = tool.get("function", tool)
-        written = json.dumps(function)
-        words = _words_of_tool(written) if len(written) < _KEPT_CHARACTERS else _words_of_tool.__wrapped__(written)
-        gone = next((what for what, value in words if not _is_in(value, text)), None)
+    key = (len(tools), str(tools[0].get("function", tools[0]).get("name")))
+    known = _written_tools.get(key)
+    if known is not None and known.are(tools) and known.are_in(text):
+        return []
+    words = [_words_of(tool.get("function", tool)) for tool in tools]
+    losses = []
+    for place, (tool, values) in enumerate(zip(tools, words, strict=True)):
+        gone = next((what for what, value in values if not _is_in(value, text)), None)
         if gone is not None:
-            yield Lost(None, "tools_not_rendered", f"tools[{place}]{gone} of the tool {_shown(function.get('name'))}")
+            of_tool = _shown(tool.get("function", tool).get("name"))
+            losses.append(Lost(None, "tools_not_rendered", f"tools[{place}]{gone} of the tool {of_tool}"))
+    if (known is None or not known.are(tools)) and len(text) < 10 * _KEPT_CHARACTERS:
+        if len(_written_tools) == _TOOLS_KEPT:
+            _written_tools.clear()
+        _written_tools[key] = _WrittenTools(tools, text)
+    elif known is not None and known.are(tools) and not losses:
+        known.learn(text, [word.value for values in words for word in values])
+    return losses
+
+
+def _words_of(function: JsonObject) -> tuple[_Value, ...]:
+    written = json.dumps(function)
+    return _words_of_tool(written) if len(written) < _KEPT_CHARACTERS else _words_of_tool.__wrapped__(written)
 
 
 @functools.lru_cache(maxsize=256)
