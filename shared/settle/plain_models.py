@@ -27,8 +27,8 @@ _SIZES: Final = frozenset(
 _LARGEST_SIZE: Final = 10_000_000
 
 
-def must_be_plain(folder: Path) -> None:
-    """Refuse a model that is not plain data. Raises Invalid naming the file at fault."""
+def must_be_plain(folder: Path, *, weights: bool = True) -> None:
+    """Refuse a model that is not plain data; without `weights`, what stands beside them. Raises Invalid."""
     files = [file for file in folder.rglob("*") if file.is_file()]
     for file in files:
         _verify_place(file, folder)
@@ -37,7 +37,7 @@ def must_be_plain(folder: Path) -> None:
         raise _refusal(
             f"{bad[0]} can run code when it is read; only safetensors, JSON and tokenizer files are accepted."
         )
-    if not any(file.suffix == ".safetensors" for file in files):
+    if weights and not any(file.suffix == ".safetensors" for file in files):
         raise _refusal("there is no .safetensors file.")
     for file in files:
         if file.suffix == ".json":

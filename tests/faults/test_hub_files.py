@@ -1,22 +1,20 @@
-"""Of a repository that holds its weights several times, one copy is fetched."""
+"""Of a repository that holds its weights several times, one copy is fetched; to read rows with, none."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from shared.errors import Invalid
 from shared.settings import Settings
-from shared.settle.catalogue import load_catalogue
+from shared.settle.catalogue import CatalogueEntry, load_catalogue, local_folder
+from tests.fake_hub import catalogue_entry, serving
 from tests.lifecycle.stack import make_model
-from worker.base_models import ensure
+from worker import base_tokenizers
+from worker.base_models import cached_names, ensure
 
-REVISION = "0123456789abcdef" * 2 + "01234567"
 AGAIN = (
     "original/model.safetensors",
     "consolidated.safetensors",
@@ -35,49 +33,49 @@ def files(tmp_path: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def hub(files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    class Answers(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path.startswith("/api/"):
-                content = json.dumps(
-                    [{"type": "file", "path": name, "size": len(files[name]), "oid": "0" * 40} for name in files]
-                ).encode()
-            else:
-                content = files[self.path.split(f"/resolve/{REVISION}/")[1]]
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("X-Repo-Commit", REVISION)
-            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
-
-        def do_HEAD(self) -> None:
-            self.do_GET()
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    yield
-    server.shutdown()
-    server.server_close()
+def entry(files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CatalogueEntry]:
+    (tmp_path / "models.toml").write_text(catalogue_entry("far", files["config.json"]))
+    with serving(files) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        yield load_catalogue(Settings(models_file=tmp_path / "models.toml")).entry("far")
 
 
-@pytest.mark.usefixtures("hub")
-def test_weights_in_other_forms_are_not_fetched(files: dict[str, bytes], tmp_path: Path) -> None:
-    config = json.loads(files["config.json"])
-    lines = [f"{key} = {json.dumps(value)}" for key, value in config.items() if value is not None]
-    head = ["[models.far]", 'source = "hub"', 'repository = "example/far"', f'revision = "{REVISION}"']
-    (tmp_path / "models.toml").write_text("\n".join([*head, "[models.far.config]", *lines, ""]))
-    entry = load_catalogue(Settings(models_file=tmp_path / "models.toml")).entry("far")
+def names(folder: Path) -> set[str]:
+    return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
 
-    folder = ensure(entry, cache=tmp_path / "cache", interrupt=lambda: None)
 
-    fetched = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+def test_weights_in_other_forms_are_not_fetched(entry: CatalogueEntry, tmp_path: Path) -> None:
+    fetched = names(ensure(entry, cache=tmp_path / "cache", interrupt=lambda: None))
+
     assert not fetched.intersection(AGAIN)
     assert {"config.json", "model.safetensors"} <= fetched
+
+
+def test_to_read_rows_with_no_weights_are_fetched_and_the_model_does_not_count_as_here(
+    entry: CatalogueEntry, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    catalogue = load_catalogue(Settings(models_file=tmp_path / "models.toml"))
+
+    words = base_tokenizers.ensure(entry, cache=cache, interrupt=lambda: None)
+    again = base_tokenizers.ensure(entry, cache=cache, interrupt=lambda: None)
+
+    assert again == words
+    assert "config.json" in names(words)
+    assert not [name for name in names(words) if name.endswith(".safetensors")]
+    assert entry.ref.name not in cached_names(catalogue, cache=cache)
+
+    whole = ensure(entry, cache=cache, interrupt=lambda: None)
+    assert whole == local_folder(entry, cache=cache)
+    assert base_tokenizers.ensure(entry, cache=cache, interrupt=lambda: None) == whole
+
+
+def test_what_rows_are_read_with_is_plain_data_too(
+    entry: CatalogueEntry, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    files["config.json"] = b'{"model_type": "llama", "_attn_implementation_internal": "someone/kernel"}'
+
+    with pytest.raises(Invalid):
+        base_tokenizers.ensure(entry, cache=tmp_path / "cache", interrupt=lambda: None)
+    assert not [place for place in (tmp_path / "cache").rglob("*") if place.is_dir() and place.name != "models"]

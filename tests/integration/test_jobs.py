@@ -385,3 +385,30 @@ def test_a_job_whose_file_is_unchecked_is_not_validated_yet(session: Session) ->
     file.status = "processed"
     session.flush()
     assert moves.claim_validation(session, worker_id="w", lease_seconds=60) is not None
+
+
+def test_a_job_is_settled_where_its_base_model_lies_unless_nobody_else_has_it(session: Session) -> None:
+    caller = make_caller(session)
+    job = make_job(session, caller)
+    other = make_worker(session, cached_models=[job.base_model])
+
+    def claimed(**options: Any) -> bool:
+        claim = moves.claim_validation(session, worker_id="w", lease_seconds=60, **options)
+        return claim is not None
+
+    assert not claimed(lacking=[job.base_model])
+    assert not claimed(lacking=["another", job.base_model])
+    other.draining = True  # it begins nothing new
+    session.flush()
+    assert claimed(lacking=[job.base_model])
+
+
+def test_a_job_is_settled_by_a_host_without_its_base_model_where_no_live_one_has_it(session: Session) -> None:
+    caller = make_caller(session)
+    job = make_job(session, caller)
+    other = make_worker(session, cached_models=[job.base_model])
+    make_worker(session, cached_models=["another"])
+    other.last_seen = func.now() - timedelta(hours=1)
+    session.flush()
+
+    assert moves.claim_validation(session, worker_id="w", lease_seconds=60, lacking=[job.base_model]) is not None

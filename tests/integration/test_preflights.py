@@ -24,6 +24,7 @@ from shared.settings import Settings, child_environment
 from shared.store.db import session_scope
 from shared.store.tables import PreflightRow
 from tests.factories import make_key, make_worker
+from tests.fake_hub import catalogue_entry, serving
 from tests.integration.conftest import Api
 from tests.live import live_api
 from tests.patience import patience
@@ -42,7 +43,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home whose catalogue has the tiny model."""
     home = tmp_path_factory.mktemp("preflights")
     make_model_directory(home / "model")
-    (home / "models.toml").write_text(f'[models.tiny]\nsource = "path"\npath = "{home / "model"}"\n')
+    path = f'[models.tiny]\nsource = "path"\npath = "{home / "model"}"\n'
+    far = catalogue_entry("far", (home / "model" / "config.json").read_bytes())
+    (home / "models.toml").write_text(f"{path}{far}")
     return home
 
 
@@ -412,3 +415,28 @@ def test_a_job_whose_trainer_would_refuse_a_row_fails_before_it_is_queued(http: 
     assert error["message"].endswith("(2 rows are refused.)")
     assert jobs["cut"]["error"]["code"] == "no_trainable_tokens"
     assert all(job["tunepool"]["attempts"] == [] for job in jobs.values())
+
+
+def test_rows_are_judged_before_the_queue_by_a_host_that_does_not_hold_the_base(
+    http: httpx2.Client, host: Host, folder: Path
+) -> None:
+    rows = chat_rows(4)
+    rows[2]["messages"].insert(0, {"role": "system", "content": "Be brief."})
+    training = upload(http, rows)
+
+    def submit(**training_options: Any) -> str:
+        body = {"model": "far", "training_file": training, "tunepool": {"training": training_options}}
+        made = http.post("/v1/fine_tuning/jobs", json=body)
+        assert made.status_code in {200, 201}, made.text
+        return str(made.json()["id"])
+
+    refused, good = submit(chat_template=NO_SYSTEM), submit()
+    with serving({file.name: file.read_bytes() for file in (folder / "model").iterdir()}) as hub:
+        pull(host, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0")
+    jobs = [http.get(f"/v1/fine_tuning/jobs/{job_id}").json() for job_id in (refused, good)]
+
+    assert [job["status"] for job in jobs] == ["failed", "queued"]
+    assert f"training_file '{training}', row 3: The chat template fails on" in jobs[0]["error"]["message"]
+    assert "tokenizer.json" in hub.given
+    assert "model.safetensors" not in hub.given
+    assert all(job["tunepool"]["attempts"] == [] for job in jobs)

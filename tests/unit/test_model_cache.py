@@ -113,7 +113,7 @@ def test_a_part_that_nobody_fetches_makes_room_and_one_that_is_fetched_stays(
         (part / "model.safetensors.incomplete").write_bytes(bytes(4 * MIB))
         used_at(part, 1)
 
-    with base_models._locked(kept.with_name(f"going-{'1' * 12}.lock"), lambda: None):
+    with base_models.locked(kept.with_name(f"going-{'1' * 12}.lock"), lambda: None):
         have(tmp_path, "b", most=ROOM + 4 * MIB)
 
     assert [part.is_dir() for part in parts] == [False, True]

@@ -27,6 +27,7 @@ from shared.settle.resolve import Resolution, resolve
 from shared.settle.settling import DeviceFacts
 from shared.store.bell import ring
 from shared.tenants.plain_text import printable
+from worker import base_models
 from worker.chores.row_reading import refuse_bad_rows
 from worker.chores.run_program import Stopped, Watch, under_lease
 from worker.chores.unpacking import unpack
@@ -113,7 +114,8 @@ def listed(report: DatasetReport) -> str:
 
 def validate_next_job(host: Host) -> bool:
     """Settle one job whose files are read: into the queue, or failed with its reasons. False: none waits."""
-    claim = host.claim(partial(moves.claim_validation, **_who(host)))
+    lacking = base_models.not_here(host.catalogue())
+    claim = host.claim(partial(moves.claim_validation, **_who(host), lacking=lacking))
     return claim is not None and under_lease(host, SETTLING.kind, claim.lease, partial(_validate, host, claim))
 
 

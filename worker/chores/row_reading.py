@@ -19,7 +19,8 @@ from shared.contract.events import EXIT_DONE, EXIT_USER_FAULT, FileTokens, Token
 from shared.contract.spec import JobSpec, PreflightSpec
 from shared.errors import Invalid, TunepoolError
 from shared.lease.values import Claim, FileRef
-from worker import base_models
+from worker import base_tokenizers
+from worker.base_models import BaseModelUnavailable
 from worker.chores import run_program as programs
 from worker.chores.run_program import Checked, TooSlow, Watch
 from worker.chores.sampling import stage_sample
@@ -88,10 +89,10 @@ class RowReading:
             return None
 
     def _model(self, spec: JobSpec, place: Workdir) -> Path:
-        """Where the base model lies, on this host by now."""
+        """Where what the base model reads rows with lies, on this host by now."""
         entry = self.host.catalogue().entry(spec.base_model.name)
         settings = self.host.settings
-        return base_models.ensure(
+        return base_tokenizers.ensure(
             entry, cache=settings.cache, interrupt=self.watch.check, user=place.root, most=settings.cache_bytes
         )
 
@@ -154,22 +155,32 @@ class _TooLarge(_Refused):
 
 
 def refuse_bad_rows(host: Host, claim: Claim, spec: JobSpec, watch: Watch) -> None:
-    """Have the rows of a settled job read as its trainer will, where this host has the base model.
+    """Have the rows of a settled job read as its trainer will.
 
-    What the program cannot answer stays for the trainer to say. Raises Invalid for rows that end the job, Stopped.
+    What cannot be answered here stays for the trainer to say: where the base model's source is away or refuses this
+    host, others may have it. Raises Invalid for rows that end the job, Stopped.
     """
-    if host.settings.trainer != _READ_ALIKE or spec.base_model.name not in base_models.cached_names(
-        host.catalogue(), cache=host.settings.cache
-    ):
+    if host.settings.trainer != _READ_ALIKE:
         return
     try:
+        _bring_base(host, spec, watch)
         report = RowReading(host, claim, watch).report(spec)
-    except (NoAnswer, _TooLarge, base_models.BaseModelUnavailable) as error:
+    except (NoAnswer, _TooLarge, BaseModelUnavailable) as error:
         log.warning("job.rows_unread", job_id=claim.lease.id, code=error.code, error=error.message[:200])
         return
     _refuse("training_file", claim.training_file, report.training, spec)
     if claim.validation_file is not None and report.validation is not None:
         _refuse("validation_file", claim.validation_file, report.validation, spec)
+
+
+def _bring_base(host: Host, spec: JobSpec, watch: Watch) -> None:
+    """Raises BaseModelUnavailable, too where the source refuses it: that is no fault of the rows."""
+    entry = host.catalogue().entry(spec.base_model.name)
+    settings = host.settings
+    try:
+        base_tokenizers.ensure(entry, cache=settings.cache, interrupt=watch.check, most=settings.cache_bytes)
+    except Invalid as error:
+        raise BaseModelUnavailable(error.message) from error
 
 
 def _refuse(param: str, file: FileRef, tokens: FileTokens, spec: JobSpec) -> None:

@@ -1,5 +1,7 @@
 """Brings a commit of a hub's repository here: `python -m worker.program.hub_download REPOSITORY COMMIT FOLDER`.
 
+With `beside` behind it without the weights: tokenizer, template and configs are all that rows are read with.
+
 Files of weights are fetched by ranges. huggingface_hub 2.4 throws a half file away when its process ends, so each of
 them grows in a part beside its place, `FILE.ETAG.part`, and the next process goes on where this one broke. Bytes of a
 resumed file are held against the sha256 that the hub promises.
@@ -35,16 +37,18 @@ REFUSALS: Final = (401, 403, 404)
 AT_ONCE: Final = 4  # files
 
 
-def download(repository: str, commit: str, folder: Path) -> None:
+def download(repository: str, commit: str, folder: Path, *, weights: bool = True) -> None:
     """Bring everything that a base model needs. Raises HfHubHTTPError, OSError and what the network raises."""
     others = list(DUPLICATES)
     snapshot_download(
         repository, revision=commit, local_dir=folder, allow_patterns=list(BESIDE), ignore_patterns=others
     )
+    if not weights:
+        return
     names = HfApi().list_repo_files(repository, revision=commit)
-    weights = [name for name in names if _is_any(name, WEIGHTS) and not _is_any(name, DUPLICATES)]
+    published = [name for name in names if _is_any(name, WEIGHTS) and not _is_any(name, DUPLICATES)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for _ in pool.map(partial(_bring, repository, commit, folder), sorted(weights)):
+        for _ in pool.map(partial(_bring, repository, commit, folder), sorted(published)):
             pass
 
 
@@ -89,10 +93,10 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def main(repository: str, commit: str, folder: str) -> None:
+def main(repository: str, commit: str, folder: str, which: str = "") -> None:
     hide_secrets()  # the hub's token
     try:
-        download(repository, commit, Path(folder))
+        download(repository, commit, Path(folder), weights=which != "beside")
     except Exception as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, HfHubHTTPError):
