@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import Any
 
 from shared.rows import strict_json
@@ -10,6 +11,8 @@ from shared.rows.findings import MOST_LEVELS, too_deep
 from shared.rows.slips import is_python
 
 _MOST_ENCODINGS = 4
+_TEXTS = re.compile(r'"(?:[^"\\]|\\.)*"')
+_LONG_DECIMAL = re.compile(r"(?=[-\d.]{17})-?\d+\.\d+(?:[eE][-+]?\d+)?")
 _PYTHON = re.compile(r"^\s*\{\s*'|[:,\[]\s*(?:True|False|None)\b")
 
 
@@ -25,6 +28,8 @@ def object_text(arguments: str) -> str:
     Raises:
         BadArguments: no JSON, JSON of something else, or a value that readers disagree on.
     """
+    if not arguments.strip():
+        raise BadArguments("write {} where a call has no arguments")
     text = arguments
     for _ in range(_MOST_ENCODINGS):
         try:
@@ -39,6 +44,18 @@ def object_text(arguments: str) -> str:
             break
         text = value
     raise BadArguments("use the JSON text of an object (json.dumps)")
+
+
+def is_rounded(arguments: str) -> bool:
+    """Whether JSON text of arguments holds a decimal that a double of 64 bits does not hold, by its digits."""
+    return (
+        any(
+            Decimal(literal) != Decimal(repr(float(literal)))
+            for literal in _LONG_DECIMAL.findall(_TEXTS.sub("", arguments))
+        )
+        if _LONG_DECIMAL.search(arguments)
+        else False
+    )
 
 
 def slip_of(value: Any) -> str | None:

@@ -7,7 +7,7 @@ import itertools
 from typing import Any
 
 from shared.rows import formats
-from shared.rows.arguments import BadArguments, calls_in, object_text, slip_of
+from shared.rows.arguments import BadArguments, calls_in, is_rounded, object_text, slip_of
 from shared.rows.findings import RowFindings, shown, too_deep
 from shared.rows.items import check_item_keys, parts_size, refuse_flag
 from shared.rows.loss_flags import FLAGS, REASONING, TRUTHS, asks_to_train, names_loss, weight_of
@@ -15,6 +15,10 @@ from shared.rows.shapes import Row
 from shared.rows.slips import is_python
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+ROUNDED = (
+    "A decimal in arguments has more digits than programs keep (17); templates that take arguments as an object write"
+    " it rounded. Write it as text to keep all digits."
+)
 ENCODED_TWICE = "Arguments are JSON of JSON; the object inside was read. Call json.dumps once."
 
 _PLAIN = frozenset({"role", "content", "name"})
@@ -194,14 +198,16 @@ class Conversation:
     def _arguments(self, value: Any, at: str) -> int:
         """Characters of a call's arguments; those encoded twice count as the object that they hold."""
         try:
-            if not isinstance(value, str):
+            if not isinstance(value, str | None):
                 raise BadArguments("use the JSON text of an object (json.dumps)")
-            text = object_text(value)
+            text = object_text(value or "")
         except BadArguments as bad:
             self.findings.refuse(at, "invalid_arguments", f"{at} is {shown(value)}; {bad}.")
             return 0
         if text != value:
             self.findings.warn(at, "arguments_encoded_twice", ENCODED_TWICE)
+        if is_rounded(text):
+            self.findings.warn(at, "rounded_decimal", ROUNDED)
         return len(text)
 
     def _answer(self, message: Row, role: str, at: str) -> None:

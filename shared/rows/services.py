@@ -13,12 +13,22 @@ import json
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from shared.rows import strict_json
+from shared.rows import glaive, strict_json
 from shared.rows.formats import Message, arguments_text
 from shared.rows.shapes import Row
 
 COLUMNS: Final = frozenset(
-    {"contents", "systemInstruction", "system_instruction", "toolConfig", "query", "answers", "tools", "conversation"}
+    {
+        "contents",
+        "systemInstruction",
+        "system_instruction",
+        "toolConfig",
+        "query",
+        "answers",
+        "tools",
+        "conversation",
+        "chat",
+    }
 )
 # Messages, and their conversation under other names, stand in the way of a form that would write them.
 _OURS: Final = ("messages", "conversations", "prompt", "instruction", "chosen", "text")
@@ -307,6 +317,7 @@ _FORMS: Final = (
     _Form("contents", "contents", _gemini),
     _Form("query_and_calls", "answers", _xlam),
     _Form("conversation", "conversation", _conversation),
+    _Form("glaive", "chat", glaive.rewritten),
     _Form("blocks", "messages", _blocks),
 )
 # What the report says of each form.
@@ -314,5 +325,6 @@ SAYS: Final = {
     "contents": "contents of parts, systemInstruction and functionDeclarations were read as messages and tools.",
     "query_and_calls": "query and answers were read as a question and the calls that answer it.",
     "conversation": "conversation was read as messages.",
+    "glaive": "chat was read as messages and calls, the functions of system as tools.",
     "blocks": "Blocks of text, tool_use and tool_result (toolUse, toolResult) were read as calls and answers.",
 }

@@ -87,6 +87,8 @@ def test_the_old_function_call_and_sharegpt_have_their_arguments_read_too() -> N
         ('{"a": NaN}', "NaN"),
         (json.dumps('{"a": 1e999}'), "out of range"),
         (["a"], "json.dumps"),
+        ("", "write {}"),
+        (None, "write {}"),
     ],
 )
 def test_arguments_that_are_no_object_stay_refused_with_their_reason(arguments: Any, words: str) -> None:
@@ -105,6 +107,25 @@ def test_long_integers_in_arguments_and_schemas_are_kept_digit_for_digit(number:
 
     assert json.loads(arguments_of(made)) == {"post": number}
     assert made["tools"][0]["function"]["parameters"] == {"const": number}
+
+
+@pytest.mark.parametrize(
+    ("number", "rounded"),
+    [
+        ("0.12345678901234567890123", True),
+        ("123456789012345678.5", True),
+        ("-1.2345678901234567891e-7", True),
+        ("0.30000000000000004", False),
+        ("1.50000000000000000000", False),
+        ("12345678901234567890", False),
+        ('"0.12345678901234567890123"', False),
+    ],
+)
+def test_a_decimal_that_programs_would_round_is_told_and_its_text_is_kept(number: str, rounded: bool) -> None:
+    (made,), report = read(calling(f'{{"price": {number}}}'))
+
+    assert arguments_of(made) == f'{{"price": {number}}}'
+    assert ("rounded_decimal" in warned(report)) is rounded
 
 
 def test_an_empty_prompt_leaves_the_whole_completion_to_train() -> None:
