@@ -18,7 +18,7 @@ from pydantic import Field
 
 from shared.contract.spec import Part
 from shared.rows import foreign, formats, shapes, strict_json
-from shared.rows.columns import MEANT, MEDIA, near_miss
+from shared.rows.columns import MEANT, is_media, near_miss
 from shared.rows.lines import BOM, Unit
 
 _KNOWN: Final = frozenset[str]().union(*formats.KEYS.values(), foreign.COLUMNS)
@@ -104,7 +104,7 @@ def _no_known(listed: str, unit: Unit) -> RowRefused:
 
 
 def _is_read(name: str) -> bool:
-    return name in _READ or name.casefold() in MEDIA or near_miss(name[:_NAME_CHARACTERS], _KNOWN) is not None
+    return name in _READ or is_media(name) or near_miss(name[:_NAME_CHARACTERS], _KNOWN) is not None
 
 
 def is_header(head: bytes) -> bool:
@@ -172,7 +172,7 @@ def _row(header: list[str], cells: list[str], read: set[str], *, line: int) -> b
     row = {name: cell(name, text) for name, text in zip(header, cells, strict=True) if name in read}
     if not TALKS & row.keys():
         row |= {name: "" for name in TEXTS & row.keys() if row[name] is None}
-    kept = {name: value for name, value in row.items() if value is not None or name.casefold() in MEDIA}
+    kept = {name: value for name, value in row.items() if value is not None or is_media(name)}
     return _line(kept | {name: None for name in row.keys() - kept.keys() if not _is_read(name)})
 
 
@@ -186,9 +186,9 @@ def table_lines(rows: Iterable[dict[str, Any]]) -> Iterator[bytes]:
     """
     for number, row in enumerate(rows, start=1):
         known = {
-            name: _medium(value) if name.casefold() in MEDIA else _without_nulls(value)
+            name: _medium(value) if is_media(name) else _without_nulls(value)
             for name, value in row.items()
-            if value is not None or name.casefold() in MEDIA  # a message may point to it all the same
+            if value is not None or is_media(name)  # a message may point to it all the same
         }
         try:
             yield _line(known)

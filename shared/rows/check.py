@@ -6,7 +6,6 @@ Memory holds one line (at most `Limits.line_bytes`), twenty problems, and at mos
 from __future__ import annotations
 
 import dataclasses
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -17,13 +16,13 @@ from pydantic import TypeAdapter
 from shared.contract.spec import Format
 from shared.rows import formats, shapes, strict_json
 from shared.rows.arguments import slip_of
+from shared.rows.content import oddities
 from shared.rows.findings import RowFinding, RowFindings, shown
 from shared.rows.foreign import SAYS, recast
 from shared.rows.lines import BOM, FileRefused, Line, RowProblem, Unit, at_start, decode, lines
 from shared.rows.renaming import RENAMED, ColumnCounts, Misnamed, in_file, renamed
 from shared.rows.repeats import Repeats
 from shared.rows.rules import check_row
-from shared.rows.secrets import holds_secret
 from shared.rows.shapes import Shape
 
 _MAX_PROBLEMS = 20
@@ -197,7 +196,8 @@ def _check_object(line: Line, text: str, row: dict[str, Any], tally: _Tally) -> 
     if findings.problems:
         faults = [_as_in_file(fault, read.names, tally.columns.columns) for fault in findings.problems]
         tally.refuse_all(line.number, text, faults)
-    _warn_of_content(line, tally)
+    for code, message in oddities(line.data):
+        tally.warn(line.number, code, message)
 
 
 def _as_in_file(fault: RowFinding, names: Mapping[str, str], columns: Mapping[str, str]) -> RowFinding:
@@ -240,23 +240,6 @@ def _check_whole(tally: _Tally, limits: Limits) -> None:
         message = f"The file has {tally.rows} rows; add examples, at least {limits.min_rows} are needed."
         tally.refuse(
             RowProblem(line=max(tally.last_line, 1), column=None, param="file", code="too_few_rows", message=message)
-        )
-
-
-_CONTROL_TOKEN = re.compile(rb"<\|[a-z_]{2,40}\|>")
-
-
-def _warn_of_content(line: Line, tally: _Tally) -> None:
-    data = line.data
-    if holds_secret(data):
-        message = "A row seems to hold a secret (key or token); a trained model may repeat it."
-        tally.warn(line.number, "possible_secret", message)
-    if b"<|" in data and _CONTROL_TOKEN.search(data):
-        tally.warn(
-            line.number,
-            "control_token_text",
-            "A row's text spells a control token such as <|im_end|>; it is read as text, "
-            "unless training.special_tokens is parse.",
         )
 
 

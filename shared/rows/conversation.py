@@ -10,7 +10,7 @@ from shared.rows import formats
 from shared.rows.arguments import BadArguments, calls_in, is_rounded, object_text, slip_of
 from shared.rows.findings import RowFindings, shown, too_deep
 from shared.rows.items import check_item_keys, parts_size, refuse_flag
-from shared.rows.loss_flags import FLAGS, REASONING, TRUTHS, asks_to_train, names_loss, weight_of
+from shared.rows.loss_flags import FLAGS, LIKE_REASONING, REASONING, TRUTHS, asks_to_train, names_loss, weight_of
 from shared.rows.shapes import Row
 from shared.rows.slips import is_python
 
@@ -23,7 +23,14 @@ ENCODED_TWICE = "Arguments are JSON of JSON; the object inside was read. Call js
 
 _PLAIN = frozenset({"role", "content", "name"})
 # What a role written in capitals, or as another tool names it, may mean.
-_ROLE_OF = {**formats.SHAREGPT_ROLES, "chatbot": "assistant", "developer": "developer", "ai": "assistant"}
+_ROLE_OF = {
+    **formats.SHAREGPT_ROLES,
+    "chatbot": "assistant",
+    "developer": "developer",
+    "ai": "assistant",
+    "prompter": "user",
+    **dict.fromkeys(("ipython", "tool_result", "tool_results", "environment", "function_call_output"), "tool"),
+}
 _KEYS_OF_ROLE: dict[str, frozenset[str]] = {
     **dict.fromkeys(("system", "developer", "user", "function"), _PLAIN),
     "assistant": _PLAIN | {"weight", "tool_calls", "function_call", "refusal", REASONING},
@@ -193,6 +200,9 @@ class Conversation:
                 "call_without_tools",
                 "A row calls a tool but lists no tools; the model will not see them.",
             )
+        call = f"{at.removesuffix('.function')}."
+        if arguments is None and any(fault.param.startswith(call) for fault in self.findings.problems):
+            return 0  # they may stand under the key that was refused just now
         return len(name) + self._arguments(arguments, f"{at}.arguments")
 
     def _arguments(self, value: Any, at: str) -> int:
@@ -305,7 +315,7 @@ class Conversation:
 def refuse_unknown_keys(value: Row, allowed: frozenset[str], at: str, findings: RowFindings) -> None:
     for key in sorted(key for key in value.keys() - allowed if value[key] is not None):
         name = f"{at}.{key[:80]}" if at else key[:80]
-        near = difflib.get_close_matches(key[:80], allowed, n=1)
+        near = [REASONING] if key in LIKE_REASONING else difflib.get_close_matches(key[:80], allowed, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         findings.refuse(name, "unknown_key", f"{name} is not a known key; {hint}allowed: {', '.join(sorted(allowed))}.")
 
@@ -315,18 +325,25 @@ def listed_tools(tools: Any, at: str, findings: RowFindings) -> frozenset[str] |
     if tools is None or tools == []:
         return None
     if not isinstance(tools, list):
-        findings.refuse(at, "wrong_type", f"{at} is {shown(tools)}; use a list of tools.")
+        findings.refuse(at, "wrong_type", f"{at} is {shown(tools)}{_slip(tools, 'use a list of tools')}.")
         return None
     names: set[str] = set()
     for index, tool in enumerate(tools):
         if not isinstance(tool, dict) or tool.get("type") != "function":
-            text = f'{at}[{index}] is {shown(tool)}; use {{"type": "function", "function": {{…}}}}.'
+            remedy = _slip(tool, 'use {"type": "function", "function": {…}}')
+            text = f"{at}[{index}] is {shown(tool)}{remedy}."
             findings.refuse(f"{at}[{index}]", "wrong_type", text)
             continue
         if too_deep({**tool, "function": None}):
             findings.refuse(f"{at}[{index}]", "wrong_type", f"{at}[{index}] nests too deeply; keep to a few levels.")
         names |= listed_functions([tool.get("function")], f"{at}[{index}].function", findings, single=True)
     return frozenset(names)
+
+
+def _slip(value: Any, remedy: str) -> str:
+    """The end of a sentence: the slip that a text in place of a list or an object is, or else the remedy."""
+    slip = slip_of(value)
+    return f", {slip}" if slip else f"; {remedy}"
 
 
 def listed_functions(functions: Any, at: str, findings: RowFindings, *, single: bool = False) -> frozenset[str]:

@@ -46,6 +46,9 @@ class Recast(NamedTuple):
 def recast(row: Row) -> Recast:
     """Rewrite a row of a known foreign form; every other row comes back as it is. Pure, never raises."""
     row, served = services.read(row)
+    tagged = hermes.from_messages(row["messages"]) if _may_be_tagged(row) else None
+    if tagged is not None:
+        row, served = {**row, "messages": tagged}, (*served, "tagged_calls")
     row, written_as, dropped = _in_our_form(_with_truths(row))
     written_as = (*served, *written_as)
     if row.keys() <= _NATIVE:
@@ -62,6 +65,15 @@ def recast(row: Row) -> Recast:
             forms.append(form)
             names.update(foreign.names)
     return Recast(row, tuple(forms), names, dropped)
+
+
+def _may_be_tagged(row: Row) -> bool:
+    """A quick look: most conversations have no answer of a tool."""
+    messages = row.get("messages")
+    return isinstance(messages, list) and any(
+        isinstance(message, dict) and message.get("role") == "tool" and "tool_call_id" not in message
+        for message in messages
+    )
 
 
 def _with_truths(row: Row) -> Row:
@@ -268,7 +280,7 @@ SAYS: Final = services.SAYS | {
     "reasoning": "reasoning and thinking of messages were read as reasoning_content.",
     "arguments_as_object": "Arguments given as an object were read as its JSON text.",
     "calls_without_ids": "Calls and answers without ids were given some, in their order.",
-    "bare_calls": "Calls of name and arguments alone were read as calls of functions.",
+    "bare_calls": "Calls of name and arguments (parameters, args, input) were read as calls of functions.",
     "call_roles": "Messages of role tool_call or function_call were read as calls, those of tool_response as answers.",
     "parts": "Parts of type input_text, output_text, refusal or thinking were read as text or reasoning_content.",
     "tools": "tools as JSON text or as bare functions were read as a list of tools.",

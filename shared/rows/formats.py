@@ -107,8 +107,17 @@ def _asked(prompt: list[Message], shared: list[Message]) -> list[Message]:
 
 def sharegpt_tools(value: Any) -> list[Any]:
     """Tools of a ShareGPT row: a list or JSON text of one; bare functions get OpenAI's wrapper."""
-    tools = json.loads(value) if isinstance(value, str) else value
-    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+    return wrapped_tools(json.loads(value) if isinstance(value, str) else value)
+
+
+def wrapped_tools(tools: list[dict[str, Any]]) -> list[Any]:
+    """Tools with OpenAI's wrapper; the Responses API writes a tool's type among the keys of its function."""
+    return [tool if "function" in tool else {"type": "function", "function": _bare(tool)} for tool in tools]
+
+
+def _bare(function: dict[str, Any]) -> dict[str, Any]:
+    is_typed = function.get("type") == "function"
+    return {key: value for key, value in function.items() if key != "type"} if is_typed else function
 
 
 def _chat(row: Row) -> Row:

@@ -10,7 +10,7 @@ from typing import Any
 
 from shared.rows import strict_json
 from shared.rows.formats import SHAREGPT_ROLES, Message, arguments_text, sharegpt_tools
-from shared.rows.loss_flags import weight_of
+from shared.rows.loss_flags import TRUTHS, weight_of
 
 
 def messages(items: Any) -> list[Message] | None:
@@ -32,6 +32,25 @@ def messages(items: Any) -> list[Message] | None:
         waiting = [call["id"] for message in turn for call in message.get("tool_calls", ())]
         made += turn
     return made
+
+
+def from_messages(listed: Any) -> list[Message] | None:
+    """The same from messages of role and content, where a tool answers a call that stands as tagged text alone."""
+    if not isinstance(listed, list) or not all(map(_is_spoken, listed)):
+        return None
+    if not any(message["role"] == "tool" for message in listed):
+        return None  # text that nobody answers stays as it is
+    return messages([{**message, "from": message["role"], "value": message["content"]} for message in listed])
+
+
+def _is_spoken(message: Any) -> bool:
+    """A message of text, perhaps with a flag of loss: with calls and ids it is in OpenAI's form already."""
+    return (
+        isinstance(message, dict)
+        and isinstance(message.get("content"), str)
+        and isinstance(message.get("role"), str)
+        and message.keys() <= {"role", "content", "name", "weight", *TRUTHS}
+    )
 
 
 def tools(text: str) -> Any:

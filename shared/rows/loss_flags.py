@@ -8,7 +8,7 @@ from typing import Any, Final
 
 TRUTHS: Final = ("train", "training", "trainable", "loss")  # axolotl's, others', and ms-swift's: true or false
 # They are read in unlike ways, or say it by parts.
-NOT_OFFERED: Final = ("mask", "loss_mask", "train_detail", "training_detail", "loss_scale")
+NOT_OFFERED: Final = ("mask", "loss_mask", "train_detail", "training_detail", "loss_scale", "label")
 # Words that a flag of loss is made of: `ignore_loss`, `learn`, `is_trained`, `loss_weight`.
 _WORDS: Final = frozenset(
     {"train", "trained", "training", "trainable", "loss", "losses", "mask", "masked", "learn", "learned"}
@@ -19,14 +19,26 @@ CALLS: Final = ("tool_calls", "function_call")  # of OpenAI's messages; an item 
 # Reasoning beside an answer: Qwen and DeepSeek, OpenRouter, gpt-oss. Canonical rows have the first.
 REASONING_KEYS: Final = ("reasoning_content", "reasoning", "thinking")
 REASONING: Final = REASONING_KEYS[0]
+# Names that reasoning has elsewhere, and that may mean something else.
+LIKE_REASONING: Final = frozenset(
+    {"thought", "thoughts", "think", "cot", "chain_of_thought", "rationale", "reasoning_text", "reasoning_details"}
+    | {"scratchpad", "analysis", "thinking_content", "reasoning_steps"}
+)
 _ITEM_KEYS: Final = frozenset({"from", "value", "weight", *TRUTHS, *NOT_OFFERED, *CALLS, *REASONING_KEYS})
 
 
 def unread_keys(item: dict[str, Any]) -> list[tuple[str, str | None]]:
     """Keys of an item that nobody reads, each with the known key that it may be a slip of; null values do not count."""
     unread = sorted(key[:80] for key in item.keys() - _ITEM_KEYS if item[key] is not None)
-    near = (difflib.get_close_matches(key.strip().casefold(), _ITEM_KEYS, n=1, cutoff=0.8) for key in unread)
-    return [(key, matches[0] if matches else None) for key, matches in zip(unread, near, strict=True)]
+    return [(key, _meant(key)) for key in unread]
+
+
+def _meant(key: str) -> str | None:
+    plain = key.strip().casefold()
+    if plain in LIKE_REASONING:
+        return REASONING
+    near = difflib.get_close_matches(plain, sorted(_ITEM_KEYS), n=1, cutoff=0.8)
+    return near[0] if near else None
 
 
 def names_loss(key: str) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 from shared.rows.arguments import calls_in
-from shared.rows.formats import Message, arguments_text
+from shared.rows.formats import Message, arguments_text, wrapped_tools
 from shared.rows.loss_flags import REASONING, REASONING_KEYS, TRUTHS, truth_of, weight_of
 
 _PLAIN: Final = frozenset({"role", "content", "name"})
@@ -30,6 +30,7 @@ _NOTES: Final = frozenset(
     | {"language", "lang"}
     | {"toxic", "redacted", "turn_identifier", "country", "state", "hashed_ip", "header"}  # WildChat
 )
+_ARGUMENTS: Final = ("arguments", "parameters", "args", "input")
 _TEXT_PARTS: Final = frozenset({"input_text", "output_text"})
 
 
@@ -183,7 +184,7 @@ class _Reading:
 
     def _plain_call(self, call: dict[str, Any]) -> dict[str, Any]:
         if "function" not in call and isinstance(call.get("name"), str):
-            flat = {key: call[key] for key in ("name", "arguments") if key in call}
+            flat = {key: call[key] for key in ("name", *_ARGUMENTS) if key in call}
             call = {**{key: value for key, value in call.items() if key not in flat}, "function": flat}
             self.forms.add("bare_calls")
         kept = {key: value for key, value in call.items() if key != "index"}
@@ -195,6 +196,10 @@ class _Reading:
         return kept
 
     def _function(self, function: dict[str, Any]) -> dict[str, Any]:
+        named = [key for key in _ARGUMENTS if key in function]
+        if len(named) == 1 and named != ["arguments"]:  # Llama's own parameters, Anthropic's input
+            self.forms.add("bare_calls")
+            function = {"arguments" if key == named[0] else key: value for key, value in function.items()}
         if not isinstance(function.get("arguments"), dict):
             return function
         self.forms.add("arguments_as_object")
@@ -218,7 +223,7 @@ def bare_tools(value: Any) -> list[Any] | None:
         return None
     if not any("function" not in tool and isinstance(tool.get("name"), str) for tool in value):
         return None
-    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in value]
+    return wrapped_tools(value)
 
 
 def listed(keys: Iterable[str], column: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from shared.rows import columns, formats, strict_json
 from shared.rows.conversation import Conversation, listed_functions, listed_tools, refuse_unknown_keys
 from shared.rows.findings import RowFindings, shown
 from shared.rows.shapes import Row, Shape
+from shared.rows.slips import is_python
 
 # Columns that may be the completion of a prompt: read as text, or as an answer to a question?
 _ANSWERS = ("response", "answer", "output", "target", "chosen")
@@ -237,7 +238,9 @@ def _sharegpt_tools(row: Row, findings: RowFindings) -> frozenset[str] | None:
     tools = row.get("tools") or []
     listed = _parsed(tools) if isinstance(tools, str) else tools
     if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in listed):
-        findings.refuse("tools", "wrong_type", f"tools is {shown(tools)}; use a list of tools or the JSON text of one.")
+        slip = ", a Python literal; write JSON (json.dumps)" if isinstance(tools, str) and is_python(tools) else ""
+        remedy = slip or "; use a list of tools or the JSON text of one"
+        findings.refuse("tools", "wrong_type", f"tools is {shown(tools)}{remedy}.")
         return None
     return listed_tools(formats.sharegpt_tools(listed), "tools", findings)
 

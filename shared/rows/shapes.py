@@ -95,6 +95,11 @@ _TOLD: tuple[tuple[frozenset[str], str], ...] = (
         " FUNCTION RESPONSE: into messages, each <functioncall> into tool_calls, the functions of system into tools.",
     ),
     (
+        frozenset({"query", "answers"}),
+        "The row's answers hold no calls, as xlam's do: a list of objects of name and arguments, or its JSON text;"
+        " write a row that is answered in words as messages, or remove it.",
+    ),
+    (
         frozenset({"segments"}),
         "The row holds segments with labels, as axolotl's input_output sets do; write prompt and completion, or"
         " messages with weight 0 where nothing is trained.",
@@ -158,7 +163,7 @@ def detect(row: Row) -> Shape:
 
 def _told_columns(row: Row) -> str | None:
     """What `training.columns` may say of a row: where its messages lie, or its question and answer."""
-    if all(isinstance(row.get(key), list) for key in ("input", "output")):
+    if isinstance(row.get("input"), list) and isinstance(row.get("output"), list | str):
         return '{"prompt": "input", "completion": "output"}'
     talks = (key for key, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict))
     for key in talks:

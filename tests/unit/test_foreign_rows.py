@@ -201,16 +201,43 @@ def test_a_column_that_means_something_is_never_dropped(row: dict[str, Any], col
     assert refused(row)[:2] == (column, "unknown_key")
 
 
+@pytest.mark.parametrize(
+    "more", [{"label": {"topic": ["x"]}}, {"reasoning": "on"}, {"thinking": False}, {"label": ["x"]}]
+)
+def test_a_column_of_a_known_name_that_cannot_have_its_meaning_is_dropped_and_counted(more: dict[str, Any]) -> None:
+    (row,), report = read({"messages": [U, A], **more})
+
+    assert row == {"messages": [U, A]}
+    assert report.dropped_columns == tuple(more)
+
+
 SHARE = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A bus."}]
 
 
-@pytest.mark.parametrize("column", ["image", "images", "video", "audios", "Image"])
+@pytest.mark.parametrize(
+    "column",
+    ["image", "images", "video", "audios", "Image", "picture", "photos", "image_file", "video_path", "audio-url"],
+)
 @pytest.mark.parametrize("row", [{"conversations": SHARE}, {"messages": [U, A]}, {"instruction": "a", "output": "b"}])
 def test_a_column_of_pictures_or_sounds_is_refused_in_every_shape(row: dict[str, Any], column: str) -> None:
     param, code, message = refused({**row, column: "000.jpg"})
 
     assert (param, code) == (column, "unsupported_content")
     assert "text-only" in message
+
+
+@pytest.mark.parametrize("column", ["image_caption", "video_id", "photo_credit", "media", "imaging"])
+def test_a_column_of_words_about_pictures_is_dropped_and_counted(column: str) -> None:
+    (row,), report = read({"messages": [U, A], column: "a bus"})
+
+    assert (row, report.dropped_columns) == ({"messages": [U, A]}, (column,))
+
+
+def test_a_placeholder_without_a_column_of_pictures_is_text_and_is_told() -> None:
+    (row,), report = read({"conversations": SHARE, "image_id": "7"})
+
+    assert row["messages"][0]["content"] == "<image>\nWhat is it?"
+    assert warned(report) == {"media_placeholder": 1, "dropped_columns": 1}
 
 
 def test_a_placeholder_beside_an_empty_image_column_is_refused_and_an_empty_column_alone_is_not() -> None:

@@ -117,6 +117,20 @@ def test_hermes_calls_in_tags_are_read_as_calls_and_counted() -> None:
     assert {one.code for one in report.warnings} == {"converted_tagged_calls", "dropped_columns"}
 
 
+def test_hermes_calls_in_messages_that_a_tool_answers_are_read_as_those_of_items() -> None:
+    roles = {"human": "user", "gpt": "assistant"}
+    messages = [
+        {"role": roles.get(item["from"], item["from"]), "content": item["value"]} for item in HERMES["conversations"]
+    ]
+    (row,), report = read({"messages": messages, "tools": [TOOL]})
+    (items,), _ = read(HERMES)
+
+    assert row == items
+    assert {one.code for one in report.warnings} == {"converted_tagged_calls"}
+    text = {"messages": [*messages[:2], {**messages[2], "content": "<tool_call>\n{}\n</tool_call>"}]}
+    assert read(text)[0] == [text]  # nobody answers it: a text
+
+
 @pytest.mark.parametrize(
     "value",
     [

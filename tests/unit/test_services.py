@@ -200,6 +200,8 @@ def test_what_has_no_place_in_messages_is_refused_by_name(row: dict[str, Any], p
         ({"history": "Hi", "human_ref_A": "a", "human_ref_B": "b", "labels": 1}, "history as prompt"),
         ({"kind": "x", "input": "Hi", "target": "Yes?"}, '"completion": "target"'),
         ({"input": [HI], "output": [YES]}, '"completion": "output"'),
+        ({"input": [HI], "output": "Yes?", "category": "chat"}, '"completion": "output"'),
+        ({"query": "Hi", "answers": "[]", "tools": "[]"}, "hold no calls"),
     ],
 )
 def test_a_row_of_several_answers_is_refused_with_its_own_remedy(row: dict[str, Any], remedy: str) -> None:
