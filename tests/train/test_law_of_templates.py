@@ -27,7 +27,9 @@ from worker.train.data import RowReader
 
 FOLDER: Final = Path(trl.__file__).parent / "chat_templates"
 BUNDLED: Final = sorted(file.stem for file in FOLDER.glob("*.jinja"))
-REFUSALS: Final = {"not_rendered", "chat_template_failed", "empty_answer", "control_token_text"}
+REFUSALS: Final = {"not_rendered", "chat_template_failed", "empty_answer", "control_token_text"} | {
+    "chat_template_not_incremental"
+}
 _CONTROL: Final = re.compile(
     r"<[|｜][^<>|｜{}\s]{1,40}[|｜]>|<(?:start|end)_of_(?:turn|utterance)>|\[/?(?:INST|THINK)\]"
 )

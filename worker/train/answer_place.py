@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from worker.train.token_spans import Span
 from worker.train.turns import AnswerTurn, common_prefix_length
 
 JsonObject = dict[str, Any]
+_GAP: Final = 8  # characters of white space
 _ANSWERS: Final = ("An0ther answer", "0ne more answer")  # they differ from their first character on
 
 
@@ -60,7 +62,39 @@ def start_by_asking(
 
 
 def behind_header(text: str, start: int, turn: AnswerTurn) -> int:
-    """`start` behind the header, where a prompt has none and the answer is written with one."""
-    if not turn.header.strip() or text.endswith(turn.header, 0, start) or not text.startswith(turn.header, start):
+    """`start` behind the header, where a prompt has none, or ends otherwise than the row goes on.
+
+    `start` may stand within the header. Before that may stand white space, and the end of an earlier answer that
+    nothing followed in the prompt.
+    """
+    if not turn.header.strip() or text.endswith(turn.header, 0, start):
         return start
-    return start + len(turn.header)
+    first, most = max(0, start - len(turn.header)), _GAP + len(max((turn.end, *turn.stops), key=len))
+    place = text.find(turn.header, first, start + most + len(turn.header))
+    gap = text[start:place].strip()
+    ends = (turn.end.strip(), *turn.stops)
+    return place + len(turn.header) if place >= 0 and (not gap or any(end.endswith(gap) for end in ends)) else start
+
+
+def span_by_exchange(
+    render: Callable[[list[JsonObject]], str], messages: list[JsonObject], place: int, text: str, turn: AnswerTurn
+) -> Span | None:
+    """Where the answer at `place` stands in `text`, its end of turn included: between what is written around others.
+
+    `render` raises TemplateError where the template fails. None where the conversation is written otherwise around the
+    answer than around two others in its place, or where no header is known.
+    """
+    if not turn.header.strip():
+        return None
+    first, other = (
+        render([*messages[:place], {"role": "assistant", "content": answer}, *messages[place + 1 :]])
+        for answer in _ANSWERS
+    )
+    shared = common_prefix_length(first, other)
+    behind = first[shared + len(_ANSWERS[0]) :]
+    start = first.rfind(turn.header, 0, shared) + len(turn.header)
+    is_there = start >= len(turn.header) and text.startswith(first[:start]) and text.endswith(behind)
+    end = len(text) - len(behind)
+    if not is_there or end < start or other != first[:shared] + _ANSWERS[1] + behind:
+        return None
+    return start, end + (len(turn.end) if behind.startswith(turn.end) else 0)

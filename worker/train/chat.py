@@ -3,8 +3,9 @@
 The template is a program from a stranger: transformers renders it in a jinja sandbox, here under a time and size limit.
 A span is found by rendering the conversation up to a message and checking that this is a prefix of the whole; where
 `incremental` knows beforehand that it is, one rendering that counts the messages does. Where a template does not have
-that property, its own `{% generation %}` markers decide, or those of TRL's training template for the family. If none of
-them is exact, the job fails: a wrong mask trains a wrong model without any sign.
+that property, its own `{% generation %}` markers decide, or those of TRL's training template for the family; else the
+conversation with other answers in an answer's place. If none of them is exact, the job fails: a wrong mask trains a
+wrong model without any sign.
 """
 
 from __future__ import annotations
@@ -20,14 +21,20 @@ from typing import Any
 
 import jinja2
 
-from shared.contract.spec import Training
 from shared.errors import Invalid
-from worker.train.answer_place import behind_header, place_of_first, start_by_asking, without_closing
+from worker.train.answer_place import (
+    behind_header,
+    place_of_first,
+    span_by_exchange,
+    start_by_asking,
+    without_closing,
+)
 from worker.train.arguments import for_template, wants_arguments_as_text
 from worker.train.call_ids import CallIds, asked_for, with_ids
 from worker.train.control_tokens import ControlTokens
 from worker.train.one_rendering import MARK, with_marks
 from worker.train.reasoning import key_of, under_key
+from worker.train.template_faults import not_exact, template_failed, template_unusable
 from worker.train.time_limit import TimeIsUp, time_limit
 from worker.train.token_spans import Span, runs_of
 from worker.train.turns import A_TOOL, ASKED, AnswerTurn, common_prefix_length, learnt_turn
@@ -114,9 +121,11 @@ class ChatTemplate:
             Invalid: the template fails on these messages, takes too long or writes too much.
         """
         try:
-            return self._render(messages, tools=tools, add_generation_prompt=prompt_only)
+            text = self._render(messages, tools=tools, add_generation_prompt=prompt_only)
         except jinja2.TemplateError as error:
-            raise _failed(error) from error
+            raise template_failed(error) from error
+        header = self._own_turn.header if prompt_only and self._own_turn.unasked else ""
+        return text if text.endswith(header) else text + header
 
     def render_with_spans(self, messages: list[JsonObject], *, tools: list[JsonObject] | None) -> Rendered:
         """The text of `messages` and where each assistant message stands in it, its end-of-turn token included."""
@@ -131,13 +140,10 @@ class ChatTemplate:
         if marked is not None:
             return self._with_stops(marked)
         refuse_system_text_left_out(messages, text)
-        raise Invalid(
-            "The chat template changes earlier messages when later ones are added and has no {% generation %} markers, "
-            "so the assistant's tokens cannot be told apart exactly. Add the markers in training.chat_template, or set "
-            "training.train_on to all.",
-            code="chat_template_not_incremental",
-            param="training.chat_template",
-        )
+        exchanged = self._spans_by_exchange(messages, text=text, tools=tools)
+        if exchanged is None:
+            raise not_exact()
+        return self._with_stops(Rendered(text=text, spans=exchanged))
 
     def _with_stops(self, rendered: Rendered) -> Rendered:
         """A template without an end of turn (GLM-4.5): a generation stops at the token that opens the next turn."""
@@ -197,17 +203,17 @@ class ChatTemplate:
             with self._in_time():
                 text: str = self._tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
         except (MemoryError, OverflowError, RecursionError) as error:
-            raise _unusable("asks for too much memory") from error
+            raise template_unusable("asks for too much memory") from error
         except FAULTS as error:
             raise jinja2.TemplateError(f"{type(error).__name__}: {error}") from error
         if len(text) > RENDER_CHARACTERS:
-            raise _unusable(f"writes more than {RENDER_CHARACTERS} characters for one conversation")
+            raise template_unusable(f"writes more than {RENDER_CHARACTERS} characters for one conversation")
         return text
 
     @contextlib.contextmanager
     def _in_time(self) -> Iterator[None]:
         """Let the template be compiled and run for a while only. Raises Invalid."""
-        slow = _unusable(f"takes more than {RENDER_SECONDS:g} seconds for one conversation")
+        slow = template_unusable(f"takes more than {RENDER_SECONDS:g} seconds for one conversation")
         if self._too_slow >= SLOW_ROWS:
             raise slow
         try:
@@ -223,18 +229,20 @@ class ChatTemplate:
             return None
         try:
             *parts, rest = self._render(messages, tools=tools, chat_template=self._counting_template).split(MARK)
-            header = self._header_after(messages[:1], tools=tools)
+            header = self._header_after(messages[:1], tools=tools) or self._own_turn.header
         except jinja2.TemplateError:  # will be said where prefixes are rendered
             return None
         if rest or len(parts) != len(messages):
             return None
-        spans: list[Span] = []
+        text, spans = "".join(parts), []
         for message, part, end in zip(messages, parts, accumulate(map(len, parts)), strict=True):
-            if message["role"] == "assistant":
-                answer = part[len(header) if part.startswith(header) else common_prefix_length(header, part) :]
-                start = end - len(answer)
-                spans.append((start, start + len(self._without_tail(answer))))
-        return Rendered(text="".join(parts), spans=spans)
+            if message["role"] != "assistant":
+                continue
+            start = end - len(part) + common_prefix_length(header, part)
+            if not (header and part.startswith(header)):
+                start = behind_header(text, start, self._own_turn)
+            spans.append((start, start + len(self._without_tail(text[start:end]))))
+        return Rendered(text=text, spans=spans)
 
     @functools.cached_property
     def _counting_template(self) -> str | None:
@@ -260,7 +268,7 @@ class ChatTemplate:
         for index, message in enumerate(messages):
             if time.thread_time() > until or len(messages) >= self._too_many:
                 self._too_many = min(self._too_many, len(messages))  # or each such row would take its time
-                raise _unusable(
+                raise template_unusable(
                     f"is rendered once for each answer, which takes more than {SPAN_SECONDS:g} seconds for a"
                     f" conversation of {len(messages):,} messages; split it"
                 )
@@ -270,6 +278,23 @@ class ChatTemplate:
             if span is None:
                 return None
             spans.append(span)
+        return spans
+
+    def _spans_by_exchange(
+        self, messages: list[JsonObject], *, text: str, tools: list[JsonObject] | None
+    ) -> list[Span] | None:
+        """Where the answers stand in `text`, told by rendering the conversation with others in their places."""
+        until = time.thread_time() + SPAN_SECONDS
+        render = functools.partial(self._render, tools=tools)
+        spans: list[Span] = []
+        try:
+            for place in (place for place, message in enumerate(messages) if message["role"] == "assistant"):
+                span = span_by_exchange(render, messages, place, text, self._own_turn)
+                if span is None or time.thread_time() > until:
+                    return None
+                spans.append(span)
+        except jinja2.TemplateError:
+            return None
         return spans
 
     def _span_of(
@@ -314,6 +339,7 @@ class ChatTemplate:
         answered = self._render([ASKED, messages[0]], tools=tools)
         prompt = self._render([ASKED], tools=tools, add_generation_prompt=True)
         start = place_of_first(until, asked, answered, prompt, turn) if text.startswith(until) else None
+        start = None if start is None else behind_header(until, start, turn)
         return None if start is None else (start, start + len(self._without_tail(until[start:])))
 
     def _without_tail(self, answer: str) -> str:
@@ -340,7 +366,7 @@ class ChatTemplate:
         try:
             text = self._render(messages, tools=tools, chat_template=self._marked_template)
         except jinja2.TemplateError as error:
-            raise _failed(error) from error
+            raise template_failed(error) from error
         with self._in_time():
             encoded = self._tokenizer.apply_chat_template(
                 self._given(messages),
@@ -369,28 +395,5 @@ class ChatTemplate:
             return None
 
 
-def trained_messages(messages: list[JsonObject], training: Training) -> list[bool]:
-    """For each assistant message, in order: does it carry loss?"""
-    answers = [message.get("weight", 1) != 0 for message in messages if message["role"] == "assistant"]
-    if training.train_on == "last_assistant":
-        return [False] * (len(answers) - 1) + answers[-1:]
-    return answers
-
-
 def _in_parts(message: JsonObject) -> JsonObject:
     return {**message, "content": [{"type": "text", "text": message["content"]}]}
-
-
-def _failed(error: jinja2.TemplateError) -> Invalid:
-    reason = str(error).rstrip(".!")
-    return Invalid(
-        f"The chat template fails on the conversation: {reason}. Write the row as this template has it (where it"
-        ' knows no system text, set training.system_prompt to "merge"), choose another base model, or give a template'
-        " in training.chat_template.",
-        code="chat_template_failed",
-        param="training.chat_template",
-    )
-
-
-def _unusable(what: str) -> Invalid:
-    return Invalid(f"The chat template {what}.", code="chat_template_failed", param="training.chat_template")

@@ -21,7 +21,7 @@ from shared.contract.events import UnwrittenRows
 from shared.contract.spec import DataFacts, Training
 from shared.errors import Invalid
 from worker.train.call_ids import are_changed
-from worker.train.chat import ChatTemplate, JsonObject, trained_messages
+from worker.train.chat import ChatTemplate, JsonObject
 from worker.train.control_tokens import ControlTokens, MarkedRow, PlainText
 from worker.train.reasoning import behind_reasoning, without_history
 from worker.train.system_text import merged
@@ -221,7 +221,7 @@ class RowReader:
             return _Text(text, spans=None, own=own, lost=losses + self._kept(text, own) + self._mapped(written))
         rendered = self._template.render_with_spans(row.messages, tools=row.tools)
         text, spans, own = row.plain(rendered.text, rendered.spans)
-        carries_loss = trained_messages(written, self._training)
+        carries_loss = _trained_messages(written, self._training)
         places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
         trained = {numbers[place] for place, carries in zip(places, carries_loss, strict=True) if carries}
         losses = _numbered(lost(messages, tools=tools, text=text, spans=spans), numbers)
@@ -352,6 +352,14 @@ class RowReader:
     def _ended(self, ids: list[int]) -> list[int]:
         """`ids` with an end token where they have none: as for supervised rows."""
         return ids if self._ends_turn(ids) else [*ids, int(self._tokenizer.eos_token_id)]
+
+
+def _trained_messages(messages: list[JsonObject], training: Training) -> list[bool]:
+    """For each assistant message, in order: does it carry loss?"""
+    answers = [message.get("weight", 1) != 0 for message in messages if message["role"] == "assistant"]
+    if training.train_on == "last_assistant":
+        return [False] * (len(answers) - 1) + answers[-1:]
+    return answers
 
 
 def _numbered(losses: list[Lost], numbers: Sequence[int]) -> list[Lost]:

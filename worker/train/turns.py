@@ -29,6 +29,7 @@ class AnswerTurn:
     """What stands before an answer and after it; empty where the template does not tell.
 
     `closing` stands behind the end of a conversation's last turn; `stops` are tokens that end a generation.
+    `unasked`: the template writes the header with an answer alone, and none where it is asked for one.
     """
 
     header: str
@@ -36,6 +37,7 @@ class AnswerTurn:
     special_tokens: tuple[str, ...]
     closing: str = ""
     stops: tuple[str, ...] = ()
+    unasked: bool = False
 
     def end_of(self, answer: str) -> int:
         """How many characters of `answer` are the answer and its end of turn."""
@@ -84,7 +86,24 @@ def learnt_turn(render: Callable[..., str], special_tokens: tuple[str, ...], sto
     tails = [whole.partition(_ANSWER)[2] for whole in (last, followed)]
     end = _end_of_turn(tails, special_tokens)
     end = end[: _first_stop(end, (0, len(end)), stops)]
-    return AnswerTurn(header, end, special_tokens, closing=tails[0][len(end) :] if end else "", stops=stops)
+    closing = tails[0][len(end) :] if end else ""
+    unasked = prompt == asked and last.startswith(asked) and not (closing.strip() and asked.endswith(closing))
+    if unasked:
+        written = last[len(asked) :].partition(_ANSWER)[0]
+        header = written if written.strip() else ""
+    elif not header:
+        header = _header_behind(asked.removesuffix(closing), prompt, last)
+    return AnswerTurn(header, end, special_tokens, closing, stops, unasked=unasked and bool(header))
+
+
+def _header_behind(asked: str, prompt: str, last: str) -> str:
+    """What a prompt ends with and the known answer stands behind; `asked`: the question without what closes it."""
+    written = last.partition(_ANSWER)[0]
+    if not (written.startswith(asked) and prompt.startswith(asked)):
+        return ""
+    asks, opens = prompt[len(asked) :], written[len(asked) :]
+    header = asks[len(asks) - common_prefix_length(asks[::-1], opens[::-1]) :]
+    return header if header.strip() else ""
 
 
 def _end_of_turn(tails: Sequence[str], special_tokens: tuple[str, ...]) -> str:
