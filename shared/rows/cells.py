@@ -18,7 +18,7 @@ from pydantic import Field
 
 from shared.contract.spec import Part
 from shared.rows import foreign, formats, shapes, strict_json
-from shared.rows.columns import MEANT, is_media, near_miss
+from shared.rows.columns import MEANT, is_media, near_miss, weighs
 from shared.rows.lines import BOM, Unit
 
 _KNOWN: Final = frozenset[str]().union(*formats.KEYS.values(), foreign.COLUMNS)
@@ -104,7 +104,8 @@ def _no_known(listed: str, unit: Unit) -> RowRefused:
 
 
 def _is_read(name: str) -> bool:
-    return name in _READ or is_media(name) or near_miss(name[:_NAME_CHARACTERS], _KNOWN) is not None
+    short = name[:_NAME_CHARACTERS]
+    return name in _READ or is_media(name) or weighs(short) or near_miss(short, _KNOWN) is not None
 
 
 def is_header(head: bytes) -> bool:

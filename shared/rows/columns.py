@@ -65,7 +65,7 @@ def _judge(key: str, value: Any, allowed: frozenset[str], findings: RowFindings)
     listed = f"allowed: {', '.join(sorted(allowed))}"
     if meant:
         findings.refuse(name, "unknown_key", f"{name} is not a known key; did you mean {meant}? {listed}.")
-    elif (key in MEANT or _weighs(key)) and not (_is_empty(value) or _is_note(key, value)):
+    elif (key in MEANT or weighs(key)) and not (_is_empty(value) or _is_note(key, value)):
         text = f"{name} is {shown(value)}, for which rows of this format have no place; remove it, {listed}."
         findings.refuse(name, "unknown_key", text)
     else:
@@ -87,7 +87,7 @@ def near_miss(key: str, allowed: frozenset[str]) -> str | None:
     return near[0] if near and not plain.startswith(f"{near[0]}_") else None
 
 
-def _weighs(key: str) -> bool:
+def weighs(key: str) -> bool:
     """Whether a column's name says that it holds what is trained of a row: loss_weight, input_mask, example_weights."""
     *_, last = key.casefold().split("_")
     return last in {"weight", "weights", "mask", "masks"} or key.casefold().startswith("train_on_")

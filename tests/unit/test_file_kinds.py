@@ -256,3 +256,13 @@ def test_first_bytes_say_the_kind(head: bytes, name: str, kind: str) -> None:
 def test_each_kind_has_a_name_that_may_be_uploaded(name: str) -> None:
     assert is_offered(name)
     assert not is_offered(name + ".exe")
+
+
+@pytest.mark.parametrize("column", ["loss_weight", "input_mask", "train_on_prompt", "weight", "picture"])
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.csv", "rows.parquet", "rows.arrow"])
+def test_a_column_that_would_change_what_is_trained_is_refused_in_every_kind_of_file(
+    tmp_path: Path, name: str, column: str
+) -> None:
+    report = report_of(tmp_path, name, KINDS[name]([{**row, column: 0.5} for row in ROWS[:2]]))
+
+    assert {problem.param for problem in report.problems} == {column}

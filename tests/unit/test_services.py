@@ -36,6 +36,23 @@ CALL: Final = {"functionCall": {"name": "weather", "args": {"city": "Rome"}}}
 RESULT: Final = {"functionResponse": {"name": "weather", "response": {"t": 21}}}
 USE: Final = {"type": "tool_use", "id": "t1", "name": "weather", "input": {"city": "Rome"}}
 SHAPES: Final[dict[str, tuple[str, dict[str, Any], dict[str, Any]]]] = {
+    "glaive": (
+        "glaive",
+        {
+            "system": f"SYSTEM: Be brief.\n{json.dumps(TOOL['function'], indent=4)}\n",
+            "chat": "USER: Hi\n\n\nASSISTANT: <functioncall> "
+            '{"name": "weather", "arguments": \'{"city": "Rome"}\'} <|endoftext|>\n\n\n'
+            "FUNCTION RESPONSE: 21 C\n\n\nASSISTANT: Yes? <|endoftext|>\n\n\n",
+        },
+        {
+            "messages": [
+                *(BRIEF, HI, calling("call_2")),
+                {"role": "tool", "content": "21 C", "name": "weather", "tool_call_id": "call_2"},
+                YES,
+            ],
+            "tools": [TOOL],
+        },
+    ),
     "gemini": (
         "contents",
         {
