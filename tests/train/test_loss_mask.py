@@ -74,14 +74,25 @@ def test_train_on_all_teaches_everything_but_the_first_token(tmp_path: Path) -> 
     assert not row.labelled[0]
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused_rather_than_masked_wrongly(tmp_path: Path) -> None:
-    row = dialogue()
-    row["messages"][2]["content"] = "thought/a1"
-
+def test_a_template_that_writes_an_answer_elsewhere_too_is_refused_rather_than_masked_wrongly(tmp_path: Path) -> None:
     with pytest.raises(Invalid) as refused:
-        read(tmp_path, [row], template=WITHOUT_MARKERS)
+        read(tmp_path, [dialogue()], template="{{ messages[-1]['content'] }}\n" + CHATML)
 
     assert refused.value.code == "chat_template_not_incremental"
+
+
+@pytest.mark.parametrize("train_on", ["assistant", "last_assistant"])
+def test_where_prefixes_cannot_and_nothing_is_marked_other_answers_in_its_place_tell_an_answers(
+    tmp_path: Path, train_on: str
+) -> None:
+    (row,) = read(tmp_path, [dialogue()], template=WITHOUT_MARKERS, train_on=train_on).rows
+    forgotten = dialogue(a1=0)
+    forgotten["messages"][2]["content"] = "thought/a1"
+    found = read(tmp_path, [forgotten], template=WITHOUT_MARKERS)
+
+    assert taught(row) == ("a1<|im_end|>" if train_on == "assistant" else "") + "a2<|im_end|>"
+    assert taught(found.rows[0]) == "a2<|im_end|>"
+    assert "thought/a1" in found.unwritten[0].message
 
 
 def test_generation_markers_decide_where_prefixes_cannot(tmp_path: Path) -> None:
@@ -94,12 +105,15 @@ def test_generation_markers_decide_where_prefixes_cannot(tmp_path: Path) -> None
     assert "thought/a1" in found.unwritten[0].message
 
 
-def test_an_answer_that_loses_its_thought_on_the_way_is_not_trained_as_if_it_had_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize("template", [WITH_MARKERS, WITHOUT_MARKERS])
+def test_an_answer_that_loses_its_thought_on_the_way_is_not_trained_as_if_it_had_none(
+    tmp_path: Path, template: str
+) -> None:
     row = dialogue()
     row["messages"][2]["content"] = "thought/a1"
 
     with pytest.raises(Invalid) as refused:
-        read(tmp_path, [row], template=WITH_MARKERS)
+        read(tmp_path, [row], template=template)
 
     assert refused.value.code == "not_rendered"
 

@@ -10,6 +10,8 @@ import pytest
 from shared.contract.spec import DataFacts, Training
 from shared.contract.talk import Question
 from shared.errors import Invalid
+from tests.train.template_families import family_tokenizer
+from tests.train.test_template_families import TOOLS
 from tests.train.tiny import CHATML, make_tokenizer
 from worker.train.answering import Prompts
 from worker.train.data import RowReader
@@ -54,21 +56,28 @@ ROWS: Final[dict[str, tuple[list[dict[str, str]], list[str]]]] = {
 }
 
 
+def trained(tokenizer: Any, row: dict[str, Any]) -> list[str]:
+    facts = DataFacts(format="chat", train_rows=1)
+    reader = RowReader(tokenizer, facts=facts, training=Training(max_length=10_000), ends=[tokenizer.eos_token])
+    (taken,) = reader.take([row])
+    assert not isinstance(taken, Invalid), taken.message
+    read: Any = taken.whole
+    edges = np.flatnonzero(np.diff(read.labelled.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
+    return [tokenizer.decode(read.ids[start:end]) for start, end in edges]
+
+
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("name", ODD)
 def test_the_answer_and_its_end_are_trained_and_no_header(name: str, rows: str) -> None:
     messages, answers = ROWS[rows]
 
-    tokenizer: Any = make_tokenizer(ODD[name])
-    facts = DataFacts(format="chat", train_rows=1)
-    reader = RowReader(tokenizer, facts=facts, training=Training(max_length=1000), ends=[tokenizer.eos_token])
-    (taken,) = reader.take([{"messages": messages}])
+    assert trained(make_tokenizer(ODD[name]), {"messages": messages}) == [f"{answer}<|im_end|>" for answer in answers]
 
-    assert not isinstance(taken, Invalid), taken.message
-    row: Any = taken.whole
-    edges = np.flatnonzero(np.diff(row.labelled.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
-    trained = [tokenizer.decode(row.ids[start:end]) for start, end in edges]
-    assert trained == [f"{answer}<|im_end|>" for answer in answers]
+
+def test_tools_that_move_to_the_last_question_leave_each_answer_in_its_place() -> None:
+    row = {"messages": [HI, HELLO, AND, BYE], "tools": TOOLS}
+
+    assert trained(family_tokenizer("mistral_v3"), row) == [" Hello.</s>", " Bye.</s>"]
 
 
 def test_a_question_ends_with_the_header_where_the_template_writes_it_with_answers_alone() -> None:

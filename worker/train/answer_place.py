@@ -84,7 +84,7 @@ def span_by_exchange(
     `render` raises TemplateError where the template fails. None where the conversation is written otherwise around the
     answer than around two others in its place, or where no header is known.
     """
-    if not turn.header.strip():
+    if not turn.header.strip() and turn.lead is None:
         return None
     first, other = (
         render([*messages[:place], {"role": "assistant", "content": answer}, *messages[place + 1 :]])
@@ -92,8 +92,12 @@ def span_by_exchange(
     )
     shared = common_prefix_length(first, other)
     behind = first[shared + len(_ANSWERS[0]) :]
-    start = first.rfind(turn.header, 0, shared) + len(turn.header)
-    is_there = start >= len(turn.header) and text.startswith(first[:start]) and text.endswith(behind)
+    if turn.lead is None:
+        start = first.rfind(turn.header, 0, shared) + len(turn.header)
+        known = start >= len(turn.header)
+    else:
+        start, known = shared - len(turn.lead), first.endswith(turn.lead, 0, shared)
+    is_there = known and text.startswith(first[:start]) and text.endswith(behind)
     end = len(text) - len(behind)
     if not is_there or end < start or other != first[:shared] + _ANSWERS[1] + behind:
         return None

@@ -29,7 +29,8 @@ class AnswerTurn:
     """What stands before an answer and after it; empty where the template does not tell.
 
     `closing` stands behind the end of a conversation's last turn; `stops` are tokens that end a generation.
-    `unasked`: the template writes the header with an answer alone, and none where it is asked for one.
+    `unasked`: the template writes the header with an answer alone, and none where it is asked for one. `lead`: the white
+    space before an answer of a template that knows no header; None where it has one, or does not tell.
     """
 
     header: str
@@ -38,6 +39,7 @@ class AnswerTurn:
     closing: str = ""
     stops: tuple[str, ...] = ()
     unasked: bool = False
+    lead: str | None = None
 
     def end_of(self, answer: str) -> int:
         """How many characters of `answer` are the answer and its end of turn."""
@@ -88,12 +90,13 @@ def learnt_turn(render: Callable[..., str], special_tokens: tuple[str, ...], sto
     end = end[: _first_stop(end, (0, len(end)), stops)]
     closing = tails[0][len(end) :] if end else ""
     unasked = prompt == asked and last.startswith(asked) and not (closing.strip() and asked.endswith(closing))
+    lead = None
     if unasked:
         written = last[len(asked) :].partition(_ANSWER)[0]
-        header = written if written.strip() else ""
+        header, lead = (written, None) if written.strip() else ("", written)
     elif not header:
         header = _header_behind(asked.removesuffix(closing), prompt, last)
-    return AnswerTurn(header, end, special_tokens, closing, stops, unasked=unasked and bool(header))
+    return AnswerTurn(header, end, special_tokens, closing, stops, unasked=unasked and bool(header), lead=lead)
 
 
 def _header_behind(asked: str, prompt: str, last: str) -> str:
