@@ -29,8 +29,8 @@ class AnswerTurn:
     """What stands before an answer and after it; empty where the template does not tell.
 
     `closing` stands behind the end of a conversation's last turn; `stops` are tokens that end a generation.
-    `unasked`: the template writes the header with an answer alone, and none where it is asked for one. `lead`: the white
-    space before an answer of a template that knows no header; None where it has one, or does not tell.
+    `unasked`: the template writes the header with an answer alone, and none where it is asked for one.
+    `lead`: the white space before an answer where the template knows no header; None where it has one, or none is told.
     """
 
     header: str
