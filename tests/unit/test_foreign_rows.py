@@ -367,7 +367,10 @@ def test_a_row_of_a_public_set_loads_as_it_is_and_is_counted(
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"system": "SYSTEM: You help.", "chat": "USER: Hi\n\n\nASSISTANT: Yes? <|endoftext|>"}, "FUNCTION RESPONSE"),
+        (
+            {"system": "SYSTEM: You help.", "chat": "Hello USER: Hi\n\n\nASSISTANT: Yes? <|endoftext|>"},
+            "FUNCTION RESPONSE",
+        ),
         ({"instruction": "Hi", "completions": [{"response": "a"}], "models": []}, "prompt, chosen and rejected"),
         ({"Prompt": "a", "Completion": "b"}, "capitals"),
         ({"dialogue": [U, A], "model": "x"}, '{"messages": "dialogue"}'),
