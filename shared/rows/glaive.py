@@ -35,7 +35,9 @@ def rewritten(row: Row) -> Row | None:
     text, functions = read
     rest = {key: value for key, value in row.items() if key not in {"chat", "system"}}
     made: Row = {**rest, "messages": [{"role": "system", "content": text}, *messages] if text else messages}
-    return made | ({"tools": [{"type": "function", "function": one} for one in functions]} if functions else {})
+    return made | (
+        {"tools": [{"type": "function", "function": function} for function in functions]} if functions else {}
+    )
 
 
 def _system(text: str) -> tuple[str, list[dict[str, Any]]] | None:

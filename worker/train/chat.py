@@ -240,7 +240,7 @@ class ChatTemplate:
                 continue
             start = end - len(part) + common_prefix_length(header, part)
             if not (header and part.startswith(header)):
-                start = behind_header(text, start, self._own_turn)
+                start = behind_header(text[:end], start, self._own_turn)
             spans.append((start, start + len(self._without_tail(text[start:end]))))
         return Rendered(text=text, spans=spans)
 

@@ -292,13 +292,13 @@ _written_tools: Final[dict[tuple[int, str], _WrittenTools]] = {}  # by number of
 _TOOLS_KEPT: Final = 64
 
 
-def _shared_around(word: str, one: str, other: str) -> str:
+def _shared_around(word: str, earlier: str, later: str) -> str:
     """What two texts have in common around a word, in whichever form it stands there; empty where it does not."""
-    places = ((one.find(form), other.find(form)) for form in forms(word.strip()))
+    places = ((earlier.find(form), later.find(form)) for form in forms(word.strip()))
     here, there = next((pair for pair in places if min(pair) >= 0), (0, 0))
-    behind = common_prefix_length(one[here:], other[there:])
-    before = common_prefix_length(one[:here][::-1], other[:there][::-1])
-    return one[here - before : here + behind]
+    behind = common_prefix_length(earlier[here:], later[there:])
+    before = common_prefix_length(earlier[:here][::-1], later[:there][::-1])
+    return earlier[here - before : here + behind]
 
 
 def _lost_tools(tools: Sequence[JsonObject], text: str) -> list[Lost]:
