@@ -95,7 +95,7 @@ def ensure(
 # cache/models/{NAME-REVISION}/          a model; its time of change is that of its last use
 #              {NAME-REVISION}.fetch/    a part of one, for the next try
 #              {NAME-REVISION}.use/*     each names the folder of a work that uses it; void once that folder is gone
-#              {NAME-REVISION}.words/    what rows are read with, where only that was needed (worker.base_tokenizers)
+#              {NAME-REVISION}.words/    what rows are read with, where only that was needed (chores)
 #              {NAME-REVISION}.lock      held while it is fetched;  turn.lock: while something is held or removed
 def beside(folder: Path, suffix: str) -> Path:
     """Not `with_suffix`: names have dots of their own."""
