@@ -12,8 +12,8 @@ from shared.settings import Settings
 from shared.settle.catalogue import CatalogueEntry, load_catalogue, local_folder
 from tests.fake_hub import catalogue_entry, serving
 from tests.lifecycle.stack import make_model
-from worker.chores import base_tokenizers
 from worker.base_models import cached_names, ensure
+from worker.chores import base_tokenizers
 
 AGAIN = (
     "original/model.safetensors",

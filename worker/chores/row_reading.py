@@ -19,8 +19,8 @@ from shared.contract.events import EXIT_DONE, EXIT_USER_FAULT, FileTokens, Token
 from shared.contract.spec import JobSpec, PreflightSpec
 from shared.errors import Invalid, TunepoolError
 from shared.lease.values import Claim, FileRef
-from worker.chores import base_tokenizers
 from worker.base_models import BaseModelUnavailable
+from worker.chores import base_tokenizers
 from worker.chores import run_program as programs
 from worker.chores.run_program import Checked, TooSlow, Watch
 from worker.chores.sampling import stage_sample
