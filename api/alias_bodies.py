@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 from pydantic import Field, StringConstraints
 
 from shared.contract.gate_file import MAX_BYTES
-from shared.contract.spec import Part
+from shared.contract.part import Part
 
 Reason = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 SubjectOfRole = Annotated[str, StringConstraints(min_length=1, max_length=300)]

@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, StringConstraints
 
 from api.pool_bodies import Name
-from shared.contract.spec import Part
+from shared.contract.part import Part
 from shared.tenants.id_tokens import MOST_CHARACTERS
 
 ClaimName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:/-]{1,100}$")]

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, StringConstraints
 
-from shared.contract.spec import Part, Tier
+from shared.contract.part import Part
+from shared.contract.spec import Tier
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Hours = Annotated[float, Field(ge=0.0, le=1e9)]

@@ -6,8 +6,8 @@ from typing import Final
 
 from pydantic import Field
 
+from shared.contract.part import Part
 from shared.contract.schedule import CreateSchedule
-from shared.contract.spec import Part
 
 
 class RunSchedule(Part):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field
 
-from shared.contract.spec import Part
+from shared.contract.part import Part
 
 
 class StoreSecret(Part):

@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, StringConstraints
 
 from api.file_rules import MAX_LIFE_SECONDS, MIN_LIFE_SECONDS
-from shared.contract.spec import Part
+from shared.contract.part import Part
 from shared.products.parted_uploads import MAX_PARTS
 
 

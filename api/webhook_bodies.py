@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, StringConstraints
 
 from api.pool_bodies import Name
-from shared.contract.spec import Part
+from shared.contract.part import Part
 
 EventType = Literal[
     "fine_tuning.job.succeeded",

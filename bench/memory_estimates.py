@@ -11,7 +11,8 @@ import sys
 from dataclasses import dataclass, replace
 from statistics import median
 
-from shared.contract.spec import MethodName, ModelFacts
+from shared.contract.base_facts import ModelFacts
+from shared.contract.spec import MethodName
 from shared.settle.sizing import GIB, PLAIN_LOGITS, SoftwareStack, estimate
 from shared.settle.workload import Workload
 

@@ -19,13 +19,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from shared.contract.base_facts import ModelFacts
 from shared.contract.merge_request import CreateCombination, MergeSpec
 from shared.contract.spec import (
     Adapter,
     BaseModelRef,
     DataFacts,
     JobSpec,
-    ModelFacts,
     Placement,
     Quantization,
     Queue,

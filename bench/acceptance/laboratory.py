@@ -18,8 +18,9 @@ from typing import Any, Final, Literal
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from shared.contract.base_facts import ModelFacts
 from shared.contract.events import EXIT_OUT_OF_MEMORY, TrainerEvent
-from shared.contract.spec import AttemptSpec, ModelFacts
+from shared.contract.spec import AttemptSpec
 from shared.settings import trainer_environment
 from shared.settle.model_facts import facts_of
 from tests.train.tiny import chat, make_spec, make_tokenizer, read_events, run

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, StringConstraints
 
-from shared.contract.spec import Part
+from shared.contract.part import Part
 from shared.contract.talk import Sampling
 from shared.errors import Invalid
 

@@ -13,7 +13,7 @@ from pydantic import Field, StringConstraints, field_validator
 from shared.contract.evaluation import MAX_ITEMS, EvaluationOrder, GraderMeasure
 from shared.contract.graders import Multi, Placeholders, StringCheck, TextSimilarity
 from shared.contract.job_request import MetadataKey, MetadataValue
-from shared.contract.spec import Part
+from shared.contract.part import Part
 
 MAX_CRITERIA: Final = 32
 MAX_INLINE: Final = 10_000  # items of one body, which is bounded by itself

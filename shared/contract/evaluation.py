@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from shared.contract.graders import Grader
-from shared.contract.spec import Part
+from shared.contract.part import Part
 from shared.errors import Invalid
 
 MAX_SUBJECTS: Final = 8

@@ -12,7 +12,8 @@ from pydantic import AfterValidator, Field, TypeAdapter
 
 from shared.contract.evaluation import GenerationSettings
 from shared.contract.events import Code, Count, Text
-from shared.contract.spec import DeviceKind, Dtype, Format, Part, Quantization
+from shared.contract.part import Part
+from shared.contract.spec import DeviceKind, Dtype, Format, Quantization
 
 ANSWER_CHARACTERS: Final = 200_000
 SHOWN_CHARACTERS: Final = 4_000

@@ -9,7 +9,8 @@ from typing import Annotated, Final, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
-from shared.contract.spec import AnswerMeasure, Part
+from shared.contract.part import Part
+from shared.contract.spec import AnswerMeasure
 
 Level = Literal["info", "warn", "error"]
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from shared.contract.formula import BadFormula, Formula
-from shared.contract.spec import Part
+from shared.contract.part import Part
 from shared.errors import Invalid
 
 MAX_TEXT: Final = 100_000  # characters of a text with placeholders

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from pydantic import Field, StringConstraints, create_model
 
 from shared.contract.model_suffix import Suffix
+from shared.contract.part import Part
 from shared.contract.spec import (
     AUTO,
     OBJECTIVE_PARTS,
@@ -17,7 +18,6 @@ from shared.contract.spec import (
     Auto,
     InitFrom,
     ObjectiveName,
-    Part,
     Placement,
     Preference,
     Preset,

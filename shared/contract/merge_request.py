@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from shared.contract.gguf_formats import DEFAULT_QUANTIZATION, GgufFormat, GgufQuantization
-from shared.contract.spec import JobSpec, Part
+from shared.contract.part import Part
+from shared.contract.spec import JobSpec
 
 AdapterName = Annotated[str, StringConstraints(min_length=1, max_length=300)]
 

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from shared.contract.base_facts import LayerKind
 from shared.contract.events import TemplateAbilities
-from shared.contract.spec import Part
+from shared.contract.part import Part
 
 
 class DescriptionSpec(Part):
     """The file that the program is started with."""
 
     folder: str = Field(description="Holds config.json and, where the model has one, its tokenizer.")
-
-
-class LayerKind(Part):
-    """Linear layers of one name and shape."""
-
-    name: str = Field(description="Last part of its path; adapters name layers so.")
-    inputs: int
-    outputs: int
-    count: int
-    adapted: bool = Field(description="By all-linear.")
 
 
 class ExpertKind(Part):

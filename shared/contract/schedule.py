@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from shared.contract.job_request import CreateJob
-from shared.contract.spec import Part
+from shared.contract.part import Part
 
 Overlap = Literal["skip", "queue", "supersede"]
 # One part of a path, as it stands in `tunepool schedule pause NAME`.

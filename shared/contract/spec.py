@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, StringConstraints, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, model_serializer
+
+from shared.contract.base_facts import ModelFacts
+from shared.contract.part import Part
 
 Auto = Literal["auto"]
 AUTO: Auto = "auto"
@@ -40,12 +43,6 @@ ColumnName = Literal[
 Columns = Annotated[
     dict[ColumnName, Annotated[str, StringConstraints(min_length=1, max_length=200)]], Field(min_length=1)
 ]
-
-
-class Part(BaseModel):
-    """A strict, frozen piece of a spec: unknown keys, coercions, NaN and infinity are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class Adapter(Part):
@@ -247,46 +244,6 @@ def numbers(objective: type[Part] | Part) -> tuple[str, ...]:
     """Names of the fields of an objective that are numbers. They may stand among a request's hyperparameters too."""
     part = objective if isinstance(objective, type) else type(objective)
     return tuple(name for name, field in part.model_fields.items() if field.annotation is float)
-
-
-class ExpertFacts(Part):
-    """The experts of a mixture: stacks of matrices that no linear module holds."""
-
-    layers: int = Field(ge=1, description="Decoder layers that have experts.")
-    count: int = Field(ge=2, description="Experts of such a layer.")
-    width: int = Field(ge=1, description="Inner width of one expert.")
-
-
-class ModelFacts(Part):
-    """What sizing and placement must know of a base model; read from its config.json, never from its name."""
-
-    architecture: str = Field(description="First entry of config.json's `architectures`.")
-    parameters: int = Field(ge=1)
-    active_parameters: int | None = Field(
-        default=None, ge=1, description="Those that one token passes through: fewer with experts. null: not known."
-    )
-    expert_parameters: int | None = Field(
-        default=None, ge=0, description="Of the experts that a router chooses among. null: not known."
-    )
-    stored_as: str | None = Field(
-        default=None, max_length=40, description="Type of most stored weights, or a quantised form such as mxfp4."
-    )
-    hidden_size: int = Field(ge=1)
-    num_hidden_layers: int = Field(ge=1)
-    num_attention_heads: int = Field(ge=1)
-    num_key_value_heads: int = Field(ge=1)
-    head_dim: int = Field(ge=1)
-    intermediate_size: int = Field(ge=1)
-    vocab_size: int = Field(ge=1)
-    max_position_embeddings: int = Field(ge=1)
-    tie_word_embeddings: bool = False
-    carries_state: str | None = Field(
-        default=None,
-        description="What lets packed rows leak into each other, so that none are packed: a layer kind or family.",
-    )
-    experts: ExpertFacts | None = Field(default=None, description="Null: no mixture of experts.")
-    beside: str | None = Field(default=None, description="Parts beside the language model; they stay frozen.")
-    quantised_as: str | None = Field(default=None, description="How the published weights are quantised, if they are.")
 
 
 class BaseModelRef(Part):

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from shared.contract.job_request import CreateJob, Label, MetadataKey, MetadataValue
-from shared.contract.spec import AnswerMeasure, Part
+from shared.contract.part import Part
+from shared.contract.spec import AnswerMeasure
 from shared.errors import Invalid
 
 MAX_TRIALS: Final = 256

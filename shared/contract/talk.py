@@ -12,7 +12,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, TypeAdapter
 
 from shared.contract.events import Code, Count, Text
-from shared.contract.spec import BaseModelRef, DeviceKind, Dtype, Part, Quantization
+from shared.contract.part import Part
+from shared.contract.spec import BaseModelRef, DeviceKind, Dtype, Quantization
 
 # The longest line of either wire: a request's body has a megabyte, and JSON may write a character as six.
 LINE_BYTES: Final = 8 * 1024 * 1024

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from pydantic import Field
 
-from shared.contract.spec import Part
+from shared.contract.part import Part
 from shared.rows import foreign, formats, shapes, strict_json
 from shared.rows.columns import MEANT, is_media, near_miss, weighs
 from shared.rows.lines import BOM, Unit

@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 from pydantic import Field
 
-from shared.contract.spec import Part
+from shared.contract.part import Part
 from shared.rows import formats, shapes, strict_json
 from shared.rows.cells import RowRefused, csv_lines
 from shared.rows.check import DEFAULT_LIMITS

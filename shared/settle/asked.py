@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from shared.contract.base_facts import ModelFacts
 from shared.contract.job_request import CreateJob
 from shared.contract.modules import FAMILIES, Family
-from shared.contract.spec import MethodName, ModelFacts
+from shared.contract.spec import MethodName
 from shared.errors import Invalid
 from shared.settle.wishes import wished_method
 

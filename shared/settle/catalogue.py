@@ -31,7 +31,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from shared.contract.spec import BaseModelRef, ModelFacts
+from pydantic import ValidationError
+
+from shared.contract.base_facts import ModelFacts
+from shared.contract.model_description import ModelBuild, ModelDescription
+from shared.contract.spec import BaseModelRef
 from shared.errors import Invalid, NotFound, NotYet
 from shared.settings import Settings
 from shared.settle.model_facts import facts_of, weights_of
@@ -324,9 +328,17 @@ def _answered(pending: PendingEntry, answer: HubAnswer) -> CatalogueEntry | None
         raise Invalid(f"The config.json of {pending.wanted} is not valid JSON: {error}.") from error
     table = {"revision": answer.commit, "owned_by": pending.owned_by, "public_name": pending.public_name}
     weights = None if answer.weights is None else Weights.model_validate(answer.weights)
-    facts = facts_of(config, name=pending.name, weights=weights)
+    facts = facts_of(config, name=pending.name, weights=weights, build=_build(answer))
     made = _made(pending.name, table, source=pending.source, locator=pending.locator, facts=facts)
     return replace(made, created=pending.created)
+
+
+def _build(answer: HubAnswer) -> ModelBuild | None:
+    """None where no program of the trainer has told it, or one of another version told it otherwise."""
+    try:
+        return None if answer.description is None else ModelDescription.model_validate(answer.description).build
+    except ValidationError:
+        return None
 
 
 def _made(name: str, table: dict[str, Any], *, source: Any, locator: str, facts: ModelFacts) -> CatalogueEntry:

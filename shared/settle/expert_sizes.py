@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from shared.contract.spec import ModelFacts
+from shared.contract.base_facts import ModelFacts
 
 # Feed-forward layers of a decoder layer without experts; a mixture has none of them as linear modules in general.
 FEED_FORWARD = frozenset({"gate_proj", "up_proj", "down_proj"})
 
 
 def expert_parameters(facts: ModelFacts) -> int:
-    """Values of all experts: three matrices each, stacked; no more than the model has."""
+    """Values of all experts' stacks: as the model is built, else three matrices each; no more than the model has."""
     experts = facts.experts
     if experts is None:
         return 0
-    return min(experts.layers * experts.count * 3 * facts.hidden_size * experts.width, facts.parameters)
+    reckoned = experts.layers * experts.count * 3 * facts.hidden_size * experts.width
+    return min(reckoned if experts.stacked is None else experts.stacked, facts.parameters)
 
 
 def expert_adapter(facts: ModelFacts, *, r: int) -> int:

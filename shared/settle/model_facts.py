@@ -1,15 +1,18 @@
 """A base model's facts: what sizing and placement must know before any weight is read.
 
-Parameters are those that the headers of its weights list (shared/settle/weights.py). Where there are no headers, as in
-an entry of `models.toml` that states its config itself, they are reckoned from config.json.
+Parameters are those that the headers of its weights list (shared/settle/weights.py). Linear layers and experts
+are those of the model that transformers builds without memory (worker/train/description.py). Where nothing was looked
+up, as for an entry of `models.toml` that states its config itself, both are reckoned from config.json.
 """
 
 from __future__ import annotations
 
 import re
+from math import prod
 from typing import Any, Final
 
-from shared.contract.spec import ExpertFacts, ModelFacts
+from shared.contract.base_facts import MOST_LAYER_KINDS, ExpertFacts, ModelFacts
+from shared.contract.model_description import ModelBuild
 from shared.errors import Invalid
 from shared.settle.sequence_state import carried_state
 from shared.settle.weights import Tensors, Weights, weigh
@@ -22,20 +25,30 @@ _CHOSEN: Final = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "m
 _BESIDE: Final = re.compile(r"(vision|audio|speech)_config")
 
 
-def facts_of(config: Any, *, name: str, weights: Weights | None = None) -> ModelFacts:
+def facts_of(config: Any, *, name: str, weights: Weights | None = None, build: ModelBuild | None = None) -> ModelFacts:
     """Facts from a transformers config.json; of the language model where it is one part of several.
 
     Args:
         weights: what the headers of its weights say; all parts count.
+        build: the layers that transformers makes of the config.
 
     Raises:
         Invalid: it is no object, or lacks a number; names the key.
     """
     try:
         architecture = _architecture(config)
-        return _facts(_text_part(config), architecture=architecture, weights=weights)
+        return _as_built(_facts(_text_part(config), architecture=architecture, weights=weights), build)
     except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise Invalid(f"Model '{name}': its config.json lacks or misstates {error}.", param=f"models.{name}") from error
+
+
+def _as_built(facts: ModelFacts, build: ModelBuild | None) -> ModelFacts:
+    """With the layers of the build in place of a table's, and its stacks of experts in place of a formula."""
+    if build is None or not 0 < len(build.linear) <= MOST_LAYER_KINDS:
+        return facts
+    stacked = sum(prod(kind.shape) * kind.count for kind in build.experts)
+    experts = None if facts.experts is None else facts.experts.model_copy(update={"stacked": stacked})
+    return facts.model_copy(update={"linear": build.linear, "experts": experts})
 
 
 def weights_of(config: Any, tensors: Tensors, *, name: str) -> Weights:

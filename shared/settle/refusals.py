@@ -13,7 +13,8 @@ from shared.contract.methods import METHODS, Dimension, method_for, refuse_unsup
 from shared.contract.modules import HEADS, last
 from shared.contract.objectives import OBJECTIVES
 from shared.contract.parent_model import ParentModel
-from shared.contract.spec import BaseModelRef, GeneratedAnswers, Part, PublishBy
+from shared.contract.part import Part
+from shared.contract.spec import BaseModelRef, GeneratedAnswers, PublishBy
 from shared.settle import base_refusals, going_on
 from shared.settle.asked import Asked, refuse, shown
 from shared.settle.wishes import (

@@ -12,8 +12,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from shared.contract.base_facts import ModelFacts
 from shared.contract.families import BLIND_TO_POSITIONS
-from shared.contract.spec import ModelFacts
 
 # Bytes that a layer keeps of a token, for each unit of attention's width.
 _DELTA_RULE: Final = 91

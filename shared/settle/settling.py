@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from shared.contract.base_facts import ModelFacts
 from shared.contract.objectives import OBJECTIVES, ObjectiveFacts
-from shared.contract.spec import DataFacts, DeviceKind, MethodName, ModelFacts, Objective, Preset
+from shared.contract.spec import DataFacts, DeviceKind, MethodName, Objective, Preset
 from shared.settle.calibration import Measurement
 
 RESERVE: Final = 0.02  # of the device

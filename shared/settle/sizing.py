@@ -7,11 +7,14 @@ in docs/memory.md and bench/memory_estimates.py. All sizes are bytes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
+from shared.contract.base_facts import LayerKind, ModelFacts
 from shared.contract.methods import METHODS
 from shared.contract.modules import last
-from shared.contract.spec import DeviceKind, ModelFacts
+from shared.contract.spec import DeviceKind
 from shared.settle.expert_sizes import FEED_FORWARD, expert_adapter, expert_parameters
 from shared.settle.scans import scan_bytes
 from shared.settle.workload import BYTES, Workload, family
@@ -78,22 +81,22 @@ class Estimate:
         return sum(self.terms.values())
 
 
-@dataclass(frozen=True)
-class Linear:
-    """One kind of linear module of a decoder layer."""
+def linears(facts: ModelFacts) -> Sequence[LayerKind]:
+    """The linear layers of the language model by name and shape: as it is built, where it was built.
 
-    name: str
-    inputs: int
-    outputs: int
-
-
-def linears(facts: ModelFacts) -> list[Linear]:
-    """The linear modules of one decoder layer, with their shapes; Llama's for an unknown architecture.
-
-    Of a mixture of experts those of attention: experts are no linear modules.
+    Else those that the table of its architecture names, or Llama's. Of a mixture of experts those of attention then:
+    experts are no linear modules.
     """
-    h, ff = facts.hidden_size, facts.intermediate_size
-    q, kv = facts.num_attention_heads * facts.head_dim, facts.num_key_value_heads * facts.head_dim
+    if facts.linear is not None:
+        return facts.linear
+    attention = (facts.num_attention_heads * facts.head_dim, facts.num_key_value_heads * facts.head_dim)
+    sizes = (facts.hidden_size, facts.intermediate_size, *attention, facts.num_hidden_layers)
+    return _by_table(facts.architecture, sizes, mixture=facts.experts is not None)
+
+
+@lru_cache(maxsize=256)
+def _by_table(architecture: str, sizes: tuple[int, int, int, int, int], *, mixture: bool) -> tuple[LayerKind, ...]:
+    h, ff, q, kv, layers = sizes
     shapes: dict[str, list[tuple[int, int]]] = {
         **{name: [(h, q)] for name in ("q_proj",)},
         **{name: [(h, kv)] for name in ("k_proj", "v_proj")},
@@ -105,41 +108,56 @@ def linears(facts: ModelFacts) -> list[Linear]:
         # Qwen (first generation), GPT-2 and GPT-BigCode: one name for the attention's and the MLP's output.
         "c_proj": [(q, h), (ff, h)],
     }
-    if facts.architecture == "Starcoder2ForCausalLM":
+    if architecture == "Starcoder2ForCausalLM":
         shapes["c_proj"] = [(ff, h)]
-    every = [Linear(name, *shape) for name in family(facts).linear for shape in shapes[name]]
-    return every if facts.experts is None else [linear for linear in every if linear.name not in FEED_FORWARD]
+    return tuple(
+        LayerKind(name=name, inputs=inputs, outputs=outputs, count=layers, adapted=True)
+        for name in family(architecture).linear
+        for inputs, outputs in shapes[name]
+        if not (mixture and name in FEED_FORWARD)
+    )
 
 
 def adapter_parameters(work: Workload) -> int:
     """Trained values of the adapter: r·(in+out) per target, and DoRA's length per output."""
-    chosen = _targets(work)
-    per_layer = sum(work.r * (linear.inputs + linear.outputs) for linear in chosen)
-    magnitudes = sum(linear.outputs for linear in chosen) if METHODS[work.method].magnitude else 0
-    beside = (per_layer + magnitudes) * (work.layers or work.facts.num_hidden_layers)
-    return beside + (expert_adapter(work.facts, r=work.r) if work.target_modules == "experts" else 0)
+    lengths = 1 if METHODS[work.method].magnitude else 0
+    each = (kind.count * (work.r * kind.inputs + (work.r + lengths) * kind.outputs) for kind in _targets(work))
+    experts = expert_adapter(work.facts, r=work.r) if work.target_modules == "experts" else 0
+    return _of_chosen_layers(work, sum(each)) + experts
 
 
-def _targets(work: Workload) -> list[Linear]:
+def _of_chosen_layers(work: Workload, size: int) -> int:
+    """The share of `size`, that of all layers, which the adapted ones have."""
+    every = work.facts.num_hidden_layers
+    return -(-size * min(work.layers or every, every) // every)
+
+
+def _targets(work: Workload) -> list[LayerKind]:
     if not METHODS[work.method].adapter:
         return []
+    every = linears(work.facts)
+    adapted = [kind for kind in every if kind.adapted]
     if isinstance(work.target_modules, str):
-        return linears(work.facts)
+        return adapted
     names = {last(name) for name in work.target_modules}
-    targets = [linear for linear in linears(work.facts) if linear.name in names]
     # Names of an architecture that is not in the table: as if every linear module were meant, to be safe.
-    return targets or linears(work.facts)
+    return [kind for kind in every if kind.name in names] or adapted
 
 
 def estimate(work: Workload, *, stack: SoftwareStack | None = None) -> Estimate:
     """Peak bytes of one device while training; `stack` is our own trainer unless another is named."""
     stack = stack or OURS[work.device]
-    terms = {"process": stack.process, **_standing(work, stack=stack)}
+    terms = {"process": stack.process, **_standing(work, stack=stack), **_mask(work)}
     if work.shards > 1:
         terms["gathered layer"] = 2 * _weights(work, stack=stack) // work.facts.num_hidden_layers
         terms["gathered embeddings"] = BYTES[work.dtype] * _embeddings(work) if stack.adapter_whole else 0
     moving = _moving(work, stack=stack)
     return Estimate({**terms, **moving, "fragmentation": math.ceil(stack.gaps * sum(moving.values()))})
+
+
+def _mask(work: Workload) -> dict[str, int]:
+    """Which position sees which in a packed pass: one byte each, and two conditions that it is made of."""
+    return {"attention mask": 3 * work.tokens**2} if work.packed else {}
 
 
 def estimate_evaluation(work: Workload, *, stack: SoftwareStack | None = None) -> Estimate:
@@ -252,13 +270,17 @@ def _copy(work: Workload) -> int:
     """Frozen weights of the adapted modules in 16 bits."""
     if not work.keeps_copy:
         return 0
-    layers = work.layers or work.facts.num_hidden_layers
-    return BYTES["bfloat16"] * layers * sum(linear.inputs * linear.outputs for linear in _targets(work))
+    return _of_chosen_layers(work, BYTES["bfloat16"] * sum(map(_weight, _targets(work))))
 
 
 def quantizable_parameters(facts: ModelFacts) -> int:
-    """Weights inside the decoder's linear modules: what bitsandbytes stores in 4 bits."""
-    return facts.num_hidden_layers * sum(linear.inputs * linear.outputs for linear in linears(facts))
+    """Weights inside linear modules but the output layer: what bitsandbytes stores in 4 bits."""
+    return sum(map(_weight, linears(facts)))
+
+
+def _weight(kind: LayerKind) -> int:
+    """Values of the weights of all layers of a kind."""
+    return kind.inputs * kind.outputs * kind.count
 
 
 def _layer_bytes(work: Workload) -> int:
@@ -270,15 +292,16 @@ def _layer_bytes(work: Workload) -> int:
     facts, targets = work.facts, _targets(work)
     h, ff = facts.hidden_size, facts.intermediate_size
     q, kv = facts.num_attention_heads * facts.head_dim, facts.num_key_value_heads * facts.head_dim
-    everywhere = not METHODS[work.method].adapter or any(ff in (linear.inputs, linear.outputs) for linear in targets)
-    if family(facts).gated_mlp:
+    everywhere = not METHODS[work.method].adapter or any(ff in (kind.inputs, kind.outputs) for kind in targets)
+    if family(facts.architecture).gated_mlp:
         values = 10 * h + 4 * kv + 5 * ff if everywhere else 8 * h + 2 * q + 2 * kv + 3.5 * ff
     else:
         values = 3 * h + 2 * q + 2 * kv + 2 * ff if everywhere else h + 2 * q + 2 * kv + ff
     if METHODS[work.method].magnitude:
-        values += sum(linear.outputs for linear in targets)
+        values += sum(kind.outputs * kind.count for kind in targets) / facts.num_hidden_layers
     if work.lora_dropout > 0:
-        values += 1.5 * sum(linear.inputs for linear in targets)  # a copy and a one-byte mask
+        dropped = sum(kind.inputs * kind.count for kind in targets) / facts.num_hidden_layers
+        values += 1.5 * dropped  # a copy and a one-byte mask
     return math.ceil(BYTES[work.dtype] * values) + scan_bytes(facts)
 
 
@@ -299,4 +322,4 @@ def _dequantised(work: Workload) -> int:
 
 
 def largest_linear(facts: ModelFacts) -> int:
-    return max(linear.inputs * linear.outputs for linear in linears(facts))
+    return max((kind.inputs * kind.outputs for kind in linears(facts)), default=0)

@@ -8,8 +8,8 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from shared.contract.base_facts import ModelFacts
 from shared.contract.model_description import ModelDescription
-from shared.contract.spec import ModelFacts
 from shared.errors import NotFound
 from shared.settle.catalogue import SMOLLM2, Catalogue
 from shared.settle.wanted_models import HubAnswer

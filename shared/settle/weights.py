@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from shared.contract.spec import Part
+from shared.contract.part import Part
 from shared.errors import Invalid
 
 Tensors = Mapping[str, tuple[str, Sequence[int]]]  # name -> (type as the format writes it, shape)

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from shared.contract.base_facts import ModelFacts
 from shared.contract.methods import METHODS
 from shared.contract.modules import FAMILIES, Family, last
 from shared.contract.objectives import OBJECTIVES
 from shared.contract.passes import KEPT_SHARE, PACKED_TOKENS, is_packed
-from shared.contract.spec import DeviceKind, Dtype, JobSpec, MethodName, ModelFacts
+from shared.contract.spec import DeviceKind, Dtype, JobSpec, MethodName
 
 BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -39,6 +40,7 @@ class Workload:
         replicas: devices that hold a copy each (ddp), else 1.
         keeps_copy: frozen 4-bit weights are held in 16 bits as well.
         frozen_rank: of an adapter that stays as it is beside the one that trains.
+        packed: rows share a sequence.
     """
 
     facts: ModelFacts
@@ -60,6 +62,7 @@ class Workload:
     replicas: int = 1
     keeps_copy: bool = False
     frozen_rank: int = 0
+    packed: bool = False
     device: DeviceKind = "cuda"
 
     @property
@@ -68,9 +71,9 @@ class Workload:
         return self.micro_batch * self.length * self.rows
 
 
-def family(facts: ModelFacts) -> Family:
-    """The module table of the base's architecture; Llama's where it is not known."""
-    return FAMILIES.get(facts.architecture, FAMILIES["LlamaForCausalLM"])
+def family(architecture: str) -> Family:
+    """The module table of a base's architecture; Llama's where it is not known."""
+    return FAMILIES.get(architecture, FAMILIES["LlamaForCausalLM"])
 
 
 def keeps_copy(spec: JobSpec, *, device: DeviceKind, memory: int) -> bool:
@@ -116,6 +119,7 @@ def workload(spec: JobSpec, *, device: DeviceKind, memory: int) -> Workload:
         replicas=world if placement.strategy == "ddp" else 1,
         keeps_copy=keeps_copy(spec, device=device, memory=memory),
         frozen_rank=_frozen_rank(spec),
+        packed=packed,
         device=device,
     )
 
@@ -142,6 +146,6 @@ def _packed_length(spec: JobSpec, *, device: DeviceKind) -> int:
 
 def _saved_parameters(facts: ModelFacts, *, modules: Sequence[str]) -> int:
     """Values in modules that train whole; a module that is not known counts as an embedding."""
-    norms = sum(last(name) in family(facts).norms for name in modules)
+    norms = sum(last(name) in family(facts.architecture).norms for name in modules)
     wide = len(modules) - norms
     return wide * facts.vocab_size * facts.hidden_size + norms * facts.hidden_size * (facts.num_hidden_layers + 1)

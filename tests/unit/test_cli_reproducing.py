@@ -12,8 +12,9 @@ from safetensors.numpy import save_file
 from tunepool import likeness
 from tunepool.reproducing import Made, Reproduction, differences, request_of
 
+from shared.contract.base_facts import ModelFacts
 from shared.contract.job_request import CreateJob
-from shared.contract.spec import DataFacts, JobSpec, ModelFacts
+from shared.contract.spec import DataFacts, JobSpec
 from shared.settle.catalogue import SMOLLM2
 from shared.settle.refusals import check_request
 from shared.settle.resolve import resolve

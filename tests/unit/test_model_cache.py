@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.contract.spec import BaseModelRef, ModelFacts
+from shared.contract.base_facts import ModelFacts
+from shared.contract.spec import BaseModelRef
 from shared.errors import Invalid
 from shared.settings import Settings
 from shared.settle.catalogue import SMOLLM2, CatalogueEntry, local_folder

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.contract.base_facts import ModelFacts
 from shared.contract.job_request import CreateJob
-from shared.contract.spec import DataFacts, JobSpec, ModelFacts
+from shared.contract.spec import DataFacts, JobSpec
 from shared.errors import Invalid
 from shared.settle.catalogue import SMOLLM2
 from shared.settle.resolve import Resolution, resolve

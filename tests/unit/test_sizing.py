@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from bench import memory_by_method
 from bench.memory_estimates import LLAMA_2_7B, LLAMA_2_13B, LLAMA_2_70B, errors, points
+from shared.contract.base_facts import ModelFacts
 from shared.contract.merge_request import CombinationType
 from shared.contract.passes import KEPT_SHARE
-from shared.contract.spec import Adapter, DeviceKind, ModelFacts
+from shared.contract.spec import Adapter, DeviceKind
 from shared.settle.calibration import Calibration, Measurement, bucket, calibrate
 from shared.settle.catalogue import SMOLLM2
 from shared.settle.product_memory import estimate_combination, estimate_merge

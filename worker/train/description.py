@@ -20,8 +20,9 @@ if __name__ == "__main__":
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from shared.contract.base_facts import LayerKind
 from shared.contract.events import EXIT_DONE, TemplateAbilities
-from shared.contract.model_description import DescriptionSpec, ExpertKind, LayerKind, ModelBuild, ModelDescription
+from shared.contract.model_description import DescriptionSpec, ExpertKind, ModelBuild, ModelDescription
 from shared.contract.modules import last
 from worker.train.chat import ChatTemplate
 from worker.train.targets import adaptable, expert_tensors, linear_modules, parts_beside
