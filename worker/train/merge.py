@@ -24,6 +24,7 @@ from shared.errors import Invalid
 from worker.train.base_model import expanding, four_bit, keeps_layout
 from worker.train.export import forget_this_host, library_versions
 from worker.train.product import make_product
+from worker.train.rounding import round_to_4_bits
 from worker.train.tokenizer import load_tokenizer
 
 
@@ -65,23 +66,9 @@ def _published_base(spec: MergeSpec) -> Any:
 
 def _dequantized_base(spec: MergeSpec) -> Any:
     """The base as a QLoRA run saw it: rounded to 4 bits and expanded (peft#2105, peft#2321)."""
-    model = AutoModelForCausalLM.from_pretrained(
-        spec.base_model_path,
-        dtype="auto",
-        quantization_config=four_bit(spec.job.quantization),
-        device_map={"": "cpu"},
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-    )
-    plain = model.dequantize(dtype=model.dtype)
-    # A saved directory must read as a plain model: transformers goes by these to call it quantised.
-    plain.is_quantized = plain.is_loaded_in_4bit = False
-    plain.hf_quantizer = None
-    for holder in (plain, plain.config):
-        if hasattr(holder, "quantization_config"):
-            del holder.quantization_config
-    return plain
+    model = _published_base(spec)
+    round_to_4_bits(model, four_bit(spec.job.quantization))
+    return model
 
 
 LOADERS = {"base": _published_base, "dequantized": _dequantized_base}
