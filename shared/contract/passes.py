@@ -7,11 +7,11 @@ from typing import Final
 from shared.contract.objectives import OBJECTIVES
 from shared.contract.spec import DeviceKind, JobSpec
 
-# Each forward pass has a cost that does not depend on its tokens, and activations take memory for each of them. On a
-# CPU rows attend apart (worker/train/row_attention.py), so what limits a pack is memory. Measured on 2 cores with a
-# 135M model: packs of 1,024 take 1 GiB more than packs of 512. On CUDA a dense mask costs memory only (4,096: 32 MB).
-# A longer row has a pass to itself.
-PACKED_TOKENS: Final[dict[DeviceKind, int]] = {"cpu": 1024, "cuda": 4096}
+# Each forward pass has a cost that does not depend on its tokens, and activations take memory for each of them.
+# Rows attend apart (worker/train/row_attention.py), so what limits a pack is memory. Measured on 2 cores with a 135M
+# model: packs of 1,024 take 1 GiB more than packs of 512. On CUDA a mask is made all the same, for layers that need
+# one, and its square bounds a pass (8,192: 200 MB while it is made). A longer row has a pass to itself.
+PACKED_TOKENS: Final[dict[DeviceKind, int]] = {"cpu": 1024, "cuda": 8192}
 
 # Of a CPU's memory, for frozen 4-bit weights in 16 bits too (worker/train/fused_lora.py): half of what the plan leaves
 # free.

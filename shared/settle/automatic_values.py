@@ -179,12 +179,15 @@ def _learning_rate(s: Settling) -> tuple[float, str]:
 
 
 def _optim(s: Settling) -> tuple[str, str]:
-    optim = METHODS[s.method].optim
+    method = METHODS[s.method]
+    optim = method.optim
     if s.device.kind == "cpu" and METHODS[s.method].adapter:
         return (
             "adamw_torch",
             "a CPU has nothing to page to, and 8-bit moments of a small adapter cost more than they save",
         )
+    if method.quantized and s.settled["adapter.modules_to_save"]:
+        return "paged_adamw_8bit", "modules_to_save train whole: 8-bit moments, paged to the host when room is needed"
     if optim == "adamw_torch":
         return optim, "an adapter's optimizer state is small: exact moments cost little"
     return optim, "8-bit moments, paged to the host when a long row needs the room"

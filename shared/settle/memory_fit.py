@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from shared.contract.methods import METHODS
+from shared.contract.passes import PACKED_TOKENS
 from shared.contract.spec import JobSpec
 from shared.settle.automatic_values import constant, up_to_64
 from shared.settle.calibration import Calibration, Measurement, calibrate
@@ -26,7 +28,8 @@ def calibration(work: Workload, *, spec: JobSpec, measurements: Sequence[Measure
     )
 
 
-# Tokens in one forward pass beyond which larger passes bring nothing; on a CPU they fall out of its caches.
+# Tokens in one forward pass of padded rows beyond which larger passes bring nothing; on a CPU they fall out of its
+# caches.
 _FULL_PASS_TOKENS: Final = {"cuda": 16_384, "cpu": 1024}
 
 
@@ -57,9 +60,11 @@ def fit(settling: Settling, build: Callable[[], JobSpec]) -> None:
 
 
 def _micro_reason(settling: Settling) -> str:
-    if settling.settled["training.packing"]:
-        return "one packed sequence per pass, as attention masks grow with its square"
-    return "the largest useful pass that fits"
+    if not settling.settled["training.packing"]:
+        return "the largest useful pass that fits"
+    length = settling.settled["training.max_length"]
+    tokens = settling.settled["training.per_device_train_batch_size"] * length
+    return f"packed passes of up to {tokens:,} tokens"
 
 
 def _fits_somehow(settling: Settling, build: Callable[[], JobSpec]) -> bool:
@@ -86,14 +91,19 @@ def _sure(settling: Settling, build: Callable[[], JobSpec]) -> str:
 
 
 def _micro_batches(settling: Settling) -> list[int]:
-    """Divisors of a device's share of a step, largest first, that do not exceed a full pass."""
+    """Divisors of a device's share of a step, largest first, that do not exceed a full pass.
+
+    Packed, a row stands for max_length tokens: as many as hold the share, however they are spread over its rows.
+    """
     share = max(1, settling.settled["training.batch_size"] // settling.world)
-    if settling.settled["training.packing"]:
-        return [1]
+    kind, length = settling.device.kind, settling.settled["training.max_length"]
     mean = row_tokens(settling.data.mean_characters, per_token=CHARACTERS_PER_TOKEN)
-    typical = min(mean, settling.settled["training.max_length"])
-    most = max(1, _FULL_PASS_TOKENS[settling.device.kind] // typical)
-    return [rows for rows in range(share, 0, -1) if share % rows == 0 and rows <= most]
+    typical = min(mean, length)
+    if settling.settled["training.packing"]:
+        most = min(PACKED_TOKENS[kind] // length, math.ceil(share * typical / length))
+    else:
+        most = _FULL_PASS_TOKENS[kind] // typical
+    return [rows for rows in range(share, 0, -1) if share % rows == 0 and rows <= max(1, most)]
 
 
 def _spread(settling: Settling) -> bool:

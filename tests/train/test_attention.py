@@ -20,23 +20,24 @@ from transformers import (
 
 from shared.contract.events import EXIT_DONE, EXIT_USER_FAULT
 from shared.contract.families import BLIND_TO_POSITIONS
-from shared.contract.spec import AttemptSpec
+from shared.contract.spec import AttemptSpec, DeviceKind
 from tests.train.families import make_family
 from tests.train.tiny import chat_rows, losses, make_spec, run
-from worker.train import row_leak
+from worker.train import row_attention, row_leak
 from worker.train.attention import attention_for
 from worker.train.base_model import load_model
+from worker.train.objectives.supervised import row_starts
 from worker.train.sequence_state import carries_state, packed_only_apart
 
 pytestmark = pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match:RuntimeWarning")
 
 
 def test_attention_is_chosen_by_what_the_class_computes() -> None:
-    assert attention_for(LlamaConfig(), device="cuda") == "sdpa"
-    assert attention_for(LlamaConfig(), device="cpu") == "row_wise_sdpa"
+    devices: tuple[DeviceKind, ...] = ("cpu", "cuda")
+    assert {attention_for(LlamaConfig(), device=device) for device in devices} == {"row_wise_sdpa"}
+    assert {attention_for(DeepseekV32Config(), device=device) for device in devices} == {"sdpa"}
     assert attention_for(Gemma2Config(), device="cuda") == "flex_attention"
     assert attention_for(Gemma2Config(), device="cpu") == "eager"
-    assert attention_for(DeepseekV32Config(), device="cpu") == "sdpa"
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gpt_oss", "deepseek_v32"])
@@ -96,6 +97,31 @@ def test_families_whose_packed_rows_stay_apart_pass_the_try(family: str, tmp_pat
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation=implementation)
 
     assert row_leak.leak_between_rows(model) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gemma3_text", "llama4_text", "cohere2", "falcon_h1"])
+def test_the_road_of_a_gpu_gives_packed_rows_what_they_have_alone(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows below and above the window of 64 that some of these have; torch's own kernel row by row, as on CUDA."""
+    monkeypatch.setattr(row_attention, "BY_ROW", {})
+    base = make_family(tmp_path, family, initializer_range=0.5)
+    name = attention_for(AutoConfig.from_pretrained(base), device="cuda")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation=name).eval()
+    if carries_state(model) is not None:
+        pytest.skip("its rows are never packed")
+    ids = [torch.randint(4, 200, (1, length)) for length in (40, 100, 7)]
+
+    def logits(*rows: torch.Tensor) -> torch.Tensor:
+        positions = torch.cat([torch.arange(row.shape[1]) for row in rows])[None]
+        apart = {row_attention.ROW_STARTS: row_starts(positions)}
+        with torch.no_grad():
+            return model(torch.cat(rows, dim=1), position_ids=positions, use_cache=False, **apart).logits[0]
+
+    alone = torch.cat([logits(row) for row in ids])
+    torch.testing.assert_close(logits(*ids), alone, atol=1e-4, rtol=1e-4)
+    monkeypatch.setattr(row_attention, "_longest", lambda *_given: 0)  # by the mask alone
+    torch.testing.assert_close(logits(*ids), alone, atol=1e-4, rtol=1e-4)
 
 
 def test_every_family_that_masks_without_positions_is_listed() -> None:

@@ -1,4 +1,4 @@
-"""The CPU's own LoRA layer must be PEFT's, only faster."""
+"""Our own LoRA layer must be PEFT's, only faster."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from peft.tuners.lora.bnb import Linear4bit
 
 from shared.contract.spec import AttemptSpec
+from tests.train.families import make_family
 from tests.train.tiny import make_spec
 from worker.train.base_model import load_model
 from worker.train.fused_lora import FusedLinear4bit, KeptLinear4bit
@@ -61,6 +62,25 @@ def test_values_and_gradients_are_those_of_pefts_layer(
 
     for one, other in zip(ours, pefts, strict=True):
         # bfloat16 rounds once here and after every operation there.
+        assert (one - other).norm() < 0.01 * other.norm()
+
+
+def test_the_frozen_bias_of_a_base_is_added_as_pefts_layer_adds_it(tmp_path: Path) -> None:
+    base = make_family(tmp_path, "qwen2")
+    network = adapted(tmp_path, base)
+    layers = (module for module in network.modules() if isinstance(module, FusedLinear4bit))
+    layer = next(layer for layer in layers if layer.base_layer.bias is not None)
+    torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.05)
+    torch.nn.init.normal_(layer.base_layer.bias)
+
+    ours = outcome(layer, layer)
+    pefts = outcome(layer, lambda x: Linear4bit.forward(layer, x))
+
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer._plain_adapter(torch.zeros(1, 1, layer.in_features, dtype=torch.bfloat16)) == "default"
+        layer.base_layer.bias.requires_grad_(requires_grad=True)  # it learns: its gradient is PEFT's to find
+        assert layer._plain_adapter(torch.zeros(1, 1, layer.in_features, dtype=torch.bfloat16)) is None
+    for one, other in zip(ours, pefts, strict=True):
         assert (one - other).norm() < 0.01 * other.norm()
 
 

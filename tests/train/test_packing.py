@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -64,8 +66,20 @@ def test_no_token_attends_to_another_row_of_its_sequence(model: Path, attention:
     torch.testing.assert_close(logits(first, second)[9:], logits(second), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("more", [{}, {"sliding_window": 4}], ids=["causal", "with a window"])
-def test_attention_row_by_row_is_the_masked_one_with_the_same_gradients(more: dict[str, int]) -> None:
+MORE: dict[str, dict[str, int]] = {
+    "causal": {},
+    "with a window that hides tokens": {"sliding_window": 4},
+    "with a window that hides none": {"sliding_window": 12},
+}
+
+
+@pytest.mark.parametrize("road", [row_attention.by_products, row_attention.by_kernel])
+@pytest.mark.parametrize("more", MORE.values(), ids=MORE)
+def test_attention_row_by_row_is_the_masked_one_with_the_same_gradients(
+    monkeypatch: pytest.MonkeyPatch, more: dict[str, int], road: Any
+) -> None:
+    by_row = Mock(side_effect=road)
+    monkeypatch.setattr(row_attention, "BY_ROW", {"cpu": by_row})
     torch.manual_seed(5)
     lengths, heads = [5, 1, 12, 7], 4
     queries, keys, values = (
@@ -85,6 +99,7 @@ def test_attention_row_by_row_is_the_masked_one_with_the_same_gradients(more: di
 
     for apart, masked in zip(*outcomes, strict=True):
         torch.testing.assert_close(apart, masked, rtol=1e-4, atol=1e-5)
+    assert by_row.call_count == (0 if more.get("sliding_window") == 4 else 1)
 
 
 def test_packed_and_unpacked_runs_follow_the_same_curve(model: Path, tmp_path: Path) -> None:

@@ -38,6 +38,12 @@ def test_packed_passes_have_fewer_tokens_before_activations_are_recomputed() -> 
     assert climbed_down(packed, kind="cpu") == [{"pass_tokens": 512}, RECOMPUTED]
 
 
+def test_a_packed_pass_of_several_lengths_has_fewer_tokens_and_not_fewer_rows() -> None:
+    packed = spec(packing=True, per_device_train_batch_size=4, max_length=1024)
+
+    assert climbed_down(packed) == [{"pass_tokens": 2048}, {"pass_tokens": 1024}, {"pass_tokens": 512}, RECOMPUTED]
+
+
 def test_a_pass_is_not_asked_to_be_shorter_than_the_longest_row() -> None:
     packed = spec(packing=True, per_device_train_batch_size=1, max_length=2048, longest=1_000_000)
 

@@ -25,18 +25,19 @@ class Rung:
 def lower(
     spec: JobSpec, *, kind: DeviceKind, micro_batch_size: int, gradient_checkpointing: bool, pass_tokens: int | None
 ) -> Rung | None:
-    """Half the rows of a pass, then half its packed tokens, then recomputed activations; None: there is no less.
+    """Half the rows of a pass, or half its packed tokens, then recomputed activations; None: there is no less.
 
     Args:
         pass_tokens: bound of the packed tokens of a pass that an earlier rung has set.
     """
-    if micro_batch_size > 1:
+    packed = is_packed(spec)
+    if micro_batch_size > 1 and not packed:
         half = micro_batch_size // 2
         words = f"Out of memory with {micro_batch_size} rows a pass; trying again with {half}."
         return Rung(words, {"micro_batch_size": half})
-    tokens = pass_tokens or min(spec.training.max_length, PACKED_TOKENS[kind])
+    tokens = pass_tokens or min(micro_batch_size * spec.training.max_length, PACKED_TOKENS[kind])
     fewer = max(tokens // 2, _longest_row(spec), LEAST_TOKENS)
-    if is_packed(spec) and fewer < tokens:
+    if packed and fewer < tokens:
         words = f"Out of memory with {tokens:,} packed tokens a pass; trying again with {fewer:,}."
         return Rung(words, {"pass_tokens": fewer})
     if not gradient_checkpointing:

@@ -27,12 +27,12 @@ _ASKS_FOR_NAMES: Final = re.compile(r"_attn_implementation (==|in) [^\n]*[\"']sd
 def attention_for(config: Any, *, device: DeviceKind) -> str:
     """The name to load a model of `config` with.
 
-    Rows attend apart on a CPU in every family that lets attention be chosen by name. `flex_attention` has no backward
+    Packed rows attend apart in every family that lets attention be chosen by name. `flex_attention` has no backward
     pass on a CPU (torch 2.13), so there it is no choice.
     """
     family = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if family is None or family._supports_sdpa:
-        apart = device == "cpu" and family is not None and family.is_backend_compatible() and not asks_for_names(family)
+        apart = family is not None and family.is_backend_compatible() and not asks_for_names(family)
         return row_attention.register() if apart else "sdpa"
     return "flex_attention" if device == "cuda" and family._supports_flex_attn else EAGER
 

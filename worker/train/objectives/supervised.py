@@ -122,7 +122,8 @@ class SupervisedObjective(Separable):
         # SFTTrainer.compute_loss writes into the dict it is given.
         inputs = {name: value.to(self._spec.device) for name, value in batch.inputs.items()}
         if "position_ids" in inputs and self.trainer.model.config._attn_implementation == row_attention.NAME:
-            inputs[row_attention.ROW_STARTS] = row_starts(inputs["position_ids"])
+            # On the host: each layer reads the rows' lengths, and must not wait for the device to do so.
+            inputs[row_attention.ROW_STARTS] = row_starts(batch.inputs["position_ids"])
         # Under autocast every product rounds its inputs to bfloat16 or float16. PEFT raises them to the adapter's
         # float32 before, which changes no bit and copies each layer's activations twice.
         with disable_input_dtype_casting(self.trainer.model, active=self._narrow):
