@@ -114,6 +114,7 @@ Dimension = Literal[
     "patterns",
     "saved",
     "experts",
+    "packed_experts",
     "dropout",
     "layers",
     "generate",
@@ -253,6 +254,16 @@ UNSUPPORTED: tuple[Refusal, ...] = (
         {"experts": _of("true"), "strategy": _of("fsdp")},
         "tunepool.placement.strategy",
         "the adapter is added to whole stacks of experts and fsdp shards them; use ddp, or all-linear",
+    ),
+    Refusal(
+        {"experts": _of("true"), "packed_experts": _of("true")},
+        "tunepool.quantization.load_experts_in_4bit",
+        "the adapter is added to experts in 16 bits; use false, or all-linear",
+    ),
+    Refusal(
+        {"packed_experts": _of("true"), "strategy": _of("fsdp")},
+        "tunepool.quantization.load_experts_in_4bit",
+        "fsdp spreads experts as they are published; use false, or ddp",
     ),
     Refusal(
         {"generate": _of("true"), "strategy": _of("fsdp")},

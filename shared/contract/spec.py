@@ -78,6 +78,9 @@ class Quantization(Part):
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
     bnb_4bit_use_double_quant: bool = True
     bnb_4bit_compute_dtype: Dtype = "bfloat16"
+    load_experts_in_4bit: bool = Field(
+        default=False, description="Stacks of experts as well, which bitsandbytes leaves as they are."
+    )
     dequantize: bool = Field(default=False, description="Expand an MXFP4 or FP8 base to 16 bits as it is loaded.")
 
 

@@ -230,6 +230,7 @@ RULES: Final[dict[str, Callable[[Settling], tuple[Any, str]]]] = {
     "placement.allow_cpu": constant(value=False, reason="a job settled for a GPU takes many times as long on a CPU"),
     "training.dtype": _dtype,
     "quantization.load_in_4bit": _four_bit,
+    "quantization.load_experts_in_4bit": constant(value=False, reason="experts are used as published where they fit"),
     "quantization.bnb_4bit_quant_type": constant("nf4", "fits normally distributed weights best"),
     "quantization.bnb_4bit_use_double_quant": constant(value=True, reason="saves 0.37 bits per parameter at no loss"),
     "quantization.bnb_4bit_compute_dtype": _compute_dtype,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from shared.contract.families import CAUSAL_WRAPPERS, EXPANDABLE, HALVED, WHOLE_ONLY, WHOLE_ONLY_REASON
 from shared.contract.methods import METHODS, with_other_weights
 from shared.settle.asked import Asked, refuse
+from shared.settle.expert_sizes import may_pack_experts
 from shared.settle.sizing import GIB
 
 
@@ -44,6 +45,13 @@ def check_experts(asked: Asked) -> None:
     if targets == "experts" and asked.facts.experts is None:
         why = f"{asked.base_name} has no experts that its config.json names; use all-linear"
         refuse("tunepool.adapter.target_modules", targets, why)
+
+
+def check_packed_experts(asked: Asked) -> None:
+    packed, param = asked.get("quantization.load_experts_in_4bit", False), "tunepool.quantization.load_experts_in_4bit"
+    if packed and not may_pack_experts(asked.facts):
+        why = f"{asked.base_name} has no stacks of experts that were seen when it was looked up, or too large ones"
+        refuse(param, packed, f"{why}; drop it")
 
 
 def check_four_bits(asked: Asked) -> None:

@@ -21,10 +21,15 @@ def _of_experts(spec: JobSpec) -> Iterator[str]:
     values = expert_parameters(facts)
     if not values or not method.adapter:
         return
-    if method.quantized:
+    if spec.quantization.load_experts_in_4bit:
+        yield (
+            f"The experts are in 4 bits too, {values / 2 / GIB:.1f} GiB and their scales: each pass expands those of "
+            "the layer that it is in, which takes time."
+        )
+    elif method.quantized:
         yield (
             f"The experts stay in 16 bits, {2 * values / GIB:.1f} GiB: bitsandbytes quantises linear modules only, and "
-            "the experts of a mixture are none."
+            "the experts of a mixture are none. quantization.load_experts_in_4bit stores them in 4 bits."
         )
     if adapter.target_modules != "experts":
         yield f"{frozen_experts(values)} {HOW_TO_ADAPT_EXPERTS}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from shared.contract.base_facts import ModelFacts
 
 # Feed-forward layers of a decoder layer without experts; a mixture has none of them as linear modules in general.
@@ -15,6 +17,18 @@ def expert_parameters(facts: ModelFacts) -> int:
         return 0
     reckoned = experts.layers * experts.count * 3 * facts.hidden_size * experts.width
     return min(reckoned if experts.stacked is None else experts.stacked, facts.parameters)
+
+
+# What bitsandbytes 0.50 counts in 32 bits: values of one tensor.
+_MOST_IN_A_STACK: Final = 2**31
+
+
+def may_pack_experts(facts: ModelFacts) -> bool:
+    """Whether the model as it is built has stacks of experts, each small enough to be quantised."""
+    experts = facts.experts
+    if experts is None or not experts.stacked:
+        return False
+    return experts.count * 2 * experts.width * facts.hidden_size < _MOST_IN_A_STACK
 
 
 def expert_adapter(facts: ModelFacts, *, r: int) -> int:

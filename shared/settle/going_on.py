@@ -113,6 +113,7 @@ def inherited(wished: Mapping[str, Any], parent: ParentModel) -> dict[str, Any]:
     }
     if METHODS[method].quantized and METHODS[spec.adapter.method].quantized:
         values["quantization.bnb_4bit_quant_type"] = spec.quantization.bnb_4bit_quant_type
+        values["quantization.load_experts_in_4bit"] = spec.quantization.load_experts_in_4bit
         values["quantization.bnb_4bit_use_double_quant"] = spec.quantization.bnb_4bit_use_double_quant
     if METHODS[method].adapter and METHODS[spec.adapter.method].adapter:
         shape = published_shape(spec)

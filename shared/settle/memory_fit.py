@@ -11,6 +11,7 @@ from shared.contract.passes import PACKED_TOKENS
 from shared.contract.spec import JobSpec
 from shared.settle.automatic_values import constant, up_to_64
 from shared.settle.calibration import Calibration, Measurement, calibrate
+from shared.settle.expert_sizes import may_pack_experts
 from shared.settle.settling import Settling
 from shared.settle.sizing import GIB, Estimate, estimate, estimate_evaluation
 from shared.settle.workload import CHARACTERS_PER_TOKEN, Workload, row_tokens, workload
@@ -33,15 +34,18 @@ def calibration(work: Workload, *, spec: JobSpec, measurements: Sequence[Measure
 _FULL_PASS_TOKENS: Final = {"cuda": 16_384, "cpu": 1024}
 
 
+_EXPERTS: Final = "quantization.load_experts_in_4bit"
+
+
 def fit(settling: Settling, build: Callable[[], JobSpec]) -> None:
     """Settle micro-batch and checkpointing as the fastest that fits.
 
-    If nothing does, the base is spread over the job's devices, and rows are shortened last.
+    If nothing does, experts go into 4 bits, then the base is spread over the devices, and rows are shortened last.
     """
     micro, checkpointing = "training.per_device_train_batch_size", "training.gradient_checkpointing"
     settling.settle(micro, constant(1, ""))
     settling.settle(checkpointing, constant(value=False, reason=""))
-    while not _fits_somehow(settling, build) and (_spread(settling) or _shorten(settling)):
+    while not _fits_somehow(settling, build) and (_pack_experts(settling) or _spread(settling) or _shorten(settling)):
         pass
     size = "within" if _bytes(settling, build) <= settling.device.budget else "more than"
     room = (
@@ -106,6 +110,16 @@ def _micro_batches(settling: Settling) -> list[int]:
     return [rows for rows in range(share, 0, -1) if share % rows == 0 and rows <= max(1, most)]
 
 
+def _pack_experts(settling: Settling) -> bool:
+    """Have the experts of a 4-bit base in 4 bits too; False when that is not ours to do, or done already."""
+    ours = _EXPERTS in settling.reasons and not settling.settled[_EXPERTS]
+    whole = settling.settled["adapter.target_modules"] == "experts" or settling.settled["placement.strategy"] == "fsdp"
+    if not ours or whole or not may_pack_experts(settling.facts) or not METHODS[settling.method].quantized:
+        return False
+    settling.change(_EXPERTS, value=True, reason="in 16 bits the experts do not fit the device")
+    return True
+
+
 def _spread(settling: Settling) -> bool:
     """Change an automatic ddp to fsdp, where the method can; False when that is not ours to do, or done already."""
     name = "placement.strategy"
@@ -113,6 +127,10 @@ def _spread(settling: Settling) -> bool:
     ours = name in settling.reasons and settling.settled[name] == "ddp"
     if not ours or not method.adapter or method.magnitude:  # DoRA reads whole matrices, full has nothing frozen
         return False
+    if settling.settled[_EXPERTS]:
+        if _EXPERTS not in settling.reasons:
+            return False
+        settling.change(_EXPERTS, value=False, reason="fsdp spreads experts as they are published")
     settling.change(name, "fsdp", "a copy of the base does not fit each device, so it is spread over them")
     return True
 

@@ -200,7 +200,7 @@ def _whole_scales(work: Workload) -> int:
     """
     if work.shards == 1 or not METHODS[work.method].quantized:
         return 0
-    scale = (FOUR_BIT_DOUBLE if work.double_quant else FOUR_BIT) - 0.5
+    scale = _narrow(work) - 0.5
     packed = min(quantizable_parameters(work.facts), work.facts.parameters)
     return math.ceil(scale * packed * (1 - 1 / work.shards))
 
@@ -208,7 +208,7 @@ def _whole_scales(work: Workload) -> int:
 def _moving(work: Workload, *, stack: SoftwareStack) -> dict[str, int]:
     """Bytes that come and go within a step, at the moment when there are most of them."""
     layer, logits = work.tokens * _layer_bytes(work), _logits(work, stack=stack)
-    layers, single = work.facts.num_hidden_layers, {"dequantised weight": _dequantised(work)} | _adapted_experts(work)
+    layers, single = work.facts.num_hidden_layers, {"dequantised weight": _dequantised(work)} | _written_experts(work)
     if not work.gradient_checkpointing:
         return {"activations": layer * layers, "logits": logits, **single}
     # The logits are gone when the first layer is recomputed: the larger of the two counts.
@@ -216,17 +216,18 @@ def _moving(work: Workload, *, stack: SoftwareStack) -> dict[str, int]:
     return {"activations": inputs, "logits or one layer": max(layer, logits), **single}
 
 
-def _adapted_experts(work: Workload) -> dict[str, int]:
+def _written_experts(work: Workload) -> dict[str, int]:
     """Expert stacks with the adapter added, which PEFT writes for each pass, and the gradient of one layer's.
 
-    Those of all layers wait for the backward pass, unless they are recomputed.
+    Or stacks in 4 bits, expanded for each pass. Those of all layers wait for the backward pass, unless recomputed.
     """
     experts = work.facts.experts
-    if work.target_modules != "experts" or experts is None:
+    adapted = work.target_modules == "experts"
+    if experts is None or not (adapted or work.packed_experts):
         return {}
     one_layer = BYTES[work.dtype] * expert_parameters(work.facts) // experts.layers
     kept = 1 if work.gradient_checkpointing else experts.layers
-    return {"adapted experts": one_layer * (kept + 1)}
+    return {"adapted experts": one_layer * (kept + 1)} if adapted else {"expanded experts": one_layer * kept}
 
 
 def trained_parameters(work: Workload) -> int:
@@ -236,7 +237,7 @@ def trained_parameters(work: Workload) -> int:
 
 
 def _weights_and_experts(work: Workload, *, stack: SoftwareStack) -> dict[str, int]:
-    """The base's weights; frozen experts apart, since they stay in 16 bits on a 4-bit base too.
+    """The base's weights; frozen experts apart, since they stay in 16 bits on a 4-bit base too unless asked otherwise.
 
     bitsandbytes quantises linear modules, and experts are tensors of their own in transformers 5.
     """
@@ -244,8 +245,15 @@ def _weights_and_experts(work: Workload, *, stack: SoftwareStack) -> dict[str, i
     if work.facts.experts is None or not METHODS[work.method].adapter:
         return {"weights": whole}
     experts = BYTES[work.dtype] * expert_parameters(work.facts)
-    name = "experts in 16 bits" if BYTES[work.dtype] == 2 else "experts in 32 bits"
-    return {"weights": max(0, whole - experts), name: experts}
+    rest = max(0, whole - experts)
+    if work.packed_experts:
+        return {"weights": rest, "experts in 4 bits": math.ceil(_narrow(work) * expert_parameters(work.facts))}
+    return {"weights": rest, "experts in 16 bits" if BYTES[work.dtype] == 2 else "experts in 32 bits": experts}
+
+
+def _narrow(work: Workload) -> float:
+    """Bytes of a value in 4 bits, with its share of the scales."""
+    return FOUR_BIT_DOUBLE if work.double_quant else FOUR_BIT
 
 
 def _weights(work: Workload, *, stack: SoftwareStack) -> int:
@@ -257,8 +265,7 @@ def _weights(work: Workload, *, stack: SoftwareStack) -> int:
     if not METHODS[work.method].quantized:
         return wide * parameters + widened
     packed = min(quantizable_parameters(work.facts), parameters)
-    narrow = FOUR_BIT_DOUBLE if work.double_quant else FOUR_BIT
-    return math.ceil(packed * narrow + (parameters - packed) * wide) + widened
+    return math.ceil(packed * _narrow(work) + (parameters - packed) * wide) + widened
 
 
 def _embeddings(work: Workload) -> int:

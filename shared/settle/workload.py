@@ -41,6 +41,7 @@ class Workload:
         keeps_copy: frozen 4-bit weights are held in 16 bits as well.
         frozen_rank: of an adapter that stays as it is beside the one that trains.
         packed: rows share a sequence.
+        packed_experts: stacks of experts are stored in 4 bits.
     """
 
     facts: ModelFacts
@@ -63,6 +64,7 @@ class Workload:
     keeps_copy: bool = False
     frozen_rank: int = 0
     packed: bool = False
+    packed_experts: bool = False
     device: DeviceKind = "cuda"
 
     @property
@@ -120,6 +122,7 @@ def workload(spec: JobSpec, *, device: DeviceKind, memory: int) -> Workload:
         keeps_copy=keeps_copy(spec, device=device, memory=memory),
         frozen_rank=_frozen_rank(spec),
         packed=packed,
+        packed_experts=spec.quantization.load_experts_in_4bit,
         device=device,
     )
 

@@ -24,7 +24,7 @@ from shared.contract.families import CAUSAL_WRAPPERS
 from shared.settle.model_facts import facts_of
 from tests.train.families import make_config, make_family
 from tests.train.tiny import chat_rows, make_spec, run
-from worker.train.targets import expert_tensors, parts_beside
+from worker.train.targets import expert_stacks, parts_beside
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # upstream's remarks on tiny models
 
@@ -162,10 +162,10 @@ def test_stacks_of_experts_are_seen_by_their_shape_and_place(tmp_path: Path) -> 
     base = make_family(tmp_path, "nemotron_h")
     facts = json.loads((base / "config.json").read_text(encoding="utf-8"))
 
-    stacks = expert_tensors(AutoModelForCausalLM.from_pretrained(base))
+    stacks = expert_stacks(AutoModelForCausalLM.from_pretrained(base))
 
     assert {path.rsplit(".", 1)[-1] for path in stacks} == {"up_proj", "down_proj"}
-    assert {len(tensor) for tensor in stacks.values()} == {facts["n_routed_experts"]}
+    assert {shape[0] for shape in stacks.values()} == {facts["n_routed_experts"]}
 
 
 def test_the_page_of_families_has_a_right_line_for_each() -> None:

@@ -24,7 +24,7 @@ from tests.train.families import FAMILIES, WRAPPERS, make_config
 from worker.train.base_model import four_bit
 from worker.train.description import built
 from worker.train.methods import lora_config, trainable
-from worker.train.targets import expert_tensors, linear_modules, targets_of
+from worker.train.targets import expert_stacks, linear_modules, targets_of
 
 EVERY = sorted(FAMILIES | WRAPPERS)
 
@@ -63,7 +63,7 @@ def test_what_is_stored_in_4_bits_is_what_is_reckoned_so_and_experts_are_not(tmp
     facts = facts_as_built(tmp_path, family)
     model = on_meta(tmp_path)
     whole = {path: module.weight.numel() for path, module in linear_modules(model).items()}
-    stacks = sum(tensor.numel() for tensor in expert_tensors(model).values())
+    stacks = sum(shape.numel() for shape in expert_stacks(model).values())
 
     quantizer = AutoHfQuantizer.from_config(four_bit(Quantization()))
     quantizer.preprocess_model(model, device_map={"": "cpu"})

@@ -6,15 +6,21 @@ from typing import Any
 
 import pytest
 
+from shared.contract.base_facts import ModelFacts
 from shared.contract.job_request import CreateJob
-from shared.contract.spec import Adapter, BaseModelRef, JobSpec, Quantization
+from shared.contract.spec import Adapter, BaseModelRef, DataFacts, JobSpec, Quantization
 from shared.errors import Invalid
+from shared.settle.calibration import Calibration
 from shared.settle.catalogue import SMOLLM2
 from shared.settle.cautions import cautions
 from shared.settle.expert_sizes import expert_adapter, expert_parameters
+from shared.settle.memory_fit import peak
 from shared.settle.model_facts import facts_of
 from shared.settle.refusals import check_request
+from shared.settle.resolve import resolve
+from shared.settle.settling import DeviceFacts
 from shared.settle.sizing import Workload, estimate
+from shared.settle.workload import workload
 from tests.factories import make_spec
 
 # As published; only what sizes are reckoned from.
@@ -188,3 +194,63 @@ def test_a_settled_job_says_whether_its_base_is_expanded() -> None:
     assert Quantization().dequantize is False
     job = settled(GPT_OSS_20B, method="lora").model_copy(update={"quantization": Quantization(dequantize=True)})
     assert any("published in mxfp4 and is expanded" in said for said in cautions(job))
+
+
+def seen(config: dict[str, Any], stacked: int) -> ModelFacts:
+    """Facts with the stacks that the model is built with."""
+    facts = facts_of(config, name="base")
+    assert facts.experts is not None
+    return facts.model_copy(update={"experts": facts.experts.model_copy(update={"stacked": stacked})})
+
+
+STACKED = 48 * 128 * 3 * 2048 * 768
+QWEN3_30B_SEEN = seen(QWEN3_30B, STACKED)
+
+
+@pytest.mark.parametrize(("gigabytes", "packed"), [(24, True), (80, False)])
+def test_experts_go_into_4_bits_where_16_do_not_fit(gigabytes: int, packed: bool) -> None:
+    ref = base(QWEN3_30B).model_copy(update={"facts": QWEN3_30B_SEEN})
+    rows = DataFacts(format="chat", train_rows=2000, mean_characters=800.0, max_characters=4000)
+    size = gigabytes * 2**30
+    device = DeviceFacts("cuda", total_bytes=size, free_bytes=size - 2**29, bfloat16=True)
+
+    settled = resolve(asked(), base=ref, data=rows, device=device, seed=1)
+
+    spec = settled.spec
+    assert spec.quantization.load_experts_in_4bit is packed
+    work = workload(spec, device="cuda", memory=device.total_bytes)
+    terms = peak(work).terms
+    assert ("experts in 4 bits" in terms) is packed
+    assert Calibration().upper(peak(work).total) <= device.budget
+    assert spec.training.gradient_checkpointing
+    assert spec.training.max_length >= 2048, "no row was shortened for it"
+
+
+def test_packed_experts_that_are_not_recomputed_are_reckoned_expanded_in_every_layer() -> None:
+    kept, again = (
+        estimate(Workload(facts=QWEN3_30B_SEEN, packed_experts=True, gradient_checkpointing=recompute)).terms
+        for recompute in (False, True)
+    )
+
+    assert kept["expanded experts"] == 2 * STACKED == 48 * again["expanded experts"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "parts", "why"),
+    [
+        (QWEN3_30B_SEEN, {"adapter": {"target_modules": "experts"}}, "added to experts in 16 bits"),
+        (QWEN3_30B_SEEN, {"placement": {"strategy": "fsdp", "gpus": 2}}, "fsdp spreads experts as they are published"),
+        (QWEN3_30B_SEEN, {"adapter": {"method": "lora"}}, "does not quantise its base"),
+        (base(QWEN3_30B).facts, {}, "no stacks of experts that were seen"),
+        (SMOLLM2.ref.facts, {}, "no stacks of experts that were seen"),
+    ],
+)
+def test_packed_experts_are_refused_by_name_where_they_cannot_be(
+    facts: ModelFacts, parts: dict[str, Any], why: str
+) -> None:
+    ref = base(QWEN3_30B).model_copy(update={"facts": facts})
+
+    with pytest.raises(Invalid, match=why) as refused:
+        check_request(asked(quantization={"load_experts_in_4bit": True}, **parts), ref)
+
+    assert refused.value.param == "tunepool.quantization.load_experts_in_4bit"

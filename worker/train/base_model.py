@@ -19,6 +19,7 @@ from shared.contract.families import EXPANDABLE, WHOLE_ONLY, WHOLE_ONLY_REASON
 from shared.contract.spec import AttemptSpec, DeviceKind, Dtype, JobSpec, Quantization, Strategy
 from shared.errors import Invalid
 from worker.train.attention import attention_for
+from worker.train.packed_experts import with_experts
 from worker.train.spread_loading import by_weight
 
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {
@@ -134,13 +135,14 @@ def four_bit(quantization: Quantization, *, strategy: Strategy = "single") -> Bi
     """The spec's fields under their upstream names; upstream's own defaults (fp4, float32, single) are never used."""
     # FSDP moves shards of one type: four 4-bit weights then travel as one bfloat16 (PEFT's guide to FSDP and QLoRA).
     storage = torch.bfloat16 if strategy == "fsdp" else torch.uint8
-    return BitsAndBytesConfig(
+    config = BitsAndBytesConfig(
         bnb_4bit_quant_storage=storage,
         load_in_4bit=True,
         bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
         bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
         bnb_4bit_compute_dtype=TORCH_DTYPES[quantization.bnb_4bit_compute_dtype],
     )
+    return with_experts(config) if quantization.load_experts_in_4bit else config
 
 
 def keep_training_layout(model: torch.nn.Module) -> None:

@@ -25,7 +25,7 @@ from shared.contract.events import EXIT_DONE, TemplateAbilities
 from shared.contract.model_description import DescriptionSpec, ExpertKind, ModelBuild, ModelDescription
 from shared.contract.modules import last
 from worker.train.chat import ChatTemplate
-from worker.train.targets import adaptable, expert_tensors, linear_modules, parts_beside
+from worker.train.targets import adaptable, expert_stacks, linear_modules, parts_beside
 from worker.train.template_abilities import abilities
 from worker.train.tokenizer import generation_ends, load_tokenizer_of
 
@@ -80,7 +80,7 @@ def built(folder: Path) -> ModelBuild:
     model.tie_weights()
     fine = adaptable(model)
     shapes = Counter((last(path), *_shape(module), path in fine) for path, module in linear_modules(model).items())
-    stacks = Counter((last(path), tuple(tensor.shape)) for path, tensor in expert_tensors(model).items())
+    stacks = Counter((last(path), tuple(shape)) for path, shape in expert_stacks(model).items())
     return ModelBuild(
         model_class=type(model).__name__,
         parameters=sum(tensor.numel() for tensor in model.parameters()),

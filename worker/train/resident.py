@@ -12,11 +12,11 @@ import torch
 from peft import PeftModel
 from peft.helpers import rescale_adapter_scale
 
-from shared.contract.spec import Quantization
 from shared.contract.talk import PlaygroundSpec
 from shared.errors import Invalid
 from worker.train.base_model import TORCH_DTYPES, four_bit, load_frozen
 from worker.train.initialisation import WEIGHTS
+from worker.train.rounding import round_to_4_bits
 
 
 class AdapterUnusable(Invalid):
@@ -28,24 +28,21 @@ class AdapterUnusable(Invalid):
 def load_resident(spec: PlaygroundSpec) -> Any:
     """The base by training's own loader, in evaluation mode.
 
-    On a CPU a 4-bit base is expanded at once. These are the very numbers that training multiplied with, which it
+    On a CPU a 4-bit base is rounded, and not packed. These are the very numbers that training multiplied with, which it
     expanded anew at each step; an answer of a thousand tokens would pay for that a thousand times. It also leaves no
     layer that bitsandbytes could rearrange for answers (see `keep_training_layout`).
     """
+    four_bits = None if spec.quantization is None else four_bit(spec.quantization)
     model = load_frozen(
         Path(spec.base_model_path),
         dtype=TORCH_DTYPES[spec.dtype],
-        quantization=_four_bits(spec.quantization),
+        quantization=four_bits if spec.device != "cpu" else None,
         device=spec.device,
         place="cpu" if spec.device == "cpu" else torch.cuda.current_device(),
     )
-    if spec.quantization is not None and spec.device == "cpu":
-        model = model.dequantize(dtype=model.dtype)
+    if four_bits is not None and spec.device == "cpu":
+        round_to_4_bits(model, four_bits)
     return model.eval()
-
-
-def _four_bits(quantization: Quantization | None) -> Any:
-    return None if quantization is None else four_bit(quantization)
 
 
 class ResidentModel:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, Final, Literal
 
-import bitsandbytes
 import torch
 from bitsandbytes import functional
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -26,20 +25,20 @@ QuantType = Literal["nf4", "fp4"]
 def round_to_4_bits(model: Any, config: BitsAndBytesConfig) -> None:
     """Round, in place, every weight that bitsandbytes would store in 4 bits if `model` were loaded with `config`."""
     for path in stored_in_4_bits(model, config):
-        layer = model.get_submodule(path)
+        weight = model.get_parameter(path)
         # Conv1D (GPT-2) keeps its weights transposed; upstream turns them before it quantises.
-        turned = not isinstance(layer, torch.nn.Linear)
-        weight = layer.weight.T.contiguous() if turned else layer.weight
-        rounded = rounded_to_4_bits(weight, config)
-        layer.weight.copy_(rounded.T if turned else rounded)
+        turned = type(model.get_submodule(path.rpartition(".")[0])).__name__ == "Conv1D"
+        rounded = rounded_to_4_bits(weight.T.contiguous() if turned else weight, config)
+        weight.copy_(rounded.T if turned else rounded)
 
 
 def stored_in_4_bits(model: Any, config: BitsAndBytesConfig) -> list[str]:
-    """Paths of the layers that upstream replaces: it does so in a second model without memory, and they are read."""
+    """Names of the weights that would be quantised: a second model without memory is made ready for it, and asked."""
     with torch.device("meta"):
         twin = AutoModelForCausalLM.from_config(model.config, trust_remote_code=False)
-    AutoHfQuantizer.from_config(config).preprocess_model(twin, device_map={"": "cpu"})
-    return [path for path, module in twin.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
+    quantizer = AutoHfQuantizer.from_config(config)
+    quantizer.preprocess_model(twin, device_map={"": "cpu"})
+    return [name for name, _ in twin.named_parameters() if quantizer.param_needs_quantization(twin, name)]
 
 
 def rounded_to_4_bits(weight: torch.Tensor, config: BitsAndBytesConfig) -> torch.Tensor:

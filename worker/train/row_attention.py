@@ -50,7 +50,7 @@ def attend(  # noqa: PLR0917 -- transformers passes by position
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    by_row = BY_ROW.get(query.device.type, by_kernel)
+    by_row: Callable[..., torch.Tensor] = BY_ROW.get(query.device.type, by_kernel)
     return by_row(module, (query, key, value), lengths, scaling), None
 
 

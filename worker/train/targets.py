@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+from bitsandbytes.nn.parametrize import Bnb4bitParametrization
 from peft import LoraConfig
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
@@ -43,7 +44,7 @@ def targets_of(model: Any, adapter: Adapter) -> Targets:
         Invalid: experts are asked for and there are none, or a name may not be adapted.
     """
     linear, barred, parts = linear_modules(model), _barred(model), parts_beside(model)
-    stacks = sorted({f"experts.{last(path)}" for path in expert_tensors(model)})
+    stacks = sorted({f"experts.{last(path)}" for path in expert_stacks(model)})
     if adapter.target_modules == "experts" and not stacks:
         raise Invalid(
             "The base model has no experts to adapt; use all-linear.", code="target_modules_not_found", param=_PARAM
@@ -77,15 +78,25 @@ def is_linear(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
 
 
-def expert_tensors(model: Any) -> dict[str, torch.nn.Parameter]:
-    """Path → parameter of the stacks of experts: (experts, inputs, outputs) or (experts, outputs, inputs) each."""
+def expert_stacks(model: Any) -> dict[str, torch.Size]:
+    """Path → shape of the stacks of experts: (experts, inputs, outputs) or (experts, outputs, inputs) each."""
     return {
-        f"{path}.{name}": parameter
+        f"{path}.{name}": shape
         for path, module in model.named_modules()
         if last(path) == "experts"
-        for name, parameter in module.named_parameters(recurse=False)
-        if parameter.ndim == 3
+        for name, shape in _shapes(module).items()
+        if len(shape) == 3
     }
+
+
+def _shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
+    """Of a module's own parameters; of those in 4 bits as they are when they are expanded."""
+    plain = {name: parameter.shape for name, parameter in module.named_parameters(recurse=False)}
+    packed: dict[str, torch.Size] = {}
+    for name, chain in dict(getattr(module, "parametrizations", {})).items():
+        if isinstance(chain[0], Bnb4bitParametrization):
+            packed[name] = chain[0].quant_state.shape
+    return plain | packed
 
 
 def parts_beside(model: Any) -> list[str]:
@@ -144,11 +155,11 @@ def _names(path: str, names: Iterable[str]) -> bool:
 
 def say_what_stays_frozen(model: Any, spec: AttemptSpec, *, reporter: Reporter) -> None:
     """Tell the user of parts beside the language model, and of experts that no adapter works on."""
-    parts, stacks = parts_beside(model), expert_tensors(model)
+    parts, stacks = parts_beside(model), expert_stacks(model)
     if parts:
         reporter.say(f"Only the language model is trained; {', '.join(parts)} stay as they are.")
     adapter = spec.job.adapter
     if not stacks or not METHODS[adapter.method].adapter or adapter.target_modules == "experts":
         return
-    values = sum(tensor.numel() for tensor in stacks.values())
+    values = sum(shape.numel() for shape in stacks.values())
     reporter.say(f"{frozen_experts(values)} {HOW_TO_ADAPT_EXPERTS}", level="warn")
