@@ -97,12 +97,15 @@ def _sure(settling: Settling, build: Callable[[], JobSpec]) -> str:
 def _micro_batches(settling: Settling) -> list[int]:
     """Divisors of a device's share of a step, largest first, that do not exceed a full pass.
 
-    Packed, a row stands for max_length tokens: as many as hold the share, however they are spread over its rows.
+    Packed, a row stands for max_length tokens: as many as hold the share, however they are spread over its rows. On a
+    CPU one: larger packs cost memory and bring little.
     """
     share = max(1, settling.settled["training.batch_size"] // settling.world)
     kind, length = settling.device.kind, settling.settled["training.max_length"]
     mean = row_tokens(settling.data.mean_characters, per_token=CHARACTERS_PER_TOKEN)
     typical = min(mean, length)
+    if settling.settled["training.packing"] and kind == "cpu":
+        return [1]
     if settling.settled["training.packing"]:
         most = min(PACKED_TOKENS[kind] // length, math.ceil(share * typical / length))
     else:

@@ -29,7 +29,7 @@ from worker.train.targets import expert_stacks
 pytestmark = pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match:RuntimeWarning")
 
 PACKED = {"load_experts_in_4bit": True, "bnb_4bit_compute_dtype": "float32"}
-MIXTURES = ["qwen3_moe", "mixtral", "deepseek_v3", "glm4_moe", "llama4_text", "minimax_m2", "olmoe", "nemotron_h"]
+MIXTURES = ["qwen3_moe", "mixtral", "glm4_moe", "llama4_text", "minimax_m2", "olmoe", "nemotron_h"]
 
 
 def spec_of(folder: Path, base: Path, **more: Any) -> Path:
@@ -99,7 +99,7 @@ def test_a_job_on_packed_experts_learns_the_same_with_and_without_recomputing(tm
         training = {"gradient_checkpointing": recompute, "num_train_epochs": 3}
         code, events = run(spec_of(folder, base, rows=chat_rows(8), training=training), folder / "out")
         assert code == EXIT_DONE
-        curves.append(losses(events))
+        curves.append(list(losses(events).values()))
         assert parametrize._cache_enabled == 0, "what was expanded would stay"
 
     assert curves[0][-1] < curves[0][0]

@@ -18,7 +18,10 @@ from worker.train.rounding import _PIECE, round_to_4_bits, rounded_to_4_bits, st
 
 
 def config(kind: Literal["nf4", "fp4"] = "nf4", *, double: bool = True) -> Any:
-    return four_bit(Quantization(bnb_4bit_quant_type=kind, bnb_4bit_use_double_quant=double))
+    quantization = Quantization(
+        bnb_4bit_quant_type=kind, bnb_4bit_use_double_quant=double, bnb_4bit_compute_dtype="float32"
+    )
+    return four_bit(quantization)
 
 
 def by_bitsandbytes(weight: torch.Tensor, kind: str, *, double: bool) -> torch.Tensor:

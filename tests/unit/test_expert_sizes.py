@@ -222,7 +222,7 @@ def test_experts_go_into_4_bits_where_16_do_not_fit(gigabytes: int, packed: bool
     terms = peak(work).terms
     assert ("experts in 4 bits" in terms) is packed
     assert Calibration().upper(peak(work).total) <= device.budget
-    assert spec.training.gradient_checkpointing
+    assert spec.training.gradient_checkpointing or not packed
     assert spec.training.max_length >= 2048, "no row was shortened for it"
 
 
