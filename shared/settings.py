@@ -121,10 +121,10 @@ class Settings(PageSettings):
     ring_seconds: float = Field(default=0.2, gt=0, description="Budget for waking a worker.")
 
     trainer: str = Field(default="worker.train", description="Module run as the trainer; tests name the fake one.")
-    keep_warm: Literal["off", "imports"] = Field(
+    keep_warm: Literal["off", "imports", "base"] = Field(
         default="imports",
-        description="What waits for a job at each idle device: imports, a trainer that has loaded its libraries "
-        "(docs/trainer.md), where memory allows; off, nothing.",
+        description="What waits for a job at each idle device: imports, a trainer that has loaded its libraries; base,"
+        " one that holds the last job's base model too (docs/trainer.md), where memory allows; off, nothing.",
     )
     describer: str = Field(
         default="worker.train.description", description="Module run to describe a base model; empty: none is described."

@@ -84,7 +84,7 @@ def ensure(
         return folder
     with locked(beside(folder, "lock"), interrupt):
         if not folder.is_dir():
-            _make_room(folder, expected_bytes(entry), most, interrupt)
+            make_room(folder, expected_bytes(entry), most, interrupt)
             _fetch(entry, folder, interrupt)
     if not hold(folder, user, interrupt):
         raise BaseModelUnavailable(f"{folder.name} was removed to make room for another base model.")
@@ -102,13 +102,13 @@ def beside(folder: Path, suffix: str) -> Path:
     return folder.with_name(f"{folder.name}.{suffix}")
 
 
-def _turn(folder: Path, interrupt: Interrupt) -> AbstractContextManager[None]:
+def turn(folder: Path, interrupt: Interrupt) -> AbstractContextManager[None]:
     return locked(folder.with_name("turn.lock"), interrupt)
 
 
 def hold(folder: Path, user: Path | None, interrupt: Interrupt) -> bool:
     """Note a use of the model. False: it is not there."""
-    with _turn(folder, interrupt):
+    with turn(folder, interrupt):
         if not folder.is_dir():
             return False
         os.utime(folder)
@@ -133,7 +133,7 @@ def expected_bytes(entry: CatalogueEntry) -> int:
     return int(facts.parameters * _STORED_BYTES.get(facts.stored_as or "bfloat16", 1.0)) + _BESIDE_BYTES
 
 
-def _make_room(folder: Path, wanted: int, most: int | None, interrupt: Interrupt) -> None:
+def make_room(folder: Path, wanted: int, most: int | None, interrupt: Interrupt) -> None:
     """Remove the least recently used models until `wanted` more bytes fit. Raises Invalid, BaseModelUnavailable."""
     if most is None:
         return
@@ -144,14 +144,14 @@ def _make_room(folder: Path, wanted: int, most: int | None, interrupt: Interrupt
             param="model",
             code="base_model_too_large",
         )
-    with _turn(folder, interrupt):
+    with turn(folder, interrupt):
         own = {folder.name, beside(folder, "fetch").name}
         others = [place for place in folder.parent.iterdir() if place.is_dir() and place.name not in own]
         sizes = {place: bytes_in(place) for place in others if place.suffix != ".use"}
         for place in sorted(sizes, key=lambda path: path.stat().st_mtime):
             if sum(sizes.values()) + wanted <= most:
                 return
-            if _remove(place):
+            if remove(place):
                 del sizes[place]
         if sum(sizes.values()) + wanted > most:
             raise BaseModelUnavailable(
@@ -159,7 +159,7 @@ def _make_room(folder: Path, wanted: int, most: int | None, interrupt: Interrupt
             )
 
 
-def _remove(place: Path) -> bool:
+def remove(place: Path) -> bool:
     """Remove a model that nobody uses, or a part of one that nobody fetches. False: somebody does."""
     if place.suffix == ".fetch":
         with place.with_suffix(".lock").open("w") as handle:

@@ -34,6 +34,7 @@ from worker.attempt.log_upload import send_left
 from worker.attempt.member import take_part
 from worker.attempt.seat import WarmSeat
 from worker.attempt.supervisor import run_attempt
+from worker.chores.preparing import prepare_missed
 from worker.chores.table import do_next
 from worker.host.flags import SharedFlags
 from worker.host.host import AWAY, Host, open_host
@@ -99,6 +100,7 @@ def cpu(host: Host) -> None:
         host.flags.pulled("cpu", at=time.monotonic())
         if not do_next(host):
             break
+    prepare_missed(host)
     send_left(host)  # of attempts whose supervisor died, or could not reach the store
 
 

@@ -36,6 +36,9 @@ class DeviceView(View):
     capability: str | None = Field(description="NVIDIA's compute capability.", examples=["8.0"])
     probed: str | None = Field(description="What the trainer's own program found there before the first job.")
     cached_models: list[str]
+    warm_base: str | None = Field(
+        description="The base model that waits in memory there: of devices that are alike, a job gets one with its."
+    )
     leased: bool
     job_id: str | None = Field(description="The job that runs there, where the caller may know it.")
     project_id: str | None = Field(description="The project of that job, where the caller may know it.")
@@ -253,6 +256,7 @@ def _device(row: DeviceRow, job: RunningJob | None, caller: Caller) -> DeviceVie
         capability=None if row.capability is None else f"{row.capability // 10}.{row.capability % 10}",
         probed=row.probed,
         cached_models=row.cached_models,
+        warm_base=row.warm_base,
         leased=row.leased_by is not None,
         job_id=job.id if job is not None and seen else None,
         project_id=job.project if job is not None and seen else None,

@@ -325,6 +325,7 @@ class AttemptSpec(Part):
     base_model_path: str
     train_file: str = Field(description="Canonical JSONL (shared/rows/formats.py).")
     validation_file: str | None = None
+    prepared_path: str | None = Field(default=None, description="The base in 4 bits; its name says which form.")
     parent_path: str | None = Field(default=None, description="The directory of the job's parent.")
     micro_batch_size: int = Field(ge=1, description="Rows per forward pass now; shrinks after out-of-memory.")
     pass_tokens: int | None = Field(default=None, ge=1, description="Most packed tokens of a pass, after the same.")

@@ -175,6 +175,7 @@ def devices(session: Session, pool_name: str, *, silent: bool = False) -> tuple[
             bfloat16=row.bfloat16,
             capability=row.capability,
             of_cluster=row.host != host,
+            warm_base=row.warm_base,
         )
         for row, draining, host in rows
     )

@@ -54,6 +54,7 @@ class DeviceReport:
     capability: int | None = None  # NVIDIA's compute capability: 80 is 8.0
     probed: str | None = None  # what the trainer's own program found there
     readings: dict[str, float] | None = None  # of a GPU: utilization (of 1), watts, celsius
+    warm_base: str | None = None  # the base model that waits in memory for its next job
     host: str | None = None  # where that is not its worker's: a place in a cluster
 
 

@@ -25,6 +25,7 @@ class Device:
     bfloat16: bool = True
     capability: int | None = None  # NVIDIA's compute capability: 80 is 8.0
     of_cluster: bool = False  # the host is a place in a cluster, which names the real one when an attempt starts
+    warm_base: str | None = None  # the base model that waits in memory for its next job, as its worker last said
 
     @property
     def usable(self) -> bool:
@@ -80,6 +81,10 @@ class Demand(NamedTuple):
     nodes: int
     bytes_needed: int
     needs: Abilities = ANY
+
+    def starts_cold_on(self, device: Device) -> bool:
+        """Whether its base model would have to be loaded there. Decides nothing but between devices that are alike."""
+        return not self.needs.base_model or device.warm_base != self.needs.base_model
 
 
 class HostMap:
@@ -188,23 +193,24 @@ class HostMap:
         return len(level) >= demand.gpus and level[demand.gpus - 1] >= demand.bytes_needed
 
     def devices(self, host: str, demand: Demand) -> list[Device]:
-        """The devices of a host that can do one device's part of the demand, smallest device first."""
+        """The devices of a host that can do one device's part of the demand, smallest device first, then the warm."""
         rooms = self.able(demand.needs)._rooms[host]
         fitting = [device for device, room in rooms.values() if room >= demand.bytes_needed]
-        return sorted(fitting, key=lambda device: (device.total_bytes, device.id))
+        return sorted(fitting, key=lambda device: (device.total_bytes, demand.starts_cold_on(device), device.id))
 
     def choose(self, demand: Demand) -> tuple[Device, ...]:
         """Devices for a demand that `fits`.
 
         Smallest devices first (large ones are left for large jobs), then the host that is left with the fewest free
-        devices (whole hosts are left for gangs), then the host's name.
+        devices (whole hosts are left for gangs), then devices where the job's base model waits in memory, then the
+        host's name.
         """
         teams = [sorted(self._offer(host, demand) for host in team) for team in self.teams(demand)]
         best = min(team[: demand.nodes] for team in teams)
-        picked = [(host, ids) for _, _, host, ids in best]
+        picked = [(host, ids) for *_, host, ids in best]
         return tuple(self._rooms[host][device_id][0] for host, ids in picked for device_id in ids)
 
-    def _offer(self, host: str, demand: Demand) -> tuple[int, int, str, tuple[str, ...]]:
+    def _offer(self, host: str, demand: Demand) -> tuple[int, int, int, str, tuple[str, ...]]:
         chosen = self.devices(host, demand)[: demand.gpus]
-        left = len(self._rooms[host]) - demand.gpus
-        return chosen[-1].total_bytes, left, host, tuple(device.id for device in chosen)
+        left, cold = len(self._rooms[host]) - demand.gpus, sum(map(demand.starts_cold_on, chosen))
+        return chosen[-1].total_bytes, left, cold, host, tuple(device.id for device in chosen)

@@ -56,6 +56,7 @@ REVISIONS: Final = (
     "0040_preflight_progress",
     "0041_delivery_counts",
     "0042_sweep_traces",
+    "0043_warm_base",
 )
 
 

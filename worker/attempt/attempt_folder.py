@@ -26,8 +26,9 @@ from shared.products.adapters import StoredFile
 from shared.settle import going_on
 from shared.settle.wishes import wishes
 from shared.settle.workload import keeps_copy
-from worker import base_models
-from worker.attempt import meeting
+from shared.store.bell import ring
+from worker import base_models, prepared_bases
+from worker.attempt import held_base, meeting
 from worker.host.devices import CPU_SHARE, host_memory
 from worker.host.found_device import FoundDevice
 from worker.host.host import Host
@@ -35,7 +36,7 @@ from worker.program import hostile_folder, kernels, launcher, processes, workdir
 from worker.program.launcher import LogSink, Meeting, Trainer
 from worker.program.memory_wall import Allowance, MemoryWall
 from worker.program.processes import Tag
-from worker.program.spare import NotTaken, Spare
+from worker.program.spare import NotTaken, Spare, readable
 
 log = structlog.get_logger()
 
@@ -109,6 +110,7 @@ class AttemptFolder:
         self.model = base_models.ensure(
             entry, cache=settings.cache, interrupt=interrupt, user=self.folder.root, most=settings.cache_bytes
         )
+        self.prepared = self._find_prepared(interrupt)
         self._bring_within_walls()
         stage = partial(workdir.stage_rows, store, columns=self.spec.training.columns, interrupt=interrupt)
         rows = stage(self.claim.training_file, self.folder.data / "train.jsonl")
@@ -131,13 +133,29 @@ class AttemptFolder:
         """
         if self.spare is None or self.host.isolation.files != "rules":
             return
+        if {self.model, self.prepared} - {None, *readable(self.spare.held)} == set():  # it holds this very model
+            return
         try:
             shutil.copytree(self.model, self.folder.base, copy_function=os.link)
+            if self.prepared is not None:
+                shutil.copytree(self.prepared, self.folder.prepared / self.prepared.name, copy_function=os.link)
         except (OSError, shutil.Error) as error:
             log.info("spare.not_used", job_id=self.claim.lease.id, reason=f"the model cannot be linked: {error}"[:200])
             self.spare.end()
             return
         self.model = self.folder.base
+        if self.prepared is not None:
+            self.prepared = self.folder.prepared / self.prepared.name
+
+    def _find_prepared(self, interrupt: Callable[[], None]) -> Path | None:
+        """The base in the job's 4 bits, if this host has it; else the CPU lane is asked to make it."""
+        form = held_base.form_for(self.host, self.spec, model=self.model, device=self.device)
+        if form is None:
+            return None
+        found = prepared_bases.find(form, cache=self.host.settings.cache, user=self.folder.root, interrupt=interrupt)
+        if found is None and prepared_bases.miss(form, home=self.host.settings.home):
+            ring("cpu", self.host.settings)
+        return found
 
     def _stage_parent(self, interrupt: Callable[[], None]) -> Path | None:
         """Bring the tuned model here that the job goes on from. Raises NotFound, DataChanged, Unavailable."""
@@ -173,6 +191,7 @@ class AttemptFolder:
             base_model_path=str(model),
             train_file=str(rows),
             validation_file=None if validation is None else str(validation),
+            prepared_path=None if self.prepared is None else str(self.prepared),
             parent_path=None if self.parent is None else str(self.parent),
             micro_batch_size=self.micro_batch_size,
             pass_tokens=self.claim.pass_tokens,
@@ -245,7 +264,7 @@ class AttemptFolder:
             uid=self.host.trainer_uid,
             isolation=self.host.isolation,
             company=self._company,
-            reads=(self.folder.root, self.model),
+            reads=(self.folder.root, self.model, *([] if self.prepared is None else [self.prepared])),
             home=settings.home.resolve(),
         )
 

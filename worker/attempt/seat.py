@@ -17,10 +17,13 @@ from typing import IO, Final
 
 import structlog
 
+from shared.contract.spec import JobSpec
 from shared.fleet import workers
 from shared.lease.values import Claim
 from shared.store.bell import ring
+from worker.attempt import held_base
 from worker.attempt.attempt_folder import trainer_variables
+from worker.attempt.held_base import FoundBase
 from worker.host.devices import host_memory
 from worker.host.found_device import FoundDevice
 from worker.host.host import Host
@@ -42,9 +45,9 @@ def may_stay(*, total: int, available: int) -> bool:
     return available >= ROOM_TO_STAY * total
 
 
-def may_start(*, total: int, available: int) -> bool:
-    """Whether it has memory for one more. Pure."""
-    return available - SPARE_BYTES >= ROOM_TO_START * total
+def may_start(*, total: int, available: int, held: int = 0) -> bool:
+    """Whether it has memory for one more, which holds a base model of `held` bytes. Pure."""
+    return available - SPARE_BYTES - held >= ROOM_TO_START * total
 
 
 class WarmSeat:
@@ -63,11 +66,15 @@ class WarmSeat:
         self._clock, self._memory = clock, memory
         self._spare: Spare | None = None
         self._said_ready = False
+        self._base_name: str | None = None  # of what ours holds
         self._loading: IO[str] | None = None  # while ours loads no other of this host does
         # A child that was killed in this seat may have been rung for a job: look at once.
         self._look_at = clock() + self._pause if number not in host.flags.kept else 0.0
         self._start_at = 0.0
+        self._last: JobSpec | None = None  # of the last attempt here
+        self._look_for_base_at = 0.0
         hostile_folder.remove(self._place)  # of one that was killed here
+        host.flags.cool(number)
         host.flags.sit(number)
 
     @property
@@ -105,6 +112,7 @@ class WarmSeat:
     def give(self, claim: Claim) -> Spare | None:
         """The spare for this attempt, if it is one for it; it is the attempt's from now on. Else none is left."""
         self._host.flags.rise(self.number)
+        self._last = claim.spec
         ours, self._spare = self._spare, None
         self._loaded()
         if ours is None:
@@ -121,6 +129,7 @@ class WarmSeat:
     def let_go(self, reason: str) -> None:
         """End the spare, if there is one. Raises StillAlive."""
         ours, self._spare = self._spare, None
+        self._host.flags.cool(self.number)
         self._loaded()
         if ours is not None:
             log.info("spare.let_go", device=self.device_id, reason=reason)
@@ -160,8 +169,23 @@ class WarmSeat:
                 pid=self._spare.pid,
                 seconds=round(self._spare.age, 1),
                 held_mib=self._spare.held_bytes >> 20,
+                base=self._base_name,
             )
+            if self._base_name is not None:
+                self._host.flags.warm(self.number, self._base_name)
+        elif self._spare.ready and self._spare.held is None and self._find_base(total, available) is not None:
+            self.let_go("its base model is prepared now")  # and one that holds it is started
         return True
+
+    def _find_base(self, total: int, available: int) -> FoundBase | None:
+        """The base model of the last job here, if a spare may hold it now. Looks now and then."""
+        if self._host.settings.keep_warm != "base" or self._last is None or self._clock() < self._look_for_base_at:
+            return None
+        found = held_base.find(self._host, self._last, device=self.device)
+        if found is not None and may_start(total=total, available=available, held=found.bytes):
+            return found
+        self._look_for_base_at = self._clock() + self._pause
+        return None
 
     def _start(self, total: int, available: int) -> bool:
         if self._clock() < self._start_at:
@@ -174,6 +198,7 @@ class WarmSeat:
         if self._loading is None:
             return True
         settings = self._host.settings
+        base = self._find_base(total, available)
         try:
             self._spare = spare.start(
                 settings.trainer,
@@ -182,13 +207,15 @@ class WarmSeat:
                 environment=partial(trainer_variables, self._host, self.device, (self.device_id,)),
                 uid=self._host.trainer_uid,
                 isolation=self._host.isolation,
+                hold=spare.nothing if base is None else base.held_by,
             )
         except OSError as error:
             log.warning("spare.not_started", device=self.device_id, error=str(error)[:200])
             self._loaded()
             return False
         self._said_ready = False
-        log.info("spare.started", device=self.device_id, pid=self._spare.pid)
+        self._base_name = None if base is None or self._spare.held is None else base.name
+        log.info("spare.started", device=self.device_id, pid=self._spare.pid, base=self._base_name)
         return True
 
     def _loaded(self) -> None:

@@ -6,11 +6,12 @@ Plain bytes in an anonymous map, made before the fork: no lock, so a child kille
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import mmap
 import os
 import select
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final, get_args
 
@@ -22,7 +23,14 @@ _CHILDREN: Final = 64  # the byte of the first child; each child writes its own
 _AT_WORK: Final[dict[Lane, int]] = {"training": 1, "cpu": 2}
 _KEEPING = 3  # inside a task of the training lane, which waits with a spare for a bell
 _KEPT: Final = 1024  # the byte of the first device: whether a child waits for its next job
+_WARM: Final = 4096  # the first byte of a mark for each device: the base model that is held in memory for it
+_MARK_BYTES: Final = 16
+_BYTES: Final = 16384  # room for 768 devices
 _MOMENT: Final = struct.Struct("d")  # one aligned 8-byte store: never torn on the machines we run on
+
+
+def _mark(base_model: str) -> bytes:
+    return hashlib.sha256(base_model.encode()).digest()[:_MARK_BYTES]
 
 
 class SharedFlags:
@@ -30,7 +38,7 @@ class SharedFlags:
 
     def __init__(self, *, devices: int = 0) -> None:
         """`devices`: how many of them may have a child that waits with a spare (worker/attempt/seat.py)."""
-        self._bytes = mmap.mmap(-1, mmap.PAGESIZE)
+        self._bytes = mmap.mmap(-1, _BYTES)
         self._bells = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(devices)]
 
     @property
@@ -88,6 +96,23 @@ class SharedFlags:
     def rise(self, number: int) -> None:
         """Nobody sits at device `number`: who did is at work, has left, or was killed."""
         self._bytes[_KEPT + number] = 0
+        self.cool(number)
+
+    def warm(self, number: int, base_model: str) -> None:
+        """Who waits for the next job of device `number` holds this base model in memory."""
+        start = _WARM + number * _MARK_BYTES
+        self._bytes[start : start + _MARK_BYTES] = _mark(base_model)
+
+    def cool(self, number: int) -> None:
+        """Nobody holds one there any more."""
+        start = _WARM + number * _MARK_BYTES
+        self._bytes[start : start + _MARK_BYTES] = bytes(_MARK_BYTES)
+
+    def warm_base(self, number: int, among: Iterable[str]) -> str | None:
+        """Which of these base models is held for device `number`; half a mark is none."""
+        start = _WARM + number * _MARK_BYTES
+        mark = self._bytes[start : start + _MARK_BYTES] if number in self.seats else b""
+        return next((name for name in among if _mark(name) == mark), None)
 
     @contextmanager
     def idle_at_seat(self, *, child: int) -> Iterator[None]:

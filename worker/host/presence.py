@@ -82,7 +82,7 @@ def take_home(home: Path) -> IO[str]:
     return lock
 
 
-def describe(device: FoundDevice, *, host: str, cached: list[str]) -> DeviceReport:
+def describe(device: FoundDevice, *, host: str, cached: list[str], warm_base: str | None = None) -> DeviceReport:
     return DeviceReport(
         id=f"{host}:{device.uuid}",
         kind=device.kind,
@@ -97,6 +97,7 @@ def describe(device: FoundDevice, *, host: str, cached: list[str]) -> DeviceRepo
         capability=device.capability,
         probed=device.probed,
         readings=device.readings,
+        warm_base=warm_base,
     )
 
 
@@ -215,7 +216,15 @@ class Presence(threading.Thread):
             devices = tuple(replace(device, ailment=LEAVING) for device in devices)
         if self._settings.launcher != "local":
             return []  # trainings go to the cluster; this worker does chores
-        return [describe(device, host=self._worker.host, cached=cached) for device in devices]
+        return [
+            describe(
+                device,
+                host=self._worker.host,
+                cached=cached,
+                warm_base=self._flags.warm_base(number, among=catalogue.entries),
+            )
+            for number, device in enumerate(devices)
+        ]
 
     def _leased(self) -> set[str]:
         """Uuids of our devices that jobs have. Asked before the look: a device freed meanwhile is reported as free."""

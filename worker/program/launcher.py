@@ -87,9 +87,12 @@ def command(
     return [*run, gang, *_meet(placement, meeting), f"--nproc-per-node={placement.gpus}", "--module", *what]
 
 
-def command_ahead(module: str, *, channel: int, python: str = sys.executable) -> list[str]:
-    """The argv of a trainer that works alone and hears of its work over the descriptor `channel`. Pure."""
-    return [python, "-X", "faulthandler", "-m", module, ARGUMENT, str(channel)]
+def command_ahead(module: str, *, channel: int, held: Path | None = None, python: str = sys.executable) -> list[str]:
+    """The argv of a trainer that works alone and hears of its work over the descriptor `channel`. Pure.
+
+    `held`: the file that names the base model which it is to hold until then.
+    """
+    return [python, "-X", "faulthandler", "-m", module, ARGUMENT, str(channel), *([] if held is None else [str(held)])]
 
 
 def _meet(placement: Placement, meeting: Meeting | None) -> list[str]:

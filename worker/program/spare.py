@@ -20,6 +20,7 @@ from typing import Final
 import psutil
 
 from shared.contract.handover import TAKEN, WAITING, Handover
+from shared.contract.prepared import HeldBase
 from shared.operating.isolation import Isolation
 from worker.program import hostile_folder, launcher, processes, workdir
 from worker.program.launcher import Trainer
@@ -52,9 +53,10 @@ class Spare:
         folder: Workdir,
         tag: Tag,
         build: str,
+        held: HeldBase | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.folder, self.tag = folder, tag
+        self.folder, self.tag, self.held = folder, tag, held
         self._trainer, self._line, self._build, self._clock = trainer, line, build, clock
         self._begun = clock()
         self._heard = b""
@@ -158,6 +160,11 @@ class Spare:
             self._heard += self._line.recv(64)
 
 
+def nothing(_folder: Workdir) -> HeldBase | None:
+    """What one holds that has its libraries only."""
+    return None
+
+
 def start(
     module: str,
     *,
@@ -166,8 +173,11 @@ def start(
     environment: Callable[[Tag, Path], dict[str, str]],
     uid: int | None,
     isolation: Isolation,
+    hold: Callable[[Workdir], HeldBase | None] = nothing,
 ) -> Spare:
     """Start `module` ahead, in a folder of its own below `place`; `environment` makes its variables of tag and OUT.
+
+    `hold`: the base model that one with this folder is to hold in memory; its files are noted as used by the folder.
 
     Raises OSError.
     """
@@ -177,15 +187,16 @@ def start(
     folder = workdir.make_ahead(place / f"{tag.supervisor_pid}-{number}", uid=uid)
     ours, its = socket.socketpair()
     try:
+        held = _told(folder, hold(folder), uid=uid)
         trainer = launcher.start(
-            launcher.command_ahead(module, channel=its.fileno()),
+            launcher.command_ahead(module, channel=its.fileno(), held=None if held is None else folder.held),
             environment=environment(tag, folder.out),
             tag=tag,
             out=folder.out,
             log_file=folder.log,
             uid=uid,
             isolation=isolation,
-            reads=(folder.root,),
+            reads=(folder.root, *readable(held)),
             home=home,
             keep_open=(its.fileno(),),
         )
@@ -195,7 +206,19 @@ def start(
         raise
     finally:
         its.close()
-    return Spare(trainer, line=ours, folder=folder, tag=tag, build=build)
+    return Spare(trainer, line=ours, folder=folder, tag=tag, build=build, held=held)
+
+
+def _told(folder: Workdir, held: HeldBase | None, *, uid: int | None) -> HeldBase | None:
+    if held is not None:
+        folder.held.write_text(held.model_dump_json(), encoding="utf-8")
+        workdir.hand_over(folder, uid=uid)
+    return held
+
+
+def readable(held: HeldBase | None) -> tuple[Path, ...]:
+    """What a spare may read that holds this."""
+    return () if held is None else (Path(held.base_model_path), Path(held.prepared_path))
 
 
 def installed() -> str:

@@ -64,6 +64,16 @@ class Workdir:
         return self.root / "base"
 
     @property
+    def prepared(self) -> Path:
+        """The same of its prepared form."""
+        return self.root / "prepared"
+
+    @property
+    def held(self) -> Path:
+        """Names the base model that a program which is started ahead is to hold."""
+        return self.root / "held.json"
+
+    @property
     def events(self) -> Path:
         return self.out / "events.jsonl"
 
@@ -115,7 +125,7 @@ def hand_over(workdir: Workdir, *, uid: int | None) -> None:
     if uid is None:
         return
     for path in (workdir.root, *workdir.root.rglob("*")):
-        if workdir.base in path.parents:  # of the cache, whose files they are
+        if {workdir.base, workdir.prepared} & set(path.parents):  # of the cache, whose files they are
             continue
         written = path == workdir.out or workdir.out in path.parents
         os.chown(path, uid if written else -1, uid, follow_symlinks=False)

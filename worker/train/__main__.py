@@ -56,20 +56,21 @@ from worker.train.objectives.objective import Objective
 from worker.train.objectives.table import OBJECTIVES
 from worker.train.packing import StepPlan
 from worker.train.parent_adapter import begins_as, merged_into, stands_on
+from worker.train.prepared import HeldModel, load_prepared
 from worker.train.ranks import Ranks
 from worker.train.reporting import Reporter
 from worker.train.sequence_state import packed_only_apart
 from worker.train.sharding import shard_frozen_layers
 from worker.train.stack_faults import refused_for_good
-from worker.train.started_ahead import work_of
+from worker.train.started_ahead import held_by, work_of
 from worker.train.stopping import StoppedOnRequest, StopRequest
 from worker.train.targets import say_what_stays_frozen
 from worker.train.tokenizer import generation_ends, load_tokenizer
 from worker.train.validation import ROWS_AT_ONCE, Evaluator
 
 
-def main(spec_file: Path, out: Path) -> int:
-    """Run one attempt and translate how it ends into an exit code."""
+def main(spec_file: Path, out: Path, *, held: HeldModel | None = None) -> int:
+    """Run one attempt and translate how it ends into an exit code. `held`: a base model that is in memory already."""
     out.mkdir(parents=True, exist_ok=True)
     events = out / "events.jsonl"
     reporter = Reporter(events, clock=time.time)
@@ -83,7 +84,7 @@ def main(spec_file: Path, out: Path) -> int:
         if ranks.world == 1:  # of several ranks the launcher takes the signal, and ends the others when one dies
             stop.listen()
         own_reporter = reporter if ranks.first else Reporter(None, clock=time.time)
-        run_attempt(spec, out=out, reporter=own_reporter, stop=stop, ranks=ranks, before=before)
+        run_attempt(spec, out=out, reporter=own_reporter, stop=stop, ranks=ranks, before=before, held=held)
         ranks.leave()
     except StoppedOnRequest:
         return EXIT_STOPPED
@@ -110,7 +111,14 @@ def _told(peaks: Peaks) -> dict[str, int]:
 
 
 def run_attempt(
-    spec: AttemptSpec, *, out: Path, reporter: Reporter, stop: StopRequest, ranks: Ranks, before: int | None
+    spec: AttemptSpec,
+    *,
+    out: Path,
+    reporter: Reporter,
+    stop: StopRequest,
+    ranks: Ranks,
+    before: int | None,
+    held: HeldModel | None = None,
 ) -> None:
     """The acts in order: limits, tokenizer, data, model, adapter, objective, resumption, training, product.
 
@@ -128,7 +136,7 @@ def run_attempt(
     _agree_on_start(resume_from, ranks)
 
     with reporter.working("loading"), refused_for_good("loading the base model"):
-        base = _load_base(spec)
+        base = _load_base(spec, held)
     without_router_loss(base, reporter=reporter)
     say_what_stays_frozen(base, spec, reporter=reporter)
     with reporter.working("loading"), refused_for_good("adapting the base model"):
@@ -208,8 +216,12 @@ def _plan(spec: AttemptSpec, *, rows: int) -> StepPlan:
     )
 
 
-def _load_base(spec: AttemptSpec) -> Any:
+def _load_base(spec: AttemptSpec, held: HeldModel | None) -> Any:
     method, weights = METHODS[spec.job.adapter.method], Path(spec.base_model_path)
+    if held is not None and (model := held.taken_by(spec)) is not None:
+        return model
+    if spec.prepared_path is not None:
+        return load_prepared(Path(spec.prepared_path), base=weights, dtype=spec.job.training.dtype)
     if method.adapter:
         return load_model(spec, weights=weights, quantized=method.quantized, trains_in_full=False)
     beneath = stands_on(spec)
@@ -315,4 +327,5 @@ def _best_answers(progress: Progress, *, by: AnswerMeasure) -> tuple[int, str]:
 
 if __name__ == "__main__":
     light_start.end()
-    sys.exit(main(*work_of(sys.argv[1:])))
+    ahead = held_by(sys.argv[1:])
+    sys.exit(main(*work_of(sys.argv[1:]), held=ahead))

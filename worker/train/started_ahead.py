@@ -8,6 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shared.contract.handover import ARGUMENT, LINE_BYTES, TAKEN, WAITING, Handover
+from worker.train.prepared import HeldModel
+
+
+def held_by(words: Sequence[str]) -> HeldModel | None:
+    """The base model that this process was told to hold until it has work, if it was told so and can."""
+    return HeldModel.load(Path(words[2])) if words[0] == ARGUMENT and len(words) > 2 else None
 
 
 def work_of(words: Sequence[str]) -> tuple[Path, Path]:

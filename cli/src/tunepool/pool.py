@@ -94,7 +94,7 @@ def show_worker(context: typer.Context, worker_id: str) -> None:
         return
     print()
     shown = [{**device, "state": _state(device)} for device in devices]
-    show_rows(context, shown, ("id", "name", "total_bytes", "free_bytes", "probed", "state"))
+    show_rows(context, shown, ("id", "name", "total_bytes", "free_bytes", "warm_base", "probed", "state"))
 
 
 @workers_cli.command("drain")

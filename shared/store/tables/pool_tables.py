@@ -64,6 +64,7 @@ class DeviceRow(Base):
     probed: Mapped[str | None] = mapped_column(Text)  # what the trainer's own program found there
     readings: Mapped[dict[str, float] | None] = mapped_column(Json)  # of a GPU: utilization, watts, celsius
     cached_models: Mapped[list[str]] = mapped_column(Json, server_default=text("'[]'::jsonb"))
+    warm_base: Mapped[str | None] = mapped_column(Text)  # the base model that waits in memory for its next job
     leased_by: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
     fence: Mapped[int | None] = mapped_column(BigInteger)
 

@@ -1,0 +1,29 @@
+"""A base model that was quantised beforehand: what its maker is told, and what a spare is told that is to hold it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pydantic import Field
+
+from shared.contract.spec import Dtype, Part, Quantization
+
+# The folder of the model that a program of this kind leaves in OUT.
+MADE: Final = "prepared"
+
+
+class PrepareSpec(Part):
+    """The file `python -m worker.train.prepare_base` is started with."""
+
+    base_model_path: str
+    dtype: Dtype = Field(description="Of the weights that are not quantised: `training.dtype` of the jobs it is for.")
+    quantization: Quantization
+    cpu_threads: int = Field(default=1, ge=1)
+
+
+class HeldBase(Part):
+    """The file with which a spare is told to hold a base model in memory before it has work."""
+
+    base_model_path: str
+    prepared_path: str = Field(description="As in a trainer's spec: who gets the same path gets the model from memory.")
+    dtype: Dtype

@@ -1,0 +1,168 @@
+"""A base that was quantised beforehand is the base to the last bit, and so is all that is trained on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from shared.contract.handover import Handover
+from shared.contract.prepared import MADE, HeldBase, PrepareSpec
+from shared.contract.spec import Quantization
+from shared.settings import trainer_environment
+from tests.patience import patience
+from tests.train.tiny import losses, make_spec, read_events, run
+from worker.program import spare
+from worker.program.launcher import NO_WALLS
+from worker.program.processes import TAG
+from worker.train import prepare_base
+from worker.train.base_model import four_bit, load_frozen
+from worker.train.prepare_base import NotTheSame, prepare
+from worker.train.prepared import fingerprints, load_prepared
+
+QUANTIZATION = {"bnb_4bit_compute_dtype": "float32"}
+
+
+@pytest.fixture(scope="module")
+def prepared(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model in 4 bits, made by the program as the CPU lane starts it."""
+    out = tmp_path_factory.mktemp("prepare")
+    spec = PrepareSpec(base_model_path=str(model), dtype="float32", quantization=Quantization(**QUANTIZATION))
+    (out / "spec.json").write_text(spec.model_dump_json())
+    argv = [sys.executable, "-m", "worker.train.prepare_base", str(out / "spec.json"), str(out)]
+    subprocess.run(argv, check=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    return out / MADE
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_tensor_comes_back_to_the_last_bit(
+    kind: Any, double: bool, dtype: Any, model: Path, tmp_path: Path
+) -> None:
+    quantization = Quantization(
+        bnb_4bit_quant_type=kind, bnb_4bit_use_double_quant=double, bnb_4bit_compute_dtype=dtype
+    )
+    prepare(PrepareSpec(base_model_path=str(model), dtype=dtype, quantization=quantization), tmp_path / "made")
+
+    fresh = load_frozen(
+        model, dtype=getattr(torch, dtype), quantization=four_bit(quantization), device="cpu", place="cpu"
+    )
+    back = load_prepared(tmp_path / "made", base=model, dtype=dtype)
+
+    assert fingerprints(back) == fingerprints(fresh)
+    for name, weight in fresh.named_parameters():
+        assert torch.equal(weight, back.get_parameter(name)), name
+    assert back.config._name_or_path == fresh.config._name_or_path
+    layers = [module for module in back.modules() if type(module).__name__ == "Linear4bit"]
+    assert layers
+    assert not any(layer.support_avx512bf16_for_cpu for layer in layers), "a pass in eval mode would rearrange them"
+
+
+def test_a_form_that_comes_back_otherwise_is_refused(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def altered(folder: Path, **how: Any) -> Any:
+        file = folder / "model.safetensors"
+        tensors = load_file(file)
+        name = next(name for name in tensors if name.endswith("weight.absmax"))
+        tensors[name] = tensors[name] ^ 1
+        save_file(tensors, file, metadata={"format": "pt"})
+        return load_prepared(folder, **how)
+
+    monkeypatch.setattr(prepare_base, "load_prepared", altered)
+    spec = PrepareSpec(base_model_path=str(model), dtype="float32", quantization=Quantization(**QUANTIZATION))
+
+    with pytest.raises(NotTheSame, match="1 tensors come back otherwise"):
+        prepare(spec, tmp_path / "made")
+
+
+def test_a_job_on_a_prepared_base_trains_the_same_adapter(model: Path, prepared: Path, tmp_path: Path) -> None:
+    job = {"adapter": {"method": "qlora"}, "quantization": QUANTIZATION}
+    (tmp_path / "cold").mkdir()
+    (tmp_path / "prepared").mkdir()
+
+    cold = run(make_spec(tmp_path / "cold", model=model, **job), tmp_path / "cold/out")
+    warm = run(
+        make_spec(tmp_path / "prepared", model=model, prepared_path=str(prepared), **job), tmp_path / "prepared/out"
+    )
+
+    assert (cold[0], warm[0]) == (0, 0)
+    assert losses(warm[1]) == losses(cold[1])
+    assert losses(warm[1])
+    same_product(tmp_path / "cold/out/adapter", tmp_path / "prepared/out/adapter")
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_spare_that_holds_a_base_trains_as_one_that_loads_it(
+    same: bool, model: Path, prepared: Path, tmp_path: Path
+) -> None:
+    """And so does one whose job has another base."""
+    job: dict[str, Any] = {"adapter": {"method": "qlora"}, "quantization": QUANTIZATION}
+    if same:
+        job["prepared_path"] = str(prepared)
+    held = HeldBase(base_model_path=str(model), prepared_path=str(prepared), dtype="float32")
+    started = spare.start(
+        "worker.train",
+        place=tmp_path / "spare",
+        home=tmp_path,
+        environment=lambda tag, _out: trainer_environment(**{TAG: str(tag), "CUDA_VISIBLE_DEVICES": ""}),
+        uid=None,
+        isolation=NO_WALLS,
+        hold=lambda _folder: held,
+    )
+    try:
+        spec = make_spec(tmp_path, model=model, **job)
+        code, cold = run(spec, tmp_path / "out")
+        trainer = started.hand_over(Handover(spec=str(spec), out=str(started.folder.out)), interrupt=lambda: None)
+        deadline = time.monotonic() + patience(120)
+        while trainer.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        ended = trainer.end(grace_seconds=0)
+        warm = read_events(started.folder.out)
+        assert (code, ended.code) == (0, 0), ended.last_words
+        assert losses(warm) == losses(cold)
+        assert losses(warm)
+        same_product(tmp_path / "out/adapter", started.folder.out / "adapter")
+    finally:
+        started.remove()
+
+
+def test_a_base_that_cannot_be_held_costs_a_spare_nothing_but_that(model: Path, tmp_path: Path) -> None:
+    held = HeldBase(base_model_path=str(model), prepared_path=str(tmp_path / "gone"), dtype="float32")
+    started = spare.start(
+        "worker.train",
+        place=tmp_path / "spare",
+        home=tmp_path,
+        environment=lambda tag, _out: trainer_environment(**{TAG: str(tag), "CUDA_VISIBLE_DEVICES": ""}),
+        uid=None,
+        isolation=NO_WALLS,
+        hold=lambda _folder: held,
+    )
+    try:
+        deadline = time.monotonic() + patience(120)
+        while not started.ready:
+            assert started.fault() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert "the base model is not held" in started.folder.log.read_text()
+    finally:
+        started.remove()
+
+
+def same_product(one: Path, other: Path) -> None:
+    first, second = load_file(one / "adapter_model.safetensors"), load_file(other / "adapter_model.safetensors")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert json.loads((one / "adapter_config.json").read_text()) == json.loads(
+        (other / "adapter_config.json").read_text()
+    )
