@@ -4,19 +4,21 @@ cache/models/prepared-{KEY}/        a model directory in 4 bits, and manifest.js
             prepared-{KEY}.fetch/   one that is being made;  .lock: held meanwhile;  .use/*: who uses it
 HOME/prepare/{KEY}.json             one that an attempt has missed;  {KEY}.failed: why it could not be made
 
-Only this user writes here: trainers have another user or walls, and where they have neither nothing is kept. A trainer
+Only this user writes here: each trainer has a user of its own or walls, and where it has neither nothing is kept. A trainer
 reads a folder that was compared with its manifest when its attempt began. The key names all that the bytes depend on,
 so another revision, quantisation, library or processor is another folder, and the old one goes as unused models go.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import shutil
 import stat
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +43,8 @@ MANIFEST_BYTES: Final = 1 << 20
 # What prepared forms may take together, and of a bound that base models have on this host.
 MOST_BYTES: Final = 64 * 2**30
 MOST_SHARE: Final = 0.5
+# A form that could not be made may be made later: there may have been no room.
+AGAIN_SECONDS: Final = 86400.0
 _LIBRARIES: Final = ("torch", "transformers", "bitsandbytes", "safetensors", "accelerate")
 _OTHERS_MAY_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
@@ -252,10 +256,13 @@ def missed_folder(home: Path) -> Path:
 
 
 def miss(form: Form, *, home: Path) -> bool:
-    """Note that an attempt would have used this form. False: it is noted already, or could not be made once."""
+    """Note that an attempt would have used this form. False: it is noted already, or could not be made lately."""
     noted = missed_folder(home)
     noted.mkdir(mode=0o700, exist_ok=True)
-    if (noted / f"{form.key}.failed").exists() or (noted / f"{form.key}.json").exists():
+    with contextlib.suppress(FileNotFoundError):
+        if time.time() - (noted / f"{form.key}.failed").stat().st_mtime < AGAIN_SECONDS:
+            return False
+    if (noted / f"{form.key}.json").exists():
         return False
     unfinished = noted / f"{form.key}.{os.getpid()}"
     unfinished.write_text(form.spec.model_dump_json(), encoding="utf-8")
@@ -275,7 +282,7 @@ def missed(home: Path) -> list[Form]:
 
 
 def settled(form: Form, *, home: Path, failure: str | None = None) -> None:
-    """It is made, or with `failure` it is not tried again; another version of anything is another key."""
+    """It is made, or with `failure` it is not tried again for a while."""
     noted = missed_folder(home)
     if failure is not None:
         (noted / f"{form.key}.failed").write_text(failure, encoding="utf-8")

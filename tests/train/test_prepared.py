@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import structlog
 import torch
 from safetensors.torch import load_file, save_file
 
 from shared.contract.handover import Handover
 from shared.contract.prepared import MADE, HeldBase, PrepareSpec
-from shared.contract.spec import Quantization
-from shared.settings import trainer_environment
+from shared.contract.spec import JobSpec, Quantization
+from shared.settings import Settings, trainer_environment
 from tests.patience import patience
 from tests.train.tiny import losses, make_spec, read_events, run
+from worker import prepared_bases
+from worker.chores import preparing
+from worker.host.trainer_libraries import trainer_libraries
+from worker.prepared_bases import Form
 from worker.program import spare
 from worker.program.launcher import NO_WALLS
 from worker.program.processes import TAG
@@ -29,6 +37,7 @@ from worker.train.prepare_base import NotTheSame, prepare
 from worker.train.prepared import fingerprints, load_prepared
 
 QUANTIZATION = {"bnb_4bit_compute_dtype": "float32"}
+QLORA: dict[str, Any] = {"adapter": {"method": "qlora"}, "quantization": QUANTIZATION}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +95,7 @@ def test_a_form_that_comes_back_otherwise_is_refused(
 
 
 def test_a_job_on_a_prepared_base_trains_the_same_adapter(model: Path, prepared: Path, tmp_path: Path) -> None:
-    job = {"adapter": {"method": "qlora"}, "quantization": QUANTIZATION}
+    job = QLORA
     (tmp_path / "cold").mkdir()
     (tmp_path / "prepared").mkdir()
 
@@ -106,9 +115,7 @@ def test_a_spare_that_holds_a_base_trains_as_one_that_loads_it(
     same: bool, model: Path, prepared: Path, tmp_path: Path
 ) -> None:
     """And so does one whose job has another base."""
-    job: dict[str, Any] = {"adapter": {"method": "qlora"}, "quantization": QUANTIZATION}
-    if same:
-        job["prepared_path"] = str(prepared)
+    job = {**QLORA, "prepared_path": str(prepared)} if same else QLORA
     held = HeldBase(base_model_path=str(model), prepared_path=str(prepared), dtype="float32")
     started = spare.start(
         "worker.train",
@@ -157,6 +164,76 @@ def test_a_base_that_cannot_be_held_costs_a_spare_nothing_but_that(model: Path, 
         assert "the base model is not held" in started.folder.log.read_text()
     finally:
         started.remove()
+
+
+# --- the CPU lane's part ----------------------------------------------------------------------------------------------
+@pytest.fixture
+def host(tmp_path: Path) -> Any:
+    settings = Settings(home=tmp_path / "home")
+    settings.home.mkdir()
+    return SimpleNamespace(
+        settings=settings,
+        work=settings.home / "work",
+        flags=SimpleNamespace(draining=False),
+        worker=SimpleNamespace(id="worker_1", host="host"),
+        trainer_uid=None,
+        isolation=NO_WALLS,
+        catalogue=lambda: None,
+    )
+
+
+def missed(host: Any, model: Path) -> Form:
+    spec = JobSpec.model_validate(json.loads(make_spec(host.settings.home, model=model, **QLORA).read_bytes())["job"])
+    form = prepared_bases.form_of(spec, model=model, device="cpu", libraries=trainer_libraries())
+    assert form is not None
+    assert prepared_bases.miss(form, home=host.settings.home)
+    return form
+
+
+def find(host: Any, form: Form) -> Path | None:
+    return prepared_bases.find(form, cache=host.settings.cache, user=host.settings.home, interrupt=lambda: None)
+
+
+def test_a_form_that_was_missed_is_made_once_though_two_processes_try(host: Any, model: Path) -> None:
+    form = missed(host, model)
+
+    with structlog.testing.capture_logs() as told, ThreadPoolExecutor(2) as threads:
+        list(threads.map(preparing.prepare_missed, [host, host]))
+
+    assert [entry["event"] for entry in told if entry["event"].startswith("prepared_base")] == ["prepared_base.made"]
+    made = find(host, form)
+    assert made is not None
+    fresh = load_frozen(
+        model, dtype=torch.float32, quantization=four_bit(form.spec.quantization), device="cpu", place="cpu"
+    )
+    assert fingerprints(load_prepared(made, base=model, dtype="float32")) == fingerprints(fresh)
+    assert prepared_bases.missed(host.settings.home) == []
+    assert not any(host.work.rglob("*"))
+
+
+def test_a_form_whose_program_fails_is_given_up_with_a_word(host: Any, model: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(model, tmp_path / "broken"))
+    (broken / "model.safetensors").write_bytes(b"no weights")
+    form = missed(host, broken)
+
+    with structlog.testing.capture_logs() as told:
+        preparing.prepare_missed(host)
+
+    assert [entry["event"] for entry in told if entry["event"].startswith("prepared_base")] == [
+        "prepared_base.not_made"
+    ]
+    assert find(host, form) is None
+    assert not prepared_bases.miss(form, home=host.settings.home)
+
+
+def test_a_worker_that_drains_makes_nothing_and_forgets_nothing(host: Any, model: Path) -> None:
+    form = missed(host, model)
+    host.flags.draining = True
+
+    preparing.prepare_missed(host)
+
+    assert prepared_bases.missed(host.settings.home) == [form]
+    assert find(host, form) is None
 
 
 def same_product(one: Path, other: Path) -> None:

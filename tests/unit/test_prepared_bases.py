@@ -272,13 +272,15 @@ def test_what_is_missed_is_noted_once_until_it_is_settled(wanted: Form, tmp_path
     assert prepared_bases.miss(wanted, home=tmp_path), "it may have gone since"
 
 
-def test_what_could_not_be_made_is_not_tried_again(wanted: Form, tmp_path: Path) -> None:
+def test_what_could_not_be_made_is_tried_again_the_next_day(wanted: Form, tmp_path: Path) -> None:
     prepared_bases.miss(wanted, home=tmp_path)
 
     prepared_bases.settled(wanted, home=tmp_path, failure="3 tensors come back otherwise")
 
     assert not prepared_bases.miss(wanted, home=tmp_path)
     assert prepared_bases.missed(tmp_path) == []
+    os.utime(prepared_bases.missed_folder(tmp_path) / f"{wanted.key}.failed", (0, 0))
+    assert prepared_bases.miss(wanted, home=tmp_path)
 
 
 def test_a_note_that_cannot_be_read_goes(tmp_path: Path) -> None:

@@ -370,6 +370,30 @@ def test_the_smallest_device_that_fits_is_taken() -> None:
     assert decide([job("r", bytes_per_device=GIB)], devices).assignments[0].device_ids == ("small",)
 
 
+def test_of_devices_that_are_alike_a_job_gets_one_where_its_base_model_waits_in_memory() -> None:
+    here = {"cached_models": frozenset({"smollm2"})}
+    devices = [*host("a", 2, **here), device("a-9", host="a", warm_base="smollm2", **here)]
+    elsewhere = [*host("b", 2, **here), device("b-9", host="b", warm_base="smollm2", **here)]
+
+    assert chosen_for(job("r", base_model="smollm2"), devices) == ("a-9",)
+    assert chosen_for(job("r", base_model="smollm2"), [*host("a", 3, **here), *elsewhere]) == ("b-9",)
+
+
+def test_a_base_model_in_memory_decides_between_equals_only() -> None:
+    here = {"cached_models": frozenset({"smollm2", "other"})}
+    small, large = device("small", gib=24, **here), device("large", gib=80, warm_base="smollm2", **here)
+    fuller = [*host("a", 1, **here), *host("b", 3, warm_base="smollm2", **here)]
+
+    assert chosen_for(job("r", base_model="smollm2"), [small, large]) == ("small",), "large ones are for large jobs"
+    assert chosen_for(job("r", base_model="smollm2"), fuller) == ("a-0",), "whole hosts are for gangs"
+    assert chosen_for(job("r", base_model="other"), host("b", 2, warm_base="smollm2", **here)) == ("b-0",)
+    assert chosen_for(job("r"), [device("x", **here), device("y", warm_base="", **here)]) == ("x",)
+
+
+def chosen_for(queued: QueuedJob, devices: list[Device]) -> tuple[str, ...]:
+    return decide([queued], devices).assignments[0].device_ids
+
+
 def test_a_job_starts_only_where_its_base_model_is() -> None:
     devices = [*host("a", 1), *host("b", 1, cached_models=frozenset({"smollm2"}))]
 

@@ -152,6 +152,10 @@ class AttemptFolder:
         form = held_base.form_for(self.host, self.spec, model=self.model, device=self.device)
         if form is None:
             return None
+        if self.spare is not None and self.spare.held is not None:
+            held = Path(self.spare.held.prepared_path)
+            if held == form.folder(self.host.settings.cache):
+                return held  # compared when it was loaded, and in use since
         found = prepared_bases.find(form, cache=self.host.settings.cache, user=self.folder.root, interrupt=interrupt)
         if found is None and prepared_bases.miss(form, home=self.host.settings.home):
             ring("cpu", self.host.settings)

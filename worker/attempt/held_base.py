@@ -49,9 +49,11 @@ class FoundBase:
 
 
 def keeps_forms(host: Host) -> bool:
-    """Whether forms are kept here: a trainer that could write them would write what the next tenant loads."""
-    walled = host.trainer_uid is not None or host.isolation.files != "open"
-    return host.settings.trainer == TRAINER and walled
+    """Whether forms are kept here: a trainer that could write them would write what the next tenant loads.
+
+    One user for all programs is no wall: a trainer could write where the program writes that makes a form.
+    """
+    return host.settings.trainer == TRAINER and host.isolation.files != "open"
 
 
 def form_for(host: Host, spec: JobSpec, *, model: Path, device: FoundDevice) -> Form | None:

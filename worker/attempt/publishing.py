@@ -61,7 +61,7 @@ class PublishingAttempt:
         self.story = Story(clock)
         self.meter = Meter(clock=clock)
         self.untold: list[NewEvent] = []
-        self.told_at = clock()
+        self.told_at, self.tells = clock(), 0
         self.uploader = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-upload")
         self.uploads: list[Future[None]] = []
         self.trainer: Trainer | None = None

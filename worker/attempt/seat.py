@@ -112,7 +112,7 @@ class WarmSeat:
     def give(self, claim: Claim) -> Spare | None:
         """The spare for this attempt, if it is one for it; it is the attempt's from now on. Else none is left."""
         self._host.flags.rise(self.number)
-        self._last = claim.spec
+        self._last, self._look_for_base_at = claim.spec, 0.0
         ours, self._spare = self._spare, None
         self._loaded()
         if ours is None:
@@ -214,7 +214,9 @@ class WarmSeat:
             self._loaded()
             return False
         self._said_ready = False
-        self._base_name = None if base is None or self._spare.held is None else base.name
+        if base is not None and self._spare.held is None:  # no good, and cannot be removed: not again for this job
+            self._last = base = None
+        self._base_name = None if base is None else base.name
         log.info("spare.started", device=self.device_id, pid=self._spare.pid, base=self._base_name)
         return True
 

@@ -47,6 +47,8 @@ log = structlog.get_logger()
 
 LOOK_SECONDS: Final = 0.1
 TELL_SECONDS: Final = 1.0
+# So many are told as they come: whoever submits a small job waits for its first step.
+TOLD_SOON: Final = 8
 CANCEL_GRACE_SECONDS: Final = 1.0
 # A trainer that has a checkpoint to write gets `stop_seconds`; then TERM, and this much later KILL.
 TERM_GRACE_SECONDS: Final = 5.0
@@ -226,10 +228,11 @@ class _Attempt(PublishingAttempt):
         return len(events)
 
     def tell(self, *, now: bool = False) -> None:
-        """Write what is untold, at most once a second; while Postgres is away it waits here."""
-        if not self.untold or not (now or self.clock() - self.told_at >= TELL_SECONDS):
+        """Write what is untold, soon only once a second; while Postgres is away it waits here."""
+        pause = TELL_SECONDS if self.tells >= TOLD_SOON else 0.0
+        if not self.untold or not (now or self.clock() - self.told_at >= pause):
             return
-        self.told_at = self.clock()
+        self.told_at, self.tells = self.clock(), self.tells + 1
         batch, progress = list(self.untold), self.story.progress()
         try:
             self.host.write(lambda s: moves.record(s, self.lease, batch, progress=progress))
