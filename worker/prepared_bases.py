@@ -4,7 +4,7 @@ cache/models/prepared-{KEY}/        a model directory in 4 bits, and manifest.js
             prepared-{KEY}.fetch/   one that is being made;  .lock: held meanwhile;  .use/*: who uses it
 HOME/prepare/{KEY}.json             one that an attempt has missed;  {KEY}.failed: why it could not be made
 
-Only this user writes here: each trainer has a user of its own or walls, and where it has neither nothing is kept. A trainer
+Only this user writes here: each trainer has a user of its own or walls; without, nothing is kept. A trainer
 reads a folder that was compared with its manifest when its attempt began. The key names all that the bytes depend on,
 so another revision, quantisation, library or processor is another folder, and the old one goes as unused models go.
 """
@@ -84,10 +84,12 @@ def form_of(
     quantised = METHODS[job.adapter.method].quantized and job.base_model.facts.quantised_as is None
     if not quantised or device != "cpu" or job.placement.strategy != "single":
         return None
-    spec = PrepareSpec(base_model_path=str(model), dtype=job.training.dtype, quantization=job.quantization)
+    spec = PrepareSpec(
+        base_model_path=str(model), dtype=job.training.dtype, quantization=job.quantization, marks=marks_of(model)
+    )
     rests_on = {
         "format": FORMAT,
-        "base": [job.base_model.source, job.base_model.revision, _marks(model)],
+        "base": [job.base_model.source, job.base_model.revision, spec.marks],
         "form": spec.model_dump(mode="json", include={"dtype", "quantization"}),
         "libraries": {name: libraries.get(name) for name in _LIBRARIES},
         "processor": _processor(cpuinfo),
@@ -95,13 +97,11 @@ def form_of(
     return Form(hashlib.sha256(json.dumps(rests_on, sort_keys=True).encode()).hexdigest()[:32], spec)
 
 
-def _marks(model: Path) -> list[list[object]]:
+def marks_of(model: Path) -> str:
     """What changes when a file of the model is written: a folder of an operator's own has no revision that would."""
-    return [
-        [file.name, seen.st_size, seen.st_mtime_ns, seen.st_ino]
-        for file in sorted(model.iterdir())
-        if stat.S_ISREG((seen := file.stat()).st_mode)
-    ]
+    seen = [(file.name, file.stat()) for file in sorted(model.iterdir()) if file.is_file()]
+    listed = [[name, stat.st_size, stat.st_mtime_ns, stat.st_ino] for name, stat in seen]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
 def _processor(cpuinfo: Path) -> list[str]:

@@ -18,6 +18,7 @@ class PrepareSpec(Part):
     base_model_path: str
     dtype: Dtype = Field(description="Of the weights that are not quantised: `training.dtype` of the jobs it is for.")
     quantization: Quantization
+    marks: str = Field(default="", description="How the base's files looked to who asked, for who takes the result.")
     cpu_threads: int = Field(default=1, ge=1)
 
 

@@ -44,7 +44,9 @@ QLORA: dict[str, Any] = {"adapter": {"method": "qlora"}, "quantization": QUANTIZ
 def prepared(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model in 4 bits, made by the program as the CPU lane starts it."""
     out = tmp_path_factory.mktemp("prepare")
-    spec = PrepareSpec(base_model_path=str(model), dtype="float32", quantization=Quantization(**QUANTIZATION))
+    spec = PrepareSpec(
+        base_model_path=str(model), dtype="float32", quantization=Quantization.model_validate(QUANTIZATION)
+    )
     (out / "spec.json").write_text(spec.model_dump_json())
     argv = [sys.executable, "-m", "worker.train.prepare_base", str(out / "spec.json"), str(out)]
     subprocess.run(argv, check=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
@@ -88,7 +90,9 @@ def test_a_form_that_comes_back_otherwise_is_refused(
         return load_prepared(folder, **how)
 
     monkeypatch.setattr(prepare_base, "load_prepared", altered)
-    spec = PrepareSpec(base_model_path=str(model), dtype="float32", quantization=Quantization(**QUANTIZATION))
+    spec = PrepareSpec(
+        base_model_path=str(model), dtype="float32", quantization=Quantization.model_validate(QUANTIZATION)
+    )
 
     with pytest.raises(NotTheSame, match="1 tensors come back otherwise"):
         prepare(spec, tmp_path / "made")
@@ -224,6 +228,17 @@ def test_a_form_whose_program_fails_is_given_up_with_a_word(host: Any, model: Pa
     ]
     assert find(host, form) is None
     assert not prepared_bases.miss(form, home=host.settings.home)
+
+
+def test_a_form_of_a_base_that_has_changed_since_is_not_kept(host: Any, model: Path, tmp_path: Path) -> None:
+    """The key says what the base was."""
+    base = Path(shutil.copytree(model, tmp_path / "base"))
+    form = missed(host, base)
+    (base / "config.json").write_bytes((base / "config.json").read_bytes() + b"\n")
+
+    preparing.prepare_missed(host)
+
+    assert find(host, form) is None
 
 
 def test_a_worker_that_drains_makes_nothing_and_forgets_nothing(host: Any, model: Path) -> None:

@@ -100,6 +100,8 @@ def _make(host: Host, form: Form, place: Workdir, lease: Lease, watch: _Draining
     )
     if ended.code != EXIT_DONE:
         raise OSError(f"its program ended with {ended.code}: {ended.last_words[-300:]}")
+    if prepared_bases.marks_of(model) != form.spec.marks:
+        raise OSError("the base model was changed meanwhile")
     listed = hostile_folder.files(place.out, MADE, bounds=BOUNDS)
     size = sum(file.bytes for file in listed)
     disk = shutil.disk_usage(place.root)

@@ -1,0 +1,114 @@
+"""TUNEPOOL_KEEP_WARM=base with the real trainer: the second job of a base finds it quantised, the next one in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from shared.contract.job_request import CreateJob
+from shared.jobs import submission
+from shared.settle.catalogue import load_catalogue
+from shared.store.bell import ring
+from shared.store.db import session_scope
+from shared.store.tables import DeviceRow, JobRow
+from tests.lifecycle.stack import Servers, Stack, open_stack, until
+from tests.patience import patience
+from tests.train.tiny import chat_rows, make_model_directory
+
+pytestmark = pytest.mark.timeout(patience(600))
+
+ROWS = "".join(json.dumps(row) + "\n" for row in chat_rows(12)).encode()
+QLORA = {"adapter": {"method": "qlora", "r": 4}, "training": {"max_length": 256, "num_train_epochs": 1}}
+
+
+@pytest.fixture
+def stack(servers: Servers, tmp_path: Path) -> Iterator[Stack]:
+    known = {
+        "TUNEPOOL_TRAINER": "worker.train",
+        "TUNEPOOL_KEEP_WARM": "base",
+        "TUNEPOOL_LEASE_SECONDS": "3600",
+    }
+    with open_stack(tmp_path, servers, **known) as made:
+        shutil.rmtree(made.home / "tiny")
+        make_model_directory(made.home / "tiny")
+        made.start_worker()
+        made.start_janitor()
+        made.wait_for_worker()
+        if files_open(made):
+            pytest.skip("nothing keeps programs from this host's files: no form is kept here")
+        yield made
+        broken = made.broken_invariants()
+    assert broken == []
+
+
+def files_open(stack: Stack) -> bool:
+    told = log_of(stack)
+    return "files=open" in told or "FILES OPEN" in told
+
+
+def log_of(stack: Stack) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", (stack.home / "worker-home.log").read_text())
+
+
+def trained(stack: Stack, **tunepool: Any) -> JobRow:
+    body = {"model": "tiny", "training_file": stack.upload(ROWS), "seed": 7, "tunepool": {**QLORA, **tunepool}}
+    with session_scope(stack.engine) as session:
+        job_id = submission.submit(
+            session,
+            CreateJob.model_validate(body),
+            caller=stack.caller,
+            base=load_catalogue(stack.settings).find("tiny"),
+            request_sha256=hashlib.sha256(json.dumps(body).encode()).hexdigest(),
+        ).job.id
+    ring("cpu", stack.settings)
+    job = stack.wait(job_id, seconds=240)
+    assert job.status == "succeeded", job.error
+    return job
+
+
+def warm_base(stack: Stack) -> str | None:
+    with session_scope(stack.engine) as session:
+        return session.scalars(select(DeviceRow.warm_base)).one()
+
+
+def weights_of(job: JobRow) -> str:
+    assert job.manifest is not None
+    return next(str(file["sha256"]) for file in job.manifest["files"] if file["name"] == "adapter_model.safetensors")
+
+
+def forms(stack: Stack) -> list[Path]:
+    return [place for place in stack.home.rglob("prepared-*") if place.is_dir() and place.suffix == ""]
+
+
+def test_the_base_of_the_last_job_waits_in_memory_and_gives_the_same_adapter(stack: Stack) -> None:
+    cold = trained(stack)
+    until(lambda: warm_base(stack) == "tiny", seconds=240, what="a spare that holds the base")
+    (form,) = forms(stack)
+
+    warm = trained(stack)
+
+    (given,) = re.findall(rf"spare\.handed_over.*\bjob_id={warm.id}\b.*\bpid=(\d+)", log_of(stack))
+    assert re.search(rf"spare\.ready.*\bbase=tiny\b.*\bpid={given}\b", log_of(stack))
+    assert weights_of(warm) == weights_of(cold)
+
+    # Spoilt by nobody we know: nobody gets it, the job is trained all the same, and it is made anew.
+    until(lambda: warm_base(stack) == "tiny", seconds=240, what="a spare that holds the base again")
+    weights = form / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    other = trained(stack, quantization={"bnb_4bit_quant_type": "fp4"})  # lets go of what was held
+    weights.write_bytes(content)
+    again = trained(stack)
+
+    assert "prepared_base.refused" in log_of(stack)
+    assert weights_of(again) == weights_of(cold)
+    assert weights_of(other) != weights_of(cold)
+    until(lambda: form.is_dir() and weights.read_bytes() != bytes(content), seconds=240, what="the form made anew")
