@@ -1,4 +1,4 @@
-"""TUNEPOOL_KEEP_WARM=base with the real trainer: the second job of a base finds it quantised, the next one in memory."""
+"""TUNEPOOL_KEEP_WARM=base with the real trainer: a second job finds its base quantised, and in memory."""
 
 from __future__ import annotations
 
