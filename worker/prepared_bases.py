@@ -45,7 +45,7 @@ MOST_BYTES: Final = 64 * 2**30
 MOST_SHARE: Final = 0.5
 # A form that could not be made may be made later: there may have been no room.
 AGAIN_SECONDS: Final = 86400.0
-_LIBRARIES: Final = ("torch", "transformers", "bitsandbytes", "safetensors", "accelerate")
+_LIBRARIES: Final = ("tunepool-server", "torch", "transformers", "bitsandbytes", "safetensors", "accelerate")
 _OTHERS_MAY_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 

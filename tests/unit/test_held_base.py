@@ -38,6 +38,7 @@ def host(tmp_path: Path) -> Any:
     made: Any = SimpleNamespace(
         settings=settings,
         trainer_uid=None,
+        worker=SimpleNamespace(version="1.0"),
         isolation=RULES,
         catalogue=lambda: SimpleNamespace(entry=lambda _name: entry),
     )
@@ -63,9 +64,9 @@ def test_the_last_base_is_held_and_its_files_stay_while_the_spare_is_there(host:
     assert held is not None
     assert Path(held.prepared_path).name == f"prepared-{found.form.key}"
     with pytest.raises(OSError, match="no room"):
-        prepared_bases.make_room(host.settings.cache, 10**6, among=10**6, interrupt=lambda: None)
+        prepared_bases.make_room(host.settings.cache, 500_000, among=10**6, interrupt=lambda: None)
     folder.root.rmdir()
-    prepared_bases.make_room(host.settings.cache, 10**6 - 10, among=10**6, interrupt=lambda: None)
+    prepared_bases.make_room(host.settings.cache, 500_000, among=10**6, interrupt=lambda: None)
     assert not Path(held.prepared_path).exists()
 
 

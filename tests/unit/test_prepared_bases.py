@@ -75,7 +75,7 @@ def test_the_key_is_the_same_for_the_same_and_another_when_anything_changes(mode
     keys = {"as it is": form(model, cpuinfo)}
     assert form(model, cpuinfo) == keys["as it is"]
 
-    for library in ("torch", "transformers", "bitsandbytes", "safetensors", "accelerate"):
+    for library in ("tunepool-server", "torch", "transformers", "bitsandbytes", "safetensors", "accelerate"):
         keys[library] = form(model, cpuinfo, libraries={**LIBRARIES, library: "9.9"})
     keys["no double quantization"] = form(
         model, cpuinfo, altered(adapter={"method": "qlora"}, quantization={"bnb_4bit_use_double_quant": False})

@@ -60,7 +60,8 @@ def form_for(host: Host, spec: JobSpec, *, model: Path, device: FoundDevice) -> 
     """The prepared form that this job would load on this device; None: it has none, or none is kept here."""
     if not keeps_forms(host):
         return None
-    return prepared_bases.form_of(spec, model=model, device=device_kind(device.kind), libraries=trainer_libraries())
+    versions = {**trainer_libraries(), "tunepool-server": host.worker.version}
+    return prepared_bases.form_of(spec, model=model, device=device_kind(device.kind), libraries=versions)
 
 
 def find(host: Host, spec: JobSpec, *, device: FoundDevice) -> FoundBase | None:

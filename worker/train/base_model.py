@@ -53,17 +53,28 @@ def load_model(spec: AttemptSpec, *, weights: Path, quantized: bool, trains_in_f
     )
 
 
-def load_frozen(weights: Path, *, dtype: torch.dtype, quantization: Any, device: DeviceKind, place: str | int) -> Any:
+def load_frozen(
+    weights: Path,
+    *,
+    dtype: torch.dtype,
+    quantization: Any,
+    device: DeviceKind,
+    place: str | int,
+    as_saved: bool = False,
+) -> Any:
     """The model of a folder of safetensors, loaded to `place`: one way for training and for whoever asks it later.
 
     Args:
         quantization: upstream's config of how linear layers are stored; None: as they are published.
+        as_saved: they are stored as the folder's own config says.
     """
     config = AutoConfig.from_pretrained(weights, trust_remote_code=False, local_files_only=True)
+    # Whatever is named here, None too, stands in for what the folder's own config says.
+    stored = {} if as_saved else {"quantization_config": quantization}
     model = AutoModelForCausalLM.from_pretrained(
         weights,
         dtype=dtype,
-        quantization_config=quantization,
+        **stored,
         device_map={"": place},
         attn_implementation=attention_for(config, device=device),
         use_safetensors=True,

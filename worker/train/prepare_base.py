@@ -20,7 +20,9 @@ import torch
 from shared.contract.events import EXIT_DONE
 from shared.contract.prepared import MADE, PrepareSpec
 from worker.train.base_model import TORCH_DTYPES, four_bit, load_frozen
-from worker.train.prepared import fingerprints, load_prepared
+from worker.train.prepared import TRIED, Tried, fingerprints, load_prepared
+from worker.train.row_leak import leak_between_rows
+from worker.train.sequence_state import is_tried
 
 # Trainings go first.
 NICE: Final = 19
@@ -39,10 +41,14 @@ def prepare(spec: PrepareSpec, folder: Path) -> None:
     wanted = fingerprints(model)
     model.save_pretrained(folder)  # before any pass: bitsandbytes rearranges weights in the first one in eval mode
     del model
-    made = fingerprints(load_prepared(folder, base=base, dtype=spec.dtype))
+    back = load_prepared(folder, base=base, dtype=spec.dtype)
+    made = fingerprints(back)
     if made != wanted:
         differ = sorted(name for name in wanted.keys() | made.keys() if wanted.get(name) != made.get(name))
         raise NotTheSame(f"{len(differ)} tensors come back otherwise, the first of them {differ[0]}")
+    if is_tried(back):
+        tried = Tried(leak_between_rows=leak_between_rows(back))
+        (folder / TRIED).write_text(tried.model_dump_json(), encoding="utf-8")
 
 
 def main(spec_file: Path, out: Path) -> int:

@@ -5,21 +5,35 @@ from __future__ import annotations
 import hashlib
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from bitsandbytes.functional import QuantState
+from pydantic import BaseModel, ConfigDict
 
 from shared.contract.prepared import HeldBase
 from shared.contract.spec import AttemptSpec, Dtype
+from worker.train import row_leak
 from worker.train.base_model import TORCH_DTYPES, load_frozen
+
+TRIED: Final = "tried.json"
+
+
+class Tried(BaseModel):
+    """What was found by running the model when it was prepared; a run costs a small job as much as two steps."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    leak_between_rows: float
 
 
 def load_prepared(folder: Path, *, base: Path, dtype: Dtype) -> Any:
     """The model that `folder` holds, as `load_frozen` makes it of the weights in `base`."""
-    model = load_frozen(folder, dtype=TORCH_DTYPES[dtype], quantization=None, device="cpu", place="cpu")
+    model = load_frozen(folder, dtype=TORCH_DTYPES[dtype], quantization=None, device="cpu", place="cpu", as_saved=True)
     # Where a model came from travels on with what is made of it.
     model.config._name_or_path = model.name_or_path = str(base)
+    if (tried := folder / TRIED).is_file():
+        row_leak.know(model, Tried.model_validate_json(tried.read_bytes()).leak_between_rows)
     return model
 
 

@@ -63,6 +63,11 @@ def _leak(spec: AttemptSpec, model: Any) -> str | None:
     return None
 
 
+def is_tried(model: Any) -> bool:
+    """Whether nothing but a try tells if its packed rows would leak."""
+    return carries_state(model) is None and model.config.get_text_config().model_type not in BLIND_TO_POSITIONS
+
+
 def carries_state(model: Any) -> str | None:
     """The kind or class of the first layer that reads along the sequence by other means than attention; None: none.
 
