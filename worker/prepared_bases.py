@@ -200,7 +200,8 @@ def make_room(cache: Path, wanted: int, *, among: int | None, interrupt: Interru
     """
     most = MOST_BYTES if among is None else min(MOST_BYTES, int(among * MOST_SHARE))
     with base_models.turn(cache / "models" / "any", interrupt):
-        sizes = {place: base_models.bytes_in(place) for place in (cache / "models").iterdir() if place.is_dir()}
+        places = [place for place in (cache / "models").iterdir() if place.is_dir() and place.suffix != ".use"]
+        sizes = {place: base_models.bytes_in(place) for place in places}
         forms = [place for place in sizes if place.name.startswith(PREFIX) and place.suffix in ("", ".fetch")]
         for place in sorted(forms, key=lambda path: path.stat().st_mtime):
             if _fits(sizes, wanted, most=most, among=among):

@@ -244,14 +244,14 @@ prepared_bases.publish(form, files(), cache=Path(sys.argv[4]))
 
 def test_one_that_is_killed_while_it_is_written_is_never_found(wanted: Form, tmp_path: Path) -> None:
     argv = [sys.executable, "-c", KILLED, wanted.key, wanted.spec.model_dump_json(), str(tmp_path)]
-    writer = subprocess.Popen([*argv, str(tmp_path / "cache")], stdout=subprocess.PIPE)
-    try:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == b"written\n"
-        assert find(wanted, tmp_path) is None
-    finally:
-        writer.kill()
-        assert writer.wait(patience(30)) == -signal.SIGKILL
+    with subprocess.Popen([*argv, str(tmp_path / "cache")], stdout=subprocess.PIPE) as writer:
+        try:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"written\n"
+            assert find(wanted, tmp_path) is None
+        finally:
+            writer.kill()
+            assert writer.wait(patience(30)) == -signal.SIGKILL
 
     assert find(wanted, tmp_path) is None
     left = base_models.beside(wanted.folder(tmp_path / "cache"), "fetch")
