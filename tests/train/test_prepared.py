@@ -181,7 +181,8 @@ def host(tmp_path: Path) -> Any:
     return SimpleNamespace(
         settings=settings,
         work=settings.home / "work",
-        flags=SimpleNamespace(draining=False),
+        flags=SimpleNamespace(draining=False, has_idle_child=lambda _children: True),
+        devices=(),
         worker=SimpleNamespace(id="worker_1", host="host"),
         trainer_uid=None,
         isolation=NO_WALLS,
@@ -242,6 +243,15 @@ def test_a_form_of_a_base_that_has_changed_since_is_not_kept(host: Any, model: P
     preparing.prepare_missed(host)
 
     assert find(host, form) is None
+
+
+def test_who_is_the_last_that_could_do_short_work_makes_nothing(host: Any, model: Path) -> None:
+    form = missed(host, model)
+    host.flags.has_idle_child = lambda children: children < 0
+
+    preparing.prepare_missed(host)
+
+    assert prepared_bases.missed(host.settings.home) == [form]
 
 
 def test_a_worker_that_drains_makes_nothing_and_forgets_nothing(host: Any, model: Path) -> None:

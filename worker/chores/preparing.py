@@ -22,7 +22,7 @@ from shared.lease.values import Lease
 from worker import base_models, prepared_bases
 from worker.chores import run_program
 from worker.chores.run_program import Stopped
-from worker.host.host import Host
+from worker.host.host import Host, children
 from worker.prepared_bases import Form
 from worker.program import hostile_folder, workdir
 from worker.program.hostile_folder import Bounds
@@ -51,8 +51,13 @@ class _Draining:
 
 
 def prepare_missed(host: Host) -> None:
-    """Make every form that was missed here, unless another process of this home does."""
+    """Make every form that was missed here, unless another process of this home does.
+
+    It may take an hour, so one who could do short work meanwhile must be left; else a later bell is for it.
+    """
     if not (forms := prepared_bases.missed(host.settings.home)):
+        return
+    if not host.flags.has_idle_child(children(len(host.devices))):
         return
     with _alone(prepared_bases.missed_folder(host.settings.home) / "making.lock") as ours:
         for form in forms if ours else ():
