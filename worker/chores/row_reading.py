@@ -19,8 +19,9 @@ from shared.contract.events import EXIT_DONE, EXIT_USER_FAULT, FileTokens, Token
 from shared.contract.spec import JobSpec, PreflightSpec
 from shared.errors import Invalid, TunepoolError
 from shared.lease.values import Claim, FileRef
+from worker import base_models
 from worker.base_models import BaseModelUnavailable
-from worker.chores import base_tokenizers
+from worker.chores import base_tokenizers, rows_known
 from worker.chores import run_program as programs
 from worker.chores.run_program import Checked, TooSlow, Watch
 from worker.chores.sampling import stage_sample
@@ -162,6 +163,9 @@ def refuse_bad_rows(host: Host, claim: Claim, spec: JobSpec, watch: Watch) -> No
     """
     if host.settings.trainer != _READ_ALIKE:
         return
+    mark = _mark(host, claim, spec)
+    if mark is not None and mark.exists():  # the program would take longer than all the rest of a small job's start
+        return
     try:
         _bring_base(host, spec, watch)
         report = RowReading(host, claim, watch).report(spec)
@@ -171,6 +175,16 @@ def refuse_bad_rows(host: Host, claim: Claim, spec: JobSpec, watch: Watch) -> No
     _refuse("training_file", claim.training_file, report.training, spec)
     if claim.validation_file is not None and report.validation is not None:
         _refuse("validation_file", claim.validation_file, report.validation, spec)
+    if mark is not None:
+        rows_known.remember(mark)
+
+
+def _mark(host: Host, claim: Claim, spec: JobSpec) -> Path | None:
+    """Where it is remembered that these rows are good; None where the base model is not here, which it rests on."""
+    catalogue = host.catalogue()
+    if spec.base_model.name not in base_models.cached_names(catalogue, cache=host.settings.cache):
+        return None
+    return rows_known.mark_of(host, claim, spec, catalogue.entry(spec.base_model.name))
 
 
 def _bring_base(host: Host, spec: JobSpec, watch: Watch) -> None:
