@@ -17,7 +17,6 @@ from shared.settle.catalogue import local_folder
 from tests.factories import make_spec
 from worker.chores import row_reading, rows_known
 
-
 FILE = SimpleNamespace(id="file-1", sha256="a" * 64)
 LEASE = SimpleNamespace(id="ftjob-1")
 
