@@ -3,7 +3,8 @@
 Jobs that start cold (`off`), jobs that find a trainer started ahead (`imports`), and jobs that find one that holds
 their base model too (`base`), each kind on a server of its own over one home. Beside them, in the same run: the floor
 of a cold start, a bare Python process that only imports the training stack. The first cold job meets files that are
-not in the page cache, and a base model that nobody has quantised on this host yet; the others read what is kept of it.
+not in the page cache, a base model that nobody has quantised on this host yet, and rows that nobody has read; the
+others find what is kept of the base, and their rows, which are the same, are not read again before the queue.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ def main() -> None:
 
 
 def forget_prepared(home: Path) -> None:
-    """So that the first job is the first that this host sees of its base model."""
-    for left in (*(home / "cache" / "models").glob("prepared-*"), home / "prepare"):
+    """So that the first job is the first that this host sees of its base model and its rows."""
+    for left in (*(home / "cache" / "models").glob("prepared-*"), home / "prepare", home / "rows-read"):
         shutil.rmtree(left, ignore_errors=True)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from shared.contract.events import FileTokens
 from shared.contract.spec import JobSpec
 from shared.errors import Invalid
 from shared.settings import Settings
@@ -71,9 +70,7 @@ def test_what_it_rests_on_is_another_mark(host: Any) -> None:
 
 
 def tokens(*, kept: int) -> Any:
-    return SimpleNamespace(
-        training=FileTokens.model_construct(fault_count=0, kept_tokens=kept, rows=3), validation=None
-    )
+    return SimpleNamespace(training=SimpleNamespace(fault_count=0, kept_tokens=kept, rows=3), validation=None)
 
 
 def test_good_rows_are_read_once_and_bad_ones_each_time(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ TRIED: Final = "tried.json"
 
 
 class Tried(BaseModel):
-    """What was found by running the model when it was prepared; a run costs a small job as much as two steps."""
+    """What was found by running the model when it was prepared; a run costs a small job as much as a step."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
