@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from shared.contract.spec import JobSpec
 from shared.errors import Invalid
+from shared.lease.values import Claim
 from shared.settings import Settings
 from shared.settle.catalogue import local_folder
 from tests.factories import make_spec
@@ -42,8 +43,8 @@ def host(tmp_path: Path) -> Any:
 
 
 def mark(host: Any, claim: Any = None, spec: JobSpec | None = None) -> str:
-    entry = host.catalogue().entry("")
-    return rows_known.mark_of(host, claim or Asked(), spec or make_spec(), entry).name
+    entry, asked = host.catalogue().entry(""), cast("Claim", claim or Asked())
+    return rows_known.mark_of(host, asked, spec or make_spec(), entry).name
 
 
 def test_what_a_refusal_does_not_rest_on_is_the_same_mark(host: Any) -> None:
