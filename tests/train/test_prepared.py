@@ -24,10 +24,10 @@ from shared.contract.spec import JobSpec, Quantization
 from shared.settings import Settings, trainer_environment
 from tests.patience import patience
 from tests.train.tiny import losses, make_spec, read_events, run
-from worker import prepared_bases
 from worker.chores import preparing
+from worker.host import prepared_bases
+from worker.host.prepared_bases import PreparedForm
 from worker.host.trainer_libraries import trainer_libraries
-from worker.prepared_bases import Form
 from worker.program import spare
 from worker.program.launcher import NO_WALLS
 from worker.program.processes import TAG
@@ -190,7 +190,7 @@ def host(tmp_path: Path) -> Any:
     )
 
 
-def missed(host: Any, model: Path) -> Form:
+def missed(host: Any, model: Path) -> PreparedForm:
     spec = JobSpec.model_validate(json.loads(make_spec(host.settings.home, model=model, **QLORA).read_bytes())["job"])
     form = prepared_bases.form_of(spec, model=model, device="cpu", libraries=trainer_libraries())
     assert form is not None
@@ -198,7 +198,7 @@ def missed(host: Any, model: Path) -> Form:
     return form
 
 
-def find(host: Any, form: Form) -> Path | None:
+def find(host: Any, form: PreparedForm) -> Path | None:
     return prepared_bases.find(form, cache=host.settings.cache, user=host.settings.home, interrupt=lambda: None)
 
 

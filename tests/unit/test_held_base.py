@@ -15,8 +15,8 @@ from shared.operating.isolation import Isolation
 from shared.settings import Settings
 from shared.settle.catalogue import local_folder
 from tests.factories import make_spec
-from worker import prepared_bases
 from worker.attempt import held_base
+from worker.host import prepared_bases
 from worker.program.launcher import NO_WALLS
 from worker.program.workdir import Workdir
 

@@ -18,8 +18,9 @@ import structlog
 from shared.contract.spec import JobSpec
 from tests.factories import make_spec
 from tests.patience import patience
-from worker import base_models, prepared_bases
-from worker.prepared_bases import Form
+from worker import base_models
+from worker.host import prepared_bases
+from worker.host.prepared_bases import PreparedForm
 
 LIBRARIES = {"torch": "2.13.0", "transformers": "5.23.0", "bitsandbytes": "0.50.2"}
 
@@ -44,19 +45,19 @@ def cpuinfo(tmp_path: Path) -> Path:
     return file
 
 
-def form(model: Path, cpuinfo: Path, spec: JobSpec | None = None, **changed: Any) -> Form | None:
+def form(model: Path, cpuinfo: Path, spec: JobSpec | None = None, **changed: Any) -> PreparedForm | None:
     given = {"device": "cpu", "libraries": LIBRARIES, **changed}
     return prepared_bases.form_of(spec or altered(adapter={"method": "qlora"}), model=model, cpuinfo=cpuinfo, **given)
 
 
 @pytest.fixture
-def wanted(model: Path, cpuinfo: Path) -> Form:
+def wanted(model: Path, cpuinfo: Path) -> PreparedForm:
     found = form(model, cpuinfo)
     assert found is not None
     return found
 
 
-def publish(wanted: Form, tmp_path: Path) -> Path:
+def publish(wanted: PreparedForm, tmp_path: Path) -> Path:
     made = tmp_path / "made"
     made.mkdir(exist_ok=True)
     files = []
@@ -66,7 +67,7 @@ def publish(wanted: Form, tmp_path: Path) -> Path:
     return prepared_bases.publish(wanted, files, cache=tmp_path / "cache")
 
 
-def find(wanted: Form, tmp_path: Path) -> Path | None:
+def find(wanted: PreparedForm, tmp_path: Path) -> Path | None:
     return prepared_bases.find(wanted, cache=tmp_path / "cache", user=tmp_path, interrupt=go_on)
 
 
@@ -116,7 +117,7 @@ def test_jobs_that_do_not_quantise_on_a_processor_have_no_form(
 
 
 # --- what is found ----------------------------------------------------------------------------------------------------
-def test_what_was_published_is_found_and_stays_while_it_is_used(wanted: Form, tmp_path: Path) -> None:
+def test_what_was_published_is_found_and_stays_while_it_is_used(wanted: PreparedForm, tmp_path: Path) -> None:
     made = publish(wanted, tmp_path)
 
     assert find(wanted, tmp_path) == made
@@ -126,7 +127,7 @@ def test_what_was_published_is_found_and_stays_while_it_is_used(wanted: Form, tm
     assert find(wanted, tmp_path) == made
 
 
-def test_forms_that_nobody_uses_make_room_and_base_models_do_not(wanted: Form, tmp_path: Path) -> None:
+def test_forms_that_nobody_uses_make_room_and_base_models_do_not(wanted: PreparedForm, tmp_path: Path) -> None:
     made = publish(wanted, tmp_path)
     base = tmp_path / "cache" / "models" / "tiny-000000000000"
     base.mkdir()
@@ -200,7 +201,7 @@ def manifest_of_another(folder: Path) -> None:
     ],
 )
 def test_what_is_not_as_it_was_made_is_given_to_nobody_and_the_log_says_why(
-    spoil: Callable[[Path], None], word: str, wanted: Form, tmp_path: Path
+    spoil: Callable[[Path], None], word: str, wanted: PreparedForm, tmp_path: Path
 ) -> None:
     made = publish(wanted, tmp_path)
     spoil(made)
@@ -216,7 +217,7 @@ def test_what_is_not_as_it_was_made_is_given_to_nobody_and_the_log_says_why(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
-def test_files_of_another_user_are_given_to_nobody(wanted: Form, tmp_path: Path) -> None:
+def test_files_of_another_user_are_given_to_nobody(wanted: PreparedForm, tmp_path: Path) -> None:
     made = publish(wanted, tmp_path)
     os.chown(made / "model.safetensors", 65534, 65534)
 
@@ -228,9 +229,9 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from shared.contract.prepared import PrepareSpec
-from worker import prepared_bases
-from worker.prepared_bases import Form
-form = Form(sys.argv[1], PrepareSpec.model_validate_json(sys.argv[2]))
+from worker.host import prepared_bases
+from worker.host.prepared_bases import PreparedForm
+form = PreparedForm(sys.argv[1], PrepareSpec.model_validate_json(sys.argv[2]))
 def files():
     for name in ("config.json", "model.safetensors"):
         file = Path(sys.argv[3]) / name
@@ -242,7 +243,7 @@ prepared_bases.publish(form, files(), cache=Path(sys.argv[4]))
 """
 
 
-def test_one_that_is_killed_while_it_is_written_is_never_found(wanted: Form, tmp_path: Path) -> None:
+def test_one_that_is_killed_while_it_is_written_is_never_found(wanted: PreparedForm, tmp_path: Path) -> None:
     argv = [sys.executable, "-c", KILLED, wanted.key, wanted.spec.model_dump_json(), str(tmp_path)]
     with subprocess.Popen([*argv, str(tmp_path / "cache")], stdout=subprocess.PIPE) as writer:
         try:
@@ -262,7 +263,7 @@ def test_one_that_is_killed_while_it_is_written_is_never_found(wanted: Form, tmp
 
 
 # --- what is missed ---------------------------------------------------------------------------------------------------
-def test_what_is_missed_is_noted_once_until_it_is_settled(wanted: Form, tmp_path: Path) -> None:
+def test_what_is_missed_is_noted_once_until_it_is_settled(wanted: PreparedForm, tmp_path: Path) -> None:
     assert prepared_bases.miss(wanted, home=tmp_path)
     assert not prepared_bases.miss(wanted, home=tmp_path)
     assert prepared_bases.missed(tmp_path) == [wanted]
@@ -272,7 +273,7 @@ def test_what_is_missed_is_noted_once_until_it_is_settled(wanted: Form, tmp_path
     assert prepared_bases.miss(wanted, home=tmp_path), "it may have gone since"
 
 
-def test_what_could_not_be_made_is_tried_again_the_next_day(wanted: Form, tmp_path: Path) -> None:
+def test_what_could_not_be_made_is_tried_again_the_next_day(wanted: PreparedForm, tmp_path: Path) -> None:
     prepared_bases.miss(wanted, home=tmp_path)
 
     prepared_bases.settled(wanted, home=tmp_path, failure="3 tensors come back otherwise")

@@ -27,8 +27,9 @@ from shared.settle import going_on
 from shared.settle.wishes import wishes
 from shared.settle.workload import keeps_copy
 from shared.store.bell import ring
-from worker import base_models, prepared_bases
+from worker import base_models
 from worker.attempt import held_base, meeting
+from worker.host import prepared_bases
 from worker.host.devices import CPU_SHARE, host_memory
 from worker.host.found_device import FoundDevice
 from worker.host.host import Host
@@ -156,10 +157,10 @@ class AttemptFolder:
             held = Path(self.spare.held.prepared_path)
             if held == form.folder(self.host.settings.cache):
                 return held  # compared when it was loaded, and in use since
-        found = prepared_bases.find(form, cache=self.host.settings.cache, user=self.folder.root, interrupt=interrupt)
-        if found is None and prepared_bases.miss(form, home=self.host.settings.home):
+        prepared = prepared_bases.find(form, cache=self.host.settings.cache, user=self.folder.root, interrupt=interrupt)
+        if prepared is None and prepared_bases.miss(form, home=self.host.settings.home):
             ring("cpu", self.host.settings)
-        return found
+        return prepared
 
     def _stage_parent(self, interrupt: Callable[[], None]) -> Path | None:
         """Bring the tuned model here that the job goes on from. Raises NotFound, DataChanged, Unavailable."""

@@ -13,11 +13,12 @@ from shared.contract.prepared import HeldBase
 from shared.contract.spec import JobSpec
 from shared.errors import TunepoolError
 from shared.settle.catalogue import local_folder
-from worker import base_models, prepared_bases
+from worker import base_models
+from worker.host import prepared_bases
 from worker.host.found_device import FoundDevice
 from worker.host.host import AWAY, Host
+from worker.host.prepared_bases import PreparedForm
 from worker.host.trainer_libraries import trainer_libraries
-from worker.prepared_bases import Form
 from worker.program.workdir import Workdir
 
 log = structlog.get_logger()
@@ -33,7 +34,7 @@ class FoundBase:
     """A prepared base on this host that a spare could hold."""
 
     host: Host
-    form: Form
+    form: PreparedForm
     name: str  # in the catalogue
     bytes: int  # about what it takes in memory
 
@@ -56,7 +57,7 @@ def keeps_forms(host: Host) -> bool:
     return host.settings.trainer == TRAINER and host.isolation.files != "open"
 
 
-def form_for(host: Host, spec: JobSpec, *, model: Path, device: FoundDevice) -> Form | None:
+def form_for(host: Host, spec: JobSpec, *, model: Path, device: FoundDevice) -> PreparedForm | None:
     """The prepared form that this job would load on this device; None: it has none, or none is kept here."""
     if not keeps_forms(host):
         return None

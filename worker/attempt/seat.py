@@ -181,9 +181,9 @@ class WarmSeat:
         """The base model of the last job here, if a spare may hold it now. Looks now and then."""
         if self._host.settings.keep_warm != "base" or self._last is None or self._clock() < self._look_for_base_at:
             return None
-        found = held_base.find(self._host, self._last, device=self.device)
-        if found is not None and may_start(total=total, available=available, held=found.bytes):
-            return found
+        base = held_base.find(self._host, self._last, device=self.device)
+        if base is not None and may_start(total=total, available=available, held=base.bytes):
+            return base
         self._look_for_base_at = self._clock() + self._pause
         return None
 

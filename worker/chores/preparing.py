@@ -19,11 +19,12 @@ from shared.contract.events import EXIT_DONE
 from shared.contract.prepared import MADE
 from shared.errors import TunepoolError
 from shared.lease.values import Lease
-from worker import base_models, prepared_bases
+from worker import base_models
 from worker.chores import run_program
 from worker.chores.run_program import Stopped
+from worker.host import prepared_bases
 from worker.host.host import Host, children
-from worker.prepared_bases import Form
+from worker.host.prepared_bases import PreparedForm
 from worker.program import hostile_folder, workdir
 from worker.program.hostile_folder import Bounds
 from worker.program.workdir import Workdir
@@ -81,7 +82,7 @@ def _alone(file: Path) -> Iterator[bool]:
         yield True
 
 
-def _prepare(host: Host, form: Form) -> None:
+def _prepare(host: Host, form: PreparedForm) -> None:
     """Raises Stopped, TooSlow, Refused, BaseModelUnavailable, Invalid, OSError."""
     settings, watch = host.settings, _Draining(host)
     lease = Lease(kind="prepare", id=f"prepare-{form.key}", fence=1, worker_id=host.worker.id, attempt=1)
@@ -96,7 +97,7 @@ def _prepare(host: Host, form: Form) -> None:
     prepared_bases.settled(form, home=settings.home)
 
 
-def _make(host: Host, form: Form, place: Workdir, lease: Lease, watch: _Draining) -> None:
+def _make(host: Host, form: PreparedForm, place: Workdir, lease: Lease, watch: _Draining) -> None:
     settings, model = host.settings, Path(form.spec.base_model_path)
     place.spec.write_text(form.spec.model_dump_json(), encoding="utf-8")
     workdir.hand_over(place, uid=host.trainer_uid)
@@ -127,6 +128,6 @@ def _taken(place: Workdir, name: str) -> Path:
     return target
 
 
-def _give_up(host: Host, form: Form, reason: str) -> None:
+def _give_up(host: Host, form: PreparedForm, reason: str) -> None:
     log.warning("prepared_base.not_made", key=form.key, reason=reason[:300])
     prepared_bases.settled(form, home=host.settings.home, failure=reason[:1000])

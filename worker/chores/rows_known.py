@@ -15,7 +15,7 @@ from typing import Final
 from shared.contract.spec import JobSpec
 from shared.lease.values import Claim
 from shared.settle.catalogue import CatalogueEntry, local_folder
-from worker import prepared_bases
+from worker.host import prepared_bases
 from worker.host.host import Host
 from worker.host.trainer_libraries import trainer_libraries
 

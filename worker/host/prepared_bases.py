@@ -59,7 +59,7 @@ class Files(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class PreparedForm:
     """A prepared form that a job would load: its key, and how it is made."""
 
     key: str
@@ -76,7 +76,7 @@ def form_of(
     device: DeviceKind,
     libraries: Mapping[str, str],
     cpuinfo: Path = Path("/proc/cpuinfo"),
-) -> Form | None:
+) -> PreparedForm | None:
     """The form for this job, whose base lies in `model`; None: jobs of its kind have none.
 
     A GPU quantises as it loads, faster than a disk reads, and to other bits than a processor.
@@ -94,7 +94,7 @@ def form_of(
         "libraries": {name: libraries.get(name) for name in _LIBRARIES},
         "processor": _processor(cpuinfo),
     }
-    return Form(hashlib.sha256(json.dumps(rests_on, sort_keys=True).encode()).hexdigest()[:32], spec)
+    return PreparedForm(hashlib.sha256(json.dumps(rests_on, sort_keys=True).encode()).hexdigest()[:32], spec)
 
 
 def marks_of(model: Path) -> str:
@@ -115,7 +115,7 @@ def _processor(cpuinfo: Path) -> list[str]:
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
-def find(form: Form, *, cache: Path, user: Path, interrupt: Interrupt) -> Path | None:
+def find(form: PreparedForm, *, cache: Path, user: Path, interrupt: Interrupt) -> Path | None:
     """The folder of this form, compared with its manifest and noted as used by `user`; None: there is no good one.
 
     One that is not as it was made is removed, and the log says why.
@@ -217,7 +217,7 @@ def _fits(sizes: Mapping[Path, int], wanted: int, *, most: int, among: int | Non
     return ours + wanted <= most and (among is None or sum(sizes.values()) + wanted <= among)
 
 
-def publish(form: Form, files: Iterable[tuple[str, Path]], *, cache: Path) -> Path:
+def publish(form: PreparedForm, files: Iterable[tuple[str, Path]], *, cache: Path) -> Path:
     """Make a folder of these plain files of ours, whole or not at all. The caller holds the form's lock.
 
     `files`: (name, file); each is moved.
@@ -256,7 +256,7 @@ def missed_folder(home: Path) -> Path:
     return home.resolve() / "prepare"
 
 
-def miss(form: Form, *, home: Path) -> bool:
+def miss(form: PreparedForm, *, home: Path) -> bool:
     """Note that an attempt would have used this form. False: it is noted already, or could not be made lately."""
     noted = missed_folder(home)
     noted.mkdir(mode=0o700, exist_ok=True)
@@ -271,18 +271,18 @@ def miss(form: Form, *, home: Path) -> bool:
     return True
 
 
-def missed(home: Path) -> list[Form]:
+def missed(home: Path) -> list[PreparedForm]:
     """The forms that were missed, the first of them first."""
-    found = []
+    forms = []
     for file in sorted(missed_folder(home).glob("*.json"), key=lambda place: place.name):
         try:
-            found.append(Form(file.stem, PrepareSpec.model_validate_json(file.read_bytes())))
+            forms.append(PreparedForm(file.stem, PrepareSpec.model_validate_json(file.read_bytes())))
         except (ValidationError, FileNotFoundError):
             file.unlink(missing_ok=True)
-    return found
+    return forms
 
 
-def settled(form: Form, *, home: Path, failure: str | None = None) -> None:
+def settled(form: PreparedForm, *, home: Path, failure: str | None = None) -> None:
     """It is made, or with `failure` it is not tried again for a while."""
     noted = missed_folder(home)
     if failure is not None:
