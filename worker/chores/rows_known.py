@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from shared.contract.spec import JobSpec
 from shared.lease.values import Claim
@@ -21,7 +21,7 @@ from worker.host.trainer_libraries import trainer_libraries
 
 MOST: Final = 4096
 # What no row is refused for. What is not named here counts, so a new field is looked at anew.
-_NOT_OF_ROWS: Final = {
+_NOT_OF_ROWS: Final[dict[str, Any]] = {
     "adapter": True,
     "placement": True,
     "quantization": True,
