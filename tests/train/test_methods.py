@@ -198,6 +198,23 @@ def test_gradient_checkpointing_changes_memory_and_not_the_curve(model: Path, tm
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
 
 
+@pytest.mark.parametrize("method", ["lora", "qlora", "dora"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_activations_are_recomputed_in_bfloat16_as_they_were(
+    model: Path, tmp_path: Path, method: str, dropout: float
+) -> None:
+    settings: dict[str, Any] = {
+        "adapter": {"method": method, "lora_dropout": dropout},
+        "training": {"dtype": "bfloat16"},
+        "quantization": {"bnb_4bit_compute_dtype": "bfloat16"},
+    }
+
+    runs = [train(tmp_path / str(on), model, gradient_checkpointing=on, **settings) for on in (True, False)]
+
+    assert [code for code, _ in runs] == [EXIT_DONE, EXIT_DONE]
+    assert losses(runs[0][1]) == pytest.approx(losses(runs[1][1]), rel=1e-4)
+
+
 def families() -> dict[str, Any]:
     """Small configs of the architectures that users bring."""
     from transformers import (

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import bitsandbytes
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -170,4 +174,28 @@ def keep_training_layout(model: torch.nn.Module) -> None:
 def recompute_activations(model: Any) -> None:
     """Gradient checkpointing: less memory, one more forward pass. Adapters need gradients to reach the first block."""
     model.enable_input_require_grads()
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    adapted = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    again = {"use_reentrant": False, "context_fn": partial(_as_in_the_forward_pass, adapted)}
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs=again)
+
+
+def _as_in_the_forward_pass(
+    adapted: Sequence[BaseTunerLayer],
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of a computation and of its repetition, in which adapters cast what they are given as they did before.
+
+    Whoever told them not to has taken that back by then, and torch refuses activations of another type.
+    """
+    cast = not adapted or bool(adapted[0].cast_input_dtype_enabled)
+    return nullcontext(), nullcontext() if cast else _without_casts(adapted)
+
+
+@contextmanager
+def _without_casts(adapted: Sequence[BaseTunerLayer]) -> Iterator[None]:
+    for layer in adapted:
+        layer.cast_input_dtype_enabled = False
+    try:
+        yield
+    finally:
+        for layer in adapted:
+            layer.cast_input_dtype_enabled = True
