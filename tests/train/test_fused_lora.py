@@ -15,6 +15,7 @@ from tests.train.tiny import make_spec
 from worker.train.base_model import load_model
 from worker.train.fused_lora import FusedLinear4bit, KeptLinear4bit
 from worker.train.methods import adapt
+from worker.train.shared_base import tree_over
 
 
 def adapted(tmp_path: Path, model: Path, *, keep: bool = False, **adapter: Any) -> Any:
@@ -112,5 +113,14 @@ def test_kept_weights_are_in_no_state(tmp_path: Path, model: Path) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         layer(torch.randn(1, 4, layer.in_features, dtype=torch.bfloat16))
 
-    assert layer._kept is not None
+    assert layer.base_layer.weight._expanded is layer.expanded()
     assert set(network.state_dict()) == before
+
+
+def test_kept_weights_are_kept_once_for_all_that_train_on_a_base(tmp_path: Path, model: Path) -> None:
+    network = adapted(tmp_path, model, keep=True)
+
+    first, second = (layer_of(tree_over(network)) for _ in range(2))
+
+    assert first is not second
+    assert first.expanded() is second.expanded()

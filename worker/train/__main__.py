@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,24 +87,32 @@ def main(spec_file: Path, out: Path, *, held: HeldModel | None = None) -> int:
         own_reporter = reporter if ranks.first else Reporter(None, clock=time.time)
         run_attempt(spec, out=out, reporter=own_reporter, stop=stop, ranks=ranks, before=before, held=held)
         ranks.leave()
-    except StoppedOnRequest:
-        return EXIT_STOPPED
-    except TunepoolError as error:
-        reporter.write(Failed, code=error.code, message=error.message, param=error.param)
-        return EXIT_USER_FAULT
     except EvaluationTooLarge as too_large:
         reserve.let_go()
         evaluation_rows.write(out, too_large.fitting)
         return EXIT_OUT_OF_MEMORY
-    except MAY_MEAN_MEMORY as error:
-        reserve.let_go()
-        code = out_of_memory_code(error)
+    except (StoppedOnRequest, TunepoolError, *MAY_MEAN_MEMORY) as error:
+        code = report_end(error, reporter=reporter, reserve=reserve, peaks=lambda: peak_memory(spec, before=before))
         if code is None:
             raise
-        message = str(error).splitlines()[0] if str(error) else "out of memory"
-        reporter.write(Failed, code=code, message=message, **_told(peak_memory(spec, before=before)))
-        return EXIT_OUT_OF_MEMORY
+        return code
     return EXIT_DONE
+
+
+def report_end(error: Exception, *, reporter: Reporter, reserve: Reserve, peaks: Callable[[], Peaks]) -> int | None:
+    """Tell why a run ended with `error`, and return its exit code. None: it is a crash, and says nothing."""
+    if isinstance(error, StoppedOnRequest):
+        return EXIT_STOPPED
+    if isinstance(error, TunepoolError):
+        reporter.write(Failed, code=error.code, message=error.message, param=error.param)
+        return EXIT_USER_FAULT
+    reserve.let_go()
+    code = out_of_memory_code(error)
+    if code is None:
+        return None
+    message = str(error).splitlines()[0] if str(error) else "out of memory"
+    reporter.write(Failed, code=code, message=message, **_told(peaks()))
+    return EXIT_OUT_OF_MEMORY
 
 
 def _told(peaks: Peaks) -> dict[str, int]:
@@ -120,12 +129,28 @@ def run_attempt(
     before: int | None,
     held: HeldModel | None = None,
 ) -> None:
-    """The acts in order: limits, tokenizer, data, model, adapter, objective, resumption, training, product.
+    """Limits, then the acts in order: preparation, training, product.
 
     `before`: bytes of the device that others held when this process began.
     """
     torch.set_num_threads(spec.cpu_threads)
     limit_memory(spec)
+    base = partial(load_base, held=held)
+    run, tokenizer = prepare(spec, out=out, reporter=reporter, stop=stop, ranks=ranks, load_base=base)
+    train(run)
+    publish(run, tokenizer=tokenizer, before=before)
+
+
+def prepare(
+    spec: AttemptSpec,
+    *,
+    out: Path,
+    reporter: Reporter,
+    stop: StopRequest,
+    ranks: Ranks,
+    load_base: Callable[[AttemptSpec], Any],
+) -> tuple[TrainingRun, Any]:
+    """Everything before the first step: tokenizer, data, model, adapter, objective, resumption. With the tokenizer."""
     set_seed(spec.job.seed)
 
     tokenizer = load_tokenizer(spec)
@@ -136,7 +161,7 @@ def run_attempt(
     _agree_on_start(resume_from, ranks)
 
     with reporter.working("loading"), refused_for_good("loading the base model"):
-        base = _load_base(spec, held)
+        base = load_base(spec)
     without_router_loss(base, reporter=reporter)
     say_what_stays_frozen(base, spec, reporter=reporter)
     with reporter.working("loading"), refused_for_good("adapting the base model"):
@@ -168,8 +193,7 @@ def run_attempt(
         write_adapter=lambda folder: export.write_weights(learner.model, folder, spec=spec, initial=out / "initial"),
     )
     _announce(run, data)
-    train(run)
-    _publish(run, tokenizer=tokenizer, before=before)
+    return run, tokenizer
 
 
 def _agree_on_start(resume_from: Path | None, ranks: Ranks) -> None:
@@ -216,7 +240,8 @@ def _plan(spec: AttemptSpec, *, rows: int) -> StepPlan:
     )
 
 
-def _load_base(spec: AttemptSpec, held: HeldModel | None) -> Any:
+def load_base(spec: AttemptSpec, held: HeldModel | None = None) -> Any:
+    """What the job's method adapts: the frozen base, or weights that all train."""
     method, weights = METHODS[spec.job.adapter.method], Path(spec.base_model_path)
     if held is not None and (model := held.taken_by(spec)) is not None:
         return model
@@ -281,7 +306,7 @@ def _sequences_per_epoch(run: TrainingRun) -> int:
     return sum(run.objective.sequences([run.train_rows[row] for row in run.plan.row_indices(step)]) for step in steps)
 
 
-def _publish(run: TrainingRun, *, tokenizer: Any, before: int | None) -> None:
+def publish(run: TrainingRun, *, tokenizer: Any, before: int | None) -> None:
     """Put the chosen checkpoint's weights into `OUT/adapter` and say which and why."""
     step, reason = choose_checkpoint(run)
     place = run.out / "checkpoints" / checkpoints.folder_name(step)

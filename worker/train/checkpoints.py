@@ -14,18 +14,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
 from worker.train.methods import trainable
+from worker.train.random_state import RandomState
 from worker.train.ranks import Ranks
 
 JsonObject = dict[str, Any]
@@ -172,17 +171,20 @@ def restore(place: Path, learner: Learner, *, rank: int = 0) -> None:
     learner.scheduler.load_state_dict(_tree_with_tensors(facts["scheduler"], tensors))
     if learner.scaler is not None and facts.get("scaler"):  # a version before this one noted none
         learner.scaler.load_state_dict(facts["scaler"])
-    _restore_random(facts["random"][rank], tensors, rank=rank)
+    own = f"random.{rank}."
+    mine = {name.removeprefix(own): tensor for name, tensor in tensors.items() if name.startswith(own)}
+    RandomState(mine, facts["random"][rank]).put_back()
 
 
 def _state(learner: Learner, ranks: Ranks) -> tuple[dict[str, torch.Tensor], JsonObject]:
     tensors = {f"weight.{name}": parameter for name, parameter in trainable(learner.model).items()}
     optimizer = _without_tensors(learner.optimizer.state_dict(), tensors, path="optimizer")
     scheduler = _without_tensors(learner.scheduler.state_dict(), tensors, path="scheduler")
-    own_tensors, own_facts = _random_state()
-    random_states = ranks.gathered((own_tensors, own_facts))
+    random_states = ranks.gathered(RandomState.taken())
     tensors |= {
-        f"random.{rank}.{name}": value for rank, (each, _) in enumerate(random_states) for name, value in each.items()
+        f"random.{rank}.{name}": value
+        for rank, each in enumerate(random_states)
+        for name, value in each.tensors.items()
     }
     # safetensors refuses tensors that share memory (bitsandbytes' quantile maps do): each gets its own copy.
     alone = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
@@ -190,7 +192,7 @@ def _state(learner: Learner, ranks: Ranks) -> tuple[dict[str, torch.Tensor], Jso
         "optimizer": optimizer,
         "scheduler": scheduler,
         "scaler": None if learner.scaler is None else learner.scaler.state_dict(),
-        "random": [value for _, value in random_states],
+        "random": [each.facts for each in random_states],
     }
 
 
@@ -218,31 +220,6 @@ def _tree_with_tensors(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(tree, list):
         return [_tree_with_tensors(value, tensors) for value in tree]
     return tree
-
-
-def _random_state() -> tuple[dict[str, torch.Tensor], JsonObject]:
-    tensors = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["cuda"] = torch.cuda.get_rng_state()
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
-    tensors["numpy"] = torch.from_numpy(np.asarray(keys, dtype=np.int64))
-    version, words, gauss_next = random.getstate()
-    return tensors, {
-        "numpy": [str(kind), int(position), int(has_gauss), float(gauss)],
-        "python": [version, list(words), gauss_next],
-    }
-
-
-def _restore_random(facts: JsonObject, tensors: dict[str, torch.Tensor], *, rank: int) -> None:
-    own = f"random.{rank}"
-    torch.set_rng_state(tensors[f"{own}.torch"])
-    if f"{own}.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors[f"{own}.cuda"])
-    kind, position, has_gauss, gauss = facts["numpy"]
-    keys = tensors[f"{own}.numpy"].numpy().astype(np.uint32)
-    np.random.set_state((kind, keys, position, has_gauss, gauss))
-    version, words, gauss_next = facts["python"]
-    random.setstate((version, tuple(words), gauss_next))
 
 
 def _flush(path: Path) -> None:

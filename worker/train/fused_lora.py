@@ -12,13 +12,15 @@ Shapes: N = positions, I = inputs, O = outputs, R = rank.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from peft.tuners.lora.bnb import Linear4bit
 
 from worker.train.parent_adapter import FROZEN
+
+_EXPANDED: Final = "_expanded"
 
 
 class FusedLinear4bit(Linear4bit):
@@ -59,12 +61,13 @@ class FusedLinear4bit(Linear4bit):
 class KeptLinear4bit(FusedLinear4bit):
     """The same numbers, dequantised once: where 16 bits per frozen weight are little beside the host's memory."""
 
-    _kept: torch.Tensor | None = None  # no buffer: it is in no state and no checkpoint
-
     def expanded(self) -> torch.Tensor:
-        if self._kept is None:
-            self._kept = super().expanded()
-        return self._kept
+        # On the frozen weight itself, which adapters that train together share. No buffer: it is in no checkpoint.
+        weight = self.base_layer.weight
+        if not hasattr(weight, _EXPANDED):
+            setattr(weight, _EXPANDED, super().expanded())
+        expanded: torch.Tensor = getattr(weight, _EXPANDED)
+        return expanded
 
 
 class _LoraStep(torch.autograd.Function):

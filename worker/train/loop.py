@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,10 +98,16 @@ class TrainingRun:
 
 
 def train(run: TrainingRun) -> None:
-    """Run to the last step, or to an early stop.
+    """Run to the last step, or to an early stop. Raises what `turns` raises."""
+    for _ in turns(run):
+        pass
+
+
+def turns(run: TrainingRun) -> Iterator[None]:
+    """Train, and pause after each step once its look and its checkpoint are done: another run may have the device then.
 
     Raises:
-        Stopped: a stop was asked for; the checkpoint of the steps done is complete.
+        StoppedOnRequest: a stop was asked for; the checkpoint of the steps done is complete.
         Invalid: codes `nan_loss`, `loss_diverged`.
     """
     run.learner.model.train()
@@ -118,6 +124,7 @@ def train(run: TrainingRun) -> None:
         if run.stop:
             _stop(run)
         _look_and_save(run)
+        yield
 
 
 def _one_step(run: TrainingRun) -> None:

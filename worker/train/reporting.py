@@ -6,7 +6,7 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,3 +95,17 @@ class Reporter:
         size = os.fstat(file).st_size
         if size and os.pread(file, 1, size - 1) != b"\n":
             os.write(file, b"\n")
+
+
+class TraineeReporter(Reporter):
+    """The voice of one run among several that take turns: while it works, those that wait for theirs are not stuck."""
+
+    def __init__(self, path: Path, *, waiting: Callable[[], Iterable[Reporter]], clock: Callable[[], float]) -> None:
+        super().__init__(path, clock=clock)
+        self._waiting = waiting
+
+    def alive(self, doing: str) -> None:
+        super().alive(doing)
+        for other in self._waiting():
+            if other is not self:
+                Reporter.alive(other, "step")

@@ -28,5 +28,16 @@ class StopRequest:
         return self._ranks.any(self._signalled or self._file.exists())
 
 
+class TraineeStop(StopRequest):
+    """That of one run among several in a process: its own file, or a request to all of them."""
+
+    def __init__(self, out: Path, *, everybody: StopRequest) -> None:
+        super().__init__(out, ranks=Ranks())
+        self._everybody = everybody
+
+    def __bool__(self) -> bool:
+        return super().__bool__() or bool(self._everybody)
+
+
 class StoppedOnRequest(Exception):
     """No error: the asked-for end of an attempt, raised after its checkpoint is complete."""
