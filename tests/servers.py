@@ -1,11 +1,15 @@
 """Fixtures for real servers: Postgres and Valkey from their wheels, on their own sockets, as root or not.
 
-The schema is built once, by the real migrations, into a template; each module gets a copy of it (120 ms).
+A cluster is made once for all processes of the suite: `initdb`, and the schema by the real migrations. A server begins
+with a copy of it, and each module gets a copy of the template in it (120 ms).
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
+import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -19,7 +23,7 @@ from alembic.config import Config
 from sqlalchemy import Engine
 
 from shared.store.db import make_engine
-from standalone.postgres import EmbeddedPostgres
+from standalone.postgres import DATABASE, EmbeddedPostgres
 from standalone.valkey import EmbeddedValkey
 from tests import moves
 
@@ -35,9 +39,47 @@ def alembic_config(url: str) -> Config:
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[EmbeddedPostgres]:
+def migrated_cluster(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data of a server that was stopped; in them are our database, migrated, and a template of it."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    made = shared / "cluster"
+    with (shared / "cluster.lock").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)  # the first process makes it, the others wait
+        if not made.exists():
+            _make_cluster(made)
+    return made
+
+
+def _make_cluster(place: Path) -> None:
+    with open_folder() as folder:
+        server = EmbeddedPostgres(folder, durable=False)
+        server.start()
+        try:
+            make_template(server)
+        finally:
+            server.stop()
+        partial = place.with_name("cluster.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        _copy(folder / "data", partial)
+        partial.rename(place)
+
+
+def begin_with(cluster: Path, folder: Path) -> None:
+    """Let a server whose folder this is find the data of `cluster` there, as if it had been started before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _copy(cluster, folder / "data")
+
+
+def _copy(data: Path, place: Path) -> None:
+    subprocess.run(["cp", "-a", data, place], check=True)  # as root with its owner, which Python's copies forget
+
+
+@pytest.fixture(scope="session")
+def postgres_server(migrated_cluster: Path) -> Iterator[EmbeddedPostgres]:
     """A server that trades crash safety for speed; tests of durability start their own."""
     with open_folder() as folder:
+        begin_with(migrated_cluster, folder)
         server = EmbeddedPostgres(folder, durable=False)
         server.start()
         yield server
@@ -55,27 +97,21 @@ def open_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
-def migrated_template(postgres_server: EmbeddedPostgres) -> str:
-    make_template(postgres_server)
-    return TEMPLATE
-
-
 def make_template(server: EmbeddedPostgres) -> None:
-    """The schema by the real migrations, and the watch on jobs' moves that the invariants ask."""
+    """The schema by the real migrations, and a copy of it with the watch on jobs' moves that the invariants ask."""
+    command.upgrade(alembic_config(server.url()), "head")
     with _admin(server) as admin:
-        admin.execute(f"create database {TEMPLATE}")
-    command.upgrade(alembic_config(server.url(TEMPLATE)), "head")
+        admin.execute(f"create database {TEMPLATE} template {DATABASE}")
     with psycopg.connect(f"host={server.socket_dir} user=postgres dbname={TEMPLATE}", autocommit=True) as template:
         template.execute(moves.WATCH)
 
 
 @pytest.fixture(scope="module")
-def database_url(postgres_server: EmbeddedPostgres, migrated_template: str) -> Iterator[str]:
+def database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
     """A fresh, migrated database for the tests of one module."""
     name = f"t{uuid.uuid4().hex[:12]}"
     with _admin(postgres_server) as admin:
-        admin.execute(f"create database {name} template {migrated_template}")
+        admin.execute(f"create database {name} template {TEMPLATE}")
     yield postgres_server.url(name)
     with _admin(postgres_server) as admin:
         admin.execute(f"drop database {name} with (force)")

@@ -22,26 +22,31 @@ from tests.faults.proxy import Proxy
 from tests.lifecycle.conftest import servers, stack  # noqa: F401  # fixtures
 from tests.lifecycle.stack import Servers, Stack, open_stack, until
 from tests.patience import patience
-from tests.servers import TEMPLATE, make_template
+from tests.servers import TEMPLATE, begin_with, open_folder
 
 
 @contextmanager
-def own_servers(folder: Path) -> Iterator[Servers]:
-    """A Postgres and a Valkey that a test may stop and kill."""
-    postgres, valkey = EmbeddedPostgres(folder / "postgres"), EmbeddedValkey(folder / "valkey")
+def own_servers(folder: Path, cluster: Path) -> Iterator[Servers]:
+    """A Postgres that begins with the data of `cluster`, and a Valkey: servers that a test may stop and kill."""
     with ExitStack() as end:
+        place = end.enter_context(open_folder())
+        begin_with(cluster, place)
+        postgres = EmbeddedPostgres(place, log=folder / "postgres.log")
+        valkey = EmbeddedValkey(folder / "valkey")
         postgres.start()
         end.callback(postgres.stop)
         valkey.start()
         end.callback(valkey.stop)
-        make_template(postgres)
         yield Servers(postgres, valkey, TEMPLATE)
 
 
 @pytest.fixture
-def own_stack(tmp_path: Path) -> Iterator[Stack]:
+def own_stack(migrated_cluster: Path, tmp_path: Path) -> Iterator[Stack]:
     """A stack whose Postgres and Valkey the test may stop and kill."""
-    with own_servers(tmp_path) as servers_of_mine, open_stack(tmp_path / "stack", servers_of_mine) as made:
+    with (
+        own_servers(tmp_path, migrated_cluster) as servers_of_mine,
+        open_stack(tmp_path / "stack", servers_of_mine) as made,
+    ):
         yield made
     assert made.survivors() == [], "a trainer outlived its worker"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,8 +16,8 @@ SCHEDULES = int(os.environ.get("TUNEPOOL_CHAOS_SCHEDULES", "3"))
 
 
 @pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worlds]:
-    made = Worlds(lambda: tmp_path_factory.mktemp("world"))
+def worlds(migrated_cluster: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worlds]:
+    made = Worlds(lambda: tmp_path_factory.mktemp("world"), cluster=migrated_cluster)
     yield made
     made.close()
 

@@ -136,6 +136,7 @@ def killed_amid(stack: Stack, moment: str) -> str:
             lambda job_id=job_id: phase(stack, job_id) == moment or stack.job(job_id).status == "succeeded",
             seconds=60,
             what=moment,
+            brief=True,
         )
         worker.kill()
         worker.wait()

@@ -36,14 +36,17 @@ TUNEPOOL = {
 
 
 @pytest.fixture
-def real(tmp_path: Path) -> Iterator[Stack]:
+def real(migrated_cluster: Path, tmp_path: Path) -> Iterator[Stack]:
     """A stack with servers of its own, the real trainer and a real base model."""
     known = {
         "TUNEPOOL_TRAINER": "worker.train",
         "TUNEPOOL_LEASE_SECONDS": lease(6),
         "TUNEPOOL_STOP_SECONDS": lease(30),
     }
-    with own_servers(tmp_path) as servers, open_stack(tmp_path / "stack", servers, **known) as made:
+    with (
+        own_servers(tmp_path, migrated_cluster) as servers,
+        open_stack(tmp_path / "stack", servers, **known) as made,
+    ):
         shutil.rmtree(made.home / "tiny")
         make_model_directory(made.home / "tiny")
         yield made

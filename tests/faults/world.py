@@ -354,10 +354,10 @@ _PATIENT = {
 
 
 @contextmanager
-def make_world(folder: Path) -> Iterator[World]:
+def make_world(folder: Path, cluster: Path) -> Iterator[World]:
     """Servers, proxies, a worker, two janitors."""
     with (
-        own_servers(folder) as servers,
+        own_servers(folder, cluster) as servers,
         s3_server() as address,
         open_stack(folder / "stack", servers, **_PATIENT, **s3_environment(*address)) as stack,
     ):
@@ -380,15 +380,15 @@ def make_world(folder: Path) -> Iterator[World]:
 class Worlds:
     """One world for many schedules; a new one after a break, so that every seed stands for itself."""
 
-    def __init__(self, folder: Callable[[], Path]) -> None:
-        self._folder = folder
+    def __init__(self, folder: Callable[[], Path], *, cluster: Path) -> None:
+        self._folder, self._cluster = folder, cluster
         self._open = ExitStack()
         self._world: World | None = None
 
     def play(self, schedule: Schedule) -> list[str]:
         """What the schedule broke; empty when all is well."""
         if self._world is None:
-            self._world = self._open.enter_context(make_world(self._folder()))
+            self._world = self._open.enter_context(make_world(self._folder(), self._cluster))
         try:
             broken = self._world.run(schedule)
         except TooSlow as stuck:

@@ -10,11 +10,12 @@ import pytest
 from standalone.postgres import EmbeddedPostgres
 from standalone.valkey import EmbeddedValkey
 from tests.lifecycle.stack import Servers, Stack, open_stack
+from tests.servers import TEMPLATE
 
 
 @pytest.fixture(scope="session")
-def servers(postgres_server: EmbeddedPostgres, migrated_template: str, valkey_server: EmbeddedValkey) -> Servers:
-    return Servers(postgres_server, valkey_server, migrated_template)
+def servers(postgres_server: EmbeddedPostgres, valkey_server: EmbeddedValkey) -> Servers:
+    return Servers(postgres_server, valkey_server, TEMPLATE)
 
 
 @pytest.fixture

@@ -71,13 +71,19 @@ class TooSlow(AssertionError):
     """Something that was to happen did not in its time."""
 
 
-def until(holds: Callable[[], Any], *, seconds: float = 30.0, what: str = "") -> Any:
-    """The first true answer of `holds`, asked again and again; `seconds` are those of a fast machine."""
+def until(holds: Callable[[], Any], *, seconds: float = 30.0, what: str = "", brief: bool = False) -> Any:
+    """The first true answer of `holds`, asked again and again; `seconds` are those of a fast machine.
+
+    What is long in coming is asked for less often: most answers cost a transaction or a look at every process.
+    `brief`: it will not stay true.
+    """
     deadline = time.monotonic() + patience(seconds)
+    pause, longest = 0.01, 0.02 if brief else 0.1
     while not (found := holds()):
         if time.monotonic() > deadline:
             raise TooSlow(f"not within {patience(seconds):.0f} s: {what or holds}")
-        time.sleep(0.03)
+        time.sleep(pause)
+        pause = min(1.2 * pause, longest)
     return found
 
 

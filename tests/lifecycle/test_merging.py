@@ -143,7 +143,8 @@ def test_a_killed_program_is_started_again_and_a_deleted_merge_is_stopped(at_wor
     merge_id = merge(at_work)
     until(at_work.trainers, what="the program")[0].kill()
 
-    waiting = until(lambda: (found := row(at_work, merge_id)).status == "queued" and found, what="another attempt")
+    waits = lambda: (found := row(at_work, merge_id)).status == "queued" and found  # noqa: E731
+    waiting = until(waits, what="another attempt", brief=True)
     assert waiting.lease_until is not None, "it waits a while"
     assert product_views.merge(waiting, files=[]).blocked_by == "trainer_crashed"
 

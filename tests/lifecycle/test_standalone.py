@@ -27,7 +27,7 @@ from standalone.valkey import EmbeddedValkey
 from tests import living
 from tests.lifecycle.stack import QUICK, ROOT, make_model, until
 from tests.patience import patience
-from tests.servers import open_folder
+from tests.servers import begin_with, open_folder
 
 SERVER = Path(sys.executable).parent / "tunepool-server"
 OUTSIDE = ("DATABASE_URL", "REDIS_URL", "STORAGE_URL", "TUNEPOOL_HOME", "TUNEPOOL_PORT")
@@ -153,6 +153,13 @@ def place() -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture
+def home(migrated_cluster: Path, place: Path) -> Path:
+    """A home whose database was made and migrated before: for tests of which a first start is no part."""
+    begin_with(migrated_cluster, place / "home" / "postgres")
+    return place / "home"
+
+
 @pytest.fixture(scope="module")
 def served() -> Iterator[Run]:
     """One stack without a worker for the tests that leave it as they found it, or see it heal.
@@ -171,8 +178,8 @@ def served() -> Iterator[Run]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminate"])
-def test_up_serves_with_the_key_it_wrote_and_ends_without_a_trace(place: Path, number: signal.Signals) -> None:
-    with up(place / "home") as run:
+def test_up_serves_with_the_key_it_wrote_and_ends_without_a_trace(home: Path, number: signal.Signals) -> None:
+    with up(home) as run:
         run.wait_until_ready()
         until(lambda: run.child("worker.app"), seconds=10)
         assert run.serves()
@@ -186,7 +193,7 @@ def test_up_serves_with_the_key_it_wrote_and_ends_without_a_trace(place: Path, n
         assert run.process.wait(patience(20)) == 0, run.log()
         assert alive(living.await_end(family)) == []
         assert "stopping" in run.log()
-        assert not list((run.home).glob("*/socket-location")), "the sockets' folders stayed"
+        assert not list(home.glob("*/socket-location")), "the sockets' folders stayed"
 
 
 def test_credentials_are_complete_when_ready_is_said_and_for_their_owner_alone(served: Run) -> None:
@@ -238,9 +245,9 @@ def test_a_signal_while_it_starts_ends_it_cleanly_and_the_next_start_is_whole(pl
         assert again.wait_until_ready().serves()
 
 
-def test_a_reader_that_went_away_does_not_spoil_the_end(place: Path) -> None:
+def test_a_reader_that_went_away_does_not_spoil_the_end(home: Path) -> None:
     with subprocess.Popen(
-        [SERVER, "up", "--home", place / "home", "--port", "0", "--no-worker"],
+        [SERVER, "up", "--home", home, "--port", "0", "--no-worker"],
         env=environment(),
         stdout=subprocess.PIPE,
         text=True,
@@ -269,8 +276,8 @@ def test_a_killed_child_comes_back_and_clients_are_served_again(served: Run, sig
     assert "child.died" in served.log()
 
 
-def test_a_worker_that_is_killed_comes_back(place: Path) -> None:
-    with up(place / "home", **QUICK) as run:
+def test_a_worker_that_is_killed_comes_back(home: Path) -> None:
+    with up(home, **QUICK) as run:
         run.wait_until_ready()
         dead = until(lambda: run.child("worker.app"), seconds=10)
         until(lambda: len(living.children(dead)) >= 2, seconds=30, what="the worker's children")
@@ -282,12 +289,12 @@ def test_a_worker_that_is_killed_comes_back(place: Path) -> None:
         until(lambda: not alive(helpers), seconds=20, what="the end of the old worker's children")
 
 
-def test_a_killed_up_takes_all_along_and_the_next_one_finishes_its_job(place: Path) -> None:
+def test_a_killed_up_takes_all_along_and_the_next_one_finishes_its_job(home: Path, place: Path) -> None:
     make_model(place / "tiny")
     models = place / "models.toml"
     models.write_text(f'[models.tiny]\nsource = "path"\npath = "{place / "tiny"}"\n')
     quick = QUICK | {"TUNEPOOL_MODELS_FILE": str(models)}
-    with up(place / "home", **quick) as run:
+    with up(home, **quick) as run:
         run.wait_until_ready()
         key = run.credentials["api_key"]
         with run.client() as client:
@@ -300,14 +307,14 @@ def test_a_killed_up_takes_all_along_and_the_next_one_finishes_its_job(place: Pa
         run.process.kill()
 
         until(lambda: not alive(family), seconds=15, what=f"the end of {len(family)} processes")
-    with up(place / "home", **quick) as again:
+    with up(home, **quick) as again:
         again.wait_until_ready()
         assert again.credentials["api_key"] == key
         with again.client() as client:
 
             def has_succeeded() -> bool:
                 with contextlib.suppress(OSError):  # the folder may just be going
-                    for out in (place / "home").glob(f"**/work/{job}/*/out"):
+                    for out in home.glob(f"**/work/{job}/*/out"):
                         (out / "go").touch()
                 return status(client, job) == "succeeded"
 
@@ -335,8 +342,8 @@ def progress(client: httpx2.Client, job: str) -> dict[str, Any]:
 # --- places and people ----------------------------------------------------------------------------------------------
 
 
-def test_two_stacks_live_side_by_side_and_share_no_key(served: Run, place: Path) -> None:
-    with up(place / "home", "--no-worker") as other:
+def test_two_stacks_live_side_by_side_and_share_no_key(served: Run, home: Path) -> None:
+    with up(home, "--no-worker") as other:
         other.wait_until_ready()
 
         assert other.serves()
@@ -381,7 +388,7 @@ def test_an_ordinary_user_needs_nothing_more(place: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_roots_trainers_run_as_a_user_of_nobodys(place: Path) -> None:
+def test_roots_trainers_run_as_a_user_of_nobodys(home: Path, place: Path) -> None:
     python = python_for_others(place / "python")
     if python is None:
         pytest.skip(f"no Python that another user may run and that can load {ROOT}")
@@ -389,7 +396,7 @@ def test_roots_trainers_run_as_a_user_of_nobodys(place: Path) -> None:
     (place / "models.toml").write_text(f'[models.tiny]\nsource = "path"\npath = "{place / "model"}"\n')
     quick = QUICK | {"TUNEPOOL_MODELS_FILE": str(place / "models.toml")}
 
-    with up(place / "home", python=python, **quick) as run, run.wait_until_ready().client() as client:
+    with up(home, python=python, **quick) as run, run.wait_until_ready().client() as client:
         rows = "".join(
             json.dumps({"text": f"fake: steps=40 step_seconds=0.05 {number}"}) + "\n" for number in range(12)
         )
