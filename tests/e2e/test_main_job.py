@@ -34,57 +34,6 @@ KEPT = Path(__file__).parents[2] / ".cache" / "home"
 
 SETTINGS = {"adapter": {"method": "qlora"}, "training": {"max_steps": STEPS, "learning_rate": 1e-3}}
 
-# Nothing of this project is imported: what a stranger does with an adapter directory.
-STRANGER = """
-import gc, json, sys
-gc.disable()  # a third of the start of a process that ends soon
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-base_dir, adapter_dir = sys.argv[1:]
-tokenizer = AutoTokenizer.from_pretrained(adapter_dir)
-said = [{"role": "user", "content": "Hi"}]
-ids = tokenizer.apply_chat_template(said, return_tensors="pt", add_generation_prompt=True)
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32), adapter_dir)
-with torch.no_grad():
-    tuned = model(**ids).logits
-    with model.disable_adapter():
-        base = model(**ids).logits
-ours = sorted({name.split(".")[0] for name in sys.modules} & {"api", "worker", "shared", "standalone", "tunepool"})
-print(json.dumps({"change": (tuned - base).abs().max().item(), "ours": ours}))
-"""
-
-
-# A merged model is a plain model directory; the adapter is put on the 4-bit base that it was trained on.
-SAME_ANSWERS = """
-import gc, json, sys
-gc.disable()  # a third of the start of a process that ends soon
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-
-base_dir, adapter_dir, merged_dir, rows, dtype = sys.argv[1:]
-dtype = getattr(torch, dtype)
-tokenizer = AutoTokenizer.from_pretrained(merged_dir)
-four_bit = BitsAndBytesConfig(
-    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-)
-base = AutoModelForCausalLM.from_pretrained(base_dir, quantization_config=four_bit, dtype=dtype)
-tuned = PeftModel.from_pretrained(base, adapter_dir).eval()
-merged = AutoModelForCausalLM.from_pretrained(merged_dir, dtype=dtype).eval()
-same = total = 0
-for line in open(rows).read().splitlines()[:16]:
-    messages = json.loads(line)["messages"]
-    ids = tokenizer.apply_chat_template(messages, return_tensors="pt")
-    asked = tokenizer.apply_chat_template(messages[:-1], return_tensors="pt", add_generation_prompt=True)
-    answer = slice(asked["input_ids"].shape[1] - 1, None)  # a question's own words are close calls
-    with torch.no_grad():
-        best, other = (model(**ids).logits[0, answer].argmax(-1) for model in (tuned, merged))
-    same, total = same + (best == other).sum().item(), total + best.numel()
-print(same / total)
-"""
-
 
 @dataclass(frozen=True)
 class Finished:
@@ -130,6 +79,43 @@ def finished(tmp_path_factory: pytest.TempPathFactory, surroundings: None) -> It
         adapters.download(client, str(job.fine_tuned_model), out=home / "adapter")
         base = Path(server_command("models", "path", MODEL, home=home))
         yield Finished(home, client, job, home / "adapter", base, dtype_of_this_machine())
+
+
+class Stranger:
+    """A process that knows nothing of us; it has imported the training stack once for all that it is asked."""
+
+    def __init__(self, folder: Path) -> None:
+        self._log = folder / "stranger.log"
+        with self._log.open("w") as said:
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", Path(__file__).with_name("stranger.py")],
+                cwd=folder,
+                env={**os.environ, "HF_HUB_OFFLINE": "1"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                text=True,
+            )
+
+    def ask(self, what: str, **values: Any) -> Any:
+        """What it answers; paths are told as text."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        told = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+        print(json.dumps([what, told]), file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        assert answer, self._log.read_text()[-2000:]
+        return json.loads(answer)
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stranger]:
+    made = Stranger(tmp_path_factory.mktemp("stranger"))
+    with made.process:
+        try:
+            yield made
+        finally:
+            made.process.kill()
 
 
 def first_rows(file: Path, most: int) -> None:
@@ -196,20 +182,9 @@ def test_the_measured_peak_is_what_the_next_job_of_the_kind_is_expected_to_need(
     assert memory["upper_bytes"] > memory["predicted_bytes"]
 
 
-def test_a_stranger_loads_the_adapter_with_plain_peft(finished: Finished) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", STRANGER, finished.base, finished.adapter],
-        cwd=finished.adapter,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert done.returncode == 0, done.stderr[-2000:]
-    told = json.loads(done.stdout)
-    assert told["change"] > 0.1
-    assert told["ours"] == []
+def test_a_stranger_loads_the_adapter_with_plain_peft(finished: Finished, stranger: Stranger) -> None:
+    assert stranger.ask("change", base=finished.base, adapter=finished.adapter) > 0.1
+    assert {"api", "worker", "shared", "standalone", "tunepool"} & set(stranger.ask("modules")) == set()
 
 
 def test_the_adapter_names_its_base_by_its_public_name(finished: Finished) -> None:
@@ -238,33 +213,22 @@ def tunepool(finished: Finished, *words: str | Path) -> str:
 
 
 def test_a_merge_onto_the_weights_it_was_trained_on_answers_as_the_adapter_does(
-    finished: Finished, tmp_path: Path
+    finished: Finished, stranger: Stranger, tmp_path: Path
 ) -> None:
     name = str(finished.job.fine_tuned_model)
     merge_id = tunepool(finished, "adapters", "merge", name, "--onto", "dequantized", "--wait")
     tunepool(finished, "adapters", "download", merge_id, tmp_path / "merged")
 
-    held_out = finished.home / "data" / "held_out.jsonl"
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            SAME_ANSWERS,
-            finished.base,
-            finished.adapter,
-            tmp_path / "merged",
-            held_out,
-            finished.dtype,
-        ],
-        cwd=tmp_path,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
+    same = stranger.ask(
+        "same_answers",
+        base=finished.base,
+        adapter=finished.adapter,
+        merged=tmp_path / "merged",
+        rows=finished.home / "data" / "held_out.jsonl",
+        dtype=finished.dtype,
     )
 
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert float(done.stdout) > 0.95  # rounding to bfloat16 turns a close call now and then
+    assert same > 0.95  # rounding to bfloat16 turns a close call now and then
 
 
 def test_an_adapter_and_its_checkpoint_are_combined_into_one_adapter_directory(
@@ -280,7 +244,7 @@ def test_an_adapter_and_its_checkpoint_are_combined_into_one_adapter_directory(
     assert (tmp_path / "combined" / "adapter_model.safetensors").is_file()
 
 
-def test_the_tuned_model_is_asked_as_soon_as_it_is_there(finished: Finished) -> None:
+def test_the_tuned_model_is_asked_as_soon_as_it_is_there(finished: Finished, stranger: Stranger) -> None:
     question = {"role": "user", "content": tickets_question(finished)}
     # The first question loads the base; the client tries again should that take longer than a question waits.
     client = finished.client.with_options(timeout=patience(60), max_retries=5)
@@ -298,47 +262,12 @@ def test_the_tuned_model_is_asked_as_soon_as_it_is_there(finished: Finished) -> 
     assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == tuned
     assert said(f"{name}:ckpt-step-{STEPS}") == tuned, "the published adapter is that checkpoint"
     assert said(name, extra_body={"tunepool": {"disabled": True}}) != tuned
-    assert tuned == greedy_of_plain_peft(finished, question, tokens=24)
+    assert tuned == stranger.ask(
+        "greedy", base=finished.base, adapter=finished.adapter, dtype=finished.dtype, question=question, tokens=24
+    )
     assert name in {model.id for model in client.models.list() if model.tunepool["warm"]}  # type: ignore[attr-defined]
 
 
 def tickets_question(finished: Finished) -> str:
     line = (finished.home / "data" / "held_out.jsonl").read_text(encoding="utf-8").splitlines()[0]
     return str(json.loads(line)["messages"][-2]["content"])
-
-
-# The 4-bit base expanded, the adapter on it, upstream's own generate.
-PLAIN = """
-import gc, json, sys
-gc.disable()  # a third of the start of a process that ends soon
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-
-base_dir, adapter_dir, dtype, question, tokens = sys.argv[1:]
-dtype = getattr(torch, dtype)
-four_bit = BitsAndBytesConfig(
-    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-)
-tokenizer = AutoTokenizer.from_pretrained(adapter_dir)
-where = {"dtype": dtype, "device_map": {"": "cpu"}}
-base = AutoModelForCausalLM.from_pretrained(base_dir, quantization_config=four_bit, **where)
-tuned = PeftModel.from_pretrained(base.dequantize(dtype=dtype), adapter_dir).eval()
-asked = tokenizer.apply_chat_template([json.loads(question)], return_tensors="pt", add_generation_prompt=True)
-ids = asked["input_ids"]
-made = tuned.generate(input_ids=ids, max_new_tokens=int(tokens), do_sample=False)[0, ids.shape[1] :]
-print(json.dumps(tokenizer.decode(made, skip_special_tokens=True)))
-"""
-
-
-def greedy_of_plain_peft(finished: Finished, question: dict[str, str], *, tokens: int) -> str:
-    words = [finished.base, finished.adapter, finished.dtype, json.dumps(question), str(tokens)]
-    done = subprocess.run(
-        [sys.executable, "-c", PLAIN, *words],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return str(json.loads(done.stdout))
