@@ -20,8 +20,9 @@ from sqlalchemy.orm import Session
 
 from shared.settings import Settings
 from shared.store.storage import Store, open_store
-from tests.forked import LINE
+from tests.forked import close_lines
 from tests.patience import SLOWNESS
+from worker.host.devices import cpu
 
 pytest_plugins = ["tests.servers"]
 
@@ -87,18 +88,28 @@ def pytest_sessionstart() -> None:
 
 
 def pytest_sessionfinish() -> None:
-    LINE.close()
+    close_lines()
 
 
-def pytest_report_header() -> str:
-    return f"this machine: {SLOWNESS:.1f} times slower than a fast one (tests/patience.py)"
+def pytest_report_header() -> list[str]:
+    dtype = "bfloat16" if cpu(Settings())[0].bfloat16 else "float32"
+    return [
+        f"this machine: {SLOWNESS:.1f} times slower than a fast one (tests/patience.py)",
+        f"jobs on its processor compute in {dtype} (ONEDNN_MAX_CPU_ISA={os.environ.get('ONEDNN_MAX_CPU_ISA', '')})",
+    ]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """What FAST=1 leaves out is not imported either: some of it takes the training stack along."""
+    left_out = config.getoption("markexpr") == "not slow" and _name(collection_path) in SLOW_FILES
+    return left_out or None
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_length)  # keeps the order within a file
     for item in items:
-        if _file(item) in SLOW_FILES:
+        if _name(item.path) in SLOW_FILES:
             item.add_marker("slow")
 
 
@@ -108,13 +119,15 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-def _file(item: pytest.Item) -> str:
-    return item.path.relative_to(Path(__file__).parent).as_posix()
+def _name(file: Path) -> str:
+    """As LONG_FILES and SLOW_FILES have it; empty for what is none of ours."""
+    here = Path(__file__).parent
+    return file.relative_to(here).as_posix() if file.is_relative_to(here) else ""
 
 
 def _length(item: pytest.Item) -> tuple[int, int, str]:
     """Where an item's file stands: the long ones first, then ring by ring."""
-    file = _file(item)
+    file = _name(item.path)
     rank = LONG_FILES.index(file) if file in LONG_FILES else len(LONG_FILES)
     ring = file.partition("/")[0]
     return rank, RINGS.index(ring) if ring in RINGS else len(RINGS), file

@@ -2,8 +2,9 @@
 
 To import it takes such a process 3 to 5 s of a slow core, and the rings start hundreds of them; a fork takes 0.02 s.
 What is forked has executed nothing of ours: it gets its own environment, log and arguments, then runs the module as
-`python -m` does. That each program starts on its own, with nothing imported before, is shown where `tunepool-server` is
-the one that starts it (tests/lifecycle/test_standalone.py, tests/e2e).
+`python -m` does. What Python itself is told in the environment it hears only at a start, so each such environment has a
+forking process of its own. That each program starts on its own, with nothing imported before, is shown where
+`tunepool-server` is the one that starts it (tests/lifecycle/test_standalone.py, tests/e2e).
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 ROOT: Final = Path(__file__).parents[1]
 # What may be forked, by the word after `-m`.
-PROGRAMS: Final = frozenset({"celery", "worker.janitor", "api.serve"})
+PROGRAMS: Final = frozenset({"celery", "worker.janitor", "api.serve", "standalone.main"})
 # `worker.app` and `worker.tasks` are missing: they read the environment when they are imported.
 IMPORTED: Final = (
     "api.app",
@@ -35,6 +37,7 @@ IMPORTED: Final = (
     "celery.concurrency.prefork",
     "celery.worker.consumer",
     "kombu.transport.redis",
+    "standalone.migrate",
     "worker.attempt.supervisor",
     "worker.chores.table",
     "worker.host.presence",
@@ -79,7 +82,8 @@ class Forked(subprocess.Popen[bytes]):
 class Line:
     """The tests' end of the line to the forking process, which is started with the first program."""
 
-    def __init__(self) -> None:
+    def __init__(self, python: Mapping[str, str]) -> None:
+        self._python = python  # what Python is told in the environment
         self._lock = threading.Lock()  # some tests start processes from several threads
         self._socket: socket.socket | None = None
 
@@ -101,7 +105,12 @@ class Line:
         with theirs:
             program = [sys.executable, "-m", "tests.forked", str(theirs.fileno())]
             self._server = subprocess.Popen(
-                program, cwd=ROOT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+                program,
+                cwd=ROOT,
+                env={**os.environ, **self._python},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
             )
         return ours
 
@@ -114,14 +123,22 @@ class Line:
                 self._server.wait()
 
 
-LINE: Final = Line()
+LINES: Final[dict[frozenset[tuple[str, str]], Line]] = {}
+_ONE_AT_A_TIME: Final = threading.Lock()
 
 
-def may_be_forked(arguments: list[str], environment: dict[str, str]) -> bool:
-    """Not what Python itself is told in the environment: it listens only when a program starts."""
-    return (
-        arguments[0] == "-m" and arguments[1] in PROGRAMS and not any(name.startswith("PYTHON") for name in environment)
-    )
+def line_for(arguments: list[str], environment: Mapping[str, str]) -> Line | None:
+    """The line to a process that may fork `python ARGUMENTS`; `environment`: what it gets beside the tests' own."""
+    if arguments[0] != "-m" or arguments[1] not in PROGRAMS:
+        return None
+    python = {name: value for name, value in environment.items() if name.startswith("PYTHON")}
+    with _ONE_AT_A_TIME:
+        return LINES.setdefault(frozenset(python.items()), Line(python))
+
+
+def close_lines() -> None:
+    while LINES:
+        LINES.popitem()[1].close()
 
 
 # --- the forking process ---------------------------------------------------------------------------------------------

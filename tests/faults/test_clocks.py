@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import httpx2
 import pytest
@@ -12,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from shared.store.tables import JobRow
 from tests.faults.conftest import api_process, make_secret
-from tests.lifecycle.stack import ROOT, Stack, chain_of
+from tests.lifecycle.stack import ROOT, Stack, chain_of, until
 from tests.patience import paced, patience
 
 ROWS = b'{"text": "fake: %s"}\n' % paced("steps=60 step_seconds=0.05 save=10 hold=30").encode() * 12
@@ -23,12 +24,21 @@ def clock(*, hours: float) -> dict[str, str]:
     return {"PYTHONPATH": str(ROOT / "tests/faults/wrong_clock"), "CLOCK_AHEAD_SECONDS": str(hours * 3600)}
 
 
+def hours_ahead(stack: Stack, name: str) -> int:
+    """By how much the clock of the process with this log is ahead of the database's, as its first line tells."""
+    log = stack.home / f"{name}.log"
+    moment = until(lambda: re.search(r"\d{4}-\d\d-\d\dT[0-9:.]+", log.read_text()), what="a line of the log")
+    ahead = datetime.fromisoformat(moment[0]).replace(tzinfo=UTC) - database_time(stack)
+    return round(ahead / timedelta(hours=1))
+
+
 @pytest.mark.parametrize("hours", [5, -5])
 def test_a_job_goes_through_hosts_whose_clocks_are_hours_apart_as_if_they_were_right(stack: Stack, hours: int) -> None:
     # Nobody sweeps: what the rings do not bring never comes.
     stack.start_worker(TUNEPOOL_SWEEP_SECONDS="3600", **clock(hours=hours))
     stack.start_janitor(TUNEPOOL_SWEEP_SECONDS="3600", **clock(hours=-hours))
     stack.wait_for_worker()
+    assert [hours_ahead(stack, name) for name in ("worker-home", "janitor")] == [hours, -hours]
     began = database_time(stack)
     with api_process(stack, TUNEPOOL_RING_SECONDS="5", **clock(hours=-hours)) as url:
         job_id, file = submit(stack, url)

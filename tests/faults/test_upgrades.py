@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -31,8 +31,9 @@ from standalone.migrate import migrate
 from standalone.postgres import EmbeddedPostgres
 from tests.factories import make_caller
 from tests.faults.conftest import api_process, make_secret, postgres_admin
+from tests.forked import Forked, line_for
 from tests.integration.test_leases import CASES
-from tests.lifecycle.stack import ROOT, Stack, until
+from tests.lifecycle.stack import Stack, until
 from tests.patience import patience
 from tests.servers import alembic_config
 
@@ -89,14 +90,12 @@ def schemas(url: str) -> dict[str | None, tuple[list[Any], list[Any]]]:
     return found
 
 
-def start_migration(url: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "standalone.main", "migrate"],
-        cwd=ROOT,
-        env=child_environment(DATABASE_URL=url),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+def start_migration(url: str) -> Forked:
+    words = ["-m", "standalone.main", "migrate"]
+    line = line_for(words, {})
+    assert line is not None
+    with Path(os.devnull).open("wb") as nobody:
+        return line.start(words, environment=child_environment(DATABASE_URL=url), log=nobody.fileno())
 
 
 def busy(url: str) -> bool:

@@ -38,7 +38,7 @@ from standalone.postgres import EmbeddedPostgres
 from standalone.valkey import EmbeddedValkey
 from tests import invariants, living
 from tests.factories import make_caller
-from tests.forked import LINE, may_be_forked
+from tests.forked import line_for
 from tests.patience import lease, paced, patience
 
 ROOT = Path(__file__).parents[2]
@@ -131,8 +131,8 @@ class Stack:
         values = self.environment | environment
         everything = child_environment(**values)
         with (self.home / f"{name}.log").open("ab") as log:
-            if may_be_forked(arguments, values):
-                process: subprocess.Popen[bytes] = LINE.start(arguments, environment=everything, log=log.fileno())
+            if line := line_for(arguments, values):
+                process: subprocess.Popen[bytes] = line.start(arguments, environment=everything, log=log.fileno())
             else:
                 process = subprocess.Popen(
                     [sys.executable, *arguments],

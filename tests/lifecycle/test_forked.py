@@ -8,7 +8,7 @@ from pathlib import Path
 import celery
 
 from shared.settings import child_environment
-from tests.forked import LINE, PROGRAMS, Forked, may_be_forked
+from tests.forked import PROGRAMS, Forked, line_for
 from tests.patience import patience
 
 # A database that nobody answers for: a janitor waits for it until it is killed.
@@ -16,8 +16,10 @@ NOWHERE = {"DATABASE_URL": "postgresql+psycopg://nobody@127.0.0.1:1/none", "REDI
 
 
 def start(log: Path, *words: str) -> Forked:
+    line = line_for(["-m", *words], {})
+    assert line is not None
     with log.open("wb") as file:
-        return LINE.start(["-m", *words], environment=child_environment(**NOWHERE), log=file.fileno())
+        return line.start(["-m", *words], environment=child_environment(**NOWHERE), log=file.fileno())
 
 
 def test_a_forked_program_has_its_words_and_its_log_and_its_exit_code_is_heard(tmp_path: Path) -> None:
@@ -40,8 +42,14 @@ def test_a_forked_program_that_is_killed_says_by_what(tmp_path: Path) -> None:
     assert killed.returncode == -signal.SIGKILL
 
 
-def test_what_python_is_told_by_the_environment_needs_a_start_of_its_own() -> None:
+def test_programs_of_which_python_is_told_the_same_are_forked_by_one_process() -> None:
+    """That they hear it tests/faults/test_clocks.py shows."""
+    told = {"PYTHONPATH": "/elsewhere"}
     for program in PROGRAMS:
-        assert may_be_forked(["-m", program], {})
-        assert not may_be_forked(["-m", program], {"PYTHONPATH": "/elsewhere"})
-    assert not may_be_forked(["-m", "tests.hasty_worker"], {})
+        assert line_for(["-m", program], {}) is line_for(["-m", program], {"REDIS_URL": "redis://127.0.0.1:1/0"})
+        assert line_for(["-m", program], {}) is not line_for(["-m", program], told)
+        assert line_for(["-m", program], told) is line_for(["-m", program], told)
+
+
+def test_a_program_that_is_none_of_those_that_are_imported_is_not_forked() -> None:
+    assert line_for(["-m", "tests.hasty_worker"], {}) is None

@@ -28,6 +28,7 @@ from shared.products import aliases
 from shared.store.db import session_scope
 from shared.store.tables import EvaluationRow, JobRow
 from shared.tenants import keys, signing_keys
+from tests.command_line import run_here
 from tests.lifecycle.stack import Servers, Stack, open_stack
 from tests.live import served
 from tests.patience import patience
@@ -153,15 +154,8 @@ class Repository:
             runner.kill()
 
     def tool(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [TOOL, *words],
-            cwd=self.folder,
-            env=self.site.environment(),
-            capture_output=True,
-            text=True,
-            timeout=patience(60),
-            check=False,
-        )
+        """A command that is no part of the run."""
+        return run_here(self.folder, *words, **self.site.environment())
 
     def prod(self) -> str:
         """What the alias names now."""

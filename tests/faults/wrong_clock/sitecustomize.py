@@ -1,6 +1,7 @@
 """A wall clock that is wrong by `CLOCK_AHEAD_SECONDS`, for the processes that have this folder on their PYTHONPATH.
 
-Python imports a module of this name before any other, so whoever takes these by name takes the wrong ones.
+Python imports a module of this name before any other, so whoever takes these by name takes the wrong ones. What was
+forked since then (tests/forked.py) has an environment of its own, and so a clock of its own.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ import datetime
 import os
 import time
 
-AHEAD = float(os.environ["CLOCK_AHEAD_SECONDS"])
 _time, _time_ns, _Datetime = time.time, time.time_ns, datetime.datetime
+
+
+def ahead() -> float:
+    return float(os.environ.get("CLOCK_AHEAD_SECONDS", "0"))
 
 
 class _Kind(type):
@@ -32,6 +36,6 @@ class _WrongDatetime(_Datetime, metaclass=_Kind):
 
 _WrongDatetime.__name__ = _WrongDatetime.__qualname__ = "datetime"
 _WrongDatetime.__module__ = "datetime"
-time.time = lambda: _time() + AHEAD
-time.time_ns = lambda: _time_ns() + int(AHEAD * 1e9)
+time.time = lambda: _time() + ahead()
+time.time_ns = lambda: _time_ns() + int(ahead() * 1e9)
 datetime.datetime = _WrongDatetime  # type: ignore[misc]
