@@ -102,11 +102,20 @@ def test_a_run_goes_on_at_half_the_micro_batch_with_the_same_curve(
     assert losses(read_events(broken / "out")) == pytest.approx(losses(read_events(whole / "out")), rel=1e-4)
 
 
+@pytest.fixture(scope="module")
+def ended(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run with checkpoints of its last two epochs."""
+    folder = tmp_path_factory.mktemp("ended")
+    before = signal.getsignal(signal.SIGTERM)
+    run(make_spec(folder, model=model, training={"num_train_epochs": 3}), folder / "out")
+    signal.signal(signal.SIGTERM, before)
+    return folder
+
+
 @pytest.fixture
-def stopped(model: Path, tmp_path: Path) -> Path:
-    """OUT of a finished run with checkpoints of its last two epochs."""
-    run(make_spec(tmp_path, model=model, training={"num_train_epochs": 3}), tmp_path / "out")
-    return tmp_path / "out"
+def stopped(ended: Path, tmp_path: Path) -> Path:
+    """A copy of that run's OUT."""
+    return shutil.copytree(ended / "out", tmp_path / "out")
 
 
 @pytest.mark.parametrize("damage", ["a byte flipped", "a file gone", "no manifest", "another job's", "a path outside"])
@@ -165,11 +174,11 @@ def test_the_newest_two_checkpoints_and_the_best_are_kept(model: Path, tmp_path:
     assert kept == {best, 11, 12}
 
 
-def test_a_finished_run_that_is_started_again_publishes_the_same_adapter(stopped: Path, tmp_path: Path) -> None:
+def test_a_finished_run_that_is_started_again_publishes_the_same_adapter(ended: Path, stopped: Path) -> None:
     before = weights(stopped)
     shutil.rmtree(stopped / "adapter")
 
-    code, events = run(tmp_path / "spec.json", stopped)
+    code, events = run(ended / "spec.json", stopped)
 
     assert code == EXIT_DONE
     assert events[-1].type == "finished"
