@@ -71,7 +71,11 @@ SLOW_FILES = {
     "integration/test_tables.py",
     "unit/test_scheduling_properties.py",
 }
-RINGS = ("faults", "lifecycle", "train", "e2e", "integration", "unit")
+# Most of these tests wait: for a lease to end, a process to start, a step to come. The others compute.
+WAITING = {"faults", "lifecycle", "e2e"}
+# Where the last file that waits stands among those that compute: what comes after it is short, and fills all processes.
+END_OF_WAITING = 0.85
+RINGS = ("faults", "lifecycle", "e2e", "train", "integration", "unit")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -107,7 +111,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=_length)  # keeps the order within a file
+    places = _places({_name(item.path) for item in items})
+    items.sort(key=lambda item: places[_name(item.path)])  # keeps the order within a file
     for item in items:
         if _name(item.path) in SLOW_FILES:
             item.add_marker("slow")
@@ -125,12 +130,24 @@ def _name(file: Path) -> str:
     return file.relative_to(here).as_posix() if file.is_relative_to(here) else ""
 
 
-def _length(item: pytest.Item) -> tuple[int, int, str]:
-    """Where an item's file stands: the long ones first, then ring by ring."""
-    file = _name(item.path)
-    rank = LONG_FILES.index(file) if file in LONG_FILES else len(LONG_FILES)
+def _places(files: set[str]) -> dict[str, float]:
+    """Where each file stands: the long ones first, then files that wait among files that compute.
+
+    Side by side with its like, a file that waits would leave cores idle that one that computes lacks later.
+    """
+    rest = sorted(files - set(LONG_FILES), key=lambda file: (RINGS.index(_ring(file)), file))
+    waiting = [file for file in rest if _ring(file) in WAITING]
+    computing = [file for file in rest if _ring(file) not in WAITING]
+    return {
+        **{file: float(place - len(LONG_FILES)) for place, file in enumerate(LONG_FILES)},
+        **{file: END_OF_WAITING * place / len(waiting) for place, file in enumerate(waiting)},
+        **{file: place / len(computing) for place, file in enumerate(computing)},
+    }
+
+
+def _ring(file: str) -> str:
     ring = file.partition("/")[0]
-    return rank, RINGS.index(ring) if ring in RINGS else len(RINGS), file
+    return ring if ring in RINGS else RINGS[-1]
 
 
 @pytest.fixture(scope="session", autouse=True)

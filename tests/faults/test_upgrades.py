@@ -187,7 +187,8 @@ def test_a_new_version_waits_for_its_migration_and_says_so(stack: Stack) -> None
         set_revision(stack, schema.REVISIONS[-1])
 
         assert stack.wait(job_id).status == "succeeded"
-        assert httpx2.get(f"{url}/readyz", timeout=patience(20)).status_code == 200
+        # It looks once a second at most, and all this may be done in one.
+        until(lambda: httpx2.get(f"{url}/readyz", timeout=patience(20)).status_code == 200, what="a ready API")
     assert refused.status_code == 503
     assert refused.json()["error"]["code"] == "schema_outdated"
     assert janitor.poll() is None

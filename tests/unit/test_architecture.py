@@ -44,12 +44,18 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """Every node of a file: a dozen laws look at all of them."""
+    return tuple(ast.walk(tree(path)))
+
+
 def at(path: Path, node: ast.expr | ast.stmt | ast.excepthandler) -> str:
     return f"{path.relative_to(ROOT)}:{node.lineno}"
 
 
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    return (node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return (node for node in nodes(path) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
 def imports(node: ast.AST) -> list[ast.Import | ast.ImportFrom]:
@@ -158,6 +164,7 @@ def test_modules_of_the_house_do_not_import_each_other_in_circles() -> None:
     assert not waiting, f"these modules stand in a circle, or above one: {sorted(waiting)}"
 
 
+@cache
 def _modules() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in files(*PACKAGES):
@@ -182,7 +189,7 @@ def test_one_function_says_what_torch_calls_a_device() -> None:
     conversions = [
         str(path.relative_to(ROOT))
         for path in files(*PACKAGES)
-        for node in ast.walk(tree(path))
+        for node in nodes(path)
         if isinstance(node, ast.IfExp)
         and {leaf.value for leaf in (node.body, node.orelse) if isinstance(leaf, ast.Constant)} == {"cuda", "cpu"}
     ]
@@ -226,7 +233,7 @@ def test_the_top_of_a_package_is_a_closed_list_of_subjects(package: str) -> None
 def test_no_class_name_stands_in_two_modules_of_the_product() -> None:
     places: dict[str, set[str]] = {}
     for path in files(*PACKAGES, "cli"):
-        for node in ast.walk(tree(path)):
+        for node in nodes(path):
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, set()).add(str(path.relative_to(ROOT)))
 
@@ -249,7 +256,7 @@ def test_the_environment_is_read_in_settings_only() -> None:
     readers = {
         at(path, node)
         for path in files(*PACKAGES)
-        for node in ast.walk(tree(path))
+        for node in nodes(path)
         if isinstance(node, ast.Attribute | ast.Name)
         and ast.unparse(node) in {"os.environ", "os.environb", "os.getenv", "os.putenv", "environ", "getenv"}
         and path != ROOT / "shared/settings.py"
@@ -259,12 +266,7 @@ def test_the_environment_is_read_in_settings_only() -> None:
 
 
 def test_every_moment_is_aware_of_its_time_zone() -> None:
-    naive = {
-        at(path, node)
-        for path in files(*SOURCE, "examples", "bench")
-        for node in ast.walk(tree(path))
-        if _is_naive(node)
-    }
+    naive = {at(path, node) for path in files(*SOURCE, "examples", "bench") for node in nodes(path) if _is_naive(node)}
 
     assert naive == set()
 
@@ -298,7 +300,7 @@ def test_nobody_but_the_tables_branches_on_the_name_of_a_method_or_an_objective(
         f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', '?')}"
         for path in files(*PACKAGES)
         if str(path.relative_to(ROOT)) not in KNOWS_NAMES
-        for node in ast.walk(tree(path))
+        for node in nodes(path)
         if _branches_on_a_name(node)
     ]
 
@@ -343,12 +345,13 @@ def test_the_scan_for_branches_sees_what_it_must(line: str, branches: bool) -> N
 
 
 def test_only_one_package_moves_jobs() -> None:
+    knows_jobs = {path: "JobRow" in path.read_text() for path in files(*PACKAGES)}
     writers = {
         at(path, node)
         for path in files(*PACKAGES)
         if ROOT / "shared/jobs" not in path.parents
-        for node in ast.walk(tree(path))
-        if _moves_a_job(node, knows_jobs="JobRow" in path.read_text())
+        for node in nodes(path)
+        if _moves_a_job(node, knows_jobs=knows_jobs[path])
     }
 
     assert writers == set()
@@ -358,7 +361,7 @@ def test_jobs_are_born_unchecked() -> None:
     births = [
         (at(path, node), next(ast.unparse(word.value) for word in node.keywords if word.arg == "status"))
         for path in files(*PACKAGES)
-        for node in ast.walk(tree(path))
+        for node in nodes(path)
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "JobRow"
     ]
 
@@ -443,7 +446,7 @@ def test_errors_are_caught_by_name() -> None:
     broad = [
         at(path, node)
         for path in files(*SOURCE)
-        for node in ast.walk(tree(path))
+        for node in nodes(path)
         if isinstance(node, ast.ExceptHandler)
         and (node.type is None or ast.unparse(node.type) in {"Exception", "BaseException"})
     ]
@@ -469,7 +472,7 @@ CODE_ARGUMENT = {"error_document": 0, "refuse": 1, "warn": 1, "_Refused": 0, "Ba
 
 def _error_codes(path: Path) -> Iterator[tuple[str, str]]:
     """Literal codes: of an error class, a `code=`, a `"code":`, a finding of the file check, or a function `…_code`."""
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         for value in _code_values(node):
             for leaf in ast.walk(value):
                 if isinstance(leaf, ast.Constant) and re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)+", str(leaf.value)):
