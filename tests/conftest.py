@@ -64,12 +64,16 @@ LONG_FILES = (
 SLOW_FILES = {
     "integration/test_backup.py",
     "integration/test_completions.py",
+    "integration/test_first_key.py",
+    "integration/test_integrations.py",
     "integration/test_polling.py",
     "integration/test_preflights.py",
     "integration/test_storage_s3.py",
     "integration/test_streams.py",
     "integration/test_tables.py",
+    "unit/test_probing.py",
     "unit/test_scheduling_properties.py",
+    "unit/test_secrecy.py",
 }
 # Most of these tests wait: for a lease to end, a process to start, a step to come. The others compute.
 WAITING = {"faults", "lifecycle", "e2e"}

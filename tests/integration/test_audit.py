@@ -90,6 +90,7 @@ def test_a_withdrawn_merge_and_a_cancelled_preflight_are_in_the_audit(api: Api) 
     assert acts(api, "preflight-audited") == of_caller(api, "preflight.cancel")
 
 
+@pytest.mark.slow
 def test_a_key_that_is_made_rotated_and_ended_on_the_host_is_in_the_audit(api: Api, tmp_path: Path) -> None:
     def server(*words: str) -> str:
         environment = {**os.environ, "DATABASE_URL": api.settings.database_url}

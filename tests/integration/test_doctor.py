@@ -205,6 +205,7 @@ def test_clocks_disks_and_secrets_have_their_bounds(tmp_path: Path) -> None:
     assert "chmod 600" in next(secrets(home)).remedy
 
 
+@pytest.mark.slow
 def test_the_command_ends_in_1_where_something_is_at_fault_and_speaks_json(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in {"DATABASE_URL", "REDIS_URL"}}
 

@@ -154,6 +154,7 @@ def frozen_redis(tmp_path: Path) -> Iterator[str]:
     server.stop()
 
 
+@pytest.mark.slow
 def test_a_frozen_redis_costs_no_submission_anything(api: Api, body: dict[str, str], frozen_redis: str) -> None:
     ring_seconds = patience(2)
     with live_with_redis(api, frozen_redis, ring_seconds=ring_seconds) as http:

@@ -210,6 +210,7 @@ def test_a_picture_is_not_fetched_by_the_server(it: Beside) -> None:
     assert it.vllm.asked == []
 
 
+@pytest.mark.slow
 def test_the_playground_says_why_it_answers(it: Beside, tmp_path: Path) -> None:
     tuned = it.trained(method="dora")
 

@@ -95,6 +95,7 @@ def test_the_trainer_knows_nothing_of_ours_but_the_contract_and_errors() -> None
     assert stray == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["api.app", "standalone.main", "shared.jobs"])
 def test_a_process_that_serves_requests_never_loads_the_training_stack(module: str) -> None:
     program = f"import sys, {module}; print(*sorted(set(sys.modules) & set({TRAINING_STACK!r})))"

@@ -292,6 +292,7 @@ def scripts() -> Iterator[Any]:
     yield pytest.param([line.replace(".venv/bin/", "") for line in jenkins], {"OPENAI_API_KEY": "k"}, id="jenkins")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lines", "environment"), list(scripts()))
 def test_the_script_of_each_example_promotes_a_model_in_the_environment_of_its_runner(
     server: tuple[Pretended, str], folder: Path, lines: list[str], environment: dict[str, str]

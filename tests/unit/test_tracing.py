@@ -86,6 +86,7 @@ def test_a_number_that_is_none_is_a_line_and_no_failure(name: str, monkeypatch: 
     assert [line["log_level"] for line in lines if line["event"] == "traces.off"] == ["error"]
 
 
+@pytest.mark.slow
 def test_who_does_not_ask_for_traces_imports_nothing_of_them() -> None:
     # Redis' client imports the API, and the SDK's metrics where it is there, of itself.
     code = (
