@@ -27,7 +27,7 @@ from worker.host.devices import discover
 pytestmark = [pytest.mark.real_model, pytest.mark.timeout(patience(900))]
 
 MODEL = "smollm2-135m-instruct"
-STEPS = 12
+STEPS = 8
 VALIDATION_ROWS = 8  # of 32: four looks at all of them take as long as the training
 # Fetched once for all runs of the suite in this checkout; its checksum is verified each time it is made.
 KEPT = Path(__file__).parents[2] / ".cache" / "home"
