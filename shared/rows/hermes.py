@@ -29,6 +29,8 @@ def messages(items: Any) -> list[Message] | None:
         turn = _answers(item["value"], waiting) if role == "tool" else _turn(item, role, len(made))
         if turn is None:
             return None
+        if isinstance(item.get("name"), str):
+            turn = [{**message, "name": item["name"]} for message in turn]
         waiting = [call["id"] for message in turn for call in message.get("tool_calls", ())]
         made += turn
     return made

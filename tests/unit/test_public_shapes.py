@@ -126,6 +126,8 @@ def test_hermes_calls_in_messages_that_a_tool_answers_are_read_as_those_of_items
     (items,), _ = read(HERMES)
 
     assert row == items
+    (named,), _ = read({"messages": [*messages[:3], {**messages[3], "name": "a"}, *messages[4:]]})
+    assert [answer["name"] for answer in named["messages"][3:5]] == ["a", "a"]
     assert {one.code for one in report.warnings} == {"converted_tagged_calls"}
     text = {"messages": [*messages[:2], {**messages[2], "content": "<tool_call>\n{}\n</tool_call>"}]}
     assert read(text)[0] == [text]  # nobody answers it: a text
