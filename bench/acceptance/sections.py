@@ -198,7 +198,7 @@ def _fused_errors(lab: Laboratory) -> dict[str, float]:
     plain = leaves["x"] @ exact["w"].T + 2.0 * (leaves["x"] @ leaves["a"].T) @ leaves["b"].T
     plain.square().sum().backward()
     frozen = exact["w"].to(lab.device, torch.bfloat16)
-    layer = SimpleNamespace(expanded=lambda: frozen)
+    layer = SimpleNamespace(expanded=lambda: frozen, base_layer=SimpleNamespace(bias=None))
     inputs = {
         name: exact[name].to(lab.device, torch.bfloat16 if name == "x" else torch.float32).requires_grad_()
         for name in "xab"
