@@ -56,12 +56,13 @@ def prepare_missed(host: Host) -> None:
 
     It may take an hour, so one who could do short work meanwhile must be left; else a later bell is for it.
     """
-    if not (forms := prepared_bases.missed(host.settings.home)):
+    if not prepared_bases.missed(host.settings.home):
         return
     if not host.flags.has_idle_child(children(len(host.devices))):
         return
     with _alone(prepared_bases.missed_folder(host.settings.home) / "making.lock") as ours:
-        for form in forms if ours else ():
+        while ours and (forms := prepared_bases.missed(host.settings.home)):  # more may be missed meanwhile
+            form = forms[0]
             try:
                 _prepare(host, form)
             except Stopped:
