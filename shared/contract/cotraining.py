@@ -13,7 +13,8 @@ from typing import Any, Final, Literal
 from pydantic import Field
 
 from shared.contract.methods import METHODS
-from shared.contract.spec import AttemptSpec, Part
+from shared.contract.part import Part
+from shared.contract.spec import AttemptSpec
 
 MOST_TRAINEES: Final = 64
 # Under the trainee's own folder; see docs/trainer.md.

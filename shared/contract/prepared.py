@@ -6,7 +6,8 @@ from typing import Final
 
 from pydantic import Field
 
-from shared.contract.spec import Dtype, Part, Quantization
+from shared.contract.part import Part
+from shared.contract.spec import Dtype, Quantization
 
 # The folder of the model that a program of this kind leaves in OUT.
 MADE: Final = "prepared"

@@ -133,7 +133,8 @@ def test_a_running_job_is_cancelled_after_a_question(page: Any, running: Stack) 
 
 
 PAGES = ("", "/jobs", "/new", "/pool", "/files", "/models", "/playground", "/usage", "/projects", "/keys", "/rules",
-         "/audit", "/account", "/preflights", "/aliases", "/evaluations", "/webhooks", "/schedules", "/sweeps")  # fmt: skip
+         "/audit", "/account", "/preflights", "/aliases", "/evaluations", "/webhooks", "/schedules",
+         "/sweeps")  # fmt: skip
 
 
 def test_two_runs_are_compared_and_every_page_is_quiet(page: Any, running: Stack) -> None:

@@ -166,7 +166,7 @@ def _given(number: int) -> JsonObject:
 def _answer(template: ChatTemplate, message: JsonObject) -> str | None:
     """What a template makes of an answer; None where it fails, or where the answer cannot be told apart."""
     try:
-        rendered = template.render_with_spans([template.prepared(each) for each in (ASKED, message)], tools=[A_TOOL])
+        rendered = template.render_with_spans(template.prepared([ASKED, message]), tools=[A_TOOL])
     except Invalid:
         return None
     text, (start, end) = rendered.text, rendered.spans[-1]
