@@ -82,7 +82,8 @@ def parse(body: bytes, model: type[Model], *, data: Collection[str] = ()) -> Mod
         wanted = model.model_validate(document)
     except ValidationError as error:
         raise first_fault(error.errors(include_url=False), document, model) from None
-    if b"\\" in body or not body.isascii():  # in JSON such a character stands behind a backslash, or is none of ASCII
+    # In JSON such a character stands behind a backslash, or is none of ASCII; DEL alone may stand as it is.
+    if b"\\" in body or b"\x7f" in body or not body.isascii():
         _refuse_acting_text({name: value for name, value in document.items() if name not in data})
     return wanted
 

@@ -82,7 +82,7 @@ def outside(option: dict[str, Any]) -> Iterator[Any]:
     if "exclusiveMaximum" in option:
         yield option["exclusiveMaximum"]
     if option.get("type") == "integer":
-        yield from (1.0, 10**30, -(10**30))
+        yield from (1.5, 10**30, -(10**30))
     if "minLength" in option:
         yield "x" * (option["minLength"] - 1)
     if "maxLength" in option:
