@@ -110,7 +110,7 @@ def _plain(request: Request, error: Exception) -> JSONResponse:
             return _unsupported(request, instead)
         message = f"Unknown request URL: {request.method} {request.url.path[:200]}. {_where_routes_are(request)}"
     if error.status_code == 405:
-        allowed = _allowed(request)
+        allowed = _allowed(request) or headers.get("allow", headers.get("Allow", ""))  # a page is not in the document
         message = f"Not allowed to {request.method} on {request.url.path[:200]}; allowed: {allowed}."
         headers["Allow"] = allowed
     body = envelope(message, kind="invalid_request_error", param=None, code=_PLAIN.get(error.status_code))

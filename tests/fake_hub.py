@@ -8,7 +8,7 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Final
+from typing import Any, Final
 
 REVISION: Final = "0123456789abcdef" * 2 + "01234567"
 
@@ -63,6 +63,14 @@ def serving(files: dict[str, bytes]) -> Iterator[Served]:
 def catalogue_entry(name: str, config: bytes) -> str:
     """Lines of a models.toml: a model of this hub."""
     values = json.loads(config).items()
-    lines = [f"{key} = {json.dumps(value)}" for key, value in values if value is not None]
+    lines = [f"{key} = {_toml(value)}" for key, value in values if value is not None]
     head = [f"[models.{name}]", 'source = "hub"', f'repository = "example/{name}"', f'revision = "{REVISION}"']
     return "\n".join([*head, f"[models.{name}.config]", *lines, ""])
+
+
+def _toml(value: Any) -> str:
+    """A value of a config as TOML writes it: an object is an inline table, which has no null."""
+    if isinstance(value, dict):
+        pairs = (f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items() if item is not None)
+        return "{ " + ", ".join(pairs) + " }"
+    return json.dumps(value)

@@ -39,7 +39,7 @@ def test_the_openai_client_is_told_at_once(api: Api) -> None:
     assert "embedding server" in told.value.message
 
 
-@pytest.mark.parametrize("path", ["/v1/chat", "/v1/embeddingsx", "/v1/fine_tuning/jobs/x/y", "/chat/completions", "/"])
+@pytest.mark.parametrize("path", ["/v1/chat", "/v1/embeddingsx", "/v1/fine_tuning/jobs/x/y", "/chat/completions"])
 def test_a_route_that_nobody_has_is_a_404(api: Api, http: httpx2.Client, path: str) -> None:
     error = refused(api, http.post(path, json={}), status=404)
 
@@ -65,3 +65,10 @@ def test_a_method_that_a_path_does_not_have_names_all_that_it_has(
     error = refused(api, answer, status=405)
     assert answer.headers["allow"] == allowed
     assert allowed in error["message"]
+
+
+def test_a_page_is_only_read_and_says_so(api: Api, http: httpx2.Client) -> None:
+    error = refused(api, http.post("/", json={}), status=405)
+
+    assert error["code"] == "method_not_allowed"
+    assert error["message"].endswith("allowed: GET.")

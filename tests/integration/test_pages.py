@@ -547,7 +547,7 @@ def test_a_rule_for_id_tokens_is_made_seen_and_deleted(site: Site, visitor: http
     form = {
         "proof": proof_of(visitor),
         "project_id": site.caller.project_id,
-        "name": "tickets main",
+        "name": "nightly build",
         "issuer": "https://token.actions.githubusercontent.com",
         "audience": "https://tunepool.example.org",
         "claims": "repository = acme/tickets\r\nref=refs/heads/main\r\n",
@@ -562,12 +562,12 @@ def test_a_rule_for_id_tokens_is_made_seen_and_deleted(site: Site, visitor: http
     assert "one claim a line" in wrong.text
     assert made.status_code == 303, made.text
     seen = visitor.get("/ui/rules").text
-    for told in ("tickets main", "repository = acme/tickets", "ref = refs/heads/main", "30 min", "never"):
+    for told in ("nightly build", "repository = acme/tickets", "ref = refs/heads/main", "30 min", "never"):
         assert told in seen
-    rule = re.findall(r"/ui/rules/(oidcrule_\w+)/delete", seen[seen.index("tickets main") :])[0]
+    rule = re.findall(r"/ui/rules/(oidcrule_\w+)/delete", seen[seen.index("nightly build") :])[0]
 
     assert visitor.post(f"/ui/rules/{rule}/delete", data={"proof": proof_of(visitor)}).status_code == 303
-    assert "tickets main" not in visitor.get("/ui/rules").text
+    assert "nightly build" not in visitor.get("/ui/rules").text
 
 
 def test_a_project_is_made_changed_held_and_released(site: Site, visitor: httpx2.Client) -> None:
