@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from shared.contract.evaluation_run import EvaluationSpec, ItemAnswer, ItemAsked, ItemFault, SubjectAsked
+from tests.fake_trainer import handed_over
 
 
 def answer(item: ItemAsked, subject: SubjectAsked) -> ItemAnswer:
@@ -55,4 +56,5 @@ def main(spec_file: Path, out: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    words = sys.argv[1:]
+    sys.exit(main(*map(Path, handed_over(int(words[1])) if words[0] == "--handover" else words)))

@@ -32,8 +32,10 @@ from shared.store.lifecycle import Lane
 from worker.attempt import seat
 from worker.attempt.log_upload import send_left
 from worker.attempt.member import take_part
-from worker.attempt.seat import WarmSeat
+from worker.attempt.seat import DeviceSeat
 from worker.attempt.supervisor import run_attempt
+from worker.chores import evaluation_seat
+from worker.chores.evaluating import evaluate_next
 from worker.chores.preparing import prepare_missed
 from worker.chores.table import do_next
 from worker.host.flags import SharedFlags
@@ -45,7 +47,7 @@ log = structlog.get_logger()
 
 def training(host: Host) -> None:
     """Serve until nothing is for this worker; then stay, where a device has nobody who waits for its next job."""
-    host.flags.ring_seats()
+    host.flags.ring_seats("training")
     _serve(host)
     with seat.taken(host) as ours:
         if ours is None:
@@ -55,7 +57,7 @@ def training(host: Host) -> None:
     _serve(host)  # what a sibling has left to us meanwhile
 
 
-def _serve(host: Host, ours: WarmSeat | None = None) -> None:
+def _serve(host: Host, ours: DeviceSeat | None = None) -> None:
     """Take part where we are called, claim and supervise jobs, one after the other, until none is for this process."""
     while True:
         host.flags.pulled("training", at=time.monotonic())
@@ -80,7 +82,7 @@ def _serve(host: Host, ours: WarmSeat | None = None) -> None:
         run_attempt(host, claim, spare=None if ours is None else ours.give(claim))
 
 
-def _claim(host: Host, ours: WarmSeat | None, session: Session, *, passed_over: Collection[str]) -> Claim | None:
+def _claim(host: Host, ours: DeviceSeat | None, session: Session, *, passed_over: Collection[str]) -> Claim | None:
     claim = moves.claim_training(
         session,
         worker_id=host.worker.id,
@@ -95,10 +97,25 @@ def _claim(host: Host, ours: WarmSeat | None, session: Session, *, passed_over: 
 
 
 def cpu(host: Host) -> None:
-    """Do chores, the short ones first, until none waits that may begin."""
+    """Do chores until none waits that may begin; then stay, where nobody waits for the next evaluation."""
+    host.flags.ring_seats("cpu")
+    _do_chores(host)
+    with evaluation_seat.taken(host) as ours:
+        if ours is None:
+            return
+        while ours.wait():
+            host.flags.pulled("cpu", at=time.monotonic())
+            while not host.flags.draining and evaluate_next(host, ours):
+                pass
+    _do_chores(host)  # what a sibling has left to us meanwhile
+
+
+def _do_chores(host: Host) -> None:
+    """The short ones first, but for evaluations while a sibling waits for the next."""
     while not host.flags.draining:
         host.flags.pulled("cpu", at=time.monotonic())
-        if not do_next(host):
+        left = ("evaluation",) if host.flags.is_kept(host.flags.evaluations) else ()
+        if not do_next(host, left=left):
             break
     prepare_missed(host)
     send_left(host)  # of attempts whose supervisor died, or could not reach the store

@@ -12,7 +12,7 @@ from shared.contract.handover import Handover
 from shared.settings import trainer_environment
 from tests.patience import patience
 from tests.train.tiny import losses, make_spec, read_events, run
-from worker.attempt.seat import SPARE_BYTES
+from worker.host.seating import SPARE_BYTES
 from worker.program import spare
 from worker.program.launcher import NO_WALLS
 from worker.program.processes import TAG

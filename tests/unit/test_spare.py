@@ -18,7 +18,7 @@ from shared.contract.handover import Handover
 from shared.settings import trainer_environment
 from tests import held_trainer, living
 from tests.patience import patience
-from worker.attempt.seat import SPARE_BYTES, may_start, may_stay
+from worker.host.seating import SPARE_BYTES, may_start, may_stay
 from worker.program import processes, spare
 from worker.program.launcher import NO_WALLS
 from worker.program.processes import DEVICES_TAG, TAG, Tag
@@ -201,5 +201,7 @@ def sleeper(tag: Tag) -> subprocess.Popen[bytes]:
 def test_a_host_has_a_spare_only_while_much_of_its_memory_is_free() -> None:
     assert may_start(total=16 * GIB, available=SPARE_BYTES + 4 * GIB)
     assert not may_start(total=16 * GIB, available=SPARE_BYTES + 4 * GIB - 1)
+    assert may_start(total=16 * GIB, available=SPARE_BYTES + 7 * GIB, held=3 * GIB)
+    assert not may_start(total=16 * GIB, available=SPARE_BYTES + 7 * GIB - 1, held=3 * GIB)
     assert may_stay(total=16 * GIB, available=int(1.6 * GIB) + 1)
     assert not may_stay(total=16 * GIB, available=int(1.6 * GIB) - 1)

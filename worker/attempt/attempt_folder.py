@@ -6,7 +6,6 @@ Leader and members of a job on several hosts each have one; a job on one host ha
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -37,7 +36,7 @@ from worker.program import hostile_folder, kernels, launcher, processes, workdir
 from worker.program.launcher import LogSink, Meeting, Trainer
 from worker.program.memory_wall import Allowance, MemoryWall
 from worker.program.processes import Tag
-from worker.program.spare import NotTaken, Spare, readable
+from worker.program.spare import Spare, handed_over, within_walls
 
 log = structlog.get_logger()
 
@@ -112,7 +111,10 @@ class AttemptFolder:
             entry, cache=settings.cache, interrupt=interrupt, user=self.folder.root, most=settings.cache_bytes
         )
         self.prepared = self._find_prepared(interrupt)
-        self._bring_within_walls()
+        if self.spare is not None:
+            self.model, self.prepared = within_walls(
+                self.spare, self.model, self.host.isolation, prepared=self.prepared
+            )
         stage = partial(workdir.stage_rows, store, columns=self.spec.training.columns, interrupt=interrupt)
         rows = stage(self.claim.training_file, self.folder.data / "train.jsonl")
         validation = None
@@ -126,27 +128,6 @@ class AttemptFolder:
         kernels.bring(settings.home, self.claim.project_id, self.folder.out)
         workdir.hand_over(self.folder, uid=self.host.trainer_uid)
         return events
-
-    def _bring_within_walls(self) -> None:
-        """Where Landlock names what a program may read, a spare's rules are older than our choice of a model.
-
-        So the model's files get a second name in the spare's folder. Where they cannot, the attempt starts cold.
-        """
-        if self.spare is None or self.host.isolation.files != "rules":
-            return
-        if {self.model, self.prepared} - {None, *readable(self.spare.held)} == set():  # it holds this very model
-            return
-        try:
-            shutil.copytree(self.model, self.folder.base, copy_function=os.link)
-            if self.prepared is not None:
-                shutil.copytree(self.prepared, self.folder.prepared / self.prepared.name, copy_function=os.link)
-        except (OSError, shutil.Error) as error:
-            log.info("spare.not_used", job_id=self.claim.lease.id, reason=f"the model cannot be linked: {error}"[:200])
-            self.spare.end()
-            return
-        self.model = self.folder.base
-        if self.prepared is not None:
-            self.prepared = self.folder.prepared / self.prepared.name
 
     def _find_prepared(self, interrupt: Callable[[], None]) -> Path | None:
         """The base in the job's 4 bits, if this host has it; else the CPU lane is asked to make it."""
@@ -234,21 +215,12 @@ class AttemptFolder:
         evicted = processes.kill_squatters(self.claim.device_ids, mine=self.tag)
         if evicted:
             log.warning("device.squatters_killed", pids=evicted, devices=list(self.claim.device_ids))
-        return self._hand_over(sink, interrupt) or self._start(where, node, sink)
-
-    def _hand_over(self, sink: LogSink | None, interrupt: Callable[[], None]) -> Trainer | None:
-        if self.spare is None or not self.spare.serves:
-            return None
         work = Handover(spec=str(self.folder.spec), out=str(self.folder.out))
-        try:
-            trainer = self.spare.hand_over(work, interrupt=interrupt)
-        except NotTaken as fault:
-            log.warning("spare.not_used", job_id=self.claim.lease.id, reason=str(fault))
-            self.spare.end()
-            return None
+        trainer = handed_over(self.spare, work, interrupt=interrupt)
+        if trainer is None:
+            return self._start(where, node, sink)
         if sink is not None:
             trainer.log_to(sink)
-        log.info("spare.handed_over", job_id=self.claim.lease.id, pid=trainer.pid)
         return trainer
 
     def _start(self, where: MeetingPlace | None, node: int, sink: LogSink | None) -> Trainer:

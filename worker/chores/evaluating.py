@@ -1,12 +1,10 @@
 """The CPU lane's evaluations: read the items, have programs answer, keep and score each answer, make the report.
 
-A program answers for all subjects on one base; others have a program of their own after it. Trainings go first: on a
-GPU an evaluation is a guest, which leaves when a training wants the device, and is killed if it is too slow to.
+A program answers for all subjects on one base; others have a program of their own after it.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -29,44 +27,31 @@ from shared.contract.evaluation_run import (
 )
 from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT
 from shared.contract.passes import device_kind
-from shared.contract.spec import Dtype, Quantization
+from shared.contract.spec import Quantization
 from shared.contract.talk import Target
 from shared.errors import Invalid, TunepoolError, Unavailable
-from shared.fleet import playgrounds
 from shared.products.adapters import StoredFile
 from shared.rows import figures
 from shared.rows.evaluation_items import EvaluationItem
 from shared.rows.measuring import Scorer, needs_answers, needs_likelihood
 from worker import base_models
-from worker.chores import reading_items
+from worker.chores import evaluation_device, reading_items
 from worker.chores import run_program as programs
+from worker.chores.evaluation_device import MakesRoom
 from worker.chores.evaluation_groups import AnswerTail, Group, groups
+from worker.chores.evaluation_seat import EvaluationSeat
 from worker.chores.run_program import Watch, under_lease
-from worker.chores.talk_program import BESIDE_BYTES, HeldWeights
-from worker.host import devices
+from worker.chores.talk_program import HeldWeights
 from worker.host.found_device import FoundDevice
 from worker.host.host import Host
 from worker.program import hostile_folder, workdir
 from worker.program.launcher import Exit
+from worker.program.spare import Spare, within_walls
 from worker.program.workdir import Workdir
 
 log = structlog.get_logger()
 
 KEPT_AT_ONCE: Final = 50  # answers in one statement
-_BYTES: Final[dict[Dtype, int]] = {"bfloat16": 2, "float16": 2, "float32": 4}
-
-
-class MakesRoom(TunepoolError):
-    """Others go first; it costs no try. `seconds`: until it may be tried again, None for the usual."""
-
-    code = "device_wanted"
-    seconds: float | None = None
-
-
-class NoRoom(MakesRoom):
-    """The host's memory is in others' hands now."""
-
-    code = "host_memory_taken"
 
 
 class TurnOver(MakesRoom):
@@ -82,8 +67,11 @@ class ProgramBroke(TunepoolError):
     code = "trainer_crashed"
 
 
-def evaluate_next(host: Host) -> bool:
-    """Work on one evaluation, if any waits and long work may begin. False: none does."""
+def evaluate_next(host: Host, seat: EvaluationSeat | None = None) -> bool:
+    """Work on one evaluation, if any waits and long work may begin. False: none does.
+
+    `seat`: of this process; its spare is the program, if it can be.
+    """
     claim = host.claim(
         partial(
             evaluations.claim,
@@ -94,16 +82,18 @@ def evaluate_next(host: Host) -> bool:
     )
     if claim is None:
         return False
+    if seat is not None:
+        host.flags.rise(seat.number)  # the next one is for anybody
     host.served["evaluation"] = claim.project_id
     log.info("evaluation.claimed", evaluation_id=claim.lease.id, attempt=claim.lease.attempt)
-    return under_lease(host, EVALUATION, claim.lease, partial(_evaluate, host, claim))
+    return under_lease(host, EVALUATION, claim.lease, partial(_evaluate, host, claim, seat))
 
 
-def _evaluate(host: Host, claim: EvaluationClaim, watch: Watch) -> None:
+def _evaluate(host: Host, claim: EvaluationClaim, seat: EvaluationSeat | None, watch: Watch) -> None:
     """Write the report, or why there is none. Raises Stopped."""
     lease = claim.lease
     try:
-        _Sitting(host, claim, watch).run()
+        _Sitting(host, claim, watch, seat).run()
     except MakesRoom as error:
         code, message, seconds = error.code, error.message, error.seconds
         log.info("evaluation.postponed", evaluation_id=lease.id, code=code)
@@ -119,8 +109,8 @@ def _evaluate(host: Host, claim: EvaluationClaim, watch: Watch) -> None:
 class _Sitting:
     """One attempt at an evaluation."""
 
-    def __init__(self, host: Host, claim: EvaluationClaim, watch: Watch) -> None:
-        self.host, self.claim, self.watch = host, claim, watch
+    def __init__(self, host: Host, claim: EvaluationClaim, watch: Watch, seat: EvaluationSeat | None) -> None:
+        self.host, self.claim, self.watch, self.seat = host, claim, watch, seat
         self.lease, self.request = claim.lease, claim.request
         self.scorer = Scorer(claim.request.measures)
         self.done: set[AnswerKey] = set()
@@ -132,7 +122,7 @@ class _Sitting:
         folder = workdir.make(self.host.work, self.lease)
         items = reading_items.read(self.host, self.claim, folder, interrupt=self.watch.check)
         self.items = {(item.part, item.number): item for item in items}
-        device = self.device() if self.claim.targets else None
+        device = evaluation_device.chosen(self.host, self.claim.targets) if self.claim.targets else None
         name = "CPU" if device is None else device.name
         self.must_hold(
             self.host.write_in_the_end(lambda s: evaluations.begin(s, self.lease, items=len(self.items), device=name))
@@ -142,9 +132,7 @@ class _Sitting:
         if device is None:
             self.keep_given()
         else:
-            for group in groups(self.claim.targets, device):
-                if any(self.left(place) for place in group.places):
-                    self.answer(folder, group, device)
+            self.ask_programs(folder, device)
         self.report()
 
     def must_hold(self, held: bool) -> None:
@@ -176,72 +164,47 @@ class _Sitting:
         ]
         self.keep(given)
 
-    # --- the device -------------------------------------------------------------------------------------------------
-
-    def device(self) -> FoundDevice:
-        """A GPU that no training has or wants, else the CPU. Raises NoRoom."""
-        here = devices.discover(self.host.settings)
-        needed = max(self.needs(target) for target in self.claim.targets)
-        for device in here:
-            if device.kind != "cpu" and device.healthy and device.free_bytes > needed and not self.wanted(device):
-                return device
-        _, available = devices.host_memory()
-        if needed > available:
-            raise NoRoom(
-                f"About {needed / 2**30:.1f} GiB are needed, of this host's memory {available / 2**30:.1f} GiB are "
-                f"free now. It is tried again after {evaluations.RETRY_AFTER.seconds} seconds, as often as it takes."
-            )
-        slot = next((device for device in here if device.kind == "cpu"), None) or devices.cpu(self.host.settings)[0]
-        if self.wanted(slot):
-            raise NoRoom("A training waits for this host's memory. The evaluation is tried again when it has begun.")
-        return slot
-
-    def needs(self, target: Target) -> int:
-        """Bytes of a program for a target."""
-        dtype: Dtype = target.dtype or "float32"
-        return target.base.facts.parameters * _BYTES[dtype] + BESIDE_BYTES
-
-    def device_id(self, device: FoundDevice) -> str:
-        return f"{self.host.worker.host}:{device.uuid}"
-
-    def wanted(self, device: FoundDevice) -> bool:
-        """Whether a training has the device or waits for one. A CPU is shared while there is memory for both."""
-        pressure = self.host.write(lambda s: playgrounds.pressure(s, device_ids=[self.device_id(device)]))
-        if device.kind != "cpu":
-            return pressure.leased or pressure.waiting_bytes > 0
-        _, available = devices.host_memory()
-        # While another training has the slot, the one that waits could not begin anyway.
-        return not pressure.leased and pressure.waiting_bytes > available
-
     # --- programs ---------------------------------------------------------------------------------------------------
 
-    def answer(self, folder: Workdir, group: Group, device: FoundDevice) -> None:
+    def ask_programs(self, folder: Workdir, device: FoundDevice) -> None:
+        """Have whatever is left answered. A spare is the program of the first group; its walls leave it its own folder.
+
+        Raises StillAlive.
+        """
+        ahead = first = None if self.seat is None else self.seat.give(device)
+        try:
+            for group in groups(self.claim.targets, device):
+                if any(self.left(place) for place in group.places):
+                    self.answer(folder if ahead is None else ahead.folder, group, device, first)
+                    first = None
+        finally:
+            if ahead is not None:
+                ahead.remove()
+
+    def answer(self, folder: Workdir, group: Group, device: FoundDevice, ahead: Spare | None) -> None:
         """Have a program answer whatever is left for a group."""
-        model = self.stage(folder, group, device)
+        model = self.stage(folder, group, device, ahead)
         workdir.hand_over(folder, uid=self.host.trainer_uid)
         attending = _Attending(self, AnswerTail(folder.out / "answers.jsonl", line_bytes=ANSWER_LINE_BYTES), device)
-        on_gpu = device.kind != "cpu"
         ended = programs.run(
             self.host,
             self.host.settings.evaluator,
             lease=self.lease,
             place=folder,
             watch=attending,
-            threads=self.threads(device),
+            environment=partial(evaluation_device.variables, self.host, device),
             reads=(model,),
-            device_ids=(self.device_id(device),) if on_gpu else (),
-            kind=device.kind,
+            ahead=ahead,
         )
         attending.look(last=True)
         if ended.code != EXIT_DONE or any(self.left(place) for place in group.places):
             self.refuse(folder, ended, device)
 
-    def threads(self, device: FoundDevice) -> int:
-        return device.cores or self.host.settings.cpu_threads or os.cpu_count() or 1
-
-    def stage(self, folder: Workdir, group: Group, device: FoundDevice) -> Path:
+    def stage(self, folder: Workdir, group: Group, device: FoundDevice, ahead: Spare | None) -> Path:
         """Bring base and adapters here and write what the program reads; returns where the base lies."""
         model = self.base(folder, group.target)
+        if ahead is not None and ahead.serves and not group.target.whole:
+            model, _ = within_walls(ahead, model, self.host.isolation)
         subjects = [self.subject(folder, place) for place in group.places]
         file = folder.data / f"items-{group.places[0]}.jsonl"
         with file.open("w", encoding="utf-8") as lines:
@@ -252,7 +215,7 @@ class _Sitting:
             quantization=Quantization.model_validate_json(weights.quantization) if weights.quantization else None,
             dtype=weights.dtype,
             device=device_kind(device.kind),
-            cpu_threads=self.threads(device),
+            cpu_threads=evaluation_device.threads(self.host, device),
             context_tokens=self.host.settings.playground_context_tokens,
             subjects=subjects,
             items_path=str(file),
@@ -307,7 +270,7 @@ class _Sitting:
         fault = programs.users_fault(folder, ended)
         if ended.code == EXIT_USER_FAULT and fault is not None:
             raise Invalid(fault.message, param=fault.param, code=fault.code)
-        if device.kind != "cpu" and self.wanted(device):
+        if device.kind != "cpu" and evaluation_device.wanted(self.host, device):
             raise MakesRoom("A training has taken the device. The evaluation goes on where it was.")
         if ended.code == EXIT_OUT_OF_MEMORY:
             raise ProgramBroke("Out of memory: the base model and one answer did not fit.", code="host_oom")
@@ -384,7 +347,7 @@ class _Attending(Watch):
                 return
 
     def _make_room(self) -> None:
-        if self._sitting.wanted(self._device):
+        if evaluation_device.wanted(self._sitting.host, self._device):
             raise MakesRoom("A training wants the device. The evaluation goes on where it was.")
         # Whoever has answered nothing yet stays, or two could make room for each other for ever.
         late = self._first is not None and time.monotonic() - self._first > self._settings.evaluation_turn_seconds

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
 import structlog
 
 from shared.contract.events import EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
+from shared.contract.handover import Handover
 from shared.contract.spec import Placement
 from shared.errors import TunepoolError
 from shared.lease import lease as leasing
@@ -18,8 +20,10 @@ from shared.lease.values import Lease
 from worker.host.devices import host_memory
 from worker.host.host import AWAY, Host
 from worker.program import launcher, processes, workdir
-from worker.program.launcher import Exit
+from worker.program.launcher import Exit, Trainer
 from worker.program.memory_wall import Allowance, MemoryWall
+from worker.program.processes import Tag
+from worker.program.spare import Spare, handed_over
 from worker.program.trainer_events import EventTail
 from worker.program.workdir import Workdir
 
@@ -101,30 +105,28 @@ def run(
     watch: Checked,
     seconds: float | None = None,
     threads: int = 1,
+    environment: Callable[[Tag, Path], dict[str, str]] | None = None,
     reads: tuple[Path, ...] = (),
-    device_ids: tuple[str, ...] = (),
-    kind: str = "cpu",
+    ahead: Spare | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Exit:
     """Run `python -m module place.spec place.out` to its end, for `seconds` at most. Nothing of it lives afterwards.
 
-    `reads`: what it may read beside its own folder. `device_ids`: of the devices that it sees, all of one `kind`.
+    `environment` makes its variables of tag and OUT; left out, it works on `threads` of the processor. `reads`: what it
+    may read beside its own folder. `ahead`: a spare of the module in this folder, which is the program if it takes the
+    work.
 
-    Raises Stopped, TooSlow.
+    Raises Stopped, TooSlow, StillAlive.
     """
-    tag = processes.own_tag(home=host.settings.home.resolve(), job_id=lease.id, fence=lease.fence)
-    program = launcher.start(
-        launcher.command(module, placement=Placement(), spec_file=place.spec, out=place.out),
-        environment=launcher.environment(tag=tag, device_ids=device_ids, kind=kind, threads=threads, scratch=place.out),
-        tag=tag,
-        out=place.out,
-        log_file=place.log,
-        uid=host.trainer_uid,
-        # The last word, should nobody here look at the clock.
-        cpu_seconds=None if seconds is None else seconds * launcher.CORES,
-        isolation=host.isolation,
-        reads=(place.root, *reads),
-        home=host.settings.home.resolve(),
+    work = Handover(spec=str(place.spec), out=str(place.out))
+    program = handed_over(ahead, work, interrupt=watch.check) or _started(
+        host,
+        module,
+        lease=lease,
+        place=place,
+        seconds=seconds,
+        environment=environment or partial(_on_the_processor, threads),
+        reads=reads,
     )
     began, total = clock(), host_memory()[0]
     wall = MemoryWall(Allowance(share=total // SHARES), memory=host_memory)
@@ -139,6 +141,36 @@ def run(
     finally:
         ended = program.end(grace_seconds=0)
     return ended
+
+
+def _on_the_processor(threads: int, tag: Tag, out: Path) -> dict[str, str]:
+    return launcher.environment(tag=tag, device_ids=(), kind="cpu", threads=threads, scratch=out)
+
+
+def _started(
+    host: Host,
+    module: str,
+    *,
+    lease: Lease,
+    place: Workdir,
+    seconds: float | None,
+    environment: Callable[[Tag, Path], dict[str, str]],
+    reads: tuple[Path, ...],
+) -> Trainer:
+    tag = processes.own_tag(home=host.settings.home.resolve(), job_id=lease.id, fence=lease.fence)
+    return launcher.start(
+        launcher.command(module, placement=Placement(), spec_file=place.spec, out=place.out),
+        environment=environment(tag, place.out),
+        tag=tag,
+        out=place.out,
+        log_file=place.log,
+        uid=host.trainer_uid,
+        # The last word, should nobody here look at the clock.
+        cpu_seconds=None if seconds is None else seconds * launcher.CORES,
+        isolation=host.isolation,
+        reads=(place.root, *reads),
+        home=host.settings.home.resolve(),
+    )
 
 
 def users_fault(place: Workdir, ended: Exit) -> Failed | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from shared.chores.table import CHORES
@@ -33,6 +33,9 @@ HANDLERS: Final[dict[str, Callable[[Host], bool]]] = {
 }
 
 
-def do_next(host: Host) -> bool:
-    """Do the first piece of work that waits, in the table's order. False: nothing waits that may begin now."""
-    return any(HANDLERS[name](host) for name in CHORES)
+def do_next(host: Host, *, left: Collection[str] = ()) -> bool:
+    """Do the first piece of work that waits, in the table's order. False: nothing waits that may begin now.
+
+    `left`: chores that are left to others.
+    """
+    return any(HANDLERS[name](host) for name in CHORES if name not in left)

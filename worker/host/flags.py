@@ -21,11 +21,11 @@ LANES: Final[tuple[Lane, ...]] = get_args(Lane)
 _SLOTS: Final[dict[Lane, int]] = {"training": 8, "cpu": 16}
 _CHILDREN: Final = 64  # the byte of the first child; each child writes its own
 _AT_WORK: Final[dict[Lane, int]] = {"training": 1, "cpu": 2}
-_KEEPING = 3  # inside a task of the training lane, which waits with a spare for a bell
-_KEPT: Final = 1024  # the byte of the first device: whether a child waits for its next job
-_WARM: Final = 4096  # the first byte of a mark for each device: the base model that is held in memory for it
+_KEEPING = 3  # inside a task of either lane, which waits with a spare for a bell
+_KEPT: Final = 1024  # the byte of the first seat: whether a child waits there for its next work
+_WARM: Final = 4096  # the first byte of a mark for each seat: the base model that is held in memory there
 _MARK_BYTES: Final = 16
-_BYTES: Final = 16384  # room for 768 devices
+_BYTES: Final = 16384  # room for 768 seats
 _MOMENT: Final = struct.Struct("d")  # one aligned 8-byte store: never torn on the machines we run on
 
 
@@ -37,9 +37,13 @@ class SharedFlags:
     """Written and read by every process forked after it was made."""
 
     def __init__(self, *, devices: int = 0) -> None:
-        """`devices`: how many of them may have a child that waits with a spare (worker/attempt/seat.py)."""
+        """`devices`: how many of them may have a child that waits with a spare (worker/attempt/seat.py).
+
+        Where there is one, evaluations have a seat as well (worker/chores/evaluation_seat.py).
+        """
         self._bytes = mmap.mmap(-1, _BYTES)
-        self._bells = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(devices)]
+        seats = devices + 1 if devices else 0
+        self._bells = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(seats)]
 
     @property
     def registered(self) -> bool:
@@ -82,19 +86,28 @@ class SharedFlags:
     @property
     def seats(self) -> range:
         """Numbers of the devices that a child may wait for; none in a process that shares no flags."""
-        return range(len(self._bells))
+        return range(len(self._bells) - 1)
+
+    @property
+    def evaluations(self) -> int | None:
+        """Number of the seat at which a child may wait for evaluations; None in a process that shares no flags."""
+        return len(self._bells) - 1 if self._bells else None
 
     @property
     def kept(self) -> frozenset[int]:
         """Numbers of the devices whose next job is a sitting child's."""
-        return frozenset(number for number in self.seats if self._bytes[_KEPT + number])
+        return frozenset(filter(self.is_kept, self.seats))
+
+    def is_kept(self, number: int | None) -> bool:
+        """Whether a child sits at this seat."""
+        return number is not None and self._bytes[_KEPT + number] != 0
 
     def sit(self, number: int) -> None:
-        """The next job of device `number` is for who sits there."""
+        """The next work of seat `number` is for who sits there."""
         self._bytes[_KEPT + number] = 1
 
     def rise(self, number: int) -> None:
-        """Nobody sits at device `number`: who did is at work, has left, or was killed."""
+        """Nobody sits at seat `number`: who did is at work, has left, or was killed."""
         self._bytes[_KEPT + number] = 0
         self.cool(number)
 
@@ -115,22 +128,26 @@ class SharedFlags:
         return next((name for name in among if _mark(name) == mark), None)
 
     @contextmanager
-    def idle_at_seat(self, *, child: int) -> Iterator[None]:
-        """Child number `child` is inside a task of the training lane, and waits."""
+    def idle_at_seat(self, lane: Lane, *, child: int) -> Iterator[None]:
+        """Child number `child` is inside a task of the lane, and waits."""
         self._bytes[_CHILDREN + child] = _KEEPING
         try:
             yield
         finally:
-            self._bytes[_CHILDREN + child] = _AT_WORK["training"]
+            self._bytes[_CHILDREN + child] = _AT_WORK[lane]
 
-    def ring_seats(self) -> None:
-        """Wake whoever sits, and have the others look once before they do. Safe in a signal handler."""
-        for bell in self._bells:
+    def ring_seats(self, lane: Lane | None = None) -> None:
+        """Wake whoever sits for a lane, or for any, and have the others look once before they do.
+
+        Safe in a signal handler.
+        """
+        bells = {None: self._bells, "training": self._bells[:-1], "cpu": self._bells[-1:]}[lane]
+        for bell in bells:
             with contextlib.suppress(BlockingIOError):  # it has rung often enough
                 os.eventfd_write(bell, 1)
 
     def hears(self, number: int, *, seconds: float) -> bool:
-        """Whether the bell of device `number` rings within so long, or has rung since it was last heard."""
+        """Whether the bell of seat `number` rings within so long, or has rung since it was last heard."""
         bell = self._bells[number]
         waiting = select.poll()
         waiting.register(bell, select.POLLIN)

@@ -101,8 +101,9 @@ class Host:
 
 
 def children(devices: int) -> int:
-    """How many children a worker needs: one for each device, some for long chores, and one for short work."""
-    return devices + LONG_CHORES + 1
+    """How many children a worker needs: one for each device, some for long chores, one for short work, and one that
+    waits for evaluations."""
+    return devices + LONG_CHORES + 2
 
 
 def open_host(settings: Settings, *, flags: SharedFlags) -> Host:

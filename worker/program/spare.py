@@ -1,7 +1,8 @@
-"""A spare: a trainer's program that was started ahead, has imported its libraries, and waits for its work.
+"""A spare: a program that was started ahead, has imported its libraries, and waits for its work.
 
-It is started by the launcher as any trainer is: user, limits, walls, environment and folder are those of a trainer on
-that device. Until it is handed over it has read no byte of a stranger. It carries out one attempt and ends with it.
+It is a trainer or an evaluation's program. It is started by the launcher as any such program is: user, limits, walls,
+environment and folder are those of one that starts cold. Until it is handed over it has read no byte of a stranger. It
+carries out one attempt and ends with it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import os
 import select
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -18,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 import psutil
+import structlog
 
 from shared.contract.handover import TAKEN, WAITING, Handover
 from shared.contract.prepared import HeldBase
@@ -27,8 +31,11 @@ from worker.program.launcher import Trainer
 from worker.program.processes import Tag
 from worker.program.workdir import Workdir
 
+log = structlog.get_logger()
+
 # As the job of its tag: no job has such an id.
 SPARE: Final = "spare"
+EVALUATION_SPARE: Final = "evaluation-spare"
 # Imports take 10 to 15 s of a slow core; one that takes so long hangs.
 LOAD_SECONDS: Final = 180.0
 # One that waits reads its work within milliseconds.
@@ -174,15 +181,17 @@ def start(
     uid: int | None,
     isolation: Isolation,
     hold: Callable[[Workdir], HeldBase | None] = nothing,
+    called: str = SPARE,
 ) -> Spare:
     """Start `module` ahead, in a folder of its own below `place`; `environment` makes its variables of tag and OUT.
 
     `hold`: the base model that one with this folder is to hold in memory; its files are noted as used by the folder.
+    `called`: as the job of its tag.
 
     Raises OSError.
     """
     number = next(_NUMBERS)
-    tag = processes.own_tag(home=home, job_id=SPARE, fence=number)
+    tag = processes.own_tag(home=home, job_id=called, fence=number)
     build = installed()
     folder = workdir.make_ahead(place / f"{tag.supervisor_pid}-{number}", uid=uid)
     ours, its = socket.socketpair()
@@ -221,8 +230,47 @@ def readable(held: HeldBase | None) -> tuple[Path, ...]:
     return () if held is None else (Path(held.base_model_path), Path(held.prepared_path))
 
 
+def handed_over(ahead: Spare | None, work: Handover, *, interrupt: Callable[[], None]) -> Trainer | None:
+    """The spare as the program of this work; None when there is none that takes it, and then none of it lives.
+
+    Raises what `interrupt` raises, StillAlive.
+    """
+    if ahead is None or not ahead.serves:
+        return None
+    try:
+        trainer = ahead.hand_over(work, interrupt=interrupt)
+    except NotTaken as fault:
+        log.warning("spare.not_used", pid=ahead.pid, reason=str(fault))
+        ahead.end()
+        return None
+    log.info("spare.handed_over", pid=trainer.pid)
+    return trainer
+
+
+def within_walls(
+    ahead: Spare, model: Path, isolation: Isolation, *, prepared: Path | None = None
+) -> tuple[Path, Path | None]:
+    """Where the spare may read a base model and its prepared form; it is ended where it cannot read them.
+
+    Where Landlock names what a program may read, a spare's rules are older than our choice of a model. So the files of
+    a model that it does not hold get a second name in its folder. Raises StillAlive.
+    """
+    if isolation.files != "rules" or {model, prepared} <= {None, *readable(ahead.held)}:
+        return model, prepared
+    linked = None if prepared is None else ahead.folder.prepared / prepared.name
+    try:
+        shutil.copytree(model, ahead.folder.base, copy_function=os.link)
+        if prepared is not None and linked is not None:
+            shutil.copytree(prepared, linked, copy_function=os.link)
+    except (OSError, shutil.Error) as error:
+        log.info("spare.not_used", pid=ahead.pid, reason=f"the model cannot be linked: {error}"[:200])
+        ahead.end()
+        return model, prepared
+    return ahead.folder.base, linked
+
+
 def installed() -> str:
-    """A word that changes when the trainer's program or its libraries are replaced on the disk."""
+    """A word that changes when the programs of the training stack or its libraries are replaced on the disk."""
     digest = hashlib.sha256()
     for name in _LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -1,7 +1,8 @@
 """Answers items and foretells references, subject by subject: `python -m worker.train.evaluate SPEC OUT`.
 
-One base stays in memory, its adapters take turns on it. `OUT/answers.jsonl` gets a line as soon as an item is done, so
-that whoever goes on later asks no item again. Exit codes and `OUT/events.jsonl` are the trainer's.
+Or `--handover N` (shared/contract/handover.py). One base stays in memory, its adapters take turns on it.
+`OUT/answers.jsonl` gets a line as soon as an item is done, so that whoever goes on later asks no item again. Exit codes
+and `OUT/events.jsonl` are the trainer's.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from worker.train.memory import MAY_MEAN_MEMORY, out_of_memory_code
 from worker.train.reporting import Reporter
 from worker.train.resident import ResidentModel, load_resident
 from worker.train.stack_faults import refused_for_good
+from worker.train.started_ahead import work_of
 from worker.train.tokenizer import generation_ends, load_tokenizer_of
 
 # Logits of so many positions are turned into float32 together: 160 MB with a vocabulary of 150,000.
@@ -275,4 +277,4 @@ def _examine(spec: EvaluationSpec, write: Write) -> None:
 
 if __name__ == "__main__":
     light_start.end()
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    sys.exit(main(*work_of(sys.argv[1:])))
