@@ -8,6 +8,9 @@ model and adapter. On a machine with other work, read the processor seconds.
 
 `--model` is the built-in one, which must be in the home's cache or is fetched, or `random`: four layers of random
 weights, which end the whole within minutes on a slow machine. What a pipeline costs beyond its model is the same.
+
+The stack is idle: the evaluation begins once a program for it was started ahead, as on a worker that has nothing to do.
+With `--cold` none is, and its imports are in the figures.
 """
 
 from __future__ import annotations
@@ -57,6 +60,7 @@ RANDOM = LlamaConfig(
     pad_token_id=2,
 )
 TOOL = Path(sys.executable).parent / "tunepool"
+SPARE_SECONDS = 180.0
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 PIPELINE = """\
 name: bench
@@ -104,6 +108,18 @@ def header() -> str:
     flags = " ".join(flag for flag in FLAGS if flag in words) or "none of " + " ".join(FLAGS)
     load = os.getloadavg()[0]
     return f"{lines.get('model name', platform.machine())}, {os.cpu_count()} cores, {flags}, load {load:.1f}"
+
+
+def wait_for_spare(home: Path) -> bool:
+    """Until the worker says that a program waits for an evaluation; False when it does not, as for want of memory."""
+    log, deadline = home / "logs" / "worker.log", time.monotonic() + SPARE_SECONDS
+    while time.monotonic() < deadline:
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        last = [line for line in lines if "spare." in line and "an evaluation" in line][-1:]
+        if last and "spare.ready" in last[0]:
+            return True
+        time.sleep(0.2)
+    return False
 
 
 def known_model(home: Path, name: str) -> None:
@@ -174,6 +190,8 @@ def measure(home: Path, work: Path, asked: argparse.Namespace) -> None:
         base = server_command("models", "path", asked.model, home=home)
         _, trained = pushed(work, credentials, "training.yaml")
         print(f"training             {trained.wall:7.1f} s", flush=True)
+        ahead = not asked.cold and wait_for_spare(home)
+        print("evaluation           " + ("started ahead" if ahead else "starts cold"), flush=True)
         before = used_below(psutil.Process())
         first, judged = pushed(work, credentials)
         judged = Spent(judged.wall, used_below(psutil.Process()) - before)
@@ -204,7 +222,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="of the training")
     parser.add_argument("--at-once", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cold", action="store_true", help="nothing is started ahead")
     asked = parser.parse_args()
+    os.environ["TUNEPOOL_KEEP_WARM"] = "off" if asked.cold else "imports"
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the stack ends with us
     print(header(), flush=True)
     with tempfile.TemporaryDirectory() as folder:

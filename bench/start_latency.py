@@ -89,11 +89,12 @@ class Log:
         self._file, self._begin = file, file.stat().st_size if file.exists() else 0
 
     def waits(self, keep_warm: str) -> bool:
-        """Whether the last that was said of a spare is that it waits, with what it is to hold."""
+        """Whether the last that was said of a trainer's spare is that it waits, with what it is to hold."""
         if keep_warm == "off":
             return True
         told = self._file.read_bytes()[self._begin :].decode(errors="replace") if self._file.exists() else ""
-        words = re.findall(r"spare\.(\w+)(.*)", re.sub(r"\x1b\[[0-9;]*m", "", told))
+        said = re.findall(r"spare\.(\w+)(.*)", re.sub(r"\x1b\[[0-9;]*m", "", told))
+        words = [word for word in said if "an evaluation" not in word[1]]  # evaluations have a spare of their own
         if not words or words[-1][0] != "ready":
             return False
         return keep_warm != "base" or f"base={MODEL}" in words[-1][1]

@@ -123,8 +123,9 @@ class Settings(PageSettings):
     trainer: str = Field(default="worker.train", description="Module run as the trainer; tests name the fake one.")
     keep_warm: Literal["off", "imports", "base"] = Field(
         default="imports",
-        description="What waits for a job at each idle device: imports, a trainer that has loaded its libraries; base,"
-        " one that holds the last job's base model too (docs/trainer.md), where memory allows; off, nothing.",
+        description="What waits for a job at each idle device, and for the next evaluation, where memory allows: "
+        "imports, a program that has loaded its libraries; base, one that holds the last job's base model too, if it "
+        "waits for a job (docs/trainer.md); off, nothing.",
     )
     describer: str = Field(
         default="worker.train.description", description="Module run to describe a base model; empty: none is described."

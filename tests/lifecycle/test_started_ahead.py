@@ -21,8 +21,10 @@ from tests import living
 from tests.factories import make_caller
 from tests.lifecycle.stack import Servers, Stack, chain_of, open_stack, until
 from tests.patience import patience
+from tests.walls import around
 
-STATUS = ("Uid", "Gid", "Groups", "Umask", "NoNewPrivs", "Seccomp", "Seccomp_filters", "CapEff", "CapBnd", "SigIgn")
+# Evaluations have spares as well (test_evaluations_ahead.py); theirs loads PyTorch.
+AHEAD = {"TUNEPOOL_KEEP_WARM": "imports", "TUNEPOOL_EVALUATOR": "tests.fake_evaluator"}
 
 
 def log_of(stack: Stack) -> str:
@@ -60,7 +62,7 @@ def outcomes(stack: Stack, job_id: str) -> list[str | None]:
 
 @pytest.fixture(scope="module")
 def warm(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    known = {"TUNEPOOL_KEEP_WARM": "imports", "TUNEPOOL_LEASE_SECONDS": "3600"}
+    known = {**AHEAD, "TUNEPOOL_LEASE_SECONDS": "3600"}
     with open_stack(tmp_path_factory.mktemp("warm"), servers, **known) as made:
         made.start_worker()
         made.start_janitor()
@@ -88,7 +90,7 @@ def test_a_spare_carries_out_one_attempt_and_another_waits_afterwards(warm: Stac
 def test_two_devices_have_a_spare_each_and_a_job_on_both_starts_cold(
     servers: Servers, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    two = {"TUNEPOOL_KEEP_WARM": "imports", "TUNEPOOL_CPU_SLOTS": "2"}
+    two = {**AHEAD, "TUNEPOOL_CPU_SLOTS": "2"}
     with open_stack(tmp_path_factory.mktemp("two"), servers, **two) as made:
         made.start_worker()
         made.start_janitor()
@@ -128,29 +130,10 @@ def walls(stack: Stack, job_id: str) -> dict[str, Any]:
     """What the kernel says of the job's trainer at work, with folders and numbers of its own taken out."""
     stack.wait_for_step(job_id, 1)
     trainer = next(process for process in stack.trainers() if living.environment(process).get("TUNEPOOL_DEVICES"))
-    place = Path("/proc") / str(trainer.pid)
-    folder = str(Path(trainer.cwd()).parent)
-    known: dict[str, Any] = {
-        name: value.replace(folder, "FOLDER").replace(str(stack.home), "HOME")
-        for name, value in living.environment(trainer).items()
-        if name not in {"TUNEPOOL_ATTEMPT", "TMPDIR"}
-    }
-    status = dict(line.split(":\t", 1) for line in (place / "status").read_text().splitlines() if ":\t" in line)
-    known |= {name: status[name] for name in STATUS if name in status}
-    known["limits"] = (place / "limits").read_text()
-    known["oom_score_adj"] = (place / "oom_score_adj").read_text()
-    known["leads its own session"] = os.getsid(trainer.pid) == os.getpgid(trainer.pid) == trainer.pid
-    known["has the host's network"] = (place / "ns/net").readlink() == Path("/proc/self/ns/net").readlink()
-    known["open"] = sorted({kind(file) for file in (place / "fd").iterdir() if file.is_symlink()} - {"events.jsonl"})
+    known = around(trainer, home=stack.home, written="events.jsonl")
     stack.cancel(job_id)
     stack.wait(job_id)
     return known
-
-
-def kind(descriptor: Path) -> str:
-    """`0 null`, `1 pipe`: which descriptor is open to what."""
-    target = os.readlink(descriptor).split(":")[0]
-    return "events.jsonl" if target.endswith("events.jsonl") else f"{descriptor.name} {Path(target).name}"
 
 
 def test_a_spare_that_is_killed_before_its_job_costs_no_attempt(warm: Stack) -> None:
@@ -218,7 +201,7 @@ def listed(folder: Path) -> list[str]:
 
 
 def test_no_spare_outlives_its_worker_however_that_ends(servers: Servers, tmp_path: Path) -> None:
-    with open_stack(tmp_path, servers, TUNEPOOL_KEEP_WARM="imports") as stack:
+    with open_stack(tmp_path, servers, **AHEAD) as stack:
         for end in (signal.SIGTERM, signal.SIGKILL):
             worker: subprocess.Popen[bytes] = stack.start_worker()
             waiting(stack)
