@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import zlib
@@ -28,8 +29,9 @@ from shared.products import aliases
 from shared.store.db import session_scope
 from shared.store.tables import EvaluationRow, JobRow
 from shared.tenants import keys, signing_keys
+from standalone.up import api_command
 from tests.command_line import run_here
-from tests.lifecycle.stack import Servers, Stack, open_stack
+from tests.lifecycle.stack import Servers, Stack, open_stack, until
 from tests.live import served
 from tests.patience import patience
 
@@ -39,6 +41,7 @@ SETTINGS = {
     "TUNEPOOL_PREFLIGHT": "tests.fake_examiner",
     "TUNEPOOL_SECRETS_KEY": Fernet.generate_key().decode(),
 }
+UNAVAILABLE, MOST_RUNS = 6, 6
 COMMIT = "c0ffee" * 6 + "c0de"
 ITEMS = 8
 ALL = ("preflight", "submit", "train", "evaluate", "gate", "promote")
@@ -244,6 +247,65 @@ def test_a_runner_killed_between_steps_goes_on_with_the_same_job_and_the_same_ev
     assert repository.site.count(JobRow) == jobs + 1
     assert repository.site.count(EvaluationRow) == evaluations + 1
     assert repository.site.stack.job(told["job"]).attempts == 1
+
+
+def test_a_server_that_is_killed_and_started_anew_at_each_step_costs_no_second_job_and_no_second_evaluation(
+    site: Site, repository: Repository
+) -> None:
+    repository.without_preflight()
+    repository.push(wrong=2, steps=20)
+    jobs, evaluations = site.count(JobRow), site.count(EvaluationRow)
+    left = ["submit: ftjob-", "train: ftjob-", "Evaluation eval_", "evaluate: eval_", "gate: "]
+    port = free_port()
+    codes: list[int] = []
+    server = started_api(site.stack, port)
+    apart = {**site.environment(), "OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1"}
+
+    while not codes or (codes[-1] == UNAVAILABLE and len(codes) < MOST_RUNS):
+        with subprocess.Popen(
+            [TOOL, "run", "pipeline.yaml"],
+            cwd=repository.folder,
+            env=apart,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as runner:
+            assert runner.stderr is not None
+            for line in iter(runner.stderr.readline, ""):
+                if left and left[0] in line:
+                    left.pop(0)
+                    server.kill()
+                    server.wait(patience(20))
+                    server = started_api(site.stack, port)
+            codes.append(runner.wait(patience(120)))
+
+    assert codes[-1] == 0, codes
+    assert not left, "it was not killed at each step"
+    assert (site.count(JobRow), site.count(EvaluationRow)) == (jobs + 1, evaluations + 1)
+    with Session(site.stack.engine) as session:
+        newest = session.scalars(select(JobRow).order_by(JobRow.created_at.desc()).limit(1)).one()
+    assert (newest.attempts, repository.prod()) == (1, newest.fine_tuned_model)
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def started_api(stack: Stack, port: int) -> subprocess.Popen[bytes]:
+    """A process of its own that answers by now."""
+    _, *argv = api_command("127.0.0.1", port, processes=1)
+    process = stack.start(argv, name="api")
+    until(lambda: answers(port), what="an API that answers")
+    return process
+
+
+def answers(port: int) -> bool:
+    try:
+        return httpx2.get(f"http://127.0.0.1:{port}/livez", timeout=patience(5)).status_code == httpx2.codes.OK
+    except httpx2.HTTPError:
+        return False
 
 
 def test_what_a_run_published_says_in_a_signed_statement_of_what_it_was_made(repository: Repository) -> None:
