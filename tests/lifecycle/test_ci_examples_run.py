@@ -126,6 +126,7 @@ class Pushed:
             GITHUB_REPOSITORY="octo/app",
             GITHUB_RUN_ID="7",
             GITHUB_STEP_SUMMARY=str(self.home / "summary.md"),
+            GITHUB_OUTPUT=str(self.home / "outputs"),
             ACTIONS_ID_TOKEN_REQUEST_URL=f"{issuer.url}/request?api-version=2.0",
             ACTIONS_ID_TOKEN_REQUEST_TOKEN="of-the-runner",
         )
@@ -218,6 +219,11 @@ def test_the_script_of_an_example_takes_good_data_to_production(place: Place, tm
     assert all(cases.values()), cases
     assert {"preflight", "submit", "train", "evaluate", "gate", "promote"} <= {name.split(":")[0] for name in cases}
     assert place.key not in ran.words, "the credential is not printed"
+    if "GitHub" in system:
+        assert f"model={job.fine_tuned_model}" in (pushed.home / "outputs").read_text().splitlines()
+        told = (pushed.home / "summary.md").read_text()
+        assert f"/ui/jobs/{job.id})" in told
+        assert f"| {job.fine_tuned_model} | exact_match | 1 |" in told
 
 
 def test_a_job_of_github_has_its_summary_and_its_faults_at_their_lines(place: Place, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ import jsonschema
 import pytest
 import yaml
 from tunepool import main
-from tunepool.pipeline import document
+from tunepool.pipeline import curves, document, reports
+from tunepool.pipeline.outcome import GATE_FAILED, RunOutcome
 from typer.testing import CliRunner
 
 from shared.contract.gate import judge, read_report
@@ -46,6 +47,7 @@ assertions:
   - candidate.exact_match >= 0.5
   - {assert: candidate.exact_match >= prod.exact_match, if_present: prod}
 """
+CURVE = "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy\n1,4,0,3,0\n2,3,0,,\n3,1,0,2,0\n"
 
 
 class Pretended:
@@ -64,6 +66,7 @@ class Pretended:
         self.approvals = 0  # that a promotion needs
         self.problems: list[dict[str, Any]] = []
         self.ill = False
+        self.curve = True  # whether the result file of jobs is there
         self.away = 0  # so many answers of an evaluation that is followed are a restart
         self.asked: list[str] = []
 
@@ -89,6 +92,8 @@ class Pretended:
                 if name != "tiny":
                     return 404, self._error("model_not_found", f"no base model '{name}'")
                 return 200, {"id": name, "commit": "c0ffee", "locator": "owner/tiny"}
+            case ["GET", "files", "file-curve", "content"]:
+                return (200, CURVE) if self.curve else (404, self._error("not_found", "deleted"))
             case ["GET", "files"]:
                 return 200, {"object": "list", "data": [], "has_more": False}
             case ["POST", "files"]:
@@ -141,6 +146,7 @@ class Pretended:
             "fine_tuned_model": f"ft:tiny:{number}" if done else None,
             "error": {"code": "nan_loss", "message": "the loss is no number"} if self.job_ends == "failed" else None,
             "metadata": body["metadata"],
+            "result_files": ["file-curve"] if done else [],
             "body": body,
             "tunepool": {"usage": {"device_seconds": 12.5}, "superseded_by": "ftjob-9" if not done else None},
         }
@@ -197,9 +203,9 @@ def server() -> Iterator[tuple[Pretended, str]]:
             body = json.loads(data) if self.headers.get("content-type") == "application/json" and data else None
             parts = urlsplit(self.path)
             status, answer = state.answer(self.command, unquote(parts.path), parse_qs(parts.query), body)
-            text = json.dumps(answer).encode()
+            text = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
             self.send_response(status)
-            self.send_header("content-type", "application/json")
+            self.send_header("content-type", "text/csv" if isinstance(answer, str) else "application/json")
             self.send_header("content-length", str(len(text)))
             self.send_header("x-should-retry", "false")
             self.end_headers()
@@ -230,7 +236,13 @@ def run(
     server: tuple[Pretended, str], folder: Path, *words: str, **environment: str
 ) -> tuple[int, dict[str, Any], str]:
     """(exit code, the document of --json, all that stdout holds)."""
-    ours = {"GITHUB_ACTIONS": "", "GITHUB_STEP_SUMMARY": "", "GITHUB_SHA": "abc123", "GITHUB_REF_NAME": "main"}
+    ours = {
+        "GITHUB_ACTIONS": "",
+        "GITHUB_STEP_SUMMARY": "",
+        "GITHUB_OUTPUT": "",
+        "GITHUB_SHA": "abc123",
+        "GITHUB_REF_NAME": "main",
+    }
     environment = {**ours, "OPENAI_BASE_URL": server[1], "OPENAI_API_KEY": "tp_x", **environment}
     done = CliRunner().invoke(main.cli, ["--json", "run", str(folder / "pipeline.yaml"), *words], env=environment)
     lines = done.stdout.splitlines()
@@ -480,7 +492,55 @@ def test_a_passed_run_is_a_test_suite_and_a_table_of_figures(server: tuple[Prete
     assert names[0] == "candidate.exact_match >= 0.5"
     text = summary.read_text()
     assert "| candidate.exact_match | 0.9 | - to - | 9 |" in text
+    assert "| ft:tiny:1 | exact_match | 0.9 | - to - | 9 |" in text
+    assert "| tiny | exact_match | 0.6 | - to - | 9 |" in text
+    assert "| train loss | 4 | █▆▁ | 1 |" in text
+    assert "| valid loss | 3 | █▁ | 2 |" in text
     assert "12.5 device-seconds" in text
+    assert f"[ftjob-1]({server[1].removesuffix('/v1')}/ui/jobs/ftjob-1)" in text
+
+
+def test_a_result_file_that_is_gone_costs_the_curves_and_nothing_else(
+    server: tuple[Pretended, str], folder: Path
+) -> None:
+    server[0].curve = False
+
+    code, told, _ = run(server, folder)
+
+    assert (code, told["curves"]) == (0, {})
+
+
+def test_later_steps_of_a_github_job_read_model_and_verdict(server: tuple[Pretended, str], folder: Path) -> None:
+    outputs = folder / "outputs"
+    outputs.write_text("other=step\n")
+
+    run(server, folder, GITHUB_OUTPUT=str(outputs))
+
+    known = dict(line.split("=", 1) for line in outputs.read_text().splitlines())
+    assert known == {
+        "other": "step",
+        "status": "passed",
+        "model": "ft:tiny:1",
+        "job": "ftjob-1",
+        "evaluation": "eval_1",
+        "alias": "bot@prod",
+    }
+
+
+def test_no_text_of_a_server_makes_a_second_output() -> None:
+    told = RunOutcome("p", model="ft:x\nstatus=passed", exit_code=GATE_FAILED)
+
+    assert reports.outputs(told) == "status=gate_failed\nmodel=ft:x status=passed\n"
+
+
+def test_a_long_curve_is_drawn_by_means_and_what_is_no_number_is_no_point() -> None:
+    text = "step,train_loss,valid_loss\n1,nan,\n2,,\n" + "".join(f"{n},{500 - n},\n" for n in range(3, 403))
+
+    drawn = curves.read(text)
+
+    assert list(drawn) == ["train_loss"]
+    assert len(drawn["train_loss"]) == 400
+    assert (len(curves.bars(drawn["train_loss"])), curves.bars([1.0, 1.0])) == (curves.WIDTH, "▁▁")
 
 
 @pytest.mark.parametrize(

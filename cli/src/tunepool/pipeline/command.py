@@ -12,7 +12,7 @@ from rich.console import Console
 
 from tunepool import gating, official, preflights, watching
 from tunepool.connection import NoServerKnown
-from tunepool.pipeline import document, outcome
+from tunepool.pipeline import document, outcome, reports
 from tunepool.pipeline.outcome import RunOutcome
 from tunepool.pipeline.runner import RunEnded, Runner
 from tunepool.pipeline.service import Service
@@ -60,7 +60,7 @@ def run(  # noqa: PLR0917 -- typer makes options of them
         result.exit_code, result.message = ending(error)
         if isinstance(error, watching.WatchInterrupted):  # "cancelled" in files, and a shell's own code
             ended_by_signal = SIGNALLED + error.signal
-    outcome.write_files(result, junit_file=junit, summary_file=summary, quality=code_quality)
+    reports.write_files(result, junit_file=junit, summary_file=summary, quality=code_quality)
     tell(context, result, where)
     raise typer.Exit(ended_by_signal or result.exit_code)
 
@@ -129,7 +129,9 @@ def tell(context: typer.Context, result: RunOutcome, where: Surroundings) -> Non
         for line in outcome.workflow_commands(result):
             print(line)
     if where.step_summary is not None:
-        outcome.write_files(result, junit_file=None, summary_file=where.step_summary, quality=None)
+        reports.add(where.step_summary, reports.summary(result))
+    if where.outputs is not None:
+        reports.add(where.outputs, reports.outputs(result))
     if context.obj.as_json:
         print(json_line(result.document()))
         return

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Final
 from xml.etree import ElementTree
 
+from tunepool.pipeline.curves import Curves
 from tunepool.printing import printable
 
 PASSED, GATE_FAILED, BAD_INPUT, JOB_FAILED, ENDED_EARLY, TIMEOUT, UNAVAILABLE, UNDECIDED, UNAPPROVED = range(9)
@@ -63,6 +63,9 @@ class RunOutcome:
     gate: dict[str, Any] | None = None
     steps: list[Step] = field(default_factory=list)
     data_faults: list[DataFault] = field(default_factory=list)
+    page: str | None = None  # of the job, for people
+    curves: Curves = field(default_factory=dict)
+    subjects: dict[str, Any] = field(default_factory=dict)  # of the evaluation, each with its measures
 
     def document(self) -> dict[str, Any]:
         return {"object": "tunepool.run", "status": STATUSES[self.exit_code], **asdict(self)}
@@ -122,56 +125,3 @@ def _escaped(text: str) -> str:
 
 def _property(text: str) -> str:
     return _escaped(text).replace(":", "%3A").replace(",", "%2C")
-
-
-def summary(outcome: RunOutcome) -> str:
-    """Markdown: verdict, steps, gate with figures, and cost."""
-    lines = [
-        f"## {_cell(outcome.pipeline)}: {STATUSES[outcome.exit_code].replace('_', ' ')}",
-        "",
-        _cell(outcome.message),
-        "",
-    ]
-    lines += ["| step | | |", "|---|---|---|"]
-    lines += [f"| {step.name} | {step.status} | {_cell(step.words)} |" for step in outcome.steps]
-    if outcome.gate is not None:
-        lines += ["", "| assertion | | why |", "|---|---|---|"]
-        lines += [
-            f"| `{_cell(stated['assert'])}` | {stated['status']} | {_cell(stated['reason'])} |"
-            for stated in outcome.gate["assertions"]
-        ]
-        lines += ["", "| figure | mean | 95 % interval | n |", "|---|---|---|---|", *_figures(outcome.gate)]
-    for fault in outcome.data_faults:
-        lines.append(f"- `{_cell(fault.path)}`, line {fault.line}: {_cell(fault.message)}")
-    if outcome.device_seconds is not None:
-        lines += ["", f"Cost of the training: {outcome.device_seconds:.1f} device-seconds."]
-    return "\n".join([*lines, ""])
-
-
-def _figures(gate: dict[str, Any]) -> list[str]:
-    figures = {name: figure for stated in gate["assertions"] for name, figure in stated["figures"].items()}
-    return [
-        f"| {_cell(name)} | {_number(figure['mean'])} | {_number(figure['low'])} to {_number(figure['high'])} "
-        f"| {'-' if figure['n'] is None else figure['n']} |"
-        for name, figure in figures.items()
-    ]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.6g}"
-
-
-def _cell(text: str) -> str:
-    return printable(text).replace("\n", " ").replace("|", "\\|").replace("<", "&lt;")
-
-
-def write_files(
-    outcome: RunOutcome, *, junit_file: Path | None, summary_file: Path | None, quality: Path | None
-) -> None:
-    if junit_file is not None:
-        junit_file.write_bytes(junit(outcome))
-    if summary_file is not None:
-        with summary_file.open("a", encoding="utf-8") as file:  # GitHub's file may hold other steps' words
-            file.write(summary(outcome))
-    if quality is not None:
-        quality.write_text(code_quality(outcome), encoding="utf-8")

@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from tunepool import official, preflights, releasing, requests, watching
+from tunepool.pipeline import curves
 from tunepool.pipeline.document import Items, Judging, Pipeline
 from tunepool.pipeline.outcome import (
     BAD_INPUT,
@@ -30,11 +31,8 @@ from tunepool.pipeline.outcome import (
     RunOutcome,
     Step,
 )
-from tunepool.pipeline.service import Service
+from tunepool.pipeline.service import Service, error_code
 from tunepool.pipeline.surroundings import Surroundings
-
-if TYPE_CHECKING:
-    from openai import APIStatusError
 
 CONTENT: Final = "tunepool_content"  # metadata of jobs and evaluations
 POLL_SECONDS: Final = 0.5
@@ -241,11 +239,13 @@ class Runner:
             if job.status == "cancelled":
                 newer = watching.ours(job).get("superseded_by")
                 raise RunEnded(ENDED_EARLY, f"{job.id} was {f'superseded by {newer}' if newer else 'cancelled'}.")
+        self.outcome.curves = curves.of_job(client, job.to_dict())
         assert job.fine_tuned_model is not None
         return job.fine_tuned_model
 
     def _keep(self, job: dict[str, Any]) -> None:
         self.outcome.job, self.outcome.model = job["id"], job["fine_tuned_model"]
+        self.outcome.page = self.service.page_of(job["id"])
         usage = (job.get("tunepool") or {}).get("usage") or {}
         self.outcome.device_seconds = usage.get("device_seconds")
 
@@ -284,6 +284,7 @@ class Runner:
                 record = self._post("evaluations", {**question, "name": self.pipeline.name, "metadata": labels})
             record = self._awaited(record)
             step.words = f"{record['id']}: {record['answered']} answers."
+        self.outcome.subjects = record["report"]["subjects"]
         return record
 
     def _items(self, asked: Items) -> dict[str, Any]:
@@ -391,7 +392,3 @@ class Runner:
 
 def digest(facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def error_code(error: APIStatusError) -> str:
-    return str(error.body.get("code")) if isinstance(error.body, dict) else ""

@@ -15,9 +15,13 @@ import httpx2
 from tunepool.connection import Credentials
 
 if TYPE_CHECKING:
-    from openai import OpenAI
+    from openai import APIStatusError, OpenAI
 
 PATIENCE_SECONDS: Final = 20.0  # then the official client asks, which waits for longer and asks again
+
+
+def error_code(error: APIStatusError) -> str:
+    return str(error.body.get("code")) if isinstance(error.body, dict) else ""
 
 
 @dataclass
@@ -42,6 +46,10 @@ class Service:
         answer = self.client.post(f"/{path}", cast_to=object, body=body)
         assert isinstance(answer, dict)
         return answer
+
+    def page_of(self, job_id: str) -> str:
+        """Where people see the job."""
+        return f"{self.credentials.base_url.rstrip('/').removesuffix('/v1')}/ui/jobs/{job_id}"
 
     def _plainly(self, path: str) -> Any:
         """The answer, or None for whatever is not 200 and JSON: the official client knows what to do then."""

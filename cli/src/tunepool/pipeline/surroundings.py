@@ -18,6 +18,7 @@ class Surroundings:
     run_url: str
     github: bool
     step_summary: Path | None
+    outputs: Path | None = None  # GitHub's, for later steps
 
     def group(self, pipeline: str) -> str:
         """The jobs that a newer push replaces: of this pipeline, on this branch."""
@@ -40,6 +41,7 @@ def surroundings(folder: Path) -> Surroundings:
         run_url=run_url,
         github=os.environ.get("GITHUB_ACTIONS") == "true",
         step_summary=Path(summary) if summary else None,
+        outputs=Path(outputs) if (outputs := first("GITHUB_OUTPUT")) else None,
     )
 
 

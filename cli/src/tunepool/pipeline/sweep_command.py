@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from tunepool import native, watching
-from tunepool.pipeline import command, outcome, sweep_document, sweep_shown
+from tunepool.pipeline import command, outcome, reports, sweep_document, sweep_shown
 from tunepool.pipeline.service import Service
 from tunepool.pipeline.surroundings import Surroundings, surroundings
 from tunepool.pipeline.sweep_runner import SweepOutcome, SweepRunner
@@ -95,7 +95,7 @@ def _runner(
 def _write(
     result: SweepOutcome, where: Surroundings, *, junit: Path | None, summary: Path | None, picture: Path | None
 ) -> None:
-    outcome.write_files(result, junit_file=junit, summary_file=summary, quality=None)
+    reports.write_files(result, junit_file=junit, summary_file=summary, quality=None)
     if result.sweep is None:
         return
     for place in (summary, where.step_summary):

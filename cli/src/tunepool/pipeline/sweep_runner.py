@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from tunepool import official, requests, watching
 from tunepool.pipeline.outcome import ENDED_EARLY, JOB_FAILED, RunOutcome
-from tunepool.pipeline.runner import CONTENT, LISTED, OVER, RunEnded, Runner, digest, error_code
+from tunepool.pipeline.runner import CONTENT, LISTED, OVER, RunEnded, Runner, digest
+from tunepool.pipeline.service import error_code
 from tunepool.pipeline.sweep_document import SweepFile
 
 POLL_SECONDS: Final = 1.0

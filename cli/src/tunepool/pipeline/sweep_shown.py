@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import Any, Final
 from xml.etree import ElementTree
 
+from tunepool.pipeline.curves import BARS
 from tunepool.printing import printable
 
-BARS: Final = "▁▂▃▄▅▆▇█"
 COLUMNS: Final = ("trial", "state", "settings", "value", "step", "device_seconds", "looks", "job")
 WIDTH, HEIGHT, EDGE = 720, 400, 48
 SHOWN_LOOKS: Final = 12
