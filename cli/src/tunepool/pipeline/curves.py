@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -48,6 +49,6 @@ def bars(values: Sequence[float]) -> str:
     """Between the least and the greatest value. Of many each bar is the mean of its share."""
     count = min(WIDTH, len(values))
     ends = [len(values) * place // count for place in range(count + 1)]
-    means = [sum(values[begin:end]) / (end - begin) for begin, end in zip(ends, ends[1:], strict=False)]
+    means = [sum(values[begin:end]) / (end - begin) for begin, end in itertools.pairwise(ends)]
     least, width = min(means), (max(means) - min(means)) or 1.0
     return "".join(BARS[round((mean - least) / width * (len(BARS) - 1))] for mean in means)

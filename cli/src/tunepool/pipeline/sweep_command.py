@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from tunepool import native, watching
-from tunepool.pipeline import command, outcome, reports, sweep_document, sweep_shown
+from tunepool.pipeline import command, reports, sweep_document, sweep_shown
 from tunepool.pipeline.service import Service
 from tunepool.pipeline.surroundings import Surroundings, surroundings
 from tunepool.pipeline.sweep_runner import SweepOutcome, SweepRunner
