@@ -144,9 +144,9 @@ def ring(lane: Lane, settings: Settings, *, pool: str | None = None) -> bool:
     return _bell(settings).ring(lane, pool)
 
 
-def call(worker_id: str, settings: Settings, *, pool: str | None = None) -> bool:
-    """Ring for one worker, which is to take part in an attempt. After a commit, as `ring`."""
-    return _bell(settings).ring("training", pool, worker_id)
+def call(worker_id: str, settings: Settings, *, pool: str | None = None, lane: Lane = "training") -> bool:
+    """Ring for one worker, as for one that is to take part in an attempt. After a commit, as `ring`."""
+    return _bell(settings).ring(lane, pool, worker_id)
 
 
 def answers(settings: Settings) -> bool:

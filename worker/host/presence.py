@@ -29,7 +29,7 @@ from shared.operating.isolation import isolation
 from shared.settings import Settings, child_environment
 from shared.settle.catalogue import Catalogue, load_catalogue
 from shared.store import schema
-from shared.store.bell import plain_url, ring
+from shared.store.bell import call, plain_url, ring
 from shared.store.db import make_engine, session_scope
 from shared.store.lifecycle import Lane
 from shared.store.schema import SchemaOutdated
@@ -192,6 +192,8 @@ class Presence(threading.Thread):
             log.info("worker.registered", worker_id=self._worker.id, devices=[device.id for device in devices])
             for lane in LANES:
                 ring(lane, self._settings)
+            # All workers share the bell of the CPU lane; each has a seat of its own there to take.
+            call(self._worker.id, self._settings, lane="cpu")
             return
         rings, self._ring_after_report = self._ring_after_report, False
         standing = self._write(lambda s: workers.report(s, self._worker, devices))
