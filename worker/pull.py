@@ -106,7 +106,7 @@ def cpu(host: Host) -> None:
         while ours.wait():
             host.flags.pulled("cpu", at=time.monotonic())
             while not host.flags.draining and evaluate_next(host, ours):
-                pass
+                ring("cpu", host.settings)  # long work whose turn it is now, which is not done here
     _do_chores(host)  # what a sibling has left to us meanwhile
 
 
@@ -117,6 +117,7 @@ def _do_chores(host: Host) -> None:
         left = ("evaluation",) if host.flags.is_kept(host.flags.evaluations) else ()
         if not do_next(host, left=left):
             break
+        host.flags.ring_seats("cpu")  # an evaluation may have its turn now
     prepare_missed(host)
     send_left(host)  # of attempts whose supervisor died, or could not reach the store
 
