@@ -33,7 +33,7 @@ from tests.ci_runner import EXAMPLES, Checkout, Image, Ran, git
 from tests.factories import make_key
 from tests.fake_issuer import RSA, Issuer, issuing
 from tests.lifecycle.stack import ROOT, Servers, Stack, open_stack
-from tests.lifecycle.test_pipeline import SETTINGS
+from tests.lifecycle.test_pipeline import SETTINGS, TOOL
 from tests.live import served
 from tests.patience import patience
 
@@ -85,7 +85,7 @@ def let_in(place: Place, operator: str) -> None:
         "gitlab": ["--claim", "project_path=team/app", "--ref", "main"],
     }.items():
         done = subprocess.run(
-            [shutil.which("tunepool") or "tunepool", "oidc", "create", name, *common, *claims],
+            [TOOL, "oidc", "create", name, *common, *claims],
             env=environment,
             capture_output=True,
             text=True,
