@@ -79,7 +79,9 @@ def test_an_evaluation_that_was_started_ahead_answers_as_one_that_starts_cold(mo
         code, cold = test_evaluate.run(tmp_path / "cold", model, [{"place": 0}])
 
         ended = work_ended(started, Handover(spec=str(tmp_path / "cold" / "spec.json"), out=str(started.folder.out)))
-        warm = [ITEM_ANSWER.validate_json(line) for line in (started.folder.out / "answers.jsonl").open("rb")]
+        warm = [
+            ITEM_ANSWER.validate_json(line) for line in (started.folder.out / "answers.jsonl").read_bytes().splitlines()
+        ]
     finally:
         started.remove()
 
