@@ -16,13 +16,13 @@ from worker.attempt.attempt_folder import trainer_variables
 from worker.attempt.held_base import FoundBase
 from worker.host.found_device import FoundDevice
 from worker.host.host import Host
-from worker.host.seating import Seat, leased, locked
+from worker.host.seating import WarmSeat, leased, locked
 from worker.program import spare
 from worker.program.processes import Tag
 from worker.program.spare import Spare
 
 
-class DeviceSeat(Seat):
+class DeviceSeat(WarmSeat):
     """One device's."""
 
     lane: ClassVar[Lane] = "training"

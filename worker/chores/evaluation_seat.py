@@ -14,13 +14,13 @@ from shared.store.lifecycle import Lane
 from worker.chores import evaluation_device
 from worker.host.found_device import FoundDevice
 from worker.host.host import Host
-from worker.host.seating import Seat, leased, locked
+from worker.host.seating import WarmSeat, leased, locked
 from worker.program import spare
 from worker.program.processes import Tag
 from worker.program.spare import Spare
 
 
-class EvaluationSeat(Seat):
+class EvaluationSeat(WarmSeat):
     """The one of this host. Its spare is for the device on which the next evaluation most likely works."""
 
     lane: ClassVar[Lane] = "cpu"

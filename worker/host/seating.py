@@ -63,7 +63,7 @@ class LikelyBase(Protocol):
         ...
 
 
-class Seat(ABC):
+class WarmSeat(ABC):
     """One seat of this host. Made with its lock held."""
 
     lane: ClassVar[Lane]
