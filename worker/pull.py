@@ -111,7 +111,7 @@ def cpu(host: Host) -> None:
 
 
 def _do_chores(host: Host) -> None:
-    """The short ones first, but for evaluations while a sibling waits for the next."""
+    """The short ones first, except for evaluations while a sibling waits for the next."""
     while not host.flags.draining:
         host.flags.pulled("cpu", at=time.monotonic())
         left = ("evaluation",) if host.flags.is_kept(host.flags.evaluations) else ()
