@@ -34,6 +34,7 @@ def stack(servers: Servers, tmp_path: Path) -> Iterator[Stack]:
     known = {
         "TUNEPOOL_TRAINER": "worker.train",
         "TUNEPOOL_KEEP_WARM": "base",
+        "TUNEPOOL_EVALUATOR": "tests.fake_evaluator",  # evaluations have a spare as well; theirs loads PyTorch
         "TUNEPOOL_LEASE_SECONDS": "3600",
     }
     with open_stack(tmp_path, servers, **known) as made:
