@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -26,9 +26,9 @@ class Asked:
     """As much of a claim as this looks at."""
 
     project_id: str = "proj_a"
-    training_file: Any = FILE
+    training_file: Any = field(default_factory=lambda: FILE)  # it has no hash, as a plain default must
     validation_file: Any = None
-    lease: Any = LEASE
+    lease: Any = field(default_factory=lambda: LEASE)
 
 
 @pytest.fixture
