@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -11,10 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
+from unittest import mock
 
 import pytest
 
 from shared.contract.handover import Handover
+from shared.contract.prepared import HeldBase
+from shared.operating.isolation import Isolation
 from shared.settings import trainer_environment
 from tests import held_trainer, living
 from tests.patience import patience
@@ -22,9 +27,10 @@ from worker.host.seating import SPARE_BYTES, may_start, may_stay
 from worker.program import processes, spare
 from worker.program.launcher import NO_WALLS
 from worker.program.processes import DEVICES_TAG, TAG, Tag
-from worker.program.spare import NotTaken, Spare
+from worker.program.spare import NotTaken, Spare, within_walls
 
 GIB = 2**30
+RULES: Final = Isolation(files="rules")  # Landlock
 GONE = 2**22 + 1  # above every pid
 
 
@@ -191,6 +197,49 @@ def test_a_spare_on_a_device_that_another_attempt_has_leased_is_killed(begun: Sp
 
     assert processes.kill_squatters(("host:cpu",), mine=begun.tag) == []
     assert processes.kill_squatters(("host:cpu",), mine=other) == [begun.pid]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> tuple[Path, Path]:
+    """Folders of a base model and of its prepared form."""
+    model, prepared = tmp_path / "model", tmp_path / "prepared-key"
+    for folder in (model, prepared):
+        folder.mkdir()
+        (folder / "config.json").write_text(folder.name)
+    return model, prepared
+
+
+def test_where_rules_keep_files_a_spare_gets_a_base_that_it_does_not_hold_in_its_own_folder(
+    begun: Spare, base: tuple[Path, Path]
+) -> None:
+    model, prepared = base
+
+    assert within_walls(begun, model, NO_WALLS, prepared=prepared) == base
+    read = within_walls(begun, model, RULES, prepared=prepared)
+
+    assert read == (begun.folder.base, begun.folder.prepared / prepared.name)
+    for place, source in zip((begun.folder.base, begun.folder.prepared / prepared.name), base, strict=True):
+        assert (place / "config.json").samefile(source / "config.json")
+    assert begun.serves
+
+
+def test_a_spare_reads_the_base_that_it_holds_where_it_lies(begun: Spare, base: tuple[Path, Path]) -> None:
+    model, prepared = base
+    begun.held = HeldBase(base_model_path=str(model), prepared_path=str(prepared), dtype="float32")
+
+    assert within_walls(begun, model, RULES, prepared=prepared) == base
+    assert not begun.folder.base.exists()
+
+
+def test_a_spare_that_can_read_no_base_is_ended_and_the_work_starts_cold(
+    begun: Spare, base: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, prepared = base
+    monkeypatch.setattr(os, "link", mock.Mock(side_effect=OSError(errno.EXDEV, "another file system")))
+
+    assert within_walls(begun, model, RULES, prepared=prepared) == base
+    assert not begun.serves
+    assert not living.is_alive(begun.pid)
 
 
 def sleeper(tag: Tag) -> subprocess.Popen[bytes]:
