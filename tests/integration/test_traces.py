@@ -26,6 +26,7 @@ from shared.store.tables import JobRow, TrialRow
 from tests.factories import make_file, make_key
 from tests.fake_collector import FakeCollector, SeenSpan, collecting
 from tests.integration.conftest import Api
+from tests.integration.test_schedules import keep_time, let_be_due
 from tests.live import served
 from tests.patience import patience
 
@@ -136,6 +137,21 @@ def test_the_jobs_of_a_sweep_remember_the_span_of_its_request_and_those_of_a_run
 
     assert remembered == [TRACEPARENT, TRACEPARENT]
     assert by_hand == TRACEPARENT
+
+
+def test_a_job_that_a_clock_starts_remembers_no_request(api: Api) -> None:
+    with session_scope(api.engine) as session:
+        job = {"model": "smollm2-135m-instruct", "training_file": make_file(session, api.caller).id}
+    scheduled = {"name": "by-clock", "cron": "0 3 * * *", "time_zone": "UTC", "job": job, "skip_unchanged": False}
+    with api.http() as client:
+        schedule = client.post("/v1/tunepool/schedules", json=scheduled, headers={"traceparent": TRACEPARENT}).json()
+        let_be_due(api, schedule)
+        keep_time(api)
+        (run, *_) = client.get("/v1/tunepool/schedules/by-clock").json()["last_runs"]
+    with Session(api.engine) as session:
+        remembered = session.get_one(JobRow, run["job_id"]).traceparent
+
+    assert (run["cause"], remembered) == ("cron", None)
 
 
 def test_an_api_without_traces_remembers_its_callers_span(api: Api) -> None:
