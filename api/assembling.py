@@ -14,7 +14,7 @@ import anyio
 from api.deps import Door
 from api.upload_bodies import CompleteUpload
 from api.views import upload_views
-from shared.errors import Invalid, Unavailable
+from shared.errors import Invalid, NotFound, Unavailable
 from shared.products import parted_uploads
 from shared.products.files import Upload
 from shared.products.parted_uploads import Assembly
@@ -36,7 +36,7 @@ async def complete(door: Door, caller: Caller, upload_id: str, wanted: CompleteU
         if isinstance(left, Assembly):
             try:
                 file = asyncio.run(_assemble(door.store, left, md5=wanted.md5))
-            except Unavailable:
+            except (NotFound, Unavailable):
                 # Another request may have completed it meanwhile, and removed the parts.
                 if isinstance(_left(door, caller, upload_id, wanted), Assembly):
                     raise

@@ -43,7 +43,7 @@ def adapter_on(base: Path, folder: Path) -> Path:
 
 
 def load(folder: Path, **options: Any) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False, **options).eval()
 
 
 def made(folder: Path, base: Path, adapter: Path, quantization: str) -> Path:
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", default=FORMATS)
     arguments = parser.parse_args()
     base = arguments.base or Path(server_command("models", "path", MODEL, home=Path(".tunepool")))
-    words = AutoTokenizer.from_pretrained(base)
+    words = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     asked = words(TEXT, return_tensors="pt", add_special_tokens=False)
     with tempfile.TemporaryDirectory() as folder:
         adapter = adapter_on(base, Path(folder) / "adapter")
