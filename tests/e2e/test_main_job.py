@@ -155,6 +155,7 @@ def test_the_result_is_told_in_openais_words(finished: Finished) -> None:
         "bnb_4bit_use_double_quant": True,
         "bnb_4bit_compute_dtype": finished.dtype,
         "dequantize": False,
+        "load_experts_in_4bit": False,
     }
     table = finished.client.files.content(job.result_files[0]).text.splitlines()
     assert table[0] == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"
@@ -209,7 +210,7 @@ def tunepool(finished: Finished, *words: str | Path) -> str:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.strip()
 
 

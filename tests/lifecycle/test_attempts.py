@@ -112,9 +112,8 @@ def test_a_job_that_crashes_every_time_fails_after_its_attempts(running: Stack) 
 def test_out_of_memory_halves_the_rows_per_pass_and_uses_up_no_attempt(
     running: Stack, fits: int, outcomes: list[str]
 ) -> None:
-    job = running.wait(
-        running.submit(f"steps=4 fits={fits}", training={"per_device_train_batch_size": 8, "batch_size": 8})
-    )
+    training = {"per_device_train_batch_size": 8, "batch_size": 8, "packing": False}
+    job = running.wait(running.submit(f"steps=4 fits={fits}", training=training))
 
     assert job.status == "succeeded", job.error
     assert job.micro_batch_size == fits

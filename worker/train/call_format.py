@@ -145,7 +145,13 @@ def learnt_format(template: ChatTemplate) -> CallFormat | None:
     opening, keys, middle, _ = form
     between = None if double is None else _between(_behind(plain, double), form)
     learnt = CallFormat(opening, keys, middle, between, written=(double or single) if between is not None else single)
-    return learnt if [call.name for call in learnt.calls_in(single, {_NAME})] == [_NAME] else None
+    written = {1: single, 2: None if double is None else _behind(plain, double)}
+    read = all(
+        [call.name for call in learnt.calls_in(text, {_NAME})] == [_NAME] * count
+        for count, text in written.items()
+        if text is not None
+    )
+    return learnt if read else None  # a call that is told while another is lost would be worse than none
 
 
 _Form = tuple[str, tuple[str, str] | None, str, int]  # opening, keys, middle, where the first call ends

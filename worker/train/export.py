@@ -20,6 +20,9 @@ from worker.train.parent_adapter import join_parent, stands_on
 
 LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "safetensors", "tokenizers")
 
+# Fields of a PEFT config whose order says nothing: one job's files are the same bytes each time.
+SETS = frozenset({"exclude_modules", "modules_to_save", "target_modules"})
+
 
 def write_weights(model: Any, folder: Path, *, spec: AttemptSpec, initial: Path) -> None:
     """The trained weights as upstream saves them; on the untouched base also where training moved part of it."""
@@ -131,6 +134,9 @@ def name_the_base(folder: Path, *, base: BaseModelRef) -> None:
     file = folder / "adapter_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base.public_name
+    for name in SETS.intersection(config):  # PEFT writes them in the order of this process's hashes
+        if isinstance(config[name], list):
+            config[name] = sorted(config[name])
     # PEFT asks the hub for this very revision of the base; a wheel's hash or a folder's "local" is none.
     config["revision"] = base.revision if base.source == "hub" else None
     file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
