@@ -164,7 +164,7 @@ def test_no_field_takes_what_is_no_json_value(
     [
         ("method.supervised.hyperparameters.n_epochs", 0, 'must be an integer from 1 to 50, or "auto", not 0.'),
         ("tunepool.adapter.r", "16", 'must be an integer from 1 to 1024, or "auto", not "16".'),
-        ("tunepool.adapter.lora_dropout", 1.0, 'must be a number at least 0 and below 1, or "auto", not 1.0.'),
+        ("tunepool.adapter.lora_dropout", 1.0, 'must be a number at least 0 and below 1, or "auto", not 1.'),
         ("tunepool.training.eval", 5, 'must be an object, or "auto", not 5.'),
         ("metadata", {"k" * 65: "v"}, "each key must be a string of 1 to 64 characters."),
         ("method.type", "reinforcement", "Reinforcement fine-tuning is not offered."),
