@@ -399,7 +399,7 @@ def test_a_sweep_is_listed_without_trials_and_a_strangers_is_not_found(api: Api,
     ("values", "param", "words"),
     [
         ({"parameters": {"tunepool.training.learning_rat": [1]}}, "tunepool.training.learning_rat", "Trial 0"),
-        ({"parameters": {RATES: [1e-4, 7.0]}}, RATES, f"Trial 1 ({RATES} = 7.0)"),
+        ({"parameters": {RATES: [1e-4, 7.0]}}, RATES, f"Trial 1 ({RATES} = 7)"),
         (
             {"parameters": {"hyperparameters.n_epochs": [1, 99]}},
             "method.supervised.hyperparameters.n_epochs",

@@ -168,7 +168,7 @@ class Pushed:
 
 def good_rows() -> str:
     """Training rows that nobody has trained on."""
-    told = [f"fake: steps=3 run={next(COUNT)}", *(f"row {number}" for number in range(11))]
+    told = [f"fake: steps=3 wrong=0 run={next(COUNT)}", *(f"row {number}" for number in range(11))]
     return "".join(json.dumps({"text": text}) + "\n" for text in told)
 
 
