@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -20,6 +20,7 @@ import numpy as np
 from shared.contract.events import UnwrittenRows
 from shared.contract.spec import DataFacts, Training
 from shared.errors import Invalid
+from worker.train.added_words import words_of_template
 from worker.train.call_ids import are_changed
 from worker.train.chat import ChatTemplate, JsonObject
 from worker.train.control_tokens import ControlTokens, MarkedRow, PlainText
@@ -230,10 +231,16 @@ class RowReader:
             if carries:
                 refuse_empty(rendered.text[start:end], numbers[place], ends=self._template.ends)
         answers = [(messages[place], span) for place, span in zip(places, spans, strict=True)]
+        learnt = [(message, text[slice(*span)]) for message, span in compress(answers, carries_loss)]
         if self._training.mask_reasoning:
             spans = [behind_reasoning(message, text, span) for message, span in answers]
         kept_spans = [span for span, carries in zip(spans, carries_loss, strict=True) if carries]
-        further = self._kept(text, own) + self._dropped(record["messages"]) + self._mapped(written)
+        further = (
+            self._kept(text, own)
+            + self._dropped(record["messages"])
+            + self._mapped(written)
+            + words_of_template(learnt, ends=self._template.ends)
+        )
         return _Text(text, kept_spans, own=own, lost=losses + further)
 
     def _as_asked(self, messages: list[JsonObject]) -> tuple[list[JsonObject], list[int]]:
@@ -305,6 +312,9 @@ class RowReader:
             label,
             lost=losses
             + self._kept_in(plain, *wholes)
+            + words_of_template(
+                zip(given, (whole.text[len(plain.text) :] for whole in wholes), strict=True), ends=self._template.ends
+            )
             + self._dropped(record["messages"])
             + self._mapped(*([*written, answer] for answer in answers)),
         )

@@ -14,7 +14,8 @@ KEPT_AS_TEXT: Final = "control_token_text"
 PARSED: Final = "control_tokens_parsed"
 DROPPED: Final = "history_reasoning_dropped"
 MAPPED: Final = "call_ids_mapped"
-TOLD_AS_IT_IS: Final = frozenset({KEPT_AS_TEXT, PARSED, DROPPED, MAPPED})  # nothing is lost in such rows
+ADDED: Final = "template_adds_words"
+TOLD_AS_IT_IS: Final = frozenset({KEPT_AS_TEXT, PARSED, DROPPED, MAPPED, ADDED})  # nothing is lost in such rows
 
 _TOO_MANY: Final = 20  # each may have taken the whole time that a template is given
 
@@ -74,6 +75,11 @@ def parsed(token: str) -> Lost:
 def history_dropped() -> Lost:
     """A row whose earlier answers lost their reasoning because the job asks for it."""
     return Lost(None, DROPPED, "The reasoning of earlier answers is left out, as training.drop_history_reasoning asks.")
+
+
+def words_added(words: str) -> Lost:
+    """A row with an answer into which its template writes what the row does not say."""
+    return Lost(None, ADDED, f"The chat template writes words of its own into a trained answer: {words!r}.")
 
 
 def call_ids_mapped(wanted: CallIds) -> Lost:
