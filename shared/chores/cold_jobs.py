@@ -71,9 +71,10 @@ def call_for(session: Session, job_id: str) -> int:
             asked = sum(
                 fetches.put(session, worker_id, want.base_model, want.revision, at_once=True) for worker_id in cold
             )
+            fetching = "1 host fetches" if len(cold) == 1 else f"{len(cold)} hosts fetch"
             words = (
-                f"The base model '{want.base_model}' is on no host that fits this job: {len(cold)} fetch it. The job "
-                "takes a device once it is there."
+                f"The base model '{want.base_model}' is on no host that fits this job; {fetching} it. The job takes a "
+                "device once it is there."
             )
             journal.append(session, job_id, [NewEvent(words, data={"base_model": want.base_model})])
     return asked

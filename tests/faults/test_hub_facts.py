@@ -191,7 +191,7 @@ def test_while_a_slow_hub_sends_a_model_its_job_waits_and_no_device_is_leased(st
     hub.slow.set()
     assert stack.wait(waits, seconds=60).status == "succeeded"
     told = [event.message for event in stack.events(waits)]
-    assert any("is on no host that fits this job: 1 fetch it" in message for message in told)
+    assert any("is on no host that fits this job; 1 host fetches it" in message for message in told)
     assert any("has the base model 'far' now" in message for message in told)
     assert stack.broken_invariants() == []
 
