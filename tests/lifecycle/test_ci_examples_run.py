@@ -1,7 +1,7 @@
 """The files of `examples/ci` at work: their own scripts, with the variables of their runners, against a live stack.
 
-Data come to the runner as git, a bucket or LFS bring them. Trainer, examiner and evaluator are the fakes that obey the
-contracts; the command line is installed from a wheel by the script itself.
+Data come to the runner as git, LFS, DVC or a bucket bring them. Trainer, examiner and evaluator are the fakes that obey
+the contracts; the command line is installed from a wheel by the script itself.
 """
 
 from __future__ import annotations
@@ -178,8 +178,15 @@ def held_out() -> str:
     return "".join(json.dumps({"messages": messages}) + "\n" for messages in asked)
 
 
-def push(place: Place, tmp_path: Path, training: str) -> Pushed:
-    """The example's pipeline and gate with a team's data, committed and cloned. The stack's one model is `tiny`."""
+def committed(_origin: Path) -> None:
+    """Data that git itself keeps."""
+
+
+def push(place: Place, tmp_path: Path, training: str, *, keep: Callable[[Path], None] = committed) -> Pushed:
+    """The example's pipeline and gate with a team's data, committed and cloned. The stack's one model is `tiny`.
+
+    `keep` is called in the new repository before the commit: it may have the data kept elsewhere than in git.
+    """
     origin, folder, home = tmp_path / "origin", tmp_path / "work", tmp_path / "home"
     origin.mkdir()
     home.mkdir()
@@ -190,6 +197,7 @@ def push(place: Place, tmp_path: Path, training: str) -> Pushed:
     (origin / "train.jsonl").write_text(training)
     (origin / "heldout.jsonl").write_text(held_out())
     git(origin, "init", "-q", "-b", "main")
+    keep(origin)
     git(origin, "add", ".")
     git(origin, "commit", "-q", "-m", "data")
     git(tmp_path, "clone", "-q", str(origin), str(folder))
@@ -249,6 +257,76 @@ def test_a_job_of_gitlab_has_its_faults_in_the_report_that_gitlab_reads(place: P
     assert (fault["location"]["path"], fault["location"]["lines"]["begin"]) == ("train.jsonl", 3)
 
 
+def recipe_of(keeper: str) -> str:
+    """The first command that the docs give for data of that keeper and that is typed as it stands."""
+    row = next(line for line in (ROOT / "docs/ci.md").read_text().splitlines() if line.startswith(f"| {keeper} |"))
+    return next(words for words in row.split("`")[1::2] if words.split()[0] in {"git", "dvc", "aws"})
+
+
+def run_in(folder: Path, *command: str, home: Path) -> None:
+    """Run a command of a data tool as somebody whose settings are in `home`."""
+    tool = Path(shutil.which(command[0]) or command[0])
+    known = {
+        "HOME": str(home),
+        "PATH": f"{tool.parent}:/usr/bin:/bin",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "DVC_NO_ANALYTICS": "1",
+    }
+    ran = subprocess.run(
+        [str(tool), *command[1:]],
+        cwd=folder,
+        env=known,
+        capture_output=True,
+        text=True,
+        timeout=patience(120),
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.mark.skipif(shutil.which("git-lfs") is None, reason="no git-lfs on this machine")
+def test_data_of_lfs_come_by_the_command_that_the_docs_give(place: Place, tmp_path: Path) -> None:
+    def keep(origin: Path) -> None:
+        run_in(origin, "git", "lfs", "install", "--local", home=tmp_path)
+        run_in(origin, "git", "lfs", "track", "*.jsonl", home=tmp_path)
+
+    training = good_rows()
+    pushed = push(place, tmp_path, training, keep=keep)
+    run_in(pushed.folder, "git", "lfs", "install", "--local", "--skip-smudge", home=tmp_path)
+    shutil.rmtree(pushed.folder / ".git" / "lfs", ignore_errors=True)
+    for name in ("train.jsonl", "heldout.jsonl"):  # as a checkout without `lfs: true` leaves them
+        pointer = git(pushed.folder, "show", f"HEAD:{name}")
+        assert pointer.startswith("version https://git-lfs"), "the commit holds a pointer"
+        (pushed.folder / name).write_text(pointer + "\n")
+
+    run_in(pushed.folder, *recipe_of("Git LFS").split(), home=tmp_path)
+
+    assert (pushed.folder / "train.jsonl").read_text() == training
+    ran = pushed.workflow()
+    assert ran.code == 0, ran.words
+    assert pushed.prod() == pushed.job().fine_tuned_model
+
+
+@pytest.mark.skipif(shutil.which("dvc") is None, reason="no dvc on this machine")
+def test_data_of_dvc_come_by_the_command_that_the_docs_give(place: Place, tmp_path: Path) -> None:
+    def keep(origin: Path) -> None:
+        run_in(origin, "dvc", "init", "-q", home=tmp_path)
+        run_in(origin, "dvc", "add", "-q", "train.jsonl", "heldout.jsonl", home=tmp_path)
+        run_in(origin, "dvc", "remote", "add", "-q", "-d", "store", str(tmp_path / "kept"), home=tmp_path)
+        run_in(origin, "dvc", "push", "-q", home=tmp_path)
+
+    training = good_rows()
+    pushed = push(place, tmp_path, training, keep=keep)
+    assert not (pushed.folder / "train.jsonl").exists(), "the commit holds train.jsonl.dvc alone"
+
+    run_in(pushed.folder, *recipe_of("DVC").split(), home=tmp_path)
+
+    assert (pushed.folder / "train.jsonl").read_text() == training
+    ran = pushed.workflow()
+    assert ran.code == 0, ran.words
+    assert pushed.prod() == pushed.job().fine_tuned_model
+
+
 def test_a_pointer_of_lfs_that_was_not_resolved_is_red_at_its_line(place: Place, tmp_path: Path) -> None:
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 12345\n"
     pushed = push(place, tmp_path, pointer)
@@ -256,7 +334,8 @@ def test_a_pointer_of_lfs_that_was_not_resolved_is_red_at_its_line(place: Place,
     ran = pushed.workflow()
 
     assert ran.code == 2, ran.words
-    assert "::error file=train.jsonl,line=1" in ran.words or "LFS" in ran.words
+    assert "::error file=train.jsonl,line=1" in ran.words
+    assert "git lfs pull" in ran.words
 
 
 @pytest.mark.skipif(shutil.which("aws") is None, reason="no aws command line on this machine")
@@ -264,8 +343,7 @@ def test_data_of_a_bucket_come_by_the_command_that_the_docs_give(place: Place, t
     training = good_rows()
     pushed = push(place, tmp_path, training)
     (pushed.folder / "train.jsonl").unlink()
-    recipe = next(line for line in (ROOT / "docs/ci.md").read_text().splitlines() if line.startswith("| a bucket |"))
-    command = recipe.split("`")[1].replace("BUCKET", "datasets").replace("VERSION", "v7")
+    command = recipe_of("a bucket").replace("BUCKET", "datasets").replace("VERSION", "v7")
     known = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
     server = ThreadedMotoServer(port=0)
     server.start()
