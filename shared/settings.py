@@ -218,6 +218,9 @@ class Settings(PageSettings):
     cpu_slots: int = Field(default=1, ge=1, le=256, description="Jobs at a time on the CPU, which share it equally.")
     cpu_threads: int | None = Field(default=None, ge=1, description="Threads of CPU trainers; empty: all cores.")
     cpu_memory_bytes: int | None = Field(default=None, ge=1, description="Memory the CPU offers; empty: 80 % of RAM.")
+    cpu_probe: bool = Field(
+        default=True, description="Time the CPU's products once, to choose between bfloat16 and float32; else by flags."
+    )
     cpu_instructions: str = Field(
         default="",
         validation_alias="ONEDNN_MAX_CPU_ISA",

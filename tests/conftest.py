@@ -32,6 +32,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Nothing is started ahead but where a test asks for it: it would take seconds of the cores from its neighbours.
 os.environ["TUNEPOOL_KEEP_WARM"] = "off"
+# Nor is the processor timed anew for each of hundreds of homes; tests/unit/test_processor_rates.py does it.
+os.environ["TUNEPOOL_CPU_PROBE"] = "false"
 # Examples are the same in each run, and none is too slow: how long one takes says how busy the machine is. Others are
 # tried by `pytest --hypothesis-profile=explore`.
 CALM = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])

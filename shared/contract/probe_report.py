@@ -6,6 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+# What a CPU trains in.
+Arithmetic = Literal["float32", "bfloat16"]
+
 # In the order in which they are tried. The first that fails ends the probe.
 Stage = Literal[
     "access",  # the trainers' user may open the driver's files
@@ -18,6 +21,7 @@ Stage = Literal[
     "header",  # ... and Python.h
     "triton",  # it builds and runs a kernel
     "quantization",  # bitsandbytes quantizes to 4 bits and back
+    "rates",  # how fast a processor multiplies, by type
 ]
 
 
@@ -41,6 +45,9 @@ class ProbeReport(BaseModel):
     architectures: list[str] = Field(default=[], max_length=200)
     capability: tuple[int, int] | None = None
     bfloat16: bool = False
+    rates: dict[Arithmetic, float] = Field(
+        default={}, description="GFLOP/s of a training step's product; measured on processors alone."
+    )
     passed: list[Stage] = []
     failed: Stage | None = None
     words: str = Field(default="", max_length=1000, description="The last line of what went wrong.")

@@ -26,6 +26,7 @@ from worker.host.found_device import FoundDevice
 from worker.host.probing import AGAIN_SECONDS, TOO_FULL, UNTRIED, Outcome, Probes, try_device
 from worker.host.remedies import Driver, ailment, build_for, summary
 from worker.train import probe as program
+from worker.train import rates as timing
 from worker.train.probe import Trial, runs_on
 
 GIB = 1 << 30
@@ -40,6 +41,7 @@ def test_the_program_passes_on_this_processor(settings: Settings) -> None:
 
     assert outcome.ailment is None
     assert outcome.summary.startswith(f"PyTorch {torch.__version__}")
+    assert outcome.rates is not None, "its products are timed; which are faster is this machine's affair"
     assert list((settings.home / "work").iterdir()) == [], "its folder is removed again"
 
 
@@ -268,6 +270,33 @@ def test_a_gpu_that_others_fill_is_not_tried_until_there_is_room(settings: Setti
 
     assert (full.ailment, before, tried) == (TOO_FULL, [], ["GPU-a"])
     assert later.healthy, "what was found once holds while the device is in use"
+
+
+class Ticking:
+    """A clock for which a product of each type takes its own time."""
+
+    def __init__(self, seconds: dict[torch.dtype, list[float]]) -> None:
+        self.now, self._seconds = 0.0, {dtype: iter(times) for dtype, times in seconds.items()}
+
+    def __call__(self) -> float:
+        return self.now
+
+    def product(self, dtype: torch.dtype) -> Callable[[], object]:
+        def work() -> object:
+            self.now += next(self._seconds[dtype])
+            return None
+
+        return work
+
+
+def test_the_best_round_of_each_type_counts_and_the_first_is_no_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Ticking({torch.float32: [9.0, 0.4, 0.2, 0.3], torch.bfloat16: [9.0, 0.1, 0.5, 0.5]})
+    monkeypatch.setattr(timing, "_product", clock.product)
+
+    found = timing.rates(clock=clock, seconds=1.0)
+
+    operations = 4 * timing.TOKENS * timing.WIDE * timing.WITHIN / 1e9
+    assert found == pytest.approx({"float32": operations / 0.2, "bfloat16": operations / 0.1})
 
 
 class Clock:

@@ -13,7 +13,7 @@ import pynvml
 
 from shared.settings import Settings
 from worker.host import nvml as nvidia
-from worker.host import rocm
+from worker.host import processor_rates, rocm
 from worker.host.found_device import FoundDevice
 
 CPU_SHARE: Final = 0.8
@@ -104,7 +104,7 @@ def cpu(
     settings: Settings,
     *,
     own_pids: Collection[int] = (),
-    cpuinfo: Path = Path("/proc/cpuinfo"),
+    cpuinfo: Path = processor_rates.CPUINFO,
     cgroup: Path = _CGROUP,
 ) -> tuple[FoundDevice, ...]:
     """The processor and a share of the memory, as one device or as `settings.cpu_slots` equal ones."""
@@ -113,7 +113,9 @@ def cpu(
     offered = (settings.cpu_memory_bytes or int(total * CPU_SHARE)) // slots
     # What our own trainers hold is free once they have ended; the row is read when they have, before the next look.
     free = min(offered, available + sum(map(_private_bytes, own_pids)))
-    flags = next((line for line in _lines(cpuinfo) if line.startswith(("flags", "Features"))), "")
+    cores = max(1, (settings.cpu_threads or os.cpu_count() or 1) // slots)
+    machine = processor_rates.this_machine(threads=cores, cpuinfo=cpuinfo)
+    rates = processor_rates.known(settings, machine)
     return tuple(
         FoundDevice(
             uuid="cpu" if slots == 1 else f"cpu-{slot}",
@@ -122,15 +124,18 @@ def cpu(
             total_bytes=offered,
             free_bytes=free,
             foreign_bytes=0,
-            bfloat16=_computes_bfloat16(flags.split(), newest=settings.cpu_instructions),
-            cores=max(1, (settings.cpu_threads or os.cpu_count() or 1) // slots),
+            bfloat16=_computes_bfloat16(machine.flags.split(), newest=settings.cpu_instructions)
+            if rates is None
+            else rates.bfloat16_is_clearly_faster,
+            cores=cores,
+            probed=None if rates is None else f"measured: {rates}",
         )
         for slot in range(slots)
     )
 
 
 def _computes_bfloat16(flags: Collection[str], *, newest: str) -> bool:
-    """Whether the processor has products of bfloat16 and oneDNN may use them; otherwise it only emulates them."""
+    """Whether the processor has products of bfloat16 and oneDNN may use them: what decides until it was measured."""
     return newest.upper() not in _BEFORE_BFLOAT16 and not _BFLOAT16_FLAGS.isdisjoint(flags)
 
 

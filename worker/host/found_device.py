@@ -18,7 +18,7 @@ class FoundDevice:
     total_bytes: int
     free_bytes: int
     foreign_bytes: int
-    bfloat16: bool
+    bfloat16: bool  # its products are clearly faster than in float32 (a CPU), or it has them (a GPU)
     ailment: str | None = None  # why it must not be used
     cores: int | None = None  # of a CPU slot
     capability: int | None = None  # NVIDIA's compute capability: 80 is 8.0

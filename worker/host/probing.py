@@ -24,9 +24,10 @@ from shared.lease.values import Lease
 from shared.operating.trainer_user import own_uid
 from shared.settings import Settings
 from worker.host import nvml as nvidia
-from worker.host import remedies
+from worker.host import processor_rates, remedies
 from worker.host.found_device import FoundDevice
 from worker.host.host import work_folder
+from worker.host.processor_rates import Rates
 from worker.host.remedies import Driver
 from worker.program import hostile_folder, kernels, launcher, processes, workdir
 
@@ -52,6 +53,7 @@ class Outcome:
     ailment: str | None
     summary: str
     capability: tuple[int, int] | None = None
+    rates: Rates | None = None  # of a CPU
 
 
 def try_device(
@@ -72,7 +74,10 @@ def try_device(
     if report is None:
         return Outcome(_crashed(ended), "")
     return Outcome(
-        remedies.ailment(report, driver=driver), remedies.summary(report, driver=driver), capability=report.capability
+        remedies.ailment(report, driver=driver),
+        remedies.summary(report, driver=driver),
+        capability=report.capability,
+        rates=_rates(report),
     )
 
 
@@ -88,7 +93,7 @@ def _run(
     """How it ended; None: not within its time."""
     tag = processes.own_tag(home=settings.home.resolve(), job_id=lease.id, fence=lease.fence)
     environment = launcher.environment(
-        tag=tag, device_ids=(f"here:{device.uuid}",), kind=device.kind, threads=1, scratch=place.out
+        tag=tag, device_ids=(f"here:{device.uuid}",), kind=device.kind, threads=device.cores or 1, scratch=place.out
     )
     spec = ProbeSpec(kind=device.kind, compiler=environment.get("CC", ""))
     place.spec.write_text(spec.model_dump_json(), encoding="utf-8")
@@ -116,6 +121,12 @@ def _read(place: workdir.Workdir) -> ProbeReport | None:
     return None
 
 
+def _rates(report: ProbeReport) -> Rates | None:
+    with contextlib.suppress(ValidationError):  # a GPU has none
+        return Rates.model_validate(report.rates)
+    return None
+
+
 def _crashed(ended: launcher.Exit | None) -> str:
     if ended is None:
         return f"its probe did not end within {PROBE_SECONDS:g} s; see the kernel log, then restart this worker"
@@ -129,7 +140,7 @@ def too_full(device: FoundDevice) -> bool:
 
 
 class Probes:
-    """The probes of this worker's GPUs. A thread tries each GPU that has none yet.
+    """The probes of this worker's devices. A thread tries each GPU that has none yet, and times an unknown processor.
 
     Args:
         done: called from that thread when a device has been tried.
@@ -151,9 +162,13 @@ class Probes:
         self._thread: threading.Thread | None = None
 
     def judged(self, devices: Iterable[FoundDevice]) -> tuple[FoundDevice, ...]:
-        """The same devices; a GPU that has not passed its probe is ailing. The processor is always taken."""
+        """The same devices; a GPU that has not passed its probe is ailing. The processor is always taken.
+
+        What is found of a processor is kept, and whoever looks for devices after that sees it.
+        """
         listed = tuple(devices)
         due = [device for device in listed if device.kind != "cpu" and device.healthy and self._is_due(device)]
+        due += [device for device in listed[:1] if device.kind == "cpu" and self._is_unmeasured(device)]
         if due and not self.busy:
             self._thread = threading.Thread(target=self._work, args=(due,), name="probes", daemon=True)
             self._thread.start()
@@ -168,6 +183,10 @@ class Probes:
         if too_full(device):
             return False
         return outcome is None or (outcome.ailment is not None and self._clock() - at >= AGAIN_SECONDS)
+
+    def _is_unmeasured(self, device: FoundDevice) -> bool:
+        """The slots of a processor are alike: the first one is timed, once for each worker that finds nothing kept."""
+        return self._settings.cpu_probe and device.probed is None and device.uuid not in self._known
 
     def _judge(self, device: FoundDevice) -> FoundDevice:
         if device.kind == "cpu" or not device.healthy:
@@ -185,7 +204,15 @@ class Probes:
                 log.info("device.passed", uuid=device.uuid, probed=outcome.summary)
             else:
                 log.error("device.ailing", uuid=device.uuid, ailment=outcome.ailment)
+            if outcome.rates is not None:
+                self._keep(device, outcome.rates)
             self._done()
+
+    def _keep(self, device: FoundDevice, rates: Rates) -> None:
+        try:
+            processor_rates.keep(self._settings, processor_rates.this_machine(threads=device.cores or 1), rates)
+        except OSError as error:  # a full disk: flags decide, and the next worker times it again
+            log.warning("device.rates_not_kept", error=str(error))
 
     def _try(self, device: FoundDevice) -> Outcome:
         return try_device(

@@ -53,6 +53,7 @@ def ailment(report: ProbeReport, *, driver: Driver | None) -> str | None:
         "compiler": "Triton needs a C compiler and finds none: install gcc (`apt-get install gcc libc6-dev`)",
         "header": f"Triton needs Python.h and does not find it: install {python}-dev ({report.words})",
         "triton": f"Triton cannot build or run a kernel: {report.words}",
+        "rates": f"its products could not be timed: {report.words}",
         "quantization": f"bitsandbytes does not work on it: {report.words}; `make setup` installs the pinned one",
     }
     return words[report.failed]
@@ -83,7 +84,8 @@ def summary(report: ProbeReport, *, driver: Driver | None) -> str:
     """What a device that passed is made of, for people."""
     capability = "" if report.capability is None else f", compute capability {_dotted(report.capability)}"
     runs_on = "" if driver is None else f", driver {driver.version}"
-    return f"PyTorch {report.torch}{runs_on}{capability}, bfloat16 {'yes' if report.bfloat16 else 'no'}"
+    rates = "".join(f", {name} {rate:.0f} GFLOP/s" for name, rate in report.rates.items())
+    return f"PyTorch {report.torch}{runs_on}{capability}, bfloat16 {'yes' if report.bfloat16 else 'no'}{rates}"
 
 
 def _dotted(capability: tuple[int, int]) -> str:

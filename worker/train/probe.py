@@ -27,6 +27,7 @@ import torch
 
 from shared.contract.passes import device_kind
 from shared.contract.probe_report import ProbeReport, ProbeSpec, Stage
+from worker.train.rates import rates
 
 NVIDIA_CONTROL: Final = Path("/dev/nvidiactl")
 SIZE: Final = 64
@@ -67,7 +68,7 @@ class Trial:
         architecture: list[tuple[Stage, Callable[[], None]]] = [("architecture", self.architecture)]
         last: tuple[Stage, Callable[[], None]] = ("quantization", self.quantization)
         if self.kind == "cpu":
-            return [*everywhere, last]
+            return [*everywhere, last, ("rates", self.rates)]
         return [
             ("access", self.access),
             ("build", self.build),
@@ -126,6 +127,9 @@ class Trial:
         lost = (functional.dequantize_4bit(packed, state) - weights).abs().max().item()
         if not lost < NF4_GAP:
             raise StageFailed(f"4-bit weights come back {lost:.2f} off")
+
+    def rates(self) -> None:
+        self.report.rates = rates()
 
 
 def multiply(device: str, dtype: torch.dtype) -> None:
