@@ -34,6 +34,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from bench.arithmetic import dtype_of_jobs
 from bench.machine import header
 from bench.training import generate
 from examples.stack import server_command
@@ -51,9 +52,8 @@ from shared.contract.spec import (
     Supervised,
     Training,
 )
-from shared.settings import Settings, trainer_environment
+from shared.settings import trainer_environment
 from shared.settle.catalogue import SMOLLM2
-from worker.host.devices import cpu
 from worker.program.launcher import SPINS
 
 SIDES: Final = ("together", "cold", "warm", "classic")
@@ -80,11 +80,10 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: what jobs get on this machine")
     arguments = parser.parse_args()
-    (device, *_) = cpu(Settings(home=arguments.home))
-    dtype: Dtype = arguments.dtype or ("bfloat16" if device.bfloat16 else "float32")
+    dtype: Dtype = arguments.dtype or dtype_of_jobs(arguments.home)
     server_command("models", "fetch", SMOLLM2.ref.name, home=arguments.home)
     base = Path(server_command("models", "path", SMOLLM2.ref.name, home=arguments.home))
-    print(header(), f"arithmetic of our jobs: {dtype}; of the classic recipe: bfloat16", sep="\n", flush=True)
+    print(header(), f"arithmetic of all sides: {dtype}", sep="\n", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         specs = [
             write_job(

@@ -25,13 +25,12 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
+from bench.arithmetic import dtype_of_jobs
 from bench.cotraining import write_job
 from bench.machine import header
 from examples.stack import server_command
 from shared.contract.spec import AttemptSpec, Dtype
-from shared.settings import Settings
 from shared.settle.catalogue import SMOLLM2
-from worker.host.devices import cpu
 from worker.train.__main__ import load_base, prepare
 from worker.train.base_model import TORCH_DTYPES
 from worker.train.loop import turns
@@ -74,8 +73,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="that are timed")
     parser.add_argument("--shapes", type=int, default=10, help="that are shown, the largest first")
     arguments = parser.parse_args()
-    (device, *_) = cpu(Settings(home=arguments.home))
-    dtype: Dtype = arguments.dtype or ("bfloat16" if device.bfloat16 else "float32")
+    dtype: Dtype = arguments.dtype or dtype_of_jobs(arguments.home)
     server_command("models", "fetch", SMOLLM2.ref.name, home=arguments.home)
     base = Path(server_command("models", "path", SMOLLM2.ref.name, home=arguments.home))
     print(header(), f"a step's arithmetic: {dtype}", sep="\n", flush=True)

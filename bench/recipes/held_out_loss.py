@@ -1,6 +1,7 @@
 """Loss of adapters on rows nobody trained on: `python -m bench.recipes.held_out_loss SPEC ROWS ADAPTER…` prints JSON.
 
-Row by row on the four-bit base, with plain transformers and PEFT: no packing, no padding and no loss of ours.
+Row by row on the base as SPEC has it (in four bits for QLoRA), in its dtype, with plain transformers and PEFT: no
+packing, no padding and no loss of ours.
 `base` in the answer is the model without any adapter.
 """
 
@@ -29,8 +30,8 @@ def main(spec_file: Path, rows_file: Path, adapters: Sequence[str]) -> dict[str,
     rows = RowReader(tokenizer, facts=spec.job.data, training=spec.job.training).read(rows_file).rows
     base = AutoModelForCausalLM.from_pretrained(
         spec.base_model_path,
-        quantization_config=four_bit(spec.job.quantization),
-        dtype=torch.bfloat16,
+        quantization_config=four_bit(spec.job.quantization) if spec.job.quantization.load_in_4bit else None,
+        dtype=getattr(torch, spec.job.training.dtype),
         trust_remote_code=False,
     )
     losses = {"base": loss(base.eval(), rows)}

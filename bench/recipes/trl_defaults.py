@@ -52,7 +52,7 @@ def main(spec_file: Path, out: Path) -> None:
         model=AutoModelForCausalLM.from_pretrained(
             spec.base_model_path,
             quantization_config=four_bit(spec.job.quantization),
-            dtype=torch.bfloat16,
+            dtype=getattr(torch, spec.job.training.dtype),
             trust_remote_code=False,
         ),
         args=arguments(spec, out),
@@ -85,7 +85,7 @@ def arguments(spec: AttemptSpec, out: Path) -> SFTConfig:
         optim="paged_adamw_8bit",
         max_length=training.max_length,
         gradient_checkpointing=True,
-        bf16=True,
+        bf16=training.dtype == "bfloat16",
         use_cpu=True,
         seed=spec.job.seed,
         save_strategy="no",
