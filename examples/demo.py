@@ -26,20 +26,20 @@ from typing import Any, Final
 
 from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJob
-from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 from tunepool import adapters
-from tunepool.watching import ProgressBar, follow, ours
+from tunepool.watching import Lines, ProgressBar, Update, follow, ours
 
-from examples import tickets
+from examples import pace, tickets
+from examples.life import QUIET_SECONDS, Pulse, Voice
 from examples.milestones import Milestones
 from examples.stack import StackFailed, running_stack, server_command
 
 MODEL: Final = "smollm2-135m-instruct"
 CLEARLY_BETTER: Final = 0.5  # share of held-out messages by which the tuned model must be ahead
 POLL_SECONDS: Final = 0.2
-LINE_SECONDS: Final = 10.0  # between two lines of progress where there is no terminal
+WARM_UP_STEPS: Final = 4  # after the first, which takes longer; by them the number of tickets is chosen
 MODELS: Final = {
     "base": "base model",
     "tuned": "tuned model, on the 4-bit base it was trained on",
@@ -52,7 +52,8 @@ EXTENSION: Final = {
     # An earlier demo that was killed may have left a job in the queue.
     "queue": {"group": "demo", "supersede": True},
 }
-console = Console()
+console = Voice()
+pulse = Pulse(console)
 
 
 def main() -> int:
@@ -93,6 +94,8 @@ def run(home: Path) -> int:
             shutil.rmtree(work / "adapter", ignore_errors=True)
             adapters.download(client, str(job.fine_tuned_model), out=work / "adapter")
             location = adapters.describe(client, str(job.fine_tuned_model))["location"]
+        with watch("stop", "Stopping the server"):
+            stack.close()
     with watch("answers", "Asking the base and the tuned model") as say:
         answers = ask(base, adapter=work / "adapter", held_out=data["held_out"], say=say)
     figures = summary(job, milestones, seconds=watch.seconds, answers=answers, adapter=work / "adapter")
@@ -102,29 +105,68 @@ def run(home: Path) -> int:
     return 0 if figures["tuned"]["exact"] >= figures["base"]["exact"] + CLEARLY_BETTER else 1
 
 
-def train(client: OpenAI, data: dict[tickets.Split, Path]) -> tuple[FineTuningJob, Milestones]:
-    """Upload, submit and follow the job to its end; Ctrl-C cancels it."""
-    training_file = client.files.create(file=data["train"], purpose="fine-tune")
-    validation_file = client.files.create(file=data["validation"], purpose="fine-tune")
-    milestones = Milestones()
-    job = client.fine_tuning.jobs.create(
-        model=MODEL,
-        training_file=training_file.id,
-        validation_file=validation_file.id,
-        suffix="tickets",
-        seed=7,
-        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1, "batch_size": 5}}},
-        extra_body={"tunepool": EXTENSION},
-    )
+def train(client: OpenAI, data: dict[tickets.Split, Path]) -> tuple[FineTuningJob, list[Milestones]]:
+    """Upload, submit and follow the job to its end; where it would take too long, once more with fewer tickets."""
+    validation = client.files.create(file=data["validation"], purpose="fine-tune").id
+    job, first, fewer = train_on(client, data["train"], validation, choose=pace.fewer)
+    if fewer is None:
+        return job, [first]
+    lines = data["train"].read_text(encoding="utf-8").splitlines(keepends=True)[:fewer]
+    part = data["train"].with_name(f"train-{fewer}.jsonl")
+    part.write_text("".join(lines), encoding="utf-8")
+    job, second, _ = train_on(client, part, validation, choose=lambda _: None)
+    return job, [first, second]
+
+
+def train_on(
+    client: OpenAI, rows: Path, validation: str, *, choose: Callable[[float], int | None]
+) -> tuple[FineTuningJob, Milestones, int | None]:
+    """One job to its end; Ctrl-C cancels it.
+
+    Args:
+        choose: how many tickets are better, from the seconds of a step; None: those that it has. Asked once, after the
+            first steps. What it names is returned, and the job is cancelled.
+    """
+    milestones, fewer = Milestones(), None
+    job = submit(client, client.files.create(file=rows, purpose="fine-tune").id, validation)
+    told, chosen = "submitted", False
+    bar = ProgressBar(console) if console.is_terminal else Lines(console, step_seconds=QUIET_SECONDS)
     try:
-        with ProgressBar(console) as bar:
+        with bar, pulse.during(lambda: told):
             for update in follow(client, job.id, interval_seconds=POLL_SECONDS):
                 milestones.note(update)
                 bar.show(update)
+                told = standing(update, milestones)
+                step_seconds = milestones.step_seconds(steps=WARM_UP_STEPS)
+                if step_seconds is None or chosen:
+                    continue
+                chosen, fewer = True, choose(step_seconds)
+                if fewer is not None:
+                    console.print(pace.words(step_seconds, fewer), highlight=False)
+                    client.fine_tuning.jobs.cancel(job.id)
     except KeyboardInterrupt:
         client.fine_tuning.jobs.cancel(job.id)
         raise
-    return update.job, milestones
+    return update.job, milestones, fewer
+
+
+def submit(client: OpenAI, training_file: str, validation_file: str) -> FineTuningJob:
+    return client.fine_tuning.jobs.create(
+        model=MODEL,
+        training_file=training_file,
+        validation_file=validation_file,
+        suffix="tickets",
+        seed=7,
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1, "batch_size": pace.BATCH}}},
+        extra_body={"tunepool": EXTENSION},
+    )
+
+
+def standing(update: Update, milestones: Milestones) -> str:
+    """The job in a few words, for who sees no bar."""
+    if not milestones.last_step:
+        return f"{update.job.status}: its model loads" if update.job.status == "running" else update.job.status
+    return f"{update.job.status}: step {milestones.last_step} is done"
 
 
 def ask(base: Path, *, adapter: Path, held_out: Path, say: Callable[[str], None]) -> dict[str, Any]:
@@ -152,22 +194,29 @@ def ask(base: Path, *, adapter: Path, held_out: Path, say: Callable[[str], None]
 
 
 def summary(
-    job: FineTuningJob, milestones: Milestones, *, seconds: dict[str, float], answers: dict[str, Any], adapter: Path
+    job: FineTuningJob,
+    milestones: list[Milestones],
+    *,
+    seconds: dict[str, float],
+    answers: dict[str, Any],
+    adapter: Path,
 ) -> dict[str, Any]:
     """Every figure of this run; seconds are wall-clock seconds of this client."""
     attempts = ours(job).get("attempts") or [{}]
+    first, last = milestones[0], milestones[-1]
     return {
         "model": MODEL,
         "fine_tuned_model": job.fine_tuned_model,
-        "rows": tickets.ROWS,
-        "steps": milestones.last_step,
+        "rows": {**tickets.ROWS, "train": last.last_step * pace.BATCH},
+        "steps": last.last_step,
         "trained_tokens": job.trained_tokens,
-        "train_loss": milestones.train_loss,
+        "train_loss": last.train_loss,
         "seconds": {
             **seconds,
-            "submit_to_first_step": milestones.to_first_step(),
-            "training": milestones.training_seconds(),
-            "publishing": milestones.publishing_seconds(),
+            "submit_to_first_step": first.to_first_step(),
+            "warm_up": first.training_seconds() if first is not last else 0.0,
+            "training": last.training_seconds(),
+            "publishing": last.publishing_seconds(),
         },
         "trainer_peak_bytes": attempts[-1].get("peak_memory_bytes"),
         "adapter_bytes": sum(path.stat().st_size for path in adapter.rglob("*") if path.is_file()),
@@ -225,23 +274,21 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._spoke_at = 0.0
+        self._words = ""
 
     @contextmanager
     def __call__(self, name: str, what: str) -> Iterator[Callable[[str], None]]:
         started = time.monotonic()
-        with console.status(what) as status:
+        self._words = what
+        with console.status(what) as status, pulse.during(lambda: self._words):
             yield lambda words: self._say(status, f"{what}: {words}")
         self.seconds[name] = round(time.monotonic() - started, 2)
         console.print(f"{what}: {self.seconds[name]:.1f} s", highlight=False)
 
     def _say(self, status: Status, words: str) -> None:
-        """On a terminal in place of what was said before; elsewhere it is a line, one in ten seconds at most."""
-        if console.is_terminal:
-            status.update(words)
-        elif time.monotonic() - self._spoke_at >= LINE_SECONDS:
-            self._spoke_at = time.monotonic()
-            console.print(words, highlight=False)
+        """On a terminal in place of what was said before; elsewhere the next beat says it."""
+        self._words = words
+        status.update(words)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ class Milestones:
         self._clock = clock
         self._seen = {"submitted": clock()}
         self.last_step = 0
+        self._first_step = 0  # the first that was seen: a look may find several
         self.train_loss: float | None = None
 
     def note(self, update: Update) -> None:
@@ -42,16 +43,25 @@ class Milestones:
         """From the moment the model was loaded to the last optimizer step."""
         return self._between("model loaded", "last step")
 
+    def step_seconds(self, *, steps: int) -> float | None:
+        """Of an optimizer step, by the first `steps` of them; None before."""
+        seen = self.last_step - self._first_step
+        return self._exact("first step", "last step") / seen if seen >= steps else None
+
     def publishing_seconds(self) -> float:
         return self._between("last step", "published")
 
     def _between(self, earlier: str, later: str) -> float:
-        return round(self._seen[later] - self._seen[earlier], 2)
+        return round(self._exact(earlier, later), 2)
+
+    def _exact(self, earlier: str, later: str) -> float:
+        return self._seen[later] - self._seen[earlier]
 
     def _moment(self, event: FineTuningJobEvent) -> str | None:
         data = event.data if isinstance(event.data, dict) else {}
         if "train_loss" in data:
             self.last_step, self.train_loss = data["step"], data["train_loss"]
+            self._first_step = self._first_step or self.last_step
             self._seen["last step"] = self._clock()
             return "first step"
         if "trainable_parameters" in data:

@@ -210,8 +210,14 @@ def display(console: Console) -> ProgressBar | Lines:
 class Lines:
     """For logs: a line for each event and each change of the place in the queue, and steps now and then."""
 
-    def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console, self._clock = console, clock
+    def __init__(
+        self,
+        console: Console,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        step_seconds: float = STEP_SECONDS,
+    ) -> None:
+        self._console, self._clock, self._pause = console, clock, step_seconds
         self._step_at: float | None = None
         self._place: object = None
 
@@ -239,7 +245,7 @@ class Lines:
 
     def _is_due(self, data: dict[str, Any]) -> bool:
         last = data.get("step") == data.get("total_steps")
-        due = self._step_at is None or self._clock() - self._step_at >= STEP_SECONDS or last
+        due = self._step_at is None or self._clock() - self._step_at >= self._pause or last
         if due:
             self._step_at = self._clock()
         return due

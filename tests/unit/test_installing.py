@@ -1,0 +1,57 @@
+"""Set-up says how far it is, by what pip says (standalone/installing.py)."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from standalone import installing
+from standalone.installing import Progress, lines
+
+
+def test_progress_follows_pips_lines(tmp_path: Path) -> None:
+    (tmp_path / "pip-26.1.dist-info").mkdir()
+    progress = Progress(tmp_path)
+    told = [str(progress)]
+
+    for line in (
+        "Collecting numpy==2.3.5 (from -c constraints.txt (line 7))\n",
+        "  Downloading https://example.org/numpy-2.3.5-cp311-manylinux.whl (16.9 MB)\n",
+        "Collecting torch==2.13.0 (from -c constraints.txt (line 9))\n",
+        "Installing collected packages: numpy, torch, tunepool-server\n",
+    ):
+        progress.hear(line)
+        told.append(str(progress))
+    (tmp_path / "numpy-2.3.5.dist-info").mkdir()
+
+    assert told == [
+        "found 0; asks for what is needed",
+        "found 1; collects numpy==2.3.5",
+        "found 1; downloads numpy-2.3.5-cp311-manylinux.whl (16.9 MB)",
+        "found 2; collects torch==2.13.0",
+        "installs: 0 of 3 packages",
+    ]
+    assert str(progress) == "installs: 1 of 3 packages", "what was there before does not count"
+
+
+def test_lines_come_as_they_are_read() -> None:
+    heard = [line for line in lines(io.StringIO("one\ntwo\n"), every=60) if line is not None]
+
+    assert heard == ["one\n", "two\n"]
+
+
+def test_a_failure_shows_what_pip_said_and_keeps_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pip = tmp_path / "pip"
+    pip.write_text("#!/bin/sh\necho ERROR: no such package; exit 3\n")
+    pip.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(pip))
+
+    code = installing.main(["nothing"])
+
+    assert code == 3
+    assert "ERROR: no such package" in capsys.readouterr().out
