@@ -130,7 +130,13 @@ class Server:
 
 @pytest.mark.parametrize(("step_seconds", "trained"), [(1.5, [480]), (7.7, [480, 160])])
 def test_a_job_that_would_take_too_long_is_cancelled_and_a_smaller_one_submitted(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, voice: Voice, clock: Clock, step_seconds: float, trained: list[int]
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    voice: Voice,
+    clock: Clock,
+    *,
+    step_seconds: float,
+    trained: list[int],
 ) -> None:
     server = Server(clock, step_seconds)
     monkeypatch.setattr(demo, "console", voice)
