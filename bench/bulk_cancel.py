@@ -17,6 +17,7 @@ import httpx2
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.machine import header
 from shared.settings import Settings
 from shared.store.db import make_engine, session_scope
 from standalone.migrate import migrate
@@ -29,6 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1000)
     count = parser.parse_args().jobs
+    print(header(), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         postgres = EmbeddedPostgres(Path(folder) / "postgres")
         postgres.start()

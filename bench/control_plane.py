@@ -41,6 +41,7 @@ import psycopg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.machine import header
 from bench.plane.installation import JOBS, Installation, installation, job_body, worker_process
 from bench.plane.load import Answer, Make, Request, Seen, Target, as_fast_as_they_can, at_rate
 
@@ -472,6 +473,7 @@ def main() -> None:
     parser.add_argument("--api-processes", type=int, default=1)
     parser.add_argument("--procrastinate", metavar="PYTHON", default="")
     options = parser.parse_args()
+    print(header(), flush=True)
     wanted = options.only.split(",")
     if unknown := set(wanted) - PARTS.keys():
         parser.error(f"no part {min(unknown)}; there are {' '.join(PARTS)}")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.machine import header
 from shared.rows.check import check
 from shared.rows.convert import canonical_lines
 
@@ -63,6 +64,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def main() -> None:
+    print(header(), flush=True)
     rows = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from bench.machine import header
 from shared.contract.talk import PlaygroundSpec, Question, Sampling
 from shared.rows import general_suite
 from worker.train.answering import Answer, Speaker
@@ -110,6 +111,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0)
     asked = parser.parse_args()
+    print(header(), flush=True)
     if asked.threads:
         torch.set_num_threads(asked.threads)
     for alike in (True, False):

@@ -20,6 +20,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+from bench.machine import header
 from examples.stack import server_command
 from shared.contract.merge_request import CreateExport
 from tests.train.test_merging import make_merge_spec
@@ -72,6 +73,7 @@ def main() -> None:
     parser.add_argument("base", type=Path, nargs="?")
     parser.add_argument("--formats", nargs="+", default=FORMATS)
     arguments = parser.parse_args()
+    print(header(), flush=True)
     base = arguments.base or Path(server_command("models", "path", MODEL, home=Path(".tunepool")))
     words = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     asked = words(TEXT, return_tensors="pt", add_special_tokens=False)

@@ -34,6 +34,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from bench.machine import header
 from bench.plane.installation import Installation, installation
 from bench.plane.load import Client, Request, Seen, Target, at_rate
 
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=15.0, help="Of each attack.")
     parser.add_argument("--only", action="append", choices=ATTACKS, help="This attack; may be given again.")
     arguments = parser.parse_args()
+    print(header(), flush=True)
     with contextlib.ExitStack() as end:
         home = arguments.home or Path(end.enter_context(tempfile.TemporaryDirectory()))
         one = end.enter_context(installation(home, worker=True, TUNEPOOL_MIN_TRAINING_ROWS="1"))

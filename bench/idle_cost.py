@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import create_engine, text
 
+from bench.machine import header
 from examples.stack import running_stack
 from standalone.postgres import running_url
 
@@ -59,6 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0)
     seconds = parser.parse_args().seconds
+    print(header(), flush=True)
     with tempfile.TemporaryDirectory() as folder, running_stack(Path(folder)):
         log = Path(folder) / "logs" / "postgres.log"
         log_statements(Path(folder))

@@ -26,6 +26,7 @@ from transformers import AutoTokenizer
 
 import worker.train.data
 from bench.dataset_check import WORDS, write_rows
+from bench.machine import header
 from shared.contract.spec import DataFacts, Training
 from shared.settings import Settings
 from shared.settle.catalogue import SMOLLM2, local_folder
@@ -104,6 +105,7 @@ def measure(tokenizer: Any, file: Path, *, rows: int, rounds: int) -> tuple[floa
 
 
 def main() -> None:
+    print(header(), flush=True)
     numbers = [int(word) for word in sys.argv[1:] if word.isdigit()]
     folders = [Path(word) for word in sys.argv[1:] if not word.isdigit()]
     model = folders[0] if folders else local_folder(SMOLLM2, cache=Settings().cache)

@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 from typing import Final
 
-FLAGS: Final = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+FLAGS: Final = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "sha_ni")
 
 
 def header() -> str:

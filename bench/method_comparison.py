@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import psutil
 
+from bench.machine import header
 from bench.training import run
 from examples import tickets
 from examples.demo import rates
@@ -84,6 +85,7 @@ def main() -> None:
     parser.add_argument("--rates", nargs="+", type=float, help="learning rates instead of the method's own")
     parser.add_argument("--out", type=Path, help="write the Markdown table here too")
     arguments = parser.parse_args()
+    print(header(), flush=True)
     server_command("models", "fetch", SMOLLM2.ref.name, home=arguments.home)
     base = Path(server_command("models", "path", SMOLLM2.ref.name, home=arguments.home))
     lines = [HEAD]

@@ -11,7 +11,6 @@ scrape every 30 s.
 from __future__ import annotations
 
 import asyncio
-import os
 import platform
 import random
 import statistics
@@ -33,6 +32,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.app import create_app
 from api.request_id import RequestId
+from bench.machine import header
 from shared.ids import new_id
 from shared.operating.spans import Outbox, OutboxBounds, Spans
 from shared.settings import Settings
@@ -172,7 +172,7 @@ async def measure(settings: Settings, *, rounds: int) -> None:
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 40
-    print(f"Python {platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print(f"Python {platform.python_version()}, {header()}")
     with tempfile.TemporaryDirectory() as folder:
         postgres = EmbeddedPostgres(Path(folder) / "postgres")
         postgres.start()

@@ -25,6 +25,7 @@ from openai import OpenAI
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.machine import header
 from bench.plane.installation import Installation, installation
 
 MIB = 1024 * 1024
@@ -94,6 +95,7 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=2048)
     parser.add_argument("--s3", action="store_true")
     arguments = parser.parse_args()
+    print(header(), flush=True)
     with tempfile.TemporaryDirectory(prefix="parted-upload-") as folder, ExitStack() as stack:
         path = Path(folder) / "rows.bin"
         settings = stack.enter_context(s3_server(Path(folder))) if arguments.s3 else {}

@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import resource
 import signal
 import statistics
@@ -40,6 +39,7 @@ from tunepool import adapters
 from tunepool.connection import Credentials
 
 from bench.evaluation import Stand
+from bench.machine import header
 from examples import tickets
 from examples.stack import running_stack, server_command
 from tests.train.tiny import make_model_directory
@@ -61,7 +61,6 @@ RANDOM = LlamaConfig(
 )
 TOOL = Path(sys.executable).parent / "tunepool"
 SPARE_SECONDS = 180.0
-FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 PIPELINE = """\
 name: bench
 training: train.jsonl
@@ -99,15 +98,6 @@ class Tuned(Stand):
         self.speaker = Speaker(self.model, self.tokenizer, answer_tokens=tokens, context_tokens=4096)
         self.asked = [row["messages"][:-1] for row in rows]
         self.lengths = [tokens] * len(rows)
-
-
-def header() -> str:
-    known = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
-    lines = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in known.splitlines())}
-    words = set(lines.get("flags", "").split())
-    flags = " ".join(flag for flag in FLAGS if flag in words) or "none of " + " ".join(FLAGS)
-    load = os.getloadavg()[0]
-    return f"{lines.get('model name', platform.machine())}, {os.cpu_count()} cores, {flags}, load {load:.1f}"
 
 
 def wait_for_spare(home: Path) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
 import platform
 import random
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.machine import header
 from shared.plan.fairshare import GIB
 from shared.plan.scheduling import Device, Plan, Policy, QueuedJob, RunningJob, Share, Tier, plan
 
@@ -100,8 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="only 10,000 x 64")
     sizes = [(10_000, 64, 0.2)] if parser.parse_args().quick else [(10_000, 64, 0.2), (100_000, 1000, 2.0)]
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
-    print(f"Python {platform.python_version()}, {machine}; times are CPU time of one core")
+    print(f"Python {platform.python_version()}, {header()}; times are CPU time of one core")
     print("  queued  devices   busy     plan()   target  started  stopped  all verdicts")
     for jobs, devices, target in sizes:
         for busy in (0.0, 0.9, 1.0):

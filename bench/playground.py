@@ -23,6 +23,7 @@ import torch
 from openai import OpenAI
 from transformers import TextStreamer
 
+from bench.machine import header
 from examples.stack import running_stack, server_command
 from shared.contract.talk import Ended, PlaygroundSpec, Question, Sampling
 from worker.train.answering import Speaker
@@ -129,6 +130,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    print(header(), flush=True)
     with running_stack(arguments.home, port=0) as credentials:
         measure(arguments, credentials.client(timeout_seconds=300.0))
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from obstore.store import LocalStore
 
 from bench.dataset_check import chunks, write_rows
-from bench.uploads import machine
+from bench.machine import header
 from shared.contract.events import TokenReport
 from shared.contract.spec import (
     Adapter,
@@ -153,7 +153,7 @@ def main() -> None:
     assert report.rows == found.training.rows == rows
     per_row = float(json.loads(plain.stdout))
     print(f"{rows:,} rows, {report.bytes / 1e6:.1f} MB, {found.training.tokens:,} tokens")
-    print(machine())
+    print(header())
     print(f"answer of the sample     {sample_at:6.2f} s (before staging)")
     print(f"check at upload          {checked:6.2f} s (done before, once per file)")
     print(f"staging                  {written:6.2f} s")

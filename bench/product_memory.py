@@ -19,6 +19,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from bench.machine import header
 from shared.contract.base_facts import ModelFacts
 from shared.contract.merge_request import CreateCombination, MergeSpec
 from shared.contract.spec import (
@@ -122,6 +123,7 @@ def peak(spec: MergeSpec, folder: Path) -> int:
 
 
 def main() -> None:
+    print(header(), flush=True)
     kinds = sys.argv[1:] or KINDS
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

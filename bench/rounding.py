@@ -13,6 +13,7 @@ from typing import Final
 import torch
 from bitsandbytes import functional
 
+from bench.machine import header
 from shared.contract.spec import Quantization
 from worker.train.base_model import four_bit
 from worker.train.rounding import rounded_to_4_bits
@@ -33,6 +34,7 @@ def seconds(way: Callable[[], torch.Tensor]) -> float:
 
 
 def main() -> None:
+    print(header(), flush=True)
     weight, config = (torch.randn(WIDTH, WIDTH) * 0.02).bfloat16(), four_bit(Quantization())
     assert torch.equal(rounded_to_4_bits(weight, config), by_bitsandbytes(weight))
     ours, theirs = [], []

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from tunepool.watching import follow
 
-from bench.uploads import machine
+from bench.machine import header
 from examples import tickets
 from examples.demo import MODEL
 from examples.milestones import PARTS, Milestones
@@ -45,7 +45,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if answering(arguments.home):
         sys.exit(f"A server runs in {arguments.home}; stop it: this starts several, with settings of its own.")
-    print(machine())
+    print(header())
     forget_prepared(arguments.home)
     runs = {kind: measured(arguments.home, jobs=arguments.jobs, keep_warm=kind) for kind in arguments.kinds}
     show(runs, floor=import_seconds())

@@ -26,24 +26,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from obstore.store import LocalStore
 from python_multipart.multipart import MultipartParser
 
+from bench.machine import header
 from bench.parted_upload import MIB, peak_mib, write_random
 from bench.plane.installation import Installation, installation
 from shared.store.storage import Store
 
 RUNS = 3
-FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "sha_ni")
 BOUNDARY = b"a-mark-that-no-file-holds"
 ARRIVING_BYTES = 256 * 1024  # what a read of a socket brings at most, and the server hands on
 TICKS = os.sysconf("SC_CLK_TCK")
-
-
-def machine() -> str:
-    """Processor, cores, and the flags that matter to what is measured here."""
-    text = Path("/proc/cpuinfo").read_text(encoding="ascii")
-    lines = dict(line.split(":", 1) for line in text.split("\n\n", 1)[0].replace("\t", "").splitlines())
-    flags = [flag for flag in FLAGS if flag in lines["flags"].split()]
-    load = os.getloadavg()[0]
-    return f"{lines['model name'].strip()}, {os.cpu_count()} cores, {' '.join(flags)}; load before {load:.1f}"
 
 
 def thread_seconds(pid: int) -> tuple[float, float]:
@@ -149,7 +140,7 @@ def parts(path: Path, folder: Path) -> None:
 
 def main() -> None:
     mib = int(sys.argv[1]) if len(sys.argv) > 1 else 512
-    print(machine())
+    print(header())
     with tempfile.TemporaryDirectory(prefix="uploads-") as name:
         folder = Path(name)
         path = folder / "rows.bin"
