@@ -129,7 +129,10 @@ def installation(home: Path, *, worker: bool, **settings: str) -> Iterator[Insta
     make_model(home / "model")
     (home / "models.toml").write_text(f'[models.tiny]\nsource = "path"\npath = "{home / "model"}"\n')
     environment = child_environment(
-        TUNEPOOL_TRAINER="tests.fake_trainer", TUNEPOOL_MODELS_FILE=str(home / "models.toml"), **settings
+        TUNEPOOL_TRAINER="tests.fake_trainer",
+        TUNEPOOL_MODELS_FILE=str(home / "models.toml"),
+        TUNEPOOL_CPU_PROBE="false",  # nothing trains here; it would take seconds of the first measurement
+        **settings,
     )
     argv = [SERVER, "up", "--home", home, "--port", "0", *([] if worker else ["--no-worker"])]
     with (home / "up.log").open("wb") as log:
