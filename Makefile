@@ -74,7 +74,7 @@ check: setup ## format, lint, types, import laws, locks
 	$(BIN)/python -m pytest -q tests/unit/test_locks.py
 
 bench: setup ## the measured claims; each prints ratios taken side by side in one run
-	@for script in $(filter-out bench/gpu_acceptance.py,$(wildcard bench/*.py)); do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	@for script in $(filter-out bench/gpu_acceptance.py bench/peers.py,$(wildcard bench/*.py)); do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 gpu: setup ## on a host with a GPU: what only one can show, as JSON lines, in ten minutes; then the tests marked gpu
 	$(BIN)/python bench/gpu_acceptance.py
