@@ -130,7 +130,9 @@ def train_on(
     milestones, fewer = Milestones(), None
     job = submit(client, client.files.create(file=rows, purpose="fine-tune").id, validation)
     told, chosen = "submitted", False
-    bar = ProgressBar(console) if console.is_terminal else Lines(console, step_seconds=QUIET_SECONDS)
+    bar: ProgressBar | Lines = (
+        ProgressBar(console) if console.is_terminal else Lines(console, step_seconds=QUIET_SECONDS)
+    )
     try:
         with bar, pulse.during(lambda: told):
             for update in follow(client, job.id, interval_seconds=POLL_SECONDS):

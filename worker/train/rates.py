@@ -45,8 +45,8 @@ def _product(dtype: torch.dtype) -> Callable[[], object]:
     rows = torch.randn(TOKENS, WIDE).to(dtype)
     into, out = torch.randn(WITHIN, WIDE).to(dtype), torch.randn(WIDE, WITHIN).to(dtype)
 
-    @torch.inference_mode()
     def work() -> object:
-        return (rows @ into.T) @ out.T
+        with torch.inference_mode():
+            return (rows @ into.T) @ out.T
 
     return work
