@@ -24,7 +24,7 @@ LAST_LINES: Final = 30
 _SIZE: Final = re.compile(r"\(([\d.]+ [kMG]B)\)")
 
 
-class Progress:
+class PipProgress:
     """What pip's lines tell of its work."""
 
     def __init__(self, packages: Path) -> None:
@@ -60,7 +60,7 @@ class Progress:
 
 def main(arguments: list[str]) -> int:
     command = [sys.executable, "-m", "pip", "install", "--progress-bar", "off", *arguments]
-    progress, said, began = Progress(Path(sysconfig.get_paths()["purelib"])), list[str](), time.monotonic()
+    progress, said, began = PipProgress(Path(sysconfig.get_paths()["purelib"])), list[str](), time.monotonic()
     terminal = sys.stdout.isatty()
     pause, shown = PLACE_SECONDS if terminal else LINE_SECONDS, began
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from standalone import installing
-from standalone.installing import Progress, lines
+from standalone.installing import PipProgress, lines
 
 
 def test_progress_follows_pips_lines(tmp_path: Path) -> None:
     (tmp_path / "pip-26.1.dist-info").mkdir()
-    progress = Progress(tmp_path)
+    progress = PipProgress(tmp_path)
     told = [str(progress)]
 
     for line in (

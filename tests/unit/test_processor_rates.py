@@ -15,11 +15,11 @@ from worker.host import processor_rates
 from worker.host.devices import cpu
 from worker.host.found_device import FoundDevice
 from worker.host.probing import Outcome, Probes
-from worker.host.processor_rates import FILE, Rates, keep, known, this_machine
+from worker.host.processor_rates import FILE, ProductRates, keep, known, this_machine
 from worker.host.remedies import summary
 
-FAST = Rates(float32=100.0, bfloat16=200.0)
-EMULATED = Rates(float32=80.0, bfloat16=12.0)
+FAST = ProductRates(float32=100.0, bfloat16=200.0)
+EMULATED = ProductRates(float32=80.0, bfloat16=12.0)
 WITH_FLAGS = "model name\t: A processor\nflags\t: avx2 avx512_bf16\n"
 WITHOUT_FLAGS = "model name\t: A processor\nflags\t: avx2 fma\n"
 
@@ -39,7 +39,7 @@ def cpuinfo(tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
-def computes_bfloat16(settings: Settings, cpuinfo: Path, rates: Rates | None) -> bool:
+def computes_bfloat16(settings: Settings, cpuinfo: Path, rates: ProductRates | None) -> bool:
     """As jobs are settled for it, once this was measured."""
     (device,) = cpu(settings, cpuinfo=cpuinfo)
     if rates is not None:
@@ -60,14 +60,14 @@ def computes_bfloat16(settings: Settings, cpuinfo: Path, rates: Rates | None) ->
     ],
 )
 def test_what_was_measured_outweighs_the_flags(
-    measuring: Settings, cpuinfo: Callable[[str], Path], text: str, rates: Rates | None, bfloat16: bool
+    measuring: Settings, cpuinfo: Callable[[str], Path], text: str, rates: ProductRates | None, bfloat16: bool
 ) -> None:
     assert computes_bfloat16(measuring, cpuinfo(text), rates) is bfloat16
 
 
 @pytest.mark.parametrize(("gain", "bfloat16"), [(0.15, False), (1.0, False), (1.29, False), (1.31, True), (2.0, True)])
 def test_bfloat16_has_to_be_clearly_faster(gain: float, bfloat16: bool) -> None:
-    assert Rates(float32=100.0, bfloat16=100.0 * gain).bfloat16_is_clearly_faster is bfloat16
+    assert ProductRates(float32=100.0, bfloat16=100.0 * gain).bfloat16_is_clearly_faster is bfloat16
 
 
 def test_the_slots_of_a_processor_have_what_was_measured_for_one(measuring: Settings) -> None:
@@ -108,7 +108,7 @@ def test_a_file_that_says_nothing_is_measured_anew(measuring: Settings, content:
 class Trials:
     """A probe in the real one's place: it finds these rates, and counts how often it was asked."""
 
-    def __init__(self, settings: Settings, rates: Rates | None) -> None:
+    def __init__(self, settings: Settings, rates: ProductRates | None) -> None:
         self.asked = 0
         self._rates = rates
         self._done = threading.Semaphore(0)
@@ -134,7 +134,7 @@ def two_slots(measuring: Settings) -> Settings:
 
 
 @pytest.mark.parametrize("rates", [EMULATED, FAST])
-def test_a_worker_times_its_processor_once_and_takes_jobs_meanwhile(two_slots: Settings, rates: Rates) -> None:
+def test_a_worker_times_its_processor_once_and_takes_jobs_meanwhile(two_slots: Settings, rates: ProductRates) -> None:
     trials = Trials(two_slots, rates)
 
     before = trials.look(two_slots, asks=True)

@@ -27,7 +27,7 @@ from worker.host import nvml as nvidia
 from worker.host import processor_rates, remedies
 from worker.host.found_device import FoundDevice
 from worker.host.host import work_folder
-from worker.host.processor_rates import Rates
+from worker.host.processor_rates import ProductRates
 from worker.host.remedies import Driver
 from worker.program import hostile_folder, kernels, launcher, processes, workdir
 
@@ -53,7 +53,7 @@ class Outcome:
     ailment: str | None
     summary: str
     capability: tuple[int, int] | None = None
-    rates: Rates | None = None  # of a CPU
+    rates: ProductRates | None = None  # of a CPU
 
 
 def try_device(
@@ -121,9 +121,9 @@ def _read(place: workdir.Workdir) -> ProbeReport | None:
     return None
 
 
-def _rates(report: ProbeReport) -> Rates | None:
+def _rates(report: ProbeReport) -> ProductRates | None:
     with contextlib.suppress(ValidationError):  # a GPU has none
-        return Rates.model_validate(report.rates)
+        return ProductRates.model_validate(report.rates)
     return None
 
 
@@ -208,7 +208,7 @@ class Probes:
                 self._keep(device, outcome.rates)
             self._done()
 
-    def _keep(self, device: FoundDevice, rates: Rates) -> None:
+    def _keep(self, device: FoundDevice, rates: ProductRates) -> None:
         try:
             processor_rates.keep(self._settings, processor_rates.this_machine(threads=device.cores or 1), rates)
         except OSError as error:  # a full disk: flags decide, and the next worker times it again

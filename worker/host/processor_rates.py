@@ -40,7 +40,7 @@ class Machine(BaseModel):
     variables: dict[str, str] = Field(description="Of the libraries that multiply, as trainers get them.")
 
 
-class Rates(BaseModel):
+class ProductRates(BaseModel):
     """GFLOP/s of a product of a training step, on the threads of one trainer."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,7 +60,7 @@ class _Kept(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     machine: Machine
-    rates: Rates
+    rates: ProductRates
 
 
 def this_machine(*, threads: int, cpuinfo: Path = CPUINFO) -> Machine:
@@ -89,7 +89,7 @@ def flags(cpuinfo: Path = CPUINFO) -> str:
     return _line(cpuinfo, "flags", "Features")
 
 
-def known(settings: Settings, machine: Machine) -> Rates | None:
+def known(settings: Settings, machine: Machine) -> ProductRates | None:
     """What was measured on this very machine, if anything was and the setting lets it count."""
     if not settings.cpu_probe:
         return None
@@ -99,7 +99,7 @@ def known(settings: Settings, machine: Machine) -> Rates | None:
     return None
 
 
-def keep(settings: Settings, machine: Machine, rates: Rates) -> None:
+def keep(settings: Settings, machine: Machine, rates: ProductRates) -> None:
     """From now on `known`. Raises OSError."""
     file = settings.home / FILE
     draft = file.with_suffix(".new")
