@@ -33,10 +33,10 @@ setup: $(STAMP) ## .venv with everything, at the versions of constraints.txt; TO
 $(STAMP): pyproject.toml cli/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tunepool needs Python 3.11 or newer; try: make PYTHON=python3.12 …")'
 	$(if $(filter-out $(TORCH_BUILDS),$(TORCH)),@echo "TORCH=$(TORCH) is no build that we know; take one of: $(TORCH_BUILDS)"; exit 2)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || { echo "Making $(VENV) with $(PYTHON); some seconds."; $(PYTHON) -m venv $(VENV); }
 	$(if $(TORCH),@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)/$(TORCH)) torch==$(TORCH_VERSION)+$(TORCH) || { echo "No build $(TORCH) of PyTorch $(TORCH_VERSION) was there: see the error above. Name the index of the PyTorch builds without its last part: make setup TORCH=$(TORCH) TORCH_INDEX=https://…/whl"; exit 1; })
 	@echo "Installing the pinned set of constraints.txt into $(VENV); a few minutes the first time."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip
+	@$(BIN)/python standalone/installing.py --disable-pip-version-check -c constraints.txt pip
 	@$(BIN)/python standalone/installing.py --disable-pip-version-check -c constraints.txt -e '.[embedded,train,trackers,traces,dev]' -e ./cli
 	@$(BIN)/python -m standalone.page_parts || true
 	@rm -f $(VENV)/.installed* && printf '%s' '$(TORCH)' > $(VENV)/.torch && touch $@

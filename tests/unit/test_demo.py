@@ -110,7 +110,9 @@ class Server:
         return SimpleNamespace(id=file.name)
 
     def _submit(self, *, training_file: str, **_: Any) -> Any:
-        self.jobs.append(SimpleNamespace(id=f"job-{len(self.jobs)}", status="running", file=training_file))
+        self.jobs.append(
+            SimpleNamespace(id=f"job-{len(self.jobs)}", status="running", file=training_file, model_extra={})
+        )
         return self.jobs[-1]
 
     def _cancel(self, job_id: str) -> None:
