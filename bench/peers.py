@@ -4,7 +4,8 @@ Makes the environments under `.peers/` (git ignores it), trains the same rows (t
 the same LoRA rank, batch, steps, learning rate and seed, one side after another, each peer in float32 and in bfloat16,
 and prints useful tokens/s, peak memory and held-out loss side by side. A peer that cannot be installed or run is left
 out with its reason. Useful tokens are those of the rows, padding not counted; seconds are those of training, without
-loading. Peak memory is that of all the side's processes (PSS), looked at four times a second. The loss of every adapter
+loading. Processor seconds are those of the whole program, loading included: where other work runs on the machine, they
+say more than the clock. Peak memory is that of all the side's processes (PSS), looked at four times a second. The loss of every adapter
 is measured by one program, on the base as its side stored it.
 """
 
@@ -15,6 +16,7 @@ import dataclasses
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -81,6 +83,7 @@ class Result:
     tokens: int = 0
     seconds: float = 0.0
     peak_bytes: int = 0
+    processor: float = 0.0  # seconds of all cores
     adapter: Path | None = None
     reason: str = ""
     loss: float | None = None
@@ -109,6 +112,14 @@ PEERS: Final = (
     Peer("axolotl", ("axolotl==0.21.0",), imports="axolotl.train"),
     Peer("unsloth", ("unsloth==2026.10.9",), imports="unsloth"),
 )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a program took."""
+
+    peak_bytes: int
+    processor: float
 
 
 class NotHere(Exception):
@@ -147,7 +158,8 @@ def main() -> None:
 
 
 def told(result: Result) -> Result:
-    print(f"{result.side}: {result.reason or f'{result.tokens} tokens in {result.seconds:.1f} s'}", flush=True)
+    did = result.reason or f"{result.tokens} tokens in {result.seconds:.1f} s"
+    print(f"{result.side}: {did}; load now {os.getloadavg()[0]:.1f}", flush=True)
     return result
 
 
@@ -174,10 +186,17 @@ def specs_of(folder: Path, *, base: Path, steps: int, dtype: Dtype) -> dict[Meth
 
 def ours(spec: Path, method: Method, *, dtype: Dtype) -> Result:
     side, out = Side("Tunepool", method, dtype), spec.parent / "ours"
-    peak = watched([sys.executable, "-m", "worker.train", str(spec), str(out)], log=spec.parent / "ours.log")
+    cost = watched([sys.executable, "-m", "worker.train", str(spec), str(out)], log=spec.parent / "ours.log")
     events = [json.loads(line) for line in (out / "events.jsonl").read_text(encoding="utf-8").splitlines()]
     end = next(event for event in events if event["type"] == "finished")
-    return Result(side, end["trained_tokens"], end["train_seconds"], peak, out / "adapter")
+    return Result(
+        side,
+        end["trained_tokens"],
+        end["train_seconds"],
+        peak_bytes=cost.peak_bytes,
+        processor=cost.processor,
+        adapter=out / "adapter",
+    )
 
 
 def theirs(peer: Peer, specs: Mapping[Method, Path], *, place: Path, dtypes: Sequence[Dtype]) -> Iterable[Result]:
@@ -203,16 +222,18 @@ def side_of(side: Side, python: Path, spec: Path) -> Result:
     try:
         if side.who == "TRL":
             (folder / "task.json").write_text(json.dumps(task), encoding="utf-8")
-            peak = watched([str(python), str(ROOT / "bench/recipes/plain_trl.py"), str(folder / "task.json")], log=log)
+            cost = watched([str(python), str(ROOT / "bench/recipes/plain_trl.py"), str(folder / "task.json")], log=log)
             seconds = float(json.loads((folder / "figures.json").read_text(encoding="utf-8"))["seconds"])
         else:
             file = llama_factory.write(task, folder)
             command = [str(python.parent / "llamafactory-cli"), "train", str(file)]
-            peak = watched(command, log=log, **llama_factory.ENVIRONMENT)
+            cost = watched(command, log=log, **llama_factory.ENVIRONMENT)
             seconds = llama_factory.seconds((folder / "adapter/all_results.json").read_text(encoding="utf-8"))
     except NotHere as error:
         return Result(side, reason=str(error))
-    return Result(side, seconds=seconds, peak_bytes=peak, adapter=folder / "adapter")
+    return Result(
+        side, seconds=seconds, peak_bytes=cost.peak_bytes, processor=cost.processor, adapter=folder / "adapter"
+    )
 
 
 def task_of(spec: AttemptSpec, side: Side, *, out: Path) -> dict[str, Any]:
@@ -236,8 +257,9 @@ def task_of(spec: AttemptSpec, side: Side, *, out: Path) -> dict[str, Any]:
     }
 
 
-def watched(command: Sequence[str], *, log: Path, **more: str) -> int:
-    """Run a side to its end; the peak of its processes' memory. Raises NotHere with its last words if it fails."""
+def watched(command: Sequence[str], *, log: Path, **more: str) -> Cost:
+    """Run a side to its end. Raises NotHere with its last words if it fails."""
+    before = _processor_seconds()
     environment = trainer_environment(
         OMP_NUM_THREADS=str(os.cpu_count()),
         GOMP_SPINCOUNT=SPINS,
@@ -259,7 +281,13 @@ def watched(command: Sequence[str], *, log: Path, **more: str) -> int:
             raise NotHere(f"did not end within {RUN_SECONDS:.0f} s")
     if process.returncode:
         raise NotHere(f"failed: {last_words(log.read_text(encoding='utf-8', errors='replace'))}")
-    return peak
+    return Cost(peak, _processor_seconds() - before)
+
+
+def _processor_seconds() -> float:
+    """Of all children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def proportional_bytes(pid: int) -> int:
@@ -353,7 +381,9 @@ def held_out(results: Sequence[Result], specs: Mapping[Method, Path]) -> Iterabl
 
 def show(results: Sequence[Result]) -> None:
     """Ratios are those to our trainer with the same method."""
-    table = Table("trainer", "method", "arithmetic", "useful tokens/s", "ours is", "peak memory", "held-out loss")
+    table = Table(
+        "trainer", "method", "arithmetic", "tokens/s", "ours is", "processor s", "peak memory", "held-out loss"
+    )
     for cells in lines(results):
         table.add_row(*cells)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
@@ -367,10 +397,19 @@ def lines(results: Sequence[Result]) -> list[tuple[str, ...]]:
 def _line(one: Result, own: Mapping[str, float]) -> tuple[str, ...]:
     side = one.side
     if one.reason:
-        return side.who, side.method, side.dtype, one.reason, "", "", ""
+        return side.who, side.method, side.dtype, one.reason, *("",) * 4
     ratio = "" if side.who == "Tunepool" else f"{own[side.method] / one.rate:.2f}x"
     loss = "" if one.loss is None else f"{one.loss:.4f}"
-    return side.who, side.method, side.dtype, f"{one.rate:.0f}", ratio, f"{one.peak_bytes / 2**30:.2f} GiB", loss
+    return (
+        side.who,
+        side.method,
+        side.dtype,
+        f"{one.rate:.0f}",
+        ratio,
+        f"{one.processor:.0f}",
+        f"{one.peak_bytes / 2**30:.2f} GiB",
+        loss,
+    )
 
 
 def document(one: Result) -> dict[str, Any]:

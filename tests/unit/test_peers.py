@@ -11,7 +11,9 @@ from bench.peers import PEERS, NotHere, Result, Side, command, document, last_wo
 from bench.recipes import llama_factory
 from shared.contract.spec import AttemptSpec
 
-OURS = Result(Side("Tunepool", "lora", "bfloat16"), tokens=1000, seconds=2.0, peak_bytes=2**30, loss=0.25)
+OURS = Result(
+    Side("Tunepool", "lora", "bfloat16"), tokens=1000, seconds=2.0, peak_bytes=2**30, processor=20.2, loss=0.25
+)
 THEIRS = Result(Side("TRL", "lora", "float32"), tokens=1000, seconds=4.0, peak_bytes=2**31, loss=0.26)
 FASTER = Result(Side("TRL", "lora", "bfloat16"), tokens=1000, seconds=1.0, peak_bytes=2**31)
 AWAY = Result(Side("unsloth", "lora", "float32"), reason="does not install: no GPU")
@@ -19,10 +21,10 @@ AWAY = Result(Side("unsloth", "lora", "float32"), reason="does not install: no G
 
 def test_ratios_are_to_our_trainer_with_the_same_method_and_say_where_we_lose() -> None:
     assert lines([OURS, THEIRS, FASTER, AWAY]) == [
-        ("Tunepool", "lora", "bfloat16", "500", "", "1.00 GiB", "0.2500"),
-        ("TRL", "lora", "float32", "250", "2.00x", "2.00 GiB", "0.2600"),
-        ("TRL", "lora", "bfloat16", "1000", "0.50x", "2.00 GiB", ""),
-        ("unsloth", "lora", "float32", "does not install: no GPU", "", "", ""),
+        ("Tunepool", "lora", "bfloat16", "500", "", "20", "1.00 GiB", "0.2500"),
+        ("TRL", "lora", "float32", "250", "2.00x", "0", "2.00 GiB", "0.2600"),
+        ("TRL", "lora", "bfloat16", "1000", "0.50x", "0", "2.00 GiB", ""),
+        ("unsloth", "lora", "float32", "does not install: no GPU", "", "", "", ""),
     ]
 
 
