@@ -5,8 +5,8 @@ the same LoRA rank, batch, steps, learning rate and seed, one side after another
 and prints useful tokens/s, peak memory and held-out loss side by side. A peer that cannot be installed or run is left
 out with its reason. Useful tokens are those of the rows, padding not counted; seconds are those of training, without
 loading. Processor seconds are those of the whole program, loading included: where other work runs on the machine, they
-say more than the clock. Peak memory is that of all the side's processes (PSS), looked at four times a second. The loss of every adapter
-is measured by one program, on the base as its side stored it.
+say more than the clock. Peak memory is that of all the side's processes (PSS), looked at four times a second. The loss
+of every adapter is measured by one program, on the base as its side stored it.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ from examples.stack import StackFailed, running_stack, server_command
 MODEL: Final = "smollm2-135m-instruct"
 CLEARLY_BETTER: Final = 0.5  # share of held-out messages by which the tuned model must be ahead
 POLL_SECONDS: Final = 0.2
-WARM_UP_STEPS: Final = 4  # after the first, which takes longer; by them the number of tickets is chosen
+WARM_UP_STEPS: Final = 3  # after the first, which takes longer; by them the number of tickets is chosen
 MODELS: Final = {
     "base": "base model",
     "tuned": "tuned model, on the 4-bit base it was trained on",
