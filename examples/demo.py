@@ -166,9 +166,11 @@ def submit(client: OpenAI, training_file: str, validation_file: str) -> FineTuni
 
 def standing(update: Update, milestones: Milestones) -> str:
     """The job in a few words, for who sees no bar."""
-    if not milestones.last_step:
-        return f"{update.job.status}: its model loads" if update.job.status == "running" else update.job.status
-    return f"{update.job.status}: step {milestones.last_step} is done"
+    if milestones.last_step:
+        return f"{update.job.status}: step {milestones.last_step} is done"
+    if update.job.status == "running":
+        return "running: the first step" if milestones.loaded else "running: its model loads"
+    return update.job.status
 
 
 def ask(base: Path, *, adapter: Path, held_out: Path, say: Callable[[str], None]) -> dict[str, Any]:

@@ -33,6 +33,10 @@ class Milestones:
         if update.job.status == "succeeded":
             self._seen.setdefault("published", self._clock())
 
+    @property
+    def loaded(self) -> bool:
+        return "model loaded" in self._seen
+
     def to_first_step(self) -> dict[str, float]:
         """Seconds of each part, and their sum under `total`."""
         moments = ["submitted", *(part for part in PARTS if part in self._seen)]
