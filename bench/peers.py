@@ -94,6 +94,7 @@ class Result:
 
 
 BOTH: Final[tuple[Dtype, ...]] = ("float32", "bfloat16")
+METHODS: Final[tuple[Method, ...]] = ("qlora", "lora")
 PEERS: Final = (
     Peer(
         "TRL",
@@ -134,6 +135,7 @@ def main() -> None:
     names = [peer.name for peer in PEERS]
     parser.add_argument("--peers", nargs="*", choices=names, default=names)
     parser.add_argument("--dtypes", nargs="+", choices=BOTH, default=BOTH, help="of the peers")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--json", type=Path, help="the results as JSON, too")
     arguments = parser.parse_args()
     server_command("models", "fetch", SMOLLM2.ref.name, home=arguments.home)
@@ -143,7 +145,7 @@ def main() -> None:
         header(), f"arithmetic of our jobs: {dtype}", f"{arguments.steps} steps of {BATCH} rows", sep="\n", flush=True
     )
     with tempfile.TemporaryDirectory() as folder:
-        specs = specs_of(Path(folder), base=base, steps=arguments.steps, dtype=dtype)
+        specs = specs_of(Path(folder), arguments.methods, base=base, steps=arguments.steps, dtype=dtype)
         results = [told(ours(spec, method, dtype=dtype)) for method, spec in specs.items()]
         tokens = results[0].tokens
         for peer in (one for one in PEERS if one.name in arguments.peers):
@@ -163,7 +165,7 @@ def told(result: Result) -> Result:
     return result
 
 
-def specs_of(folder: Path, *, base: Path, steps: int, dtype: Dtype) -> dict[Method, Path]:
+def specs_of(folder: Path, methods: Sequence[Method], *, base: Path, steps: int, dtype: Dtype) -> dict[Method, Path]:
     """The specs that our trainer reads; a peer's task is written from them."""
     files = tickets.write(folder / "tickets")
     trained, unseen = (
@@ -174,7 +176,7 @@ def specs_of(folder: Path, *, base: Path, steps: int, dtype: Dtype) -> dict[Meth
         learning_rate=LEARNING_RATE, num_train_epochs=1, batch_size=BATCH, max_length=512, **ALIKE, dtype=dtype
     )
     specs: dict[Method, Path] = {}
-    for method in ("qlora", "lora"):
+    for method in methods:
         (folder / method).mkdir()
         rows = [*trained[: steps * BATCH], *unseen[:HELD_OUT]]
         specs[method] = write_spec(folder / method, base=base, rows=rows, training=training, method=method)
@@ -201,7 +203,7 @@ def ours(spec: Path, method: Method, *, dtype: Dtype) -> Result:
 
 def theirs(peer: Peer, specs: Mapping[Method, Path], *, place: Path, dtypes: Sequence[Dtype]) -> Iterable[Result]:
     """Each side of a peer; one with the reason where it cannot be had."""
-    nothing = Side(peer.name, "lora", dtypes[0])
+    nothing = Side(peer.name, next(iter(specs)), dtypes[0])
     try:
         python = installed(peer, place)
     except NotHere as error:
@@ -210,7 +212,7 @@ def theirs(peer: Peer, specs: Mapping[Method, Path], *, place: Path, dtypes: Seq
     if not peer.sides:
         yield Result(nothing, reason="installs; this bench has no recipe for it on a processor")
     for method, dtype in peer.sides:
-        if dtype in dtypes:
+        if dtype in dtypes and method in specs:
             yield side_of(Side(peer.name, method, dtype), python, specs[method])
 
 

@@ -59,7 +59,7 @@ def test_requirements_of_extras_and_those_left_out_are_not_installed() -> None:
 
 
 def test_every_side_gets_the_same_rows_rank_batch_and_rate(tmp_path: Path) -> None:
-    specs = specs_of(tmp_path, base=tmp_path, steps=4, dtype="float32")
+    specs = specs_of(tmp_path, ("qlora", "lora"), base=tmp_path, steps=4, dtype="float32")
     read = {method: AttemptSpec.model_validate_json(file.read_bytes()) for method, file in specs.items()}
     tasks = [
         task_of(read[method], Side(peer.name, method, dtype), out=tmp_path)
