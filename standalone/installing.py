@@ -101,7 +101,7 @@ def compile_all(packages: Path, teller: Teller) -> None:
 
     As pip does it, a file that does not compile is nobody's fault: some are templates, or for other versions.
     """
-    command = [sys.executable, "-m", "compileall", "-q", "-j", "0", "-x", r"/tests?/", str(packages)]
+    command = [sys.executable, "-m", "compileall", "-q", "-j", "0", "-x", r"site-packages/.*/tests?/", str(packages)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None:
             teller.tell("compiles what was installed")

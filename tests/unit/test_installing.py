@@ -55,3 +55,16 @@ def test_a_failure_shows_what_pip_said_and_keeps_its_exit_code(
 
     assert code == 3
     assert "ERROR: no such package" in capsys.readouterr().out
+
+
+def test_what_was_installed_is_compiled_but_for_its_tests(tmp_path: Path) -> None:
+    packages = tmp_path / "site-packages"
+    for place in ("one", "one/tests"):
+        (packages / place).mkdir(parents=True)
+        (packages / place / "code.py").write_text("x = 1\n")
+    (packages / "template.py").write_text("{{ no python }}\n")
+
+    installing.compile_all(packages, installing.Teller())
+
+    compiled = {str(file.relative_to(packages).parent) for file in packages.rglob("*.pyc")}
+    assert compiled == {"one/__pycache__"}
