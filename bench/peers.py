@@ -340,7 +340,7 @@ def install(peer: Peer, python: Path) -> None:
 
 def pip(python: Path, *words: str) -> None:
     constraints = python.parents[2] / "constraints.txt"
-    command([str(python), "-m", "pip", "install", "--quiet", "-c", str(constraints), *words])
+    command([str(python), "-m", "pip", "install", "--quiet", "--no-compile", "-c", str(constraints), *words])
 
 
 def command(words: Sequence[str], **more: str) -> str:
