@@ -24,8 +24,8 @@ def words(step_seconds: float, tickets: int) -> str:
     return (
         f"A step takes {step_seconds:.1f} s on this machine: {ALL} tickets would take "
         f"{_seconds(ALL, step_seconds) / 60:.0f} minutes. The demo starts again with {tickets} of them, about "
-        f"{max(1.0, _seconds(tickets, step_seconds) / 60):.0f} minutes. Fewer tickets cost right answers: of the held-out "
-        f"messages {seen} were answered with exactly the right ticket."
+        f"{max(1.0, _seconds(tickets, step_seconds) / 60):.0f} minutes. Fewer tickets cost right answers: of the "
+        f"held-out messages {seen} were answered with exactly the right ticket."
     )
 
 

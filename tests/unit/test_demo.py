@@ -74,7 +74,7 @@ def test_the_choice_is_explained_with_what_fewer_tickets_cost() -> None:
 
 
 def test_tickets_are_of_whole_steps_and_all_are_the_rows() -> None:
-    assert pace.ALL == tickets.ROWS["train"]
+    assert tickets.ROWS["train"] == pace.ALL
     assert pace.ALL % pace.BATCH == pace.FEWER % pace.BATCH == 0
 
 
