@@ -14,10 +14,10 @@ ENVIRONMENT: Final = {"DISABLE_VERSION_CHECK": "1", "USE_MODELSCOPE_HUB": "0", "
 
 
 def write(task: Mapping[str, Any], folder: Path) -> Path:
-    """`folder/train.json`, for `llamafactory-cli train`, with its rows and their description beside it."""
+    """`folder/train.yaml`, for `llamafactory-cli train`, with its rows and their description beside it."""
     shutil.copy(task["rows"], folder / f"{ROWS}.jsonl")
     (folder / "dataset_info.json").write_text(json.dumps({ROWS: DATASET}), encoding="utf-8")
-    file = folder / "train.json"
+    file = folder / "train.yaml"  # JSON is YAML; a file that ends in .json it cannot read (0.9.5)
     base = base_in(task["dtype"], Path(task["base"]), folder / "base")
     file.write_text(json.dumps(configuration(task, base=base, folder=folder), indent=1), encoding="utf-8")
     return file
