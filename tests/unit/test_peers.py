@@ -125,3 +125,16 @@ def test_llama_factory_is_told_the_task_in_its_own_words(tmp_path: Path, method:
 
 def test_the_seconds_of_llama_factory_are_those_of_training() -> None:
     assert llama_factory.seconds('{"train_loss": 0.5, "train_runtime": 12.5, "epoch": 1.0}') == 12.5
+
+
+def test_llama_factory_gets_a_file_that_it_can_read(tmp_path: Path) -> None:
+    """0.9.5 opens a path that ends in .json as if it were a file."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "config.json").write_text("{}")
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    out = tmp_path / "out"
+    out.mkdir()
+    spec = specs_of(tmp_path, ("lora",), base=tmp_path / "models", steps=1, dtype="float32")["lora"]
+    task = task_of(AttemptSpec.model_validate_json(spec.read_bytes()), Side("x", "lora", "float32"), out=out)
+
+    assert llama_factory.write(task, out).suffix == ".yaml"
