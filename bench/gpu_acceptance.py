@@ -26,7 +26,7 @@ if str(ROOT) not in sys.path:  # started by its path, from anywhere
 import torch  # noqa: E402
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
-from bench.acceptance import sections  # noqa: E402
+from bench.acceptance import roads, sections  # noqa: E402
 from bench.acceptance.laboratory import Check, Clock, Laboratory, OutOfTime  # noqa: E402
 from bench.acceptance.sections import Section  # noqa: E402
 
@@ -39,6 +39,7 @@ SECTIONS: Final[dict[str, tuple[float, Section]]] = {
     "layers": (20, sections.layers),
     "loading": (60, sections.loading),
     "speed": (110, sections.speed),
+    "roads": (90, roads.roads),
     "memory": (110, sections.memory),
     "exhaustion": (60, sections.exhaustion),
     "resuming": (45, sections.resuming),

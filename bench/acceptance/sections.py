@@ -222,7 +222,7 @@ def loading(lab: Laboratory, _clock: Clock) -> Iterator[Check]:
     weights = lab.model(shape)
     yield Check("written_seconds", time.perf_counter() - began)
     yield Check("written_bytes", sum(file.stat().st_size for file in weights.glob("*.safetensors")))
-    spec = AttemptSpec.model_validate_json(lab.job("load", shape=shape, **_real(lab)).read_bytes())
+    spec = AttemptSpec.model_validate_json(lab.job("load", shape=shape, **real(lab)).read_bytes())
     before = psutil.Process().memory_info().rss
     if lab.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -237,7 +237,7 @@ def loading(lab: Laboratory, _clock: Clock) -> Iterator[Check]:
     lab.forget()
 
 
-def _real(
+def real(
     lab: Laboratory, *, length: int = 2048, rows: int = 32, row_tokens: int = 300, **training: Any
 ) -> dict[str, Any]:
     """A QLoRA of the usual kind; tiny on a processor."""
@@ -264,7 +264,7 @@ def speed(lab: Laboratory, clock: Clock) -> Iterator[Check]:
         for recompute in (False, True):
             clock.check()
             name = f"{shape}{'_ckpt' if recompute else ''}"
-            parts = {**_real(lab, rows=128), "gradient_checkpointing": recompute}
+            parts = {**real(lab, rows=128), "gradient_checkpointing": recompute}
             # On a processor in this process: the import alone takes longer than the run.
             ended = (
                 lab.train(name, shape=shape, **parts)
@@ -298,7 +298,7 @@ def memory(lab: Laboratory, clock: Clock) -> Iterator[Check]:
 
 def _against_estimate(lab: Laboratory, clock: Clock, shape: Any, *, method: str, length: int, recompute: bool) -> Check:
     name = f"{shape}_{method}_{length}{'_ckpt' if recompute else ''}"
-    parts = _real(lab, length=length, rows=4, row_tokens=length - 8) | {"gradient_checkpointing": recompute}
+    parts = real(lab, length=length, rows=4, row_tokens=length - 8) | {"gradient_checkpointing": recompute}
     parts["adapter"] = {"method": method, "r": 16}
     file = lab.job(name, shape=shape, **parts)
     ended = lab.rerun(file) if lab.small else lab.rerun_apart(file, clock=clock)
@@ -325,7 +325,7 @@ def exhaustion(lab: Laboratory, clock: Clock) -> Iterator[Check]:
         return
     free = torch.cuda.mem_get_info()[0]
     with ballast(free - 3 * GIB):
-        short = lab.train_apart("short", shape="1b", clock=clock, **_real(lab, length=8192, row_tokens=8000, rows=8))
+        short = lab.train_apart("short", shape="1b", clock=clock, **real(lab, length=8192, row_tokens=8000, rows=8))
     yield Check("exit", short.code, "4", short.code == EXIT_OUT_OF_MEMORY)
     yield Check("code", short.words[-200:], "gpu_oom", short.says("gpu_oom"))
     began = time.monotonic()

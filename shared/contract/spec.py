@@ -23,6 +23,8 @@ Strategy = Literal["single", "ddp", "fsdp"]
 Tier = Literal["interactive", "normal", "best_effort"]
 Dtype = Literal["bfloat16", "float16", "float32"]
 Optimizer = Literal["paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw_torch", "sgd"]
+# What the trainer computes in a faster way of its own, with the same result (docs/trainer.md).
+FastRoad = Literal["row_attention", "fused_lora", "fused_norms", "fused_optimizer"]
 DeviceKind = Literal["cuda", "cpu"]  # as torch names them: AMD's GPUs are "cuda" too
 # Canonical rows: what a checked file holds (shared/rows/formats.py).
 Format = Literal["chat", "prompt_completion", "text", "preference", "kto"]
@@ -140,6 +142,9 @@ class Training(Part):
     max_grad_norm: float = Field(default=1.0, gt=0.0, le=1000.0)
     gradient_checkpointing: bool = Field(
         default=False, description="Recompute activations: less memory, about a third slower."
+    )
+    gradient_checkpointing_layers: int | None = Field(
+        default=None, ge=1, le=1000, description="So many layers are recomputed, the first ones; null: all."
     )
     dtype: Dtype = Field(default="bfloat16", description="Arithmetic of the forward and backward pass.")
     neftune_noise_alpha: float | None = Field(default=None, gt=0.0, le=100.0)
@@ -306,10 +311,12 @@ class JobSpec(Part):
 
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the key where there is no parent: the version before knows none, and reads all other jobs."""
+        """Without keys that the version before does not know, where they say nothing: it reads all other jobs."""
         written: dict[str, Any] = write(self)
         if self.parent is None:
             del written["parent"]
+        if self.training.gradient_checkpointing_layers is None:
+            written["training"].pop("gradient_checkpointing_layers", None)
         return written
 
 
@@ -330,6 +337,7 @@ class AttemptSpec(Part):
     micro_batch_size: int = Field(ge=1, description="Rows per forward pass now; shrinks after out-of-memory.")
     pass_tokens: int | None = Field(default=None, ge=1, description="Most packed tokens of a pass, after the same.")
     gradient_checkpointing: bool = False
+    gradient_checkpointing_layers: int | None = Field(default=None, ge=1, description="The first so many; null: all.")
     device: DeviceKind = "cpu"
     cpu_threads: int = Field(default=1, ge=1)
     memory_limit_bytes: int | None = Field(default=None, description="Refuse to grow past this; null: no limit.")
@@ -337,6 +345,7 @@ class AttemptSpec(Part):
     keep_dequantized: bool = Field(
         default=False, description="Keep frozen 4-bit weights in 16 bits as well: the same numbers, less work per pass."
     )
+    without: list[FastRoad] = Field(default_factory=list, description="Left out, to measure what each of them brings.")
 
 
 class PreflightSpec(Part):

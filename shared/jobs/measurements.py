@@ -65,7 +65,9 @@ def as_run(job: JobRow) -> JobSpec:
         "per_device_train_batch_size": job.micro_batch_size,
         "gradient_checkpointing": job.gradient_checkpointing,
     }
-    given = {name: value for name, value in changed.items() if value is not None}
+    given: dict[str, int | None] = {name: value for name, value in changed.items() if value is not None}
+    if job.gradient_checkpointing is not None:  # what an attempt without room is given recomputes every layer
+        given["gradient_checkpointing_layers"] = None
     return spec.model_copy(update={"training": spec.training.model_copy(update=given)})
 
 

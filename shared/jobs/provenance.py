@@ -49,6 +49,7 @@ class RunFacts:
     base_files: Mapping[str, str]
     micro_batch_size: int
     gradient_checkpointing: bool
+    recomputed_layers: int | None
     builder: str
 
 
@@ -72,6 +73,7 @@ def statement(session: Session, lease: Lease, spec: JobSpec, run: RunFacts) -> d
                     "spec": spec.model_dump(mode="json"),
                     "micro_batch_size": run.micro_batch_size,
                     "gradient_checkpointing": run.gradient_checkpointing,
+                    "gradient_checkpointing_layers": run.recomputed_layers,
                     "device_kind": run.device_kind,
                     "devices": list(run.devices),
                 },

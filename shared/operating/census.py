@@ -40,7 +40,8 @@ union all select 'wait', width_bucket(seconds, cast(:waits as float8[]))::text, 
 union all select 'wait_sum', '', '', coalesce(sum(greatest(0, extract(epoch from started_at - queued_at))), 0) from jobs
   where started_at is not null and queued_at is not null
 union all select 'attempts', outcome, '', count(*) from attempts where outcome is not null group by 2
-union all select 'oom', case when micro_batch_size > 1 then 'fewer_rows'
+union all select 'oom', case when error->>'message' like '%layers recomputed; %' then 'checkpointing'
+    when micro_batch_size > 1 then 'fewer_rows'
     when error->>'message' like '%packed tokens a pass; %' then 'fewer_tokens' else 'checkpointing' end, '', count(*)
   from attempts where outcome = 'out_of_memory' group by 2
 union all select 'oom', 'gave_up', '', count(*) from attempts

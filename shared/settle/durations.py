@@ -16,7 +16,7 @@ from statistics import median
 from typing import Final
 
 from shared.contract.methods import METHODS
-from shared.contract.spec import JobSpec
+from shared.contract.spec import JobSpec, MethodName, Training
 
 # Dense 16-bit tensor operations a second by a part of the device's name: vendors' data sheets. First match counts.
 PEAK: Final = (
@@ -102,10 +102,22 @@ def characters(spec: JobSpec) -> float:
 def operations_per_token(spec: JobSpec) -> float:
     """Floating-point operations that training on one token takes."""
     method = METHODS[spec.adapter.method]
-    passes = 2 + (0 if method.adapter else 1) + (1 if spec.training.gradient_checkpointing else 0)
-    cost = FOUR_BIT_COST if method.quantized else 1.0
     facts = spec.base_model.facts
+    passes = own_passes(spec.adapter.method) + _recomputed_share(spec.training, layers=facts.num_hidden_layers)
+    cost = FOUR_BIT_COST if method.quantized else 1.0
     return 2.0 * passes * (facts.active_parameters or facts.parameters) * cost
+
+
+def own_passes(method: MethodName) -> int:
+    """How often each weight is used for a token where nothing is computed twice: 2 operations each time."""
+    return 2 if METHODS[method].adapter else 3
+
+
+def _recomputed_share(training: Training, *, layers: int) -> float:
+    """Of a forward pass, what is computed a second time."""
+    if not training.gradient_checkpointing:
+        return 0.0
+    return min(1.0, (training.gradient_checkpointing_layers or layers) / layers)
 
 
 def _around(seconds: float, factor: float, basis: str) -> Duration:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Final
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Final
 
 from shared.contract.methods import METHODS
 from shared.contract.passes import PACKED_TOKENS
 from shared.contract.spec import JobSpec
+from shared.settle.asked import refuse
 from shared.settle.automatic_values import constant, up_to_64
 from shared.settle.calibration import Calibration, Measurement, calibrate
+from shared.settle.durations import own_passes
 from shared.settle.expert_sizes import may_pack_experts
 from shared.settle.settling import Settling
 from shared.settle.sizing import GIB, Estimate, estimate, estimate_evaluation
@@ -34,7 +38,14 @@ def calibration(work: Workload, *, spec: JobSpec, measurements: Sequence[Measure
 _FULL_PASS_TOKENS: Final = {"cuda": 16_384, "cpu": 1024}
 
 
+# A pass costs as much beside its tokens as so many tokens more: weights are read and expanded, kernels are started.
+# Reckoned for 4-bit weights of 8B on an RTX 4090 (190) and an H100 (258).
+_PASS_TOKENS: Final = 256
+
 _EXPERTS: Final = "quantization.load_experts_in_4bit"
+_MICRO: Final = "training.per_device_train_batch_size"
+_CHECKPOINTING: Final = "training.gradient_checkpointing"
+_LAYERS: Final = "training.gradient_checkpointing_layers"
 
 
 def fit(settling: Settling, build: Callable[[], JobSpec]) -> None:
@@ -42,9 +53,11 @@ def fit(settling: Settling, build: Callable[[], JobSpec]) -> None:
 
     If nothing does, experts go into 4 bits, then the base is spread over the devices, and rows are shortened last.
     """
-    micro, checkpointing = "training.per_device_train_batch_size", "training.gradient_checkpointing"
-    settling.settle(micro, constant(1, ""))
-    settling.settle(checkpointing, constant(value=False, reason=""))
+    settling.settle(_MICRO, constant(1, ""))
+    settling.settle(_LAYERS, constant(None, "all layers"))
+    named = settling.settled[_LAYERS] is not None
+    settling.settle(_CHECKPOINTING, constant(named, f"{_LAYERS.rpartition('.')[2]} is given"))
+    _check_layers(settling)
     while not _fits_somehow(settling, build) and (_pack_experts(settling) or _spread(settling) or _shorten(settling)):
         pass
     size = "within" if _bytes(settling, build) <= settling.device.budget else "more than"
@@ -52,46 +65,115 @@ def fit(settling: Settling, build: Callable[[], JobSpec]) -> None:
         f"{_bytes(settling, build) / GIB:.1f} GiB, {size} the {settling.device.budget / GIB:.1f} GiB to use"
         f" ({_sure(settling, build)})"
     )
-    if micro in settling.reasons:
-        settling.change(micro, settling.settled[micro], f"{_micro_reason(settling)}: {room}")
-    if checkpointing in settling.reasons:
-        needed = (
-            "needed: it would not fit otherwise"
-            if settling.settled[checkpointing]
-            else "not needed, and it costs a third"
-        )
-        settling.change(checkpointing, settling.settled[checkpointing], f"{needed}: {room}")
+    if _MICRO in settling.reasons:
+        settling.change(_MICRO, settling.settled[_MICRO], f"{_micro_reason(settling)}: {room}")
+    if _CHECKPOINTING in settling.reasons and _is_open(settling):
+        settling.change(_CHECKPOINTING, settling.settled[_CHECKPOINTING], f"{_recomputing_reason(settling)}: {room}")
+    if _LAYERS in settling.reasons and settling.settled[_LAYERS] is not None:
+        settling.change(_LAYERS, settling.settled[_LAYERS], "the fewest that leave room for the others' activations")
+
+
+def _check_layers(settling: Settling) -> None:
+    """Refuse a number of layers that nothing can be done with."""
+    asked = settling.wished.get(_LAYERS)
+    if asked is None:
+        return
+    if not settling.settled[_CHECKPOINTING]:
+        refuse(f"tunepool.{_LAYERS}", asked, f"{_CHECKPOINTING} is false; set it to true, or drop the number")
+    layers = settling.facts.num_hidden_layers
+    if asked > layers:
+        refuse(f"tunepool.{_LAYERS}", asked, f"the base has {layers} layers; leave it out to recompute all")
+
+
+def _is_open(settling: Settling) -> bool:
+    """Whether it is ours to say how many layers are recomputed."""
+    return _CHECKPOINTING in settling.reasons and settling.wished.get(_LAYERS) is None
+
+
+def _recomputing_reason(settling: Settling) -> str:
+    layers, every = settling.settled[_LAYERS], settling.facts.num_hidden_layers
+    if not settling.settled[_CHECKPOINTING]:
+        return "not needed, and it costs a third"
+    return "needed: it would not fit otherwise" if layers is None else f"needed for {layers} of {every} layers"
 
 
 def _micro_reason(settling: Settling) -> str:
     if not settling.settled["training.packing"]:
-        return "the largest useful pass that fits"
+        return "the fastest pass that fits"
     length = settling.settled["training.max_length"]
     tokens = settling.settled["training.per_device_train_batch_size"] * length
     return f"packed passes of up to {tokens:,} tokens"
 
 
 def _fits_somehow(settling: Settling, build: Callable[[], JobSpec]) -> bool:
-    """Try without checkpointing first, larger micro-batches first; leave the last one tried in place."""
-    micro, checkpointing = "training.per_device_train_batch_size", "training.gradient_checkpointing"
-    for recompute in (False, True) if checkpointing in settling.reasons else (settling.settled[checkpointing],):
-        for rows in _micro_batches(settling) if micro in settling.reasons else (settling.settled[micro],):
-            settling.settled |= {micro: rows, checkpointing: recompute}
-            if _bytes(settling, build) <= settling.device.budget:
-                return True
+    """Leave the fastest pass in place that fits, or the smallest, if none does."""
+    choices = list(_choices(settling, build))
+    if choices:
+        rows, layers = min(choices, key=lambda choice: _cost(settling, *choice))
+        settling.settled |= _laid_out(settling, rows, layers)
+        return True
+    every = settling.facts.num_hidden_layers
+    smallest = [*_micro_batches(settling)][-1] if _MICRO in settling.reasons else settling.settled[_MICRO]
+    settling.settled |= _laid_out(settling, smallest, every if _is_open(settling) else None)
     return False
 
 
+def _choices(settling: Settling, build: Callable[[], JobSpec]) -> Iterator[tuple[int, int | None]]:
+    """Rows of a pass that fit, larger ones first, each with the fewest recomputed layers that make it fit.
+
+    The layers are None where they are not ours to choose.
+    """
+    every = settling.facts.num_hidden_layers
+    for rows in _micro_batches(settling) if _MICRO in settling.reasons else (settling.settled[_MICRO],):
+        if not _is_open(settling):
+            settling.settled |= _laid_out(settling, rows, None)
+            if _bytes(settling, build) <= settling.device.budget:
+                yield rows, None
+            continue
+        settling.settled |= _laid_out(settling, rows, every)
+        work, correction = _reckoned(settling, build)
+        fewest = bisect_left(
+            range(every + 1),
+            x=True,
+            key=lambda layers, work=work: (
+                correction.upper(peak(_recomputing(work, layers)).total) <= settling.device.budget
+            ),
+        )
+        if fewest <= every:
+            yield rows, fewest if _LAYERS in settling.reasons or fewest == 0 else every
+
+
+def _recomputing(work: Workload, layers: int) -> Workload:
+    return replace(work, gradient_checkpointing=layers > 0, recomputed=layers or None)
+
+
+def _laid_out(settling: Settling, rows: int, layers: int | None) -> dict[str, Any]:
+    """What is settled for passes of so many rows, with so many layers recomputed; None: as it is."""
+    if layers is None:
+        return {_MICRO: rows}
+    every = settling.facts.num_hidden_layers
+    return {_MICRO: rows, _CHECKPOINTING: layers > 0, _LAYERS: layers if 0 < layers < every else None}
+
+
+def _cost(settling: Settling, rows: int, layers: int | None) -> float:
+    """Time for a token, in that of a long pass without recomputing. Of equals the one that is named first wins."""
+    again = (layers or 0) / settling.facts.num_hidden_layers / own_passes(settling.method)
+    return (1 + again) * (1 + _PASS_TOKENS / (rows * _tokens_of_row(settling)))
+
+
 def _bytes(settling: Settling, build: Callable[[], JobSpec]) -> int:
-    spec = build()
-    work = workload(spec, device=settling.device.kind, memory=settling.device.total_bytes)
-    return calibration(work, spec=spec, measurements=settling.measurements).upper(peak(work).total)
+    work, correction = _reckoned(settling, build)
+    return correction.upper(peak(work).total)
 
 
 def _sure(settling: Settling, build: Callable[[], JobSpec]) -> str:
+    return _reckoned(settling, build)[1].sure
+
+
+def _reckoned(settling: Settling, build: Callable[[], JobSpec]) -> tuple[Workload, Calibration]:
     spec = build()
     work = workload(spec, device=settling.device.kind, memory=settling.device.total_bytes)
-    return calibration(work, spec=spec, measurements=settling.measurements).sure
+    return work, calibration(work, spec=spec, measurements=settling.measurements)
 
 
 def _micro_batches(settling: Settling) -> list[int]:
@@ -102,8 +184,7 @@ def _micro_batches(settling: Settling) -> list[int]:
     """
     share = max(1, settling.settled["training.batch_size"] // settling.world)
     kind, length = settling.device.kind, settling.settled["training.max_length"]
-    mean = row_tokens(settling.data.mean_characters, per_token=CHARACTERS_PER_TOKEN)
-    typical = min(mean, length)
+    typical = _typical_row(settling)
     if settling.settled["training.packing"] and kind == "cpu":
         return [1]
     if settling.settled["training.packing"]:
@@ -111,6 +192,16 @@ def _micro_batches(settling: Settling) -> list[int]:
     else:
         most = _FULL_PASS_TOKENS[kind] // typical
     return [rows for rows in range(share, 0, -1) if share % rows == 0 and rows <= max(1, most)]
+
+
+def _typical_row(settling: Settling) -> int:
+    mean = row_tokens(settling.data.mean_characters, per_token=CHARACTERS_PER_TOKEN)
+    return min(mean, settling.settled["training.max_length"])
+
+
+def _tokens_of_row(settling: Settling) -> int:
+    """Tokens that a row adds to a pass: packed, all that it has room for."""
+    return settling.settled["training.max_length"] if settling.settled["training.packing"] else _typical_row(settling)
 
 
 def _pack_experts(settling: Settling) -> bool:

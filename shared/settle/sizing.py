@@ -208,11 +208,12 @@ def _whole_scales(work: Workload) -> int:
 def _moving(work: Workload, *, stack: SoftwareStack) -> dict[str, int]:
     """Bytes that come and go within a step, at the moment when there are most of them."""
     layer, logits = work.tokens * _layer_bytes(work), _logits(work, stack=stack)
-    layers, single = work.facts.num_hidden_layers, {"dequantised weight": _dequantised(work)} | _written_experts(work)
-    if not work.gradient_checkpointing:
-        return {"activations": layer * layers, "logits": logits, **single}
+    recomputed, single = work.recomputed_layers, {"dequantised weight": _dequantised(work)} | _written_experts(work)
+    inputs = work.tokens * BYTES[work.dtype] * work.facts.hidden_size * recomputed
+    kept = layer * (work.facts.num_hidden_layers - recomputed)
+    if kept:  # of the last layers: all of it, and the logits, is gone when one of the first is recomputed
+        return {"activations": inputs + kept, "logits": logits, **single}
     # The logits are gone when the first layer is recomputed: the larger of the two counts.
-    inputs = work.tokens * BYTES[work.dtype] * work.facts.hidden_size * layers
     return {"activations": inputs, "logits or one layer": max(layer, logits), **single}
 
 
@@ -226,7 +227,7 @@ def _written_experts(work: Workload) -> dict[str, int]:
     if experts is None or not (adapted or work.packed_experts):
         return {}
     one_layer = BYTES[work.dtype] * expert_parameters(work.facts) // experts.layers
-    kept = 1 if work.gradient_checkpointing else experts.layers
+    kept = max(1, min(experts.layers, work.facts.num_hidden_layers - work.recomputed_layers))
     return {"adapted experts": one_layer * (kept + 1)} if adapted else {"expanded experts": one_layer * kept}
 
 

@@ -35,6 +35,7 @@ class Workload:
         micro_batch: sequences in one forward pass.
         length: tokens per sequence, padding or packing included.
         labelled: share of tokens that carry loss.
+        recomputed: layers that recompute their activations, the first ones; None: all, where any does.
         rows: sequences of a row in one pass (`ObjectiveFacts.sequences`): 2 where chosen and rejected are compared.
         shards: devices that the weights are spread over (fsdp), else 1.
         replicas: devices that hold a copy each (ddp), else 1.
@@ -59,6 +60,7 @@ class Workload:
     labelled: float = 1.0
     rows: int = 1
     gradient_checkpointing: bool = False
+    recomputed: int | None = None
     shards: int = 1
     replicas: int = 1
     keeps_copy: bool = False
@@ -71,6 +73,12 @@ class Workload:
     def tokens(self) -> int:
         """Tokens in one forward pass."""
         return self.micro_batch * self.length * self.rows
+
+    @property
+    def recomputed_layers(self) -> int:
+        """How many layers recompute their activations."""
+        every = self.facts.num_hidden_layers
+        return min(self.recomputed or every, every) if self.gradient_checkpointing else 0
 
 
 def family(architecture: str) -> Family:
@@ -117,6 +125,7 @@ def workload(spec: JobSpec, *, device: DeviceKind, memory: int) -> Workload:
         length=_packed_length(spec, device=device) if packed else _longest_row(spec),
         rows=OBJECTIVES[spec.objective.type].sequences,
         gradient_checkpointing=training.gradient_checkpointing,
+        recomputed=training.gradient_checkpointing_layers,
         shards=world if placement.strategy == "fsdp" else 1,
         replicas=world if placement.strategy == "ddp" else 1,
         keeps_copy=keeps_copy(spec, device=device, memory=memory),

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from worker.train.objectives.supervised import LabelledTokenTrainer
+from worker.train.objectives import supervised
 
 
 def take_the_fused_road(patch: Any = setattr) -> None:
     """Every loss of this process comes from the fused head; `patch` may be `monkeypatch.setattr`."""
-    patch(LabelledTokenTrainer, "compute_loss", _fused)
-
-
-def _fused(trainer: LabelledTokenTrainer, model: Any, inputs: dict[str, Any]) -> Any:
-    return trainer._fused_loss(model, inputs, return_outputs=False, items=None)
+    patch(supervised, "_labelled_loss", supervised.fused_loss)

@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shared.contract.events import EXIT_DONE, EXIT_STOPPED, Metrics
+from shared.contract.events import EXIT_DONE, EXIT_STOPPED
 from tests.patience import patience
+from tests.train.interrupted import interrupt
 from tests.train.tiny import chat, chat_rows, losses, make_spec, read_events, run
-from worker.train import __main__ as program
 from worker.train import checkpoints
 from worker.train.ranks import Ranks
 from worker.train.reporting import Reporter
@@ -24,27 +24,6 @@ from worker.train.reporting import Reporter
 pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 
 STEPS = 6  # two epochs of twelve rows by four
-
-
-class StopAfter(Reporter):
-    """Asks for a stop when the event of one step is written, as a supervisor would."""
-
-    step = 0
-
-    def write(self, event, **fields):
-        super().write(event, **fields)
-        if event is Metrics and fields["step"] == self.step:
-            (self.out / "stop").touch()
-
-
-def interrupt(spec: Path, out: Path, *, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run, be asked to stop within step `after`, and obey; the request is taken back afterwards."""
-    with monkeypatch.context() as patched:
-        patched.setattr(StopAfter, "step", after)
-        patched.setattr(StopAfter, "out", out, raising=False)
-        patched.setattr(program, "Reporter", StopAfter)
-        assert run(spec, out)[0] == EXIT_STOPPED
-    (out / "stop").unlink()
 
 
 def weights(out: Path) -> dict:

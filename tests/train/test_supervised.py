@@ -15,7 +15,7 @@ from tests.patience import patience
 from tests.train.tiny import CHATML, chat, chat_rows, losses, make_spec, make_tokenizer, run
 from worker.train.data import RowReader
 from worker.train.objectives import supervised
-from worker.train.objectives.supervised import labelled_nll, packed
+from worker.train.objectives.supervised import fused_loss, labelled_nll, packed
 
 LOAD_WITHOUT_US = """
 import sys, torch
@@ -183,10 +183,12 @@ def test_projecting_labelled_positions_only_gives_the_loss_and_gradient_of_the_f
     logits = network(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"]).logits[:, :-1].flatten(0, 1)
     plain = torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
     (gradient,) = torch.autograd.grad(plain, network.model.layers[0].mlp.up_proj.weight)
-    fused = trainer._fused_loss(network, dict(inputs), return_outputs=False, items=None)
+    reads = {name: value for name, value in inputs.items() if name != "labels"}
+    fused, right = fused_loss(network, reads, inputs["labels"])
 
     torch.testing.assert_close(ours, plain)
     torch.testing.assert_close(fused, plain)
+    assert int(right) == int(trainer.correct_tokens)
     torch.testing.assert_close(our_gradient, gradient, rtol=1e-4, atol=1e-6)
 
 

@@ -65,6 +65,7 @@ def test_what_is_asked_for_again_is_settled_as_it_was_whatever_device_is_there(
         "spec": then.model_dump(mode="json"),
         "micro_batch_size": training.per_device_train_batch_size,
         "gradient_checkpointing": training.gradient_checkpointing,
+        "gradient_checkpointing_layers": training.gradient_checkpointing_layers,
     }
 
     body = request_of(request_of_then, stated)

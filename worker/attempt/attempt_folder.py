@@ -70,6 +70,9 @@ class AttemptFolder:
             if claim.gradient_checkpointing is None
             else claim.gradient_checkpointing
         )
+        # What ran out of memory recomputes every layer, if it recomputes at all.
+        named = self.spec.training.gradient_checkpointing_layers
+        self.recomputed_layers = named if claim.gradient_checkpointing is None else None
         self.device = next(device for device in host.devices if claim.device_ids[0].endswith(f":{device.uuid}"))
 
     def make_folder(self) -> None:
@@ -182,6 +185,7 @@ class AttemptFolder:
             micro_batch_size=self.micro_batch_size,
             pass_tokens=self.claim.pass_tokens,
             gradient_checkpointing=self.gradient_checkpointing,
+            gradient_checkpointing_layers=self.recomputed_layers,
             device=self.kind,
             cpu_threads=self._threads,
             memory_limit_bytes=self.device.total_bytes if self.kind == "cpu" else None,

@@ -43,6 +43,7 @@ def facts(
         base_files=dict(_sums(place.model)),
         micro_batch_size=place.micro_batch_size,
         gradient_checkpointing=place.gradient_checkpointing,
+        recomputed_layers=place.recomputed_layers,
         builder=place.host.settings.public_url or _INSTALLATION,
     )
 

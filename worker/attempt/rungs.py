@@ -12,6 +12,12 @@ from shared.settle.workload import CHARACTERS_PER_TOKEN
 
 # Smaller packs save little: weights, adapter and optimizer stay.
 LEAST_TOKENS: Final = 512
+# Fields of the training below which there is no less.
+LEAST: Final[Mapping[str, Any]] = {
+    "per_device_train_batch_size": 1,
+    "gradient_checkpointing": True,
+    "gradient_checkpointing_layers": None,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +29,25 @@ class Rung:
 
 
 def lower(
-    spec: JobSpec, *, kind: DeviceKind, micro_batch_size: int, gradient_checkpointing: bool, pass_tokens: int | None
+    spec: JobSpec,
+    *,
+    kind: DeviceKind,
+    micro_batch_size: int,
+    gradient_checkpointing: bool,
+    pass_tokens: int | None,
+    recomputed: int | None = None,
 ) -> Rung | None:
     """Half the rows of a pass, or half its packed tokens, then recomputed activations; None: there is no less.
 
+    Where some layers recompute theirs, all do first: that gives the most room, and the job was settled to fill it.
+
     Args:
         pass_tokens: bound of the packed tokens of a pass that an earlier rung has set.
+        recomputed: layers that recompute their activations now; None: all, where any does.
     """
+    if gradient_checkpointing and recomputed is not None:
+        words = f"Out of memory with {recomputed} layers recomputed; trying again with gradient checkpointing of all."
+        return Rung(words, {"gradient_checkpointing": True})
     packed = is_packed(spec)
     if micro_batch_size > 1 and not packed:
         half = micro_batch_size // 2

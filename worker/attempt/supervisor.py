@@ -317,6 +317,7 @@ class _Attempt(PublishingAttempt):
             micro_batch_size=self.place.micro_batch_size,
             gradient_checkpointing=self.place.gradient_checkpointing,
             pass_tokens=self.claim.pass_tokens,
+            recomputed=self.place.recomputed_layers,
         )
         if rung is None:
             self.fail(code, self.out_of_room(failed), exit_code=ended.exit.code)
@@ -325,8 +326,7 @@ class _Attempt(PublishingAttempt):
 
     def out_of_room(self, failed: Failed | None) -> str:
         """The estimate against what was seen, and what would help."""
-        least = {"per_device_train_batch_size": 1, "gradient_checkpointing": True}
-        spec = self.spec.model_copy(update={"training": self.spec.training.model_copy(update=least)})
+        spec = self.spec.model_copy(update={"training": self.spec.training.model_copy(update=rungs.LEAST)})
         work = workload(spec, device=self.place.kind, memory=self.place.device.total_bytes)
         figures = [f"{estimate(work).total / 2**30:.1f} GiB were estimated"]
         if failed is not None and failed.peak_memory_bytes is not None:

@@ -41,6 +41,7 @@ from worker.train.checkpoints import Learner, Progress
 from worker.train.data import Row, RowReader, RowSet
 from worker.train.evaluation_rows import EvaluationTooLarge
 from worker.train.experts import without_router_loss
+from worker.train.fused_norms import fuse_norms
 from worker.train.guards import NoTrainableParameters
 from worker.train.loop import TrainingRun, save_checkpoint, train
 from worker.train.memory import (
@@ -257,13 +258,15 @@ def load_base(spec: AttemptSpec, held: HeldModel | None = None) -> Any:
 def _build_objective(
     base: Any, spec: AttemptSpec, *, out: Path, tokenizer: Any, plan: StepPlan, rows: Sequence[Row], ranks: Ranks
 ) -> Objective:
+    if spec.device == "cuda" and "fused_norms" not in spec.without:
+        fuse_norms(base)
     model = adapt(base, spec=spec, initial=out / "initial" if ranks.first else None, rows=rows)
     if not trainable(model):
         raise NoTrainableParameters("No parameter is left to train.", param="adapter")
     if spec.job.placement.strategy == "fsdp":  # before upstream's trainer, which moves what it gets to the device
         shard_frozen_layers(model, ranks=ranks, device=spec.device)
     if spec.gradient_checkpointing:
-        recompute_activations(model)
+        recompute_activations(model, layers=spec.gradient_checkpointing_layers)
     if spec.job.training.neftune_noise_alpha is not None:
         activate_neftune(model, spec.job.training.neftune_noise_alpha)
     build = OBJECTIVES[spec.job.objective.type]

@@ -24,16 +24,16 @@ EAGER: Final = "eager"
 _ASKS_FOR_NAMES: Final = re.compile(r"_attn_implementation (==|in) [^\n]*[\"']sdpa[\"']")
 
 
-def attention_for(config: Any, *, device: DeviceKind) -> str:
+def attention_for(config: Any, *, device: DeviceKind, row_wise: bool = True) -> str:
     """The name to load a model of `config` with.
 
-    Packed rows attend apart in every family that lets attention be chosen by name. `flex_attention` has no backward
-    pass on a CPU (torch 2.13), so there it is no choice.
+    Packed rows attend apart, if they shall (`row_wise`), in every family that lets attention be chosen by name.
+    `flex_attention` has no backward pass on a CPU (torch 2.13), so there it is no choice.
     """
     family = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if family is None or family._supports_sdpa:
         apart = family is not None and family.is_backend_compatible() and not asks_for_names(family)
-        return row_attention.register() if apart else "sdpa"
+        return row_attention.register() if apart and row_wise else "sdpa"
     return "flex_attention" if device == "cuda" and family._supports_flex_attn else EAGER
 
 

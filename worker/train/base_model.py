@@ -18,6 +18,7 @@ from transformers import (
     FineGrainedFP8Config,
     Mxfp4Config,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from shared.contract.families import EXPANDABLE, WHOLE_ONLY, WHOLE_ONLY_REASON
 from shared.contract.spec import AttemptSpec, DeviceKind, Dtype, JobSpec, Quantization, Strategy
@@ -54,6 +55,7 @@ def load_model(spec: AttemptSpec, *, weights: Path, quantized: bool, trains_in_f
         quantization=_quantization(config, spec.job, quantized=quantized),
         device=spec.device,
         place=first_place(spec),
+        row_wise="row_attention" not in spec.without,
     )
 
 
@@ -65,12 +67,14 @@ def load_frozen(
     device: DeviceKind,
     place: str | int,
     as_saved: bool = False,
+    row_wise: bool = True,
 ) -> Any:
     """The model of a folder of safetensors, loaded to `place`: one way for training and for whoever asks it later.
 
     Args:
         quantization: upstream's config of how linear layers are stored; None: as they are published.
         as_saved: they are stored as the folder's own config says.
+        row_wise: packed rows attend apart where the family allows it.
     """
     config = AutoConfig.from_pretrained(weights, trust_remote_code=False, local_files_only=True)
     # Whatever is named here, None too, stands in for what the folder's own config says.
@@ -80,7 +84,7 @@ def load_frozen(
         dtype=dtype,
         **stored,
         device_map={"": place},
-        attn_implementation=attention_for(config, device=device),
+        attn_implementation=attention_for(config, device=device, row_wise=row_wise),
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
@@ -171,12 +175,32 @@ def keep_training_layout(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def recompute_activations(model: Any) -> None:
-    """Gradient checkpointing: less memory, one more forward pass. Adapters need gradients to reach the first block."""
+def recompute_activations(model: Any, *, layers: int | None = None) -> None:
+    """Gradient checkpointing: less memory, one more forward pass. Adapters need gradients to reach the first block.
+
+    Args:
+        layers: so many of the first ones; None: all. What the others keep is gone before the first is recomputed, so
+            that memory is held least long. A family whose layers upstream does not mark recomputes all.
+    """
     model.enable_input_require_grads()
     adapted = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     again = {"use_reentrant": False, "context_fn": partial(_as_in_the_forward_pass, adapted)}
     model.activation_checkpointing_enable(activation_checkpointing_kwargs=again)
+    for layer in _decoder_layers(model)[layers:] if layers is not None else ():
+        for part in layer.modules():
+            if isinstance(part, GradientCheckpointingLayer):
+                part.gradient_checkpointing = False
+
+
+def _decoder_layers(model: Any) -> list[torch.nn.Module]:
+    """The language model's layers that may recompute their activations, in order; of nested ones the outer."""
+    found = list[torch.nn.Module]()
+    inner = set[torch.nn.Module]()
+    for module in model.get_decoder().modules():
+        if isinstance(module, GradientCheckpointingLayer) and module not in inner:
+            found.append(module)
+            inner.update(module.modules())
+    return found
 
 
 def _as_in_the_forward_pass(

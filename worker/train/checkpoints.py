@@ -167,13 +167,20 @@ def restore(place: Path, learner: Learner, *, rank: int = 0) -> None:
     with torch.no_grad():
         for name, parameter in trainable(learner.model).items():
             parameter.copy_(tensors[f"weight.{name}"])
-    learner.optimizer.load_state_dict(_tree_with_tensors(facts["optimizer"], tensors))
+    learner.optimizer.load_state_dict(_for_this_device(_tree_with_tensors(facts["optimizer"], tensors), learner))
     learner.scheduler.load_state_dict(_tree_with_tensors(facts["scheduler"], tensors))
     if learner.scaler is not None and facts.get("scaler"):  # a version before this one noted none
         learner.scaler.load_state_dict(facts["scaler"])
     own = f"random.{rank}."
     mine = {name.removeprefix(own): tensor for name, tensor in tensors.items() if name.startswith(own)}
     RandomState(mine, facts["random"][rank]).put_back()
+
+
+def _for_this_device(saved: JsonObject, learner: Learner) -> JsonObject:
+    """An optimizer's state, with the kernels that this attempt's device has and not those of the one before."""
+    for group, now in zip(saved["param_groups"], learner.optimizer.param_groups, strict=True):
+        group.update({name: now[name] for name in ("fused", "foreach") if name in now})
+    return saved
 
 
 def _state(learner: Learner, ranks: Ranks) -> tuple[dict[str, torch.Tensor], JsonObject]:

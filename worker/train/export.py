@@ -73,6 +73,7 @@ def run_manifest(spec: AttemptSpec, *, step: int, reason: str) -> dict[str, Any]
         "python": platform.python_version(),
         "micro_batch_size": spec.micro_batch_size,
         "gradient_checkpointing": spec.gradient_checkpointing,
+        "gradient_checkpointing_layers": spec.gradient_checkpointing_layers,
         "device": spec.device,
     }
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import Trainer
 
 from shared.contract.events import CheckpointSaved, Metrics, Validation
@@ -31,7 +32,7 @@ from worker.train.ranks import Ranks
 from worker.train.reporting import Reporter
 from worker.train.stack_faults import refused_for_good
 from worker.train.stopping import StoppedOnRequest, StopRequest
-from worker.train.validation import Evaluator, Tally, passes
+from worker.train.validation import Evaluator, Sums, Tally, passes
 
 
 @dataclass(frozen=True)
@@ -132,9 +133,9 @@ def _one_step(run: TrainingRun) -> None:
     began = run.clock()
     progress = run.progress
     rows = [run.train_rows[index] for index in run.plan.row_indices(progress.step)]
-    tally = _accumulate(run, rows)
+    sums = _accumulate(run, rows)
     learning_rate = run.learner.scheduler.get_last_lr()[0]
-    grad_norm = _update(run, loss=tally.loss)
+    tally, grad_norm = _update(run, sums)
     progress.step += 1
     progress.trained_tokens += tally.tokens
     seconds = run.clock() - began
@@ -145,32 +146,36 @@ def _one_step(run: TrainingRun) -> None:
         check_divergence(tally.loss, progress=progress, worst=guess)
 
 
-def _accumulate(run: TrainingRun, rows: Sequence[Row]) -> Tally:
+def _accumulate(run: TrainingRun, rows: Sequence[Row]) -> Sums:
     """Gradients of the mean loss over all labelled tokens (or rows) of the step, however it is split."""
-    tally = Tally()
+    sums = Sums()
     batches = passes(run.objective.acquainted(rows), run.objective, ranks=run.ranks)
     run.objective.survey(run.trainer.model_wrapped, batches, summed=run.ranks.summed)
     (weight,) = run.ranks.summed(sum(batch.weight for batch in batches))
     for batch in batches:
         loss = run.objective.loss(run.trainer.model_wrapped, batch)
         run.trainer.accelerator.backward(loss.total / weight * (batch.weight > 0))
-        tally.add(loss, batch=batch)
+        sums.add(loss, batch=batch)
         run.reporter.alive("step")
     run.ranks.sum_gradients(run.learner.model.parameters())
-    return tally.over(run.ranks)
+    return sums
 
 
-def _update(run: TrainingRun, *, loss: float) -> float:
-    """Clip, step, schedule. Returns the gradient norm before clipping."""
+def _update(run: TrainingRun, sums: Sums) -> tuple[Tally, float]:
+    """Clip, step, schedule. Returns the figures over all ranks, and the gradient norm before clipping.
+
+    Here, and nowhere else in a step, the host waits for what the device has found.
+    """
     parameters = run.learner.model.parameters()
     clipped: Any = run.trainer.accelerator.clip_grad_norm_(parameters, run.spec.job.training.max_grad_norm)
-    grad_norm = float(clipped)
+    mine, (grad_norm,) = sums.read(torch.as_tensor(clipped))
+    tally = mine.over(run.ranks)
     scaler = run.trainer.accelerator.scaler
-    check_numbers(loss, grad_norm, step=run.progress.step + 1, loss_scale=scaler.get_scale() if scaler else None)
+    check_numbers(tally.loss, grad_norm, step=run.progress.step + 1, loss_scale=scaler.get_scale() if scaler else None)
     run.learner.optimizer.step()
     run.learner.scheduler.step()
     run.learner.optimizer.zero_grad()
-    return grad_norm
+    return tally, grad_norm
 
 
 def _report_step(run: TrainingRun, tally: Tally, *, learning_rate: float, grad_norm: float, seconds: float) -> None:

@@ -54,7 +54,7 @@ def adapt(model: Any, *, spec: AttemptSpec, initial: Path | None, rows: Sequence
     config = lora_config(adapter, method=method, targets=targets_of(model, adapter))
     if adapter.init_lora_weights == "pissa":
         config.init_lora_weights = pissa_by_upstreams_name(model, adapter)
-    if method.quantized and spec.job.placement.strategy != "fsdp":
+    if method.quantized and spec.job.placement.strategy != "fsdp" and "fused_lora" not in spec.without:
         layer = KeptLinear4bit if spec.keep_dequantized else FusedLinear4bit
         config._register_custom_module({bitsandbytes.nn.Linear4bit: layer})  # PEFT's door for layers of one's own
     if (beneath := stands_on(spec)) is not None:

@@ -36,12 +36,6 @@ class Tally:
     def accuracy(self) -> float | None:
         return None if self.correct is None else self.correct / max(self.weight, 1)
 
-    def add(self, loss: Loss, *, batch: MicroBatch) -> None:
-        """Count one forward pass; one of weight 0 was run for the other ranks' sake only."""
-        if batch.weight:
-            seen = Tally(total=loss.total.item(), weight=batch.weight, tokens=batch.tokens, correct=loss.correct)
-            vars(self).update(vars(self.plus(seen)))
-
     def plus(self, other: Tally) -> Tally:
         known = self.correct is not None and other.correct is not None
         return Tally(
@@ -56,6 +50,33 @@ class Tally:
         total, weight, tokens, correct = ranks.summed(self.total, self.weight, self.tokens, self.correct or 0)
         unknown = ranks.any(self.correct is None)
         return Tally(total, int(weight), int(tokens), correct=None if unknown else int(correct))
+
+
+@dataclass
+class Sums:
+    """The figures of forward passes, added up where they are: nobody waits for the device until they are read."""
+
+    total: torch.Tensor | float = 0.0
+    correct: torch.Tensor | int | None = 0
+    weight: int = 0
+    tokens: int = 0
+
+    def add(self, loss: Loss, *, batch: MicroBatch) -> None:
+        """Count one forward pass; one of weight 0 was run for the other ranks' sake only."""
+        if not batch.weight:
+            return
+        self.total = self.total + loss.total.detach().double()
+        self.correct = None if self.correct is None or loss.correct is None else self.correct + loss.correct
+        self.weight, self.tokens = self.weight + batch.weight, self.tokens + batch.tokens
+
+    def read(self, *more: torch.Tensor) -> tuple[Tally, list[float]]:
+        """The sums, and further figures that the device has: one transfer for all of them."""
+        found = (self.total, 0 if self.correct is None else self.correct, *more)
+        device = next((figure.device for figure in found if isinstance(figure, torch.Tensor)), torch.device("cpu"))
+        figures = [torch.as_tensor(figure, dtype=torch.float64, device=device) for figure in found]
+        total, correct, *others = torch.stack(figures).detach().tolist()
+        counted = None if self.correct is None else int(correct)
+        return Tally(total, self.weight, self.tokens, correct=counted), others
 
 
 def passes(rows: Sequence[Row], objective: Objective, *, ranks: Ranks) -> list[MicroBatch]:
@@ -103,15 +124,15 @@ class Evaluator:
             )
 
     def _evaluate(self, model: Any, rows: Sequence[Row], *, should_stop: Callable[[], bool]) -> Tally | None:
-        tally = Tally()
+        sums = Sums()
         rows = self.objective.acquainted(rows)
         model.eval()
         try:
             with torch.no_grad(), torch.random.fork_rng():
                 self.objective.survey(model, self._passes(rows, until=should_stop), summed=self.ranks.summed)
                 for batch in self._passes(rows, until=should_stop):
-                    tally.add(self.objective.loss(model, batch), batch=batch)
-            return None if should_stop() else tally.over(self.ranks)
+                    sums.add(self.objective.loss(model, batch), batch=batch)
+            return None if should_stop() else sums.read()[0].over(self.ranks)
         finally:
             model.train()
 

@@ -31,6 +31,7 @@ EXIT_DIFFERS: Final = 1
 # Settled from what the request says and from the rows; written down, so that nothing else has a say.
 _ADAPTER: Final = ("r", "lora_alpha", "target_modules")
 _TRAINING: Final = ("dtype", "batch_size", "max_length", "learning_rate", "optim", "num_train_epochs")
+_LAYERS: Final = "gradient_checkpointing_layers"
 _VERDICTS: Final = {
     "same": "SAME: curves and weights are equal, bit by bit.",
     "within_tolerance": "SAME within the tolerance of {tolerance:g}.",
@@ -227,7 +228,7 @@ def request_of(then: dict[str, Any], settled: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         then: the request as it came.
-        settled: `internalParameters` of the statement: spec, micro_batch_size, gradient_checkpointing.
+        settled: `internalParameters` of the statement: spec, micro_batch_size, gradient_checkpointing with its layers.
     """
     spec = settled["spec"]
     ours = {name: part for name, part in (then.get("tunepool") or {}).items() if name not in {"queue", "integrations"}}
@@ -238,6 +239,8 @@ def request_of(then: dict[str, Any], settled: dict[str, Any]) -> dict[str, Any]:
         training["packing"] = False  # asked for, it could not be given up where the trainer must
     training["per_device_train_batch_size"] = settled["micro_batch_size"]
     training["gradient_checkpointing"] = settled["gradient_checkpointing"]
+    if settled.get(_LAYERS) is not None:  # a version before this one noted none
+        training[_LAYERS] = settled[_LAYERS]
     ours["training"] = {**_chosen(ours.get("training")), **training}
     adapter = _chosen(ours.get("adapter")) | {"method": spec["adapter"]["method"]}
     if spec.get("parent") is None and spec["adapter"]["method"] != "full":
@@ -346,6 +349,7 @@ def _comparable(made: Made) -> dict[str, Any]:
     at_last = {
         "per_device_train_batch_size": made.settled["micro_batch_size"],
         "gradient_checkpointing": made.settled["gradient_checkpointing"],
+        _LAYERS: made.settled.get(_LAYERS),
     }
     return {**spec, "training": {**spec["training"], **at_last}}
 

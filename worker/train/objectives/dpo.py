@@ -12,7 +12,7 @@ from trl import DPOConfig, DPOTrainer
 
 from shared.contract.spec import AttemptSpec, Dpo
 from worker.train.data import AnswersRow
-from worker.train.objectives.objective import Loss, MicroBatch, OwnFigures, Separable, trainer_arguments
+from worker.train.objectives.objective import Loss, MicroBatch, OwnFigures, Separable, on_device, trainer_arguments
 from worker.train.packing import group
 from worker.train.parent_adapter import begins_as
 
@@ -44,7 +44,7 @@ class PairsObjective(Separable):
         return 2 * len(rows)
 
     def loss(self, model: Any, batch: MicroBatch) -> Loss:
-        inputs = {name: value.to(self._spec.device) for name, value in batch.inputs.items()}
+        inputs = on_device(batch.inputs, self._spec)
         return Loss(total=self.trainer.compute_loss(model, inputs) * batch.weight, correct=None)
 
     def _batch(self, rows: Sequence[AnswersRow]) -> MicroBatch:

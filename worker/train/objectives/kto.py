@@ -23,7 +23,7 @@ from trl.trainer.utils import use_adapter
 from shared.contract.spec import AttemptSpec, Kto
 from worker.train.data import AnswersRow
 from worker.train.objectives.dpo import refer_to_start
-from worker.train.objectives.objective import Loss, MicroBatch, OwnFigures, trainer_arguments
+from worker.train.objectives.objective import Loss, MicroBatch, OwnFigures, on_device, trainer_arguments
 from worker.train.packing import group
 
 
@@ -93,7 +93,7 @@ class KtoObjective:
         return Loss(total=self.trainer.compute_loss(model, self._inputs(batch)) * batch.weight, correct=None)
 
     def _inputs(self, batch: MicroBatch) -> dict[str, torch.Tensor]:
-        return {name: value.to(self._spec.device) for name, value in batch.inputs.items()}
+        return on_device(batch.inputs, self._spec)
 
     def _batch(self, rows: Sequence[PairedRow]) -> MicroBatch:
         records = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +27,8 @@ class Loss:
     """Summed over the units that `MicroBatch.weight` counts."""
 
     total: torch.Tensor  # scalar, with gradient in training
-    correct: int | None  # labelled tokens predicted as most likely; None where the objective has no such thing
+    # Labelled tokens predicted as most likely, on the device too; None where the objective has no such thing.
+    correct: torch.Tensor | int | None
 
 
 class Objective(Protocol):
@@ -83,6 +84,19 @@ def _kept(figures: torch.Tensor) -> torch.Tensor:
     return figures
 
 
+def optimizer_for(spec: AttemptSpec) -> str:
+    """Upstream's name of the optimizer. On a GPU one kernel updates all weights that torch's AdamW trains."""
+    fused = spec.device == "cuda" and "fused_optimizer" not in spec.without
+    return "adamw_torch_fused" if fused and spec.job.training.optim == "adamw_torch" else spec.job.training.optim
+
+
+def on_device(inputs: Mapping[str, torch.Tensor], spec: AttemptSpec) -> dict[str, torch.Tensor]:
+    """Copies of what a pass reads. To a GPU they go while it still computes the pass before."""
+    if spec.device == "cpu":
+        return dict(inputs)
+    return {name: value.pin_memory().to(spec.device, non_blocking=True) for name, value in inputs.items()}
+
+
 def trainer_arguments(spec: AttemptSpec, *, out: Path, total_steps: int) -> dict[str, Any]:
     """What every TRL config shares. The loop is ours, so nothing here saves, logs or evaluates.
 
@@ -93,7 +107,7 @@ def trainer_arguments(spec: AttemptSpec, *, out: Path, total_steps: int) -> dict
         "output_dir": str(out),
         "per_device_train_batch_size": spec.micro_batch_size,
         "learning_rate": training.learning_rate,
-        "optim": training.optim,
+        "optim": optimizer_for(spec),
         "lr_scheduler_type": training.lr_scheduler_type,
         # Steps, not a ratio: upstream reads 1.0 as one step.
         "warmup_steps": round(training.warmup_ratio * total_steps),

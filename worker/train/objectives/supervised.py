@@ -22,7 +22,7 @@ from shared.contract.passes import PACKED_TOKENS, is_packed
 from shared.contract.spec import AttemptSpec
 from worker.train import row_attention
 from worker.train.data import TokenRow
-from worker.train.objectives.objective import Loss, MicroBatch, OwnFigures, Separable, trainer_arguments
+from worker.train.objectives.objective import Loss, MicroBatch, OwnFigures, Separable, on_device, trainer_arguments
 from worker.train.packing import group, pack
 
 IGNORED = -100
@@ -35,7 +35,7 @@ class LabelledTokenTrainer(SFTTrainer, OwnFigures):
     kernels/chunked_logprob.py). `logits_to_keep` is the public way to ask a model for some positions only.
     """
 
-    correct_tokens = 0
+    correct_tokens: torch.Tensor | int = 0
 
     def compute_loss(
         self,
@@ -45,21 +45,30 @@ class LabelledTokenTrainer(SFTTrainer, OwnFigures):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Cross-entropy summed over labelled tokens and divided by `num_items_in_batch` (1 when not given)."""
-        if self.args.device.type != "cpu" or self.aux_loss_enabled or return_outputs:
-            return self._fused_loss(model, inputs, return_outputs=return_outputs, items=num_items_in_batch)
-        targets_BL = inputs["labels"][:, 1:]
-        keep_K = (targets_BL != IGNORED).any(dim=0).nonzero().squeeze(1)
+        if return_outputs or self.aux_loss_enabled:
+            raise NotImplementedError("neither logits nor a router's loss are asked for here")
         reads = {name: value for name, value in inputs.items() if name != "labels"}
-        logits_BKV = model(**reads, use_cache=False, logits_to_keep=keep_K).logits
-        nll, self.correct_tokens = labelled_nll(logits_BKV.flatten(0, 1), targets_BL[:, keep_K].flatten())
+        if self.args.device.type == "cpu":
+            nll, self.correct_tokens = _labelled_loss(model, reads, inputs["labels"])
+        else:
+            nll, self.correct_tokens = fused_loss(model, reads, inputs["labels"])
         return nll if num_items_in_batch is None else nll / num_items_in_batch
 
-    def _fused_loss(self, model: Any, inputs: dict[str, Any], *, return_outputs: bool, items: Any) -> Any:
-        labelled = int((inputs["labels"][:, 1:] != IGNORED).sum())
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch=1 if items is None else items)
-        accuracies = self._metrics["train" if self.model.training else "eval"]["mean_token_accuracy"]
-        self.correct_tokens = round(accuracies.pop() * labelled)
-        return result
+
+def _labelled_loss(model: Any, reads: dict[str, Any], labels_BL: torch.Tensor) -> tuple[torch.Tensor, int]:
+    targets_BL = labels_BL[:, 1:]
+    keep_K = (targets_BL != IGNORED).any(dim=0).nonzero().squeeze(1)
+    logits_BKV = model(**reads, use_cache=False, logits_to_keep=keep_K).logits
+    return labelled_nll(logits_BKV.flatten(0, 1), targets_BL[:, keep_K].flatten())
+
+
+def fused_loss(model: Any, reads: dict[str, Any], labels_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed cross-entropy, and how many labelled tokens are the argmax, from TRL's fused head.
+
+    TRL's own `compute_loss` asks the device for four figures in each pass, for a log; here they stay on it.
+    """
+    outputs = model(**reads, use_cache=False, labels=labels_BL, fused_lm_head=True)  # zero where there is no label
+    return -outputs.log_probs.sum(), outputs.is_top1.sum()
 
 
 class _SummedNll(torch.autograd.Function):
@@ -120,7 +129,7 @@ class SupervisedObjective(Separable):
 
     def loss(self, model: Any, batch: MicroBatch) -> Loss:
         # SFTTrainer.compute_loss writes into the dict it is given.
-        inputs = {name: value.to(self._spec.device) for name, value in batch.inputs.items()}
+        inputs = on_device(batch.inputs, self._spec)
         if "position_ids" in inputs and self.trainer.model.config._attn_implementation == row_attention.NAME:
             # On the host: each layer reads the rows' lengths, and must not wait for the device to do so.
             inputs[row_attention.ROW_STARTS] = row_starts(batch.inputs["position_ids"])
