@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM
 
 from tests.train.tiny import chat_rows, losses, make_spec, run
@@ -100,6 +103,59 @@ def test_attention_row_by_row_is_the_masked_one_with_the_same_gradients(
     for apart, masked in zip(*outcomes, strict=True):
         torch.testing.assert_close(apart, masked, rtol=1e-4, atol=1e-5)
     assert by_row.call_count == (0 if more.get("sliding_window") == 4 else 1)
+
+
+def rows_apart(  # noqa: PLR0917 -- as torch has it
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    **named: Any,
+) -> torch.Tensor:
+    """What torch's kernel answers, by its documentation, for the arguments that we give it. It runs on GPUs alone."""
+    inspect.signature(varlen_attn).bind(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, **named)
+    assert (cu_seq_q.dtype, cu_seq_k.dtype) == (torch.int32, torch.int32)
+    assert named["window_size"] == (-1, 0), "causal"
+    assert named["enable_gqa"] == (query.shape[1] != key.shape[1])
+    lengths = cu_seq_q.diff().tolist()
+    assert max_q == max_k == max(lengths)
+    rows = zip(*(part.transpose(0, 1).split(lengths, dim=1) for part in (query, key, value)), strict=True)
+    seen = [
+        scaled_dot_product_attention(q, k, v, is_causal=True, scale=named["scale"], enable_gqa=named["enable_gqa"])
+        for q, k, v in rows
+    ]
+    return torch.cat(seen, dim=1).transpose(0, 1)
+
+
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_all_rows_in_one_call_of_the_flash_kernel_are_the_masked_ones(
+    monkeypatch: pytest.MonkeyPatch, key_heads: int
+) -> None:
+    monkeypatch.setattr(row_attention, "varlen_attn", rows_apart)
+    monkeypatch.setattr(row_attention, "varlen_serves", lambda _query: True)
+    torch.manual_seed(5)
+    lengths, heads = [5, 1, 12, 7], 4
+    parts = [torch.randn(1, count, sum(lengths), 8, requires_grad=True) for count in (heads, key_heads, key_heads)]
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = heads // key_heads, True
+    starts = torch.tensor([0, 5, 6, 18, 25])
+    apart = {row_attention.ROW_STARTS: starts}
+
+    outcomes = []
+    for on_device in ({}, {row_attention.STARTS_ON_DEVICE: starts.int()}):
+        seen, _ = row_attention.attend(module, *parts, None, scaling=0.3, **apart, **on_device)
+        outcomes.append((seen.detach(), *torch.autograd.grad(seen.square().sum(), parts)))
+
+    for one_call, by_row in zip(*outcomes, strict=True):
+        torch.testing.assert_close(one_call, by_row, rtol=1e-4, atol=1e-5)
+
+
+def test_the_flash_kernel_is_not_asked_for_what_it_cannot_do() -> None:
+    assert not row_attention.varlen_serves(torch.zeros(1, 2, 3, 8))
+    assert not row_attention.varlen_serves(torch.zeros(1, 2, 3, 8, dtype=torch.bfloat16))  # no GPU
 
 
 def test_packed_and_unpacked_runs_follow_the_same_curve(model: Path, tmp_path: Path) -> None:

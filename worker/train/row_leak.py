@@ -48,6 +48,9 @@ def _second_row(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """Logits (_TOKENS, vocabulary) of the second of two rows end to end, by the road that training takes."""
     reads = {"position_ids": torch.arange(_TOKENS, device=ids.device).repeat(2)[None]}
     if model.config._attn_implementation == row_attention.NAME:
-        reads[row_attention.ROW_STARTS] = torch.tensor([0, _TOKENS, 2 * _TOKENS], device=ids.device)
+        starts = torch.tensor([0, _TOKENS, 2 * _TOKENS])
+        reads[row_attention.ROW_STARTS] = starts
+        if ids.device.type == "cuda":  # the very kernel of this GPU
+            reads[row_attention.STARTS_ON_DEVICE] = starts.int().to(ids.device)
     logits: torch.Tensor = model(input_ids=ids[None], use_cache=False, **reads).logits
     return logits[0, _TOKENS:].float()

@@ -110,6 +110,7 @@ class SupervisedObjective(Separable):
         dora = METHODS[spec.job.adapter.method].magnitude
         self._narrow = spec.job.training.dtype != "float32" and not dora
         self._packing = is_packed(spec.job)
+        self._varlen = spec.device == "cuda" and "varlen_attention" not in spec.without
 
     def micro_batches(self, rows: Sequence[TokenRow]) -> list[MicroBatch]:
         lengths = [row.tokens for row in rows]
@@ -131,8 +132,10 @@ class SupervisedObjective(Separable):
         # SFTTrainer.compute_loss writes into the dict it is given.
         inputs = on_device(batch.inputs, self._spec)
         if "position_ids" in inputs and self.trainer.model.config._attn_implementation == row_attention.NAME:
-            # On the host: each layer reads the rows' lengths, and must not wait for the device to do so.
-            inputs[row_attention.ROW_STARTS] = row_starts(batch.inputs["position_ids"])
+            starts = row_starts(batch.inputs["position_ids"])
+            inputs[row_attention.ROW_STARTS] = starts
+            if self._varlen:
+                inputs |= on_device({row_attention.STARTS_ON_DEVICE: starts.int()}, self._spec)
         # Under autocast every product rounds its inputs to bfloat16 or float16. PEFT raises them to the adapter's
         # float32 before, which changes no bit and copies each layer's activations twice.
         with disable_input_dtype_casting(self.trainer.model, active=self._narrow):
