@@ -11,7 +11,6 @@ from typing import Any, Final
 from shared.contract.methods import METHODS
 from shared.contract.passes import PACKED_TOKENS
 from shared.contract.spec import JobSpec
-from shared.settle.asked import refuse
 from shared.settle.automatic_values import constant, up_to_64
 from shared.settle.calibration import Calibration, Measurement, calibrate
 from shared.settle.durations import own_passes
@@ -57,7 +56,6 @@ def fit(settling: Settling, build: Callable[[], JobSpec]) -> None:
     settling.settle(_LAYERS, constant(None, "all layers"))
     named = settling.settled[_LAYERS] is not None
     settling.settle(_CHECKPOINTING, constant(named, f"{_LAYERS.rpartition('.')[2]} is given"))
-    _check_layers(settling)
     while not _fits_somehow(settling, build) and (_pack_experts(settling) or _spread(settling) or _shorten(settling)):
         pass
     size = "within" if _bytes(settling, build) <= settling.device.budget else "more than"
@@ -71,18 +69,6 @@ def fit(settling: Settling, build: Callable[[], JobSpec]) -> None:
         settling.change(_CHECKPOINTING, settling.settled[_CHECKPOINTING], f"{_recomputing_reason(settling)}: {room}")
     if _LAYERS in settling.reasons and settling.settled[_LAYERS] is not None:
         settling.change(_LAYERS, settling.settled[_LAYERS], "the fewest that leave room for the others' activations")
-
-
-def _check_layers(settling: Settling) -> None:
-    """Refuse a number of layers that nothing can be done with."""
-    asked = settling.wished.get(_LAYERS)
-    if asked is None:
-        return
-    if not settling.settled[_CHECKPOINTING]:
-        refuse(f"tunepool.{_LAYERS}", asked, f"{_CHECKPOINTING} is false; set it to true, or drop the number")
-    layers = settling.facts.num_hidden_layers
-    if asked > layers:
-        refuse(f"tunepool.{_LAYERS}", asked, f"the base has {layers} layers; leave it out to recompute all")
 
 
 def _is_open(settling: Settling) -> bool:

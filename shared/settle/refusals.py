@@ -290,6 +290,17 @@ def _check_batch(asked: Asked) -> None:
         refuse("tunepool.training.batch_size", batch, why)
 
 
+def _check_recomputing(asked: Asked) -> None:
+    layers, every = asked.get("training.gradient_checkpointing_layers"), asked.facts.num_hidden_layers
+    if layers is None:
+        return
+    param = "tunepool.training.gradient_checkpointing_layers"
+    if not asked.get("training.gradient_checkpointing", default=True):
+        refuse(param, layers, "gradient_checkpointing is false; set it to true, or drop the number")
+    if layers > every:
+        refuse(param, layers, f"{asked.base_name} has {every} layers; leave it out to recompute all")
+
+
 def _check_validation(asked: Asked) -> None:
     if asked.request.validation_file is not None:
         return
@@ -349,6 +360,7 @@ _CHECKS: Final[tuple[Callable[[Asked], None], ...]] = (
     _check_packing,
     _check_placement,
     _check_batch,
+    _check_recomputing,
     _check_validation,
     _check_publish,
     _check_train_on,

@@ -16,6 +16,7 @@ from shared.errors import Invalid
 from shared.settle.catalogue import SMOLLM2
 from shared.settle.durations import operations_per_token
 from shared.settle.memory_fit import peak
+from shared.settle.refusals import check_request
 from shared.settle.resolve import Resolution, resolve
 from shared.settle.settling import DeviceFacts
 from shared.settle.sizing import estimate
@@ -110,12 +111,13 @@ def test_what_is_asked_for_stays(asked: dict[str, Any], found: tuple[bool, int |
     ("asked", "why"),
     [
         ({"gradient_checkpointing": False, "gradient_checkpointing_layers": 5}, "set it to true, or drop the number"),
-        ({"gradient_checkpointing_layers": 33}, "the base has 32 layers"),
+        ({"gradient_checkpointing_layers": 33}, "has 32 layers; leave it out"),
     ],
 )
 def test_a_number_that_nothing_can_be_done_with_is_refused(asked: dict[str, Any], why: str) -> None:
+    job = CreateJob.model_validate({"model": "m", "training_file": "file-a", "tunepool": {"training": asked}})
     with pytest.raises(Invalid, match=why) as refused:
-        settled(24, **asked)
+        check_request(job, SMOLLM2.ref.model_copy(update={"facts": LLAMA_8B}))
 
     assert refused.value.param == f"tunepool.{LAYERS}"
 
