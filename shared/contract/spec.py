@@ -172,7 +172,9 @@ class Training(Part):
         '{"prompt": "question", "completion": "answer"}.',
     )
     logging_steps: int = Field(default=1, ge=1, le=10_000)
-    save_steps: int | None = Field(default=None, ge=1, le=1_000_000, description="Every so many; null: every epoch.")
+    save_steps: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="Every so many; null: every epoch and half hour."
+    )
     eval: Evaluation = Evaluation()
     early_stopping: EarlyStopping | None = None
     publish: Literal["best", "last"] | PublishBy = Field(

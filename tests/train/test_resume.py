@@ -17,7 +17,7 @@ from shared.contract.events import EXIT_DONE, EXIT_STOPPED
 from tests.patience import patience
 from tests.train.interrupted import interrupt
 from tests.train.tiny import chat, chat_rows, losses, make_spec, read_events, run
-from worker.train import checkpoints
+from worker.train import checkpoints, loop
 from worker.train.ranks import Ranks
 from worker.train.reporting import Reporter
 
@@ -79,6 +79,34 @@ def test_a_run_goes_on_at_half_the_micro_batch_with_the_same_curve(
     run(make_spec(broken, micro_batch_size=2, gradient_checkpointing=True, **settings), broken / "out")
 
     assert losses(read_events(broken / "out")) == pytest.approx(losses(read_events(whole / "out")), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("after_seconds", "steps"),
+    [(0.0, [1, 2, 3, 4, 5, 6]), (loop.SAVE_SECONDS, [3, 6])],
+    ids=["at once", "half an hour"],
+)
+def test_a_long_epoch_has_checkpoints_by_time(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after_seconds: float, steps: list[int]
+) -> None:
+    monkeypatch.setattr(loop, "SAVE_SECONDS", after_seconds)
+    monkeypatch.setattr(loop, "SAVE_SHARE", float("inf"))  # however long saving takes
+
+    code, events = run(make_spec(tmp_path, model=model), tmp_path / "out")
+
+    assert code == EXIT_DONE
+    assert [event.step for event in events if event.type == "checkpoint"] == steps
+
+
+def test_saving_takes_a_twentieth_of_the_time_at_most(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "SAVE_SHARE", 1e-9)  # each save was a long one, beside this run
+
+    _, events = run(make_spec(tmp_path, model=model), tmp_path / "out")
+
+    assert [event.step for event in events if event.type == "checkpoint"] == [1, 3, 6]
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,7 @@ class Gpu:
     capability: tuple[int, int] = (8, 0)
     ecc: int = 0
     pending: int = 0
+    remap_pending: bool = False
     remap_failed: bool = False
     slices: tuple[Gpu, ...] = ()
     lost: bool = False
@@ -127,7 +128,7 @@ class FakeNvml:
         return 66
 
     def nvmlDeviceGetRemappedRows(self, gpu: Gpu) -> tuple[int, int, int, int]:  # noqa: N802
-        return (0, 0, 0, int(gpu.remap_failed))
+        return (0, 1, int(gpu.remap_pending), int(gpu.remap_failed))
 
     def nvmlEventSetCreate(self) -> list[Gpu]:  # noqa: N802
         return []
@@ -203,6 +204,7 @@ def test_mig_slices_are_devices_of_their_own_and_share_their_gpus_health(setting
         (Gpu("a", ecc=2), "2 uncorrected ECC errors"),
         (Gpu("a", pending=1), "retired"),
         (Gpu("a", remap_failed=True), "remapping failed"),
+        (Gpu("a", remap_pending=True), "waits to be remapped"),
     ],
 )
 def test_a_gpu_with_broken_memory_is_unhealthy_and_says_why(settings: Settings, gpu: Gpu, words: str) -> None:

@@ -191,7 +191,7 @@ def _mig_slices(nvml: Any, handle: Any) -> list[Any]:
 
 
 def _memory_ailment(nvml: Any, handle: Any) -> str | None:
-    """An uncorrected memory error since boot, a page that waits to be retired, a row remapping that failed.
+    """An uncorrected memory error since boot, a page that waits to be retired, a row remapping that waits or failed.
 
     Sources: NVIDIA's GPU memory error management guide, sections on page retirement and row remapping.
     """
@@ -209,7 +209,9 @@ def _memory_ailment(nvml: Any, handle: Any) -> str | None:
         return f"{errors} uncorrected ECC errors since boot; reset the GPU"
     if pending:
         return "memory pages wait to be retired; reset the GPU"
-    return "a row remapping failed; replace the GPU" if remapped[3] else None
+    if remapped[3]:
+        return "a row remapping failed; replace the GPU"
+    return "a broken row of memory waits to be remapped; reset the GPU" if remapped[2] else None
 
 
 def _ask(nvml: Any, question: Any, *arguments: Any, default: Any) -> Any:

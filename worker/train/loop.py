@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from transformers import Trainer
@@ -33,6 +33,10 @@ from worker.train.reporting import Reporter
 from worker.train.stack_faults import refused_for_good
 from worker.train.stopping import StoppedOnRequest, StopRequest
 from worker.train.validation import Evaluator, Sums, Tally, passes
+
+# Between two checkpoints, where none is asked for by steps: a crash costs no more. Longer where saving itself is long.
+SAVE_SECONDS: Final = 1800.0
+SAVE_SHARE: Final = 0.05
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ class TrainingRun:
     window_steps: int = 0
     last_train: Tally = field(default_factory=Tally)
     last_validation: LastLook | None = None
+    saved_at: float | None = None  # the moment, and the seconds that it took
+    save_seconds: float = 0.0
     looked: set[bool] = field(default_factory=set)  # whether all validation rows, or only the first ones, fit in memory
 
     @property
@@ -112,6 +118,7 @@ def turns(run: TrainingRun) -> Iterator[None]:
         Invalid: codes `nan_loss`, `loss_diverged`.
     """
     run.learner.model.train()
+    run.saved_at = run.clock()
     if run.progress.looked_step < run.progress.step:  # the last attempt may have ended before the look was over
         _look_and_save(run)
     while run.progress.step < run.plan.total_steps and not run.progress.early_stopped:
@@ -211,9 +218,17 @@ def _look_and_save(run: TrainingRun) -> None:
         _save_before_a_first_look(run, full=ends_epoch)
         better = _validate(run, full=ends_epoch)
     every = run.schedule.save_every
-    due = ends_epoch if every is None else step % every == 0 or step == run.plan.total_steps
+    due = ends_epoch or _long_unsaved(run) if every is None else step % every == 0 or step == run.plan.total_steps
     if better or due or run.progress.early_stopped:
         save_checkpoint(run)
+
+
+def _long_unsaved(run: TrainingRun) -> bool:
+    """Whether the last checkpoint is so old that a crash would cost much; all ranks hold the same for true."""
+    if run.saved_at is None:
+        return False
+    age = run.clock() - run.saved_at
+    return run.ranks.any(age >= max(SAVE_SECONDS, run.save_seconds / SAVE_SHARE))
 
 
 def _save_before_a_first_look(run: TrainingRun, *, full: bool) -> None:
@@ -296,7 +311,7 @@ def _answers_best(progress: Progress, loss: float, scores: Scores | None, *, by:
 
 def save_checkpoint(run: TrainingRun) -> Path:
     """Write the checkpoint of the steps done, tell, and remove those no longer needed."""
-    folder = run.out / "checkpoints"
+    folder, began = run.out / "checkpoints", run.clock()
     with run.reporter.working("checkpoint"):
         place = checkpoints.save(
             folder,
@@ -306,6 +321,8 @@ def save_checkpoint(run: TrainingRun) -> Path:
             write_adapter=run.write_adapter,
             ranks=run.ranks,
         )
+    run.saved_at = run.clock()
+    run.save_seconds = run.saved_at - began
     look = run.last_validation
     looked = look.tally if look is not None and look.step == run.progress.step else None
     whole = looked if look is not None and look.full else None

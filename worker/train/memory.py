@@ -19,7 +19,7 @@ def limit_memory(spec: AttemptSpec) -> None:
     if spec.memory_limit_bytes is None:
         return
     if spec.device == "cuda":
-        total = torch.cuda.get_device_properties(0).total_memory
+        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, spec.memory_limit_bytes / total))
     else:
         limit_host_memory(spec.memory_limit_bytes)
