@@ -84,7 +84,7 @@ def test_a_run_goes_on_at_half_the_micro_batch_with_the_same_curve(
 @pytest.mark.parametrize(
     ("after_seconds", "steps"),
     [(0.0, [1, 2, 3, 4, 5, 6]), (loop.SAVE_SECONDS, [3, 6])],
-    ids=["at once", "half an hour"],
+    ids=["at once", "later"],
 )
 def test_a_long_epoch_has_checkpoints_by_time(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after_seconds: float, steps: list[int]
