@@ -18,6 +18,7 @@ from shared.contract.events import EXIT_DONE
 from tests.train.families import make_family
 from tests.train.tiny import losses, make_spec, run
 from worker.train import __main__ as program
+from worker.train import fused_norms
 from worker.train.fused_norms import fuse_norms
 
 WIDE = 48
@@ -57,6 +58,26 @@ def test_a_norm_that_does_something_else_is_left_alone(kind: type[Any]) -> None:
 
     assert fuse_norms(norm) == 0
     assert type(norm) is kind
+
+
+@pytest.mark.parametrize("wrong", ["other numbers", "no kernel image"])
+def test_a_kernel_that_fails_its_try_is_not_used_and_the_log_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wrong: str
+) -> None:
+    norm = LlamaRMSNorm(WIDE)
+    assert fused_norms._is_plain(LlamaRMSNorm)
+
+    def broken(rows: torch.Tensor, *_: Any) -> torch.Tensor:
+        if wrong == "no kernel image":
+            raise RuntimeError("CUDA error: no kernel image is available")
+        return rows * 2
+
+    monkeypatch.setattr(fused_norms, "rms_norm", broken)
+    monkeypatch.setattr(fused_norms, "_kernel_agrees", fused_norms._kernel_agrees.__wrapped__)
+
+    assert fuse_norms(norm) == 0
+    assert type(norm) is LlamaRMSNorm
+    assert wrong in capsys.readouterr().out
 
 
 def test_a_copy_of_a_model_has_norms_of_its_own(model: Path) -> None:

@@ -135,7 +135,7 @@ def test_all_rows_in_one_call_of_the_flash_kernel_are_the_masked_ones(
     monkeypatch: pytest.MonkeyPatch, key_heads: int
 ) -> None:
     monkeypatch.setattr(row_attention, "varlen_attn", rows_apart)
-    monkeypatch.setattr(row_attention, "varlen_serves", lambda _query: True)
+    monkeypatch.setattr(row_attention, "varlen_serves", lambda *_parts: True)
     torch.manual_seed(5)
     lengths, heads = [5, 1, 12, 7], 4
     parts = [torch.randn(1, count, sum(lengths), 8, requires_grad=True) for count in (heads, key_heads, key_heads)]
@@ -154,8 +154,36 @@ def test_all_rows_in_one_call_of_the_flash_kernel_are_the_masked_ones(
 
 
 def test_the_flash_kernel_is_not_asked_for_what_it_cannot_do() -> None:
-    assert not row_attention.varlen_serves(torch.zeros(1, 2, 3, 8))
-    assert not row_attention.varlen_serves(torch.zeros(1, 2, 3, 8, dtype=torch.bfloat16))  # no GPU
+    for dtype in (torch.float32, torch.bfloat16):
+        query = torch.zeros(1, 2, 3, 8, dtype=dtype)
+        assert not row_attention.varlen_serves(query, query)  # no GPU
+
+
+def no_kernel(*_: Any, **__: Any) -> torch.Tensor:
+    raise RuntimeError("CUDA error: no kernel image is available")
+
+
+def another_scale(*given: torch.Tensor, **named: Any) -> torch.Tensor:
+    return rows_apart(*given, **named) * 1.5
+
+
+@pytest.mark.parametrize(
+    ("kernel", "words"), [(rows_apart, ""), (no_kernel, "no kernel image"), (another_scale, "other numbers")]
+)
+@pytest.mark.parametrize("shape", [(4, 2, 8), (2, 2, 16)])
+def test_a_flash_kernel_that_fails_its_try_is_not_used_and_the_log_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kernel: Any,
+    words: str,
+    shape: tuple[int, int, int],
+) -> None:
+    monkeypatch.setattr(row_attention, "varlen_attn", kernel)
+    before = torch.get_rng_state()
+
+    assert row_attention.kernel_agrees.__wrapped__(torch.device("cpu"), torch.bfloat16, shape) is (words == "")
+    assert words in capsys.readouterr().out
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_packed_and_unpacked_runs_follow_the_same_curve(model: Path, tmp_path: Path) -> None:

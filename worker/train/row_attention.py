@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Final
 
 import torch
@@ -36,6 +36,7 @@ LONGEST: Final = 1024
 _MORE: Final = ("softcap", "position_bias", "s_aux", "cache")
 _WINDOW: Final = "sliding_window"
 _WIDEST_HEAD: Final = 256  # of the flash kernel
+_NOT_USED: Final = "torch's flash kernel for rows of unlike length is not used"
 
 
 def attend(  # noqa: PLR0917 -- transformers passes by position
@@ -57,7 +58,7 @@ def attend(  # noqa: PLR0917 -- transformers passes by position
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     on_device = kwargs.get(STARTS_ON_DEVICE)
-    if on_device is not None and varlen_serves(query):
+    if on_device is not None and varlen_serves(query, key):
         return by_varlen((query, key, value), on_device, max(lengths), scaling), None
     by_row: Callable[..., torch.Tensor] = BY_ROW.get(query.device.type, by_kernel)
     return by_row(module, (query, key, value), lengths, scaling), None
@@ -75,15 +76,49 @@ def _longest(module: torch.nn.Module, query: torch.Tensor, given: dict[str, Any]
     return min((bound for bound in bounds if bound), default=math.inf)
 
 
-_Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # queries, keys, values
+_Parts = Sequence[torch.Tensor]  # queries, keys, values
 
 
-def varlen_serves(query: torch.Tensor) -> bool:
-    """Whether the flash kernel is there for such queries: NVIDIA's cards from Ampere on, in 16 bits."""
+def varlen_serves(query: torch.Tensor, key: torch.Tensor) -> bool:
+    """Whether the flash kernel is there for them: NVIDIA's cards from Ampere on, in 16 bits, and a try agrees."""
     size = query.shape[-1]
     if query.device.type != "cuda" or torch.version.hip is not None or size > _WIDEST_HEAD or size % 8:
         return False
-    return query.dtype in (torch.bfloat16, torch.float16) and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    modern = torch.cuda.get_device_capability(query.device) >= (8, 0)
+    return half and modern and kernel_agrees(query.device, query.dtype, (query.shape[1], key.shape[1], size))
+
+
+@cache
+def kernel_agrees(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int]) -> bool:
+    """Whether the kernel gives two rows what they have one by one, and the same gradients: tried once, on this device.
+
+    `shape`: query heads, key heads, size of a head.
+    """
+    heads, key_heads, size = shape
+    lengths, module = (5, 3), torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = heads // key_heads, True
+    numbers = torch.Generator().manual_seed(0)  # a try must not move the run's own random numbers
+    sizes = [(1, count, sum(lengths), size) for count in (heads, key_heads, key_heads)]
+    parts = [torch.randn(each, generator=numbers).to(device, dtype).requires_grad_() for each in sizes]
+    starts = torch.tensor([0, lengths[0], sum(lengths)], dtype=torch.int32, device=device)
+    try:
+        # Within a layer that is recomputed later, what autograd keeps here is none of its affair.
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
+            answers = (by_varlen(parts, starts, max(lengths), None), by_kernel(module, parts, lengths, None))
+            found, expected = ((seen, *torch.autograd.grad(seen.float().square().sum(), parts)) for seen in answers)
+    except (RuntimeError, ValueError) as error:
+        print(f"{_NOT_USED}: {error}", flush=True)
+        return False
+    pairs = zip(found, expected, strict=True)
+    agree = all(torch.allclose(ours.float(), theirs.float(), rtol=0.05, atol=0.05) for ours, theirs in pairs)
+    if not agree:
+        print(f"{_NOT_USED}: it gives other numbers", flush=True)
+    return agree
+
+
+def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def by_varlen(parts: _Parts, starts: torch.Tensor, longest: int, scaling: float | None) -> torch.Tensor:
