@@ -187,7 +187,10 @@ def _typical_row(settling: Settling) -> int:
 
 def _tokens_of_row(settling: Settling) -> int:
     """Tokens that a row adds to a pass: packed, all that it has room for."""
-    return settling.settled["training.max_length"] if settling.settled["training.packing"] else _typical_row(settling)
+    if settling.settled["training.packing"]:
+        length: int = settling.settled["training.max_length"]
+        return length
+    return _typical_row(settling) * settling.facts_of_objective.sequences
 
 
 def _pack_experts(settling: Settling) -> bool:

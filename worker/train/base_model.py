@@ -194,13 +194,13 @@ def recompute_activations(model: Any, *, layers: int | None = None) -> None:
 
 def _decoder_layers(model: Any) -> list[torch.nn.Module]:
     """The language model's layers that may recompute their activations, in order; of nested ones the outer."""
-    found = list[torch.nn.Module]()
+    layers = list[torch.nn.Module]()
     inner = set[torch.nn.Module]()
     for module in model.get_decoder().modules():
         if isinstance(module, GradientCheckpointingLayer) and module not in inner:
-            found.append(module)
+            layers.append(module)
             inner.update(module.modules())
-    return found
+    return layers
 
 
 def _as_in_the_forward_pass(

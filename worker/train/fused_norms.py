@@ -34,11 +34,11 @@ def _kernel_agrees(device: torch.device) -> bool:
     rows, weight = torch.randn(4, 64, generator=numbers), torch.rand(64, generator=numbers) + 0.5
     expected = rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + 1e-5) * weight
     try:
-        found = rms_norm(rows.to(device, torch.bfloat16), (64,), weight.to(device, torch.bfloat16), 1e-5)
+        answer = rms_norm(rows.to(device, torch.bfloat16), (64,), weight.to(device, torch.bfloat16), 1e-5)
     except RuntimeError as error:
         print(f"torch's kernel for RMS norms is not used: {error}", flush=True)
         return False
-    agrees = torch.allclose(found.float().cpu(), expected, rtol=0.05, atol=0.05)
+    agrees = torch.allclose(answer.float().cpu(), expected, rtol=0.05, atol=0.05)
     if not agrees:
         print("torch's kernel for RMS norms is not used: it gives other numbers", flush=True)
     return agrees
@@ -58,8 +58,8 @@ def _is_candidate(module: torch.nn.Module) -> bool:
 
 
 def _epsilon_of(module: torch.nn.Module) -> float | None:
-    found = [getattr(module, name) for name in _EPSILON if isinstance(getattr(module, name, None), float)]
-    return found[0] if found else None
+    named = [getattr(module, name) for name in _EPSILON if isinstance(getattr(module, name, None), float)]
+    return named[0] if named else None
 
 
 @cache

@@ -106,12 +106,12 @@ def kernel_agrees(device: torch.device, dtype: torch.dtype, shape: tuple[int, in
         # Within a layer that is recomputed later, what autograd keeps here is none of its affair.
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
             answers = (by_varlen(parts, starts, max(lengths), None), by_kernel(module, parts, lengths, None))
-            found, expected = ((seen, *torch.autograd.grad(seen.float().square().sum(), parts)) for seen in answers)
+            ours, theirs = ((seen, *torch.autograd.grad(seen.float().square().sum(), parts)) for seen in answers)
     except (RuntimeError, ValueError) as error:
         print(f"{_NOT_USED}: {error}", flush=True)
         return False
-    pairs = zip(found, expected, strict=True)
-    agree = all(torch.allclose(ours.float(), theirs.float(), rtol=0.05, atol=0.05) for ours, theirs in pairs)
+    pairs = zip(ours, theirs, strict=True)
+    agree = all(torch.allclose(one.float(), other.float(), rtol=0.05, atol=0.05) for one, other in pairs)
     if not agree:
         print(f"{_NOT_USED}: it gives other numbers", flush=True)
     return agree

@@ -71,9 +71,9 @@ class Sums:
 
     def read(self, *more: torch.Tensor) -> tuple[Tally, list[float]]:
         """The sums, and further figures that the device has: one transfer for all of them."""
-        found = (self.total, 0 if self.correct is None else self.correct, *more)
-        device = next((figure.device for figure in found if isinstance(figure, torch.Tensor)), torch.device("cpu"))
-        figures = [torch.as_tensor(figure, dtype=torch.float64, device=device) for figure in found]
+        asked = (self.total, 0 if self.correct is None else self.correct, *more)
+        device = next((figure.device for figure in asked if isinstance(figure, torch.Tensor)), torch.device("cpu"))
+        figures = [torch.as_tensor(figure, dtype=torch.float64, device=device) for figure in asked]
         total, correct, *others = torch.stack(figures).detach().tolist()
         counted = None if self.correct is None else int(correct)
         return Tally(total, self.weight, self.tokens, correct=counted), others
