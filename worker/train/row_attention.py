@@ -111,7 +111,7 @@ def kernel_agrees(device: torch.device, dtype: torch.dtype, shape: tuple[int, in
         print(f"{_NOT_USED}: {error}", flush=True)
         return False
     pairs = zip(ours, theirs, strict=True)
-    agree = all(torch.allclose(one.float(), other.float(), rtol=0.05, atol=0.05) for one, other in pairs)
+    agree = all(torch.allclose(left.float(), right.float(), rtol=0.05, atol=0.05) for left, right in pairs)
     if not agree:
         print(f"{_NOT_USED}: it gives other numbers", flush=True)
     return agree
