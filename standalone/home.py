@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 
 class HomeInUse(RuntimeError):
@@ -86,11 +87,21 @@ class Home:
 
     def known_key(self) -> str:
         """The API key of an earlier start; empty when there is none, or the file makes no sense."""
+        return str(self._saved().get("api_key", ""))
+
+    @property
+    def last_port(self) -> int | None:
+        """The API's port at the last start; None when there was none."""
+        with suppress(ValueError):
+            return urlsplit(str(self._saved().get("base_url", ""))).port
+        return None
+
+    def _saved(self) -> dict[str, Any]:
         try:
             saved: Any = json.loads(self.credentials.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
-            return ""
-        return str(saved.get("api_key", "")) if isinstance(saved, dict) else ""
+            return {}
+        return saved if isinstance(saved, dict) else {}
 
     def make_secrets_key(self) -> None:
         """Make the key that encrypts stored secrets, unless there is one: what it has encrypted, no other opens."""

@@ -63,6 +63,7 @@ HomeOption = Annotated[
 ]
 
 
+_PORT: Final = 8765
 PortOption = Annotated[
     int, typer.Option(envvar="TUNEPOOL_PORT", min=0, max=65535, help="Of the API on 127.0.0.1; 0: any free one.")
 ]
@@ -134,7 +135,7 @@ def _become(command: list[str], *, rung: bool = True) -> NoReturn:
 @app.command()
 def up(
     home: HomeOption = None,
-    port: PortOption = 8765,
+    port: PortOption = _PORT,
     worker: Annotated[bool, typer.Option(help="Also train on this machine.")] = True,
 ) -> None:
     """Everything on this machine: embedded Postgres and Valkey, API, worker, janitor. Ctrl-C stops it all.
@@ -164,7 +165,7 @@ def migrate(home: HomeOption = None) -> None:
 
 
 @app.command()
-def api(host: str = "127.0.0.1", port: PortOption = 8765) -> None:
+def api(host: str = "127.0.0.1", port: PortOption = _PORT) -> None:
     """Only the API, on the servers that the environment names."""
     _become(api_command(host, port, processes=_settings(None).api_processes))
 
@@ -202,7 +203,9 @@ def janitor() -> None:
 @app.command()
 def doctor(
     home: HomeOption = None,
-    port: PortOption = 8765,
+    port: Annotated[
+        int | None, typer.Option(envvar="TUNEPOOL_PORT", help="The API's; else that of the last start of this home.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Look at every part of this installation and say what to do. Exit code 1 where something is at fault."""
@@ -214,7 +217,7 @@ def doctor(
             home=place,
             database_url=_running_database(settings) or "",
             redis_url=settings.redis_url or running_redis(place.valkey) or "",
-            port=port,
+            port=(place.last_port or _PORT) if port is None else port,
         ).findings()
     )
     typer.echo(json.dumps(document(findings)) if as_json else "\n".join(lines(findings)))

@@ -45,12 +45,13 @@ def known(file):
 UNKNOWN: Final = 45
 _NO_ACCESS: Final = frozenset({41, 43})
 _NOT_THERE: Final = frozenset({44})
+GATED: Final = 48  # exit code of a program that asks a hub: its terms are to be accepted first
 # Sources whose broken fetch the next try goes on with.
 _RESUMES: Final = frozenset({"hub"})
 # Bytes of a parameter as it is published; other forms are packed, and take less than one.
 _STORED_BYTES: Final = {"bfloat16": 2.0, "float16": 2.0, "float32": 4.0, "float64": 8.0}
 _BESIDE_BYTES: Final = 2**26  # tokenizer and configs
-HUB_REFUSALS: Final = _NO_ACCESS | _NOT_THERE
+HUB_REFUSALS: Final = _NO_ACCESS | _NOT_THERE | {GATED}
 
 Interrupt = Callable[[], None]
 
@@ -298,6 +299,14 @@ def refused_by_hub(name: str, wanted: str, ended: int) -> Invalid:
             f"'{name}' in the catalogue (models.toml, or `tunepool models`).",
             param="model",
             code="base_model_not_found",
+        )
+    if ended == GATED:
+        return Invalid(
+            f"The hub gives {wanted} only to those who have accepted its terms. Ask your administrator to accept them "
+            "there, to give the workers a token of that account as HF_TOKEN, and to look again: tunepool models check "
+            f"{name}",
+            param="model",
+            code="base_model_forbidden",
         )
     return Invalid(
         f"The hub does not give {wanted} to this host (HTTP {360 + ended}): it does not exist, or is private or gated. "

@@ -30,7 +30,9 @@ def add_model(caller: Administrator, body: RawBody, door: DoorDep) -> BaseModelV
 @router.get("", response_model=BaseModelPage)
 def list_base_models(door: DoorDep, caller: ModelsReader) -> BaseModelPage:
     """Every base model with its state, also those that cannot be used."""
-    return BaseModelPage(data=[catalogue_views.base_model(standing) for standing in standings(door.catalogue)])
+    catalogue = door.catalogue
+    data = [catalogue_views.base_model(standing) for standing in standings(catalogue)]
+    return BaseModelPage(data=data, file_problem=catalogue.file_problem or None)
 
 
 @router.get("/{name}", response_model=BaseModelView)

@@ -67,6 +67,7 @@ class FetchPage(View):
 class BaseModelPage(View):
     object: Literal["list"] = "list"
     data: list[BaseModelView]
+    file_problem: str | None = Field(description="Why models.toml is left out as a whole; null: it is read.")
 
 
 def base_model(standing: Standing) -> BaseModelView:

@@ -54,6 +54,8 @@ class CatalogueEntry:
     owned_by: str = "tunepool"
 
 
+_ASK: Final = "Ask your administrator"  # some problems say already what for
+
 SMOLLM2: Final = CatalogueEntry(
     ref=BaseModelRef(
         name="smollm2-135m-instruct",
@@ -142,9 +144,9 @@ class Catalogue:
             )
         problem = self.problems.get(self.aliases.get(name, name))
         if problem is not None:
+            who = f"{_ASK} to correct this entry of the catalogue (models.toml, or `tunepool models`)."
             raise Invalid(
-                f"The base model '{name[:100]}' cannot be used: {problem} Ask your administrator to correct this entry "
-                "of the catalogue (models.toml, or `tunepool models`).",
+                f"The base model '{name[:100]}' cannot be used: {problem}{'' if _ASK in problem else f' {who}'}",
                 param="model",
                 code="base_model_misconfigured",
             )

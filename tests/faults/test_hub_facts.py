@@ -50,6 +50,7 @@ class Hub:
         self.breaks = ""  # the file in whose midst the line breaks, once another is sent; then the hub is away
         self.whole = threading.Event()  # a file of weights was sent whole
         self.away = False
+        self.gated = False  # says of what it refuses that terms are to be accepted, as the hub does
         self.slow: threading.Event | None = None  # the second half of each file of weights waits for it
 
     def answer(self, path: str) -> tuple[int, bytes]:
@@ -87,6 +88,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("ETag", f'"{hashlib.sha256(whole).hexdigest()}"')
             self.send_header("Retry-After", "0")
+            if made.gated and status in {401, 403}:
+                self.send_header("X-Error-Code", "GatedRepo")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             if self.command == "GET":
@@ -349,6 +352,23 @@ def test_what_cannot_be_used_says_what_to_do_and_the_others_stay(
     assert says in refused.value.message
     assert says in found.complaints()["far"]
     assert "tiny" in found.names()
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_gated_model_says_whose_terms_are_to_be_accepted_and_says_it_once(
+    stack: Stack, hub: Hub, host: Host, status: int
+) -> None:
+    hub.repositories["example/far"], hub.gated = status, True
+    add(stack, "far")
+    offered(stack)
+
+    assert look_up_next(host)
+
+    with pytest.raises(Invalid) as refused:
+        offered(stack).find("far")
+    assert "only to those who have accepted its terms" in refused.value.message
+    assert "tunepool models check far" in refused.value.message
+    assert refused.value.message.count("Ask your administrator") == 1
 
 
 def test_a_hub_that_is_away_is_asked_again_after_longer_pauses(stack: Stack, hub: Hub, host: Host) -> None:

@@ -205,6 +205,16 @@ def test_clocks_disks_and_secrets_have_their_bounds(tmp_path: Path) -> None:
     assert "chmod 600" in next(secrets(home)).remedy
 
 
+@pytest.mark.parametrize("saved", ["", "{}", "[]", '{"base_url": "http://127.0.0.1:no/v1"}', '{"base_url": 7}'])
+def test_the_api_is_looked_for_at_the_port_of_the_last_start(tmp_path: Path, saved: str) -> None:
+    home = Home(tmp_path)
+    assert home.last_port is None
+    home.write_credentials(base_url="http://127.0.0.1:8790/v1", api_key="tp_1")
+    assert home.last_port == 8790
+    home.credentials.write_text(saved)
+    assert (home.last_port, home.known_key()) == (None, "")
+
+
 @pytest.mark.slow
 def test_the_command_ends_in_1_where_something_is_at_fault_and_speaks_json(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in {"DATABASE_URL", "REDIS_URL"}}

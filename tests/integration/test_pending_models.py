@@ -12,6 +12,7 @@ import pytest
 from shared.chores import base_models
 from shared.settings import Settings
 from shared.store.db import session_scope
+from tests.command_line import run_here
 from tests.factories import make_file
 from tests.integration.conftest import Api
 from tests.lifecycle.stack import until
@@ -90,3 +91,15 @@ def test_what_the_hub_refused_is_told_with_its_remedy(api: Api, client: httpx2.C
     assert "accept its terms and set HF_TOKEN" in answer.json()["error"]["message"]
     assert states(client) == {"far": "error", "smollm2-135m-instruct": "ready"}
     assert set(client.get("/readyz").json()["unusable_models"]) == {"far"}
+
+
+def test_the_command_line_says_what_is_not_ready_yet_and_not_that_the_server_is_ill(
+    api: Api, client: httpx2.Client, tmp_path: Path
+) -> None:
+    known = {"OPENAI_BASE_URL": f"{str(client.base_url).rstrip('/')}/v1", "OPENAI_API_KEY": api.key}
+
+    refused = run_here(tmp_path, "models", "prefetch", "far", **known)
+
+    assert refused.returncode == 3
+    assert refused.stderr.startswith("The base model 'far' is not ready yet")
+    assert "base_model_resolving" in refused.stderr

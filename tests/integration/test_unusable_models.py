@@ -9,6 +9,7 @@ import httpx2
 import pytest
 
 from shared.settings import Settings
+from tests.command_line import run_here
 from tests.integration.conftest import Api
 from tests.live import live_api
 from tests.patience import patience
@@ -71,3 +72,14 @@ def test_the_api_is_ready_and_names_what_cannot_be_used(client: httpx2.Client) -
 
     assert ready.status_code == 200
     assert set(ready.json()["unusable_models"]) == {"llama", "lost"}
+
+
+def test_a_file_that_is_no_toml_is_told_in_the_list_and_the_built_in_model_stays(api: Api, tmp_path: Path) -> None:
+    (tmp_path / "models.toml").write_text("[models.llama\n")
+    settings: Settings = api.settings.model_copy(update={"models_file": tmp_path / "models.toml"})
+    with live_api(settings) as url:
+        listed = run_here(tmp_path, "models", "list", OPENAI_BASE_URL=f"{url}/v1", OPENAI_API_KEY=api.key)
+
+    assert (listed.returncode, "smollm2-135m-instruct" in listed.stdout) == (0, True)
+    assert listed.stderr.startswith("models.toml is left out: ")
+    assert "is not understood" in listed.stderr

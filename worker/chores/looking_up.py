@@ -26,6 +26,7 @@ from shared.settle.model_facts import facts_of, weights_of
 from shared.settle.plain_models import read_config
 from shared.settle.weights import Tensors, Weights, parsed, tensors_in
 from worker.base_models import (
+    GATED,
     HUB_REFUSALS,
     KNOWS,
     UNKNOWN,
@@ -44,6 +45,7 @@ from worker.program.workdir import Workdir
 log = structlog.get_logger()
 
 _SECONDS: Final = 300.0  # for a few small answers of the hub, and the start of transformers
+_ANSWER_SECONDS: Final = 30.0  # for its first answer; the hub's client would wait for ever
 _CONFIG_BYTES: Final = 2**20
 _TENSORS_BYTES: Final = 2**27
 _NO_WEIGHTS, _NO_HEADERS = 46, 47
@@ -63,10 +65,10 @@ _HUB_PROGRAM: Final = f"""
 {KNOWS}
 from concurrent.futures import ThreadPoolExecutor
 from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, SafetensorsParsingError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, SafetensorsParsingError
 repository, revision, folder = sys.argv[1:]
 try:
-    info = HfApi().model_info(repository, revision=revision)
+    info = HfApi().model_info(repository, revision=revision, timeout={_ANSWER_SECONDS})
     commit, there = info.sha, {{one.rfilename for one in info.siblings or ()}}
     file = pathlib.Path(hf_hub_download(repository, "config.json", revision=commit, local_dir=folder))
     pathlib.Path(folder, "commit").write_text(commit)
@@ -99,7 +101,7 @@ except Exception as error:
         cause = cause.__cause__
     if cause is None or cause.response is None or cause.response.status_code not in (401, 403, 404):
         raise
-    sys.exit(cause.response.status_code - 360)
+    sys.exit({GATED} if isinstance(cause, GatedRepoError) else cause.response.status_code - 360)
 """
 
 

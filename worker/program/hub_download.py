@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_download, hf_hub_url, snapshot_download
 from huggingface_hub.constants import MAX_HTTP_DOWNLOAD_SIZE
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 from huggingface_hub.file_download import HfFileMetadata, http_get
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented there
 
@@ -34,6 +34,7 @@ BESIDE: Final = ("*.safetensors.index.json", "*.json", "tokenizer.model", "*.jin
 # The same weights once more, in other forms: gpt-oss, Llama and Mistral publish them so.
 DUPLICATES: Final = ("original/*", "consolidated*", "metal/*")
 REFUSALS: Final = (401, 403, 404)
+_GATED: Final = 48  # `worker.base_models.GATED`
 AT_ONCE: Final = 4  # files
 
 
@@ -103,7 +104,7 @@ def main(repository: str, commit: str, folder: str, which: str = "") -> None:
             cause = cause.__cause__
         if cause is None or cause.response.status_code not in REFUSALS:
             raise
-        sys.exit(cause.response.status_code - 360)
+        sys.exit(_GATED if isinstance(cause, GatedRepoError) else cause.response.status_code - 360)
 
 
 if __name__ == "__main__":

@@ -166,7 +166,8 @@ def app() -> None:
         _quit(str(error), EXIT_USAGE)
     except official.InternalServerError as error:
         reason = f"The server is ill (HTTP {error.status_code}): {error.message}"
-        _quit(requests.reason(error) if error.status_code == NOT_OFFERED else reason, EXIT_UNREACHABLE, error)
+        known = error.status_code == NOT_OFFERED or error.param is not None  # it is well, and says what is lacking
+        _quit(requests.reason(error) if known else reason, EXIT_UNREACHABLE, error)
     except official.APIConnectionError as error:
         _quit(f"No server answers at {error.request.url.host}:{error.request.url.port}.", EXIT_UNREACHABLE)
     except official.APIStatusError as error:

@@ -6,6 +6,7 @@ import time
 from typing import Annotated, Any, Final
 
 import typer
+from rich.console import Console
 
 from tunepool import native, watching
 from tunepool.printing import show, show_rows
@@ -14,6 +15,7 @@ from tunepool.requests import given
 models_cli = typer.Typer(no_args_is_help=True, help="Base models: what jobs may train, and how it stands.")
 
 _POLL_SECONDS: Final = 1.0
+messages = Console(stderr=True)
 _EXIT_ERROR: Final = 1
 
 Wait = Annotated[bool, typer.Option("--wait", help="Until a worker has looked at it; exit code 1 if it is in error.")]
@@ -39,7 +41,10 @@ def add_model(
 def list_models(context: typer.Context) -> None:
     """List every base model with its state, also those that cannot be used."""
     columns = ("id", "state", "origin", "locator", "revision", "aliases", "sizes.parameters", "detail")
-    show_rows(context, native.get(context, "models")["data"], columns)
+    page = native.get(context, "models")
+    show_rows(context, page["data"], columns)
+    if page.get("file_problem") and not context.obj.as_json:
+        messages.print(f"models.toml is left out: {page['file_problem']}", style="yellow", markup=False)
 
 
 @models_cli.command("show")
