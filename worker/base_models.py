@@ -301,13 +301,11 @@ def refused_by_hub(name: str, wanted: str, ended: int) -> Invalid:
             code="base_model_not_found",
         )
     if ended == GATED:
-        return Invalid(
-            f"The hub gives {wanted} only to those who have accepted its terms. Ask your administrator to accept them "
-            "there, to give the workers a token of that account as HF_TOKEN, and to look again: tunepool models check "
-            f"{name}",
-            param="model",
-            code="base_model_forbidden",
+        words = (
+            f"The hub gives {wanted} only to those who have accepted its terms. Ask your administrator to accept them"
         )
+        remedy = "give the workers a token of that account as HF_TOKEN, and look again: tunepool models check"
+        return Invalid(f"{words}, to {remedy} {name}", param="model", code="base_model_forbidden")
     return Invalid(
         f"The hub does not give {wanted} to this host (HTTP {360 + ended}): it does not exist, or is private or gated. "
         "Ask your administrator to accept its terms at the hub and to give the workers HF_TOKEN, or to correct "

@@ -98,7 +98,10 @@ def test_the_command_line_says_what_is_not_ready_yet_and_not_that_the_server_is_
 ) -> None:
     known = {"OPENAI_BASE_URL": f"{str(client.base_url).rstrip('/')}/v1", "OPENAI_API_KEY": api.key}
 
-    refused = run_here(tmp_path, "models", "prefetch", "far", **known)
+    row = {"messages": [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}]}
+    (tmp_path / "train.jsonl").write_text(f"{json.dumps(row)}\n" * 12)
+
+    refused = run_here(tmp_path, "submit", "train.jsonl", "--model", "far", **known)
 
     assert refused.returncode == 3
     assert refused.stderr.startswith("The base model 'far' is not ready yet")
