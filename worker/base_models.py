@@ -43,7 +43,6 @@ def known(file):
         return True
 """
 UNKNOWN: Final = 45
-_NO_ACCESS: Final = frozenset({41, 43})
 _NOT_THERE: Final = frozenset({44})
 GATED: Final = 48  # exit code of a program that asks a hub: its terms are to be accepted first
 # Sources whose broken fetch the next try goes on with.
@@ -51,7 +50,7 @@ _RESUMES: Final = frozenset({"hub"})
 # Bytes of a parameter as it is published; other forms are packed, and take less than one.
 _STORED_BYTES: Final = {"bfloat16": 2.0, "float16": 2.0, "float32": 4.0, "float64": 8.0}
 _BESIDE_BYTES: Final = 2**26  # tokenizer and configs
-HUB_REFUSALS: Final = _NO_ACCESS | _NOT_THERE | {GATED}
+HUB_REFUSALS: Final = _NOT_THERE | {41, 43, GATED}
 
 Interrupt = Callable[[], None]
 
@@ -301,11 +300,11 @@ def refused_by_hub(name: str, wanted: str, ended: int) -> Invalid:
             code="base_model_not_found",
         )
     if ended == GATED:
-        words = (
-            f"The hub gives {wanted} only to those who have accepted its terms. Ask your administrator to accept them"
+        terms = f"The hub gives {wanted} only to those who have accepted its terms. Ask your administrator to accept"
+        token = (
+            "them, to give the workers a token of that account as HF_TOKEN, and to look again: tunepool models check"
         )
-        remedy = "give the workers a token of that account as HF_TOKEN, and look again: tunepool models check"
-        return Invalid(f"{words}, to {remedy} {name}", param="model", code="base_model_forbidden")
+        return Invalid(f"{terms} {token} {name}", param="model", code="base_model_forbidden")
     return Invalid(
         f"The hub does not give {wanted} to this host (HTTP {360 + ended}): it does not exist, or is private or gated. "
         "Ask your administrator to accept its terms at the hub and to give the workers HF_TOKEN, or to correct "
