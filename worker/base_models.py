@@ -301,10 +301,10 @@ def refused_by_hub(name: str, wanted: str, ended: int) -> Invalid:
         )
     if ended == GATED:
         terms = f"The hub gives {wanted} only to those who have accepted its terms. Ask your administrator to accept"
-        token = (
+        remedy = (
             "them, to give the workers a token of that account as HF_TOKEN, and to look again: tunepool models check"
         )
-        return Invalid(f"{terms} {token} {name}", param="model", code="base_model_forbidden")
+        return Invalid(f"{terms} {remedy} {name}", param="model", code="base_model_forbidden")
     return Invalid(
         f"The hub does not give {wanted} to this host (HTTP {360 + ended}): it does not exist, or is private or gated. "
         "Ask your administrator to accept its terms at the hub and to give the workers HF_TOKEN, or to correct "
