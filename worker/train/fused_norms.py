@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch.nn.functional import rms_norm
@@ -19,7 +19,7 @@ _EPSILON: Final = ("variance_epsilon", "eps")  # upstream's names for what keeps
 
 def fuse_norms(model: torch.nn.Module) -> int:
     """Have every plain RMS norm of `model` computed by the kernel; returns how many there are."""
-    norms = [module for module in model.modules() if _is_candidate(module) and _is_plain(type(module))]
+    norms: list[Any] = [module for module in model.modules() if _is_candidate(module) and _is_plain(type(module))]
     agrees = {device: _kernel_agrees(device) for device in {norm.weight.device for norm in norms}}
     chosen = [norm for norm in norms if agrees[norm.weight.device]]
     for norm in chosen:
@@ -87,4 +87,4 @@ def _by_kernel(kind: type[torch.nn.Module]) -> type[torch.nn.Module]:
         with torch.autocast(hidden_states.device.type, enabled=False):
             return rms_norm(hidden_states, (hidden_states.shape[-1],), self.weight, _epsilon_of(self))
 
-    return type(f"Fused{kind.__name__}", (kind,), {"forward": forward})
+    return cast("type[torch.nn.Module]", type(f"Fused{kind.__name__}", (kind,), {"forward": forward}))

@@ -96,7 +96,8 @@ def kernel_agrees(device: torch.device, dtype: torch.dtype, shape: tuple[int, in
     `shape`: query heads, key heads, size of a head.
     """
     heads, key_heads, size = shape
-    lengths, module = (5, 3), torch.nn.Module()
+    lengths = (5, 3)
+    module: Any = torch.nn.Module()
     module.num_key_value_groups, module.is_causal = heads // key_heads, True
     numbers = torch.Generator().manual_seed(0)  # a try must not move the run's own random numbers
     sizes = [(1, count, sum(lengths), size) for count in (heads, key_heads, key_heads)]
