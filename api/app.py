@@ -30,6 +30,7 @@ from api import (
 from api.admission import Admission
 from api.bell import RingThread
 from api.compression import GzipJson
+from api.cross_origin import CrossOrigin
 from api.deps import Door
 from api.links import make_links
 from api.measures import Measures
@@ -168,6 +169,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(GzipJson)
     app.add_middleware(RequestUrl)
     app.add_middleware(Turnstile)
+    if settings.allowed_origins:
+        app.add_middleware(CrossOrigin, origins=settings.allowed_origins)
     app.add_middleware(RequestId, answered=measures.answered, spans=spans)  # added last, so outermost
     errors.install(app)
     for part in (

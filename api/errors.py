@@ -14,6 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
+from starlette.types import Scope
 
 from api.not_offered import instead_of
 from shared import errors
@@ -26,7 +27,7 @@ RETRY_AFTER_SECONDS: Final = 2
 # kind -> (status, OpenAI's `type`)
 STATUS: Final[dict[type[errors.TunepoolError], tuple[int, str]]] = {
     errors.Invalid: (400, "invalid_request_error"),
-    errors.Unauthenticated: (401, "authentication_error"),
+    errors.Unauthenticated: (401, "invalid_request_error"),  # as OpenAI has it
     errors.Forbidden: (403, "permission_error"),
     errors.NotFound: (404, "invalid_request_error"),
     errors.Conflict: (409, "invalid_request_error"),
@@ -74,14 +75,13 @@ def _headers(status: int) -> dict[str, str]:
 
 
 def install(app: FastAPI) -> None:
-    """Every way out of a handler ends in the envelope."""
+    """Every way out of a handler ends in the envelope; for a fault of ours api/request_id.py sees to it."""
     app.add_exception_handler(errors.TunepoolError, _named)
     app.add_exception_handler(HTTPException, _plain)
     app.add_exception_handler(RequestValidationError, _unvalidated)
     for kind in DATABASE_AWAY:
         app.add_exception_handler(kind, _database_away)
     app.add_exception_handler(ClientDisconnect, _gone)
-    app.add_exception_handler(Exception, _unexpected)
 
 
 def _named(_: Request, error: Exception) -> JSONResponse:
@@ -159,11 +159,12 @@ def _database_away(request: Request, error: Exception) -> JSONResponse:
     )
 
 
-def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    log.error("request.failed", path=request.url.path, exc_info=error)
-    request_id = request.scope.get("request_id", "")
+def unexpected(scope: Scope, error: Exception) -> JSONResponse:
+    """The answer to a request that met a fault of ours. It says nothing of the fault; the log does."""
+    log.error("request.failed", path=scope["path"], exc_info=error)
     message = (
-        f"The server had an error while processing your request. Quote the request id {request_id} when you report it."
+        "The server had an error while processing your request."
+        f" Quote the request id {scope['request_id']} when you report it."
     )
     body = envelope(message, kind="server_error", param=None, code="server_error")
-    return JSONResponse(body, status_code=500, headers={"x-request-id": request_id, "x-should-retry": "true"})
+    return JSONResponse(body, status_code=500, headers={"x-should-retry": "true"})

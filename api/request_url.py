@@ -1,4 +1,4 @@
-"""Refuses URLs that no route can serve, before they reach a handler or the database."""
+"""Refuses URLs that no route can serve, before they reach a handler or the database; takes one slash too many."""
 
 from __future__ import annotations
 
@@ -20,11 +20,22 @@ class RequestUrl:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        fault = _fault(scope) if scope["type"] == "http" else None
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        _drop_slash(scope)
+        fault = _fault(scope)
         if fault is None:
             await self._app(scope, receive, send)
         else:
             await answer(fault)(scope, receive, send)
+
+
+def _drop_slash(scope: Scope) -> None:
+    """`/v1/files/` is `/v1/files`. A redirect would cost the client its body, or a second round trip."""
+    path: str = scope["path"]
+    if path.startswith("/v1/") and path.endswith("/") and len(path) > len("/v1/"):
+        scope["path"] = path[:-1]
 
 
 def _fault(scope: Scope) -> Invalid | NotFound | None:

@@ -97,6 +97,13 @@ def shown(bearer: str) -> str:
     return bearer[: bearer.index("_") + 5]
 
 
+def masked(bearer: str) -> str:
+    """What a refusal shows of a key, so that its owner knows which of theirs it is: never more than a third."""
+    shown_characters = min(4, len(bearer) // 6)
+    ends = bearer[:shown_characters], bearer[len(bearer) - shown_characters :]
+    return f"{ends[0]}****{ends[1]}"
+
+
 def create(
     session: Session, *, project_id: str, name: str, scopes: Sequence[str] = ("*",), **limits: Any
 ) -> tuple[ApiKeyRow, str]:
@@ -164,7 +171,7 @@ def authenticate(session: Session, bearer: str) -> Caller:
     second = row is None
     row = connection.execute(_OWNER_FOR_NOW, asked).one_or_none() if row is None else row
     if row is None:
-        raise Unauthenticated("This API key is unknown, revoked or expired.")
+        raise Unauthenticated(f"Incorrect API key provided: {masked(bearer)}. It is unknown, revoked or expired.")
     owner = dict(row._mapping)
     if owner.pop("unnoted"):
         _note_use(session, owner["key_id"], sha256=asked["sha256"] if second else None)
@@ -175,10 +182,12 @@ def _prefix_of(bearer: str) -> str:
     """Raises Unauthenticated when the key cannot be one of ours."""
     shape = _SHAPE.fullmatch(bearer)
     if shape is None:
-        raise Unauthenticated("Incorrect API key provided. Keys look like tp_…; check for missing characters.")
+        raise Unauthenticated(
+            f"Incorrect API key provided: {masked(bearer)}. Keys look like tp_…; check for missing characters."
+        )
     if _checksum(shape[2]) != shape[3]:
         raise Unauthenticated(
-            "Incorrect API key provided: its checksum does not fit, so it is mistyped. Copy it again."
+            f"Incorrect API key provided: {masked(bearer)}. Its checksum does not fit: it is mistyped. Copy it again."
         )
     return shape[1]
 

@@ -33,6 +33,7 @@ from tests.factories import claim_on, make_key, make_queued_job, make_worker
 from tests.integration.conftest import Api
 from tests.lifecycle.stack import make_model
 from tests.live import live_api
+from tests.openai_types import faults_of, held
 from tests.patience import lease, patience
 from worker.host.host import identify
 from worker.program import processes
@@ -95,7 +96,7 @@ def talk(engine: Any, database_url: str, tmp_path_factory: pytest.TempPathFactor
         caller, key = make_key(session)
     with (
         live_api(settings) as url,
-        OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client,
+        OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, http_client=held()) as client,
         at_work(settings, folder / "playground.log"),
     ):
         api = Api(url, caller, key, settings, engine, client)
@@ -202,6 +203,7 @@ def test_the_bytes_of_a_stream_are_server_sent_events_that_end_in_done(talk: Tal
 
     assert all(line.startswith("data: ") for line in lines)
     assert lines[-1] == "data: [DONE]"
+    assert [list(faults_of(ChatCompletionChunk, line[6:])) for line in lines[:-1]] == [[]] * (len(lines) - 1)
     assert json.loads(lines[1][6:])["choices"] == [
         {"index": 0, "delta": {"content": "base:one "}, "logprobs": None, "finish_reason": None}
     ]

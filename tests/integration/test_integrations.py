@@ -30,6 +30,7 @@ from tests.fake_wandb import FakeWandb, fake_wandb
 from tests.integration.conftest import Api
 from tests.integration.test_webhooks import new_key
 from tests.live import live_api
+from tests.openai_types import held
 from tests.patience import patience
 from worker.chores.tracking import EVENT_FILE, track_next
 from worker.host.flags import SharedFlags
@@ -54,7 +55,7 @@ def secret_api(api: Api) -> Iterator[Api]:
     }
     values["webhook_seconds"] = patience(10)
     settings = api.settings.model_copy(update=values)
-    with live_api(settings) as url, OpenAI(base_url=f"{url}/v1", api_key=api.key) as client:
+    with live_api(settings) as url, OpenAI(base_url=f"{url}/v1", api_key=api.key, http_client=held()) as client:
         yield dataclasses.replace(api, url=url, settings=settings, client=client)
 
 

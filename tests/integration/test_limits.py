@@ -20,6 +20,7 @@ from standalone.valkey import EmbeddedValkey
 from tests.factories import make_key
 from tests.integration.conftest import Api
 from tests.live import live_api
+from tests.openai_types import held
 from tests.patience import patience
 
 
@@ -40,7 +41,10 @@ def small(
     )
     with session_scope(engine) as session:
         caller, key = make_key(session)
-    with live_api(settings) as url, OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client:
+    with (
+        live_api(settings) as url,
+        OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, http_client=held()) as client,
+    ):
         yield Api(url, caller, key, settings, engine, client)
 
 
@@ -67,7 +71,7 @@ def test_a_key_that_asks_too_often_is_told_when_to_come_again(fresh: Api) -> Non
     error = answers[-1].json()["error"]
     assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
     assert 1 <= int(answers[-1].headers["retry-after"]) <= 15
-    official = OpenAI(base_url=f"{fresh.url}/v1", api_key=fresh.key, max_retries=0)
+    official = OpenAI(base_url=f"{fresh.url}/v1", api_key=fresh.key, max_retries=0, http_client=held())
     with official, pytest.raises(openai.RateLimitError):
         official.models.list()
 

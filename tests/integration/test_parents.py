@@ -22,6 +22,7 @@ from shared.tenants import keys
 from tests.factories import make_file, make_job, make_spec
 from tests.integration.conftest import Api
 from tests.integration.test_access import trained
+from tests.openai_types import held
 from tests.patience import patience
 
 BASE = "smollm2-135m-instruct"
@@ -48,7 +49,7 @@ def place(api: Api) -> Iterator[Place]:
         session.flush()
         friend_id = friend.id
         _, secret = keys.create(session, project_id=friend_id, name="theirs", scopes=("*",))
-    with OpenAI(base_url=f"{api.url}/v1", api_key=secret, max_retries=0) as client:
+    with OpenAI(base_url=f"{api.url}/v1", api_key=secret, max_retries=0, http_client=held()) as client:
         yield Place(model, checkpoint, friend_id, client)
 
 

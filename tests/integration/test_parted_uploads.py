@@ -22,6 +22,7 @@ from shared.store.tables import FileRow, UploadRow
 from tests.factories import make_key
 from tests.integration.conftest import Api
 from tests.integration.test_bad_requests import refused
+from tests.openai_types import held
 
 ROWS = b"".join(b'{"messages": [{"role": "user", "content": "%06d"}]}\n' % number for number in range(2000))
 
@@ -191,7 +192,7 @@ def test_a_bad_part_is_refused_and_leaves_nothing(api: Api, http: httpx2.Client,
 def test_a_cancelled_upload_takes_no_more_parts_and_gives_its_room_back(api: Api) -> None:
     with session_scope(api.engine) as session:
         caller, key = make_key(session, max_bytes=100)
-    with OpenAI(base_url=f"{api.url}/v1", api_key=key, max_retries=0) as client:
+    with OpenAI(base_url=f"{api.url}/v1", api_key=key, max_retries=0, http_client=held()) as client:
         arguments: dict[str, Any] = {"bytes": 60, "filename": "a", "mime_type": "x", "purpose": "user_data"}
         upload = client.uploads.create(**arguments)
         client.uploads.parts.create(upload.id, data=b"x" * 60)

@@ -17,6 +17,7 @@ from shared.tenants import keys
 from tests.factories import make_key
 from tests.integration.conftest import Api
 from tests.integration.test_access import trained
+from tests.openai_types import held
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ def place(api: Api) -> Iterator[Sharing]:
         _, secret = keys.create(session, project_id=friend_id, name="theirs", scopes=("*",))
         _, admin = keys.create(session, project_id=api.caller.project_id, name="admin", scopes=keys.EVERYTHING)
     with (
-        OpenAI(base_url=f"{api.url}/v1", api_key=admin, max_retries=0) as operator,
-        OpenAI(base_url=f"{api.url}/v1", api_key=secret, max_retries=0) as other,
+        OpenAI(base_url=f"{api.url}/v1", api_key=admin, max_retries=0, http_client=held()) as operator,
+        OpenAI(base_url=f"{api.url}/v1", api_key=secret, max_retries=0, http_client=held()) as other,
     ):
         yield Sharing(model, checkpoint, operator, other, friend_id)
 
@@ -68,7 +69,7 @@ def test_a_permission_opens_one_model_to_one_project_until_it_is_deleted(
     with pytest.raises(openai.NotFoundError):
         place.friend.models.retrieve(place.checkpoint)
     with (
-        OpenAI(base_url=f"{api.url}/v1", api_key=stranger, max_retries=0) as theirs,
+        OpenAI(base_url=f"{api.url}/v1", api_key=stranger, max_retries=0, http_client=held()) as theirs,
         pytest.raises(openai.NotFoundError),
     ):
         theirs.models.retrieve(place.model)
@@ -120,7 +121,7 @@ def test_only_an_administrator_of_the_organization_shares_and_only_within_it(api
                 place.model, project_ids=[place.friend_id, project_id]
             )
         assert refused.value.param == "project_ids.1"
-    with OpenAI(base_url=f"{api.url}/v1", api_key=foreign, max_retries=0) as theirs:
+    with OpenAI(base_url=f"{api.url}/v1", api_key=foreign, max_retries=0, http_client=held()) as theirs:
         with pytest.raises(openai.NotFoundError):
             theirs.fine_tuning.checkpoints.permissions.create(place.model, project_ids=[elsewhere.project_id])
         with pytest.raises(openai.NotFoundError):

@@ -32,6 +32,7 @@ from tests.browsing import browser, proof_of
 from tests.factories import claim_on, make_file, make_queued_job, make_worker
 from tests.integration.conftest import Api
 from tests.live import live_api
+from tests.openai_types import held
 
 GATE = "assertions:\n  - candidate.right >= 0.9\n"
 
@@ -43,7 +44,7 @@ def site(api: Api) -> Iterator[Api]:
     settings = api.settings.model_copy(
         update={"secrets_key": type(api.settings.secrets_key)(secret), "webhook_networks": "127.0.0.0/8"}
     )
-    with live_api(settings) as url, OpenAI(base_url=f"{url}/v1", api_key=api.key) as client:
+    with live_api(settings) as url, OpenAI(base_url=f"{url}/v1", api_key=api.key, http_client=held()) as client:
         yield dataclasses.replace(api, url=url, settings=settings, client=client)
 
 

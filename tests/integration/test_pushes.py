@@ -24,6 +24,7 @@ from tests.integration.conftest import Api
 from tests.integration.test_merges import adapter, post, refusal
 from tests.integration.test_webhooks import new_key
 from tests.live import live_api
+from tests.openai_types import held
 from worker.chores.exporting import export_next
 from worker.host.flags import SharedFlags
 from worker.host.host import Host, open_host
@@ -125,7 +126,7 @@ def site(engine: Engine, database_url: str, tmp_path_factory: pytest.TempPathFac
     with session_scope(engine) as session:
         caller, key = make_key(session)
         session.execute(update(ExportRow).values(deleted_at=func.now()))
-    with live_api(settings) as url, OpenAI(base_url=f"{url}/v1", api_key=key) as client:
+    with live_api(settings) as url, OpenAI(base_url=f"{url}/v1", api_key=key, http_client=held()) as client:
         yield Api(url, caller, key, settings, engine, client)
 
 

@@ -37,6 +37,7 @@ from tests.factories import claim_on, make_job, make_key, make_queued_job, make_
 from tests.integration.conftest import Api
 from tests.integration.test_bad_requests import refused
 from tests.live import live_api
+from tests.openai_types import held
 from worker.chores import sending
 
 WEBHOOKS = "/v1/tunepool/webhooks"
@@ -53,7 +54,7 @@ def secret_api(api: Api) -> Iterator[Api]:
     settings = api.settings.model_copy(
         update={"secrets_key": type(api.settings.secrets_key)(new_key()), "webhook_networks": "127.0.0.0/8"}
     )
-    with live_api(settings) as url, OpenAI(base_url=f"{url}/v1", api_key=api.key) as client:
+    with live_api(settings) as url, OpenAI(base_url=f"{url}/v1", api_key=api.key, http_client=held()) as client:
         yield dataclasses.replace(api, url=url, settings=settings, client=client)
 
 

@@ -15,6 +15,7 @@ from tests.factories import make_key
 from tests.lifecycle.stack import Servers, Stack, open_stack
 from tests.lifecycle.test_evaluating import PROGRAM, work
 from tests.live import live_api
+from tests.openai_types import FAULTS, held
 
 CRITERIA: list[Any] = [
     {
@@ -54,8 +55,16 @@ def quiet(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def client(quiet: Stack) -> Iterator[OpenAI]:
     with session_scope(quiet.engine) as session:
         _, key = make_key(session)
-    with live_api(quiet.settings) as url, OpenAI(base_url=f"{url}/v1", api_key=key) as made:
+    with live_api(quiet.settings) as url, OpenAI(base_url=f"{url}/v1", api_key=key, http_client=held()) as made:
         yield made
+
+
+@pytest.fixture(autouse=True)
+def _answers_are_as_openai_types_them() -> Iterator[None]:
+    before = len(FAULTS)
+    yield
+    found, FAULTS[before:] = FAULTS[before:], []
+    assert found == []
 
 
 def made_eval(client: OpenAI, **values: Any) -> str:
