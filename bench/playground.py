@@ -5,7 +5,7 @@ Prints, for the demo model in float32 and greedy: seconds to the first token and
 `generate`, of our own loop in this process, of eight answers that go through the model together in it, and of one and
 of eight streams through API and playground. Each is the median of the rounds, which take turns, because a machine's
 speed drifts; `beside_generate` is the median of the ratios within the rounds. Of several streams the first token is
-that of the last, and the tokens are those of all.
+that of the last, and the tokens are those of all. Then, once, fifty streams at once, and how many of them were lost.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from openai import OpenAI
+from openai import OpenAI, OpenAIError
 from transformers import TextStreamer
 
 from bench.machine import header
@@ -102,6 +102,27 @@ def streams(client: OpenAI, tokens: int, *, count: int = TOGETHER) -> Speed:
     return Speed(max(each.first_token_seconds for each in speeds), made / (time.perf_counter() - begun))
 
 
+def crowd(client: OpenAI, tokens: int) -> dict[str, Any]:
+    """Fifty streams at once, each to its end: whole answers only count, and the client asks none a second time."""
+    client = client.with_options(max_retries=0)
+    begun, ends = time.perf_counter(), list[Speed | str]()
+    with ThreadPoolExecutor(CROWD) as pool:
+        for asked in [pool.submit(through_the_api, client, tokens) for _ in range(CROWD)]:
+            try:
+                ends.append(asked.result())
+            except (OpenAIError, AssertionError) as error:
+                ends.append(f"{type(error).__name__}: {error}"[:200])
+    seconds, whole = time.perf_counter() - begun, [end for end in ends if isinstance(end, Speed)]
+    firsts = sorted(end.first_token_seconds for end in whole)
+    return {
+        "lost": [end for end in ends if isinstance(end, str)],
+        "whole": len(whole),
+        "first_token_seconds": {"median": round(statistics.median(firsts), 2), "last": round(firsts[-1], 2)},
+        "seconds_to_the_last_end": round(seconds, 2),
+        "tokens_per_second": round(len(whole) * tokens / seconds, 1),
+    }
+
+
 def through_the_api(client: OpenAI, tokens: int) -> Speed:
     begun, first, used = time.perf_counter(), None, tokens
     messages: Any = ASKED
@@ -116,7 +137,9 @@ def through_the_api(client: OpenAI, tokens: int) -> Speed:
         if first is None and chunk.choices and chunk.choices[0].delta.content:
             first = time.perf_counter()
         used = chunk.usage.completion_tokens if chunk.usage else used
-    return speed(begun, first or begun, time.perf_counter(), used)
+    assert first is not None, "a stream without a word"
+    assert used == tokens, f"a stream of {used} tokens"
+    return speed(begun, first, time.perf_counter(), used)
 
 
 def speed(begun: float, first: float, ended: float, tokens: int) -> Speed:
@@ -154,8 +177,7 @@ def measure(arguments: argparse.Namespace, client: OpenAI) -> None:
     for _ in range(arguments.rounds):
         for name, way in ways.items():
             speeds[name].append(way())
-    crowd = streams(client, arguments.tokens, count=CROWD)
-    print(json.dumps({"way": f"{CROWD} streams through the API, once"} | crowd._asdict()))
+    print(json.dumps({"way": f"{CROWD} streams through the API, once"} | crowd(client, arguments.tokens)))
     for name, measured in speeds.items():
         medians = {part: statistics.median(getattr(one, part) for one in measured) for part in Speed._fields}
         pairs = zip(measured, speeds["generate"], strict=True)

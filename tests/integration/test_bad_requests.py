@@ -339,8 +339,8 @@ def test_another_organizations_things_do_not_exist(api: Api, stranger: str, trai
 BAD_URLS = [
     ("GET", "/v1/nothing", 404),
     ("PUT", "/v1/files", 405),
-    ("GET", "/v1/files/", 404),
-    ("POST", "/v1/fine_tuning/jobs/", 404),
+    ("GET", "/v1/files//", 404),
+    ("POST", "/v1/fine_tuning/jobs//", 404),
     ("GET", "//v1/files", 404),
     ("GET", "/v1/files/%ff", 404),
     ("GET", "/v1/files/%ED%A0%80", 404),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from api.app import create_app
 from api.not_offered import NOT_OFFERED
@@ -99,6 +100,16 @@ def test_operations_have_openais_names_and_links_lead_from_what_is_made_to_what_
             if operation["operationId"] == link["operationId"]
         )
         assert set(re.findall(r"{(\w+)}", path)) == set(link["parameters"]), operation["operationId"]
+
+
+def test_the_document_is_valid_openapi() -> None:
+    """By a validator that others wrote; generators of clients refuse what it refuses."""
+    assert schema()["openapi"].startswith("3.1.")
+    assert [error.message for error in OpenAPIV31SpecValidator(schema()).iter_errors()] == []
+
+    broken = json.loads(json.dumps(schema()))
+    broken["paths"]["/v1/files"]["get"]["responses"]["200"] = {"content": 7}
+    assert list(OpenAPIV31SpecValidator(broken).iter_errors()) != []
 
 
 def test_every_reference_leads_somewhere() -> None:
