@@ -177,7 +177,8 @@ def list_jobs(
             without_metadata=metadata in ("null", ""),  # the Node client writes null as nothing
             status=status,
         )
-    return written(job_views.JobPage(data=[job_views.job(row, caller=caller) for row in rows], has_more=more))
+    data = [job_views.job(row, caller=caller, queue=queue_views.place(row, door.outlook)) for row in rows]
+    return written(job_views.JobPage(data=data, has_more=more))
 
 
 @router.get(

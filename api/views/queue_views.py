@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from api.plan_cache import Look
+from api.plan_cache import Look, PlanCache
 from api.views.view import View, maybe_seconds, seconds
 from shared.plan.verdicts import Verdict
 from shared.store.tables import AttemptRow, JobRow
@@ -58,6 +58,11 @@ def queue_state(look: Look, row: JobRow) -> QueueState:
             "drift_seconds": _drift(verdict, row),
         }
     )
+
+
+def place(row: JobRow, outlook: PlanCache) -> QueueState | None:
+    """Where a job of a list waits. What a cluster says of one stands with its attempts, which lists leave out."""
+    return queue_state(outlook.of(row.id), row) if row.status == "queued" else None
 
 
 def cluster_state(row: JobRow, attempts: Sequence[AttemptRow]) -> QueueState | None:

@@ -134,6 +134,22 @@ def test_a_job_that_is_validated_with_its_training_rows_is_warned(api: Api, same
         assert claim is not None
 
 
+def test_a_list_says_of_each_waiting_job_where_it_stands(api: Api) -> None:
+    queued, checked = made(api).json()["id"], made(api).json()["id"]
+    assert settled(api, queued) == "queued"
+    api.client.fine_tuning.jobs.cancel(checked)
+
+    places = {
+        job.id: (job.model_extra or {})["tunepool"]["queue"] for job in api.client.fine_tuning.jobs.list(limit=10)
+    }
+    alone = api.client.fine_tuning.jobs.retrieve(queued)
+
+    assert alone.model_extra is not None
+    assert places[queued]["position"] == alone.model_extra["tunepool"]["queue"]["position"] >= 1
+    assert places[queued]["detail"]
+    assert places[checked] is None
+
+
 def settled(api: Api, job_id: str) -> str:
     """The status of a job whose files were found good just now."""
     with session_scope(api.engine) as session:
