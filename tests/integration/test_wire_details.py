@@ -13,6 +13,7 @@ from shared.store.db import session_scope
 from shared.store.tables import EventRow, JobRow
 from tests.factories import make_file, make_key, make_spec
 from tests.integration.conftest import Api
+from tests.lifecycle.stack import until
 from tests.patience import patience
 from worker.chores.checks import oddities
 
@@ -139,15 +140,17 @@ def test_a_list_says_of_each_waiting_job_where_it_stands(api: Api) -> None:
     assert settled(api, queued) == "queued"
     api.client.fine_tuning.jobs.cancel(checked)
 
-    places = {
-        job.id: (job.model_extra or {})["tunepool"]["queue"] for job in api.client.fine_tuning.jobs.list(limit=10)
-    }
+    def places() -> dict[str, Any]:
+        listed = api.client.fine_tuning.jobs.list(limit=10)
+        return {job.id: (job.model_extra or {})["tunepool"]["queue"] for job in listed.data}
+
+    until(lambda: places()[queued]["position"], what="the next plan knows the job")
     alone = api.client.fine_tuning.jobs.retrieve(queued)
 
     assert alone.model_extra is not None
-    assert places[queued]["position"] == alone.model_extra["tunepool"]["queue"]["position"] >= 1
-    assert places[queued]["detail"]
-    assert places[checked] is None
+    assert places()[queued]["position"] == alone.model_extra["tunepool"]["queue"]["position"] >= 1
+    assert places()[queued]["detail"]
+    assert places()[checked] is None
 
 
 def settled(api: Api, job_id: str) -> str:
