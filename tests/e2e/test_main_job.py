@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def surroundings() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUNEPOOL_CPU_THREADS", "1")
         patch.setenv("TUNEPOOL_KEEP_WARM", "imports")  # the default, which conftest.py turns off
+        patch.setenv("TUNEPOOL_PLAYGROUND_WAIT_SECONDS", str(patience(60)))
         yield
 
 
@@ -268,6 +270,37 @@ def test_the_tuned_model_is_asked_as_soon_as_it_is_there(finished: Finished, str
         "greedy", base=finished.base, adapter=finished.adapter, dtype=finished.dtype, question=question, tokens=24
     )
     assert name in {model.id for model in client.models.list() if model.tunepool["warm"]}  # type: ignore[attr-defined]
+
+
+def test_fifty_streams_of_the_real_model_at_once_are_answered_whole_each_as_if_alone(finished: Finished) -> None:
+    client = finished.client.with_options(timeout=patience(300), max_retries=0)
+    name, tokens = str(finished.job.fine_tuned_model), 5
+    ways: list[Any] = [{}, {"extra_body": {"tunepool": {"disabled": True}}}]  # the adapter, and its base
+
+    def heard(number: int) -> tuple[str, list[str | None], int]:
+        chunks = list(
+            client.chat.completions.create(
+                model=name,
+                messages=[{"role": "user", "content": tickets_question(finished)}],
+                temperature=0,
+                max_completion_tokens=tokens,
+                stream=True,
+                stream_options={"include_usage": True},
+                **ways[number % 2],
+            )
+        )
+        *others, last = chunks
+        assert last.usage is not None
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in others)
+        return text, [chunk.choices[0].finish_reason for chunk in others][-1:], last.usage.completion_tokens
+
+    alone = [heard(0), heard(1)]
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(heard, range(50)))
+
+    assert alone[0] != alone[1]
+    assert [answer[1:] for answer in alone] == [(["length"], tokens)] * 2
+    assert answers == alone * 25
 
 
 def tickets_question(finished: Finished) -> str:

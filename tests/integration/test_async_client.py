@@ -33,12 +33,13 @@ def test_the_async_client_goes_the_whole_way(api: Api) -> None:
             with pytest.raises(openai.NotFoundError):
                 await jobs.retrieve("ftjob-nothing")
             raw = await client.models.with_raw_response.list(extra_headers={"X-Client-Request-Id": "mine"})
+            messages = [event.message async for event in jobs.list_events(job.id, limit=3)]
             return {
                 "upload": (upload.status, upload.file.bytes if upload.file else None),
                 "listed": listed == [*reversed(waiting), job.id],
                 "cancelled": cancelled,
                 "statuses": {one.status for one in many},
-                "events": [event.message async for event in jobs.list_events(job.id, limit=3)][0],
+                "events": messages[0],
                 "checkpoints": [point.step_number async for point in jobs.checkpoints.list(job.id)],
                 "content": await (await client.files.content(file.id)).aread() == TRAINING[1],
                 "models": done.fine_tuned_model in [model.id async for model in client.models.list()],
