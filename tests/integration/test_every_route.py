@@ -282,13 +282,15 @@ def with_mark(document: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 
 def judged(route: Route, answer: httpx2.Response) -> str | None:
     """What is wrong with an answer to a hostile request; None: nothing."""
+    retry = answer.headers.get("x-should-retry")
     if answer.status_code == 503 and route.path in ("/v1/chat/completions", "/v1/completions"):
-        return None  # nobody runs a playground here
+        return None if "retry-after" in answer.headers else "503 without a time"  # nobody runs a playground here
     if answer.status_code >= 500:
         return f"{answer.status_code} {answer.text[:200]}"
-    if answer.status_code >= 400:
-        faults = list(faults_of_error(answer.text)) if not route.path.endswith("/oidc/token") else []
-        return faults[0] if faults else None
+    if answer.status_code == 409 and retry != "false":
+        return "the client asks again at a 409 that does not say otherwise"
+    if answer.status_code >= 400 and not route.path.endswith("/oidc/token"):  # which has RFC 6749's errors
+        return next(faults_of_error(answer.text), None)
     return None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -45,6 +44,7 @@ from tunepool import (
     requests,
     scheduling,
     signing_in,
+    summary,
     watching,
     webhooks,
 )
@@ -263,9 +263,9 @@ def list_jobs(
 
 @jobs_cli.command("show")
 def show_job(context: typer.Context, job_id: str) -> None:
-    """Show one job with everything the server tells of it."""
+    """Show where a job stands, why, and what became of it; with --json everything that the server tells."""
     job = context.obj.client.fine_tuning.jobs.retrieve(job_id)
-    _print_one(context, job, json.dumps(job.to_dict(), indent=2, ensure_ascii=False))
+    _print_one(context, job, summary.of_job(job))
 
 
 @jobs_cli.command("events")

@@ -228,8 +228,8 @@ class Lines:
         pass
 
     def show(self, update: Update) -> None:
-        place = ours(update.job).get("queue") or {}
-        if self._place != (line := _place(place)) and line:
+        queue = ours(update.job).get("queue") or {}
+        if self._place != (line := place(queue)) and line:
             self._place = line
             self.tell(line)
         for event in update.events:
@@ -237,7 +237,7 @@ class Lines:
             if event.type != "metrics" or "train_loss" not in data:
                 self.tell(event.message)
             elif self._is_due(data):
-                self.tell(f"{event.message}, {_time_left(update.job)} left")
+                self.tell(f"{event.message}, {time_left(update.job)} left")
 
     def tell(self, message: str) -> None:
         line = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {printable(message)}"
@@ -251,7 +251,7 @@ class Lines:
         return due
 
 
-def _place(queue: dict[str, Any]) -> str:
+def place(queue: dict[str, Any]) -> str:
     """Why the job waits, in one line; empty before the first plan, and once it runs."""
     if queue.get("blocked_by") == "CLUSTER":
         return printable(f"waits for the cluster: {queue.get('detail', '')}")
@@ -306,14 +306,15 @@ class ProgressBar:
                 self._progress.console.print(
                     printable(event.message), style=_STYLES.get(event.level, ""), markup=False, highlight=False
                 )
-        place = _place(ours(update.job).get("queue") or {})
-        self._progress.update(self._task, description=place or update.job.status, left=_time_left(update.job))
+        waits = place(ours(update.job).get("queue") or {})
+        self._progress.update(self._task, description=waits or update.job.status, left=time_left(update.job))
 
 
 _STYLES: Final = {"warn": "yellow", "error": "red"}
 
 
-def _time_left(job: FineTuningJob) -> str:
+def time_left(job: FineTuningJob) -> str:
+    """In minutes and seconds; `-` while nobody knows."""
     seconds = (ours(job).get("progress") or {}).get("seconds_left")
     if job.status != "running" or seconds is None:
         return "-"
