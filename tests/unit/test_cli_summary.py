@@ -57,4 +57,18 @@ def test_an_ended_job_says_what_became_of_it() -> None:
     assert "file-1, file-2" in good
     assert "1970-01-01 00:01:00Z" in good
     assert "3 rows. (too_few_rows)" in bad
+    trackings = [
+        {
+            "type": "wandb",
+            "state": "waiting",
+            "url": None,
+            "file": None,
+            "last_step": None,
+            "error": "403 of api.wandb.ai",
+        },
+        {"type": "mlflow", "state": "done", "url": "https://ml/1", "file": None, "last_step": 96, "error": None},
+    ]
+    tracked = of_job(job("succeeded", extension={"integrations": trackings}))
+    assert "waiting, 403 of api.wandb.ai" in tracked
+    assert "done, to step 96, https://ml/1" in tracked
     assert bad.splitlines()[0].split() == ["job", JOB]

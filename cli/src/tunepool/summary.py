@@ -31,6 +31,8 @@ def _facts(job: FineTuningJob, extension: dict[str, Any]) -> Iterator[tuple[str,
     yield "progress", _progress(job, extension.get("progress") or {})
     yield "error", None if job.error is None else f"{job.error.message} ({job.error.code})"
     yield "superseded by", extension.get("superseded_by")
+    for tracked in extension.get("integrations") or ():
+        yield tracked["type"], _tracking(tracked)
     yield "created", _moment(job.created_at)
     yield "ended", _moment(job.finished_at)
     yield "metadata", ", ".join(f"{key}={value}" for key, value in (job.metadata or {}).items())
@@ -55,6 +57,17 @@ def _progress(job: FineTuningJob, progress: dict[str, Any]) -> str | None:
     if (left := time_left(job)) != "-":
         words.append(f"{left} left")
     return ", ".join(words)
+
+
+def _tracking(tracked: dict[str, Any]) -> str:
+    step = tracked.get("last_step")
+    words = (
+        tracked["state"],
+        step and f"to step {step}",
+        tracked.get("url") or tracked.get("file"),
+        tracked.get("error"),
+    )
+    return ", ".join(word for word in words if word)
 
 
 def _moment(seconds: int | None) -> str | None:
