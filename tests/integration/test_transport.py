@@ -67,9 +67,9 @@ def test_every_log_line_of_a_request_says_the_clients_id(api: Api) -> None:
         raise RuntimeError("broken on purpose")
 
     merge = structlog.contextvars.merge_contextvars
-    with structlog.testing.capture_logs(processors=[merge]) as lines:
-        with TestClient(app, raise_server_exceptions=False) as client:
-            client.get("/broken", headers={"X-Client-Request-Id": "mine"})
+    client = TestClient(app, raise_server_exceptions=False)
+    with structlog.testing.capture_logs(processors=[merge]) as lines, client:
+        client.get("/broken", headers={"X-Client-Request-Id": "mine"})
 
     (line,) = [line for line in lines if line["event"] == "request.failed"]
     assert (line["client_request_id"], line["request_id"][:4]) == ("mine", "req_")
