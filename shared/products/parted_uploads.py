@@ -74,10 +74,14 @@ def create(
 def must_be_open(session: Session, upload_id: str, *, project_id: str, lock: bool = False) -> UploadRow:
     """The upload, to which parts may be added. Raises NotFound, Invalid when it has ended."""
     row = _find(session, upload_id, project_id=project_id, lock=lock)
+    _refuse_ended(session, row)
+    return row
+
+
+def _refuse_ended(session: Session, row: UploadRow) -> None:
     status = status_of(session, row)
     if status != "pending":
         raise Invalid(f"Upload {row.id} is {status}; begin a new one.", param="upload_id", code="upload_not_pending")
-    return row
 
 
 def status_of(session: Session, row: UploadRow) -> str:
@@ -121,7 +125,7 @@ def assembly(session: Session, upload_id: str, part_ids: Sequence[str], *, proje
     upload = _find(session, upload_id, project_id=project_id)
     if upload.status == "completed" and upload.part_ids == list(part_ids):
         return upload  # asked again: the answer was lost on its way
-    must_be_open(session, upload_id, project_id=project_id)
+    _refuse_ended(session, upload)  # of the row as it was just read: another request may complete it any moment
     parts = {row.id: row for row in session.scalars(_parts(upload))}
     for place, part_id in enumerate(part_ids):
         if part_id not in parts:
@@ -163,7 +167,7 @@ def cancel(session: Session, upload_id: str, *, project_id: str) -> UploadRow:
     row = _find(session, upload_id, project_id=project_id, lock=True)
     if row.status == "cancelled":
         return row
-    row = must_be_open(session, upload_id, project_id=project_id)
+    _refuse_ended(session, row)
     ended_at = session.scalars(select(func.now())).one()
     row.status, row.ended_at = "cancelled", ended_at
     session.flush()

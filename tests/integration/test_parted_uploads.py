@@ -124,6 +124,29 @@ def test_completing_again_answers_the_same_file(api: Api, http: httpx2.Client) -
     assert other.json()["error"]["code"] == "upload_not_pending"
 
 
+def test_an_upload_that_another_request_completes_between_two_looks_is_answered_as_completed(
+    api: Api, http: httpx2.Client
+) -> None:
+    upload_id = opened(http, 4)
+    part_ids = [sent(http, upload_id, b"{}\n\n").json()["id"]]
+
+    find, looks = parted_uploads._find, iter([True])
+
+    def found(*asked: Any, **how: Any) -> UploadRow:
+        row = find(*asked, **how)
+        if next(looks, False):  # the first look of all, which the other request follows
+            assert http.post(f"/v1/uploads/{upload_id}/complete", json={"part_ids": part_ids}).status_code == 200
+        return row
+
+    with session_scope(api.engine) as session, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parted_uploads, "_find", found)
+        left = parted_uploads.assembly(session, upload_id, part_ids, project_id=api.caller.project_id)
+
+    assert isinstance(left, parted_uploads.Assembly), (
+        "of the row as it was read; publishing finds out, and answers the other's file"
+    )
+
+
 def test_a_wrong_checksum_length_or_part_completes_nothing_and_may_be_corrected(api: Api, http: httpx2.Client) -> None:
     upload_id = opened(http, 6)
     part = sent(http, upload_id, b"{}\n").json()["id"]
