@@ -25,6 +25,7 @@ from shared.store.db import session_scope
 from shared.tenants import keys
 from tests.factories import make_file, make_key, make_queued_job, make_worker
 from tests.integration.conftest import Api
+from tests.integration.test_evals import ANSWERED, CHECK, CONFIG
 from tests.integration.test_merges import make_adapter
 from tests.integration.test_webhooks import new_key
 from tests.live import live_api
@@ -32,8 +33,6 @@ from tests.openai_types import faults_of_error
 from tests.patience import patience
 
 DOCUMENT: dict[str, Any] = json.loads((Path(__file__).parents[1] / "unit" / "openapi.json").read_text(encoding="utf-8"))
-CHAT: dict[str, Any] = {"role": "user", "content": "hi"}
-CHECK = {"type": "string_check", "name": "g", "input": "{{sample.output_text}}", "reference": "a", "operation": "eq"}
 HOOK = {"name": "ci", "url": "http://127.0.0.1:9/hook", "event_types": ["fine_tuning.job.succeeded"]}
 ISSUER = "https://token.actions.githubusercontent.com"
 
@@ -111,8 +110,9 @@ def place(api: Api) -> Iterator[Place]:
         worker = make_worker(session, pool="attacked")
         ids = {
             "file_id": make_file(session, caller).id,
+            "validation_file": make_file(session, caller, sha256="1" * 64).id,
             "job_id": job.id,
-            "model": make_adapter(session, caller),
+            "model": make_adapter(session, caller, method="lora"),
             "worker_id": worker.id,
             "device_id": f"{worker.id}:0",
             "key_id": caller.key_id,
@@ -121,23 +121,14 @@ def place(api: Api) -> Iterator[Place]:
     with live_api(settings) as url:
         attacked = Api(url, caller, everything, settings, api.engine, api.client)
         with attacked.http() as http, attacked.http(theirs) as stranger:
-            before = names_of_models(http)
             yield Place(http, stranger, furnished(http, ids))
-            for name in names_of_models(http) - before:
-                http.delete(f"/v1/tunepool/models/{quote(name, safe='')}")
-            http.post("/v1/tunepool/pool/release")
-
-
-def names_of_models(http: httpx2.Client) -> set[str]:
-    return {model["name"] for model in http.get("/v1/tunepool/models").json()["data"]}
 
 
 def furnished(http: httpx2.Client, ids: dict[str, str]) -> dict[str, str]:
     """`ids` with one of all that is made by a route."""
+    # The database is this file's own: nothing of it is put back.
     tuned, file, eval_path = ids["model"], ids["file_id"], "/v1/evals"
     job = {"model": SMOLLM2.ref.name, "training_file": file}
-    config = {"type": "custom", "item_schema": {"type": "object", "properties": {"q": {"type": "string"}}}}
-    content = {"type": "file_content", "content": [{"item": {"q": "a"}, "sample": {"output_text": "a"}}]}
     claims = {"repository": "octo/app", "ref": "refs/heads/main"}
 
     def post(path: str, body: dict[str, Any] | None = None, *, method: str = "POST") -> dict[str, Any]:
@@ -152,10 +143,10 @@ def furnished(http: httpx2.Client, ids: dict[str, str]) -> dict[str, str]:
     ids["upload_id"] = post(
         "/v1/uploads", {"bytes": 3, "filename": "a.txt", "mime_type": "text/plain", "purpose": "user_data"}
     )["id"]
-    ids["eval_id"] = post(eval_path, {"data_source_config": config, "testing_criteria": [CHECK]})["id"]
-    source = {"type": "jsonl", "source": content}
-    ids["run_id"] = post(f"{eval_path}/{ids['eval_id']}/runs", {"data_source": source})["id"]
-    ids["checkpoint"] = tuned
+    ids["eval_id"] = post(eval_path, {"data_source_config": CONFIG, "testing_criteria": [CHECK]})["id"]
+    ids["run_id"] = post(f"{eval_path}/{ids['eval_id']}/runs", {"data_source": ANSWERED})["id"]
+    ids["checkpoint"] = ids["adapter"] = tuned
+    ids["training_file"] = file
     ids["permission_id"] = "cp_nothing"
     ids["output_item_id"] = "outputitem_0"
     ids["adaptersname"] = ids["lineagename"] = tuned
@@ -164,12 +155,16 @@ def furnished(http: httpx2.Client, ids: dict[str, str]) -> dict[str, str]:
     ids["modelsname"] = SMOLLM2.ref.name
     post("/v1/tunepool/secrets/WANDB_API_KEY", {"value": "x" * 40}, method="PUT")
     ids["secretsname"] = "WANDB_API_KEY"
-    ids["merge_id"] = of("merges", {"adapter": tuned})
+    ids["merge_id"] = of("merges", {"adapter": tuned, "onto": "base"})
     ids["export_id"] = of("exports", {"adapter": tuned, "format": "gguf"})
     ids["preflight_id"] = of("preflights", job)
     ids["sweep_id"] = of(
         "sweeps",
-        {"job": job, "parameters": {"tunepool.training.learning_rate": [1e-4, 2e-4]}, "strategy": {"type": "grid"}},
+        {
+            "job": {**job, "validation_file": ids["validation_file"]},
+            "parameters": {"tunepool.training.learning_rate": [1e-4, 2e-4]},
+            "strategy": {"type": "grid"},
+        },
     )
     ids["schedule"] = of("schedules", {"name": "attacked", "cron": "30 2 * * *", "job": job})
     ids["webhook_id"] = of("webhooks", HOOK)
