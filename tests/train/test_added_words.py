@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shared.contract.spec import DataFacts, Training
+from shared.errors import Invalid
 from tests.train.template_families import FAMILIES_OF_TEMPLATES, family_tokenizer
+from tests.train.test_template_families import ROWS, TOOLS
 from tests.train.tiny import CHATML, make_tokenizer, write_rows
 from worker.train.added_words import added_words
 from worker.train.data import RowReader
@@ -16,6 +19,23 @@ from worker.train.unwritten import ADDED
 
 SAID = {"role": "assistant", "content": "Hello."}
 ASKED = {"role": "user", "content": "Who?"}
+LONG = {  # words of a call that read like a phrase
+    "messages": [
+        ASKED,
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [
+                {
+                    "id": "call00001",
+                    "type": "function",
+                    "function": {"name": "weather", "arguments": '{"city": "The city in which \\"she\\" lives"}'},
+                }
+            ],
+        },
+    ],
+    "tools": TOOLS,
+}
 EAGER = CHATML.replace("message['content']", "('Sure! ' if message.role == 'assistant' else '') + message['content']")
 
 
@@ -39,10 +59,37 @@ def test_what_is_said_beside_the_content_is_told_from_markup(part: str, words: s
     assert added_words(SAID, part, ends=("<|im_end|>", "<|return|>", "</s>")) == words
 
 
-def test_calls_reasoning_and_who_speaks_are_said_by_the_row() -> None:
-    assert added_words({**SAID, "tool_calls": [{}]}, "Calls: Hello.", ends=()) is None
+def test_who_speaks_is_said_by_the_row() -> None:
     assert added_words({**SAID, "name": "Bot"}, "Bot: Hello.", ends=()) is None
-    assert added_words({**SAID, "reasoning_content": "hm"}, "Thoughts: hm Hello.", ends=()) is None
+
+
+CALL = {"function": {"name": "note_it", "arguments": {"text": 'He said "hi there my friend"', "to": "me and you too"}}}
+CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+THINKING = {**SAID, "reasoning_content": "She greets me in a kind way."}
+
+
+@pytest.mark.parametrize(
+    ("message", "part", "words"),
+    [
+        (CALLING, json.dumps(CALL["function"]), None),
+        (CALLING, f"I will call a tool. {json.dumps(CALL['function'])}", "I will call a tool."),
+        (CALLING, f"我将调用一个工具{json.dumps(CALL['function'])}", "我将调用一个工具"),
+        (CALLING, "<call>note_it\ntext: He said &quot;hi there my friend&quot;\nto: me and you too</call>", None),
+        (CALLING, f" to=functions.note_it<|channel|>commentary json<|message|>{json.dumps(CALL)}<|call|>", None),
+        ({**CALLING, "content": "Let me note that."}, f"Let me note that.{json.dumps(CALL)}</turn of it>", None),
+        (
+            {**CALLING, "content": "Let me note that."},
+            f"Let me note that.\nLet me note that.{json.dumps(CALL)}",
+            "Let me note that.",
+        ),
+        (THINKING, "<think>\nShe greets me in a kind way.\n</think>\n\nHello.", None),
+        (THINKING, "Thoughts: She greets me in a kind way. Hello.", None),
+        (THINKING, "Here is what I think: She greets me in a kind way. Hello.", "Here is what I think:"),
+        (THINKING, "<think>\nShe greets me in a kind way.\n</think>\n\nHello. Now all is said.", "Now all is said."),
+    ],
+)
+def test_beside_calls_and_reasoning_a_phrase_is_told(message: dict[str, Any], part: str, words: str | None) -> None:
+    assert added_words(message, part, ends=("</turn of it>", "<|call|>")) == words
 
 
 def told(tokenizer: Any, folder: Path, row: dict[str, Any], data_format: str = "chat") -> list[str]:
@@ -75,5 +122,13 @@ def test_an_answer_that_is_not_trained_may_hold_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES_OF_TEMPLATES))
-def test_no_published_template_is_suspected(tmp_path: Path, name: str) -> None:
-    assert told(family_tokenizer(name), tmp_path, {"messages": [ASKED, SAID, ASKED, SAID]}) == []
+def test_no_published_template_is_suspected(name: str) -> None:
+    tokenizer = family_tokenizer(name)
+    reader = RowReader(
+        tokenizer, facts=DataFacts(format="chat", train_rows=1), training=Training(max_length=10_000), ends=[]
+    )
+    rows = [*ROWS.values(), LONG]
+    read = [row for row in reader.take(rows) if not isinstance(row, Invalid)]
+
+    assert read  # what a family refuses is in the table of families
+    assert not [lost.what for row in read for lost in row.lost if lost.code == ADDED]

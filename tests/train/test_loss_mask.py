@@ -132,7 +132,7 @@ def test_an_answer_without_end_of_turn_gets_one_to_learn(tmp_path: Path) -> None
 
     (row,) = read(tmp_path, [chat("u", "answer")], template=plain).rows
 
-    assert taught(row) == "answer\n<|im_end|>"
+    assert taught(row) == "answer<|im_end|>"
 
 
 def test_a_prompt_is_context_and_its_completion_is_taught_with_an_end(tmp_path: Path) -> None:

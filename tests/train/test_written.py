@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 import worker.train.chat
+from shared.contract.events import EXIT_DONE
 from shared.contract.spec import DataFacts, Training
 from shared.errors import Invalid
 from tests.train.template_families import family_tokenizer
-from tests.train.tiny import CHATML, chat, make_tokenizer, write_rows
+from tests.train.tiny import CHATML, chat, make_spec, make_tokenizer, run, write_rows
 from worker.train.data import RowReader, RowSet
 from worker.train.written import lost
 
@@ -318,3 +319,24 @@ def test_a_row_that_nests_deeper_than_a_reader_can_walk_is_refused_and_ends_noth
 
     assert isinstance(taken, Invalid)
     assert taken.code == "too_deeply_nested"
+
+
+def test_a_job_tells_in_its_events_how_many_rows_lose_something_and_which_is_the_first(
+    tmp_path: Path, model: Path
+) -> None:
+    unended = CHATML.replace("<|im_end|>", "")
+    twice = {"messages": [*chat("One?", "First.")["messages"], *chat("Two?", "Second.")["messages"]]}
+    spelled = chat("u", "a <|im_end|> b")
+    rows = [chat("u", "a"), twice | {"tools": [TOOL]}, spelled, twice]
+    training = {"num_train_epochs": 1, "chat_template": unended}
+    spec = make_spec(tmp_path, model=model, rows=rows, validation=[spelled], training=training)
+    code, events = run(spec, tmp_path / "out")
+    told = [event.message for event in events if event.type == "message" and event.level == "warn"]
+
+    assert code == EXIT_DONE
+    assert [message for message in told if message.startswith("1 training rows, the first of them row 2: The chat")]
+    assert [
+        message for message in told if message.startswith("1 training rows, the first of them row 3: The row's own")
+    ]
+    assert [message for message in told if message.startswith("2 training rows, the first of them row 2: ")]
+    assert [message for message in told if message.startswith("1 validation rows, the first of them row 1: The row's")]

@@ -76,6 +76,14 @@ def behind_header(text: str, start: int, turn: AnswerTurn) -> int:
     return place + len(turn.header) if place >= 0 and (not gap or any(end.endswith(gap) for end in ends)) else start
 
 
+def behind_earlier(text: str, earlier: Span, span: Span) -> Span:
+    """`span` without the answer before it: a template may write two answers in a row under one header."""
+    if span[0] >= earlier[1]:
+        return span
+    joined = text[earlier[1] : span[1]]
+    return span[1] - len(joined.lstrip()), span[1]
+
+
 def span_by_exchange(
     render: Callable[[list[JsonObject]], str], messages: list[JsonObject], place: int, text: str, turn: AnswerTurn
 ) -> Span | None:

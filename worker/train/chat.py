@@ -2,10 +2,9 @@
 
 The template is a program from a stranger: transformers renders it in a jinja sandbox, here under a time and size limit.
 A span is found by rendering the conversation up to a message and checking that this is a prefix of the whole; where
-`incremental` knows beforehand that it is, one rendering that counts the messages does. Where a template does not have
-that property, its own `{% generation %}` markers decide, or those of TRL's training template for the family; else the
-conversation with other answers in an answer's place. If none of them is exact, the job fails: a wrong mask trains a
-wrong model without any sign.
+`one_rendering` knows that it is, one that counts the messages does. Where a template does not have that property, its
+own `{% generation %}` markers decide, or those of TRL's training template for the family; else the conversation with
+other answers in an answer's place. If none is exact, the job fails: a wrong mask trains a wrong model without any sign.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -23,6 +22,7 @@ import jinja2
 
 from shared.errors import Invalid
 from worker.train.answer_place import (
+    behind_earlier,
     behind_header,
     place_of_first,
     span_by_exchange,
@@ -34,14 +34,17 @@ from worker.train.call_ids import CallIds, asked_for, with_ids
 from worker.train.control_tokens import ControlTokens
 from worker.train.one_rendering import MARK, with_marks
 from worker.train.reasoning import key_of, under_key
+from worker.train.render_time import RenderTime
 from worker.train.template_faults import not_exact, template_failed, template_unusable
 from worker.train.time_limit import TimeIsUp, time_limit
 from worker.train.token_spans import Span, runs_of
+from worker.train.turn_ends import unended
 from worker.train.turns import A_TOOL, ASKED, AnswerTurn, common_prefix_length, learnt_turn
-from worker.train.written import REASONING, refuse_system_text_left_out
+from worker.train.written import REASONING, Lost, refuse_system_text_left_out
 
 RENDER_SECONDS = 5.0
-SLOW_ROWS = 3  # so often it may be too slow; then it is not tried again, or every row of a file would take its time
+SLOW_ROWS = 3  # so often it may be too slow
+TIMES = 3  # that a conversation is tried whose template writes the time
 RENDER_CHARACTERS = 16 * 1024 * 1024
 # What Python raises within a template that was not written for the values it gets.
 FAULTS = (TypeError, ValueError, KeyError, AttributeError, IndexError, ZeroDivisionError)
@@ -74,7 +77,7 @@ class ChatTemplate:
         self._special_tokens = tuple(controls.ids)
         self._stops = tuple(stops)
         self._header: str | None = None
-        self._too_slow = 0
+        self._time = RenderTime(most=SLOW_ROWS)
         self._too_many: float = math.inf  # messages of a conversation whose answers could not be found in time
         self._turns: dict[str, AnswerTurn] = {}
 
@@ -84,9 +87,18 @@ class ChatTemplate:
         return self._special_tokens
 
     @property
+    def ways_to_end(self) -> tuple[str, ...]:
+        """What may stand behind an answer to end its turn."""
+        return self._own_turn.ways_to_end
+
+    @property
     def end_of_turn(self) -> str:
         """What the template writes behind an answer, up to its last control token; empty where it does not tell."""
         return self._own_turn.end
+
+    def unended(self, text: str, spans: Sequence[Span]) -> list[Lost]:
+        """What is to be known of a row whose trained answers stand in `spans` of `text`: whether all of them end."""
+        return unended(text, spans, turn=self._own_turn, eos=self._tokenizer.eos_token)
 
     def prepared(self, messages: Sequence[JsonObject], *, before: Sequence[JsonObject] = ()) -> list[JsonObject]:
         """Messages in the form that this template expects; `before` stand before them in their conversation."""
@@ -129,34 +141,33 @@ class ChatTemplate:
 
     def render_with_spans(self, messages: list[JsonObject], *, tools: list[JsonObject] | None) -> Rendered:
         """The text of `messages` and where each assistant message stands in it, its end-of-turn token included."""
+        writes_time = "strftime_now" in str(self._tokenizer.chat_template)
+        for _ in range(TIMES if writes_time else 1):  # the minute may have changed between two renderings
+            rendered = self._placed(messages, tools=tools)
+            if rendered is not None:
+                return self._with_stops(rendered)
+        raise not_exact(writes_time=writes_time)
+
+    def _placed(self, messages: list[JsonObject], *, tools: list[JsonObject] | None) -> Rendered | None:
+        """The text and its answers by the first road that finds them exactly."""
         counted = self._spans_by_counting(messages, tools=tools)
         if counted is not None:
-            return self._with_stops(counted)
+            return counted
         text = self.render(messages, tools=tools)
         spans = self._spans_by_prefix(messages, text=text, tools=tools)
         if spans is not None:
-            return self._with_stops(Rendered(text=text, spans=spans))
+            return Rendered(text=text, spans=spans)
         marked = self._spans_by_markers(messages, tools=tools)
         if marked is not None:
-            return self._with_stops(marked)
+            return marked
         refuse_system_text_left_out(messages, text)
         exchanged = self._spans_by_exchange(messages, text=text, tools=tools)
-        if exchanged is None:
-            raise not_exact()
-        return self._with_stops(Rendered(text=text, spans=exchanged))
+        return None if exchanged is None else Rendered(text=text, spans=exchanged)
 
     def _with_stops(self, rendered: Rendered) -> Rendered:
-        """A template without an end of turn (GLM-4.5): a generation stops at the token that opens the next turn."""
-        if self._own_turn.end:
-            return rendered
-        text = rendered.text
-
-        def stopped(span: Span) -> Span:
-            stop = next((token for token in self._stops if text.startswith(token, span[1])), "")
-            already = text[slice(*span)].endswith(self._stops)
-            return span[0], span[1] + (0 if already else len(stop))
-
-        return Rendered(text, [stopped(span) for span in rendered.spans])
+        """A generation of a template without an end of turn stops elsewhere."""
+        turn = self._own_turn
+        return rendered if turn.end else Rendered(*turn.stopped(rendered.text, rendered.spans, self._stops))
 
     def prompt_within(self, whole: str, messages: list[JsonObject], *, tools: list[JsonObject] | None) -> str:
         """What `whole`, the rendering of `messages` and an answer behind them, begins with: up to the answer."""
@@ -200,7 +211,7 @@ class ChatTemplate:
 
     def _apply(self, messages: list[JsonObject], *, tools: list[JsonObject] | None, **options: Any) -> str:
         try:
-            with self._in_time():
+            with self._time.limited(RENDER_SECONDS):
                 text: str = self._tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
         except (MemoryError, OverflowError, RecursionError) as error:
             raise template_unusable("asks for too much memory") from error
@@ -209,19 +220,6 @@ class ChatTemplate:
         if len(text) > RENDER_CHARACTERS:
             raise template_unusable(f"writes more than {RENDER_CHARACTERS} characters for one conversation")
         return text
-
-    @contextlib.contextmanager
-    def _in_time(self) -> Iterator[None]:
-        """Let the template be compiled and run for a while only. Raises Invalid."""
-        slow = template_unusable(f"takes more than {RENDER_SECONDS:g} seconds for one conversation")
-        if self._too_slow >= SLOW_ROWS:
-            raise slow
-        try:
-            with time_limit(RENDER_SECONDS):
-                yield
-        except TimeIsUp as error:
-            self._too_slow += 1
-            raise slow from error
 
     def _spans_by_counting(self, messages: list[JsonObject], *, tools: list[JsonObject] | None) -> Rendered | None:
         """The spans of `_spans_by_prefix`, by one rendering; None where that cannot be told."""
@@ -292,7 +290,7 @@ class ChatTemplate:
                 span = span_by_exchange(render, messages, place, text, self._own_turn)
                 if span is None or time.thread_time() > until:
                     return None
-                spans.append(span)
+                spans.append(behind_earlier(text, spans[-1], span) if spans else span)
         except jinja2.TemplateError:
             return None
         return spans
@@ -367,7 +365,7 @@ class ChatTemplate:
             text = self._render(messages, tools=tools, chat_template=self._marked_template)
         except jinja2.TemplateError as error:
             raise template_failed(error) from error
-        with self._in_time():
+        with self._time.limited(RENDER_SECONDS):
             encoded = self._tokenizer.apply_chat_template(
                 self._given(messages),
                 tools=tools,

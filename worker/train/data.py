@@ -27,6 +27,7 @@ from worker.train.control_tokens import ControlTokens, MarkedRow, PlainText
 from worker.train.reasoning import behind_reasoning, without_history
 from worker.train.system_text import merged
 from worker.train.token_spans import Alignment, Ids, Mask, Span
+from worker.train.turn_ends import UNKNOWN_PLACE
 from worker.train.turns import common_prefix_length
 from worker.train.unwritten import (
     RefusedRows,
@@ -36,7 +37,7 @@ from worker.train.unwritten import (
     kept_as_text,
     parsed,
 )
-from worker.train.written import Lost, lost, refuse_empty, refuse_lost
+from worker.train.written import Lost, lost, numbered, refuse_empty, refuse_lost
 
 
 @dataclass(frozen=True)
@@ -217,31 +218,36 @@ class RowReader:
         row = self._controls.marked(messages, tools)
         if self._training.train_on == "all":
             text, _, own = row.plain(self._template.render(row.messages, tools=row.tools))
-            losses = _numbered(lost(messages, tools=tools, text=text, spans=None), numbers)
+            losses = numbered(lost(messages, tools=tools, text=text, spans=None), numbers)
             refuse_lost(losses, trained=lambda _: True)
-            return _Text(text, spans=None, own=own, lost=losses + self._kept(text, own) + self._mapped(written))
+            earlier = [UNKNOWN_PLACE] * (sum(message["role"] == "assistant" for message in messages) - 1)
+            further = self._told(record["messages"], written, text, own) + self._template.unended(text, earlier)
+            return _Text(text, spans=None, own=own, lost=losses + further)
         rendered = self._template.render_with_spans(row.messages, tools=row.tools)
         text, spans, own = row.plain(rendered.text, rendered.spans)
         carries_loss = _trained_messages(written, self._training)
         places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
         trained = {numbers[place] for place, carries in zip(places, carries_loss, strict=True) if carries}
-        losses = _numbered(lost(messages, tools=tools, text=text, spans=spans), numbers)
+        losses = numbered(lost(messages, tools=tools, text=text, spans=spans), numbers)
         refuse_lost(losses, trained=trained.__contains__)
         for place, (start, end), carries in zip(places, rendered.spans, carries_loss, strict=True):
             if carries:
-                refuse_empty(rendered.text[start:end], numbers[place], ends=self._template.ends)
+                refuse_empty(rendered.text[start:end], numbers[place], ends=self._template.ways_to_end)
         answers = [(messages[place], span) for place, span in zip(places, spans, strict=True)]
         learnt = [(message, text[slice(*span)]) for message, span in compress(answers, carries_loss)]
         if self._training.mask_reasoning:
             spans = [behind_reasoning(message, text, span) for message, span in answers]
         kept_spans = [span for span, carries in zip(spans, carries_loss, strict=True) if carries]
         further = (
-            self._kept(text, own)
-            + self._dropped(record["messages"])
-            + self._mapped(written)
-            + words_of_template(learnt, ends=self._template.ends)
+            self._told(record["messages"], written, text, own)
+            + words_of_template(learnt, ends=self._template.ways_to_end)
+            + self._template.unended(text, kept_spans)
         )
         return _Text(text, kept_spans, own=own, lost=losses + further)
+
+    def _told(self, messages: list[JsonObject], written: list[JsonObject], text: str, own: Sequence[int]) -> list[Lost]:
+        """What is to be known of a conversation, `written` as it is asked with, beside what is lost."""
+        return self._kept(text, own) + self._dropped(messages) + self._mapped(written)
 
     def _as_asked(self, messages: list[JsonObject]) -> tuple[list[JsonObject], list[int]]:
         """The messages that are rendered, and their places in the row."""
@@ -301,7 +307,7 @@ class RowReader:
         ends = [self._template.render([*marked, answer], tools=row.tools) for answer in row.messages[len(asked) :]]
         prompt = self._template.prompt_within(ends[0], marked, tools=row.tools)
         plain = row.plain(prompt)
-        losses = _numbered(lost(asked, tools=tools, text=plain.text, spans=None), numbers)
+        losses = numbered(lost(asked, tools=tools, text=plain.text, spans=None), numbers)
         wholes = [
             self._answered_once(prompt, whole, row, answer, len(asked))
             for whole, answer in zip(ends, given, strict=True)
@@ -313,7 +319,8 @@ class RowReader:
             lost=losses
             + self._kept_in(plain, *wholes)
             + words_of_template(
-                zip(given, (whole.text[len(plain.text) :] for whole in wholes), strict=True), ends=self._template.ends
+                zip(given, (whole.text[len(plain.text) :] for whole in wholes), strict=True),
+                ends=self._template.ways_to_end,
             )
             + self._dropped(record["messages"])
             + self._mapped(*([*written, answer] for answer in answers)),
@@ -326,7 +333,7 @@ class RowReader:
         plain = row.plain(whole, [span])
         losses = lost([answer], tools=None, text=plain.text, spans=plain.spans)
         refuse_lost([loss._replace(message=asked) for loss in losses], trained=lambda _: True)
-        refuse_empty(whole[slice(*span)], asked, ends=self._template.ends)
+        refuse_empty(whole[slice(*span)], asked, ends=self._template.ways_to_end)
         return row.plain(whole[: span[1]])
 
     def _kept_in(self, *texts: PlainText) -> list[Lost]:
@@ -370,11 +377,6 @@ def _trained_messages(messages: list[JsonObject], training: Training) -> list[bo
     if training.train_on == "last_assistant":
         return [False] * (len(answers) - 1) + answers[-1:]
     return answers
-
-
-def _numbered(losses: list[Lost], numbers: Sequence[int]) -> list[Lost]:
-    """`losses` with messages by their places in the row."""
-    return [loss if loss.message is None else loss._replace(message=numbers[loss.message]) for loss in losses]
 
 
 def _records(file: Path) -> Iterator[JsonObject]:

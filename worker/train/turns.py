@@ -6,6 +6,7 @@ token behind it, whether prefixes or {% generation %} markers told where it stan
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class AnswerTurn:
     `closing` stands behind the end of a conversation's last turn; `stops` are tokens that end a generation.
     `unasked`: the template writes the header with an answer alone, and none where it is asked for one.
     `lead`: the white space before an answer where the template knows no header; None where it has one, or none is told.
+    `tail`: the white space behind each answer where no end is known: it parts turns, and ends none.
     """
 
     header: str
@@ -40,6 +42,18 @@ class AnswerTurn:
     stops: tuple[str, ...] = ()
     unasked: bool = False
     lead: str | None = None
+    tail: str = ""
+
+    @functools.cached_property
+    def ways_to_end(self) -> tuple[str, ...]:
+        """Control tokens, and text where the template ends a turn with that."""
+        end = self.end.strip()
+        return self.special_tokens if not end or end in self.special_tokens else (end, *self.special_tokens)
+
+    @functools.cached_property
+    def ends_by_token(self) -> bool:
+        """Whether every turn ends with a control token, as those of nearly all templates do."""
+        return self.end.endswith(self.special_tokens)
 
     def end_of(self, answer: str) -> int:
         """How many characters of `answer` are the answer and its end of turn."""
@@ -51,7 +65,10 @@ class AnswerTurn:
             return rest + len(self.end)
         if self.end and answer.endswith(self.end, 0, last):  # an end that is no control token
             return last
-        return _first_stop(answer, (rest, last), self.stops) if rest < last else len(answer)
+        if rest < last:
+            return _first_stop(answer, (rest, last), self.stops)
+        is_end = self.closing.startswith(self.special_tokens)  # of the last turn alone, where no other has one
+        return len((answer if is_end else answer.removesuffix(self.closing)).removesuffix(self.tail))
 
     def within(self, text: str, span: Span) -> Span:
         """The part of a marked `span` that is trained; with the end of turn where the markers leave that out."""
@@ -60,6 +77,19 @@ class AnswerTurn:
         if self.end and text.startswith(self.end, end) and not text[start:end].rstrip().endswith(self.end.strip()):
             end += len(self.end)
         return start, start + self.end_of(text[start:end])
+
+    def stopped(self, text: str, spans: Sequence[Span], stops: Sequence[str]) -> tuple[str, list[Span]]:
+        """`text` and the answers in it, where no end of turn is known.
+
+        A generation stops at the token that opens the next turn (GLM-4.5), if that is among `stops`. The text ends with
+        its last answer, so that the end token that a reader adds stands right behind it.
+        """
+        ended = []
+        for start, end in spans:
+            stop = next((token for token in stops if text.startswith(token, end)), "")
+            ended.append((start, end + (0 if text.endswith(tuple(stops), start, end) else len(stop))))
+        ends_with_answer = ended and text[ended[-1][1] :] in {self.tail, self.tail + self.closing}
+        return (text[: ended[-1][1]] if ends_with_answer else text), ended
 
     def _header_within(self, text: str, start: int) -> int:
         """How much of the header a span from `start` holds: some markers open within the header or before it."""
@@ -88,7 +118,8 @@ def learnt_turn(render: Callable[..., str], special_tokens: tuple[str, ...], sto
     tails = [whole.partition(_ANSWER)[2] for whole in (last, followed)]
     end = _end_of_turn(tails, special_tokens)
     end = end[: _first_stop(end, (0, len(end)), stops)]
-    closing = tails[0][len(end) :] if end else ""
+    tail = "" if end else _white_tail(tails, stops)
+    closing = tails[0][len(end) :] if end else _closing((asked, last, followed), tail, special_tokens)
     unasked = prompt == asked and last.startswith(asked) and not (closing.strip() and asked.endswith(closing))
     lead = None
     if unasked:
@@ -96,7 +127,8 @@ def learnt_turn(render: Callable[..., str], special_tokens: tuple[str, ...], sto
         header, lead = (written, None) if written.strip() else ("", written)
     elif not header:
         header = _header_behind(asked.removesuffix(closing), prompt, last)
-    return AnswerTurn(header, end, special_tokens, closing, stops, unasked=unasked and bool(header), lead=lead)
+    is_unasked = unasked and bool(header)
+    return AnswerTurn(header, end, special_tokens, closing, stops, unasked=is_unasked, lead=lead, tail=tail)
 
 
 def _header_behind(asked: str, prompt: str, last: str) -> str:
@@ -113,10 +145,34 @@ def _end_of_turn(tails: Sequence[str], special_tokens: tuple[str, ...]) -> str:
     """What both tails begin with, up to the last control token: a text may go on with the next header or a last end."""
     last, followed = tails
     common = last[: common_prefix_length(last, followed)]
-    ends = [match.end() for match in re.finditer("|".join(map(re.escape, special_tokens)) or "(?!)", common)]
+    ends = [match.end() for match in re.finditer(_any_of(special_tokens), common)]
     if ends:
         return common[: ends[-1]]
     return common.rstrip() if common == last else ""
+
+
+def _white_tail(tails: Sequence[str], stops: Sequence[str]) -> str:
+    """White space that both tails begin with. What a stop follows is the way to that end, so it is none."""
+    last, followed = tails
+    common = last[: common_prefix_length(last, followed)]
+    return common if common.isspace() and not followed.startswith(tuple(filter(None, stops)), len(common)) else ""
+
+
+def _closing(wholes: Sequence[str], tail: str, special_tokens: tuple[str, ...]) -> str:
+    """What stands behind every conversation, where no turn ends by itself: an end of the last one alone.
+
+    Different ends may end alike (<|return|>, <|end|>): no part of a control token is a closing.
+    """
+    backward = [whole[::-1] for whole in wholes]
+    shared = min((common_prefix_length(backward[0], other) for other in backward[1:]), default=0)
+    closing = backward[0][:shared][::-1].removeprefix(tail)
+    start, known = len(wholes[0]) - len(closing), re.finditer(_any_of(special_tokens), wholes[0])
+    is_cut = any(match.start() < start < match.end() for match in known)
+    return closing if closing.strip() and not is_cut else ""
+
+
+def _any_of(tokens: tuple[str, ...]) -> str:
+    return "|".join(map(re.escape, tokens)) or "(?!)"
 
 
 def _first_stop(text: str, within: Span, stops: Sequence[str]) -> int:

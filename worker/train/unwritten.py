@@ -15,7 +15,9 @@ PARSED: Final = "control_tokens_parsed"
 DROPPED: Final = "history_reasoning_dropped"
 MAPPED: Final = "call_ids_mapped"
 ADDED: Final = "template_adds_words"
-TOLD_AS_IT_IS: Final = frozenset({KEPT_AS_TEXT, PARSED, DROPPED, MAPPED, ADDED})  # nothing is lost in such rows
+ENDLESS: Final = "no_end_of_turn"
+# Nothing is lost in such rows.
+TOLD_AS_IT_IS: Final = frozenset({KEPT_AS_TEXT, PARSED, DROPPED, MAPPED, ADDED, ENDLESS})
 
 _TOO_MANY: Final = 20  # each may have taken the whole time that a template is given
 
@@ -80,6 +82,19 @@ def history_dropped() -> Lost:
 def words_added(words: str) -> Lost:
     """A row with an answer into which its template writes what the row does not say."""
     return Lost(None, ADDED, f"The chat template writes words of its own into a trained answer: {words!r}.")
+
+
+def never_ended(end: str) -> Lost:
+    """A row with a trained answer behind which no token ends the turn; `end`: the text that does, if there is one."""
+    remedy = "write eos_token behind each answer in training.chat_template, or choose another base model."
+    what = (
+        f"The chat template ends an answer with text, {end!r}, which is no token: servers stop there only where they"
+        " are told to (stop). To teach an end that all of them know,"
+        if end
+        else "The chat template writes nothing that ends a turn behind a trained answer, so nothing teaches the model"
+        " to stop there. To teach it,"
+    )
+    return Lost(None, ENDLESS, f"{what} {remedy}")
 
 
 def call_ids_mapped(wanted: CallIds) -> Lost:

@@ -3,7 +3,7 @@
 A template may leave out what it does not know: tool calls, a system message, reasoning. Nothing in the rendered text
 tells so, and a model would be trained on empty answers. So each message is looked for in the text, in order; an answer
 within its own span. What templates do to values without losing them counts as present: white space around them is cut,
-JSON is spaced and ordered anew, characters are escaped (`forms`), reasoning is parted from the answer (`_pieces`).
+JSON is spaced and ordered anew, characters are escaped (`forms`), reasoning is parted from the answer (`pieces`).
 """
 
 from __future__ import annotations
@@ -73,6 +73,11 @@ def lost(
         if not missing and spans is None and message["role"] != "system":
             cursor = max(cursor, _end(message["content"].strip(), text, (start, end)))
     return losses
+
+
+def numbered(losses: Sequence[Lost], numbers: Sequence[int]) -> list[Lost]:
+    """`losses` with messages by their places in the row."""
+    return [loss if loss.message is None else loss._replace(message=numbers[loss.message]) for loss in losses]
 
 
 def refuse_lost(losses: Sequence[Lost], *, trained: Callable[[int], bool]) -> None:
@@ -148,7 +153,7 @@ def _named(message: JsonObject, piece: str) -> str:
 def _lost_piece(content: str, part: str) -> str | None:
     """The first piece of `content` that is not in `part`, in order; None when all of it is there in some form."""
     cursor = 0
-    for piece in _pieces(content):
+    for piece in pieces(content):
         places = [(part.find(form, cursor), form) for form in forms(piece)]
         place, form = next((candidate for candidate in places if candidate[0] >= 0), (-1, ""))
         if place < 0:
@@ -157,7 +162,7 @@ def _lost_piece(content: str, part: str) -> str | None:
     return None
 
 
-def _pieces(content: str) -> list[str]:
+def pieces(content: str) -> list[str]:
     """The text between reasoning's tags: templates that know them write the tags their own way."""
     return [piece.strip() for piece in _REASONING_TAGS.split(content) if piece.strip()]
 
@@ -179,7 +184,7 @@ def _are_in(calls: Sequence[JsonObject], part: str) -> bool:
     for call in calls:
         function = call.get("function") or {}
         values.append(function.get("name", ""))
-        _gather(function.get("arguments"), values)
+        gather(function.get("arguments"), values)
     given: Counter[tuple[type, str]] = Counter()
     for value in values:
         kind = (type(value), str(value))
@@ -189,15 +194,15 @@ def _are_in(calls: Sequence[JsonObject], part: str) -> bool:
     return True
 
 
-def _gather(value: Any, into: list[Any]) -> None:
+def gather(value: Any, into: list[Any]) -> None:
     """The keys and plain values of `_leaves`."""
     if isinstance(value, dict):
         for key, below in value.items():
             into.append(str(key))
-            _gather(below, into)
+            gather(below, into)
     elif isinstance(value, list):
         for below in value:
-            _gather(below, into)
+            gather(below, into)
     else:
         into.append(value)
 
