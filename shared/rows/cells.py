@@ -31,6 +31,7 @@ _JSON_COLUMNS: Final = frozenset(
 _TALK_OR_TEXT: Final = frozenset({"input", "prompt", "completion", "chosen", "rejected"})
 # An empty cell is an empty text in these, where they are the row; in all other columns it is nothing.
 TEXTS: Final = frozenset({"prompt", "completion", "instruction", "output", "text"})
+_ANSWER_TO: Final = {"prompt": "completion", "instruction": "output"}
 TALKS: Final = frozenset({"messages", "conversations", "chosen"})
 _BOOLEAN_COLUMNS: Final = frozenset({"label", "kto_tag", "parallel_tool_calls", "train_on_input"})
 _BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
@@ -187,15 +188,26 @@ def table_lines(rows: Iterable[dict[str, Any]]) -> Iterator[bytes]:
     """
     for number, row in enumerate(rows, start=1):
         known = {
-            name: _medium(value) if is_media(name) else _without_nulls(value)
+            name: _medium(value) if is_media(name) else _value_of(name, value)
             for name, value in row.items()
             if value is not None or is_media(name)  # a message may point to it all the same
         }
+        # Of a question that is null an empty text is left, as of an empty cell: its answer is trained alone.
+        for asked, answer in _ANSWER_TO.items():
+            if answer in known and asked in row:
+                known.setdefault(asked, "")
         try:
             yield _line(known)
         except (TypeError, ValueError) as error:
             message = f"a cell cannot be read as text ({error})"
             raise RowRefused(message, line=number, code="wrong_type", unit="row") from None
+
+
+def _value_of(name: str, value: Any) -> Any:
+    """A cell's value: messages and the like may be JSON text, as in a CSV file."""
+    if isinstance(value, str) and name in _JSON_COLUMNS and value[:1] in {"[", "{"}:
+        return cell(name, value)
+    return _without_nulls(value)
 
 
 def _without_nulls(value: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from shared.rows import formats
 from shared.rows.findings import RowFindings, shown
+from shared.rows.loss_flags import names_loss
 from shared.rows.shapes import Row, Shape
 
 MEDIA: Final = frozenset(
@@ -22,6 +23,19 @@ _MEDIUM: Final = frozenset({"image", "images", "img", "imgs", "picture", "pictur
 _OF_FILES: Final = frozenset(
     {"path", "paths", "file", "files", "filename", "filenames", "url", "urls", "uri", "uris"}
 ) | (frozenset({"bytes", "data", "base64", "b64", "list"}))
+_MEDIA_FILE: Final = re.compile(
+    r"(?i)\A(?:data:(?:image|video|audio)/|\S[^\n]*\.(?:png|jpe?g|gif|webp|bmp|tiff?|mp4|avi|mov|mkv|webm|wav|mp3|flac|ogg|m4a)\Z)"
+)
+_URL_CHARACTERS: Final = 2000
+# What flags of whole rows choose among.
+_CHOICES: Final = frozenset(
+    {"true", "false", "yes", "no", "last", "first", "all", "none", "only", "last_turn", "last_assistant", "every"}
+    | {"user", "human", "assistant", "gpt", "model", "system", "tool", "prompt", "completion", "response", "answer"}
+)
+# Of a text that was tokenized beside its rows: no loss hangs on it.
+_TOKENIZED: Final = frozenset({"attention_mask", "special_tokens_mask", "padding_mask"})
+_BOXES: Final = {"ref", "bbox", "bbox_type", "image_id"}
+_THOUGHTS: Final = frozenset({"cot", "chain_of_thought", "thought", "thoughts", "think"})
 _PLACEHOLDERS: Final = ("<image>", "<video>", "<audio>")
 # Each would change what is trained, if it were obeyed. A shape that obeys one has it among its keys.
 MEANT: Final = frozenset(
@@ -47,8 +61,21 @@ def judge(row: Row, shape: Shape, findings: RowFindings) -> None:
     for key in sorted(row.keys() - allowed):
         if is_media(key[:80]):
             _refuse_media(row, key, findings)
+        elif _is_boxes(row[key]):
+            text = f"{key} holds places in pictures; training is text-only, remove rows with images, video or audio."
+            findings.refuse(key, "unsupported_content", text)
+        elif _is_medium_by_value(row[key]) and any(mark in json.dumps(row) for mark in _PLACEHOLDERS):
+            _refuse_media(row, key, findings)
         elif row[key] is not None:
             _judge(key, row[key], allowed, findings)
+
+
+def _is_medium_by_value(value: Any) -> bool:
+    """Whether a value names a file of a picture, a video or a sound, or holds one as text."""
+    first = value[0] if isinstance(value, list) and value else value
+    if isinstance(first, dict):
+        first = next((first[key] for key in ("path", "url", "image") if isinstance(first.get(key), str)), None)
+    return isinstance(first, str) and _MEDIA_FILE.search(first[:_URL_CHARACTERS].strip()) is not None
 
 
 def _refuse_media(row: Row, key: str, findings: RowFindings) -> None:
@@ -65,7 +92,10 @@ def _judge(key: str, value: Any, allowed: frozenset[str], findings: RowFindings)
     listed = f"allowed: {', '.join(sorted(allowed))}"
     if meant:
         findings.refuse(name, "unknown_key", f"{name} is not a known key; did you mean {meant}? {listed}.")
-    elif (key in MEANT or weighs(key)) and not (_is_empty(value) or _is_note(key, value)):
+    elif key.casefold() in _THOUGHTS and not _is_empty(value):
+        text = f"{name} is {shown(value)}; write it as reasoning_content of an answer in messages, or remove it."
+        findings.refuse(name, "unknown_key", text)
+    elif (key in MEANT or weighs(key) or chooses(key, value)) and not (_is_empty(value) or _is_note(key, value)):
         text = f"{name} is {shown(value)}, for which rows of this format have no place; remove it, {listed}."
         findings.refuse(name, "unknown_key", text)
     else:
@@ -90,7 +120,35 @@ def near_miss(key: str, allowed: frozenset[str]) -> str | None:
 def weighs(key: str) -> bool:
     """Whether a column's name says that it holds what is trained of a row: loss_weight, input_mask, example_weights."""
     *_, last = key.casefold().split("_")
+    if key.casefold() in _TOKENIZED:
+        return False
     return last in {"weight", "weights", "mask", "masks"} or key.casefold().startswith("train_on_")
+
+
+def chooses(key: str, value: Any) -> bool:
+    """Whether a column chooses what is trained of a row: its name says so, and its value is a choice, as a flag's is.
+
+    `train_last_only`, `loss_on`, `roles_to_train`, `assistant_only_loss`; a loss in euros is none.
+    """
+    if not _speaks_of_loss(key[:80]):
+        return False
+    choices = value if isinstance(value, list) else [value]
+    return bool(choices) and all(
+        isinstance(choice, bool)
+        or choice in (0, 1)
+        or (isinstance(choice, str) and choice.strip().casefold() in _CHOICES)
+        for choice in choices
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _speaks_of_loss(key: str) -> bool:
+    return names_loss(key) and key.casefold() not in _TOKENIZED
+
+
+def _is_boxes(value: Any) -> bool:
+    """ms-swift's `objects`: names and boxes that stand for <ref-object> and <bbox> in the text."""
+    return isinstance(value, dict) and bool(value.get("bbox")) and value.keys() <= _BOXES
 
 
 def _is_empty(value: Any) -> bool:

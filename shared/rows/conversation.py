@@ -8,9 +8,19 @@ from typing import Any
 
 from shared.rows import formats
 from shared.rows.arguments import BadArguments, calls_in, is_rounded, object_text, slip_of
+from shared.rows.columns import is_media
 from shared.rows.findings import RowFindings, shown, too_deep
-from shared.rows.items import check_item_keys, parts_size, refuse_flag
-from shared.rows.loss_flags import FLAGS, LIKE_REASONING, REASONING, TRUTHS, asks_to_train, names_loss, weight_of
+from shared.rows.items import check_item_keys, parts_size, refuse_flag, refuse_medium
+from shared.rows.loss_flags import (
+    FLAGS,
+    LIKE_REASONING,
+    REASONING,
+    TRUTHS,
+    asks_to_train,
+    names_loss,
+    truth_of,
+    weight_of,
+)
 from shared.rows.shapes import Row
 from shared.rows.slips import is_python
 
@@ -21,6 +31,7 @@ ROUNDED = (
 )
 ENCODED_TWICE = "Arguments are JSON of JSON; the object inside was read. Call json.dumps once."
 
+_SPEAKERS = ("type", "author", "speaker", "sender", "from")
 _PLAIN = frozenset({"role", "content", "name"})
 # What a role written in capitals, or as another tool names it, may mean.
 _ROLE_OF = {
@@ -81,7 +92,7 @@ class Conversation:
         role = message.get("role")
         allowed = _KEYS_OF_ROLE.get(role) if isinstance(role, str) else None
         if allowed is None:
-            self._refuse_role(role, f"{at}[{index}].role")
+            self._refuse_role(message, f"{at}[{index}].role")
             return ""
         assert isinstance(role, str)
         if not message.keys() <= allowed:
@@ -104,7 +115,13 @@ class Conversation:
             )
         return role
 
-    def _refuse_role(self, role: Any, at: str) -> None:
+    def _refuse_role(self, message: Row, at: str) -> None:
+        role = message.get("role")
+        under = next((key for key in _SPEAKERS if isinstance(message.get(key), str)), None)
+        if role is None and under is not None:
+            text = f"{at} is missing; who speaks stands under {under} ({shown(message[under])}), write it as role."
+            self.findings.refuse(at, "unknown_role", text)
+            return
         known = _ROLE_OF.get(role.strip().casefold()) if isinstance(role, str) else None
         hint = f'"{known}"' if known and known in ROLES else f"one of {', '.join(ROLES)}"
         self.findings.refuse(at, "unknown_role", f"{at} is {shown(role)}; use {hint}.")
@@ -113,10 +130,17 @@ class Conversation:
         if message.get("weight") is not None and "weight" not in allowed:
             text = f"{at}.weight stands on a {message['role']} message; only assistant messages are trained, remove it."
             self.findings.refuse(f"{at}.weight", "invalid_weight", text)
-        for key in sorted(key for key in message.keys() - allowed if key in FLAGS or names_loss(key)):
-            if message[key] is not None and not (key in TRUTHS and message["role"] != "assistant"):
-                allowed = allowed | {key}
+        for key in sorted(key for key in message.keys() - allowed if message[key] is not None):
+            if key in TRUTHS and truth_of(message[key]) is None:
+                text = f"{at}.{key} is {shown(message[key])}; use true or false."
+                self.findings.refuse(f"{at}.{key}", "wrong_type", text)
+            elif (key in FLAGS or names_loss(key)) and not (key in TRUTHS and message["role"] != "assistant"):
                 refuse_flag(f"{at}.{key}", self.findings)
+            elif is_media(key[:80]):
+                refuse_medium(f"{at}.{key[:80]}", self.findings)
+            else:
+                continue
+            allowed = allowed | {key}
         refuse_unknown_keys(message, allowed | {"weight"}, at, self.findings)
 
     def _odd_content(self, message: Row, role: str, at: str) -> int:
@@ -252,7 +276,8 @@ class Conversation:
         speaker, value = item.get("from"), item.get("value")
         role = formats.SHAREGPT_ROLES.get(speaker) if isinstance(speaker, str) else None
         if role is None:
-            text = f"{at}.from is {shown(speaker)}; use one of human, gpt, system, function_call, observation."
+            hint = _speaker_of(speaker) or "one of human, gpt, system, function_call, observation"
+            text = f"{at}.from is {shown(speaker)}; use {hint}."
             self.findings.refuse(f"{at}.from", "unknown_role", text)
             return ""
         if not isinstance(value, str):
@@ -310,6 +335,13 @@ class Conversation:
             warn(at, "system_not_first", "A system message is not the first message; some chat templates refuse that.")
         if any(a == b != "tool" for a, b in itertools.pairwise(roles)):
             warn(at, "same_role_twice", "Two messages in a row have the same role; some chat templates refuse that.")
+
+
+def _speaker_of(speaker: Any) -> str | None:
+    """What a speaker in capitals, or as another tool names it, is in ShareGPT."""
+    role = _ROLE_OF.get(speaker.strip().casefold()) if isinstance(speaker, str) else None
+    name = {"user": "human", "assistant": "gpt", "tool": "observation"}.get(role or "", role)
+    return name and f'"{name}"'
 
 
 def refuse_unknown_keys(value: Row, allowed: frozenset[str], at: str, findings: RowFindings) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from shared.rows import hermes, message_forms, services
+from shared.rows import hermes, message_forms, services, turn_lists
 from shared.rows.formats import Message
 from shared.rows.shapes import Row
 
@@ -23,7 +23,7 @@ _ASKED: Final = ("messages", "prompt", "conversations", "instruction", "text")
 # What the forms read beside the columns of `shared.rows.formats`, and the marks of forms that are refused by name.
 COLUMNS: Final = frozenset(
     {*_ANSWERS, *_QUESTIONS, "context", "system_prompt", "kto_tag", "chat", "completions", "train_on_input"}
-    | {"rejected_response", "rejected_messages", "preferred_output", "non_preferred_output", "generation"}
+    | {"rejected_response", "rejected_messages", "preferred_output", "non_preferred_output", "generation", "data"}
     | services.COLUMNS
 )
 # Columns that may hold messages.
@@ -45,7 +45,9 @@ class Recast(NamedTuple):
 
 def recast(row: Row) -> Recast:
     """Rewrite a row of a known foreign form; every other row comes back as it is. Pure, never raises."""
+    row, listed = turn_lists.read(row)
     row, served = services.read(row)
+    served = (*listed, *served)
     tagged = hermes.from_messages(row["messages"]) if _may_be_tagged(row) else None
     if tagged is not None:
         row, served = {**row, "messages": tagged}, (*served, "tagged_calls")
@@ -80,7 +82,7 @@ def _with_truths(row: Row) -> Row:
     """The row with 1 and 0 of its label as true and false, as a table has them."""
     if "label" not in row and "kto_tag" not in row:
         return row
-    tags = [tag for tag in ("label", "kto_tag") if type(row.get(tag)) is int and row[tag] in (0, 1)]
+    tags = [tag for tag in ("label", "kto_tag") if type(row.get(tag)) in (int, float) and row[tag] in (0, 1)]
     if not tags or not ("kto_tag" in tags or "completion" in row):
         return row
     return row | {tag: bool(row[tag]) for tag in tags}
@@ -101,7 +103,10 @@ def _in_our_form(row: Row) -> tuple[Row, tuple[str, ...], tuple[str, ...]]:
             changed[column] = {**value, "messages": plain.messages} if nested else plain.messages
             forms += plain.forms
             dropped += message_forms.listed(plain.dropped, column)
-    if "tools" in row and not ("conversations" in row or "chosen" in row):
+    if row.get("tools") and (in_a_list := message_forms.tools_in_a_list(row["tools"])) is not None:
+        changed["tools"] = message_forms.bare_tools(in_a_list) or in_a_list
+        forms.append("tools")
+    elif "tools" in row and not ("conversations" in row or "chosen" in row):
         tools = hermes.tools(row["tools"]) if isinstance(row["tools"], str) and row["tools"] else row["tools"]
         tools = message_forms.bare_tools(tools) or tools
         if tools is not row["tools"]:
@@ -153,6 +158,11 @@ def _question(row: Row) -> Recast | None:
     if answer is None:
         return None
     del rest[answer]
+    if isinstance(row.get("rejected_response"), str) and not row.get("history"):  # ms-swift's pairs of text
+        del rest["rejected_response"]
+        names = {"prompt": asked, "chosen": answer, "rejected": "rejected_response"}
+        pair = {"prompt": row[asked], "chosen": row[answer], "rejected": row["rejected_response"]}
+        return Recast({**rest, **system, **pair}, names=names)
     names = {"instruction": asked, "output": answer} | ({"system": "system_prompt"} if system else {})
     if isinstance(rest.get("context"), str) and not rest.get("input"):
         rest["input"] = rest.pop("context")
@@ -161,8 +171,8 @@ def _question(row: Row) -> Recast | None:
 
 
 def _dolly(row: Row) -> Recast | None:
-    """dolly: instruction, context, response; distilabel: instruction, generation."""
-    answer = next((key for key in ("response", "generation") if key in row), None)
+    """dolly: instruction, context, response; distilabel: instruction, generation; others: instruction, answer."""
+    answer = next((key for key in ("response", "generation", "answer") if key in row), None)
     if answer is None or "instruction" not in row or _has(row, "output", "chosen", "messages", "conversations"):
         return None
     rest = {key: value for key, value in row.items() if key != answer}
@@ -231,6 +241,13 @@ def _preferred_outputs(row: Row) -> Recast | None:
     return Recast({**rest, **{name: row[column] for name, column in names.items()}}, names=names)
 
 
+def _null_question(row: Row) -> Recast | None:
+    """A prompt or an instruction that is null: nothing is asked, as where it is empty."""
+    pairs = (("prompt", "completion"), ("instruction", "output"))
+    empty = {asked: "" for asked, answer in pairs if row.get(asked, "") is None and isinstance(row.get(answer), str)}
+    return Recast({**row, **empty}) if empty else None
+
+
 def _system_column(row: Row) -> Recast | None:
     """OpenHermes, orca: the system text under the name system_prompt."""
     if not row.get("system_prompt") or row.get("system"):
@@ -265,13 +282,16 @@ _FORMS: Final[tuple[tuple[str, Callable[[Row], Recast | None]], ...]] = (
     ("rejected", _rejected),
     ("preferred_outputs", _preferred_outputs),
     ("system_column", _system_column),
+    ("null_question", _null_question),
 )
 
 # What the report says of each form; the rows are counted beside it.
-SAYS: Final = services.SAYS | {
+SAYS: Final = {
+    **services.SAYS,
+    **turn_lists.SAYS,
     "transcript": "Texts of Human: and Assistant: turns were read as messages.",
     "question": "A question or query and its answer were read as a conversation.",
-    "dolly": "instruction, context and response (or generation) were read as instruction, input and output.",
+    "dolly": "instruction, context and response (answer, generation) were read as instruction, input and output.",
     "instruction_pair": "instruction and input were read as the prompt of chosen and rejected.",
     "tagged": "The last answer of a conversation was read as the completion of its label or kto_tag.",
     "tagged_calls": "<tool_call> and <tool_response> in text were read as calls and their answers.",
@@ -280,10 +300,15 @@ SAYS: Final = services.SAYS | {
     "reasoning": "reasoning and thinking of messages were read as reasoning_content.",
     "arguments_as_object": "Arguments given as an object were read as its JSON text.",
     "calls_without_ids": "Calls and answers without ids were given some, in their order.",
+    "cohere_roles": "Roles System, User and Chatbot were read as system, user and assistant.",
     "bare_calls": "Calls of name and arguments (parameters, args, input) were read as calls of functions.",
+    "response_items": "Items of the Responses API (function_call, …) were read as calls, results and reasoning.",
+    "listed_calls": "tool_calls as one object or as JSON text were read as a list of calls.",
+    "results_as_objects": "Results of tools given as objects were read as their JSON text.",
     "call_roles": "Messages of role tool_call or function_call were read as calls, those of tool_response as answers.",
     "parts": "Parts of type input_text, output_text, refusal or thinking were read as text or reasoning_content.",
-    "tools": "tools as JSON text or as bare functions were read as a list of tools.",
+    "tools": "tools as JSON text, as one object or as bare functions were read as a list of tools.",
     "preferred_outputs": "preferred_output and non_preferred_output were read as the two completions.",
+    "null_question": "A prompt or instruction that is null was read as an empty one.",
     "system_column": "system_prompt was read as the system message.",
 }

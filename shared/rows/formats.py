@@ -37,7 +37,7 @@ KEYS: dict[Shape, frozenset[str]] = {
     "kto": frozenset({"messages", "prompt", "completion", "label", "system", "tools"}),
     "conversational": frozenset({"prompt", "completion", "tools"}),
     "sharegpt": frozenset({"conversations", "system", "tools"}),
-    "alpaca": frozenset({"instruction", "input", "output", "system", "history"}),
+    "alpaca": frozenset({"instruction", "input", "output", "system", "history", "tools"}),
 }
 
 SHAREGPT_ROLES = {
@@ -148,9 +148,8 @@ def _alpaca(row: Row) -> Row:
     for asked, answered in row.get("history") or ():
         messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
     question = "\n\n".join(part for part in (row["instruction"], row.get("input")) if part)
-    return {
-        "messages": [*messages, {"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]
-    }
+    messages += [{"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]
+    return _with_tools({"messages": messages}, sharegpt_tools(row.get("tools") or []))
 
 
 def _openai_preference(row: Row) -> Row:

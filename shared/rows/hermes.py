@@ -23,7 +23,8 @@ def messages(items: Any) -> list[Message] | None:
     made: list[Message] = []
     waiting: list[str] = []
     for item in items:
-        role = SHAREGPT_ROLES.get(item.get("from")) if isinstance(item.get("from"), str) else None
+        speaker = item.get("from") if isinstance(item, dict) else None
+        role = SHAREGPT_ROLES.get(speaker) if isinstance(speaker, str) else None
         if role not in {"system", "user", "assistant", "tool"} or not isinstance(item.get("value"), str):
             return None
         turn = _answers(item["value"], waiting) if role == "tool" else _turn(item, role, len(made))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from shared.rows.columns import is_media
 from shared.rows.findings import RowFindings, shown
 from shared.rows.loss_flags import (
     CALLS,
     NOT_OFFERED,
     REASONING_KEYS,
+    SKIPS,
     TRUTHS,
     names_loss,
     reasoning_of,
@@ -19,10 +21,11 @@ from shared.rows.shapes import Row
 
 # Parts of other services, each with what stands for it here.
 _PARTS: Final = {
-    "tool_use": "write it as tool_calls",
-    "function_call": "write it as tool_calls",
-    "tool_result": "write it as a message of role tool",
-    "function_call_output": "write it as a message of role tool",
+    **dict.fromkeys(("tool_use", "tool-call", "tool_call", "function_call"), "write it as tool_calls"),
+    **dict.fromkeys(
+        ("tool_result", "tool-result", "tool_response", "function_call_output"), "write it as a message of role tool"
+    ),
+    "redacted_thinking": "remove it, nobody can read it",
     "thinking": "write it as reasoning_content",
     "reasoning": "write it as reasoning_content",
 }
@@ -48,10 +51,12 @@ def parts_size(parts: list[Any], at: str, findings: RowFindings) -> int:
 def check_item_keys(item: Row, role: str, name: str, at: str, findings: RowFindings) -> None:
     """Judge what stands beside `from` and `value`: obeyed, refused by name, or dropped and counted."""
     for key, near in unread_keys(item):
-        if near:
-            findings.refuse(f"{at}.{key}", "unknown_key", f"{at}.{key} is not a known key; did you mean {near}?")
-        elif names_loss(key):
+        if names_loss(key) or key in SKIPS:
             refuse_flag(f"{at}.{key}", findings)
+        elif is_media(key):
+            refuse_medium(f"{at}.{key}", findings)
+        elif near:
+            findings.refuse(f"{at}.{key}", "unknown_key", f"{at}.{key} is not a known key; did you mean {near}?")
         elif f"{name}[].{key}" not in findings.dropped:
             findings.dropped.append(f"{name}[].{key}")
     for key in TRUTHS:
@@ -65,6 +70,12 @@ def check_item_keys(item: Row, role: str, name: str, at: str, findings: RowFindi
             text = f"{at}.{key} is not read in this shape; write the call as an item from function_call."
             findings.refuse(f"{at}.{key}", "unknown_key", text)
     _check_reasoning(item, role, at, findings)
+
+
+def refuse_medium(name: str, findings: RowFindings) -> None:
+    """A picture, a video or a sound beside a message."""
+    text = f"{name} holds a picture, a video or a sound; training is text-only, remove rows with such."
+    findings.refuse(name, "unsupported_content", text)
 
 
 def refuse_flag(name: str, findings: RowFindings) -> None:

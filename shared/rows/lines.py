@@ -122,6 +122,11 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "a pointer of Git LFS", "fetch the file that it stands for (git lfs pull)"),
     (b"SQLite format 3", "SQLite", "export the table as JSONL"),
     (b"%PDF", "PDF", "extract its text and write JSONL"),
+    (b"\xd0\xcf\x11\xe0", "Excel (.xls)", "export the sheet as CSV in UTF-8"),
+    (b"7z\xbc\xaf", "7-Zip", "unpack it first and upload the .jsonl inside"),
+    (b"Obj\x01", "Avro", "write it as Parquet or JSONL"),
+    (b"\x89HDF", "HDF5", "export it as JSONL"),
+    (b"\x89PNG", "a picture", "training is text-only"),
     (b"\x93NUMPY", "NumPy", "export it as JSONL"),
     *((bytes([0x80, protocol]), "Python pickle", "write JSONL with json.dumps") for protocol in range(2, 6)),
 )

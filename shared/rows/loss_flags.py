@@ -12,8 +12,9 @@ NOT_OFFERED: Final = ("mask", "loss_mask", "train_detail", "training_detail", "l
 # Words that a flag of loss is made of: `ignore_loss`, `learn`, `is_trained`, `loss_weight`.
 _WORDS: Final = frozenset(
     {"train", "trained", "training", "trainable", "loss", "losses", "mask", "masked", "learn", "learned"}
-    | {"weight", "weights", "ignore", "ignored", "supervise", "supervised"}
+    | {"weight", "weights", "ignore", "ignored", "supervise", "supervised", "unmask", "unmasked", "backprop", "grad"}
 )
+SKIPS: Final = frozenset({"skip", "skipped", "exclude", "excluded"})  # of an item: is it read, or is it not there?
 FLAGS: Final = (*TRUTHS, *NOT_OFFERED)
 CALLS: Final = ("tool_calls", "function_call")  # of OpenAI's messages; an item is a call itself
 # Reasoning beside an answer: Qwen and DeepSeek, OpenRouter, gpt-oss. Canonical rows have the first.

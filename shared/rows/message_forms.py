@@ -12,12 +12,14 @@ import json
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
+from shared.rows import response_items, strict_json
 from shared.rows.arguments import calls_in
 from shared.rows.formats import Message, arguments_text, wrapped_tools
 from shared.rows.loss_flags import REASONING, REASONING_KEYS, TRUTHS, truth_of, weight_of
 
 _PLAIN: Final = frozenset({"role", "content", "name"})
 _ROLES: Final = ("user", "assistant", "system", "developer")
+_OF_COHERE: Final = {"System": "system", "User": "user", "Chatbot": "assistant", "Tool": "tool"}
 _CALLERS: Final = frozenset({"tool_call", "function_call"})
 _RESULTS: Final = frozenset({"tool_response", "observation"})
 _READ: Final = frozenset(
@@ -27,7 +29,7 @@ _READ: Final = frozenset(
 _NOTES: Final = frozenset(
     {"id", "message_id", "uuid", "index", "turn", "turn_id", "timestamp", "time", "created", "created_at", "date"}
     | {"model", "finish_reason", "stop_reason", "usage", "metadata", "meta", "tokens", "token_count"}
-    | {"language", "lang"}
+    | {"language", "lang", "annotations"}
     | {"toxic", "redacted", "turn_identifier", "country", "state", "hashed_ip", "header"}  # WildChat
 )
 _ARGUMENTS: Final = ("arguments", "parameters", "args", "input")
@@ -51,12 +53,25 @@ def rewritten(messages: list[Any]) -> Rewritten | None:
             break
     else:
         return None
-    if all(map(_is_plain, messages)):
+    items = response_items.messages(messages)
+    if items is None and all(map(_is_plain, messages)):
         return None
     reading = _Reading()
+    if items is not None:
+        messages = items
+        reading.forms.add("response_items")
+    if any(isinstance(message, dict) and message.get("role") == "Chatbot" for message in messages):
+        messages = [_with_role_of_ours(message) for message in messages]
+        reading.forms.add("cohere_roles")
     for message in messages:
         reading.add(message)
     return Rewritten(reading.made, tuple(sorted(reading.forms)), tuple(sorted(reading.dropped)))
+
+
+def _with_role_of_ours(message: Any) -> Any:
+    """A message of Cohere's with OpenAI's name of its role."""
+    role = message.get("role") if isinstance(message, dict) else None
+    return {**message, "role": _OF_COHERE[role]} if isinstance(role, str) and role in _OF_COHERE else message
 
 
 def _is_plain(message: Any) -> bool:
@@ -166,6 +181,13 @@ class _Reading:
 
     def _calls(self, message: Message) -> None:
         calls = message.get("tool_calls")
+        listed = _listed_calls(calls)
+        if listed is not None:
+            calls = message["tool_calls"] = listed
+            self.forms.add("listed_calls")
+        if message["role"] in ("tool", "function") and isinstance(message.get("content"), dict):
+            message["content"] = json.dumps(message["content"], ensure_ascii=False)
+            self.forms.add("results_as_objects")
         if isinstance(calls, list) and calls and all(isinstance(call, dict) for call in calls):
             plain = [self._plain_call(call) for call in calls]
             if any(call.get("id") for call in plain):
@@ -206,6 +228,14 @@ class _Reading:
         return {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}
 
 
+def _listed_calls(calls: Any) -> list[Any] | None:
+    """Calls that are one object, or JSON text of a list, as a list; None for all others."""
+    if isinstance(calls, dict):
+        return [calls] if calls else None
+    value = parsed(calls) if isinstance(calls, str) else None
+    return value if isinstance(value, list) and all(isinstance(call, dict) for call in value) else None
+
+
 def _named(message: Message) -> list[str]:
     return [key for key in REASONING_KEYS if isinstance(message.get(key), str) and message[key]]
 
@@ -215,6 +245,25 @@ def _thought(value: Any) -> Any:
     if isinstance(value, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in value):
         return "".join(part["text"] for part in value)
     return value
+
+
+def tools_in_a_list(value: Any) -> list[Any] | None:
+    """Tools that are one object, or objects as JSON text each, as a list; None for all others."""
+    single = parsed(value) if isinstance(value, str) and value.lstrip()[:1] == "{" else value
+    if isinstance(single, dict) and ("function" in single or isinstance(single.get("name"), str)):
+        return [single]
+    if not isinstance(value, list) or not value or not all(isinstance(tool, str) for tool in value):
+        return None
+    tools = [parsed(tool) for tool in value]
+    return tools if all(isinstance(tool, dict) for tool in tools) else None
+
+
+def parsed(text: str) -> Any:
+    """The value of a JSON text; None where it is none."""
+    try:
+        return strict_json.parse(text, long_integers=True)
+    except strict_json.BadJson:
+        return None
 
 
 def bare_tools(value: Any) -> list[Any] | None:

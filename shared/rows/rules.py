@@ -29,12 +29,30 @@ def check_row(row: Row, shape: Shape) -> RowFindings:
 
 def _chat(row: Row, findings: RowFindings) -> None:
     names = listed_tools(row.get("tools"), "tools", findings)
-    if row.get("functions"):
+    if row.get("functions") and row.get("tools") and not _are_the_same(row["functions"], row["tools"]):
+        text = "functions and tools stand side by side, and one of them would not be read; keep tools."
+        findings.refuse("functions", "unknown_key", text)
+    elif row.get("functions") and not row.get("tools"):
         names = listed_functions(row["functions"], "functions", findings)
     if "parallel_tool_calls" in row and not isinstance(row["parallel_tool_calls"], bool | None):
         findings.refuse("parallel_tool_calls", "wrong_type", "parallel_tool_calls must be true or false.")
     _system(row, findings)
     Conversation(findings, tool_names=names).check(row.get("messages"), "messages")
+    _say_where_the_answer_is(row, findings)
+
+
+def _are_the_same(functions: Any, tools: Any) -> bool:
+    """Whether a request names its functions twice, in the old form and in the new one."""
+    return isinstance(tools, list) and functions == [tool.get("function") for tool in tools if isinstance(tool, dict)]
+
+
+def _say_where_the_answer_is(row: Row, findings: RowFindings) -> None:
+    """A conversation without its answer, which a column beside it holds: that is the remedy."""
+    column = next((key for key in (*_ANSWERS, "completion") if isinstance(row.get(key), str)), None)
+    for place, fault in enumerate(findings.problems if column else ()):
+        if fault.code in {"no_trainable_tokens", "last_message_not_assistant"}:
+            text = f"{fault.message.rstrip('.')}, or write {column} as its last message, of role assistant."
+            findings.problems[place] = fault._replace(message=text)
 
 
 def _prompt_completion(row: Row, findings: RowFindings) -> None:
@@ -76,7 +94,10 @@ def _chosen_rejected(row: Row, findings: RowFindings) -> None:
     if key:
         _words(row[key], key, findings, tool_names=names)
     for side in ("chosen", "rejected"):
-        _words(row.get(side), side, findings, tool_names=names)
+        if row.get(side) is None:
+            findings.refuse(side, "wrong_type", f"{side} is missing; a pair has both answers, chosen and rejected.")
+        else:
+            _words(row[side], side, findings, tool_names=names)
     if findings.problems:
         return
     asked, chosen, rejected = formats.preference_pair(row)
@@ -141,6 +162,7 @@ def _system(row: Row, findings: RowFindings) -> None:
 
 
 def _alpaca(row: Row, findings: RowFindings) -> None:
+    _sharegpt_tools(row, findings)
     for key in ("input", "system"):
         if not isinstance(row.get(key), str | None):
             findings.refuse(key, "wrong_type", f"{key} is {shown(row[key])}; use text.")

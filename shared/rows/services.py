@@ -88,6 +88,8 @@ def _gemini(row: Row) -> Row | None:
     return made if tools is None else made | {"tools": tools}
 
 
+_GEMINI_CALLS: Final = ("functionCall", "function_call")
+_GEMINI_RESULTS: Final = ("functionResponse", "function_response")
 _GEMINI_ROLES: Final = (("model", "assistant"), ("function", "user"), (None, "user"))
 
 
@@ -98,14 +100,15 @@ def _gemini_turn(turn: dict[str, Any]) -> list[Message]:
     calls: list[dict[str, Any]] = []
     results: list[Message] = []
     thoughts = ""
-    for part in turn["parts"]:
+    for part in map(_signed, turn["parts"]):
         kind = next(iter(part)) if isinstance(part, dict) and len(part) == 1 else None
         body: Any = part[kind] if kind is not None else None
-        if kind in {"functionCall", "function_call"} and _has_only(body, "name", "args") and role == "assistant":
-            calls.append({"name": body.get("name"), "arguments": arguments_text(body.get("args") or {})})
-        elif kind in {"functionResponse", "function_response"} and _has_only(body, "name", "response") and not rest:
-            content = json.dumps(body.get("response"), ensure_ascii=False)
-            results.append({**further, "role": "function", "name": body.get("name"), "content": content})
+        if kind in {"functionCall", "function_call"} and _has_only(body, "id", "name", "args") and role == "assistant":
+            calls.append(body)
+        elif (
+            kind in {"functionResponse", "function_response"} and _has_only(body, "id", "name", "response") and not rest
+        ):
+            results.append({**further, **_gemini_result(body)})
         elif kind == "text" and isinstance(body, str) and not calls:
             rest.append({"type": "text", "text": body})
         elif _is_thought(part) and role == "assistant":
@@ -114,11 +117,29 @@ def _gemini_turn(turn: dict[str, Any]) -> list[Message]:
             rest.append(part)
     text = _text_of(rest)
     message: Message = {**further, "role": role, "content": rest if rest and text is None else text}
-    if calls:
-        message["function_call"] = calls
+    message |= _gemini_calls(calls)
     if thoughts:
         message["reasoning_content"] = thoughts
     return results if results and not rest else [*results, message]
+
+
+def _signed(part: Any) -> Any:
+    """A part without the signature of a thought, which says nothing."""
+    return _without(part, "thoughtSignature", "thought_signature") if isinstance(part, dict) else part
+
+
+def _gemini_calls(calls: list[dict[str, Any]]) -> Message:
+    functions = [{"name": call.get("name"), "arguments": arguments_text(call.get("args") or {})} for call in calls]
+    if not calls or not all(isinstance(call.get("id"), str) and call["id"] for call in calls):
+        return {"function_call": functions} if calls else {}
+    named = zip(calls, functions, strict=True)
+    return {"tool_calls": [{"id": call["id"], "type": "function", "function": function} for call, function in named]}
+
+
+def _gemini_result(body: dict[str, Any]) -> Message:
+    content = json.dumps(body.get("response"), ensure_ascii=False)
+    named = {"role": "tool", "tool_call_id": body["id"]} if body.get("id") else {"role": "function"}
+    return {**named, "name": body.get("name"), "content": content}
 
 
 def _has_only(value: Any, *keys: str) -> bool:
@@ -176,9 +197,14 @@ def _of_blocks(message: dict[str, Any]) -> list[Message] | None:
     texts: list[Any] = []
     calls: list[dict[str, Any]] = []
     results: list[Message] = []
+    thoughts = ""
     for part in parts:
         block = part if isinstance(part, dict) else {}
-        if block.keys() == {"text"} and not calls:
+        if block.keys() == {"cachePoint"}:
+            continue  # where a service may keep what was read: it says nothing
+        if (thought := _thought_of(block)) is not None and message.get("role") == "assistant":
+            thoughts += thought
+        elif block.keys() == {"text"} and not calls:
             texts.append({"type": "text", "text": block["text"]})
         elif (call := _call_of(block)) is not None and message.get("role") == "assistant":
             calls.append(call)
@@ -188,12 +214,13 @@ def _of_blocks(message: dict[str, Any]) -> list[Message] | None:
             texts.append(part)
         else:
             return None
-    if results and message.keys() != {"role", "content"}:
-        return None  # which of the messages would the other keys belong to?
+    if (results and message.keys() != {"role", "content"}) or (thoughts and message.get("reasoning_content")):
+        return None  # which of the messages would the other keys belong to? which thoughts are meant?
     if results and not texts:
         return results
     text = _text_of(texts)
     spoken = {**message, "content": texts if texts and text is None else text}
+    spoken |= {"reasoning_content": thoughts} if thoughts else {}
     return [*results, {**spoken, "tool_calls": calls} if calls else spoken]
 
 
@@ -201,8 +228,16 @@ def _is_block(part: Any) -> bool:
     if not isinstance(part, dict):
         return False
     return part.get("type") in ("tool_use", "tool_result") or (
-        len(part) == 1 and next(iter(part)) in {"text", "toolUse", "toolResult"}
+        len(part) == 1 and next(iter(part)) in {"text", "toolUse", "toolResult", "cachePoint", "reasoningContent"}
     )
+
+
+def _thought_of(block: dict[str, Any]) -> str | None:
+    """The text of Bedrock's block of reasoning; None for all others."""
+    reasoning = block["reasoningContent"] if block.keys() == {"reasoningContent"} else None
+    written = reasoning.get("reasoningText") if isinstance(reasoning, dict) else None
+    text = written.get("text") if isinstance(written, dict) else None
+    return text if isinstance(text, str) else None
 
 
 def _call_of(block: dict[str, Any]) -> dict[str, Any] | None:
@@ -297,6 +332,8 @@ def _conversation(row: Row) -> Row | None:
         return None
     if all({"role", "content"} <= turn.keys() for turn in turns):
         return {**_without(row, "conversation"), "messages": turns}
+    if all({"from", "value"} <= turn.keys() for turn in turns):
+        return {**_without(row, "conversation"), "conversations": turns}
     pair = next((pair for pair in _PAIRS if all(turn.keys() == set(pair) for turn in turns)), None)
     if pair is None:
         return None
@@ -326,5 +363,5 @@ SAYS: Final = {
     "query_and_calls": "query and answers were read as a question and the calls that answer it.",
     "conversation": "conversation was read as messages.",
     "glaive": "chat was read as messages and calls, the functions of system as tools.",
-    "blocks": "Blocks of text, tool_use and tool_result (toolUse, toolResult) were read as calls and answers.",
+    "blocks": "Blocks of text, reasoning, calls and results (tool_use, toolUse, toolResult, …) were read as messages.",
 }

@@ -117,6 +117,7 @@ _PAIRS: Final = (
     ("message_1", "message_2"),
 )
 # Columns beside which several answers, or a tree, are no row of the shape that the other columns would make.
+_OF_ROWS: Final = frozenset(MARKS)
 _WHOLE: Final = frozenset({"completion", "output", "chosen", "messages", "conversations"})
 
 
@@ -132,6 +133,8 @@ def detect(row: Row) -> Shape:
     Raises:
         UnknownShape: no format has these keys.
     """
+    if _is_columnar(row):
+        raise UnknownShape("The object holds whole columns as lists; write one object for each row (orient='records').")
     shape = next((shape for key, shape in _MARKS if key in row), None)
     if shape in {"chat", "prompt_completion"} and "label" in row and "completion" in row:
         return "kto"
@@ -139,13 +142,16 @@ def detect(row: Row) -> Shape:
         return "conversational"
     if not shape or not _WHOLE & row.keys():
         for marks, sentence in _TOLD:
-            if marks <= row.keys():
+            if marks <= row.keys() and not _is_talk(row.get("chat")):
                 raise UnknownShape(sentence)
     if shape:
         return shape
     under = _rows_under(row)
     if under is not None:
         raise UnknownShape(f"The rows lie in a list under {under[:80]}; upload that list itself, or one row per line.")
+    within = next((key for key, value in row.items() if isinstance(value, dict) and _WHOLE & value.keys()), None)
+    if within is not None:
+        raise UnknownShape(f"The row lies under {within[:80]}; write its keys at the top, with the answer among them.")
     keys = ", ".join(sorted(row)[:8]) or "none"
     if any(key.strip().lower() == mark != key for key in row for mark, _ in _MARKS):
         raise UnknownShape(
@@ -175,9 +181,27 @@ def _told_columns(row: Row) -> str | None:
 
 
 def _rows_under(row: Row) -> str | None:
-    """The only key of an object that holds rows, as `{"data": […]}`; None where it is a conversation, or no such."""
+    """The key of an object that holds rows, as `{"data": […]}`; None where it is a conversation, or no such.
+
+    Beside other keys (a version) the rows must be of a known shape.
+    """
     if len(row) != 1:
-        return None
+        lists = ((key, value) for key, value in row.items() if isinstance(value, list) and value)
+        return next((key for key, value in lists if isinstance(value[0], dict) and _OF_ROWS & value[0].keys()), None)
     ((key, value),) = row.items()
     first = value[0] if isinstance(value, list) and value else None
     return key if isinstance(first, dict) and not {"role", "from", "content", "value"} & first.keys() else None
+
+
+def _is_talk(value: Any) -> bool:
+    """A list of messages or of items."""
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, dict) and bool({"role", "from"} & first.keys())
+
+
+def _is_columnar(row: Row) -> bool:
+    """Whether each value is a list of texts, all of one length, as pandas and datasets write whole tables."""
+    values = list(row.values())
+    if len(values) < 2 or not all(isinstance(value, list) and value for value in values):
+        return False
+    return len({len(value) for value in values}) == 1 and all(isinstance(value[0], str) for value in values)

@@ -154,6 +154,40 @@ MORE: Final[dict[str, tuple[str, dict[str, Any], dict[str, Any]]]] = {
             "tools": [TOOL],
         },
     ),
+    "gemini calls with ids": (
+        "contents",
+        {
+            "contents": [
+                ASKED,
+                gemini({"functionCall": {**CALL["functionCall"], "id": "t1"}, "thoughtSignature": "c2ln"}),
+                gemini({"functionResponse": {**RESULT["functionResponse"], "id": "t1"}}, role="user"),
+                gemini({"text": "Yes?", "thoughtSignature": "c2ln"}),
+            ],
+        },
+        {
+            "messages": [
+                *(HI, calling("t1")),
+                {"role": "tool", "content": '{"t": 21}', "name": "weather", "tool_call_id": "t1"},
+                YES,
+            ]
+        },
+    ),
+    "bedrock reasoning": (
+        "blocks",
+        {
+            "messages": [
+                {"role": "user", "content": [{"text": "Hi"}, {"cachePoint": {"type": "default"}}]},
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"reasoningContent": {"reasoningText": {"text": "Warm.", "signature": "c2ln"}}},
+                        {"text": "Yes?"},
+                    ],
+                },
+            ],
+        },
+        {"messages": [HI, {**YES, "reasoning_content": "Warm."}]},
+    ),
     "xlam": (
         "query_and_calls",
         {

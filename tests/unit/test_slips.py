@@ -90,6 +90,9 @@ REAL_FILES = [
     ("a Git LFS pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n", "git lfs pull"),
     ("commas behind rows", b'{"text": "a"},\n', "A comma stands behind the object"),
     ("rows under a key", b'{"data": [{"text": "a"}, {"text": "b"}]}\n', "The rows lie in a list under data"),
+    ("a spreadsheet", b"\xd0\xcf\x11\xe0\xa1\xb1", "Excel (.xls)"),
+    ("a picture", b"\x89PNG\r\n\x1a\n", "a picture"),
+    ("Avro", b"Obj\x01\x04", "Avro"),
     ("a list per line", b'[{"text": "a"}]\n', "The row is a list"),
     ("a conversation under another key", b'{"dialog": [{"role": "user", "content": "a"}]}\n', "training.columns"),
 ]
