@@ -15,6 +15,7 @@ from worker.train.turns import AnswerTurn, common_prefix_length
 
 JsonObject = dict[str, Any]
 _GAP: Final = 8  # characters of white space
+_OPENED: Final = 40  # characters of what a prompt opens and a stored answer does not
 _ANSWERS: Final = ("An0ther answer", "0ne more answer")  # they differ from their first character on
 
 
@@ -74,6 +75,12 @@ def behind_header(text: str, start: int, turn: AnswerTurn) -> int:
     gap = text[start:place].strip()
     ends = (turn.end.strip(), *turn.stops)
     return place + len(turn.header) if place >= 0 and (not gap or any(end.endswith(gap) for end in ends)) else start
+
+
+def parts_early(rest: str, turn: AnswerTurn) -> bool:
+    """Whether a prompt and its row part before the answer. `rest`: what only the prompt has, as an opened thought."""
+    header = turn.header.strip()
+    return header in rest if header else len(rest.strip()) > _OPENED
 
 
 def behind_earlier(text: str, earlier: Span, span: Span) -> Span:

@@ -24,6 +24,7 @@ from shared.errors import Invalid
 from worker.train.answer_place import (
     behind_earlier,
     behind_header,
+    parts_early,
     place_of_first,
     span_by_exchange,
     start_by_asking,
@@ -44,7 +45,6 @@ from worker.train.written import REASONING, Lost, refuse_system_text_left_out
 
 RENDER_SECONDS = 5.0
 SLOW_ROWS = 3  # so often it may be too slow
-TIMES = 3  # that a conversation is tried whose template writes the time
 RENDER_CHARACTERS = 16 * 1024 * 1024
 # What Python raises within a template that was not written for the values it gets.
 FAULTS = (TypeError, ValueError, KeyError, AttributeError, IndexError, ZeroDivisionError)
@@ -141,14 +141,14 @@ class ChatTemplate:
 
     def render_with_spans(self, messages: list[JsonObject], *, tools: list[JsonObject] | None) -> Rendered:
         """The text of `messages` and where each assistant message stands in it, its end-of-turn token included."""
-        writes_time = "strftime_now" in str(self._tokenizer.chat_template)
-        for _ in range(TIMES if writes_time else 1):  # the minute may have changed between two renderings
-            rendered = self._placed(messages, tools=tools)
-            if rendered is not None:
-                return self._with_stops(rendered)
-        raise not_exact(writes_time=writes_time)
+        return self._with_stops(self._placed(messages, tools=tools))
 
-    def _placed(self, messages: list[JsonObject], *, tools: list[JsonObject] | None) -> Rendered | None:
+    @property
+    def writes_time(self) -> bool:
+        """Whether the template asks for the time: two renderings may differ by it."""
+        return "strftime_now" in str(self._tokenizer.chat_template)
+
+    def _placed(self, messages: list[JsonObject], *, tools: list[JsonObject] | None) -> Rendered:
         """The text and its answers by the first road that finds them exactly."""
         counted = self._spans_by_counting(messages, tools=tools)
         if counted is not None:
@@ -162,11 +162,12 @@ class ChatTemplate:
             return marked
         refuse_system_text_left_out(messages, text)
         exchanged = self._spans_by_exchange(messages, text=text, tools=tools)
-        return None if exchanged is None else Rendered(text=text, spans=exchanged)
+        if exchanged is None:
+            raise not_exact(writes_time=self.writes_time)
+        return Rendered(text=text, spans=exchanged)
 
     def _with_stops(self, rendered: Rendered) -> Rendered:
-        """A generation of a template without an end of turn stops elsewhere."""
-        turn = self._own_turn
+        turn = self._own_turn  # without an end a generation stops elsewhere
         return rendered if turn.end else Rendered(*turn.stopped(rendered.text, rendered.spans, self._stops))
 
     def prompt_within(self, whole: str, messages: list[JsonObject], *, tools: list[JsonObject] | None) -> str:
@@ -178,8 +179,10 @@ class ChatTemplate:
         return prompt
 
     def answer_behind(self, prompt: str, whole: str) -> Span:
-        """Where the answer behind `prompt` stands in `whole`, its end of turn included."""
+        """Where the answer behind `prompt` stands in `whole`, its end of turn included. Raises Invalid: not there."""
         start = common_prefix_length(prompt, whole)
+        if parts_early(prompt[start:], self._own_turn):
+            raise not_exact(writes_time=self.writes_time)
         return start, start + len(self._without_tail(whole[start:]))
 
     @functools.cached_property

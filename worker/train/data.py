@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import compress, islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -25,6 +26,7 @@ from worker.train.call_ids import are_changed
 from worker.train.chat import ChatTemplate, JsonObject
 from worker.train.control_tokens import ControlTokens, MarkedRow, PlainText
 from worker.train.reasoning import behind_reasoning, without_history
+from worker.train.render_time import steadily
 from worker.train.system_text import merged
 from worker.train.token_spans import Alignment, Ids, Mask, Span
 from worker.train.turn_ends import UNKNOWN_PLACE
@@ -151,6 +153,8 @@ class RowReader:
         self._template: ChatTemplate | None = None
         if facts.format in ("chat", "preference", "kto"):
             self._template = ChatTemplate(tokenizer, self._controls, stops=ends)
+            if self._template.writes_time:
+                self._rendered = partial(steadily, self._rendered)
 
     @property
     def template(self) -> ChatTemplate | None:
@@ -246,7 +250,7 @@ class RowReader:
         return _Text(text, kept_spans, own=own, lost=losses + further)
 
     def _told(self, messages: list[JsonObject], written: list[JsonObject], text: str, own: Sequence[int]) -> list[Lost]:
-        """What is to be known of a conversation, `written` as it is asked with, beside what is lost."""
+        """What is to be known of messages, and of them as they are asked with (`written`)."""
         return self._kept(text, own) + self._dropped(messages) + self._mapped(written)
 
     def _as_asked(self, messages: list[JsonObject]) -> tuple[list[JsonObject], list[int]]:
@@ -317,7 +321,7 @@ class RowReader:
             wholes,
             label,
             lost=losses
-            + self._kept_in(plain, *wholes)
+            + next((kept for side in (plain, *wholes) if (kept := self._kept(side.text, side.own))), [])
             + words_of_template(
                 zip(given, (whole.text[len(plain.text) :] for whole in wholes), strict=True),
                 ends=self._template.ways_to_end,
@@ -335,9 +339,6 @@ class RowReader:
         refuse_lost([loss._replace(message=asked) for loss in losses], trained=lambda _: True)
         refuse_empty(whole[slice(*span)], asked, ends=self._template.ways_to_end)
         return row.plain(whole[: span[1]])
-
-    def _kept_in(self, *texts: PlainText) -> list[Lost]:
-        return next((kept for side in texts if (kept := self._kept(side.text, side.own))), [])
 
     # ---- to tokens
 
