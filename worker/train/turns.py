@@ -57,8 +57,12 @@ class AnswerTurn:
 
     def end_of(self, answer: str) -> int:
         """How many characters of `answer` are the answer and its end of turn."""
-        last = len(answer.removesuffix(self.closing).rstrip())
-        rest = last
+        whole = answer.removesuffix(self.closing).rstrip()
+        rest = last = len(whole)
+        if self.end and whole.endswith(self.end):  # nearly always, and no second end before it
+            before = whole[: -len(self.end)].rstrip()
+            if not before.endswith(self.special_tokens):
+                return last
         while end_token := next((token for token in self.special_tokens if answer.endswith(token, 0, rest)), None):
             rest = len(answer[: rest - len(end_token)].rstrip())
         if self.end and answer.startswith(self.end, rest):
