@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml cli/pyproject.toml constraints.txt
 	$(if $(TORCH),@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)/$(TORCH)) torch==$(TORCH_VERSION)+$(TORCH) || { echo "No build $(TORCH) of PyTorch $(TORCH_VERSION) was there: see the error above. Name the index of the PyTorch builds without its last part: make setup TORCH=$(TORCH) TORCH_INDEX=https://…/whl"; exit 1; })
 	@echo "Installing the pinned set of constraints.txt into $(VENV); a few minutes the first time."
 	@$(BIN)/python standalone/installing.py --disable-pip-version-check -c constraints.txt pip
-	@$(BIN)/python standalone/installing.py --disable-pip-version-check -c constraints.txt -e '.[embedded,train,trackers,traces,dev]' -e ./cli
+	@$(BIN)/python standalone/installing.py --disable-pip-version-check -c constraints.txt -e '.[embedded,train,trackers,traces,kubernetes,dev]' -e ./cli
 	@$(BIN)/python -m standalone.page_parts || true
 	@rm -f $(VENV)/.installed* && printf '%s' '$(TORCH)' > $(VENV)/.torch && touch $@
 
@@ -96,7 +96,7 @@ LOCK = $(BIN)/uv pip compile -q pyproject.toml - -c constraints.txt --universal 
 lock: setup ## requirements.*.lock anew: what the images install, each file by its sha256; needs the package index
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	printf '%s\n' 'hatchling>=1.27' editables pip | $(LOCK) --extra traces -o requirements.api.lock
-	printf '%s\n' 'hatchling>=1.27' editables pip | $(LOCK) --extra train --extra trackers --extra traces -o requirements.worker.lock
+	printf '%s\n' 'hatchling>=1.27' editables pip | $(LOCK) --extra train --extra trackers --extra traces --extra kubernetes -o requirements.worker.lock
 	@$(BIN)/python -m pip uninstall --quiet --yes uv
 
 audit: setup ## what the public database of advisories knows of our versions; needs the network

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
-LOCKS = {"api": ("traces",), "worker": ("train", "trackers", "traces")}  # image -> extras
+LOCKS = {"api": ("traces",), "worker": ("train", "trackers", "traces", "kubernetes")}  # image -> extras
 # What the test machine has not: the build of the package itself, CUDA's libraries, and other systems' parts.
 ELSEWHERE = re.compile(
     r"hatchling|tomlkit|editables|trove-classifiers|triton|cuda-[a-z]+|nvidia-(cu|nc|nv).*|colorama|httpx2-jsfetch|setuptools"

@@ -36,8 +36,7 @@ from shared.settings import Settings
 from shared.store.db import make_engine, session_scope
 from shared.store.lifecycle import AttemptOutcome
 from worker.attempt.cluster_places import ClusterPresence
-from worker.attempt.engines import Engine, EngineAway, EngineRefused, Order, Sight
-from worker.attempt.kubernetes import JobTemplateUnusable, Kubernetes
+from worker.attempt.engines import Engine, EngineAway, EngineRefused, EngineUnusable, Order, Sight
 from worker.attempt.slurm import Slurm
 from worker.host.host import AWAY, beside
 from worker.host.presence import AnotherWorker, take_home
@@ -45,7 +44,19 @@ from worker.host.presence import AnotherWorker, take_home
 log = structlog.get_logger()
 T = TypeVar("T")
 
-ENGINES: Final[dict[str, Callable[[Settings], Engine]]] = {"slurm": Slurm, "kubernetes": Kubernetes}
+
+def kubernetes(settings: Settings) -> Engine:
+    """The engine of TUNEPOOL_LAUNCHER=kubernetes. Raises EngineUnusable."""
+    try:
+        # Its client is an extra: imported only where it is asked for.
+        from worker.attempt.kubernetes import Kubernetes
+    except ModuleNotFoundError as error:
+        remedy = "pip install 'tunepool-server[kubernetes]'"
+        raise EngineUnusable(f"The official client of Kubernetes is not installed ({error}): {remedy}.") from error
+    return Kubernetes(settings)
+
+
+ENGINES: Final[dict[str, Callable[[Settings], Engine]]] = {"slurm": Slurm, "kubernetes": kubernetes}
 # Looks in a row that must miss a job before its cluster is believed to have forgotten it.
 MISSES: Final = 3
 # After an attempt's end its process tidies up; one that still runs so long afterwards is ended.
@@ -322,7 +333,7 @@ def main() -> int:
     try:
         engine = ENGINES[settings.launcher](own)
         lock = take_home(own.home)
-    except (AnotherWorker, JobTemplateUnusable) as error:
+    except (AnotherWorker, EngineUnusable) as error:
         log.error("dispatcher.refused", reason=str(error))
         return 1
     standing = ClusterPresence(own)

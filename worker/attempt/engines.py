@@ -14,6 +14,10 @@ class EngineRefused(Exception):
     """The cluster answered that it does not take this; its own words."""
 
 
+class EngineUnusable(Exception):
+    """This installation cannot ask the cluster at all: what is missing or wrong, for the operator."""
+
+
 @dataclass(frozen=True, slots=True)
 class Order:
     """What a cluster is to run: one attempt, on one node."""
