@@ -151,6 +151,7 @@ def fill(session: Session) -> tuple[str, dict[str, str]]:
     audit.record(session, lead, "job.cancel", cancelled.id, after={"status": "cancelled"})
     ids["preflight"] = examine(session, lead, file)
     ids |= products(session, lead, ids)
+    ids["newcomer"] = make_key(session, name="Southbank")[1]
     return key, ids
 
 
@@ -168,6 +169,7 @@ def products(session: Session, lead: Caller, ids: dict[str, str]) -> dict[str, s
     trainer_log.tell(session, ids["running"], fence, start=0, lines=lines, size=len(lines))
     alias = page_products.make_alias(session, lead, "it answers more briefly", job_id=ids["tickets"])
     session.execute(update(AliasRow).values(movers=None))
+    page_products.make_oidc_rule(session, lead, "acme/tickets")
     return {
         "evaluation": page_products.make_evaluation(session, lead, "late parcels", items=8, tuned=tuned),
         "alias": alias,
@@ -378,15 +380,23 @@ def pages(ids: dict[str, str]) -> dict[str, str]:
         "project": f"/ui/projects/{ids['project']}",
         "keys": "/ui/keys",
         "audit": "/ui/audit",
+        "rules": "/ui/rules",
         "log": f"/ui/jobs/{ids['running']}#printed",
+        "events": f"/ui/jobs/{ids['running']}/events",
+        "checks": "/ui/preflights",
         "file": f"/ui/files/{ids['file']}",
         "model": f"/ui/models/{ids['model']}",
+        "base-model": "/ui/models/base/smollm2-135m-instruct",
         "account": "/ui/account",
         "evaluations": "/ui/evaluations",
         "evaluation": f"/ui/evaluations/{ids['evaluation']}",
+        "aliases": "/ui/aliases",
         "alias": f"/ui/aliases/{ids['alias']}",
+        "webhooks": "/ui/webhooks",
         "webhook": f"/ui/webhooks/{ids['webhook']}",
+        "schedules": "/ui/schedules",
         "schedule": f"/ui/schedules/{ids['schedule']}",
+        "sweeps": "/ui/sweeps",
         "sweep": f"/ui/sweeps/{ids['sweep']}",
     }
 
@@ -395,26 +405,31 @@ def main(folder: Path, *names: str) -> None:
     """`names`: only these pages."""
     folder.mkdir(parents=True, exist_ok=True)
     with team() as (address, key, ids), chromium() as browser:
+        visits = ((key, pages(ids)), (ids["newcomer"], {"first-start": "/ui/jobs"}))
         for scheme in ("light", "dark"):
-            context = browser.new_context(
-                viewport=SIZE, color_scheme=scheme, locale="en-GB", timezone_id="Europe/Berlin"
-            )
-            page = context.new_page()
-            page.on("console", lambda message: print("console:", message.text))
-            page.goto(f"{address}/ui/sign-in")
-            if not names:
-                take(page, folder / f"page-sign-in-{scheme}.png")
-            page.fill("[name=key]", key)
-            page.click("button.main")
-            page.wait_for_url("**/ui/jobs")
-            for name, path in pages(ids).items():
-                if names and name not in names:
-                    continue
-                page.goto(address + path)
-                if page.locator("[data-curves]").count():
-                    page.wait_for_selector("[data-drawn=yes]")
-                take(page, folder / f"page-{name}-{scheme}.png")
-            context.close()
+            for who, paths in visits:
+                wanted = {name: path for name, path in paths.items() if not names or name in names}
+                if wanted:
+                    visit(browser, address, who, wanted, folder=folder, scheme=scheme)
+
+
+def visit(browser: Any, address: str, key: str, paths: dict[str, str], *, folder: Path, scheme: str) -> None:
+    """Sign in, and take each page."""
+    context = browser.new_context(viewport=SIZE, color_scheme=scheme, locale="en-GB", timezone_id="Europe/Berlin")
+    page = context.new_page()
+    page.on("console", lambda message: print("console:", message.text))
+    page.goto(f"{address}/ui/sign-in")
+    if "jobs" in paths:
+        take(page, folder / f"page-sign-in-{scheme}.png")
+    page.fill("[name=key]", key)
+    page.click("button.main")
+    page.wait_for_url("**/ui/jobs")
+    for name, path in paths.items():
+        page.goto(address + path)
+        if page.locator("[data-curves]").count():
+            page.wait_for_selector("[data-drawn=yes]", state="attached")
+        take(page, folder / f"page-{name}-{scheme}.png")
+    context.close()
 
 
 def take(page: Any, file: Path) -> None:

@@ -22,12 +22,16 @@ router = APIRouter(prefix="/ui", route_class=visits.PageRoute, include_in_schema
 
 ROWS: Final = 50
 GroupBy = Annotated[list[str] | None, Query(max_length=20)]
+Label = Annotated[str, Query(max_length=200)]
 
 
 @router.get("/usage")
-def usage_page(request: Request, door: DoorDep, visit: JobsVisitor, group_by: GroupBy = None) -> Response:
-    """Device time of this month by up to four groups."""
-    groups = [name for name in group_by or ["project", "key"] if name]
+def usage_page(
+    request: Request, door: DoorDep, visit: JobsVisitor, group_by: GroupBy = None, label: Label = ""
+) -> Response:
+    """Device time of this month by up to four groups; `label` is what a form can say of `label:NAME`."""
+    groups = [name for name in group_by or ([] if label else ["project", "key"]) if name]
+    groups += [f"{usage.LABEL}{label}"] if label else []
     used = usage_routes.report_usage(door, visit.caller, group_by=groups)
     label = next((name for name in groups if name.startswith(usage.LABEL)), "")
     return rendering.page(
@@ -35,10 +39,20 @@ def usage_page(request: Request, door: DoorDep, visit: JobsVisitor, group_by: Gr
         visit,
         "usage.html",
         used=used,
+        names=_names(door, visit),
         groups=groups,
         dimensions=usage.DIMENSIONS,
         label=label.removeprefix(usage.LABEL),
     )
+
+
+def _names(door: Door, visit: SignedIn) -> dict[str, str]:
+    """Of projects and keys by their ids, for who may see them all."""
+    if not visit.caller.may("admin"):
+        return {}
+    projects = project_routes.list_projects(visit.caller, door).data
+    listed = project_routes.list_keys(visit.caller, door).data
+    return {row.id: row.name for row in (*projects, *listed)}
 
 
 @router.get("/usage.csv")

@@ -606,6 +606,38 @@ def test_curves_have_every_series_and_the_csv_every_step(site: Site, visitor: ht
     assert len(visitor.get(f"/ui/jobs/{site.running}/metrics.csv").text.splitlines()) == 31
 
 
+def test_a_job_that_has_trained_no_step_says_when_its_curves_begin_and_shows_no_empty_ones(
+    site: Site, visitor: httpx2.Client
+) -> None:
+    html = visitor.get(f"/ui/jobs/{site.queued}").text
+
+    assert "They begin with the first step." in html
+    assert re.findall(r'<figure class="card chart" data-chart="\w+">', html) == []
+
+
+def test_settings_show_first_what_was_chosen_and_why_and_then_all_values(site: Site, visitor: httpx2.Client) -> None:
+    html = visitor.get(f"/ui/jobs/{site.ended}").text
+    chosen, _, every = html.partition("All values of the job")
+    row = '<th scope="row"><code>{}</code></th>'
+
+    assert row.format("training.learning_rate") in chosen
+    assert row.format("training.seed") not in chosen
+    assert row.format("training.seed") in every
+
+
+def test_usage_is_told_by_names_to_who_may_see_them_and_by_any_name_of_the_metadata(
+    site: Site, visitor: httpx2.Client, without: Without
+) -> None:
+    assert f"<td>{ESCAPED}" in visitor.get("/ui/usage").text
+    assert ESCAPED not in without("admin").get("/ui/usage").text.partition("<table")[2]
+
+    labelled = visitor.get("/ui/usage?label=branch").text
+
+    assert '<input name="label" value="branch"' in labelled
+    assert '<th scope="col">Branch</th>' in labelled
+    assert "group_by=label%3Abranch" in labelled  # of the CSV file
+
+
 def test_a_playground_that_is_not_there_says_so(visitor: httpx2.Client) -> None:
     proof = {"X-Page-Proof": proof_of(visitor)}
     body = {"model": "smollm2-135m-instruct", "messages": [{"role": "user", "content": "Hello"}]}

@@ -4,6 +4,7 @@
   const place = document.querySelector("[data-curves]");
   if (!place || typeof uPlot === "undefined") return;
   const axis = place.dataset.axis;
+  const none = document.querySelector("[data-no-curves]");
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const hues = () => dark.matches
     ? ["#4fc3d9", "#ffb169", "#b79cff", "#7bd88f", "#ff8fb5", "#e4c441", "#7fb8ff", "#b0bac2"]
@@ -29,11 +30,9 @@
       this.plot = null;
       this.element.replaceChildren();
       const shown = this.series.filter((series) => series.points.length);
-      this.element.classList.toggle("none", !shown.length);
-      if (!shown.length) {
-        this.element.textContent = "No figures yet";
-        return;
-      }
+      this.element.closest("figure").hidden = !shown.length;
+      if (none) none.hidden = !!place.querySelector("figure:not([hidden])");
+      if (!shown.length) return;
       const ink = style("--faint"), line = style("--line"), colours = hues();
       const side = { stroke: ink, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 }, font: "11px system-ui, sans-serif" };
       const validation = shown.some((series) => series.run > 0) ? null : 1;

@@ -1,5 +1,5 @@
 "use strict";
-// Moments in the viewer's zone; a question before what cannot be undone; the playground.
+// Moments in the viewer's zone; wide tables by the keyboard; a question before what cannot be undone; the playground.
 (() => {
   const format = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
   const exact = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "long" });
@@ -12,9 +12,25 @@
       time.title = exact.format(at);
     }
   };
+  // A table that is wider than the screen is scrolled by the keyboard too.
+  const reach = () => {
+    for (const box of document.querySelectorAll(".scroll")) {
+      if (box.scrollWidth <= box.clientWidth) { box.removeAttribute("tabindex"); box.removeAttribute("role"); continue; }
+      if (box.tabIndex === 0) continue;
+      box.tabIndex = 0;
+      box.setAttribute("role", "region");
+      box.setAttribute("aria-label", box.querySelector("caption")?.textContent ?? "Table");
+    }
+  };
+  let due = 0;
+  const soon = () => { cancelAnimationFrame(due); due = requestAnimationFrame(reach); };
+  const tend = () => { localize(document); soon(); };
   localize(document);
+  reach();
+  addEventListener("load", reach);
+  addEventListener("resize", soon);
   // Whatever a stream brings in is in UTC again.
-  new MutationObserver(() => localize(document)).observe(document.body, { childList: true, subtree: true, characterData: true });
+  new MutationObserver(tend).observe(document.body, { childList: true, subtree: true, characterData: true });
 
   const ask = (form) => {
     const dialog = document.createElement("dialog");
