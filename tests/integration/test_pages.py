@@ -621,8 +621,8 @@ def test_settings_show_first_what_was_chosen_and_why_and_then_all_values(site: S
     row = '<th scope="row"><code>{}</code></th>'
 
     assert row.format("training.learning_rate") in chosen
-    assert row.format("training.seed") not in chosen
-    assert row.format("training.seed") in every
+    assert row.format("data.format") not in chosen
+    assert row.format("data.format") in every
 
 
 def test_usage_is_told_by_names_to_who_may_see_them_and_by_any_name_of_the_metadata(

@@ -2,12 +2,15 @@
 // Moments in the viewer's zone; wide tables by the keyboard; a question before what cannot be undone; the playground.
 (() => {
   const format = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+  const brief = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "numeric", minute: "2-digit" });
+  const year = new Date().getFullYear();
   const exact = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "long" });
   const localize = (root) => {
     for (const time of root.querySelectorAll("time[datetime]")) {
       const at = new Date(time.getAttribute("datetime"));
-      const text = format.format(at);
-      if (Number.isNaN(at.getTime()) || time.textContent === text) continue;
+      if (Number.isNaN(at.getTime())) continue;
+      const text = (at.getFullYear() === year ? brief : format).format(at);
+      if (time.textContent === text) continue;
       time.textContent = text;
       time.title = exact.format(at);
     }
