@@ -52,7 +52,7 @@ def _names(door: Door, visit: SignedIn) -> dict[str, str]:
         return {}
     projects = project_routes.list_projects(visit.caller, door).data
     listed = project_routes.list_keys(visit.caller, door).data
-    return {row.id: row.name for row in (*projects, *listed)}
+    return {project.id: project.name for project in projects} | {key.id: key.name for key in listed}
 
 
 @router.get("/usage.csv")

@@ -15,14 +15,18 @@
       time.title = exact.format(at);
     }
   };
-  // A table that is wider than the screen is scrolled by the keyboard too.
+  // What is larger than its place is scrolled by the keyboard too.
   const reach = () => {
-    for (const box of document.querySelectorAll(".scroll")) {
-      if (box.scrollWidth <= box.clientWidth) { box.removeAttribute("tabindex"); box.removeAttribute("role"); continue; }
+    for (const box of document.querySelectorAll(".scroll, .events, pre")) {
+      const fits = box.scrollWidth <= box.clientWidth && box.scrollHeight <= box.clientHeight + 1;
+      if (fits) { box.removeAttribute("tabindex"); continue; }
       if (box.tabIndex === 0) continue;
       box.tabIndex = 0;
-      box.setAttribute("role", "region");
-      box.setAttribute("aria-label", box.querySelector("caption")?.textContent ?? "Table");
+      if (box.tagName === "OL") box.setAttribute("aria-label", "Events");
+      else {
+        box.setAttribute("role", "group");
+        box.setAttribute("aria-label", box.querySelector("caption")?.textContent ?? "Text");
+      }
     }
   };
   let due = 0;
