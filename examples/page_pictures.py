@@ -46,7 +46,7 @@ from tests.page_stand import chromium, rows, train
 from tests.servers import alembic_config, open_folder
 
 SIZE = {"width": 1200, "height": 780}
-MOST_BYTES = 150_000
+MOST_BYTES = 170_000
 
 
 @contextmanager
