@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,7 +15,7 @@ from worker.attempt.attempt_folder import trainer_variables
 from worker.attempt.held_base import FoundBase
 from worker.host.found_device import FoundDevice
 from worker.host.host import Host
-from worker.host.seating import WarmSeat, leased, locked
+from worker.host.seating import WarmSeat, leased, left_at_the_end, locked
 from worker.program import spare
 from worker.program.processes import Tag
 from worker.program.spare import Spare
@@ -67,15 +66,9 @@ class DeviceSeat(WarmSeat):
         return self.give_if(None if alone else "the attempt has other devices, or several")
 
 
-@contextlib.contextmanager
-def taken(host: Host) -> Iterator[DeviceSeat | None]:
+def taken(host: Host) -> AbstractContextManager[DeviceSeat | None]:
     """A seat that nobody has, until the end of the block; None when there is none, or none is wanted."""
-    seat = _take(host)
-    try:
-        yield seat
-    finally:
-        if seat is not None:
-            seat.leave()
+    return left_at_the_end(_take(host))
 
 
 def _take(host: Host) -> DeviceSeat | None:

@@ -5,8 +5,7 @@ Who sits here does evaluations and nothing else: what descends from this process
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,7 +13,7 @@ from shared.store.lifecycle import Lane
 from worker.chores import evaluation_device
 from worker.host.found_device import FoundDevice
 from worker.host.host import Host
-from worker.host.seating import WarmSeat, leased, locked
+from worker.host.seating import WarmSeat, leased, left_at_the_end, locked
 from worker.program import spare
 from worker.program.processes import Tag
 from worker.program.spare import Spare
@@ -58,15 +57,9 @@ class EvaluationSeat(WarmSeat):
         return next(free, None) or evaluation_device.processor(host, host.devices)
 
 
-@contextlib.contextmanager
-def taken(host: Host) -> Iterator[EvaluationSeat | None]:
+def taken(host: Host) -> AbstractContextManager[EvaluationSeat | None]:
     """The seat, until the end of the block; None when another has it, or none is wanted."""
-    seat = _take(host)
-    try:
-        yield seat
-    finally:
-        if seat is not None:
-            seat.leave()
+    return left_at_the_end(_take(host))
 
 
 def _take(host: Host) -> EvaluationSeat | None:

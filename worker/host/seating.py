@@ -7,13 +7,14 @@ alone. Who has a seat is a lock of the kernel, which a killed child does not kee
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, ClassVar, Final, Protocol
+from typing import IO, ClassVar, Final, Protocol, TypeVar
 
 import structlog
 
@@ -28,6 +29,7 @@ from worker.program.spare import Spare
 from worker.program.workdir import Workdir
 
 log = structlog.get_logger()
+SeatT = TypeVar("SeatT", bound="WarmSeat")
 
 LOOK_SECONDS: Final = 1.0
 # What one holds once it has imported everything, measured on CPU and rounded up (docs/trainer.md).
@@ -253,6 +255,16 @@ class WarmSeat(ABC):
         if self._loading is not None:
             self._loading.close()
             self._loading = None
+
+
+@contextlib.contextmanager
+def left_at_the_end(seat: SeatT | None) -> Iterator[SeatT | None]:
+    """A seat that was taken, if one was, until the end of the block."""
+    try:
+        yield seat
+    finally:
+        if seat is not None:
+            seat.leave()
 
 
 def leased(host: Host) -> set[str]:
