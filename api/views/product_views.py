@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from api.views.view import View, seconds
+from api.views.view import View, maybe_seconds, seconds
 from shared.contract.documents import JobError
 from shared.contract.merge_request import CreateCombination, CreateMerge
 from shared.contract.preflight_report import ServerVerdict
 from shared.products.adapters import PublishedAdapter
 from shared.settle.standings import Standing
-from shared.store.tables import AliasRow, MergeRow
+from shared.store.tables import AliasRow, ExportRow, MergeRow
 
 
 class ModelState(View):
@@ -63,13 +63,13 @@ class AdapterPage(View):
     has_more: bool
 
 
-class Merge(View):
-    """A product made of adapters without training."""
+class ProductView(View):
+    """What the CPU lane makes of tuned models, as a merge or an export shows it."""
 
-    id: str = Field(examples=["merge_0193a1b2c3d4e5f60718293a4b5c6d7e"])
-    object: Literal["tunepool.merge", "tunepool.combination"]
+    id: str
+    object: str
     status: Literal["queued", "running", "succeeded", "failed"]
-    request: CreateMerge | CreateCombination
+    request: Any
     base_model: str
     created_at: int
     finished_at: int | None
@@ -77,6 +77,14 @@ class Merge(View):
     blocked_by: str | None = Field(examples=["host_memory_taken"], description="Why it waits to be tried again.")
     detail: str | None
     files: list[AdapterFile] = Field(description="Empty until it has succeeded.")
+
+
+class Merge(ProductView):
+    """A product made of adapters without training."""
+
+    id: str = Field(examples=["merge_0193a1b2c3d4e5f60718293a4b5c6d7e"])
+    object: Literal["tunepool.merge", "tunepool.combination"]
+    request: CreateMerge | CreateCombination
 
 
 class MergePage(View):
@@ -103,19 +111,26 @@ def alias(row: AliasRow, *, owner: str, warm: bool) -> Model:
 
 def merge(row: MergeRow, *, files: list[AdapterFile]) -> Merge:
     merges = row.kind == "merge"
+    return Merge(
+        object="tunepool.merge" if merges else "tunepool.combination",
+        request=(CreateMerge if merges else CreateCombination).model_validate(row.request, extra="ignore"),
+        **product_fields(row, files=files),
+    )
+
+
+def product_fields(row: MergeRow | ExportRow, *, files: list[AdapterFile]) -> dict[str, Any]:
+    """The fields that merges and exports share."""
     # What is said of a queued one did not end it.
     error = None if row.error is None else JobError.model_validate(row.error)
     waits_for = error if row.status == "queued" else None
-    return Merge(
-        id=row.id,
-        object="tunepool.merge" if merges else "tunepool.combination",
-        status=row.status,
-        request=(CreateMerge if merges else CreateCombination).model_validate(row.request, extra="ignore"),
-        base_model=row.base_model,
-        created_at=seconds(row.created_at),
-        finished_at=None if row.finished_at is None else seconds(row.finished_at),
-        error=error if row.status == "failed" else None,
-        blocked_by=None if waits_for is None else waits_for.code,
-        detail=None if waits_for is None else waits_for.message,
-        files=files,
-    )
+    return {
+        "id": row.id,
+        "status": row.status,
+        "base_model": row.base_model,
+        "created_at": seconds(row.created_at),
+        "finished_at": maybe_seconds(row.finished_at),
+        "error": error if row.status == "failed" else None,
+        "blocked_by": None if waits_for is None else waits_for.code,
+        "detail": None if waits_for is None else waits_for.message,
+        "files": files,
+    }

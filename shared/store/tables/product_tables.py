@@ -20,7 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.store.db import Base
-from shared.store.tables.columns import Json, Leased, Moment
+from shared.store.tables.columns import Json, Leased, Moment, ProductColumns, product_arguments
 
 
 class FileRow(Leased, Base):
@@ -91,64 +91,18 @@ class PermissionRow(Base):
     )
 
 
-class MergeRow(Leased, Base):
+class MergeRow(ProductColumns, Base):
     """A product made of adapters without training: a merged model directory, or a weighted combination."""
 
     __tablename__ = "merges"
-
-    kind: Mapped[str] = mapped_column(Text)
-    status: Mapped[str] = mapped_column(Text)
-    request: Mapped[dict[str, Any]] = mapped_column(Json)
-    base_model: Mapped[str] = mapped_column(Text)
-    spec: Mapped[dict[str, Any]] = mapped_column(Json)
-    manifest: Mapped[dict[str, Any] | None] = mapped_column(Json)
-    error: Mapped[dict[str, Any] | None] = mapped_column(Json)
-    created_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
-    finished_at: Mapped[datetime | None] = mapped_column(Moment)
-    deleted_at: Mapped[datetime | None] = mapped_column(Moment)
-
-    __table_args__ = (
-        CheckConstraint("kind in ('merge','combination')", name="kind"),
-        CheckConstraint("status in ('queued','running','succeeded','failed')", name="status"),
-        CheckConstraint("(status = 'succeeded') = (manifest is not null)", name="success_has_manifest"),
-        CheckConstraint("(status in ('succeeded','failed')) = (finished_at is not null)", name="end_has_moment"),
-        Index("ix_merges_project_id_id", "project_id", "id", postgresql_where=text("deleted_at is null")),
-        Index(
-            "ix_merges_unfinished",
-            "id",
-            postgresql_where=text("status in ('queued','running') and deleted_at is null"),
-        ),
-    )
+    __table_args__ = product_arguments(__tablename__, kinds="'merge','combination'")
 
 
-class ExportRow(Leased, Base):
+class ExportRow(ProductColumns, Base):
     """A tuned model as files for another server, or on its way to a hub. Of a push the manifest says what is there."""
 
     __tablename__ = "exports"
-
-    kind: Mapped[str] = mapped_column(Text)
-    status: Mapped[str] = mapped_column(Text)
-    request: Mapped[dict[str, Any]] = mapped_column(Json)
-    base_model: Mapped[str] = mapped_column(Text)
-    spec: Mapped[dict[str, Any]] = mapped_column(Json)
-    manifest: Mapped[dict[str, Any] | None] = mapped_column(Json)
-    error: Mapped[dict[str, Any] | None] = mapped_column(Json)
-    created_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
-    finished_at: Mapped[datetime | None] = mapped_column(Moment)
-    deleted_at: Mapped[datetime | None] = mapped_column(Moment)
-
-    __table_args__ = (
-        CheckConstraint("kind in ('gguf','gguf_lora','hub')", name="kind"),
-        CheckConstraint("status in ('queued','running','succeeded','failed')", name="status"),
-        CheckConstraint("(status = 'succeeded') = (manifest is not null)", name="success_has_manifest"),
-        CheckConstraint("(status in ('succeeded','failed')) = (finished_at is not null)", name="end_has_moment"),
-        Index("ix_exports_project_id_id", "project_id", "id", postgresql_where=text("deleted_at is null")),
-        Index(
-            "ix_exports_unfinished",
-            "id",
-            postgresql_where=text("status in ('queued','running') and deleted_at is null"),
-        ),
-    )
+    __table_args__ = product_arguments(__tablename__, kinds="'gguf','gguf_lora','hub'")
 
 
 class PreflightRow(Leased, Base):
