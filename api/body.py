@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import Depends, Request
@@ -17,16 +17,16 @@ from shared.tenants.plain_text import acting, printable
 JSON: Final = "application/json"
 SHORT_BYTES: Final = 65_536  # as much as the server takes from a socket anyhow, whoever sends it
 MAX_DEPTH: Final = 32
-_EXACT: Final = 2.0**53  # beyond it a float does not say which integer it is
 TEMPLATE: Final = "chat_template"
-_LENGTH: Final = re.compile(r"[0-9]{1,9}")
-_CODED: Final = frozenset({"content-encoding", "transfer-encoding"})
+_LENGTH: Final = re.compile(rb"[0-9]{1,9}")
+_CODED: Final = frozenset({b"content-encoding", b"transfer-encoding"})
 Model = TypeVar("Model", bound=BaseModel)
 
 
 async def raw_body(request: Request) -> bytes:
     """The body's bytes, refused while they stream once there are too many. Raises Invalid, TooLarge."""
-    kind = _kind_of(request)
+    headers = dict(request.scope["headers"])
+    kind = _kind_of(headers)
     if kind != JSON:
         raise Invalid(
             f"Content-Type must be application/json, not '{kind[:100]}'."
@@ -34,7 +34,7 @@ async def raw_body(request: Request) -> bytes:
             param="Content-Type",
             code="unsupported_media_type",
         )
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise Invalid(
             "Compressed bodies are not accepted; send plain JSON.",
             param="Content-Encoding",
@@ -51,15 +51,16 @@ async def raw_body(request: Request) -> bytes:
 
 def is_short(request: Request) -> bool:
     """Whether the body is plain JSON of a stated few bytes: it may be read before the key is looked up."""
-    stated = _LENGTH.fullmatch(request.headers.get("content-length", ""))
-    if stated is None or _kind_of(request) != JSON or _CODED.intersection(request.headers):
+    headers = dict(request.scope["headers"])
+    stated = _LENGTH.fullmatch(headers.get(b"content-length", b""))
+    if stated is None or _kind_of(headers) != JSON or not _CODED.isdisjoint(headers):
         return False
     limit: int = request.app.state.door.settings.max_body_bytes
     return int(stated[0]) <= min(SHORT_BYTES, limit)
 
 
-def _kind_of(request: Request) -> str:
-    return request.headers.get("content-type", "").split(";")[0].strip().lower()
+def _kind_of(headers: Mapping[bytes, bytes]) -> str:
+    return headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
 
 
 RawBody = Annotated[bytes, Depends(raw_body)]
@@ -109,7 +110,7 @@ def json_object(body: bytes) -> dict[str, Any]:
     if body.startswith(b"\xef\xbb\xbf"):
         raise Invalid("The request body begins with a byte order mark; send UTF-8 without one.", code="invalid_json")
     try:
-        document = strict_json.parse(body.decode("utf-8"))
+        document = strict_json.parse(body.decode("utf-8"), whole_numbers=True)
     except UnicodeDecodeError as error:
         raise Invalid(f"The request body is not UTF-8: byte {error.start} is invalid.", code="invalid_json") from None
     except strict_json.BadJson as error:
@@ -118,18 +119,9 @@ def json_object(body: bytes) -> dict[str, Any]:
         raise Invalid(message, param=error.param or None, code="invalid_json") from None
     if not isinstance(document, dict):
         raise Invalid(f"The request body must be a JSON object, not {_kind(document)}.", code="invalid_json")
-    _refuse_depth(document)
-    whole: dict[str, Any] = _with_integers(document)
-    return whole
-
-
-def _with_integers(value: Any) -> Any:
-    """`3.0` as the integer that it is to JSON Schema: R and pandas write it so."""
-    if isinstance(value, float):
-        return int(value) if value.is_integer() and abs(value) <= _EXACT else value
-    if isinstance(value, dict):
-        return {key: _with_integers(below) for key, below in value.items()}
-    return [_with_integers(below) for below in value] if isinstance(value, list) else value
+    if body.count(b"{") + body.count(b"[") >= MAX_DEPTH:  # with fewer nothing nests so deep
+        _refuse_depth(document)
+    return document
 
 
 def _refuse_depth(document: Any) -> None:

@@ -275,14 +275,13 @@ UNSUPPORTED: tuple[Refusal, ...] = (
 
 def first_refusal(combination: Mapping[Dimension, str]) -> Refusal | None:
     """The first row of UNSUPPORTED that the combination meets; absent dimensions meet no row."""
-    return next(
-        (
-            refusal
-            for refusal in UNSUPPORTED
-            if all(combination.get(dimension) in values for dimension, values in refusal.when.items())
-        ),
-        None,
-    )
+    for refusal in UNSUPPORTED:  # plain loops: every submission asks, and generators would cost it 150 calls
+        for dimension, values in refusal.when.items():
+            if combination.get(dimension) not in values:
+                break
+        else:
+            return refusal
+    return None
 
 
 def refuse_unsupported(combination: Mapping[Dimension, str]) -> None:

@@ -6,6 +6,7 @@ Pure: pydantic only, no I/O, no clock.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, model_serializer
@@ -250,10 +251,10 @@ OBJECTIVE_PARTS: Final[dict[ObjectiveName, type[Part]]] = {
 }
 
 
-def numbers(objective: type[Part] | Part) -> tuple[str, ...]:
+@cache
+def numbers(objective: type[Part]) -> tuple[str, ...]:
     """Names of the fields of an objective that are numbers. They may stand among a request's hyperparameters too."""
-    part = objective if isinstance(objective, type) else type(objective)
-    return tuple(name for name, field in part.model_fields.items() if field.annotation is float)
+    return tuple(name for name, field in objective.model_fields.items() if field.annotation is float)
 
 
 class BaseModelRef(Part):

@@ -19,6 +19,7 @@ from shared.rows import slips
 _SEARCHED_CHARS = 2**18
 _SEARCHED_DEPTH = 100
 _NAMED_CHARS = 200
+_EXACT = 2.0**53  # beyond it a float does not say which integer it is
 _TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[{}\[\]:,]|[^\s{}\[\]:,"]+')
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)")
 _SUSPECT_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
@@ -67,14 +68,19 @@ class _Refused(ValueError):
         self.literal = literal
 
 
-def parse(text: str, *, long_integers: bool = False) -> Any:
-    """Parse one JSON value. `long_integers` keeps integers of up to 4,000 digits exactly; else 18 are the most.
+def parse(text: str, *, long_integers: bool = False, whole_numbers: bool = False) -> Any:
+    """Parse one JSON value.
+
+    Args:
+        long_integers: keep integers of up to 4,000 digits exactly; else 18 are the most.
+        whole_numbers: `3.0` is the integer that it is to JSON Schema: R and pandas write it so.
 
     Raises:
         BadJson: with the column of the fault.
     """
+    decoder = _EXACT_DECODER if long_integers else _WHOLE_DECODER if whole_numbers else _DECODER
     try:
-        value = (_EXACT_DECODER if long_integers else _DECODER).decode(text)
+        value = decoder.decode(text)
     except json.JSONDecodeError as error:
         raise _syntax_error(error) from None
     except _Refused as refused:
@@ -186,6 +192,11 @@ def _float(literal: str) -> float:
     return number
 
 
+def _whole(literal: str) -> float:
+    number = _float(literal)
+    return int(number) if number.is_integer() and abs(number) <= _EXACT else number
+
+
 def _int(literal: str) -> int:
     # Beyond 64 bits the readers of a request's fields disagree.
     if len(literal) > 18:
@@ -205,6 +216,9 @@ def _constant(literal: str) -> float:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_float, parse_int=_int, parse_constant=_constant)
+_WHOLE_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_float=_whole, parse_int=_int, parse_constant=_constant
+)
 _EXACT_DECODER = json.JSONDecoder(
     object_pairs_hook=_object, parse_float=_float, parse_int=_long_int, parse_constant=_constant
 )

@@ -3,36 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
 
 from shared.contract.base_facts import ModelFacts
 from shared.contract.job_request import CreateJob
 from shared.contract.modules import FAMILIES, Family
-from shared.contract.spec import MethodName
+from shared.contract.spec import MethodName, ObjectiveName
 from shared.errors import Invalid
-from shared.settle.wishes import wished_method
+from shared.settle.wishes import objective_name, wished_method
 
 
-@dataclass(frozen=True)
+class WishGetter(Protocol):
+    """How a wish is read: as with a dictionary's `get`."""
+
+    def __call__(self, name: str, default: Any = None, /) -> Any: ...
+
+
+@dataclass(slots=True)
 class Asked:
-    """A request, flattened once for the checks below."""
+    """A request, flattened once for the checks below: each of them asks for the same few things.
+
+    `given`: key -> (wire path, value) of every hyperparameter that was settled.
+    """
 
     request: CreateJob
     facts: ModelFacts
     base_name: str
+    given: Mapping[str, tuple[str, Any]]
     wished: Mapping[str, Any]
+    get: WishGetter = field(init=False)
+    method: MethodName = field(init=False)
+    objective: ObjectiveName = field(init=False)
+    family: Family | None = field(init=False)
 
-    @property
-    def method(self) -> MethodName:
-        return wished_method(self.wished)
-
-    @property
-    def family(self) -> Family | None:
-        return FAMILIES.get(self.facts.architecture)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return self.wished.get(name, default)
+    def __post_init__(self) -> None:
+        self.get = cast("WishGetter", self.wished.get)
+        self.method = wished_method(self.wished)
+        self.objective = objective_name(self.request)
+        self.family = FAMILIES.get(self.facts.architecture)
 
 
 def refuse(param: str, value: object, why: str) -> None:

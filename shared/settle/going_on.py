@@ -13,7 +13,7 @@ from shared.contract.published import MUTATING, largest_rank, published_shape
 from shared.contract.spec import AUTO, Adapter, BaseModelRef, InitFrom, MethodName, Parent
 from shared.errors import Conflict, NotFound
 from shared.settle.asked import refuse, shown
-from shared.settle.wishes import wished_objective
+from shared.settle.wishes import objective_name
 
 INIT_FROM: Final = "adapter.init_from"
 _PARAM: Final = f"tunepool.{INIT_FROM}"
@@ -188,7 +188,7 @@ def _check_continued(wished: Mapping[str, Any], parent: ParentModel, method: Met
 
 def _check_reference(request: CreateJob, wished: Mapping[str, Any], parent: ParentModel) -> None:
     """A copy of the adapter is what the objective refers to."""
-    objective = wished_objective(request).type
+    objective = objective_name(request)
     if not OBJECTIVES[objective].needs_reference:
         return
     if wished.get("placement.strategy") == "fsdp":

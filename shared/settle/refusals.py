@@ -22,9 +22,8 @@ from shared.settle.wishes import (
     PARTS,
     hyperparameter_sources,
     hyperparameters,
-    wished_objective,
     wished_world,
-    wishes,
+    wishes_beside,
 )
 
 MAX_DEVICES: Final = 256  # every device needs a row of each step, and a step has at most 256
@@ -38,10 +37,12 @@ def check_request(request: CreateJob, base: BaseModelRef, parent: ParentModel | 
     Raises:
         Invalid: names the wire field, its value and the remedy.
     """
-    wished = wishes(request)
+    given = hyperparameters(request)
+    wished = wishes_beside(given, request.tunepool)
     going_on.check(request, wished, parent)
-    inherited = {} if parent is None else going_on.inherited(wished, parent)
-    asked = Asked(request=request, facts=base.facts, base_name=base.name, wished=inherited | wished)
+    if parent is not None:
+        wished = going_on.inherited(wished, parent) | wished
+    asked = Asked(request, facts=base.facts, base_name=base.name, given=given, wished=wished)
     for check in _CHECKS:
         check(asked)
     refuse_unsupported(_combination(asked))
@@ -50,7 +51,7 @@ def check_request(request: CreateJob, base: BaseModelRef, parent: ParentModel | 
 def _combination(asked: Asked) -> dict[Dimension, str]:
     return {
         "method": asked.method,
-        "objective": wished_objective(asked.request).type,
+        "objective": asked.objective,
         "strategy": asked.get("placement.strategy", "auto"),
         "init": asked.get("adapter.init_lora_weights", "default"),
         "optim": asked.get("training.optim", "auto"),
@@ -83,9 +84,8 @@ def _check_objective(asked: Asked) -> None:
 
 def _check_numbers(asked: Asked, objective: Part) -> None:
     """What `method` and `tunepool.objective` both say must be the same."""
-    elsewhere = hyperparameters(asked.request)
     for name, value in chosen(objective).items():
-        path, other = elsewhere.get(name, ("", value))
+        path, other = asked.given.get(name, ("", value))
         if other != value:
             refuse(f"tunepool.objective.{name}", value, f"'{path}' says {other}; give it in one place")
 
@@ -118,7 +118,7 @@ def _check_columns(asked: Asked) -> None:
 
 
 def _check_learning_rate(asked: Asked) -> None:
-    path, multiplier = hyperparameters(asked.request).get("learning_rate_multiplier", ("", 1.0))
+    path, multiplier = asked.given.get("learning_rate_multiplier", ("", 1.0))
     if multiplier != 1.0 and "training.learning_rate" in asked.wished:
         rate = asked.wished["training.learning_rate"]
         refuse(
@@ -133,7 +133,7 @@ def _check_length_of_run(asked: Asked) -> None:
 
 
 def _check_lora_flag(asked: Asked) -> None:
-    path, lora = hyperparameters(asked.request).get("lora", ("", None))
+    path, lora = asked.given.get("lora", ("", None))
     method = chosen(asked.request.tunepool.adapter).get("method")
     if lora is not None and method is not None and lora != METHODS[method].adapter:
         refuse(path, lora, f"'tunepool.adapter.method' says {method}; drop one of them")
@@ -252,7 +252,7 @@ def _check_lengths(asked: Asked) -> None:
 def _check_packing(asked: Asked) -> None:
     carries = asked.facts.carries_state
     if carries is not None and asked.get("training.packing") is True:
-        path, _value = hyperparameters(asked.request).get("packing", ("tunepool.training.packing", True))
+        path, _value = asked.given.get("packing", ("tunepool.training.packing", True))
         why = f"packed rows would leak into each other through the {carries} layers of {asked.base_name}"
         refuse(path, value=True, why=f"{why}; use packing false, or leave it out")
 
@@ -277,7 +277,7 @@ def _check_placement(asked: Asked) -> None:
 
 
 def _check_batch(asked: Asked) -> None:
-    world, objective = wished_world(asked.wished), wished_objective(asked.request).type
+    world, objective = wished_world(asked.wished), asked.objective
     batch, micro = asked.get("training.batch_size"), asked.get("training.per_device_train_batch_size")
     if batch is not None and batch % world:
         refuse("tunepool.training.batch_size", batch, f"{world} devices share each step; use a multiple of {world}")
@@ -325,7 +325,7 @@ def _check_publish(asked: Asked) -> None:
 
 
 def _check_train_on(asked: Asked) -> None:
-    objective, train_on = wished_objective(asked.request).type, asked.get("training.train_on")
+    objective, train_on = asked.objective, asked.get("training.train_on")
     if not OBJECTIVES[objective].may_pack and train_on is not None:
         refuse("tunepool.training.train_on", train_on, f"{objective} compares whole answers; drop it")
     masks = asked.get("training.mask_reasoning")

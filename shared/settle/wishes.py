@@ -8,9 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, cast
 
-from shared.contract.job_request import CreateJob, Hyperparameters, chosen
+from shared.contract.job_request import CreateJob, Hyperparameters, TunepoolRequest, chosen
 from shared.contract.methods import method_for
-from shared.contract.spec import DEFAULT_OBJECTIVE, OBJECTIVE_PARTS, MethodName, Objective, numbers
+from shared.contract.spec import (
+    DEFAULT_OBJECTIVE,
+    OBJECTIVE_PARTS,
+    MethodName,
+    Objective,
+    ObjectiveName,
+    numbers,
+)
 
 # Key in `hyperparameters` → our field. The first two are OpenAI's, the others those of services with the same wire.
 HYPERPARAMETER_FIELDS: Final = {
@@ -47,22 +54,33 @@ def hyperparameters(request: CreateJob) -> dict[str, tuple[str, Any]]:
 
 def wishes(request: CreateJob) -> dict[str, Any]:
     """Field (`training.learning_rate`) → value that the user settled; `tunepool` wins over `hyperparameters`."""
-    given = {key: value for key, (_path, value) in hyperparameters(request).items()}
-    wished = {HYPERPARAMETER_FIELDS[key]: value for key, value in given.items() if key in HYPERPARAMETER_FIELDS}
-    if not given.get("lora", True):
+    return wishes_beside(hyperparameters(request), request.tunepool)
+
+
+def wishes_beside(given: Mapping[str, tuple[str, Any]], ours: TunepoolRequest) -> dict[str, Any]:
+    """`wishes` of a request whose `hyperparameters` are known already."""
+    wished = {HYPERPARAMETER_FIELDS[key]: value for key, (_, value) in given.items() if key in HYPERPARAMETER_FIELDS}
+    _, lora = given.get("lora", ("", True))
+    if not lora:
         wished["adapter.method"] = "full"
     for part in PARTS:
-        named = chosen(getattr(request.tunepool, part))
-        wished |= {f"{part}.{name}": value for name, value in named.items()}
+        for name, value in chosen(getattr(ours, part)).items():
+            wished[f"{part}.{name}"] = value
     return wished
 
 
 def wished_objective(request: CreateJob) -> Objective:
     """Supervised, unless `method` or `tunepool.objective` says otherwise; its numbers may stand in either."""
-    named = DEFAULT_OBJECTIVE if request.method is None else request.method.type
-    objective = request.tunepool.objective or cast("Objective", OBJECTIVE_PARTS[named]())
+    objective = request.tunepool.objective or cast("Objective", OBJECTIVE_PARTS[objective_name(request)]())
     given = hyperparameters(request)
-    return objective.model_copy(update={name: given[name][1] for name in numbers(objective) if name in given})
+    return objective.model_copy(update={name: given[name][1] for name in numbers(type(objective)) if name in given})
+
+
+def objective_name(request: CreateJob) -> ObjectiveName:
+    """The type of `wished_objective`."""
+    if request.tunepool.objective is not None:
+        return request.tunepool.objective.type
+    return DEFAULT_OBJECTIVE if request.method is None else request.method.type
 
 
 def wished_method(wished: Mapping[str, Any]) -> MethodName:
