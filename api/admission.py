@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection
 from starlette.requests import HTTPConnection
 
 from shared.errors import LimitReached, Unauthenticated
@@ -20,10 +21,13 @@ class Admission:
 
     rates: Rates
 
-    def caller(self, session: Session, request: HTTPConnection, bearer: str) -> Caller:
-        """The owner of the key, who is whom the request names. Raises Unauthenticated, LimitReached."""
+    def caller(self, connect: Callable[[], Connection], request: HTTPConnection, bearer: str) -> Caller:
+        """The owner of the key, who is whom the request names. Raises Unauthenticated, LimitReached.
+
+        `connect`: to the database, for a single read.
+        """
         try:
-            caller = keys.authenticate(session, bearer)
+            caller = keys.authenticate_request(connect, bearer)
         except Unauthenticated:
             self.refused(request)
             raise

@@ -16,6 +16,7 @@ from api.links import Links
 from api.measures import Measures
 from api.plan_cache import PlanCache
 from api.streams import Streams
+from api.threads import Threads
 from api.vllm import Vllm
 from shared.chores import starting
 from shared.contract.parent_model import ParentModel
@@ -37,7 +38,6 @@ class Door:
 
     settings: Settings
     engine: Engine
-    reader: Engine
     store: Store
     links: Links
     streams: Streams
@@ -47,6 +47,7 @@ class Door:
     vllm: Vllm | None
     id_tokens: IdTokens
     measures: Measures
+    threads: Threads
 
     def session(self) -> AbstractContextManager[Session]:
         """A session that commits when the block ends, before the answer is sent."""
@@ -54,13 +55,11 @@ class Door:
 
     def reading(self) -> AbstractContextManager[Session]:
         """A session for single reads: each statement is its own transaction, which saves two round trips."""
-        return reading_scope(self.reader)
+        return reading_scope(self.engine)
 
     def caller(self, request: Request, *, scope: str | None = None) -> Caller:
         """The owner of the request's key, who has the scope. Raises Unauthenticated, Forbidden, LimitReached."""
-        bearer = bearer_of(request)
-        with self.reading() as session:
-            caller = self.admission.caller(session, request, bearer)
+        caller = self.admission.caller(self.engine.connect, request, bearer_of(request))
         self.admission.count(request, caller)
         if scope is not None:
             caller.must(scope)

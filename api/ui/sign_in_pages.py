@@ -68,8 +68,7 @@ def _signed_in(request: Request, door: Door, visit: SignedIn, to: str) -> Respon
 
 
 def _begin(door: Door, request: Request, key: str) -> SignedIn:
-    with door.reading() as session:
-        caller = door.admission.caller(session, request, key)
+    caller = door.admission.caller(door.engine.connect, request, key)
     door.admission.count(request, caller)
     with door.session() as session:
         return sign_ins.begin(session, caller)

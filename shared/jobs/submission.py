@@ -5,11 +5,11 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, bindparam, func, insert, inspect, select
+from sqlalchemy import ColumnElement, TextClause, bindparam, func, inspect, select, text
 from sqlalchemy.orm import Session, make_transient_to_detached
-from sqlalchemy.orm.attributes import set_committed_value
 
 from shared.contract.job_request import CreateJob, chosen
 from shared.contract.parent_model import ParentModel
@@ -66,12 +66,15 @@ def submit(
             return Submission(earlier, replayed=True)
     grounds = _grounds(session, request, caller, own_turn=own_turn)
     _refuse_when_full(session, caller, grounds[0])
-    job = _new_job(request, caller=caller, base=base, request_sha256=request_sha256)
+    columns = _columns(request, caller=caller, base=base, request_sha256=request_sha256)
     if traceparent is not None:
-        job.traceparent = traceparent
+        columns["traceparent"] = traceparent
     if parent is not None:
-        _descend(session, job, request, parent)
-    _store(session, job)
+        columns |= _descent(session, request, parent)
+    limited = grounds[0].budget_soft_device_seconds is not None
+    warning = usage.soft_limit_warning(session, caller.project_id) if limited else None
+    names = ", ".join([ground.filename for ground in grounds])
+    job = _store(session, columns, _first_events(columns["id"], names=names, parent=parent, warning=warning))
     integrations.record(session, request, job)
     if idempotency_key is not None:
         session.add(
@@ -79,13 +82,6 @@ def submit(
                 key_id=caller.key_id, idempotency_key=idempotency_key, request_sha256=request_sha256, job_id=job.id
             )
         )
-    names = ", ".join(ground.filename for ground in grounds)
-    limited = grounds[0].budget_soft_device_seconds is not None
-    warning = usage.soft_limit_warning(session, caller.project_id) if limited else None
-    events = [NewEvent(f"Created fine-tuning job: {job.id}"), NewEvent(f"Validating training file: {names}")]
-    if parent is not None:
-        events.insert(1, NewEvent(f"It goes on from {parent.name}", data={"parent": parent.id}))
-    journal.append(session, job.id, events if warning is None else [*events, NewEvent(warning, level="warn")])
     _supersede(session, job, request.tunepool.queue)
     return Submission(job, replayed=False, warning=warning)
 
@@ -214,40 +210,49 @@ def _refuse_more(session: Session, theirs: ColumnElement[bool], limit: int, *, w
         )
 
 
-def _new_job(request: CreateJob, *, caller: Caller, base: BaseModelRef, request_sha256: str) -> JobRow:
+def _columns(request: CreateJob, *, caller: Caller, base: BaseModelRef, request_sha256: str) -> dict[str, Any]:
+    """The columns of a new job that are set."""
     queue = request.tunepool.queue or Queue()
-    return JobRow(
-        id=new_id("ftjob-"),
-        project_id=caller.project_id,
-        key_id=caller.key_id,
-        status="validating_files",
-        model=request.model,
-        base_model=base.name,
-        suffix=request.suffix,
-        seed=request.seed if request.seed is not None else secrets.randbelow(2**31),
-        training_file=request.training_file,
-        validation_file=request.validation_file,
-        request=request.model_dump(mode="json", exclude_unset=True),
-        request_sha256=request_sha256,
-        auto=[],
-        job_metadata=request.metadata,
-        tier=queue.tier,
-        priority=queue.priority,
-        preemptible=queue.preemptible,
-        max_runtime_seconds=queue.max_runtime_seconds,
-        group_name=queue.group,
-    )
+    return {
+        "id": new_id("ftjob-"),
+        "project_id": caller.project_id,
+        "key_id": caller.key_id,
+        "status": "validating_files",
+        "model": request.model,
+        "base_model": base.name,
+        "suffix": request.suffix,
+        "seed": request.seed if request.seed is not None else secrets.randbelow(2**31),
+        "training_file": request.training_file,
+        "validation_file": request.validation_file,
+        "request": request.model_dump(mode="json", exclude_unset=True),
+        "request_sha256": request_sha256,
+        "auto": [],
+        "job_metadata": request.metadata,
+        "tier": queue.tier,
+        "priority": queue.priority,
+        "preemptible": queue.preemptible,
+        "max_runtime_seconds": queue.max_runtime_seconds,
+        "group_name": queue.group,
+    }
 
 
-def _descend(session: Session, job: JobRow, request: CreateJob, parent: ParentModel) -> None:
-    """Name the parent on the job that is about to be stored. Raises NotFound."""
+def _descent(session: Session, request: CreateJob, parent: ParentModel) -> dict[str, Any]:
+    """The columns that name the parent of a job, which is held until the job is there. Raises NotFound."""
     parents.hold(session, parent)
-    job.parent_id, job.parent_name = parent.id, parent.name
-    job.request = going_on.marked(request).model_dump(mode="json", exclude_unset=True)
+    kept = going_on.marked(request).model_dump(mode="json", exclude_unset=True)
+    return {"parent_id": parent.id, "parent_name": parent.name, "request": kept}
 
 
-_TABLE: Final = JobRow.__table__
-_INSERT: Final = insert(_TABLE).returning(_TABLE.c.created_at)  # type: ignore[arg-type]  # a Table, typed as more
+def _first_events(job_id: str, *, names: str, parent: ParentModel | None, warning: str | None) -> list[NewEvent]:
+    events = [NewEvent(f"Created fine-tuning job: {job_id}")]
+    if parent is not None:
+        events.append(NewEvent(f"It goes on from {parent.name}", data={"parent": parent.id}))
+    events.append(NewEvent(f"Validating training file: {names}"))
+    if warning is not None:
+        events.append(NewEvent(warning, level="warn"))
+    return events
+
+
 _COLUMNS: Final = {name: column for name, column in inspect(JobRow).columns.items() if name != "created_at"}
 _UNSAID: Final = {
     name: None if column.default is None else column.default.arg  # type: ignore[attr-defined]  # plain values, all
@@ -255,16 +260,30 @@ _UNSAID: Final = {
 }
 
 
-def _store(session: Session, job: JobRow) -> None:
-    """Insert a new job. Only `created_at` is read back: reading the whole row costs twice the insert."""
+@lru_cache(maxsize=64)
+def _insertion(names: tuple[str, ...]) -> TextClause:
+    """Stores a job of which these columns are set, and its first events, in one round trip; gives its `created_at`."""
     # Only the columns that are set, without a null for each other: psycopg prepares no statement of over 50 values.
-    values = {_COLUMNS[name].key: value for name, value in job.__dict__.items() if name in _COLUMNS}
-    for name, value in _UNSAID.items():
-        if name not in job.__dict__:
-            set_committed_value(job, name, value)
-    job.created_at = session.execute(_INSERT, values).scalar_one()
-    make_transient_to_detached(job)  # stored as it stands: the session has nothing to write and nothing to load
+    columns = ", ".join(_COLUMNS[name].key for name in names)
+    values = ", ".join(f":{name}" for name in names)
+    statement = text(
+        f"with job as (insert into jobs ({columns}) values ({values}) returning id, created_at),"  # noqa: S608  # ours
+        f" told as ({journal.OF_NEW_JOB}) select created_at from job"
+    )
+    return statement.bindparams(*(bindparam(name, type_=_COLUMNS[name].type) for name in names))
+
+
+def _store(session: Session, columns: dict[str, Any], events: list[NewEvent]) -> JobRow:
+    """Insert a new job. Only `created_at` is read back: reading the whole row costs twice the insert."""
+    values = columns | journal.of_new_job(events)
+    created_at = session.connection().execute(_insertion(tuple(columns)), values).scalar_one()
+    job = JobRow()
+    # Stored as it stands: the session has nothing to write and nothing to load. An assignment for each of sixty columns
+    # would cost more than the rest of a submission.
+    job.__dict__.update(_UNSAID | columns, created_at=created_at)
+    make_transient_to_detached(job)
     session.add(job)
+    return job
 
 
 def _supersede(session: Session, job: JobRow, queue: Queue | None) -> None:

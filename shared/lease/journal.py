@@ -36,6 +36,29 @@ _APPEND: Final = text("""
          with ordinality as new (job_id, id, level, type, message, data, place)
 """)
 
+# The first events of a job that the same statement stores, as its part `job`: numbered as they stand.
+OF_NEW_JOB: Final = """
+    insert into events (job_id, seq, id, level, type, message, data)
+    select job.id, new.place, new.event->>'id', new.event->>'level', new.event->>'type', new.event->>'message',
+           nullif(new.event->'data', 'null')
+    from job, jsonb_array_elements(cast(:first_events as jsonb)) with ordinality as new (event, place)
+"""
+
+
+def of_new_job(events: Sequence[NewEvent]) -> dict[str, str]:
+    """The value of `OF_NEW_JOB`."""
+    rows = [
+        {
+            "id": new_id("ftevent-"),
+            "level": event.level,
+            "type": event.type,
+            "message": event.message,
+            "data": event.data,
+        }
+        for event in events
+    ]
+    return {"first_events": written(rows)}
+
 
 def append(session: Session, job_id: str, events: Sequence[NewEvent]) -> None:
     """Number and store `events` behind those the job has."""

@@ -6,7 +6,7 @@ import select
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import psycopg
 from psycopg.abc import PQGen
@@ -37,6 +37,22 @@ class Base(DeclarativeBase):
 SILENCE_SECONDS: Final = 15.0
 # A connection that has rested for longer is asked whether it lives before it is lent.
 RESTED_SECONDS: Final = 5.0
+_READS: Final = "tunepool_reads"  # an engine's option: what `make_engine` was told
+
+
+_UNSAID: Final = (None,) * 5  # sizes, precision and whether it may be null, of DB-API's seven
+
+
+class _PlainCursor(psycopg.Cursor[Any]):
+    """Describes a column by its name and type alone: SQLAlchemy asks for no more, and for each column of each query."""
+
+    @property
+    def description(self) -> Any:
+        result = self.pgresult
+        if result is None or not result.nfields:
+            return super().description
+        names = [(result.fname(place) or b"").decode() for place in range(result.nfields)]
+        return [(name, result.ftype(place), *_UNSAID) for place, name in enumerate(names)]
 
 
 class _ImpatientConnection(psycopg.Connection[Any]):
@@ -51,10 +67,14 @@ class _ImpatientConnection(psycopg.Connection[Any]):
             raise
 
 
-def make_engine(url: str, *, pool_size: int = 20, max_overflow: int = 10) -> Engine:
+def make_engine(url: str, *, pool_size: int = 20, max_overflow: int = 10, reads: bool = False) -> Engine:
     """An engine that finds dead connections before it lends them and gives up on a silent server.
 
     A statement runs 10 s at the most and waits 5 s for a lock, so that no request hangs on another's transaction.
+
+    Args:
+        reads: most of its work are single reads (`reading_scope`), for which its connections stand ready; to change
+            one for each read costs more calls than the read. `session_scope` is a transaction either way.
     """
     engine = create_engine(
         url,
@@ -64,7 +84,9 @@ def make_engine(url: str, *, pool_size: int = 20, max_overflow: int = 10) -> Eng
         json_serializer=written,
         pool_use_lifo=True,  # few connections do most of the work, and these have their statements prepared
         pool_recycle=1800,
+        execution_options={_READS: reads},
         connect_args={
+            "autocommit": reads,
             "connect_timeout": 3,
             "tcp_user_timeout": 10_000,  # milliseconds, for what was sent and never acknowledged
             "keepalives_idle": 10,
@@ -75,6 +97,8 @@ def make_engine(url: str, *, pool_size: int = 20, max_overflow: int = 10) -> Eng
         },
     )
     event.listen(engine, "do_connect", _connect)
+    if reads:
+        event.listen(engine, "checkin", _make_ready)
     event.listen(engine, "checkin", _note_rest)
     event.listen(engine, "checkout", _refuse_dead)
     return engine
@@ -83,7 +107,13 @@ def make_engine(url: str, *, pool_size: int = 20, max_overflow: int = 10) -> Eng
 def _connect(
     _dialect: object, _record: object, words: Sequence[Any], options: dict[str, Any]
 ) -> psycopg.Connection[Any]:
-    return _ImpatientConnection.connect(*words, **options)
+    return _ImpatientConnection.connect(*words, cursor_factory=_PlainCursor, **options)
+
+
+def _make_ready(connection: psycopg.Connection[Any] | None, _record: ConnectionPoolEntry) -> None:
+    """For the next read. None and a closed one: it is dead, and is not lent again."""
+    if connection is not None and not connection.autocommit and not connection.closed:
+        connection.autocommit = True
 
 
 def _note_rest(_connection: object, record: ConnectionPoolEntry) -> None:
@@ -116,16 +146,15 @@ def _has_spoken(connection: psycopg.Connection[Any]) -> bool:
 def session_scope(engine: Engine) -> Iterator[Session]:
     """A short session: commits at the end, rolls back on any error. Verbs flush, edges commit."""
     with Session(engine, expire_on_commit=False) as session, session.begin():
+        if engine.get_execution_options().get(_READS):
+            lent = cast("psycopg.Connection[Any]", session.connection().connection.dbapi_connection)
+            lent.autocommit = False
         yield session
 
 
-def reading_engine(engine: Engine) -> Engine:
-    """The same connections, for sessions without a transaction."""
-    return engine.execution_options(isolation_level="AUTOCOMMIT")
-
-
 def reading_scope(engine: Engine) -> Session:
-    """A session on a `reading_engine`: each statement is one round trip, and sees all that is committed by then."""
+    """A session on an engine for `reads`: each statement is one round trip, and sees all that is committed by then."""
+    assert engine.get_execution_options().get(_READS), "its sessions would be transactions"
     return Session(engine, expire_on_commit=False)
 
 

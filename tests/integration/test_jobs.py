@@ -63,7 +63,7 @@ def test_an_accepted_job_is_told_as_the_database_has_it(session: Session) -> Non
     assert told == stored
 
 
-def test_accepting_a_job_takes_three_statements_that_the_driver_keeps(session: Session) -> None:
+def test_accepting_a_job_takes_two_statements_that_the_driver_keeps(session: Session) -> None:
     caller = make_caller(session)
     request = make_request(make_file(session, caller).id)
     said: list[tuple[str, dict[str, object]]] = []
@@ -71,7 +71,7 @@ def test_accepting_a_job_takes_three_statements_that_the_driver_keeps(session: S
 
     submission.submit(session, request, caller=caller, base=SMOLLM2.ref, request_sha256="a")
 
-    assert [statement.split()[0].lower() for statement, _ in said] == ["select", "insert", "insert"]
+    assert [statement.split()[0].lower() for statement, _ in said] == ["select", "with"]
     for statement, values in said:
         assert len(statement) <= MAX_CACHED_STATEMENT_LENGTH
         assert len(values) <= MAX_CACHED_STATEMENT_PARAMS
