@@ -73,6 +73,7 @@ from api.routes import (
     webhooks,
 )
 from api.streams import Streams
+from api.threads import Threads
 from api.turnstile import Turnstile
 from api.ui import wing
 from api.views import completion_views, error_views, job_views
@@ -87,7 +88,7 @@ from shared.operating.census import CountedFigure
 from shared.operating.secrecy import hide_secrets
 from shared.settings import Settings
 from shared.store.bell import ring
-from shared.store.db import make_engine, reading_engine, session_scope
+from shared.store.db import make_engine, session_scope
 from shared.store.storage import open_store
 from shared.tenants.id_tokens import IdTokens
 from shared.tenants.rates import Rates
@@ -118,7 +119,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 def create_app(settings: Settings) -> FastAPI:
     """The application on these settings. Opens no connection before the first request. Raises ValueError."""
     settings.refuse_half_a_proxy()
-    engine, store = make_engine(settings.database_url), open_store(settings)
+    engine, store = make_engine(settings.database_url, reads=True), open_store(settings)
     outlook = PlanCache(engine, pool_name=settings.pool)
     spans = tracing.opened(tracing.API)
     measures = Measures(
@@ -130,7 +131,6 @@ def create_app(settings: Settings) -> FastAPI:
     door = Door(
         settings=settings,
         engine=engine,
-        reader=reading_engine(engine),
         store=store,
         links=make_links(settings),
         streams=Streams(partial(session_scope, engine), limit=settings.max_streams, seconds=settings.stream_seconds),
@@ -140,6 +140,7 @@ def create_app(settings: Settings) -> FastAPI:
         vllm=Vllm(settings, store) if settings.vllm_url else None,
         id_tokens=IdTokens(settings),
         measures=measures,
+        threads=Threads(),
     )
 
     @asynccontextmanager
@@ -149,6 +150,7 @@ def create_app(settings: Settings) -> FastAPI:
             await door.vllm.close()
         door.outlook.close()
         door.bell.close()
+        door.threads.close()
         door.admission.rates.close()
         door.engine.dispose()
         if spans is not None:
@@ -164,6 +166,8 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,  # both of FastAPI's load scripts from another host
         redoc_url=None,
         redirect_slashes=False,  # a redirect would leave the envelope, for whatever host the client named
+        # FastAPI's own traces would tell paths and queries; ours (api/request_span.py) hold nothing of strangers' text.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.door = door
     app.add_middleware(GzipJson)
@@ -174,7 +178,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestId, answered=measures.answered, spans=spans)  # added last, so outermost
     errors.install(app)
     for part in (
-        *(files, parted_uploads, jobs, preflights, graders, models, completions, adapters, aliases, permissions),
+        jobs,  # first: what is asked for most is found soonest, and each router before it is tried twice
+        *(files, parted_uploads, preflights, graders, models, completions, adapters, aliases, permissions),
         *(objects, merges, evaluations, streams, catalogue, pool, job_operations, projects, oidc, webhooks, usage),
         *(schedules, promotions, exports, evals, job_logs, lineage, sweeps, secrets, signing_keys),
         *(metrics, health, reference),

@@ -11,7 +11,7 @@ import asyncio
 import json
 from asyncio.events import TimerHandle
 from http import HTTPStatus
-from typing import Any, Final, cast
+from typing import Any, Final, NoReturn, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -101,11 +101,16 @@ class BoundedHead(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        self._count(len(url), fields=0)
+        self._size += len(url)
+        if self._size > HEAD_BYTES:
+            self._stop()
         super().on_url(url)
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value), fields=1)
+    def on_header(self, name: bytes, value: bytes) -> None:  # for each field of every request: no call of ours in it
+        self._size += len(name) + len(value)
+        self._fields += 1
+        if self._size > HEAD_BYTES or self._fields > HEAD_FIELDS:
+            self._stop()
         if self._in_head:
             super().on_header(name, value)
 
@@ -187,12 +192,9 @@ class BoundedHead(HttpToolsProtocol):
 
     # --- the bounds -------------------------------------------------------------------------------------------------
 
-    def _count(self, size: int, *, fields: int) -> None:
-        self._size += size
-        self._fields += fields
-        if self._size > HEAD_BYTES or self._fields > HEAD_FIELDS:
-            self._status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-            raise _TooMuch
+    def _stop(self) -> NoReturn:
+        self._status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+        raise _TooMuch
 
     def _start_clock(self) -> None:
         self._timer = self.loop.call_later(self.head_seconds, self._time_is_up)

@@ -6,10 +6,11 @@ Starlette's own middleware would compress files and their ranges, and streams of
 from __future__ import annotations
 
 import zlib
+from functools import lru_cache
 from typing import Final
 
 from anyio import to_thread
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LEAST_BYTES: Final = 1024  # a smaller answer fits into a packet anyhow
@@ -17,6 +18,8 @@ LEVEL: Final = 1  # a list of jobs becomes a fifth; level 6 takes twice the time
 ALONE_BYTES: Final = 128 * 1024  # the process answers others while more than this is compressed
 # Pages and their figures are apart: they belong to a cookie, and what is compressed shows its content by its length.
 _APART: Final = "/ui"
+# An answer with one of these is packed already, or a part of one, or may be asked for in parts.
+_PARTIAL: Final = frozenset({b"content-encoding", b"content-range", b"accept-ranges"})
 
 
 class GzipJson:
@@ -37,7 +40,8 @@ class GzipJson:
                 held = message  # until its length is known
                 return
             if held is not None:
-                message = await _packed(held, message, takes_gzip(scope))
+                if _is_long(message):
+                    message = await _packed(held, message, takes_gzip(scope))
                 await send(held)
                 held = None
             await send(message)
@@ -46,16 +50,20 @@ class GzipJson:
 
 
 def _may_be_packed(start: Message) -> bool:
-    headers = Headers(raw=start["headers"])
-    whole = not {"content-encoding", "content-range", "accept-ranges"} & set(headers)
-    return whole and headers.get("content-type", "").partition(";")[0] == "application/json"
+    headers = dict(start["headers"])
+    json = headers.get(b"content-type", b"").partition(b";")[0] == b"application/json"
+    return json and _PARTIAL.isdisjoint(headers)
+
+
+def _is_long(message: Message) -> bool:
+    """Whether it is a whole body that is worth the work."""
+    whole = message["type"] == "http.response.body" and not message.get("more_body", False)
+    return whole and len(message.get("body", b"")) >= LEAST_BYTES
 
 
 async def _packed(start: Message, message: Message, takes: bool) -> Message:
     """The body as it is sent, and the headers that tell of it."""
-    body: bytes = message.get("body", b"")
-    if message["type"] != "http.response.body" or message.get("more_body", False) or len(body) < LEAST_BYTES:
-        return message
+    body: bytes = message["body"]
     headers = MutableHeaders(raw=start["headers"])
     headers.add_vary_header("Accept-Encoding")
     if not takes:
@@ -77,11 +85,15 @@ def _gzip(body: bytes) -> bytes:
 
 def takes_gzip(scope: Scope) -> bool:
     """Whether a client wants gzip rather than nothing (RFC 9110, 12.5.3)."""
+    return _accepted(b",".join(value for name, value in scope["headers"] if name == b"accept-encoding"))
+
+
+@lru_cache(maxsize=64)  # few kinds of clients send most requests
+def _accepted(codings: bytes) -> bool:
     weights: dict[str, float] = {}
-    for text in Headers(scope=scope).getlist("accept-encoding"):
-        for coding in text.split(","):
-            name, _, rest = coding.partition(";")
-            weights[name.strip().lower()] = _weight(rest)
+    for coding in codings.decode("latin-1").split(","):
+        name, _, rest = coding.partition(";")
+        weights[name.strip().lower()] = _weight(rest)
     return weights.get("gzip", weights.get("x-gzip", weights.get("*", 0.0))) > 0.0
 
 

@@ -65,11 +65,17 @@ class Measures(Collector):
             buckets=_SECONDS,
             registry=self._registry,
         )
+        self._series: dict[tuple[str, str, int], Histogram] = {}
         self._registry.register(self)
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Note a request of this process."""
-        self._requests.labels(known_method(method), route, str(status), self._process).observe(seconds)
+        method = known_method(method)
+        series = self._series.get((method, route, status))
+        if series is None:  # to look one up by its labels costs twice the note
+            series = self._requests.labels(method, route, str(status), self._process)
+            self._series[method, route, status] = series
+        series.observe(seconds)
 
     def page(self) -> bytes:
         """Everything, in Prometheus' text format."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
 import structlog
-from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import request_span
@@ -19,6 +18,8 @@ from shared.ids import new_id
 if TYPE_CHECKING:
     from shared.operating.spans import Spans
 
+
+RawHeader = tuple[bytes, bytes]
 
 # The version of the REST API that OpenAI's own answers name, since 2020.
 API_VERSION: Final = "2020-10-01"
@@ -47,7 +48,7 @@ class RequestId:
         answer_headers: dict[str, str] = {}
         scope["answer_headers"] = answer_headers  # what whoever handles the request has to say beside its answer
         begun = time.perf_counter()
-        span = request_span.begin(self._spans, scope)
+        span = None if self._spans is None else request_span.begin(self._spans, scope)
         clients, app = _clients_id(scope), self._app
         if clients == "":
             app = answer(_BAD_CLIENT_ID)
@@ -57,15 +58,13 @@ class RequestId:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = request_id
-                headers["openai-version"] = API_VERSION
-                if clients:
-                    headers["x-client-request-id"] = clients
-                for name, value in answer_headers.items():
-                    headers[name] = value
                 seconds = time.perf_counter() - begun
-                headers["openai-processing-ms"] = str(round(seconds * 1000))
+                answer_headers["x-request-id"] = request_id
+                answer_headers["openai-version"] = API_VERSION
+                if clients:
+                    answer_headers["x-client-request-id"] = clients
+                answer_headers["openai-processing-ms"] = str(round(seconds * 1000))
+                message["headers"] = _with(message["headers"], answer_headers)
                 route = getattr(scope.get("route"), "path", "none")  # a path itself may be anything
                 self._answered(scope["method"], route, message["status"], seconds)
                 if span is not None:
@@ -75,16 +74,16 @@ class RequestId:
         fields = {"request_id": request_id, **({} if span is None else span.log_fields)}
         if clients:
             fields["client_request_id"] = clients
+        bound = structlog.contextvars.bind_contextvars(**fields)
         try:
-            with structlog.contextvars.bound_contextvars(**fields):
-                await app(scope, receive, tagged)
+            await app(scope, receive, tagged)
         except Exception as error:
             # Answered here and not by Starlette, which stands outside of us: a fault is counted and traced as well.
             if not started:
-                with structlog.contextvars.bound_contextvars(**fields):
-                    await unexpected(scope, error)(scope, receive, tagged)
+                await unexpected(scope, error)(scope, receive, tagged)
             raise
         finally:
+            structlog.contextvars.reset_contextvars(**bound)
             if span is not None:
                 span.end()
 
@@ -101,3 +100,9 @@ _BAD_CLIENT_ID: Final = Invalid(
     "X-Client-Request-Id must be 1 to 512 ASCII characters, none of them a control character.",
     param="X-Client-Request-Id",
 )
+
+
+def _with(headers: Iterable[RawHeader], added: Mapping[str, str]) -> list[RawHeader]:
+    """An answer's headers, with ours in place of any of the same names. All names are in lower case."""
+    ours = {name.encode("latin-1"): value.encode("latin-1") for name, value in added.items()}
+    return [header for header in headers if header[0] not in ours] + list(ours.items())

@@ -49,9 +49,9 @@ class RequestSpan:
         self._span.end(fault=self._fault)
 
 
-def begin(spans: Spans | None, scope: Scope) -> RequestSpan | None:
-    """The span of the request, which its job remembers; None: nobody traces it."""
-    if spans is None or scope["path"] in _UNTRACED:
+def begin(spans: Spans, scope: Scope) -> RequestSpan | None:
+    """The span of the request, which its job remembers; None: nobody looks for it."""
+    if scope["path"] in _UNTRACED:
         return None
     span = RequestSpan(spans, scope)
     scope["traceparent"] = str(span.traceparent)

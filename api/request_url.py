@@ -24,7 +24,8 @@ class RequestUrl:
             await self._app(scope, receive, send)
             return
         _drop_slash(scope)
-        fault = _fault(scope)
+        suspect = scope["query_string"] or "\x00" in scope["path"]
+        fault = _fault(scope["path"], scope["query_string"]) if suspect else None
         if fault is None:
             await self._app(scope, receive, send)
         else:
@@ -38,9 +39,8 @@ def _drop_slash(scope: Scope) -> None:
         scope["path"] = path[:-1]
 
 
-def _fault(scope: Scope) -> Invalid | NotFound | None:
-    query: bytes = scope["query_string"]
-    if "\x00" in scope["path"]:
+def _fault(path: str, query: bytes) -> Invalid | NotFound | None:
+    if "\x00" in path:
         return NotFound("Unknown request URL: the path holds a NUL character.")
     if len(query) > MAX_QUERY_BYTES:
         return Invalid(f"The query string is longer than {MAX_QUERY_BYTES} bytes.", code="invalid_value")

@@ -54,12 +54,16 @@ class Turnstile:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        key = next((value for name, value in scope["headers"] if name in _KEYS), None)
+        key, body = None, {}
+        for name, value in scope["headers"]:
+            if name in _BODIES:
+                body[name] = value
+            elif name in _KEYS and key is None:
+                key = value
         if key is None:
             await asyncio.sleep(self.wait_seconds(scope["client"][0] if scope.get("client") else ""))
             await self._app(scope, receive, send)
             return
-        body = {name: value for name, value in scope["headers"] if name in _BODIES}
         begun = await _begun(receive, seconds=LOOK_SECONDS if _is_long(body) else None) if body else receive
         if begun is None:
             return
@@ -69,18 +73,17 @@ class Turnstile:
             await self._in_turn(key, scope, begun, send)
 
     async def _in_turn(self, key: bytes, scope: Scope, receive: Receive, send: Send) -> None:
-        gate = self._gates.setdefault(key, _Gate())
+        gate = self._gates.get(key)
+        if gate is None:
+            gate = self._gates[key] = _Gate()
         gate.inside += 1
         held = False
 
-        def let_go() -> None:
+        async def answered(message: Message) -> None:
             nonlocal held
             if held:
                 held = False
                 gate.free.release()
-
-        async def answered(message: Message) -> None:
-            let_go()
             await send(message)
 
         try:
@@ -89,7 +92,8 @@ class Turnstile:
             if not scope.get("gone", _never)():  # of a flood most have left by now
                 await self._app(scope, receive, answered)
         finally:
-            let_go()
+            if held:
+                gate.free.release()
             gate.inside -= 1
             if gate.inside == 0:
                 self._gates.pop(key, None)
@@ -121,11 +125,14 @@ async def _begun(receive: Receive, *, seconds: float | None) -> Receive | None:
     coming: asyncio.Future[Message] | None = None
     size, more = 0, True
     while more and size < FIRST_BYTES:
-        coming = asyncio.ensure_future(receive())
-        done, _ = await asyncio.wait({coming}, timeout=None if until is None else max(0.0, until - clock()))
-        if not done:
-            break
-        piece, coming = coming.result(), None
+        if until is None:
+            piece = await receive()
+        else:  # as a task, which whoever reads on finds again
+            coming = asyncio.ensure_future(receive())
+            done, _ = await asyncio.wait({coming}, timeout=max(0.0, until - clock()))
+            if not done:
+                break
+            piece, coming = coming.result(), None
         if piece["type"] != "http.request":
             return None
         pieces.append(piece)

@@ -9,11 +9,11 @@ from functools import partial
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
 
 from api.answers import written
 from api.body import is_short, parse, raw_body
 from api.deps import Door, DoorDep, JobsReader, JobsWriter, bearer_of, door_of
+from api.direct_route import DirectRoute
 from api.paging import After, Limit
 from api.plan_cache import Look
 from api.request_span import of_request
@@ -28,7 +28,7 @@ from shared.store.lifecycle import JobStatus
 from shared.tenants import audit
 from shared.tenants.keys import Caller
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"], route_class=DirectRoute)
 
 _METADATA: Final = re.compile(r"metadata\[(.*)\]")
 _IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
@@ -82,9 +82,9 @@ async def create_job(request: Request) -> Response:
     door = door_of(request)
     bearer_of(request)
     if not is_short(request):  # nobody's long body is read before their key
-        await run_in_threadpool(door.caller, request, scope="jobs:write")
+        await door.threads.run(door.caller, request, scope="jobs:write")
     body = await raw_body(request)
-    return await run_in_threadpool(_create_job, door, request, body)
+    return await door.threads.run(_create_job, door, request, body)
 
 
 def _create_job(door: Door, asked: Request, body: bytes) -> Response:
@@ -190,7 +190,8 @@ def list_jobs(
 async def retrieve_job(request: Request) -> Response:
     """A job with its place in the queue, progress, attempts and adapter. Send the ETag back to poll cheaply."""
     job_id, known = request.path_params["job_id"], request.headers.get("if-none-match")
-    return await run_in_threadpool(_retrieve_job, door_of(request), request, job_id, known)
+    door = door_of(request)
+    return await door.threads.run(_retrieve_job, door, request, job_id, known)
 
 
 def _retrieve_job(door: Door, request: Request, job_id: str, if_none_match: str | None) -> Response:

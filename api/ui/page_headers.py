@@ -44,7 +44,8 @@ class PageHeaders:
         self._secure = secure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not is_page(scope["path"]):
+        path: str = scope.get("path", "")
+        if scope["type"] != "http" or not path.startswith(PREFIX) or not is_page(path):
             await self._app(scope, receive, send)
             return
 

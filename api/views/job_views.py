@@ -240,7 +240,7 @@ def _hyperparameters(row: JobRow, spec: JobSpec | None, kind: ObjectiveName) -> 
         "learning_rate_multiplier": 1.0 if multiplier == "auto" else multiplier,
         "n_epochs": spec.training.num_train_epochs,
     }
-    return values | {name: getattr(spec.objective, name) for name in numbers(spec.objective)}
+    return values | {name: getattr(spec.objective, name) for name in numbers(type(spec.objective))}
 
 
 def _asked_hyperparameters(request: dict[str, Any]) -> dict[str, Any]:
