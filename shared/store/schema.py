@@ -57,6 +57,7 @@ REVISIONS: Final = (
     "0041_delivery_counts",
     "0042_sweep_traces",
     "0043_warm_base",
+    "0044_cotraining",
 )
 
 

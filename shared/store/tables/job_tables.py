@@ -59,6 +59,10 @@ class JobRow(Leased, Base):
     settled_for: Mapped[dict[str, Any] | None] = mapped_column(Json)  # the device that the pool offered then
     max_runtime_seconds: Mapped[int | None] = mapped_column(Integer)
     expected_seconds: Mapped[float | None]
+    # What a job must have in common with it to share its device, in words; null: it trains alone. And the bytes of its
+    # estimate that jobs on one base hold once.
+    cotraining_ground: Mapped[str | None] = mapped_column(Text)
+    base_bytes: Mapped[int | None] = mapped_column(BigInteger)
     group_name: Mapped[str | None] = mapped_column(Text)
     held: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
     not_before: Mapped[datetime | None] = mapped_column(Moment)
@@ -150,6 +154,8 @@ class AttemptRow(Base):
     dismissed_at: Mapped[datetime | None] = mapped_column(Moment)
     cluster: Mapped[dict[str, Any] | None] = mapped_column(Json)  # what the cluster calls it, and says of it
     log: Mapped[dict[str, Any] | None] = mapped_column(Json)  # a StoredLog, once the store has it
+    together: Mapped[int | None] = mapped_column(Integer)  # how many jobs shared the device at its start; null: one
+    device_share: Mapped[float | None]  # of the time that it had the device with others; null: all of it
 
     __table_args__ = (
         Index("uq_attempts_open", "job_id", unique=True, postgresql_where=text("ended_at is null")),
