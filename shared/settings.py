@@ -12,10 +12,11 @@ from typing import Final, Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from shared.cotraining_settings import CotrainingSettings
 from shared.page_settings import PageSettings
 
 
-class Settings(PageSettings):
+class Settings(PageSettings, CotrainingSettings):
     """Settings come from the environment; names are upper case, ours begin with TUNEPOOL_."""
 
     model_config = SettingsConfigDict(env_prefix="TUNEPOOL_", extra="ignore", populate_by_name=True)

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from shared.contract.methods import METHODS
 from shared.contract.part import Part
-from shared.contract.spec import AttemptSpec
+from shared.contract.spec import AttemptSpec, JobSpec
 
 MOST_TRAINEES: Final = 64
 # Under the trainee's own folder; see docs/trainer.md.
@@ -27,10 +27,13 @@ _INITS_THAT_MOVE_THE_BASE: Final = ("pissa", "olora")
 
 
 class CotrainingSpec(Part):
-    """The file of a co-training: attempts on one host and one base. `OUT/JOB_ID` is each trainee's own OUT."""
+    """The file of a co-training: attempts on one host and one base."""
 
     version: Literal[1] = 1
     trainees: list[AttemptSpec] = Field(min_length=1, max_length=MOST_TRAINEES)
+    outs: dict[str, str] = Field(
+        default_factory=dict, description="Job id -> that trainee's own OUT; one that is not named has OUT/JOB_ID."
+    )
     memory_limit_bytes: int | None = Field(
         default=None, ge=1, description="Of the whole process; limits of the trainees do not count. null: no limit."
     )
@@ -43,20 +46,26 @@ class TraineeEnd(Part):
     device_seconds: float = Field(ge=0.0, description="Of its own turns: rows and adapter, steps, looks, product.")
 
 
-def reason_to_train_alone(spec: AttemptSpec) -> str | None:
-    """Why this attempt shares no base; None: it may."""
-    adapter = spec.job.adapter
+def reason_for_a_job_alone(job: JobSpec) -> str | None:
+    """Why this job shares no base, wherever it runs; None: it may."""
+    adapter = job.adapter
     reasons = {
         "every weight of its base trains": not METHODS[adapter.method].adapter,
         "it trains the base's biases": adapter.bias != "none",
         "it trains modules of the base": bool(adapter.modules_to_save),
         "its adapter stands in the base's own tensors": adapter.target_modules == "experts",
         "its start moves a part of the base into the adapter": adapter.init_lora_weights in _INITS_THAT_MOVE_THE_BASE,
-        "it goes on from a tuned model": spec.job.parent is not None,
-        "it trains on several devices": spec.job.placement.strategy != "single",
-        "its id is no job's": _JOB_ID.fullmatch(spec.job_id) is None,
+        "it goes on from a tuned model": job.parent is not None,
+        "it trains on several devices": job.placement.strategy != "single",
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def reason_to_train_alone(spec: AttemptSpec) -> str | None:
+    """Why this attempt shares no base; None: it may."""
+    if (reason := reason_for_a_job_alone(spec.job)) is not None:
+        return reason
+    return "its id is no job's" if _JOB_ID.fullmatch(spec.job_id) is None else None
 
 
 def reason_not_together(trainees: Sequence[AttemptSpec]) -> str | None:

@@ -36,6 +36,7 @@ class RunningJob:
     preemptible: bool = True
     preempt_requested: bool = False
     backfill: bool = False  # started on devices reserved for another job (`Assignment.backfill`)
+    companions: tuple[str, ...] = ()  # the jobs that share its device; whoever stops one stops all
 
     @property
     def firm(self) -> bool:

@@ -121,6 +121,10 @@ class Verdicts(Mapping[str, Verdict]):
             eta_high=_moment(high),
         )
 
+    def turns(self) -> Iterator[Turn]:
+        """The waiting jobs in the effective order, unworded."""
+        return iter(self._turns.values())
+
     def blocked(self) -> Counter[tuple[str, str]]:
         """How many wait by (project, reason); nothing is worded."""
         return Counter((turn.job.project, str(turn.reason.code)) for turn in self._turns.values())

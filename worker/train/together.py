@@ -1,8 +1,8 @@
 """Jobs that train in turn on one base in memory: `python -m worker.train.together COTRAINING OUT`; docs/trainer.md.
 
 One process, the base once, an adapter a job. A turn is a whole optimizer step with its look and its checkpoint. Each
-job, or trainee, has its own OUT (`OUT/JOB_ID`), random generators, optimizer, schedule and stop file, and gets bit for
-bit what it would get alone. Each has its own end, except when memory runs out: then nobody knows who fits.
+job, or trainee, has its own OUT, random generators, optimizer, schedule and stop file, and gets bit for bit what it
+would get alone. Each has its own end, except when memory runs out: then nobody knows who fits.
 
 Exit codes: 0 every trainee has come to an end of its own, 3 these cannot train together, 4 out of memory, 5 all were
 stopped on request. What became of a trainee stands in `OUT/JOB_ID/end.json`.
@@ -65,7 +65,7 @@ def main(spec_file: Path, out: Path) -> int:
     limit_memory(first.model_copy(update={"memory_limit_bytes": cotraining.memory_limit_bytes}))
     together = Together(stop=stop, before=before, peaks=lambda: peak_memory(first, before=before))
     for spec in cotraining.trainees:
-        together.admit(spec, out=out / spec.job_id)
+        together.admit(spec, out=Path(cotraining.outs.get(spec.job_id, out / spec.job_id)))
     return together.train()
 
 
