@@ -19,8 +19,13 @@ INVARIANTS: Final = {
     "I2 a running job holds the devices of its open attempt, with its fence": """
         select j.id from jobs j join attempts a on a.job_id = j.id and a.ended_at is null
         where j.status = 'running' and (
-            a.fence <> j.fence or jsonb_array_length(a.device_ids) <>
+            a.fence <> j.fence or a.together is null and jsonb_array_length(a.device_ids) <>
             (select count(*) from devices d where d.leased_by = j.id and d.fence = j.fence))""",
+    "I2 a device that jobs share is held by one of them, with its fence": """
+        select j.id from jobs j join attempts a on a.job_id = j.id and a.ended_at is null and a.together is not null
+        where j.status = 'running' and not exists (
+            select 1 from devices d join attempts b on b.job_id = d.leased_by and b.fence = d.fence
+            where b.ended_at is null and b.device_ids = a.device_ids and a.device_ids = jsonb_build_array(d.id))""",
     "I3 no device is leased by a job that does not run": (
         "select d.id from devices d join jobs j on j.id = d.leased_by where j.status <> 'running'"
     ),

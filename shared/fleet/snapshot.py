@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import func, select, true, update
+from sqlalchemy import func, or_, select, true, update
 from sqlalchemy.orm import Session
 
 from shared.contract.documents import JobProgress
 from shared.fleet.workers import SILENCE
 from shared.plan.capacity import Device
+from shared.plan.companions import CommonGround
 from shared.plan.fairshare import charge as entry_charge
 from shared.plan.preemption import RunningJob
 from shared.plan.scheduling import Fetching, Plan, Policy, QueuedJob, Share, decayed, plan
@@ -118,11 +119,43 @@ def _queue(session: Session) -> tuple[QueuedJob, ...]:
 
 def _running(session: Session, now: datetime) -> tuple[RunningJob, ...]:
     rows = session.execute(
-        select(JobRow, AttemptRow.device_ids, AttemptRow.started_at)
+        select(JobRow, AttemptRow.device_ids, AttemptRow.started_at, AttemptRow.together)
         .join(AttemptRow, (AttemptRow.job_id == JobRow.id) & (AttemptRow.ended_at.is_(None)))
         .where(JobRow.status == "running")
     )
-    return tuple(_running_job(job, tuple(ids), started_at, now=now) for job, ids, started_at in rows)
+    alone, groups = list[RunningJob](), dict[tuple[str, ...], list[RunningJob]]()
+    for job, ids, started_at, together in rows:
+        running = _running_job(job, tuple(ids), started_at, now=now)
+        (alone if together is None else groups.setdefault(running.device_ids, [])).append(running)
+    return (*alone, *map(as_one, groups.values()))
+
+
+def as_one(group: list[RunningJob]) -> RunningJob:
+    """Jobs that share a device, as the plan sees them: one job, which holds it for as long as all have left together.
+
+    They are of one tier, and all or none of them may be stopped.
+    """
+    first, *others = sorted(group, key=lambda job: (job.started_at, job.id))
+    left = [job.expected_seconds_left for job in group]
+    return replace(
+        first,
+        priority=max(job.priority for job in group),
+        started_at=max(job.started_at for job in group),
+        expected_seconds_left=None if None in left else sum(seconds for seconds in left if seconds is not None),
+        preempt_requested=all(job.preempt_requested for job in group),
+        companions=tuple(job.id for job in others),
+    )
+
+
+def grounds(session: Session, *, like: str) -> dict[str, CommonGround]:
+    """What the job `like` shares with others, and the waiting jobs that share the same; empty: it trains alone."""
+    wanted = select(JobRow.cotraining_ground).where(JobRow.id == like).scalar_subquery()
+    rows = session.execute(
+        select(JobRow.id, JobRow.cotraining_ground, JobRow.base_bytes).where(
+            or_(JobRow.status == "queued", JobRow.id == like), JobRow.cotraining_ground == wanted
+        )
+    )
+    return {job_id: CommonGround(words, base_bytes or 0) for job_id, words, base_bytes in rows if words is not None}
 
 
 def _running_job(job: JobRow, device_ids: tuple[str, ...], started_at: datetime, *, now: datetime) -> RunningJob:

@@ -15,7 +15,7 @@ from shared.contract.spec import JobSpec
 from shared.fleet import members as gangs
 from shared.fleet import snapshot
 from shared.fleet.workers import SILENCE
-from shared.jobs import parents
+from shared.jobs import parents, shared_devices
 from shared.jobs.rows import model_name
 from shared.lease import journal
 from shared.lease import lease as leasing
@@ -23,7 +23,8 @@ from shared.lease.journal import NewEvent
 from shared.lease.lease import Kind
 from shared.lease.turns import Work
 from shared.lease.values import Claim, FileRef, Lease, Member, Membership, NotUnderstood, ends_in
-from shared.plan.scheduling import Assignment
+from shared.plan.companions import Company, companions
+from shared.plan.scheduling import Assignment, Plan
 from shared.store.locks import one_at_a_time
 from shared.store.tables import AttemptRow, DeviceRow, FileRow, JobRow, WorkerRow
 from shared.tenants import usage
@@ -55,11 +56,13 @@ def claim_training(
     lease_seconds: float,
     passed_over: Collection[str] = (),
     left: Collection[str] = (),
+    company: Company | None = None,
 ) -> Claim | None:
     """Lease the next job and its devices to this worker, or None when nothing of the plan is its own.
 
     Jobs that are `passed_over` are not planned for. Raises NotUnderstood; the caller passes that job over too.
     What is planned for the devices `left` is not claimed: another process of this worker does so, with a spare.
+    `company`: the rules by which waiting jobs share the device of the job, as companions of the claim; None: none does.
 
     The plan and the lease are one transaction under the pool's advisory lock, so that no two workers see the same
     device free.
@@ -67,8 +70,10 @@ def claim_training(
     one_at_a_time(session, f"plan:{pool_name}")
     view = snapshot.snapshot(session, pool_name=pool_name).without(passed_over)
     made = snapshot.make_plan(view)
+    sharing = {job.id: job.companions for job in view.running}
     for preemption in made.preemptions:
-        _request_preemption(session, preemption.victim_id, for_job_id=preemption.for_job_id, reason=preemption.reason)
+        for victim_id in (preemption.victim_id, *sharing[preemption.victim_id]):
+            _request_preemption(session, victim_id, for_job_id=preemption.for_job_id, reason=preemption.reason)
     owners = _owners(session, pool_name)
     for assignment in made.assignments:
         parts = _by_worker(assignment.device_ids, owners)
@@ -78,6 +83,9 @@ def claim_training(
                 session, assignment, parts, worker_id=worker_id, lease_seconds=lease_seconds, charged=charged
             )
             if claim is not None:
+                if company is not None:
+                    coming = _coming(session, view, made, assignment, company=company)
+                    claim = _with_companions(session, claim, coming, view=view, lease_seconds=lease_seconds)
                 snapshot.keep_first_etas(session, made)
                 return claim
     snapshot.keep_first_etas(session, made)
@@ -154,6 +162,41 @@ def _lease_training(
     claim = as_claim(session, taken, worker_id=worker_id, device_ids=own, members=members)
     gangs.call(session, claim.lease, members)
     return claim
+
+
+def _coming(
+    session: Session, view: snapshot.Snapshot, made: Plan, start: Assignment, *, company: Company
+) -> tuple[str, ...]:
+    return companions(
+        made,
+        start,
+        queue=view.queue,
+        devices=view.devices,
+        shares=view.shares,
+        grounds=snapshot.grounds(session, like=start.job_id),
+        policy=view.policy,
+        company=company,
+    )
+
+
+def _with_companions(
+    session: Session, claim: Claim, job_ids: Sequence[str], *, view: snapshot.Snapshot, lease_seconds: float
+) -> Claim:
+    """The claim with those of the jobs that still wait: each gets a lease and an attempt over the same device."""
+    worker_id, device_ids = claim.lease.worker_id, claim.device_ids
+    joined: list[Claim] = []
+    for job_id in job_ids:
+        charged, start = view.charge(job_id), Assignment(job_id, device_ids)
+        taken = _take(session, start, worker_id=worker_id, lease_seconds=lease_seconds, charged=charged)
+        if taken is not None:
+            snapshot.charge(session, taken.project_id, seconds=charged)
+            _open_attempt(session, taken, worker_id=worker_id, device_ids=list(device_ids))
+            joined.append(as_claim(session, taken, worker_id=worker_id, device_ids=device_ids))
+    if not joined:
+        return claim
+    leases = [claim.lease, *(companion.lease for companion in joined)]
+    shared_devices.tell_each(session, leases, device_id=device_ids[0])
+    return replace(claim, companions=tuple(joined))
 
 
 def _take(

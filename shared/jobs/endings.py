@@ -14,16 +14,16 @@ from shared.contract.documents import error_document
 from shared.contract.spec import AutoValue, JobSpec
 from shared.fleet import snapshot
 from shared.ids import new_id
-from shared.jobs import measurements
+from shared.jobs import measurements, shared_devices
 from shared.jobs.rows import held, model_name, touch
 from shared.lease import journal, outbox
 from shared.lease.journal import NewEvent
-from shared.lease.lease import dead
 from shared.lease.values import NOTHING_NEW, Lease, NewFile
 from shared.plan.capacity import ANY, Abilities
+from shared.plan.companions import CommonGround
 from shared.settings import Settings
 from shared.store.lifecycle import COUNTED, AttemptOutcome, JobStatus, is_terminal
-from shared.store.tables import AdapterRow, AttemptRow, DeviceRow, FileRow, JobRow
+from shared.store.tables import AdapterRow, AttemptRow, FileRow, JobRow
 
 
 def validated(
@@ -36,12 +36,14 @@ def validated(
     needs: Abilities = ANY,
     expected_seconds: float | None = None,
     settled_for: dict[str, Any] | None = None,
+    ground: CommonGround | None = None,
     events: Sequence[NewEvent] = (),
 ) -> bool:
     """validating_files -> queued, or paused where that was asked for meanwhile, with every value settled.
 
     Args:
         needs: what it asks of devices besides memory; `settled_for`: the device that it was settled for.
+        ground: what it shares with jobs that train together with it; None: it trains alone.
         events: what the files' checks have to say.
     """
     moved = session.execute(
@@ -60,6 +62,8 @@ def validated(
             needs_capability=needs.capability or None,
             expected_seconds=expected_seconds,
             settled_for=settled_for,
+            cotraining_ground=None if ground is None else ground.words,
+            base_bytes=None if ground is None else ground.base_bytes,
             queued_at=func.now(),
             lease_owner=None,
             lease_until=None,
@@ -126,10 +130,14 @@ def succeed(
 
 
 def _measure(session: Session, job: JobRow, lease: Lease, **took: Any) -> None:
-    device_ids = session.scalars(
-        select(AttemptRow.device_ids).where(AttemptRow.job_id == job.id, AttemptRow.fence == lease.fence)
+    """For later estimates. What several jobs held together is nobody's own."""
+    attempt = session.execute(
+        select(AttemptRow.device_ids, AttemptRow.together).where(
+            AttemptRow.job_id == job.id, AttemptRow.fence == lease.fence
+        )
     ).one_or_none()
-    measurements.record(session, job, device_ids=device_ids or (), **took)
+    if attempt is None or attempt.together is None:
+        measurements.record(session, job, device_ids=() if attempt is None else attempt.device_ids, **took)
 
 
 def _as_row(file: NewFile) -> dict[str, Any]:
@@ -239,7 +247,8 @@ def give_back(
     """End the attempt and queue the job again, or fail it when its attempts are used up.
 
     Returns the status it has now, None when the lease is lost. Outcomes outside `lifecycle.COUNTED` use up no attempt
-    and wait for no back-off. A cancel that was asked first wins. `next_try`: columns that change for it.
+    and wait for no back-off. A cancel that was asked first wins. `next_try`: columns that change for it. A job that
+    broke, or ran out of memory, shares no device any more.
     """
     job = session.scalars(
         select(JobRow).where(*held(lease), JobRow.status == "running").with_for_update()
@@ -265,6 +274,7 @@ def give_back(
             "failures": JobRow.failures + (1 if counted else 0),
             "not_before": func.now() + timedelta(seconds=wait) if wait else None,
             "preempt_requested_at": None,
+            **({"cotraining_ground": None} if counted or outcome == "out_of_memory" else {}),
             **next_try,
         },
         attempt_values={
@@ -278,22 +288,6 @@ def give_back(
     facts = {"code": code, "outcome": outcome, "wait_seconds": round(wait, 1)}
     journal.append(session, job.id, [NewEvent(message, level="warn" if counted else "info", data=facts)])
     return "queued"
-
-
-def never_began(session: Session, lease: Lease) -> bool:
-    """Whether a cluster has the attempt and never started it. It then begins now, so that its end charges nothing."""
-    updated = session.execute(
-        update(AttemptRow)
-        .where(
-            AttemptRow.job_id == lease.id,
-            AttemptRow.fence == lease.fence,
-            AttemptRow.ended_at.is_(None),
-            AttemptRow.phase == "submitted",
-        )
-        .values(started_at=func.now())
-        .returning(AttemptRow.number)
-    ).one_or_none()
-    return updated is not None
 
 
 def backoff_seconds(failures: int, *, settings: Settings) -> float:
@@ -333,11 +327,6 @@ def _settle(
         return None
     if final:
         outbox.tell(session, [job.id], status=status)
-    session.execute(
-        update(DeviceRow)
-        .where(DeviceRow.leased_by == lease.id, DeviceRow.fence == lease.fence)
-        .values(leased_by=None, fence=None)
-    )
     seconds = _close_attempt(session, lease, outcome=outcome, **(attempt_values or {}))
     if seconds is not None:
         # The charge made at the lease becomes the real one.
@@ -347,54 +336,21 @@ def _settle(
 
 
 def _close_attempt(session: Session, lease: Lease, **values: Any) -> float | None:
-    """The device-seconds it took, by its lease and not by wall time; None where there was none: a check of files."""
+    """The device-seconds it took, by its lease and not by wall time; None where there was none: a check of files.
+
+    Its devices are let go.
+    """
     ended = session.execute(
         update(AttemptRow)
         .where(AttemptRow.job_id == lease.id, AttemptRow.fence == lease.fence, AttemptRow.ended_at.is_(None))
         .values(ended_at=func.now(), **values)
-        .returning(AttemptRow.started_at, AttemptRow.ended_at, AttemptRow.device_ids)
+        .returning(
+            *(AttemptRow.started_at, AttemptRow.ended_at, AttemptRow.device_ids),
+            *(AttemptRow.together, AttemptRow.device_share),
+        )
     ).one_or_none()
-    return None if ended is None else (ended.ended_at - ended.started_at).total_seconds() * len(ended.device_ids)
-
-
-def reap(session: Session, *, settings: Settings, limit: int = 100) -> list[str]:
-    """Take back the jobs of leases that ended `grace_seconds` ago. Returns their ids."""
-    rows = session.scalars(
-        select(JobRow)
-        .where(*dead(JobRow, grace_seconds=settings.grace_seconds))
-        .order_by(JobRow.lease_until)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    ).all()
-    for job in rows:
-        lease = Lease(kind="job", id=job.id, fence=job.fence, worker_id=job.lease_owner or "", attempt=job.attempts)
-        if job.status == "running" and never_began(session, lease):
-            give_back(
-                session,
-                lease,
-                outcome="drained",  # it cost no try: nothing has been tried
-                code="dispatcher_lost",
-                message="The dispatcher stopped answering before the cluster had started this job.",
-                settings=settings,
-            )
-        elif job.status == "running":
-            give_back(
-                session,
-                lease,
-                outcome="lost",
-                code="worker_lost",
-                message="The worker of this job stopped answering.",
-                settings=settings,
-            )
-        elif job.failures + 1 >= settings.max_attempts:
-            fail(
-                session,
-                lease,
-                code="validation_lost",
-                message=f"Checking this job's files ended {settings.max_attempts} workers. Look for extreme rows.",
-                outcome="lost",
-            )
-        else:
-            again = {"fence": JobRow.fence + 1, "failures": JobRow.failures + 1}
-            touch(session, job.id, lease_owner=None, lease_until=None, **again)
-    return [job.id for job in rows]
+    if ended is None:
+        return None
+    shared_devices.let_go(session, lease, ended.device_ids, shared=ended.together is not None)
+    share = 1.0 if ended.device_share is None else ended.device_share
+    return float((ended.ended_at - ended.started_at).total_seconds() * len(ended.device_ids) * share)

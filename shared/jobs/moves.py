@@ -10,13 +10,12 @@ from shared.jobs.endings import (
     fail,
     fail_waiting,
     give_back,
-    never_began,
-    reap,
     succeed,
     validated,
 )
 from shared.jobs.handover import submit, take_over
 from shared.jobs.progress import heartbeat, read_orders, record, record_checkpoint, set_phase
+from shared.jobs.reaping import never_began, reap
 from shared.jobs.requests import (
     cancel_all_waiting,
     cancel_waiting,

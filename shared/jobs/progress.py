@@ -62,9 +62,16 @@ def set_phase(session: Session, lease: Lease, phase: AttemptPhase, **values: Any
     return updated is not None
 
 
-def record(session: Session, lease: Lease, events: Sequence[NewEvent], *, progress: JobProgress | None = None) -> bool:
-    """Append events of the attempt; False when the lease is lost."""
-    if not advance(session, lease, progress=progress):
+def record(
+    session: Session,
+    lease: Lease,
+    events: Sequence[NewEvent],
+    *,
+    progress: JobProgress | None = None,
+    sharing: int = 1,
+) -> bool:
+    """Append events of the attempt; False when the lease is lost. `sharing`: jobs that take turns on its device."""
+    if not advance(session, lease, progress=progress, sharing=sharing):
         return False
     if progress is not None:
         _note_work(session, lease, progress)

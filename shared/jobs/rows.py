@@ -23,11 +23,13 @@ def held(lease: Lease) -> tuple[ColumnElement[bool], ...]:
     return (JobRow.id == lease.id, JobRow.fence == lease.fence, JobRow.lease_until.is_not(None))
 
 
-def advance(session: Session, lease: Lease, *, progress: JobProgress | None = None, **values: Any) -> bool:
-    """Write the row of a job under its lease; False when that is lost."""
+def advance(
+    session: Session, lease: Lease, *, progress: JobProgress | None = None, sharing: int = 1, **values: Any
+) -> bool:
+    """Write a job's row under its lease; False when that is lost. `sharing`: jobs that take turns on its device."""
     if progress is not None:
         values["progress"] = progress.document()
-        values["estimated_finish"] = func.now() + timedelta(seconds=progress.seconds_left)
+        values["estimated_finish"] = func.now() + timedelta(seconds=progress.seconds_left * sharing)
     updated = session.execute(
         update(JobRow).where(*held(lease)).values(version=JobRow.version + 1, **values).returning(JobRow.id)
     ).one_or_none()

@@ -93,6 +93,7 @@ class Claim:
     gradient_checkpointing: bool | None = None
     last_checkpoint: dict[str, Any] | None = None
     members: tuple[Member, ...] = ()  # the further hosts of a job on several
+    companions: tuple[Claim, ...] = ()  # the other jobs on its device, each with a lease of its own
     parent: ParentModel | None = None  # what it goes on from; None too when that is withdrawn
     parent_name: str | None = None
     traceparent: str | None = None  # of the request that made it

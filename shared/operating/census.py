@@ -40,19 +40,24 @@ union all select 'wait', width_bucket(seconds, cast(:waits as float8[]))::text, 
 union all select 'wait_sum', '', '', coalesce(sum(greatest(0, extract(epoch from started_at - queued_at))), 0) from jobs
   where started_at is not null and queued_at is not null
 union all select 'attempts', outcome, '', count(*) from attempts where outcome is not null group by 2
-union all select 'oom', case when error->>'message' like '%layers recomputed; %' then 'checkpointing'
+union all select 'oom', case when together > 1 then 'together'
+    when error->>'message' like '%layers recomputed; %' then 'checkpointing'
     when micro_batch_size > 1 then 'fewer_rows'
     when error->>'message' like '%packed tokens a pass; %' then 'fewer_tokens' else 'checkpointing' end, '', count(*)
   from attempts where outcome = 'out_of_memory' group by 2
 union all select 'oom', 'gave_up', '', count(*) from attempts
   where outcome = 'failed' and error->>'code' in ('gpu_oom', 'host_oom', 'out_of_memory')
+union all select 'together_now', '', '', count(*) from attempts where together > 1 and ended_at is null
+union all select 'together', '', '', count(*) from attempts where together > 1
 union all select 'steps', '', '', coalesce(sum(greatest(0, last_step - first_step)), 0) from attempts
 union all select 'tokens', '', '', coalesce(sum(greatest(0, last_tokens - first_tokens)), 0) from attempts
 union all select 'device_seconds', jobs.project_id, 'leased', sum(jsonb_array_length(attempts.device_ids)
+    * case when attempts.ended_at is not null then coalesce(attempts.device_share, 1)
+      when attempts.device_share is null then 1 else 0 end
     * extract(epoch from coalesce(attempts.ended_at, now()) - attempts.started_at))
   from attempts join jobs on jobs.id = attempts.job_id group by 2
 union all select 'device_seconds', jobs.project_id, 'wasted', sum(jsonb_array_length(attempts.device_ids)
-    * extract(epoch from attempts.ended_at - attempts.started_at))
+    * coalesce(attempts.device_share, 1) * extract(epoch from attempts.ended_at - attempts.started_at))
   from attempts join jobs on jobs.id = attempts.job_id
   where attempts.outcome in ('lost', 'crashed', 'out_of_memory') group by 2
 union all select 'devices', case when workers.last_seen < now() - interval '60 seconds' then 'silent'

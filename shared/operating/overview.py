@@ -85,7 +85,7 @@ def overview(session: Session, *, pool_name: str) -> Overview:
         policy=view.policy,
         workers=[worker for worker in administration.all_workers(session) if worker.pool == pool_name],
         devices=pages.devices(session, pool_name=pool_name),
-        running={job.id: job for job in view.running},
+        running={job_id: job for job in view.running for job_id in (job.id, *job.companions)},
         seats=members.seats(session, pool_name=pool_name),
         standings=_standings(session, view),
         queue=[*starting, *islice(blocked, max(0, QUEUE_SHOWN - len(starting)))],

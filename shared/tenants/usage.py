@@ -20,7 +20,8 @@ LABEL: Final = "label:"
 MAX_DIMENSIONS: Final = 4
 # The month of a budget is a calendar month in UTC.
 MONTH_START: Final = func.date_trunc("month", func.now(), "UTC")
-_HELD_DEVICES: Final = func.jsonb_array_length(AttemptRow.device_ids)
+# What an attempt is charged for at each moment of it: its devices, or its share of one that it has with others.
+_HELD_DEVICES: Final = func.jsonb_array_length(AttemptRow.device_ids) * func.coalesce(AttemptRow.device_share, 1.0)
 
 
 @dataclass(frozen=True, slots=True)

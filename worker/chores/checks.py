@@ -22,7 +22,7 @@ from shared.jobs.claims import SETTLING
 from shared.lease.journal import NewEvent
 from shared.lease.values import Claim, FileRef
 from shared.rows.check import DatasetReport, Limits, check, read_report
-from shared.settle import device_fit, durations, going_on
+from shared.settle import common_ground, device_fit, durations, going_on
 from shared.settle.resolve import Resolution, resolve
 from shared.settle.settling import DeviceFacts
 from shared.store.bell import ring
@@ -148,6 +148,7 @@ def _queue(claim: Claim, settled: Resolution, session: Session, *, device: Devic
         bytes_per_device=settled.bytes_per_device,
         needs=device_fit.needs(settled.spec, device),
         settled_for=settled_anew.noted(device),
+        ground=common_ground.ground(settled),
         expected_seconds=durations.held_seconds(
             settled.spec, ended=measurements.held(session, base_model=settled.spec.base_model.name)
         ),
