@@ -107,6 +107,10 @@ def main(spec_file: Path, out: Path, others: Others) -> int:
     act = behaviour(Path(spec["train_file"]))
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, signal.SIG_IGN if "ignore_term" in act else lambda number, _: stopping.append(number))
+    return train(spec, out, act, stopping, others)
+
+
+def train(spec: dict[str, Any], out: Path, act: dict[str, str], stopping: list[int], others: Others) -> int:
     sys.stdout.writelines(f"{line}\n" for line in [act.get("print", "").replace("_", " ")] if line)
     sys.stdout.flush()
     if "daemon" in act:

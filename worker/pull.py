@@ -26,10 +26,12 @@ from shared import log as logs
 from shared.jobs import moves
 from shared.lease.values import Claim
 from shared.operating.secrecy import hide_secrets
+from shared.plan.companions import Company
 from shared.settings import Settings
 from shared.store.bell import call, ring
 from shared.store.lifecycle import Lane
 from worker.attempt import seat
+from worker.attempt.group import run_group
 from worker.attempt.log_upload import send_left
 from worker.attempt.member import take_part
 from worker.attempt.seat import DeviceSeat
@@ -79,7 +81,11 @@ def _serve(host: Host, ours: DeviceSeat | None = None) -> None:
             ring("training", host.settings)  # a sibling may fill the next device
         for member in claim.members:
             call(member.worker_id, host.settings)
-        run_attempt(host, claim, spare=None if ours is None else ours.give(claim))
+        spare = None if ours is None else ours.give(claim)
+        if claim.companions:
+            run_group(host, claim)
+        else:
+            run_attempt(host, claim, spare=spare)
 
 
 def _claim(host: Host, ours: DeviceSeat | None, session: Session, *, passed_over: Collection[str]) -> Claim | None:
@@ -90,10 +96,21 @@ def _claim(host: Host, ours: DeviceSeat | None, session: Session, *, passed_over
         lease_seconds=host.settings.lease_seconds,
         passed_over=passed_over,
         left=seat.left_to_others(host, ours),
+        company=_company(host.settings),
     )
     if claim is not None:
         failpoints.reach("claim_before_commit", host.settings)
     return claim
+
+
+def _company(settings: Settings) -> Company | None:
+    if settings.cotraining == "off":
+        return None
+    return Company(
+        most=settings.cotraining_jobs,
+        longest_seconds=settings.cotraining_seconds,
+        across_projects=settings.cotraining == "any",
+    )
 
 
 def cpu(host: Host) -> None:

@@ -58,6 +58,7 @@ QUICK = {
     "TUNEPOOL_BACKOFF_BASE_SECONDS": "0.2",
     "TUNEPOOL_BACKOFF_CAP_SECONDS": "0.5",
     "TUNEPOOL_TRAINER": "tests.fake_trainer",
+    "TUNEPOOL_COTRAINER": "tests.fake_cotrainer",
     "TUNEPOOL_DESCRIBER": "",  # it loads PyTorch
     "TUNEPOOL_GANG_LAUNCHER": "tests.fake_trainer",
     "TUNEPOOL_MIN_TRAINING_ROWS": "1",

@@ -31,9 +31,9 @@ from worker.attempt.kept_log import KeptLog
 from worker.attempt.leader import Gang
 from worker.host.host import AWAY, Host
 from worker.program import workdir
-from worker.program.launcher import Trainer
 from worker.program.spare import Spare
 from worker.program.trainer_events import Meter, Story, metric_lines
+from worker.program.watched import Watched
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -64,7 +64,7 @@ class PublishingAttempt:
         self.told_at, self.tells = clock(), 0
         self.uploader = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-upload")
         self.uploads: list[Future[None]] = []
-        self.trainer: Trainer | None = None
+        self.trainer: Watched | None = None
         self.kept: KeptLog | None = None
         self.log_told_at = clock()
 

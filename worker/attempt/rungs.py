@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from shared.contract.events import Failed
 from shared.contract.passes import PACKED_TOKENS, is_packed
 from shared.contract.spec import DeviceKind, JobSpec
-from shared.settle.workload import CHARACTERS_PER_TOKEN
+from shared.settle.sizing import estimate
+from shared.settle.workload import CHARACTERS_PER_TOKEN, workload
 
 # Smaller packs save little: weights, adapter and optimizer stay.
 LEAST_TOKENS: Final = 512
@@ -67,3 +69,16 @@ def lower(
 def _longest_row(spec: JobSpec) -> int:
     """Tokens of the longest row, about: a row is never parted, so fewer tokens a pass would change nothing."""
     return min(spec.training.max_length, int(spec.data.max_characters / CHARACTERS_PER_TOKEN))
+
+
+def out_of_room(spec: JobSpec, *, kind: DeviceKind, there: int, failed: Failed | None) -> str:
+    """What is said below the last rung, on a device of `there` bytes: what was estimated, what was seen, what helps."""
+    smallest = spec.model_copy(update={"training": spec.training.model_copy(update=LEAST)})
+    needed = estimate(workload(smallest, device=kind, memory=there)).total
+    figures = [f"{needed / 2**30:.1f} GiB were estimated"]
+    if failed is not None and failed.peak_memory_bytes is not None:
+        figures.append(f"{failed.peak_memory_bytes / 2**30:.1f} GiB were held when it failed")
+    return (
+        f"Out of memory on a device of {there / 2**30:.1f} GiB with one row a pass and gradient checkpointing:"
+        f" {', '.join(figures)}. Lower training.max_length or adapter.r, or use method qlora."
+    )

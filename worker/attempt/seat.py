@@ -63,6 +63,8 @@ class DeviceSeat(WarmSeat):
         assert claim.spec is not None, "a queued job is resolved"
         self._last, self._look_for_base_at = claim.spec, 0.0
         alone = claim.spec.placement.strategy == "single" and claim.device_ids == (self.device_id,)
+        if claim.companions:
+            return self.give_if("the attempt trains together with others")
         return self.give_if(None if alone else "the attempt has other devices, or several")
 
 

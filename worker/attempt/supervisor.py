@@ -7,7 +7,6 @@ commit that carries the manifest publishes anything.
 from __future__ import annotations
 
 import shutil
-import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from shared.contract.events import (
     EXIT_USER_FAULT,
     CheckpointSaved,
     Failed,
+    TrainerEvent,
 )
 from shared.errors import TunepoolError, Unavailable
 from shared.fleet import members, workers
@@ -30,18 +30,19 @@ from shared.jobs import moves
 from shared.lease.journal import NewEvent
 from shared.lease.values import NOTHING_NEW, Claim, MeetingPlace
 from shared.rows.log_lines import safe_words
-from shared.settle.sizing import estimate
-from shared.settle.workload import workload
 from shared.store.lifecycle import AttemptOutcome
 from worker.attempt import meeting, rungs
+from worker.attempt.crashes import crash_code, crash_sentence
 from worker.attempt.keeper import AT_ONCE, GIVEN_BACK, Interrupted, LeaseKeeper, Wish
 from worker.attempt.leader import GangFault
 from worker.attempt.publishing import PublishingAttempt
 from worker.host.host import AWAY, Host, full_sentence, host_code, host_sentence
-from worker.program.launcher import Exit, Trainer
+from worker.program.launcher import Exit
+from worker.program.memory_wall import MemoryWall
 from worker.program.processes import StillAlive
 from worker.program.spare import Spare
 from worker.program.trainer_events import EventTail, client_event
+from worker.program.watched import Watched
 
 log = structlog.get_logger()
 
@@ -75,7 +76,12 @@ def run_attempt(
 
     A `spare` of the job's device is the trainer, if it can be; it does not outlive the attempt.
     """
-    attempt = _Attempt(host, claim, spare=spare, clock=clock)
+    carry(SupervisedAttempt(host, claim, spare=spare, clock=clock))
+
+
+def carry(attempt: SupervisedAttempt) -> None:
+    """Carry an attempt to its end. Never raises."""
+    host, claim = attempt.host, attempt.claim
     names = {"job_id": claim.lease.id, "attempt": claim.lease.attempt, **attempt.trace.log_fields}
     bound = log.bind(**names)
     bound.info("attempt.claimed", devices=list(claim.device_ids))
@@ -111,7 +117,7 @@ def run_attempt(
     bound.info("attempt.ended")
 
 
-class _Attempt(PublishingAttempt):
+class SupervisedAttempt(PublishingAttempt):
     """The course of an attempt and its end."""
 
     # --- the acts ---------------------------------------------------------------------------------------------------
@@ -131,7 +137,7 @@ class _Attempt(PublishingAttempt):
         self.untold += self.place.prepare(self.keeper.check)
         self.reach("after_staging")
         self.keeper.check()
-        self.trainer = self.place.launch(self.gather(), sink=self.keep_log(), interrupt=self.keeper.check)
+        self.trainer = self.launch()
         self.reach("after_launch")
         try:
             self.say_phase("training")
@@ -141,6 +147,16 @@ class _Attempt(PublishingAttempt):
             raise
         finally:
             self.tell_log(now=True)
+
+    def launch(self) -> Watched:
+        return self.place.launch(self.gather(), sink=self.keep_log(), interrupt=self.keeper.check)
+
+    def memory_wall(self) -> MemoryWall:
+        return self.place.memory_wall()
+
+    def sharing(self) -> int:
+        """How many jobs take turns on its device."""
+        return 1
 
     def gather(self) -> MeetingPlace | None:
         """Wait until every host of the job is ready, and say where they meet; None on one host."""
@@ -165,11 +181,11 @@ class _Attempt(PublishingAttempt):
         while not (self.gang.gone or self.keeper.lost or time.monotonic() > until):
             time.sleep(LOOK_SECONDS)
 
-    def watch(self, trainer: Trainer) -> TrainerEnd:
+    def watch(self, trainer: Watched) -> TrainerEnd:
         """Stay beside the trainer until nothing of it lives; tell what it tells."""
         tail, settings = EventTail(self.place.folder.events), self.host.settings
         begun, why, stop_at = self.clock(), cast("Ending | None", None), float("inf")
-        wall = self.place.memory_wall()
+        wall = self.memory_wall()
         self.story.heard = begun
         runtime = self.spec.queue.max_runtime_seconds or float("inf")
         while trainer.poll() is None:
@@ -205,7 +221,7 @@ class _Attempt(PublishingAttempt):
         else:
             self.keeper.alarm.wait(LOOK_SECONDS)
 
-    def bury(self, trainer: Trainer, tail: EventTail, *, grace: float) -> Exit:
+    def bury(self, trainer: Watched, tail: EventTail, *, grace: float) -> Exit:
         """End the trainer and hear its last words."""
         done = trainer.end(grace_seconds=grace)
         while self.hear(tail):
@@ -220,12 +236,15 @@ class _Attempt(PublishingAttempt):
         if tail.refused is not None:
             raise tail.refused
         for event in events:
-            self.story.hear(event)
-            self.trace.hear(event)
-            if isinstance(event, CheckpointSaved):
-                self.uploads.append(self.uploader.submit(self.publish_checkpoint, event))
+            self.heard(event)
         self.untold += self.meter.admit([news for news in map(client_event, events) if news is not None])
         return len(events)
+
+    def heard(self, event: TrainerEvent) -> None:
+        self.story.hear(event)
+        self.trace.hear(event)
+        if isinstance(event, CheckpointSaved):
+            self.uploads.append(self.uploader.submit(self.publish_checkpoint, event))
 
     def tell(self, *, now: bool = False) -> None:
         """Write what is untold, soon only once a second; while Postgres is away it waits here."""
@@ -235,7 +254,7 @@ class _Attempt(PublishingAttempt):
         self.told_at, self.tells = self.clock(), self.tells + 1
         batch, progress = list(self.untold), self.story.progress()
         try:
-            self.host.write(lambda s: moves.record(s, self.lease, batch, progress=progress))
+            self.host.write(lambda s: moves.record(s, self.lease, batch, progress=progress, sharing=self.sharing()))
         except AWAY as error:
             log.warning("events.waiting", job_id=self.lease.id, waiting=len(batch), error=str(error)[:200])
             return
@@ -271,7 +290,7 @@ class _Attempt(PublishingAttempt):
         elif self.disk_is_full():
             self.give_back("crashed", code="disk_full", message=full_sentence(self.host), ended=ended)
         else:
-            self.give_back("crashed", code=_crash_code(code), message=_crash_sentence(code), ended=ended)
+            self.give_back("crashed", code=crash_code(code), message=crash_sentence(code), ended=ended)
 
     def settle_for(self, fault: GangFault, ended: TrainerEnd) -> None:
         """Write on the job that another host of it is at fault; its ranks said what ours would have said."""
@@ -320,22 +339,12 @@ class _Attempt(PublishingAttempt):
             recomputed=self.place.recomputed_layers,
         )
         if rung is None:
-            self.fail(code, self.out_of_room(failed), exit_code=ended.exit.code)
+            words = rungs.out_of_room(
+                self.spec, kind=self.place.kind, there=self.place.device.total_bytes, failed=failed
+            )
+            self.fail(code, words, exit_code=ended.exit.code)
         else:
             self.give_back("out_of_memory", code=code, message=rung.message, ended=ended, next_try=rung.next_try)
-
-    def out_of_room(self, failed: Failed | None) -> str:
-        """The estimate against what was seen, and what would help."""
-        spec = self.spec.model_copy(update={"training": self.spec.training.model_copy(update=rungs.LEAST)})
-        work = workload(spec, device=self.place.kind, memory=self.place.device.total_bytes)
-        figures = [f"{estimate(work).total / 2**30:.1f} GiB were estimated"]
-        if failed is not None and failed.peak_memory_bytes is not None:
-            figures.append(f"{failed.peak_memory_bytes / 2**30:.1f} GiB were held when it failed")
-        there = self.place.device.total_bytes / 2**30
-        return (
-            f"Out of memory on a device of {there:.1f} GiB with one row a pass and gradient checkpointing:"
-            f" {', '.join(figures)}. Lower training.max_length or adapter.r, or use method qlora."
-        )
 
     def fail(self, code: str, message: str, *, param: str | None = None, exit_code: int | None = None) -> None:
         if not self.insist(
@@ -382,14 +391,3 @@ class _Attempt(PublishingAttempt):
         self.uploader.shutdown(wait=False, cancel_futures=True)
         self.place.remove_folder()
         self.hand_over_log()
-
-
-def _crash_code(code: int) -> str:
-    return "trainer_killed" if code == -signal.SIGKILL else "trainer_crashed"
-
-
-def _crash_sentence(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return "The trainer was killed from outside, most likely by the system for lack of memory."
-    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    return f"The trainer ended unexpectedly with {how}."

@@ -234,6 +234,7 @@ def start(
     environment: dict[str, str],
     tag: Tag,
     out: Path,
+    more_outs: tuple[Path, ...] = (),
     log_file: Path | LogSink,
     uid: int | None = None,
     cpu_seconds: float | None = None,
@@ -246,7 +247,7 @@ def start(
 ) -> Trainer:
     """Run `argv` as the leader of its own process group; the kernel kills it when this process dies.
 
-    `log_file`: takes its first megabytes of output, or whoever keeps it.
+    `more_outs`: what it writes besides. `log_file`: takes its first megabytes of output, or whoever keeps it.
     `cpu_seconds`: the most that each process of it may compute, all its threads together; then the kernel kills it.
     `isolation`: what the host gives; `reads`: what the program may read beside its folder and our code, were it below
     `home`; it sees nothing else of it.
@@ -261,7 +262,7 @@ def start(
     temporary.make(temporary_files, uid=uid)
 
     limits = _limits(out, uid=uid, cpu_seconds=cpu_seconds)
-    walls = Walls(isolation, company, Ground(writes=(out, temporary_files), reads=reads, home=home))
+    walls = Walls(isolation, company, Ground(writes=(out, temporary_files, *more_outs), reads=reads, home=home))
 
     def prepare() -> None:
         walls.leave_network()

@@ -17,7 +17,8 @@ from typing import Final
 import psutil
 
 from shared.contract.events import EXIT_OUT_OF_MEMORY, Failed
-from worker.program.launcher import Exit, Trainer
+from worker.program.launcher import Exit
+from worker.program.watched import Watched
 
 LOOK_SECONDS: Final = 1.0
 # A trainer that bounds itself holds this much beside what it counts: launcher, compilers, pages that others share.
@@ -72,7 +73,7 @@ class MemoryWall:
         total, available = self._memory()
         return held if self._allowance.exceeded(held, total=total, available=available) else None
 
-    def end(self, trainer: Trainer, held: int) -> tuple[Exit, Failed]:
+    def end(self, trainer: Watched, held: int) -> tuple[Exit, Failed]:
         """End a trainer that holds too much; it has ended, and failed, as one that has seen so itself."""
         ended = trainer.end(grace_seconds=0)
         message = f"The trainer held {held / 2**30:.1f} GiB of its host's memory, which is more than it may."
