@@ -145,6 +145,8 @@ def _families(figures: Sequence[CountedFigure], blocked: Blocked) -> Iterator[Me
         "tunepool_leases_expired", "Attempts whose worker fell silent", {(): {(): attempts.get(("lost",), 0.0)}}
     )
     yield _counter("tunepool_oom", "Attempts without memory, by what follows", {("rung",): by("oom")})
+    yield _gauge("tunepool_jobs_together", "Jobs that share a device now", {(): {(): total("together_now")}})
+    yield _counter("tunepool_attempts_together", "Attempts that shared a device", {(): {(): total("together")}})
     yield _counter("tunepool_train_steps", "Optimizer steps", {(): {(): total("steps")}})
     yield _counter("tunepool_train_tokens", "Trained tokens", {(): {(): total("tokens")}})
     seconds = by_both("device_seconds")

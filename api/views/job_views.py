@@ -40,6 +40,12 @@ class Attempt(View):
     peak_memory_bytes: int | None
     error: dict[str, Any] | None
     members: list[MemberView] = Field(default_factory=list, description="The further hosts of a job on several.")
+    together: int | None = Field(
+        default=None, description="Jobs that shared the device when it began, this one included; null: it was alone."
+    )
+    device_share: float | None = Field(
+        default=None, description="Its part of the time that it had the device with others; null: all of it."
+    )
 
 
 class AdapterRef(View):
@@ -262,6 +268,8 @@ def attempt(row: AttemptRow, members: Sequence[MemberRow] = ()) -> Attempt:
         peak_memory_bytes=row.peak_bytes,
         error=row.error,
         members=[_member(member) for member in members],
+        together=row.together,
+        device_share=row.device_share,
     )
 
 

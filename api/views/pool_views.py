@@ -41,6 +41,7 @@ class DeviceView(View):
     )
     leased: bool
     job_id: str | None = Field(description="The job that runs there, where the caller may know it.")
+    sharing: int = Field(default=0, description="Further jobs that train together with it.")
     project_id: str | None = Field(description="The project of that job, where the caller may know it.")
 
 
@@ -260,6 +261,7 @@ def _device(row: DeviceRow, job: RunningJob | None, caller: Caller) -> DeviceVie
         leased=row.leased_by is not None,
         job_id=job.id if job is not None and seen else None,
         project_id=job.project if job is not None and seen else None,
+        sharing=0 if job is None else len(job.companions),
     )
 
 

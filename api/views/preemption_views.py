@@ -23,8 +23,8 @@ class PoolPreemption(View):
 
 def preemptions(overview: Overview, *, caller: Caller) -> list[PoolPreemption]:
     under_way = [
-        PoolPreemption(job_id=job.id, project_id=job.project, attempt=None, reason="queue", ended_at=None)
-        for job in overview.running.values()
+        PoolPreemption(job_id=job_id, project_id=job.project, attempt=None, reason="queue", ended_at=None)
+        for job_id, job in overview.running.items()
         if job.preempt_requested
     ]
     past = [

@@ -25,7 +25,9 @@ def show_pool(context: typer.Context) -> None:
     counts = ", ".join(f"{count} {status}" for status, count in pool["jobs"].items())
     print(f"pool {pool['name']}{' (held)' if pool['held'] else ''}: {counts}\n")
     devices = [{**device, "state": _state(device)} for device in pool["devices"]]
-    show_rows(context, devices, ("id", "name", "total_bytes", "free_bytes", "state", "job_id"))
+    # A server of before knows of no jobs that share a device.
+    sharing = ("sharing",) if any(device.get("sharing") for device in devices) else ()
+    show_rows(context, devices, ("id", "name", "total_bytes", "free_bytes", "state", "job_id", *sharing))
     print()
     if gangs := pool.get("gangs"):  # a server of before has none
         show_rows(context, gangs, ("job_id", "node", "host", "worker_id", "phase"))
