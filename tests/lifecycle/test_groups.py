@@ -92,6 +92,29 @@ def test_jobs_that_wait_share_the_device_and_each_gets_what_it_gets_alone(groupi
     assert holder(grouping) is None
 
 
+def test_a_trainer_that_was_started_ahead_makes_way_for_a_group(servers: Servers, tmp_path: Path) -> None:
+    ahead = {"TUNEPOOL_KEEP_WARM": "imports", "TUNEPOOL_EVALUATOR": "tests.fake_evaluator"}
+    with open_stack(tmp_path, servers, TUNEPOOL_COTRAINING="project", **ahead) as stack:
+        with session_scope(stack.engine) as session:
+            session.add(PoolRow(name=stack.settings.pool, held=True))
+        stack.start_worker()
+        stack.start_janitor()
+        stack.wait_for_worker()
+        log = stack.home / "worker-home.log"
+        until(lambda: "spare.ready" in log.read_text(), what="a trainer that waits")
+        jobs = line_up(stack, "steps=5", "steps=5")
+
+        release(stack)
+
+        assert [stack.wait(job_id, seconds=60).status for job_id in jobs] == ["succeeded"] * 2
+        assert [outcomes(stack, job_id) for job_id in jobs] == [[("succeeded", 2)]] * 2
+        assert "the attempt trains together with others" in log.read_text()
+        alone = stack.submit("steps=5")
+        assert stack.wait(alone).status == "succeeded"
+        assert stack.broken_invariants() == []
+    assert stack.survivors() == []
+
+
 def test_without_the_setting_each_has_the_device_for_itself(stack: Stack) -> None:
     with session_scope(stack.engine) as session:
         session.add(PoolRow(name=stack.settings.pool, held=True))
