@@ -30,6 +30,7 @@ from api import (
 from api.admission import Admission
 from api.bell import RingThread
 from api.compression import GzipJson
+from api.concurrency_limit import ConcurrencyLimit
 from api.cross_origin import CrossOrigin
 from api.deps import Door
 from api.links import make_links
@@ -74,7 +75,6 @@ from api.routes import (
 )
 from api.streams import Streams
 from api.threads import Threads
-from api.turnstile import Turnstile
 from api.ui import wing
 from api.views import completion_views, error_views, job_views
 from api.vllm import Vllm
@@ -172,7 +172,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.door = door
     app.add_middleware(GzipJson)
     app.add_middleware(RequestUrl)
-    app.add_middleware(Turnstile)
+    app.add_middleware(ConcurrencyLimit)
     if settings.allowed_origins:
         app.add_middleware(CrossOrigin, origins=settings.allowed_origins)
     app.add_middleware(RequestId, answered=measures.answered, spans=spans)  # added last, so outermost

@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from api.crowd import Crowd, usual_crowd
+from api.connection_limit import ConnectionLimit, usual_limit
 from api.errors import envelope
 
 HEAD_BYTES: Final = 32 * 1024
@@ -40,14 +40,14 @@ class BoundedHead(HttpToolsProtocol):
     head_seconds = 10.0  # from the connection or the first byte of a request to the end of its head
     body_seconds = 30.0  # without `BODY_BYTES` of a body, while we read
     answer_seconds = 60.0  # without taking anything of an answer
-    crowd: Crowd | None = None  # of the process
+    limit: ConnectionLimit | None = None  # of the process
 
     _timer: TimerHandle | None = None
     _linger: TimerHandle | None = None
     _body_timer: TimerHandle | None = None
     _answer_timer: TimerHandle | None = None
     _body = 0  # bytes of a body since its clock was wound
-    _counted = False  # in the crowd
+    _counted = False  # among the connections of the process
     _in_head = True  # until the empty line, and again once the message is over
     _begun = False  # the first byte of a head has come
     _trailing = False  # a chunk has been announced, and none of its bytes have come: the last one's are trailers
@@ -117,10 +117,10 @@ class BoundedHead(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._stop_clock()
         self._in_head, self._unfinished = False, 0
-        self._crowd.work(self, self._address)
+        self._connections.work(self, self._address)
         super().on_headers_complete()
         if (cycle := self.cycle) is not None and cycle.scope is self.scope:
-            # For api/turnstile.py: nobody waits for the answer any more.
+            # For api/concurrency_limit.py: nobody waits for the answer any more.
             cast("dict[str, Any]", self.scope)["gone"] = lambda: cycle.disconnected
 
     def on_chunk_header(self) -> None:
@@ -145,12 +145,12 @@ class BoundedHead(HttpToolsProtocol):
             self._body_timer.cancel()
             self._body_timer = None
         if self._counted and not self._busy:  # answered before its body had come
-            self._crowd.wait(self, self._address)
+            self._connections.wait(self, self._address)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self._counted and self._in_head and not self.pipeline:
-            self._crowd.wait(self, self._address)
+            self._connections.wait(self, self._address)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -162,31 +162,31 @@ class BoundedHead(HttpToolsProtocol):
             self._answer_timer = None
         super().resume_writing()
 
-    # --- the crowd --------------------------------------------------------------------------------------------------
+    # --- the connections of the process -----------------------------------------------------------------------------
 
     @property
     def _address(self) -> str:
         return self.client[0] if self.client else ""
 
     @property
-    def _crowd(self) -> Crowd:
-        if type(self).crowd is None:
-            type(self).crowd = usual_crowd()  # by now the process may open as many files as it ever will
-        crowd = type(self).crowd
-        assert crowd is not None
-        return crowd
+    def _connections(self) -> ConnectionLimit:
+        if type(self).limit is None:
+            type(self).limit = usual_limit()  # by now the process may open as many files as it ever will
+        limit = type(self).limit
+        assert limit is not None
+        return limit
 
     def _enter(self) -> bool:
-        self._counted = self._crowd.enter(self, self._address)
+        self._counted = self._connections.enter(self, self._address)
         return self._counted
 
     def _exit(self) -> None:
         if self._counted:
             self._counted = False
-            self._crowd.exit(self, self._address)
+            self._connections.exit(self, self._address)
 
     def leave(self) -> None:
-        """Make room for another; the crowd counts it no more."""
+        """Make room for another; it is counted no more."""
         self._counted = False
         self.transport.abort()
 

@@ -42,7 +42,7 @@ class _Latest:
         return job_id in self.plan.verdicts or job_id in self.plan.starting
 
 
-class Look(NamedTuple):
+class PlannedPlace(NamedTuple):
     """The plan's word on one queued job. Neither a verdict nor `starting`: it was queued after the plan was made."""
 
     verdict: Verdict | None
@@ -60,7 +60,7 @@ class PlanCache:
         self._latest: _Latest | None = None
         self._next: Future[_Latest] | None = None
 
-    def of(self, job_id: str) -> Look:
+    def of(self, job_id: str) -> PlannedPlace:
         """The plan's answer for a job. It is at most two seconds old, or twenty times the time that planning takes.
 
         Holds no database session of the caller's while it waits: call it between sessions.
@@ -77,7 +77,7 @@ class PlanCache:
         elif latest.age() > latest.life:
             self._planned()
         plan = latest.plan
-        return Look(plan.verdicts.get(job_id), job_id in plan.starting, plan.as_of)
+        return PlannedPlace(plan.verdicts.get(job_id), job_id in plan.starting, plan.as_of)
 
     def blocked(self) -> Counter[tuple[str, str]]:
         """How many jobs wait by (project, reason), as of a plan like that of `of`. Raises SQLAlchemy's errors."""

@@ -36,7 +36,7 @@ PAGE_EVENTS: Final = 200  # of a replay, read at once
 OpenSession = Callable[[], AbstractContextManager[Session]]
 
 
-class Told(NamedTuple):
+class SentEvent(NamedTuple):
     """An event as a stream sends it."""
 
     seq: int
@@ -55,11 +55,11 @@ class Tail:
 
     seq: int
     status: str | None = None
-    recent: deque[Told] = field(default_factory=lambda: deque(maxlen=KEPT_EVENTS))
+    recent: deque[SentEvent] = field(default_factory=lambda: deque(maxlen=KEPT_EVENTS))
     followers: int = 0
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def take(self, status: str, events: Sequence[Told]) -> None:
+    def take(self, status: str, events: Sequence[SentEvent]) -> None:
         """Note what a look found, and wake the followers if anything changed."""
         if events or status != self.status:
             self.recent.extend(events)
@@ -71,7 +71,7 @@ class Tail:
         waiting, self.news = self.news, asyncio.Event()
         waiting.set()
 
-    def behind(self, seq: int) -> list[Told] | None:
+    def behind(self, seq: int) -> list[SentEvent] | None:
         """The events after `seq`; None when the first of them is no longer kept here."""
         if seq >= self.seq:
             return []
@@ -110,7 +110,7 @@ class Streams:
         finally:
             self.open -= 1
 
-    async def follow(self, job_id: str, *, after: int) -> AsyncIterator[Told | StreamEnd]:
+    async def follow(self, job_id: str, *, after: int) -> AsyncIterator[SentEvent | StreamEnd]:
         """The job's events behind number `after` as they come, `Ended` when there will be no more.
 
         Returns without it once the stream has lasted its time: the client comes again with the last number it saw.
@@ -145,7 +145,7 @@ class Streams:
             if not tail.followers:
                 del self._tails[job_id]
 
-    async def _next(self, job_id: str, tail: Tail, seq: int) -> Sequence[Told]:
+    async def _next(self, job_id: str, tail: Tail, seq: int) -> Sequence[SentEvent]:
         """The events after `seq`: from the tail if it reaches back that far, else a page from the database."""
         kept = tail.behind(seq)
         if kept is not None:
@@ -157,7 +157,7 @@ class Streams:
             await asyncio.sleep(LOOK_SECONDS)
             return ()
 
-    def _page(self, job_id: str, seq: int) -> list[Told]:
+    def _page(self, job_id: str, seq: int) -> list[SentEvent]:
         with self._session() as session:
             return [_told(row) for row in pages.events_behind(session, job_id, seq=seq, limit=PAGE_EVENTS)]
 
@@ -179,7 +179,7 @@ class Streams:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._joined.wait(), LOOK_SECONDS)
 
-    def _look(self, watched: Mapping[str, int]) -> dict[str, tuple[str, list[Told]]]:
+    def _look(self, watched: Mapping[str, int]) -> dict[str, tuple[str, list[SentEvent]]]:
         with self._session() as session:
             news_by_job = pages.news(session, watched, limit=KEPT_EVENTS)
             return {job_id: (news.status, [_told(row) for row in news.events]) for job_id, news in news_by_job.items()}
@@ -192,5 +192,5 @@ class Streams:
             tail.wake()
 
 
-def _told(row: EventRow) -> Told:
-    return Told(row.seq, history_views.event(row).model_dump_json())
+def _told(row: EventRow) -> SentEvent:
+    return SentEvent(row.seq, history_views.event(row).model_dump_json())

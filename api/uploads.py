@@ -22,7 +22,7 @@ MAX_FIELDS: Final = 16
 
 
 @dataclass
-class Received:
+class ReceivedForm:
     """The contents of a form. `sha256`, `bytes` and `head` (what it begins with) describe the file part."""
 
     fields: dict[str, str] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class FormStream:
                 param="Content-Encoding",
                 code="unsupported_media_type",
             )
-        self.received = Received()
+        self.received = ReceivedForm()
         self._file = part
         self._stream = request.stream()
         self._max = max_file_bytes

@@ -21,7 +21,7 @@ from typing import Any, Final
 import httpx2
 import structlog
 
-from shared.contract.talk import Target, WireFile
+from shared.contract.generation import Target, WireFile
 from shared.errors import Invalid, NotFound, NotYet
 from shared.settings import Settings
 from shared.store.storage import Store

@@ -19,15 +19,15 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from api import talk_line, vllm
+from api import playground_connection, vllm
 from api.body import json_object
 from api.deps import Door
 from api.errors import envelope
 from api.views import completion_views
 from api.vllm import Unserved, Vllm
 from shared.contract.completions import AskedCompletion, CreateChatCompletion, ModelName, PlaygroundOptions
+from shared.contract.generation import Target
 from shared.contract.published import published_shape
-from shared.contract.talk import Target
 from shared.errors import NotFound, TunepoolError
 from shared.fleet import playgrounds
 from shared.products import adapters, servability
@@ -76,7 +76,7 @@ async def answer(
     opening = asyncio.create_task(
         answering.enter_async_context(upstream.asked(question.path, question.body, question.target))
     )
-    gone = asyncio.create_task(talk_line.left(request))
+    gone = asyncio.create_task(playground_connection.left(request))
     try:
         opened = await _unless_gone(opening, gone)
         if opened is None:

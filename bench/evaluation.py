@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from bench.machine import header
-from shared.contract.talk import PlaygroundSpec, Question, Sampling
+from shared.contract.generation import PlaygroundSpec, Question, Sampling
 from shared.rows import general_suite
-from worker.train.answering import Answer, Speaker
+from worker.train.answering import Answer, ModelRunner
 from worker.train.batched_answers import Batcher
 from worker.train.resident import load_resident
 from worker.train.tokenizer import load_tokenizer_of
@@ -35,7 +35,7 @@ class Stand:
             PlaygroundSpec(base_model_path=folder, quantization=None, dtype=dtype, device=device, channel=0)
         )
         self.tokenizer = load_tokenizer_of(folder)
-        self.speaker = Speaker(self.model, self.tokenizer, answer_tokens=tokens, context_tokens=4096)
+        self.speaker = ModelRunner(self.model, self.tokenizer, answer_tokens=tokens, context_tokens=4096)
         items = general_suite.general(part="items")
         self.asked = [items[number % len(items)].messages for number in range(answers)]
         self.lengths = [tokens if alike else max(1, tokens >> (number % 4)) for number in range(answers)]

@@ -31,7 +31,7 @@ from shared.contract.spec import DataFacts, Training
 from shared.settings import Settings
 from shared.settle.catalogue import SMOLLM2, local_folder
 from worker.train.data import RowReader
-from worker.train.preflight import Stretch, _Inherited, count_stretch, stretches
+from worker.train.preflight import LineRange, _Inherited, count_stretch, stretches
 
 TOOLS = [
     {
@@ -79,7 +79,7 @@ def without_the_law() -> contextlib.AbstractContextManager[Any]:
     return mock.patch.object(worker.train.data, "lost", lambda *_, **__: [])  # noqa: PT008 -- a mock would take time
 
 
-def seconds(stretch: Stretch) -> float:
+def seconds(stretch: LineRange) -> float:
     """Of this thread's processor, for some rows, as one process of a preflight reads them."""
     began = time.thread_time()
     counted = count_stretch(stretch)

@@ -43,7 +43,7 @@ from bench.machine import header
 from examples import tickets
 from examples.stack import running_stack, server_command
 from tests.train.tiny import make_model_directory
-from worker.train.answering import Speaker
+from worker.train.answering import ModelRunner
 
 BUILT_IN = "smollm2-135m-instruct"
 RANDOM = LlamaConfig(
@@ -95,7 +95,7 @@ class Tuned(Stand):
     def __init__(self, base: str, *, adapter: Path, rows: list[dict[str, Any]], tokens: int) -> None:
         super().__init__(base, device="cpu", dtype="float32", answers=1, tokens=tokens, alike=True)
         self.model = PeftModel.from_pretrained(self.model, str(adapter)).eval()
-        self.speaker = Speaker(self.model, self.tokenizer, answer_tokens=tokens, context_tokens=4096)
+        self.speaker = ModelRunner(self.model, self.tokenizer, answer_tokens=tokens, context_tokens=4096)
         self.asked = [row["messages"][:-1] for row in rows]
         self.lengths = [tokens] * len(rows)
 

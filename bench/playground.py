@@ -25,8 +25,8 @@ from transformers import TextStreamer
 
 from bench.machine import header
 from examples.stack import running_stack, server_command
-from shared.contract.talk import Ended, PlaygroundSpec, Question, Sampling
-from worker.train.answering import Speaker
+from shared.contract.generation import Ended, PlaygroundSpec, Question, Sampling
+from worker.train.answering import ModelRunner
 from worker.train.joined_answers import JoinedAnswers
 from worker.train.resident import load_resident
 from worker.train.tokenizer import load_tokenizer_of
@@ -66,7 +66,7 @@ def plain(base: Any, prompt: torch.Tensor, tokens: int) -> Speed:
     return speed(begun, clock.first or begun, time.perf_counter(), tokens)
 
 
-def ours(speaker: Speaker, tokens: int) -> Speed:
+def ours(speaker: ModelRunner, tokens: int) -> Speed:
     begun = time.perf_counter()
     question = Question(number=1, messages=ASKED, sampling=Sampling(temperature=0.0, max_tokens=tokens))
     answer, _ = speaker.begin(question)
@@ -78,7 +78,7 @@ def ours(speaker: Speaker, tokens: int) -> Speed:
     return speed(begun, first, time.perf_counter(), answer.tokens)
 
 
-def together(speaker: Speaker, tokens: int) -> Speed:
+def together(speaker: ModelRunner, tokens: int) -> Speed:
     begun, firsts, answers = time.perf_counter(), set[int](), JoinedAnswers(together=True)
     for number in range(TOGETHER):
         sampling = Sampling(temperature=1.0, seed=number, max_tokens=tokens)
@@ -163,7 +163,7 @@ def measure(arguments: argparse.Namespace, client: OpenAI) -> None:
     spec = PlaygroundSpec(base_model_path=folder, quantization=None, dtype="float32", channel=0)
     base, tokenizer = load_resident(spec), load_tokenizer_of(folder)
     prompt = tokenizer.apply_chat_template(ASKED, return_tensors="pt", add_generation_prompt=True)["input_ids"]
-    speaker = Speaker(base, tokenizer, answer_tokens=1024, context_tokens=8192)
+    speaker = ModelRunner(base, tokenizer, answer_tokens=1024, context_tokens=8192)
     ways: dict[str, Callable[[], Speed]] = {
         "generate": lambda: plain(base, prompt, arguments.tokens),
         "playground's loop": lambda: ours(speaker, arguments.tokens),

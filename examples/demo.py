@@ -29,7 +29,7 @@ from openai.types.fine_tuning import FineTuningJob
 from rich.status import Status
 from rich.table import Table
 from tunepool import adapters
-from tunepool.watching import Lines, ProgressBar, Update, follow, ours
+from tunepool.watching import EventLines, ProgressBar, Update, follow, ours
 
 from examples import pace, tickets
 from examples.life import QUIET_SECONDS, Pulse, Voice
@@ -130,8 +130,8 @@ def train_on(
     milestones, fewer = Milestones(), None
     job = submit(client, client.files.create(file=rows, purpose="fine-tune").id, validation)
     told, chosen = "submitted", False
-    bar: ProgressBar | Lines = (
-        ProgressBar(console) if console.is_terminal else Lines(console, step_seconds=QUIET_SECONDS)
+    bar: ProgressBar | EventLines = (
+        ProgressBar(console) if console.is_terminal else EventLines(console, step_seconds=QUIET_SECONDS)
     )
     try:
         with bar, pulse.during(lambda: told):

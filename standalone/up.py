@@ -31,7 +31,7 @@ WORKER: Final = (
     *("celery", "-A", "worker.app", "worker", "--loglevel=WARNING"),
     *("--without-gossip", "--without-mingle", "--without-heartbeat"),
 )
-PLAYGROUND: Final = ("worker.chores.talking",)
+PLAYGROUND: Final = ("worker.chores.playground_queue",)
 DISPATCHER: Final = ("worker.attempt.dispatcher",)
 HANDED_OVER: Final = ("worker.attempt.handed_over",)
 

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from shared.contract.talk import (
+from shared.contract.generation import (
     ASKED,
     Begun,
     Called,

@@ -30,7 +30,7 @@ from shared.store.bell import make_celery, own_queue_name, queue_name
 from worker.host.devices import discover
 from worker.host.flags import LANES, SharedFlags
 from worker.host.host import Host, children, identify, open_host
-from worker.host.presence import AnotherWorker, Presence, take_home
+from worker.host.presence import HomeAlreadyServed, Presence, take_home
 from worker.program import processes
 
 log = structlog.get_logger()
@@ -76,7 +76,7 @@ def _arrive(**_: Any) -> None:
     hide_secrets()  # and those of the children that are forked from here
     try:
         _Main.lock = take_home(settings.home.resolve())
-    except AnotherWorker as error:
+    except HomeAlreadyServed as error:
         log.error("worker.refused", reason=str(error))
         sys.exit(1)
     tracing.look()  # the children make them; what is wrong is said now

@@ -13,7 +13,7 @@ from api.paging import AfterName, Limit
 from api.views import alias_views, view
 from shared.errors import Conflict, Invalid
 from shared.operating import promotion
-from shared.operating.promotion import Wish
+from shared.operating.promotion import PromotionRequest
 from shared.products import aliases, promotion_requests
 from shared.products.gate_checks import GateWish
 from shared.products.version_differences import differences
@@ -71,7 +71,7 @@ def promote_alias(name: str, caller: ModelsWriter, body: RawBody, door: DoorDep)
     """
     asked = parse(body, PromoteAlias, data=["gate"])
     _refuse_base_name(name, taken=door.catalogue.taken(name))
-    wish = Wish(name, asked.model, _gate(asked.gate), asked.expected_version, asked.force, asked.reason)
+    wish = PromotionRequest(name, asked.model, _gate(asked.gate), asked.expected_version, asked.force, asked.reason)
     with door.session() as session:
         if asked.dry_run:
             gate = promotion.weighed(session, wish, caller)

@@ -10,7 +10,7 @@ from api.pool_bodies import AddModel
 from api.views import catalogue_views, view
 from api.views.catalogue_views import BaseModelPage, BaseModelView, FetchPage
 from shared.chores import added_models, fetches
-from shared.settle.standings import standing, standings
+from shared.settle.base_model_status import standing, standings
 from shared.settle.wanted_models import wanted_model
 
 router = APIRouter(prefix="/v1/tunepool/models", tags=["base models"])

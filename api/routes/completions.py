@@ -13,19 +13,19 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from api import talk_line, vllm_answers
+from api import playground_connection, vllm_answers
 from api.body import parse, raw_body
 from api.deps import Door, door_of
 from api.errors import envelope
-from api.talk_line import TalkLine
+from api.playground_connection import PlaygroundConnection
 from api.views import completion_views as views
-from api.views.completion_views import ChatForm, Spoken, TextForm
+from api.views.completion_views import AnswerContent, ChatForm, TextForm
 from api.vllm import Unserved
 from shared.contract.completions import AskedCompletion, CreateChatCompletion, CreateCompletion, PlaygroundOptions
-from shared.contract.talk import Called, Piece, Question, Target, ToolCall
+from shared.contract.generation import Called, Piece, Question, Target, ToolCall
 from shared.errors import Invalid, TunepoolError
 from shared.fleet import playgrounds
-from shared.fleet.playgrounds import Address
+from shared.fleet.playgrounds import PlaygroundAddress
 from shared.ids import new_id
 
 log = structlog.get_logger()
@@ -59,11 +59,11 @@ TEXT = _described(
 
 
 @dataclass(frozen=True)
-class Settled:
+class ResolvedRequest:
     """A request that is understood: what answers it, where, and how its answer is written."""
 
     target: Target
-    places: Sequence[Address]
+    places: Sequence[PlaygroundAddress]
     question: Question
     form: Form
     stream: bool
@@ -71,7 +71,7 @@ class Settled:
     one_call: bool  # of an answer's calls only the first is told
 
 
-Reading = Callable[[Door, bytes, str], Settled]
+Reading = Callable[[Door, bytes, str], ResolvedRequest]
 
 
 @router.post("/chat/completions", response_model=views.ChatCompletion, openapi_extra=CHAT)
@@ -94,7 +94,7 @@ async def create_completion(request: Request) -> Response:
     return await _answer(request, _text, CreateCompletion)
 
 
-def _chat(door: Door, body: bytes, project_id: str) -> Settled:
+def _chat(door: Door, body: bytes, project_id: str) -> ResolvedRequest:
     asked = _parsed(body, CreateChatCompletion)
     question = _question(
         asked,
@@ -107,7 +107,7 @@ def _chat(door: Door, body: bytes, project_id: str) -> Settled:
     return _settled(door, asked, question, form=ChatForm, prefix="chatcmpl-", project_id=project_id, one_call=one_call)
 
 
-def _text(door: Door, body: bytes, project_id: str) -> Settled:
+def _text(door: Door, body: bytes, project_id: str) -> ResolvedRequest:
     asked = _parsed(body, CreateCompletion)
     question = _question(asked, text=asked.text)
     return _settled(door, asked, question, form=TextForm, prefix="cmpl-", project_id=project_id)
@@ -135,7 +135,7 @@ def _settled(
     prefix: str,
     project_id: str,
     one_call: bool = False,
-) -> Settled:
+) -> ResolvedRequest:
     catalogue = door.catalogue
     with door.session() as session:
         target = playgrounds.target(session, asked.model, project_id=project_id, catalogue=catalogue)
@@ -146,7 +146,7 @@ def _settled(
             param="tunepool",
             code="unsupported_combination",
         )
-    return Settled(
+    return ResolvedRequest(
         target=target,
         places=places,
         question=question,
@@ -188,10 +188,10 @@ async def _answered(
     return answer
 
 
-async def _by_playground(request: Request, settled: Settled) -> Response:
+async def _by_playground(request: Request, settled: ResolvedRequest) -> Response:
     """Nothing is sent before the answer has begun, so that a refusal is an ordinary error."""
     seconds = door_of(request).settings.playground_wait_seconds
-    gone = asyncio.create_task(talk_line.left(request))
+    gone = asyncio.create_task(playground_connection.left(request))
     working = asyncio.create_task(_begun(settled, seconds=seconds))
     try:
         await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -213,8 +213,8 @@ async def _by_playground(request: Request, settled: Settled) -> Response:
         gone.cancel()
 
 
-async def _begun(settled: Settled, *, seconds: float) -> tuple[TalkLine, int]:
-    line = await talk_line.ask(settled.places, settled.target, settled.question)
+async def _begun(settled: ResolvedRequest, *, seconds: float) -> tuple[PlaygroundConnection, int]:
+    line = await playground_connection.ask(settled.places, settled.target, settled.question)
     try:
         begun = await line.begin(seconds=seconds)
     except BaseException:
@@ -223,7 +223,7 @@ async def _begun(settled: Settled, *, seconds: float) -> tuple[TalkLine, int]:
     return line, begun.prompt_tokens
 
 
-async def _whole(settled: Settled, line: TalkLine, prompt_tokens: int) -> Response:
+async def _whole(settled: ResolvedRequest, line: PlaygroundConnection, prompt_tokens: int) -> Response:
     parts: list[Piece] = []
     calls: Sequence[ToolCall] = ()
     try:
@@ -242,17 +242,17 @@ async def _whole(settled: Settled, line: TalkLine, prompt_tokens: int) -> Respon
     raise AssertionError("an answer ends in its end or in an error")
 
 
-def _told(called: Called, settled: Settled) -> Sequence[ToolCall]:
+def _told(called: Called, settled: ResolvedRequest) -> Sequence[ToolCall]:
     return called.calls[:1] if settled.one_call else called.calls
 
 
-def _all_of(parts: Sequence[Piece], question: Question, calls: Sequence[ToolCall]) -> Spoken:
+def _all_of(parts: Sequence[Piece], question: Question, calls: Sequence[ToolCall]) -> AnswerContent:
     tokens = [token for part in parts for token in part.logprobs or ()]
     asked = question.sampling.top_logprobs is not None
-    return Spoken("".join(part.text for part in parts), tokens if asked else None, calls=calls)
+    return AnswerContent("".join(part.text for part in parts), tokens if asked else None, calls=calls)
 
 
-async def _stream(settled: Settled, line: TalkLine, prompt_tokens: int) -> AsyncIterator[str]:
+async def _stream(settled: ResolvedRequest, line: PlaygroundConnection, prompt_tokens: int) -> AsyncIterator[str]:
     form, shown = settled.form, 0
     try:
         first = form.first()
@@ -260,7 +260,7 @@ async def _stream(settled: Settled, line: TalkLine, prompt_tokens: int) -> Async
             yield _event(first)
         async for reply in line.rest():
             if isinstance(reply, Piece):
-                yield _event(form.piece(Spoken(reply.text, reply.logprobs, offset=shown)))
+                yield _event(form.piece(AnswerContent(reply.text, reply.logprobs, offset=shown)))
                 shown += len(reply.text)
                 continue
             if isinstance(reply, Called):

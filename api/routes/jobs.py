@@ -15,7 +15,7 @@ from api.body import is_short, parse, raw_body
 from api.deps import Door, DoorDep, JobsReader, JobsWriter, bearer_of, door_of
 from api.direct_route import DirectRoute
 from api.paging import After, Limit
-from api.plan_cache import Look
+from api.plan_cache import PlannedPlace
 from api.request_span import of_request
 from api.views import history_views, job_views, queue_views
 from shared import failpoints
@@ -208,7 +208,9 @@ def _retrieve_job(door: Door, request: Request, job_id: str, if_none_match: str 
     return written(view, etag=etag)
 
 
-def whole_job(door: Door, caller: Caller, job_id: str, look: Look | None = None) -> tuple[job_views.FineTuningJob, str]:
+def whole_job(
+    door: Door, caller: Caller, job_id: str, look: PlannedPlace | None = None
+) -> tuple[job_views.FineTuningJob, str]:
     """A job with all that surrounds it, and its ETag. `look`: its place, if that is known already. Raises NotFound."""
     with door.reading() as session:
         row = pages.job(session, job_id, project_id=caller.project_id)

@@ -8,16 +8,16 @@ from api.deps import Door, DoorDep, ModelsReader, ModelsWriter
 from api.views import product_views, view
 from shared.errors import Invalid
 from shared.fleet import playgrounds
-from shared.fleet.playgrounds import Warm
+from shared.fleet.playgrounds import WarmModels
 from shared.jobs import parents
 from shared.products import adapters, aliases, sharing
-from shared.settle.standings import under_every_name
+from shared.settle.base_model_status import under_every_name
 from shared.tenants import audit
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
-def _base_models(door: Door, warm: Warm) -> list[product_views.Model]:
+def _base_models(door: Door, warm: WarmModels) -> list[product_views.Model]:
     return [
         product_views.base_model(name, standing, warm=standing.name in warm.base_models)
         for name, standing in under_every_name(door.catalogue)

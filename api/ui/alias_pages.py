@@ -81,7 +81,7 @@ def _promote(
     request: Request,
     door: Door,
     visit: SignedIn,
-    form: visits.Form,
+    form: visits.SubmittedForm,
     name: str,
     *,
     expected_version: float | None,

@@ -26,7 +26,7 @@ ROWS: Final = 50
 _PAIR: Final = re.compile(r"([^=]{1,64})=(.{0,512})", re.DOTALL)
 
 
-class Wanted(NamedTuple):
+class JobFilter(NamedTuple):
     """Which jobs a visitor asks for; None: any."""
 
     status: str | None
@@ -54,12 +54,12 @@ class Wanted(NamedTuple):
         return {pair[1]: pair[2]}
 
 
-def wanted(request: Request) -> Wanted:
+def wanted(request: Request) -> JobFilter:
     """The filters of an address. Raises Invalid."""
-    given = {name: (request.query_params.get(name) or "").strip()[:600] or None for name in Wanted._fields}
+    given = {name: (request.query_params.get(name) or "").strip()[:600] or None for name in JobFilter._fields}
     if given["status"] is not None and given["status"] not in JOB_STATUSES:
         raise Invalid(f"'status' must be one of {', '.join(JOB_STATUSES)}.", param="status")
-    return Wanted(**given)
+    return JobFilter(**given)
 
 
 @router.get("")
@@ -77,11 +77,11 @@ def jobs_page(request: Request, door: DoorDep, visit: JobsVisitor) -> Response:
     )
 
 
-def rows_fragment(door: Door, visit: SignedIn, asked: Wanted) -> str:
+def rows_fragment(door: Door, visit: SignedIn, asked: JobFilter) -> str:
     return rendering.fragment("job_rows.html", visit, **_listed(door, visit, asked))
 
 
-def _listed(door: Door, visit: SignedIn, asked: Wanted) -> dict[str, Any]:
+def _listed(door: Door, visit: SignedIn, asked: JobFilter) -> dict[str, Any]:
     """Raises Forbidden for another project's without the scope admin."""
     project_id = asked.project or visit.caller.project_id
     own = project_id == visit.caller.project_id

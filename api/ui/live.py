@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from api.deps import Door, DoorDep
 from api.routes.streams import get_seat
-from api.streams import StreamEnd, Told
+from api.streams import SentEvent, StreamEnd
 from api.ui import job_list_pages, job_pages, pool_pages, rendering, visits
 from api.ui.curves import Axis, RunCurves
 from api.ui.visits import JobsVisitor
@@ -59,7 +59,7 @@ class JobFollower:
 
     async def follow(self, seq: int) -> AsyncIterator[ServerSentEvent]:
         stream = self._door.streams.follow(self._job_id, after=seq)
-        coming: asyncio.Future[Told | StreamEnd] | None = None
+        coming: asyncio.Future[SentEvent | StreamEnd] | None = None
         try:
             while True:
                 events, coming, ended = await _gathered(stream, coming)
@@ -77,7 +77,7 @@ class JobFollower:
             if coming is not None:
                 coming.cancel()
 
-    def _news(self, items: list[Told]) -> list[ServerSentEvent]:
+    def _news(self, items: list[SentEvent]) -> list[ServerSentEvent]:
         if not items:
             return []
         events = [Event.model_validate_json(item.body) for item in items]
@@ -143,10 +143,10 @@ async def live_job(
 
 
 async def _gathered(
-    stream: AsyncIterator[Told | StreamEnd], coming: asyncio.Future[Told | StreamEnd] | None
-) -> tuple[list[Told], asyncio.Future[Told | StreamEnd] | None, StreamEnd | str | None]:
+    stream: AsyncIterator[SentEvent | StreamEnd], coming: asyncio.Future[SentEvent | StreamEnd] | None
+) -> tuple[list[SentEvent], asyncio.Future[SentEvent | StreamEnd] | None, StreamEnd | str | None]:
     """What came until now: events, the read that is still open, and whether the stream is over."""
-    gathered: list[Told] = []
+    gathered: list[SentEvent] = []
     patience = REFRESH_SECONDS
     while len(gathered) < MOST_GATHERED:
         coming = coming or asyncio.ensure_future(anext(stream))

@@ -16,7 +16,7 @@ from api.routes import jobs as job_routes
 from api.routes import models as model_routes
 from api.routes import preflights as preflight_routes
 from api.ui import rendering, visits
-from api.ui.visits import Form, JobsOrderer, JobsVisitor, ProvenForm
+from api.ui.visits import JobsOrderer, JobsVisitor, ProvenForm, SubmittedForm
 from shared.chores import preflights
 from shared.contract.job_request import CreatePreflight
 from shared.contract.spec import DEFAULT_OBJECTIVE, InitFrom, MethodName, ObjectiveName, Tier
@@ -93,7 +93,7 @@ def fields_of(body: dict[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in fields.items() if value not in (None, "", "auto")}
 
 
-def body_of_form(form: Form) -> dict[str, Any]:
+def body_of_form(form: SubmittedForm) -> dict[str, Any]:
     """A job's body as the form asks for it. What is left empty is automatic. Raises Invalid."""
     kind = form.get("objective") or DEFAULT_OBJECTIVE
     hyperparameters = _given({name: form.number(name) for name in HYPERPARAMETERS})

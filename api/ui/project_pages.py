@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from api.deps import DoorDep
 from api.routes import projects as project_routes
 from api.ui import rendering, visits
-from api.ui.visits import Form, Operator, ProvenForm
+from api.ui.visits import Operator, ProvenForm, SubmittedForm
 
 router = APIRouter(prefix="/ui/projects", route_class=visits.PageRoute, include_in_schema=False)
 
@@ -65,7 +65,7 @@ def order_project(project_id: str, order: str, door: DoorDep, visit: Operator, f
     return visits.back(visits.address("/ui/projects", project_id))
 
 
-def _body(form: Form) -> dict[str, Any]:
+def _body(form: SubmittedForm) -> dict[str, Any]:
     """A body of the API's route. Raises Invalid for a missing name and for what is no number."""
     values: dict[str, Any] = {"name": form.must("name")}
     for name in FIELDS:

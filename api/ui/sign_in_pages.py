@@ -9,7 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from api.deps import Door, DoorDep
 from api.ui import proxied, rendering, visits
-from api.ui.visits import Form, ProvenForm, Visitor
+from api.ui.visits import ProvenForm, SubmittedForm, Visitor
 from shared.errors import LimitReached, TunepoolError, Unauthenticated
 from shared.tenants import projects, sign_ins
 from shared.tenants.sign_ins import SignedIn
@@ -35,7 +35,9 @@ def _asked(request: Request, door: Door, *, to: str, error: TunepoolError | None
 
 
 @router.post("/sign-in/proxy")
-def sign_in_by_proxy(request: Request, door: DoorDep, form: Annotated[Form, Depends(visits.read_form)]) -> Response:
+def sign_in_by_proxy(
+    request: Request, door: DoorDep, form: Annotated[SubmittedForm, Depends(visits.read_form)]
+) -> Response:
     """As the key that stands for whom the proxy names. Nothing is taken from the browser but the choice of it."""
     to, person = _inside(form.get("to") or "/ui"), proxied.person(request, door.settings)
     if person is None:
@@ -50,7 +52,9 @@ def sign_in_by_proxy(request: Request, door: DoorDep, form: Annotated[Form, Depe
 
 
 @router.post("/sign-in")
-async def sign_in(request: Request, door: DoorDep, form: Annotated[Form, Depends(visits.read_form)]) -> Response:
+async def sign_in(
+    request: Request, door: DoorDep, form: Annotated[SubmittedForm, Depends(visits.read_form)]
+) -> Response:
     """Raises LimitReached for an address that has shown too many bad keys."""
     to = _inside(form.get("to") or "/ui")
     try:

@@ -11,7 +11,7 @@ from api.deps import DoorDep
 from api.routes import oidc as oidc_routes
 from api.routes import projects as project_routes
 from api.ui import rendering, visits
-from api.ui.visits import Form, Operator, ProvenForm
+from api.ui.visits import Operator, ProvenForm, SubmittedForm
 from shared.errors import Invalid
 from shared.tenants import keys
 
@@ -50,7 +50,7 @@ def delete_rule(rule_id: str, door: DoorDep, visit: Operator, form: ProvenForm) 
     return visits.back("/ui/rules")
 
 
-def _claims(form: Form) -> dict[str, str]:
+def _claims(form: SubmittedForm) -> dict[str, str]:
     """One `claim = pattern` a line. Raises Invalid."""
     claims: dict[str, str] = {}
     for line in filter(None, map(str.strip, form.must("claims").splitlines())):

@@ -87,7 +87,7 @@ def must_come_from_here(request: Request) -> None:
         raise Forbidden("This form was sent by another site; it is not accepted.", code="form_not_ours")
 
 
-class Visits:
+class SignedInWith:
     """A browser that is signed in with a key that has the scope: `Depends(Visits("jobs:read"))`."""
 
     def __init__(self, scope: str | None = None) -> None:
@@ -111,17 +111,17 @@ def resumed(request: Request, door: Door) -> SignedIn:
         return sign_ins.resume(session, token, door.settings)
 
 
-Visitor = Annotated[SignedIn, Depends(Visits())]
-JobsVisitor = Annotated[SignedIn, Depends(Visits("jobs:read"))]
-JobsOrderer = Annotated[SignedIn, Depends(Visits("jobs:write"))]
-FilesVisitor = Annotated[SignedIn, Depends(Visits("files:read"))]
-FilesOrderer = Annotated[SignedIn, Depends(Visits("files:write"))]
-ModelsVisitor = Annotated[SignedIn, Depends(Visits("models:read"))]
-ModelsOrderer = Annotated[SignedIn, Depends(Visits("models:write"))]
-Operator = Annotated[SignedIn, Depends(Visits("admin"))]
+Visitor = Annotated[SignedIn, Depends(SignedInWith())]
+JobsVisitor = Annotated[SignedIn, Depends(SignedInWith("jobs:read"))]
+JobsOrderer = Annotated[SignedIn, Depends(SignedInWith("jobs:write"))]
+FilesVisitor = Annotated[SignedIn, Depends(SignedInWith("files:read"))]
+FilesOrderer = Annotated[SignedIn, Depends(SignedInWith("files:write"))]
+ModelsVisitor = Annotated[SignedIn, Depends(SignedInWith("models:read"))]
+ModelsOrderer = Annotated[SignedIn, Depends(SignedInWith("models:write"))]
+Operator = Annotated[SignedIn, Depends(SignedInWith("admin"))]
 
 
-class Form:
+class SubmittedForm:
     """The fields of a form of ours. Empty fields count as not given."""
 
     def __init__(self, fields: dict[str, list[str]]) -> None:
@@ -155,7 +155,7 @@ class Form:
         return int(number) if number.is_integer() and "." not in value and "e" not in value.lower() else number
 
 
-async def read_form(request: Request) -> Form:
+async def read_form(request: Request) -> SubmittedForm:
     """A urlencoded form, bounded. Raises Forbidden, Invalid, TooLarge."""
     must_come_from_here(request)
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
@@ -173,16 +173,18 @@ async def read_form(request: Request) -> Form:
     fields: dict[str, list[str]] = {}
     for name, value in pairs:
         fields.setdefault(name, []).append(value)
-    return Form(fields)
+    return SubmittedForm(fields)
 
 
-async def proven_form(request: Request, form: Annotated[Form, Depends(read_form)], visit: Visitor) -> Form:
+async def proven_form(
+    request: Request, form: Annotated[SubmittedForm, Depends(read_form)], visit: Visitor
+) -> SubmittedForm:
     """A form that this sign-in's own page has sent. Raises Forbidden."""
     visit.must_prove(form.get("proof") or "")
     return form
 
 
-ProvenForm = Annotated[Form, Depends(proven_form)]
+ProvenForm = Annotated[SubmittedForm, Depends(proven_form)]
 
 
 def set_cookie(response: Response, token: str, *, settings: Settings, secure: bool) -> None:

@@ -25,7 +25,7 @@ _PHASES: Final = {
 UNFINISHED: Final = frozenset({"validating_files", "queued", "running", "paused"})
 
 
-class Situation(NamedTuple):
+class JobHeadline(NamedTuple):
     """What is the matter with a job, in a headline and a sentence."""
 
     headline: str
@@ -37,67 +37,67 @@ def status_word(status: str) -> str:
     return _WORDS.get(status, status)
 
 
-def situation(job: FineTuningJob) -> Situation:
+def situation(job: FineTuningJob) -> JobHeadline:
     """Why the job stands where it stands."""
     return _SITUATIONS[job.status](job)
 
 
-def _checking(_: FineTuningJob) -> Situation:
-    return Situation("Its files are being checked", "Nothing trains before every line was found good.", "wait")
+def _checking(_: FineTuningJob) -> JobHeadline:
+    return JobHeadline("Its files are being checked", "Nothing trains before every line was found good.", "wait")
 
 
-def _paused(_: FineTuningJob) -> Situation:
-    return Situation("Paused", "Resume it, and it goes on from its last checkpoint.", "idle")
+def _paused(_: FineTuningJob) -> JobHeadline:
+    return JobHeadline("Paused", "Resume it, and it goes on from its last checkpoint.", "idle")
 
 
-def _succeeded(job: FineTuningJob) -> Situation:
-    return Situation("Trained and published", f"The model is {job.fine_tuned_model}.", "good")
+def _succeeded(job: FineTuningJob) -> JobHeadline:
+    return JobHeadline("Trained and published", f"The model is {job.fine_tuned_model}.", "good")
 
 
-def _cancelled(job: FineTuningJob) -> Situation:
+def _cancelled(job: FineTuningJob) -> JobHeadline:
     newer = job.tunepool.superseded_by
     detail = f"The newer job {newer} of its group took its place." if newer else "It was ended on request."
-    return Situation("Cancelled", detail, "idle")
+    return JobHeadline("Cancelled", detail, "idle")
 
 
-def _queued(job: FineTuningJob) -> Situation:
+def _queued(job: FineTuningJob) -> JobHeadline:
     queue = job.tunepool.queue
     if queue is None:
-        return Situation("Waiting for a device", "Its place is known with the next plan.", "wait")
+        return JobHeadline("Waiting for a device", "Its place is known with the next plan.", "wait")
     if queue.position == 1 and queue.blocked_by is None:
-        return Situation("About to start", queue.detail, "wait")
+        return JobHeadline("About to start", queue.detail, "wait")
     if queue.blocked_by == "BASE_MODEL_FETCHING":
         words = "The job starts by itself once it is there. While a download is converted there is no progress to see"
-        return Situation("Its base model is being fetched", f"{words}: {queue.detail}.", "wait")
+        return JobHeadline("Its base model is being fetched", f"{words}: {queue.detail}.", "wait")
     place = f"Waiting: number {queue.position} in the queue" if queue.position else "Waiting for a device"
-    return Situation(place, queue.detail, "wait")
+    return JobHeadline(place, queue.detail, "wait")
 
 
-def _running(job: FineTuningJob) -> Situation:
+def _running(job: FineTuningJob) -> JobHeadline:
     ours = job.tunepool
     if ours.cancel_requested_at is not None:
-        return Situation("Being cancelled", "The trainer is asked to stop; this takes seconds.", "wait")
+        return JobHeadline("Being cancelled", "The trainer is asked to stop; this takes seconds.", "wait")
     if ours.pause_requested_at is not None:
-        return Situation("Being paused", "The trainer saves a checkpoint and gives its device back.", "wait")
+        return JobHeadline("Being paused", "The trainer saves a checkpoint and gives its device back.", "wait")
     if ours.queue is not None and ours.queue.blocked_by == "CLUSTER":
-        return Situation("Waiting for the cluster", ours.queue.detail, "wait")
+        return JobHeadline("Waiting for the cluster", ours.queue.detail, "wait")
     latest = ours.attempts[-1] if ours.attempts else None
     phase = latest.phase if latest is not None else "leased"
     step, total = progress(job)
     headline = f"Training: step {step:,} of {total:,}" if total else "Starting"
     again = f" This is attempt {latest.number}." if latest is not None and latest.number > 1 else ""
-    return Situation(headline, _PHASES.get(phase, "") + again, "busy")
+    return JobHeadline(headline, _PHASES.get(phase, "") + again, "busy")
 
 
-def _failed(job: FineTuningJob) -> Situation:
+def _failed(job: FineTuningJob) -> JobHeadline:
     error = job.error
     if error is None:
-        return Situation("Failed", "No reason was recorded.", "bad")
+        return JobHeadline("Failed", "No reason was recorded.", "bad")
     place = f" (field {error.param})" if error.param else ""
-    return Situation(f"Failed: {error.code}{place}", error.message, "bad")
+    return JobHeadline(f"Failed: {error.code}{place}", error.message, "bad")
 
 
-_SITUATIONS: Final[dict[str, Callable[[FineTuningJob], Situation]]] = {
+_SITUATIONS: Final[dict[str, Callable[[FineTuningJob], JobHeadline]]] = {
     "validating_files": _checking,
     "queued": _queued,
     "running": _running,

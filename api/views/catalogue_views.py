@@ -8,7 +8,7 @@ from pydantic import Field
 
 from api.views.view import View, seconds
 from shared.contract.model_description import ModelDescription
-from shared.settle.standings import Origin, Standing, State
+from shared.settle.base_model_status import BaseModelStatus, Origin, State
 from shared.store.tables import FetchRow
 
 
@@ -70,7 +70,7 @@ class BaseModelPage(View):
     file_problem: str | None = Field(description="Why models.toml is left out as a whole; null: it is read.")
 
 
-def base_model(standing: Standing) -> BaseModelView:
+def base_model(standing: BaseModelStatus) -> BaseModelView:
     sizes = None if standing.facts is None else standing.facts.model_dump(include=set(BaseModelSizes.model_fields))
     return BaseModelView(
         id=standing.name,

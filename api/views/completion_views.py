@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from api.views.view import View
-from shared.contract.talk import ChosenToken, FinishReason, Target, TokenLogprob, ToolCall
+from shared.contract.generation import ChosenToken, FinishReason, Target, TokenLogprob, ToolCall
 from shared.ids import new_id
 
 
@@ -153,7 +153,7 @@ def usage(prompt_tokens: int, completion_tokens: int) -> CompletionUsage:
 
 
 @dataclass(frozen=True)
-class Spoken:
+class AnswerContent:
     """What an answer says, a piece or the whole. `logprobs`: of its tokens, where asked for; `offset`: its place."""
 
     text: str
@@ -171,7 +171,7 @@ class ChatForm:
     model: str
     system_fingerprint: str
 
-    def whole(self, words: Spoken, reason: FinishReason, used: CompletionUsage) -> str:
+    def whole(self, words: AnswerContent, reason: FinishReason, used: CompletionUsage) -> str:
         calls = [ToolCallView(**_called(call)) for call in words.calls]
         message = AssistantMessage(content=words.text or (None if calls else ""), tool_calls=calls or None)
         choice = ChatChoice(message=message, logprobs=_of_chat(words.logprobs), finish_reason=reason)
@@ -182,7 +182,7 @@ class ChatForm:
     def first(self) -> str | None:
         return self._chunk([ChunkChoice(delta=Delta(role="assistant", content=""))])
 
-    def piece(self, words: Spoken) -> str:
+    def piece(self, words: AnswerContent) -> str:
         return self._chunk([ChunkChoice(delta=Delta(content=words.text), logprobs=_of_chat(words.logprobs))])
 
     def called(self, calls: Sequence[ToolCall]) -> str:
@@ -216,14 +216,14 @@ class TextForm:
     model: str
     system_fingerprint: str
 
-    def whole(self, words: Spoken, reason: FinishReason, used: CompletionUsage) -> str:
+    def whole(self, words: AnswerContent, reason: FinishReason, used: CompletionUsage) -> str:
         choice = TextChoice(text=words.text, logprobs=_of_text(words.logprobs, words.offset), finish_reason=reason)
         return self._made([choice], used).model_dump_json()
 
     def first(self) -> str | None:
         return None
 
-    def piece(self, words: Spoken) -> str:
+    def piece(self, words: AnswerContent) -> str:
         choice = TextChoice(text=words.text, logprobs=_of_text(words.logprobs, words.offset), finish_reason=None)
         return self._chunk([choice])
 

@@ -11,7 +11,7 @@ from shared.contract.documents import JobError
 from shared.contract.merge_request import CreateCombination, CreateMerge
 from shared.contract.preflight_report import ServerVerdict
 from shared.products.adapters import PublishedAdapter
-from shared.settle.standings import Standing
+from shared.settle.base_model_status import BaseModelStatus
 from shared.store.tables import AliasRow, ExportRow, MergeRow
 
 
@@ -93,7 +93,7 @@ class MergePage(View):
     has_more: bool
 
 
-def base_model(name: str, standing: Standing, *, warm: bool) -> Model:
+def base_model(name: str, standing: BaseModelStatus, *, warm: bool) -> Model:
     """`name`: its own, or an alias."""
     state = ModelState(state=standing.state, detail=standing.detail, warm=warm)
     return Model(id=name, created=standing.created, owned_by=standing.owned_by, tunepool=state)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from api.plan_cache import Look, PlanCache
+from api.plan_cache import PlanCache, PlannedPlace
 from api.views.view import View, maybe_seconds, seconds
 from shared.plan.verdicts import Verdict
 from shared.store.tables import AttemptRow, JobRow
@@ -30,7 +30,7 @@ class QueueState(View):
     as_of: int = Field(description="When the plan was made that says so; a plan serves all for about a second.")
 
 
-def queue_state(look: Look, row: JobRow) -> QueueState:
+def queue_state(look: PlannedPlace, row: JobRow) -> QueueState:
     """What the latest plan says of a queued job."""
     verdict = look.verdict
     state = QueueState(
@@ -89,7 +89,7 @@ def _drift(verdict: Verdict, row: JobRow) -> int | None:
     return None
 
 
-def etag(version: int, look: Look | None) -> str:
+def etag(version: int, look: PlannedPlace | None) -> str:
     """The ETag of a job: its row's version and its place. Forecasts count in whole minutes, for they slide."""
     if look is None:
         return f'"{version}"'

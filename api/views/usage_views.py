@@ -8,7 +8,7 @@ from pydantic import Field
 
 from api.views.view import View, seconds
 from shared.store.tables import AuditRow
-from shared.tenants.usage import Used
+from shared.tenants.usage import UsageSum
 
 
 class AuditEntry(View):
@@ -59,7 +59,7 @@ def audit_entry(row: AuditRow) -> AuditEntry:
     )
 
 
-def usage_group(used: Used) -> UsageGroup:
+def usage_group(used: UsageSum) -> UsageGroup:
     return UsageGroup(
         project=used.project,
         key=used.key,

@@ -12,8 +12,8 @@ from shared.chores.preflights import OPEN
 from shared.errors import Conflict
 from shared.products import aliases
 from shared.settings import Settings
+from shared.settle.base_model_status import BaseModelStatus, standing
 from shared.settle.catalogue import Catalogue
-from shared.settle.standings import Standing, standing
 from shared.settle.wanted_models import WantedModel
 from shared.store.lifecycle import UNFINISHED
 from shared.store.locks import one_at_a_time
@@ -25,7 +25,7 @@ _TURN: Final = "catalogue"  # two additions of one name at once take turns
 _SHOWN: Final = 3  # users of a model that a refusal names
 
 
-def add(session: Session, caller: Caller, wanted: WantedModel, settings: Settings) -> Standing:
+def add(session: Session, caller: Caller, wanted: WantedModel, settings: Settings) -> BaseModelStatus:
     """A new entry, which a worker then looks up. Raises Conflict when a name in it is taken."""
     one_at_a_time(session, _TURN)
     _refuse_taken(base_models.offered(session, settings), wanted)
@@ -62,7 +62,7 @@ def _as_what(catalogue: Catalogue, name: str) -> str:
     return "" if target is None else f", as an alias of '{target}'"
 
 
-def look_again(session: Session, caller: Caller, name: str, settings: Settings) -> Standing:
+def look_again(session: Session, caller: Caller, name: str, settings: Settings) -> BaseModelStatus:
     """Have a worker look up the entry of that name or alias once more. What reads no hub and no folder stays as it is.
 
     Raises NotFound.

@@ -20,7 +20,7 @@ from shared.contract.documents import error_document
 from shared.contract.evals import CompletionsDataSource, FileById, RunOrder
 from shared.contract.evaluation import CreateEvaluation, EvaluationOrder, EvaluationReport, ItemsOfFile, ItemsOfSplit
 from shared.contract.evaluation_run import StoredAnswer
-from shared.contract.talk import Target
+from shared.contract.generation import Target
 from shared.errors import Conflict, Invalid, LimitReached, NotFound, TunepoolError
 from shared.fleet import playgrounds
 from shared.ids import new_id
@@ -28,7 +28,7 @@ from shared.lease import lease as leasing
 from shared.lease import turns
 from shared.lease.lease import MAX_FAILURES, Kind
 from shared.lease.turns import ChoreTurn, Work
-from shared.lease.values import FileRef, Lease, NotUnderstood
+from shared.lease.values import FileRef, Lease, WrittenByNewerVersion
 from shared.products import adapters, files
 from shared.rows.measuring import Scorer
 from shared.settle.catalogue import Catalogue
@@ -288,7 +288,7 @@ def _claim(session: Session, row: EvaluationRow) -> EvaluationClaim:
         request = (CreateEvaluation if row.eval_id is None else RunOrder).model_validate(row.request)
         targets = tuple(Target.model_validate(target) for target in row.targets)
     except ValidationError as error:
-        raise NotUnderstood(row.id) from error
+        raise WrittenByNewerVersion(row.id) from error
     file = None if row.file_id is None else session.get_one(FileRow, row.file_id)
     return EvaluationClaim(
         lease=EVALUATION.lease(row),

@@ -21,7 +21,7 @@ from shared.lease.lease import MAX_FAILURES, Kind
 from shared.lease.turns import ChoreTurn, Work
 from shared.lease.values import Lease
 from shared.settings import Settings
-from shared.settle.standings import standing
+from shared.settle.base_model_status import standing
 from shared.store.tables import DeviceRow, FetchRow, WorkerRow
 from shared.tenants import audit
 from shared.tenants.keys import Caller

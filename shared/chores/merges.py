@@ -22,7 +22,7 @@ from shared.lease import lease as leasing
 from shared.lease import turns
 from shared.lease.lease import MAX_FAILURES, Kind
 from shared.lease.turns import ChoreTurn, Work
-from shared.lease.values import Lease, NotUnderstood
+from shared.lease.values import Lease, WrittenByNewerVersion
 from shared.products import adapters, aliases, lineage
 from shared.products.adapters import Source, StoredFile
 from shared.store import layout, paging
@@ -252,7 +252,7 @@ def _claim(row: MergeRow) -> MergeClaim:
         request = _BODIES[row.kind].model_validate(row.request)
         spec = JobSpec.model_validate(row.spec)
     except (KeyError, ValidationError) as error:
-        raise NotUnderstood(row.id) from error
+        raise WrittenByNewerVersion(row.id) from error
     return MergeClaim(lease=MERGE.lease(row), project_id=row.project_id, request=request, spec=spec)
 
 

@@ -20,7 +20,7 @@ class Recorded:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class CurvePoint:
     """The figures of a step. `at`: of its first event, in Unix seconds."""
 
     step: int
@@ -38,14 +38,14 @@ def figures(data: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def whole(events: Iterable[Recorded], *, final: bool, after: int | None) -> tuple[list[Point], int | None]:
+def whole(events: Iterable[Recorded], *, final: bool, after: int | None) -> tuple[list[CurvePoint], int | None]:
     """The steps beyond `after` about which nothing more will come, and the last event that they have used up.
 
     Trackers take steps in rising order, and each once: a step that a resumed attempt repeats is there already. Unless
     `final`, the newest step waits, because its validation may come yet. The second value is None where there was no
     event.
     """
-    points: list[Point] = []
+    points: list[CurvePoint] = []
     used: int | None = None
     last_of_earlier: int | None = None
     newest = -1 if after is None else after
@@ -53,7 +53,7 @@ def whole(events: Iterable[Recorded], *, final: bool, after: int | None) -> tupl
         step = None if event.data is None else event.data.get("step")
         if isinstance(step, int) and step > newest:
             newest = step
-            points.append(Point(step, event.at.timestamp(), figures(event.data or {})))
+            points.append(CurvePoint(step, event.at.timestamp(), figures(event.data or {})))
             last_of_earlier = used
         elif isinstance(step, int) and points and step == points[-1].step:
             points[-1].figures.update(figures(event.data or {}))
@@ -64,12 +64,12 @@ def whole(events: Iterable[Recorded], *, final: bool, after: int | None) -> tupl
     return points, used
 
 
-def latest(events: Sequence[Recorded]) -> list[Point]:
+def latest(events: Sequence[Recorded]) -> list[CurvePoint]:
     """Every step, by step; of two figures for one step the later is kept, as in the metrics file."""
-    steps: dict[int, Point] = {}
+    steps: dict[int, CurvePoint] = {}
     for event in events:
         step = None if event.data is None else event.data.get("step")
         if isinstance(step, int):
-            point = steps.setdefault(step, Point(step, event.at.timestamp(), {}))
+            point = steps.setdefault(step, CurvePoint(step, event.at.timestamp(), {}))
             point.figures.update(figures(event.data or {}))
     return [steps[step] for step in sorted(steps)]

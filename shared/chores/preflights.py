@@ -23,7 +23,7 @@ from shared.lease import lease as leasing
 from shared.lease import turns
 from shared.lease.lease import MAX_FAILURES, Kind
 from shared.lease.turns import ChoreTurn, Work
-from shared.lease.values import FileRef, Lease, NotUnderstood
+from shared.lease.values import FileRef, Lease, WrittenByNewerVersion
 from shared.products.files import usable
 from shared.settle import going_on
 from shared.store import paging
@@ -176,7 +176,7 @@ def _claim(session: Session, row: PreflightRow) -> PreflightClaim:
         wanted = CreatePreflight.model_validate(row.request)
         request = wanted.job()
     except ValidationError as error:
-        raise NotUnderstood(row.id) from error
+        raise WrittenByNewerVersion(row.id) from error
     return PreflightClaim(
         lease=PREFLIGHT.lease(row),
         project_id=row.project_id,

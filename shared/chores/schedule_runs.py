@@ -42,7 +42,7 @@ PATIENCE: Final = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
-class Beginning:
+class RunInputs:
     """What the job of a run begins with, as it stood just before; or why there is nothing to begin with."""
 
     schedule_id: str
@@ -112,21 +112,21 @@ def prepared(
     return carry_out
 
 
-def _beginning(sessions: Sessions, settings: Settings, schedule_id: str) -> Beginning:
+def _beginning(sessions: Sessions, settings: Settings, schedule_id: str) -> RunInputs:
     """Sessions of its own: what is looked up stays asked for, whatever becomes of the run."""
     with sessions() as session:
         row = session.get(ScheduleRow, schedule_id)
         if row is None:
-            return Beginning(schedule_id, refusal=NotFound("The schedule has been deleted."))
+            return RunInputs(schedule_id, refusal=NotFound("The schedule has been deleted."))
         model, project_id = str(row.request["model"]), row.project_id
     try:
         base, parent = starting.start(sessions, settings, model, project_id=project_id)
     except (Invalid, NotFound, Conflict, NotYet) as error:
-        return Beginning(schedule_id, refusal=error)
-    return Beginning(schedule_id, base, parent)
+        return RunInputs(schedule_id, refusal=error)
+    return RunInputs(schedule_id, base, parent)
 
 
-def _is_being_prepared(beginning: Beginning, moment: DueMoment, *, now: datetime) -> bool:
+def _is_being_prepared(beginning: RunInputs, moment: DueMoment, *, now: datetime) -> bool:
     """Whether the base model is just being looked up: then the moment stays due. By hand nobody waits."""
     late = now - moment.at > PATIENCE
     return isinstance(beginning.refusal, NotYet) and moment.cause != "by_hand" and not late
@@ -168,7 +168,7 @@ def _pass(row: ScheduleRow, moment: DueMoment) -> None:
     row.seen_file = row.seen_file if moment.file is None else moment.file.id
 
 
-def _verdict(session: Session, row: ScheduleRow, moment: DueMoment, beginning: Beginning, *, force: bool) -> RunVerdict:
+def _verdict(session: Session, row: ScheduleRow, moment: DueMoment, beginning: RunInputs, *, force: bool) -> RunVerdict:
     """What became of it. A refusal leaves nothing behind but its words."""
     try:
         with session.begin_nested():
@@ -177,8 +177,8 @@ def _verdict(session: Session, row: ScheduleRow, moment: DueMoment, beginning: B
         return RunVerdict("refused", error.message, error.code)
 
 
-def _started(session: Session, row: ScheduleRow, moment: DueMoment, beginning: Beginning, *, force: bool) -> RunVerdict:
-    """Raises whatever a submission does, and what `Beginning` was refused with."""
+def _started(session: Session, row: ScheduleRow, moment: DueMoment, beginning: RunInputs, *, force: bool) -> RunVerdict:
+    """Raises whatever a submission does, and what `RunInputs` was refused with."""
     if beginning.refusal is not None:
         raise beginning.refusal
     assert beginning.base is not None

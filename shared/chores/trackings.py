@@ -11,7 +11,7 @@ from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from shared.chores.deliveries import wait_seconds
-from shared.chores.points import Point, Recorded, latest, whole
+from shared.chores.points import CurvePoint, Recorded, latest, whole
 from shared.jobs.rows import touch
 from shared.lease import journal
 from shared.lease import lease as leasing
@@ -61,7 +61,7 @@ class Tracking:
     place: int
     run_id: str | None
     url: str | None
-    points: list[Point]
+    points: list[CurvePoint]
     cursor: int
     final: bool  # the job has ended, and these are the last points
     more: bool  # there are further points at once
@@ -75,7 +75,7 @@ class Tracking:
 
 
 @dataclass(frozen=True, slots=True)
-class Fed:
+class TrackingResult:
     """What came of a try. `error`: why nothing more could be brought there, else None."""
 
     run_id: str | None = None
@@ -169,7 +169,7 @@ def _ending(job: JobRow) -> dict[str, Any]:
     }
 
 
-def finish(session: Session, tracking: Tracking, fed: Fed, *, pause_seconds: float) -> bool:
+def finish(session: Session, tracking: Tracking, fed: TrackingResult, *, pause_seconds: float) -> bool:
     """Note what came of a try, and when the next one is due: after `pause_seconds` while the job goes on.
 
     False: the lease is lost, and nothing is written.

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, StringConstraints
 
+from shared.contract.generation import Sampling
 from shared.contract.part import Part
-from shared.contract.talk import Sampling
 from shared.errors import Invalid
 
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=300)]

@@ -35,7 +35,7 @@ class MemberState:
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
+class MemberAnswer:
     """The answer to a member that is needed; with the meeting point once all are ready."""
 
     place: MeetingPlace | None
@@ -189,7 +189,7 @@ def _unanswered() -> ColumnElement[bool]:
     return (MemberRow.phase == "called") & needed.correlate(MemberRow).exists()
 
 
-def report(session: Session, part: Membership, *, phase: MemberPhase, leaving: bool) -> Word | None:
+def report(session: Session, part: Membership, *, phase: MemberPhase, leaving: bool) -> MemberAnswer | None:
     """Say "still here, so far am I". None: this member is needed no more, and its ranks must end now."""
     session.execute(
         update(MemberRow)
@@ -203,7 +203,7 @@ def report(session: Session, part: Membership, *, phase: MemberPhase, leaving: b
     ).one_or_none()
     if row is None:
         return None
-    return Word(None if row.meeting is None else MeetingPlace(**row.meeting))
+    return MemberAnswer(None if row.meeting is None else MeetingPlace(**row.meeting))
 
 
 def end(

@@ -14,8 +14,8 @@ from sqlalchemy import case, delete, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from shared.contract.generation import Target, WireFile
 from shared.contract.methods import METHODS
-from shared.contract.talk import Target, WireFile
 from shared.errors import Invalid, NotFound
 from shared.products import adapters
 from shared.settle.catalogue import Catalogue
@@ -28,7 +28,7 @@ State = Literal["cold", "warming", "warm", "yielding"]
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class PlaygroundAddress:
     """Where a playground listens, and what it wants to hear first."""
 
     address: str
@@ -47,7 +47,7 @@ class PlaygroundReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Warm:
+class WarmModels:
     """What answers without loading anything first."""
 
     base_models: frozenset[str]
@@ -66,7 +66,7 @@ class Pressure:
 
 
 def report(
-    session: Session, playground_id: str, *, host: str, pool: str, at: Address, standing: PlaygroundReport
+    session: Session, playground_id: str, *, host: str, pool: str, at: PlaygroundAddress, standing: PlaygroundReport
 ) -> None:
     """Say "still here", and what it holds. A restarted playground takes its former row over."""
     columns = {
@@ -97,7 +97,7 @@ def forget(session: Session) -> None:
     session.execute(delete(PlaygroundRow).where(PlaygroundRow.last_seen < func.now() - timedelta(days=1)))
 
 
-def places(session: Session, *, pool_name: str, base_model: str) -> list[Address]:
+def places(session: Session, *, pool_name: str, base_model: str) -> list[PlaygroundAddress]:
     """Playgrounds to ask about a base model, the likeliest to answer soon first."""
     better = case((PlaygroundRow.base_model == base_model, 0), (PlaygroundRow.state == "cold", 1), else_=2) + case(
         (PlaygroundRow.state == "yielding", 10), else_=0
@@ -108,10 +108,10 @@ def places(session: Session, *, pool_name: str, base_model: str) -> list[Address
         .order_by(better, PlaygroundRow.asked, PlaygroundRow.id)
         .limit(8)
     )
-    return [Address(row.address, row.port, row.token) for row in rows]
+    return [PlaygroundAddress(row.address, row.port, row.token) for row in rows]
 
 
-def warm(session: Session, *, pool_name: str) -> Warm:
+def warm(session: Session, *, pool_name: str) -> WarmModels:
     """What the living playgrounds of a pool hold now, by a base model's name and an adapter's id."""
     rows = session.scalars(
         select(PlaygroundRow).where(
@@ -120,7 +120,7 @@ def warm(session: Session, *, pool_name: str) -> Warm:
             PlaygroundRow.last_seen > func.now() - SILENCE,
         )
     ).all()
-    return Warm(
+    return WarmModels(
         base_models=frozenset(row.base_model for row in rows if row.base_model),
         adapters=frozenset(adapter for row in rows for adapter in row.adapters),
     )

@@ -22,7 +22,7 @@ from shared.lease import lease as leasing
 from shared.lease.journal import NewEvent
 from shared.lease.lease import Kind
 from shared.lease.turns import Work
-from shared.lease.values import Claim, FileRef, Lease, Member, Membership, NotUnderstood, ends_in
+from shared.lease.values import Claim, FileRef, Lease, Member, Membership, WrittenByNewerVersion, ends_in
 from shared.plan.companions import Company, companions
 from shared.plan.scheduling import Assignment, Plan
 from shared.store.locks import one_at_a_time
@@ -305,7 +305,7 @@ def as_claim(
         request = CreateJob.model_validate(job.request)
         spec = None if job.spec is None else JobSpec.model_validate(job.spec)
     except ValidationError as error:
-        raise NotUnderstood(job.id) from error
+        raise WrittenByNewerVersion(job.id) from error
     return Claim(
         lease=Lease(kind="job", id=job.id, fence=job.fence, worker_id=worker_id, attempt=job.attempts),
         project_id=job.project_id,

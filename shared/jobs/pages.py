@@ -95,14 +95,14 @@ def newest_event(session: Session, job_id: str) -> int:
     return session.scalar(select(func.max(EventRow.seq)).where(EventRow.job_id == job_id)) or 0
 
 
-class News(NamedTuple):
+class JobUpdate(NamedTuple):
     """A job's status and its new events, as one query finds them."""
 
     status: str
     events: list[EventRow]  # oldest first
 
 
-def news(session: Session, watched: Mapping[str, int], *, limit: int) -> dict[str, News]:
+def news(session: Session, watched: Mapping[str, int], *, limit: int) -> dict[str, JobUpdate]:
     """Status and newest events (at most `limit`) of each job, after the event number that is known.
 
     One statement, so one snapshot: with a final status come all events of the job.
@@ -119,7 +119,7 @@ def news(session: Session, watched: Mapping[str, int], *, limit: int) -> dict[st
         .lateral()
     )
     event = aliased(EventRow, behind)
-    by_job: dict[str, News] = {}
+    by_job: dict[str, JobUpdate] = {}
     rows = session.execute(
         select(JobRow.id, JobRow.status, event)
         .join(known, known.c.job_id == JobRow.id)
@@ -127,7 +127,7 @@ def news(session: Session, watched: Mapping[str, int], *, limit: int) -> dict[st
         .order_by(JobRow.id, event.seq)
     )
     for job_id, status, row in rows:
-        of_job = by_job.setdefault(job_id, News(status, []))
+        of_job = by_job.setdefault(job_id, JobUpdate(status, []))
         if row is not None:
             of_job.events.append(row)
     return by_job

@@ -25,7 +25,7 @@ def ends_in(seconds: float) -> ColumnElement[datetime]:
     return func.clock_timestamp() + timedelta(seconds=seconds)
 
 
-class NotUnderstood(Exception):  # a fact about a row, named as one
+class WrittenByNewerVersion(Exception):  # a fact about a row, named as one
     """A row of work carries what only a newer version writes; a worker of that version takes it."""
 
     def __init__(self, row_id: str) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from shared.errors import Conflict, Forbidden, TunepoolError
 from shared.operating import promotion
-from shared.operating.promotion import Wish
+from shared.operating.promotion import PromotionRequest
 from shared.products import promotion_requests
 from shared.products.gate_checks import GateWish
 from shared.store.tables import AliasRow, ApiKeyRow, PromotionRow
@@ -109,10 +109,10 @@ def _carry_out(session: Session, row: PromotionRow, alias: AliasRow, caller: Cal
     promotion.tell_end(session, row, alias)
 
 
-def _wish(row: PromotionRow, alias: AliasRow) -> Wish:
+def _wish(row: PromotionRow, alias: AliasRow) -> PromotionRequest:
     stored: dict[str, Any] = row.wish
     gate = None if stored["gate"] is None else GateWish(**stored["gate"])
-    return Wish(alias.name, stored["model"], gate, row.from_version, stored["force"], row.reason)
+    return PromotionRequest(alias.name, stored["model"], gate, row.from_version, stored["force"], row.reason)
 
 
 def _asker(session: Session, row: PromotionRow) -> Caller:

@@ -132,7 +132,7 @@ def _works(act: Callable[[], None]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class ProgramPaths:
     """The paths of one program: what it writes, and what it reads beside the system and our code."""
 
     writes: tuple[Path, ...]
@@ -143,7 +143,7 @@ class Ground:
 class Walls:
     """Made before the fork; `leave_network` and then `close` are called in the child. Raises OSError."""
 
-    def __init__(self, given: Isolation, company: Company, ground: Ground) -> None:
+    def __init__(self, given: Isolation, company: Company, ground: ProgramPaths) -> None:
         network = given.network if company == "alone" else given.ranks_network if company == "ranks_here" else "open"
         self._drops = not given.off and os.geteuid() == 0 and given != Isolation()
         self._leaves = network == "namespace"
@@ -178,7 +178,7 @@ class Walls:
             self._rules = None
 
 
-def _allowed(ground: Ground) -> Iterator[tuple[Path, int]]:
+def _allowed(ground: ProgramPaths) -> Iterator[tuple[Path, int]]:
     for system in (*_SYSTEM, sys.prefix, sys.base_prefix, sys.exec_prefix):
         yield Path(system), READ
     for open_to_all in ("/dev", "/proc"):  # what others have there is kept by the kernel's own checks

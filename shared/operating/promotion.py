@@ -29,7 +29,7 @@ from shared.tenants.keys import Caller
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class PromotionRequest:
     """A promotion as it was asked for. `expected_version`: what the alias must still be at; 0: it must be new."""
 
     alias: str
@@ -50,13 +50,13 @@ class AliasMove:
     pending: PromotionRow | None = None
 
 
-def weighed(session: Session, wish: Wish, caller: Caller) -> dict[str, Any] | None:
+def weighed(session: Session, wish: PromotionRequest, caller: Caller) -> dict[str, Any] | None:
     """What the gate would say; nothing moves. None without a gate. Raises Invalid, NotFound, Conflict."""
     model = adapters.find_published(session, wish.model, project_id=caller.project_id)
     return _weighed(session, wish, model, caller)
 
 
-def promote(session: Session, wish: Wish, caller: Caller) -> AliasMove:
+def promote(session: Session, wish: PromotionRequest, caller: Caller) -> AliasMove:
     """Have an alias name a model whose gate has passed, or with `force` and a reason any model.
 
     An alias that is not there yet is made. Asked again for what it names already, nothing moves: a pipeline that starts
@@ -85,7 +85,7 @@ def promote(session: Session, wish: Wish, caller: Caller) -> AliasMove:
 
 
 def promote_approved(
-    session: Session, wish: Wish, asker: Caller, *, model_id: str, by: Caller, approved_by: list[str]
+    session: Session, wish: PromotionRequest, asker: Caller, *, model_id: str, by: Caller, approved_by: list[str]
 ) -> AliasVersionRow:
     """Carry out a promotion that has its approvals: everything is judged as of now. Raises as `promote` does.
 
@@ -104,7 +104,7 @@ def promote_approved(
     return _move(session, by, row, entry, fallback_id=row.model_id)
 
 
-def _proven(session: Session, wish: Wish, model: PublishedAdapter, caller: Caller) -> dict[str, Any] | None:
+def _proven(session: Session, wish: PromotionRequest, model: PublishedAdapter, caller: Caller) -> dict[str, Any] | None:
     """The gate's result, which allows the move; the model is kept until this transaction ends."""
     gate = _weighed(session, wish, model, caller)
     _refuse_unproven(wish, gate)
@@ -112,7 +112,9 @@ def _proven(session: Session, wish: Wish, model: PublishedAdapter, caller: Calle
     return gate
 
 
-def _entry(wish: Wish, model: PublishedAdapter, gate: dict[str, Any] | None, caller: Caller) -> AliasVersionRow:
+def _entry(
+    wish: PromotionRequest, model: PublishedAdapter, gate: dict[str, Any] | None, caller: Caller
+) -> AliasVersionRow:
     return AliasVersionRow(
         kind="promote", gate=gate, forced=_forced(wish, gate), reason=wish.reason, **_about(model), key_id=caller.key_id
     )
@@ -120,7 +122,7 @@ def _entry(wish: Wish, model: PublishedAdapter, gate: dict[str, Any] | None, cal
 
 def _ask(
     session: Session,
-    wish: Wish,
+    wish: PromotionRequest,
     row: AliasRow,
     caller: Caller,
     *,
@@ -231,13 +233,15 @@ def remove(session: Session, name: str, caller: Caller) -> None:
     audit.record(session, caller, "alias.delete", row.id, before=_facts(row))
 
 
-def _weighed(session: Session, wish: Wish, model: PublishedAdapter, caller: Caller) -> dict[str, Any] | None:
+def _weighed(
+    session: Session, wish: PromotionRequest, model: PublishedAdapter, caller: Caller
+) -> dict[str, Any] | None:
     if wish.gate is None:
         return None
     return gate_checks.weigh(session, wish.gate, model, asked=wish.model, project_id=caller.project_id)
 
 
-def _refuse_unproven(wish: Wish, gate: dict[str, Any] | None) -> None:
+def _refuse_unproven(wish: PromotionRequest, gate: dict[str, Any] | None) -> None:
     if wish.force and not (wish.reason or "").strip():
         raise Invalid("'force' needs a reason, which is kept and audited.", param="reason")
     if wish.force or (gate is not None and gate["status"] == "passed"):
@@ -258,7 +262,7 @@ def _refuse_unproven(wish: Wish, gate: dict[str, Any] | None) -> None:
     )
 
 
-def _forced(wish: Wish, gate: dict[str, Any] | None) -> bool:
+def _forced(wish: PromotionRequest, gate: dict[str, Any] | None) -> bool:
     return wish.force and (gate is None or gate["status"] != "passed")
 
 

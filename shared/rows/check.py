@@ -20,7 +20,7 @@ from shared.rows.content import oddities
 from shared.rows.findings import RowFinding, RowFindings, shown
 from shared.rows.foreign import SAYS, recast
 from shared.rows.lines import BOM, FileRefused, Line, RowProblem, Unit, at_start, decode, lines
-from shared.rows.renaming import RENAMED, ColumnCounts, Misnamed, in_file, renamed
+from shared.rows.renaming import RENAMED, ColumnCounts, ColumnMismatch, in_file, renamed
 from shared.rows.repeats import Repeats
 from shared.rows.rules import check_row
 from shared.rows.shapes import Shape
@@ -173,7 +173,7 @@ def _check_object(line: Line, text: str, row: dict[str, Any], tally: _Tally) -> 
     try:
         read = recast(tally.named(row, line))
         shape = shapes.detect(read.row)
-    except Misnamed as fault:
+    except ColumnMismatch as fault:
         tally.columns.refuse(line.number, fault)
         return
     except shapes.UnknownShape as unknown:

@@ -120,7 +120,7 @@ def _item(line: bytes, *, number: int, place: int) -> EvaluationItem:
         return _faulty(number, place, "invalid_row", "The line is no JSON object, or too long for one.")
     try:
         return of_row(row, number=number, line=place)
-    except Unfit as error:
+    except NotAnItem as error:
         return _faulty(number, place, "invalid_row", str(error))
 
 
@@ -128,7 +128,7 @@ def _faulty(number: int, line: int, code: str, message: str) -> EvaluationItem:
     return EvaluationItem(number=number, line=line, fault=ItemFault(code=code, message=message[:500]))
 
 
-class Unfit(ValueError):
+class NotAnItem(ValueError):
     """The row is no item. Its words are for the user."""
 
 
@@ -137,20 +137,20 @@ def of_row(row: dict[str, Any], *, number: int, line: int | None, part: PartName
     try:
         shape = shapes.detect(row)
     except UnknownShape as error:
-        raise Unfit(str(error)) from None
+        raise NotAnItem(str(error)) from None
     format_ = FORMAT_OF[shape]
     open_ended = shape == "chat" and _ends_in_a_question(row)
     whole = {**row, "messages": [*row["messages"], {"role": "assistant", "content": "-"}]} if open_ended else row
     read = {key: value for key, value in whole.items() if key in KEYS[shape]}
     first = next(iter(check_row(read, shape).problems), None)
     if first is not None:
-        raise Unfit(first.message)
+        raise NotAnItem(first.message)
     record = formats.normalise(read, shape)
     extra = {key: value for key, value in row.items() if key not in KEYS[shape]}
     try:
         parts = asked_and_answer(format_, record)
     except NothingAsked as error:
-        raise Unfit(str(error)) from None
+        raise NotAnItem(str(error)) from None
     if open_ended:
         parts.update(reference=None, record=None, format=None)
     return EvaluationItem(number=number, line=line, part=part, tools=record.get("tools"), row=extra, **parts)

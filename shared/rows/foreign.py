@@ -34,7 +34,7 @@ _SPOKEN: Final = frozenset(
 _SPEAKER: Final = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
-class Recast(NamedTuple):
+class ConvertedRow(NamedTuple):
     """A row in a shape of ours, the forms it was read from, and for each renamed column the name it has in the file."""
 
     row: Row
@@ -43,7 +43,7 @@ class Recast(NamedTuple):
     dropped: tuple[str, ...] = ()
 
 
-def recast(row: Row) -> Recast:
+def recast(row: Row) -> ConvertedRow:
     """Rewrite a row of a known foreign form; every other row comes back as it is. Pure, never raises."""
     row, listed = turn_lists.read(row)
     row, served = services.read(row)
@@ -56,7 +56,7 @@ def recast(row: Row) -> Recast:
     if row.keys() <= _NATIVE:
         called = _tagged_calls(row) if "conversations" in row else None
         if called is None:
-            return Recast(row, written_as, dropped=dropped)
+            return ConvertedRow(row, written_as, dropped=dropped)
         return called._replace(forms=("tagged_calls", *written_as), dropped=dropped)
     forms = list(written_as)
     names: dict[str, str] = {}
@@ -66,7 +66,7 @@ def recast(row: Row) -> Recast:
             row = foreign.row
             forms.append(form)
             names.update(foreign.names)
-    return Recast(row, tuple(forms), names, dropped)
+    return ConvertedRow(row, tuple(forms), names, dropped)
 
 
 def _may_be_tagged(row: Row) -> bool:
@@ -115,7 +115,7 @@ def _in_our_form(row: Row) -> tuple[Row, tuple[str, ...], tuple[str, ...]]:
     return ({**row, **changed}, tuple(dict.fromkeys(forms)), tuple(dropped)) if changed else (row, (), ())
 
 
-def _transcripts(row: Row) -> Recast | None:
+def _transcripts(row: Row) -> ConvertedRow | None:
     """hh-rlhf: chosen and rejected, or their prompt, as one text of "Human:" and "Assistant:" turns."""
     sides = {key: row[key] for key in ("prompt", "chosen", "rejected") if isinstance(row.get(key), str)}
     if not {"chosen", "rejected"} <= sides.keys() or _has(row, "messages", "conversations"):
@@ -123,7 +123,7 @@ def _transcripts(row: Row) -> Recast | None:
     first = sides.get("prompt", sides["chosen"])
     if not _is_transcript(first) or ("prompt" not in sides and not _is_transcript(sides["rejected"])):
         return None
-    return Recast(
+    return ConvertedRow(
         {
             **row,
             **{
@@ -145,7 +145,7 @@ def _turns(text: str, *, is_prompt: bool) -> list[Message]:
     return turns[:-1] if is_prompt and turns[-1] == {"role": "assistant", "content": ""} else turns
 
 
-def _question(row: Row) -> Recast | None:
+def _question(row: Row) -> ConvertedRow | None:
     """orca, gsm8k, ms-swift: a question or query, with an answer or a response."""
     asked = next((key for key in _QUESTIONS if key in row), None)
     if asked is None or any(key in row for key in _ASKED):
@@ -153,7 +153,7 @@ def _question(row: Row) -> Recast | None:
     rest = {key: value for key, value in row.items() if key not in {asked, "system_prompt"}}
     system = {} if row.get("system_prompt") is None else {"system": row["system_prompt"]}
     if "chosen" in row and "rejected" in row:
-        return Recast({**rest, **system, "prompt": row[asked]}, names={"prompt": asked})
+        return ConvertedRow({**rest, **system, "prompt": row[asked]}, names={"prompt": asked})
     answer = next((key for key in _ANSWERS if key in row), None)
     if answer is None:
         return None
@@ -162,15 +162,15 @@ def _question(row: Row) -> Recast | None:
         del rest["rejected_response"]
         names = {"prompt": asked, "chosen": answer, "rejected": "rejected_response"}
         pair = {"prompt": row[asked], "chosen": row[answer], "rejected": row["rejected_response"]}
-        return Recast({**rest, **system, **pair}, names=names)
+        return ConvertedRow({**rest, **system, **pair}, names=names)
     names = {"instruction": asked, "output": answer} | ({"system": "system_prompt"} if system else {})
     if isinstance(rest.get("context"), str) and not rest.get("input"):
         rest["input"] = rest.pop("context")
         names["input"] = "context"
-    return Recast({**rest, **system, "instruction": row[asked], "output": row[answer]}, names=names)
+    return ConvertedRow({**rest, **system, "instruction": row[asked], "output": row[answer]}, names=names)
 
 
-def _dolly(row: Row) -> Recast | None:
+def _dolly(row: Row) -> ConvertedRow | None:
     """dolly: instruction, context, response; distilabel: instruction, generation; others: instruction, answer."""
     answer = next((key for key in ("response", "generation", "answer") if key in row), None)
     if answer is None or "instruction" not in row or _has(row, "output", "chosen", "messages", "conversations"):
@@ -180,10 +180,10 @@ def _dolly(row: Row) -> Recast | None:
     if not rest.get("input") and "context" in rest:
         rest["input"] = rest.pop("context")
         names["input"] = "context"
-    return Recast({**rest, "output": row[answer]}, names=names)
+    return ConvertedRow({**rest, "output": row[answer]}, names=names)
 
 
-def _instruction_pair(row: Row) -> Recast | None:
+def _instruction_pair(row: Row) -> ConvertedRow | None:
     """LLaMA-Factory's pairs: instruction and input, with chosen and rejected."""
     if "instruction" not in row or "chosen" not in row or "rejected" not in row or _has(row, "prompt", "messages"):
         return None
@@ -191,7 +191,7 @@ def _instruction_pair(row: Row) -> Recast | None:
     if question is None or row.get("history"):
         return None
     rest = {key: value for key, value in row.items() if key not in {"instruction", "input"}}
-    return Recast({**rest, "prompt": question}, names={"prompt": "instruction"})
+    return ConvertedRow({**rest, "prompt": question}, names={"prompt": "instruction"})
 
 
 def _joined(row: Row) -> str | None:
@@ -199,27 +199,27 @@ def _joined(row: Row) -> str | None:
     return "\n\n".join(filter(None, parts)) if all(isinstance(part, str) for part in parts) else None
 
 
-def _tagged(row: Row) -> Recast | None:
+def _tagged(row: Row) -> ConvertedRow | None:
     """LLaMA-Factory's KTO: a whole conversation, or an Alpaca row, with `kto_tag` or `label`."""
     tag = "kto_tag" if "kto_tag" in row else "label"
     if not isinstance(row.get(tag), bool) or (tag == "label" and "completion" in row) or row.get("history"):
         return None
     rest = {key: value for key, value in row.items() if key != tag}
     if "completion" in rest:
-        return Recast({**rest, "label": row[tag]}, names={"label": tag})
+        return ConvertedRow({**rest, "label": row[tag]}, names={"label": tag})
     talk = next((key for key in ("messages", "conversations") if isinstance(rest.get(key), list)), None)
     if talk is not None and len(rest[talk]) > 1:
         *asked, answer = rest.pop(talk)
-        return Recast({**rest, "messages": asked, "completion": [answer], "label": row[tag]})
+        return ConvertedRow({**rest, "messages": asked, "completion": [answer], "label": row[tag]})
     if talk is None and isinstance(rest.get("output"), str) and _joined(rest):
         asked = [{"role": "user", "content": _joined(rest)}]
         rest = {key: value for key, value in rest.items() if key not in {"instruction", "input", "output"}}
         names = {"completion": "output"}
-        return Recast({**rest, "messages": asked, "completion": row["output"], "label": row[tag]}, names=names)
+        return ConvertedRow({**rest, "messages": asked, "completion": row["output"], "label": row[tag]}, names=names)
     return None
 
 
-def _rejected(row: Row) -> Recast | None:
+def _rejected(row: Row) -> ConvertedRow | None:
     """ms-swift's pairs: a conversation that ends with the better answer, and the worse one in a column of its own."""
     worse = next((key for key in ("rejected_response", "rejected_messages") if row.get(key) is not None), None)
     talk = row.get("messages")
@@ -228,35 +228,35 @@ def _rejected(row: Row) -> Recast | None:
     rest = {name: value for name, value in row.items() if name not in {"messages", worse}}
     names = {"chosen": "messages", "prompt": "messages", "rejected": worse}
     if worse == "rejected_messages":
-        return Recast({**rest, "chosen": talk, "rejected": row[worse]}, names=names)
-    return Recast({**rest, "prompt": talk[:-1], "chosen": talk[-1:], "rejected": row[worse]}, names=names)
+        return ConvertedRow({**rest, "chosen": talk, "rejected": row[worse]}, names=names)
+    return ConvertedRow({**rest, "prompt": talk[:-1], "chosen": talk[-1:], "rejected": row[worse]}, names=names)
 
 
-def _preferred_outputs(row: Row) -> Recast | None:
+def _preferred_outputs(row: Row) -> ConvertedRow | None:
     """Pairs as OpenAI's guide, Fireworks and Together name them; OpenAI's reference says preferred_completion."""
     names = {f"{side}_completion": f"{side}_output" for side in ("preferred", "non_preferred")}
     if not all(column in row for column in names.values()) or _has(row, *names):
         return None
     rest = {name: value for name, value in row.items() if name not in names.values()}
-    return Recast({**rest, **{name: row[column] for name, column in names.items()}}, names=names)
+    return ConvertedRow({**rest, **{name: row[column] for name, column in names.items()}}, names=names)
 
 
-def _null_question(row: Row) -> Recast | None:
+def _null_question(row: Row) -> ConvertedRow | None:
     """A prompt or an instruction that is null: nothing is asked, as where it is empty."""
     pairs = (("prompt", "completion"), ("instruction", "output"))
     empty = {asked: "" for asked, answer in pairs if row.get(asked, "") is None and isinstance(row.get(answer), str)}
-    return Recast({**row, **empty}) if empty else None
+    return ConvertedRow({**row, **empty}) if empty else None
 
 
-def _system_column(row: Row) -> Recast | None:
+def _system_column(row: Row) -> ConvertedRow | None:
     """OpenHermes, orca: the system text under the name system_prompt."""
     if not row.get("system_prompt") or row.get("system"):
         return None
     rest = {name: value for name, value in row.items() if name != "system_prompt"}
-    return Recast({**rest, "system": row["system_prompt"]}, names={"system": "system_prompt"})
+    return ConvertedRow({**rest, "system": row["system_prompt"]}, names={"system": "system_prompt"})
 
 
-def _tagged_calls(row: Row) -> Recast | None:
+def _tagged_calls(row: Row) -> ConvertedRow | None:
     """Hermes: calls and their answers within text, in tags of their own."""
     messages = None if _has(row, "messages") else hermes.messages(row.get("conversations"))
     if messages is None:
@@ -265,14 +265,14 @@ def _tagged_calls(row: Row) -> Recast | None:
     tools = rest.get("tools")
     if isinstance(tools, str):
         rest["tools"] = hermes.tools(tools)
-    return Recast({**rest, "messages": messages})
+    return ConvertedRow({**rest, "messages": messages})
 
 
 def _has(row: Row, *keys: str) -> bool:
     return any(row.get(key) is not None for key in keys)
 
 
-_FORMS: Final[tuple[tuple[str, Callable[[Row], Recast | None]], ...]] = (
+_FORMS: Final[tuple[tuple[str, Callable[[Row], ConvertedRow | None]], ...]] = (
     ("tagged_calls", _tagged_calls),
     ("transcript", _transcripts),
     ("question", _question),

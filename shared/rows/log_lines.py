@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from shared.rows.secrets import Hiding, hidden
+from shared.rows.secrets import SecretFilter, hidden
 
 # Of a line so much is shown, and so much is looked at: a secret that begins in what is shown ends in what is seen.
 SHOWN_CHARACTERS: Final = 4_000
@@ -32,7 +32,7 @@ class LogLines:
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._hide = Hiding()
+        self._hide = SecretFilter()
         self._begun = ""
         self._over = 0  # characters of the line that nobody keeps
 

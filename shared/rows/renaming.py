@@ -20,7 +20,7 @@ _HEAD: Final = re.compile(r"[^.\[]+")
 _SHOWN: Final = 20
 
 
-class Misnamed(ValueError):
+class ColumnMismatch(ValueError):
     """A row that `columns` cannot be applied to: code `missing_column` or `two_columns`, and our name at fault."""
 
     def __init__(self, code: str, name: str) -> None:
@@ -41,14 +41,14 @@ def renamed(row: Row, columns: Mapping[str, str], *, cells: bool = False) -> Row
     read = {name: value for name, value in row.items() if name not in sources}
     for name, column in columns.items():
         if read.get(name) is not None:
-            raise Misnamed("two_columns", name)
+            raise ColumnMismatch("two_columns", name)
         value = row.get(column)
         if cells and isinstance(value, str):
             value = cell(name, value)
         if value is None and cells and name in TEXTS and not TALKS & columns.keys():
             value = ""  # as an empty cell under our own name
         if value is None and name not in OPTIONAL:
-            raise Misnamed("missing_column", name)
+            raise ColumnMismatch("missing_column", name)
         if value is not None:
             read[name] = value
     return read
@@ -82,7 +82,7 @@ class ColumnCounts:
         if len(self._seen) < len(self.columns):
             self._seen |= {column for column in self.columns.values() if column in row}
 
-    def refuse(self, line: int, fault: Misnamed) -> None:
+    def refuse(self, line: int, fault: ColumnMismatch) -> None:
         """Note a row that could not be read under our names."""
         first, rows = self._faults.get((fault.code, fault.name), (line, 0))
         self._faults[fault.code, fault.name] = (first, rows + 1)

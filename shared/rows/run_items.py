@@ -110,7 +110,7 @@ def _item(order: RunOrder, given: GivenItem, schema: Schema, *, number: int, lin
         messages = _messages(order.data_source.input_messages, given.item)
         asked = evaluation_items.of_row({"messages": messages}, number=number, line=line)
         return replace(asked, row=given.item, is_run=True)
-    except evaluation_items.Unfit as error:
+    except evaluation_items.NotAnItem as error:
         return _faulty(number, line, UngradableItem("invalid_row", str(error)), row=given.item)
     except UngradableItem as error:
         return _faulty(number, line, error, row=given.item)

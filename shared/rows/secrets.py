@@ -64,7 +64,7 @@ def holds_secret(data: bytes) -> bool:
     return any(hint in data and pattern.search(data) for hint, pattern in _SECRET.items())
 
 
-class Hiding:
+class SecretFilter:
     """Lines of a log, one after the other, without what looks like a secret; private keys take several lines."""
 
     def __init__(self) -> None:

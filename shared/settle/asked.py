@@ -21,7 +21,7 @@ class WishGetter(Protocol):
 
 
 @dataclass(slots=True)
-class Asked:
+class FlatRequest:
     """A request, flattened once for the checks below: each of them asks for the same few things.
 
     `given`: key -> (wire path, value) of every hyperparameter that was settled.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from shared.contract.families import CAUSAL_WRAPPERS, EXPANDABLE, HALVED, WHOLE_ONLY, WHOLE_ONLY_REASON
 from shared.contract.methods import METHODS, with_other_weights
-from shared.settle.asked import Asked, refuse
+from shared.settle.asked import FlatRequest, refuse
 from shared.settle.expert_sizes import may_pack_experts
 from shared.settle.sizing import GIB
 
 
-def check_stored_weights(asked: Asked) -> None:
+def check_stored_weights(asked: FlatRequest) -> None:
     """A base that is published quantised trains from its expanded weights, or not at all."""
     stored, base = asked.facts.quantised_as, asked.base_name
     expand, param = asked.get("quantization.dequantize", False), "tunepool.quantization.dequantize"
@@ -29,7 +29,7 @@ def check_stored_weights(asked: Asked) -> None:
         refuse(param, expand, f"{why}; set it to true, which expands them to 16 bits ({needs}), or use a 16-bit base")
 
 
-def check_class(asked: Asked) -> None:
+def check_class(asked: FlatRequest) -> None:
     """A base whose class cannot be trained on text, or not with anything beside it."""
     architecture = asked.facts.architecture
     if architecture.endswith("ForConditionalGeneration") and architecture not in CAUSAL_WRAPPERS:
@@ -40,21 +40,21 @@ def check_class(asked: Asked) -> None:
         refuse("model", asked.base_name, f"{why}; use another base")
 
 
-def check_experts(asked: Asked) -> None:
+def check_experts(asked: FlatRequest) -> None:
     targets = asked.get("adapter.target_modules")
     if targets == "experts" and asked.facts.experts is None:
         why = f"{asked.base_name} has no experts that its config.json names; use all-linear"
         refuse("tunepool.adapter.target_modules", targets, why)
 
 
-def check_packed_experts(asked: Asked) -> None:
+def check_packed_experts(asked: FlatRequest) -> None:
     packed, param = asked.get("quantization.load_experts_in_4bit", False), "tunepool.quantization.load_experts_in_4bit"
     if packed and not may_pack_experts(asked.facts):
         why = f"{asked.base_name} has no stacks of experts that were seen when it was looked up, or too large ones"
         refuse(param, packed, f"{why}; drop it")
 
 
-def check_four_bits(asked: Asked) -> None:
+def check_four_bits(asked: FlatRequest) -> None:
     if METHODS[asked.method].quantized and asked.facts.architecture in WHOLE_ONLY:
         remedy = f"use method {with_other_weights(asked.method)}"
         refuse("tunepool.adapter.method", asked.method, f"{WHOLE_ONLY_REASON}; {remedy}")

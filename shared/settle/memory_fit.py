@@ -118,13 +118,11 @@ def _choices(settling: Settling, build: Callable[[], JobSpec]) -> Iterator[tuple
             continue
         settling.settled |= _laid_out(settling, rows, every)
         work, correction = _reckoned(settling, build)
-        fewest = bisect_left(
-            range(every + 1),
-            x=True,
-            key=lambda layers, work=work: (
-                correction.upper(peak(_recomputing(work, layers)).total) <= settling.device.budget
-            ),
-        )
+
+        def fits(layers: int, work: Workload = work, correction: Calibration = correction) -> bool:
+            return correction.upper(peak(_recomputing(work, layers)).total) <= settling.device.budget
+
+        fewest = bisect_left(range(every + 1), x=True, key=fits)
         if fewest <= every:
             yield rows, fewest if _LAYERS in settling.reasons or fewest == 0 else every
 
@@ -182,7 +180,8 @@ def _micro_batches(settling: Settling) -> list[int]:
 
 def _typical_row(settling: Settling) -> int:
     mean = row_tokens(settling.data.mean_characters, per_token=CHARACTERS_PER_TOKEN)
-    return min(mean, settling.settled["training.max_length"])
+    longest: int = settling.settled["training.max_length"]
+    return min(mean, longest)
 
 
 def _tokens_of_row(settling: Settling) -> int:

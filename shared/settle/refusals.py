@@ -16,7 +16,7 @@ from shared.contract.parent_model import ParentModel
 from shared.contract.part import Part
 from shared.contract.spec import BaseModelRef, GeneratedAnswers, PublishBy
 from shared.settle import base_refusals, going_on
-from shared.settle.asked import Asked, refuse, shown
+from shared.settle.asked import FlatRequest, refuse, shown
 from shared.settle.wishes import (
     HYPERPARAMETER_FIELDS,
     PARTS,
@@ -42,13 +42,13 @@ def check_request(request: CreateJob, base: BaseModelRef, parent: ParentModel | 
     going_on.check(request, wished, parent)
     if parent is not None:
         wished = going_on.inherited(wished, parent) | wished
-    asked = Asked(request, facts=base.facts, base_name=base.name, given=given, wished=wished)
+    asked = FlatRequest(request, facts=base.facts, base_name=base.name, given=given, wished=wished)
     for check in _CHECKS:
         check(asked)
     refuse_unsupported(_combination(asked))
 
 
-def _combination(asked: Asked) -> dict[Dimension, str]:
+def _combination(asked: FlatRequest) -> dict[Dimension, str]:
     return {
         "method": asked.method,
         "objective": asked.objective,
@@ -69,7 +69,7 @@ def _combination(asked: Asked) -> dict[Dimension, str]:
     }
 
 
-def _check_objective(asked: Asked) -> None:
+def _check_objective(asked: FlatRequest) -> None:
     method, objective = asked.request.method, asked.request.tunepool.objective
     if method is None:
         return
@@ -82,7 +82,7 @@ def _check_objective(asked: Asked) -> None:
         refuse("method.type", method.type, f"there is a method.{other} object; drop it, or set method.type to {other}")
 
 
-def _check_numbers(asked: Asked, objective: Part) -> None:
+def _check_numbers(asked: FlatRequest, objective: Part) -> None:
     """What `method` and `tunepool.objective` both say must be the same."""
     for name, value in chosen(objective).items():
         path, other = asked.given.get(name, ("", value))
@@ -90,7 +90,7 @@ def _check_numbers(asked: Asked, objective: Part) -> None:
             refuse(f"tunepool.objective.{name}", value, f"'{path}' says {other}; give it in one place")
 
 
-def _check_one_source(asked: Asked) -> None:
+def _check_one_source(asked: FlatRequest) -> None:
     """The deprecated top-level `hyperparameters` and `method`'s may not disagree, nor either with `tunepool`."""
     seen: dict[str, tuple[str, Any]] = {}
     for path, source in hyperparameter_sources(asked.request):
@@ -107,7 +107,7 @@ def _refuse_second_value(seen: dict[str, tuple[str, Any]], *, field: str, path: 
         refuse(path, value, f"'{first_path}' says {shown(first)}; give it in one place")
 
 
-def _check_columns(asked: Asked) -> None:
+def _check_columns(asked: FlatRequest) -> None:
     """Two of our names for one column of the file would write it twice."""
     named: dict[str, str] = {}
     for name, column in (asked.get("training.columns") or {}).items():
@@ -117,7 +117,7 @@ def _check_columns(asked: Asked) -> None:
         named[column] = name
 
 
-def _check_learning_rate(asked: Asked) -> None:
+def _check_learning_rate(asked: FlatRequest) -> None:
     path, multiplier = asked.given.get("learning_rate_multiplier", ("", 1.0))
     if multiplier != 1.0 and "training.learning_rate" in asked.wished:
         rate = asked.wished["training.learning_rate"]
@@ -126,20 +126,20 @@ def _check_learning_rate(asked: Asked) -> None:
         )
 
 
-def _check_length_of_run(asked: Asked) -> None:
+def _check_length_of_run(asked: FlatRequest) -> None:
     epochs, steps = asked.get("training.num_train_epochs"), asked.get("training.max_steps")
     if epochs is not None and steps is not None:
         refuse("tunepool.training.max_steps", steps, f"the number of epochs is given as {epochs} too; drop one of them")
 
 
-def _check_lora_flag(asked: Asked) -> None:
+def _check_lora_flag(asked: FlatRequest) -> None:
     path, lora = asked.given.get("lora", ("", None))
     method = chosen(asked.request.tunepool.adapter).get("method")
     if lora is not None and method is not None and lora != METHODS[method].adapter:
         refuse(path, lora, f"'tunepool.adapter.method' says {method}; drop one of them")
 
 
-def _check_quantization(asked: Asked) -> None:
+def _check_quantization(asked: FlatRequest) -> None:
     method, four_bit = asked.method, asked.get("quantization.load_in_4bit")
     quantized = METHODS[method].quantized
     if four_bit is not None and four_bit != quantized:
@@ -152,7 +152,7 @@ def _check_quantization(asked: Asked) -> None:
             refuse(f"tunepool.quantization.{name}", value, why)
 
 
-def _check_full(asked: Asked) -> None:
+def _check_full(asked: FlatRequest) -> None:
     """Nothing of an adapter may be asked for where there is none."""
     if METHODS[asked.method].adapter:
         return
@@ -165,7 +165,7 @@ def _check_full(asked: Asked) -> None:
             )
 
 
-def _check_initialisation(asked: Asked) -> None:
+def _check_initialisation(asked: FlatRequest) -> None:
     init, r = asked.get("adapter.init_lora_weights", "default"), asked.get("adapter.r", 16)
     if init == "loftq" and (asked.get("adapter.lora_alpha", r) != r or asked.get("adapter.use_rslora")):
         refuse(
@@ -176,7 +176,7 @@ def _check_initialisation(asked: Asked) -> None:
         refuse("tunepool.adapter.r", r, f"{init} takes at most {narrowest} directions from this base; lower r to that")
 
 
-def _check_module_names(asked: Asked) -> None:
+def _check_module_names(asked: FlatRequest) -> None:
     targets = asked.get("adapter.target_modules", "all-linear")
     if isinstance(targets, list):
         if not targets:
@@ -190,7 +190,7 @@ def _check_module_names(asked: Asked) -> None:
         _check_linear_names(asked, list(asked.get(f"adapter.{pattern}", {})), param=f"tunepool.adapter.{pattern}")
 
 
-def _check_linear_names(asked: Asked, names: list[str], *, param: str) -> None:
+def _check_linear_names(asked: FlatRequest, names: list[str], *, param: str) -> None:
     for name in names:
         if last(name) in HEADS:
             refuse(
@@ -203,7 +203,7 @@ def _check_linear_names(asked: Asked, names: list[str], *, param: str) -> None:
             refuse(param, name, f"{asked.facts.architecture} has no linear module of that name; there are {there}")
 
 
-def _check_modules_to_save(asked: Asked) -> None:
+def _check_modules_to_save(asked: FlatRequest) -> None:
     param = "tunepool.adapter.modules_to_save"
     family = asked.family
     for name in asked.get("adapter.modules_to_save") or ():
@@ -224,7 +224,7 @@ def _check_modules_to_save(asked: Asked) -> None:
             )
 
 
-def _check_layers(asked: Asked) -> None:
+def _check_layers(asked: FlatRequest) -> None:
     param, layers = "tunepool.adapter.layers_to_transform", asked.get("adapter.layers_to_transform")
     if layers is None:
         return
@@ -239,7 +239,7 @@ def _check_layers(asked: Asked) -> None:
         refuse(param, layers, "PEFT selects layers only for modules given by name; list target_modules")
 
 
-def _check_lengths(asked: Asked) -> None:
+def _check_lengths(asked: FlatRequest) -> None:
     length, longest = asked.get("training.max_length"), asked.facts.max_position_embeddings
     if length is not None and length > longest:
         refuse(
@@ -249,7 +249,7 @@ def _check_lengths(asked: Asked) -> None:
         )
 
 
-def _check_packing(asked: Asked) -> None:
+def _check_packing(asked: FlatRequest) -> None:
     carries = asked.facts.carries_state
     if carries is not None and asked.get("training.packing") is True:
         path, _value = asked.given.get("packing", ("tunepool.training.packing", True))
@@ -257,7 +257,7 @@ def _check_packing(asked: Asked) -> None:
         refuse(path, value=True, why=f"{why}; use packing false, or leave it out")
 
 
-def _check_placement(asked: Asked) -> None:
+def _check_placement(asked: FlatRequest) -> None:
     gpus, nodes = asked.get("placement.gpus"), asked.get("placement.nodes")
     strategy, world = asked.get("placement.strategy"), (gpus or 1) * (nodes or 1)
     if world > MAX_DEVICES:
@@ -276,7 +276,7 @@ def _check_placement(asked: Asked) -> None:
         refuse("tunepool.placement.strategy", strategy, "one device is asked for; raise gpus or nodes, or use single")
 
 
-def _check_batch(asked: Asked) -> None:
+def _check_batch(asked: FlatRequest) -> None:
     world, objective = wished_world(asked.wished), asked.objective
     batch, micro = asked.get("training.batch_size"), asked.get("training.per_device_train_batch_size")
     if batch is not None and batch % world:
@@ -290,18 +290,18 @@ def _check_batch(asked: Asked) -> None:
         refuse("tunepool.training.batch_size", batch, why)
 
 
-def _check_recomputing(asked: Asked) -> None:
+def _check_recomputing(asked: FlatRequest) -> None:
     layers, every = asked.get("training.gradient_checkpointing_layers"), asked.facts.num_hidden_layers
     if layers is None:
         return
     param = "tunepool.training.gradient_checkpointing_layers"
-    if not asked.get("training.gradient_checkpointing", default=True):
+    if asked.get("training.gradient_checkpointing") is False:
         refuse(param, layers, "gradient_checkpointing is false; set it to true, or drop the number")
     if layers > every:
         refuse(param, layers, f"{asked.base_name} has {every} layers; leave it out to recompute all")
 
 
-def _check_validation(asked: Asked) -> None:
+def _check_validation(asked: FlatRequest) -> None:
     if asked.request.validation_file is not None:
         return
     for name, idle in (("eval", None), ("early_stopping", None), ("publish", "last")):
@@ -312,19 +312,19 @@ def _check_validation(asked: Asked) -> None:
             )
 
 
-def _generated(asked: Asked) -> GeneratedAnswers | None:
+def _generated(asked: FlatRequest) -> GeneratedAnswers | None:
     evaluation = asked.get("training.eval")
     return None if evaluation is None else evaluation.generate
 
 
-def _check_publish(asked: Asked) -> None:
+def _check_publish(asked: FlatRequest) -> None:
     publish, generated = asked.get("training.publish"), _generated(asked)
     if isinstance(publish, PublishBy) and (generated is None or publish.by not in generated.measures):
         why = "no answers are measured by it; name it in tunepool.training.eval.generate.measures"
         refuse("tunepool.training.publish.by", publish.by, why)
 
 
-def _check_train_on(asked: Asked) -> None:
+def _check_train_on(asked: FlatRequest) -> None:
     objective, train_on = asked.objective, asked.get("training.train_on")
     if not OBJECTIVES[objective].may_pack and train_on is not None:
         refuse("tunepool.training.train_on", train_on, f"{objective} compares whole answers; drop it")
@@ -338,7 +338,7 @@ def _check_train_on(asked: Asked) -> None:
             )
 
 
-_CHECKS: Final[tuple[Callable[[Asked], None], ...]] = (
+_CHECKS: Final[tuple[Callable[[FlatRequest], None], ...]] = (
     _check_objective,
     _check_one_source,
     _check_columns,

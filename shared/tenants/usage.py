@@ -25,7 +25,7 @@ _HELD_DEVICES: Final = func.jsonb_array_length(AttemptRow.device_ids) * func.coa
 
 
 @dataclass(frozen=True, slots=True)
-class Used:
+class UsageSum:
     """The usage of one group of leases. None: a dimension outside `group_by`, or a label that a job lacks."""
 
     project: str | None
@@ -39,7 +39,7 @@ class Used:
 
 def report(
     session: Session, *, since: datetime, until: datetime, group_by: Sequence[str], project_id: str | None
-) -> list[Used]:
+) -> list[UsageSum]:
     """Device-seconds held between two moments, largest first. A lease counts only with its part inside.
 
     Args:
@@ -97,8 +97,8 @@ def _leases(since: datetime, until: datetime) -> Select[*tuple[Any, ...]]:
     )
 
 
-def _used(row: Any, columns: Iterable[str]) -> Used:
-    return Used(
+def _used(row: Any, columns: Iterable[str]) -> UsageSum:
+    return UsageSum(
         project=row.get("project"),
         key=row.get("key"),
         model=row.get("model"),
@@ -109,10 +109,10 @@ def _used(row: Any, columns: Iterable[str]) -> Used:
     )
 
 
-def as_csv(used: Sequence[Used], group_by: Sequence[str]) -> str:
+def as_csv(used: Sequence[UsageSum], group_by: Sequence[str]) -> str:
     """One line per group, with a heading; the groups asked for come first."""
     text = io.StringIO()
-    figures = [field.name for field in fields(Used) if field.name not in (*DIMENSIONS, "labels")]
+    figures = [field.name for field in fields(UsageSum) if field.name not in (*DIMENSIONS, "labels")]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*group_by, *figures])
     for group in used:

@@ -20,8 +20,8 @@ from api.views.catalogue_views import base_model
 from shared.chores import added_models, base_models, fetches
 from shared.errors import Conflict, Invalid, NotFound, NotYet
 from shared.fleet import workers
+from shared.settle.base_model_status import standing
 from shared.settle.catalogue import Catalogue, local_folder
-from shared.settle.standings import standing
 from shared.settle.wanted_models import wanted_model
 from shared.store.db import session_scope
 from shared.store.tables import BaseModelRow, DeviceRow, FetchRow

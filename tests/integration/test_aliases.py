@@ -21,7 +21,7 @@ from shared.contract.merge_request import CreateMerge
 from shared.errors import Conflict
 from shared.fleet import playgrounds
 from shared.operating import promotion
-from shared.operating.promotion import Wish
+from shared.operating.promotion import PromotionRequest
 from shared.products import aliases
 from shared.settle.catalogue import SMOLLM2, Catalogue
 from shared.store.db import session_scope
@@ -230,8 +230,8 @@ def test_of_two_promotions_at_once_one_wins(api: Api) -> None:
     """The second reads version 1 as well, waits for the first to commit, and then finds another version."""
     first, mine, theirs = tuned(api), tuned(api), tuned(api)
 
-    def wish(model: str) -> Wish:
-        return Wish("duel@prod", model, force=True, reason="a race")
+    def wish(model: str) -> PromotionRequest:
+        return PromotionRequest("duel@prod", model, force=True, reason="a race")
 
     with session_scope(api.engine) as session:
         promotion.promote(session, wish(first), api.caller)
@@ -327,7 +327,7 @@ def test_a_combination_that_an_alias_names_is_not_withdrawn(session: Session) ->
         .values(kind="combination", status="succeeded", manifest={"prefix": "p", "files": []}, finished_at=func.now())
     )
     session.expire_all()
-    wish = Wish("mixed@prod", row.id, force=True, reason="no gate yet")
+    wish = PromotionRequest("mixed@prod", row.id, force=True, reason="no gate yet")
 
     assert promotion.promote(session, wish, caller).version.model == row.id
     with pytest.raises(Conflict, match="mixed@prod"):
@@ -338,7 +338,7 @@ def test_a_base_model_under_an_alias_is_refused_by_name(session: Session) -> Non
     caller = make_caller(session)
     model = make_adapter(session, caller)
     session.execute(update(AdapterRow).where(AdapterRow.name == model).values(base_model="rooted-base"))
-    promotion.promote(session, Wish("rooted@prod", model, force=True, reason="x"), caller)
+    promotion.promote(session, PromotionRequest("rooted@prod", model, force=True, reason="x"), caller)
 
     with pytest.raises(Conflict, match="rooted@prod"):
         aliases.refuse_base_needed(session, "rooted-base")

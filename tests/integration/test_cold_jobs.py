@@ -55,7 +55,9 @@ def test_hosts_that_could_take_the_job_fetch_its_base_and_no_device_is_leased(se
     assert verdict is not None
     assert verdict.blocked_by == "BASE_MODEL_FETCHING"
     assert f"{able.host} is about to fetch it" in verdict.detail
-    assert told(session, job)[-1].startswith(f"The base model '{BASE}' is on no host that fits this job; 1 host fetches it.")
+    assert told(session, job)[-1].startswith(
+        f"The base model '{BASE}' is on no host that fits this job; 1 host fetches it."
+    )
 
 
 def test_the_bytes_are_told_and_the_job_starts_once_they_are_there(session: Session, caller: Caller) -> None:

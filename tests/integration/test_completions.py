@@ -121,7 +121,7 @@ def at_work(settings: Settings, log: Path) -> Iterator[None]:
         "TUNEPOOL_CONTROL_SECONDS": "0.1",
         "TUNEPOOL_DEVICES": "cpu",
     }
-    argv = [sys.executable, "-m", "worker.chores.talking"]
+    argv = [sys.executable, "-m", "worker.chores.playground_queue"]
     with log.open("wb") as output:
         process = subprocess.Popen(argv, cwd=ROOT, env=child_environment(**values), stdout=output, stderr=output)
     try:

@@ -143,8 +143,8 @@ def test_the_meeting_point_is_told_under_the_fence_alone(session: Session, setti
     after = members.report(session, part, phase="ready", leaving=False)
     moves.give_back(session, claim.lease, outcome="crashed", code="c", message="It broke.", settings=settings)
 
-    assert before == members.Word(None)
-    assert after == members.Word(PLACE)
+    assert before == members.MemberAnswer(None)
+    assert after == members.MemberAnswer(PLACE)
     assert not members.meet(session, claim.lease, PLACE)
     assert members.report(session, part, phase="training", leaving=False) is None
 

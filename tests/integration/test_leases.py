@@ -33,7 +33,7 @@ from shared.jobs.claims import SETTLING
 from shared.lease import lease as leasing
 from shared.lease.lease import MAX_FAILURES, Kind
 from shared.lease.turns import Work
-from shared.lease.values import Lease, NotUnderstood
+from shared.lease.values import Lease, WrittenByNewerVersion
 from shared.settings import Settings
 from shared.settle.wanted_models import PendingEntry
 from shared.store.db import session_scope
@@ -54,7 +54,7 @@ from shared.store.tables import (
 from shared.tenants.keys import Caller
 from tests.factories import make_caller, make_file, make_job, make_spec, make_worker
 from worker.chores import table as handlers
-from worker.chores.run_program import Stopped, Watch, under_lease
+from worker.chores.run_program import LeaseWatch, Stopped, under_lease
 from worker.host.flags import SharedFlags
 from worker.host.host import Host, open_host
 
@@ -349,7 +349,7 @@ def test_a_row_of_a_newer_version_is_passed_over_and_holds_up_nobody(quiet: Sess
     row.request = {**row.request, "invented_later": 1}
     quiet.flush()
 
-    with pytest.raises(NotUnderstood) as refused, quiet.begin_nested():
+    with pytest.raises(WrittenByNewerVersion) as refused, quiet.begin_nested():
         CLAIMS[name](quiet, worker_id="older", lease_seconds=60)
     claim = CLAIMS[name](quiet, worker_id="older", lease_seconds=60, passed_over={refused.value.row_id})
 
@@ -440,7 +440,7 @@ def test_a_chore_is_a_row_in_a_table_and_a_handler(host: Host, monkeypatch: pyte
         heard.append(row.id)
         return under_lease(host, ECHO, ECHO.lease(row), partial(note, ECHO.lease(row)))
 
-    def note(lease: Lease, _watch: Watch) -> None:
+    def note(lease: Lease, _watch: LeaseWatch) -> None:
         host.write_in_the_end(lambda s: leasing.end(s, ECHO, lease, heard=True))
 
     with session_scope(host.engine) as session:
@@ -468,7 +468,7 @@ def away(*_: object, **__: object) -> Any:
 def test_a_database_that_is_away_at_a_heartbeat_ends_nothing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     moments = iter(range(0, 10_000, 1000))
     lease = hold_echo(host)
-    watch = Watch(host, ECHO, lease, clock=lambda: float(next(moments)))
+    watch = LeaseWatch(host, ECHO, lease, clock=lambda: float(next(moments)))
     with monkeypatch.context() as outage:
         outage.setattr(leasing, "keep", away)
         watch.check()

@@ -368,7 +368,10 @@ def test_base_and_tuned_model_answer_side_by_side(page: Any, address: str, runni
         _, key = keys.create(session, project_id=running.caller.project_id, name="waits")
     place = {"TUNEPOOL_HOME": str(running.home / "talking"), "TUNEPOOL_MODELS_FILE": str(running.home / "models.toml")}
     talking = running.start(
-        ["-m", "worker.chores.talking"], name="playground", TUNEPOOL_PLAYGROUND="tests.fake_playground", **place
+        ["-m", "worker.chores.playground_queue"],
+        name="playground",
+        TUNEPOOL_PLAYGROUND="tests.fake_playground",
+        **place,
     )
     try:
         until(lambda: _talks(address, key, name), seconds=60, what="a playground that answers")

@@ -9,10 +9,10 @@ from typing import Any
 import jsonschema
 import pytest
 
-from shared.contract.talk import Question, Sampling
+from shared.contract.generation import Question, Sampling
 from shared.errors import Invalid
 from tests.train.test_batched_answers import resident
-from worker.train.answering import Speaker
+from worker.train.answering import ModelRunner
 from worker.train.joined_answers import JoinedAnswers
 from worker.train.tokenizer import load_tokenizer_of
 
@@ -33,8 +33,8 @@ def asked(number: int, schema: dict[str, Any], **sampling: Any) -> Question:
     return Question(number=number, text="once ", answer_schema=schema, sampling=settings)
 
 
-def speaker_of(folder: Path) -> Speaker:
-    return Speaker(resident(folder), load_tokenizer_of(str(folder)), answer_tokens=400, context_tokens=512)
+def speaker_of(folder: Path) -> ModelRunner:
+    return ModelRunner(resident(folder), load_tokenizer_of(str(folder)), answer_tokens=400, context_tokens=512)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from shared.contract.talk import Ended, PlaygroundSpec, Question, Sampling
+from shared.contract.generation import Ended, PlaygroundSpec, Question, Sampling
 from shared.errors import Invalid
 from tests.train.test_merging import load, make_adapter, run_merge
 from tests.train.tiny import make_tokenizer
 from worker.train.answer_text import Detokenizer, Sampler, StopStrings
-from worker.train.answering import Speaker
+from worker.train.answering import ModelRunner
 from worker.train.resident import AdapterUnusable, ResidentModel, load_resident
 from worker.train.tokenizer import load_tokenizer_of
 
@@ -21,9 +21,9 @@ ASKED = [{"role": "user", "content": "What is 2 plus 2?"}]
 GREEDY = {"temperature": 0.0}
 
 
-def speaker_of(model: Any, folder: Path, **limits: int) -> Speaker:
+def speaker_of(model: Any, folder: Path, **limits: int) -> ModelRunner:
     sizes = {"answer_tokens": 24, "context_tokens": 512} | limits
-    return Speaker(model, load_tokenizer_of(str(folder)), **sizes)
+    return ModelRunner(model, load_tokenizer_of(str(folder)), **sizes)
 
 
 def question(number: int = 1, *, text: str | None = None, template: str | None = None, **sampling: Any) -> Question:
@@ -36,7 +36,7 @@ def question(number: int = 1, *, text: str | None = None, template: str | None =
     )
 
 
-def said_by(speaker: Speaker, asked: Question) -> tuple[str, Ended]:
+def said_by(speaker: ModelRunner, asked: Question) -> tuple[str, Ended]:
     """An answer to its end: text and last word."""
     answer, _ = speaker.begin(asked)
     parts: list[Any] = []

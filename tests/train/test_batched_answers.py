@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, MambaConfig, MistralConfig, Qwen2Config
 
-from shared.contract.talk import PlaygroundSpec, Question, Sampling
+from shared.contract.generation import PlaygroundSpec, Question, Sampling
 from tests.train.test_merging import make_adapter
 from tests.train.tiny import make_model_directory, make_tokenizer
 from worker.train import batched_answers
-from worker.train.answering import Answer, Speaker
+from worker.train.answering import Answer, ModelRunner
 from worker.train.batched_answers import Batcher
 from worker.train.resident import ResidentModel, load_resident
 from worker.train.tokenizer import load_tokenizer_of
@@ -31,7 +31,7 @@ class Answering:
 
     def __init__(self, model: Any, folder: Path) -> None:
         self.model, self.tokenizer = model, load_tokenizer_of(str(folder))
-        self.speaker = Speaker(model, self.tokenizer, answer_tokens=24, context_tokens=512)
+        self.speaker = ModelRunner(model, self.tokenizer, answer_tokens=24, context_tokens=512)
 
     def begun(self, text: str, number: int = 0, **sampling: Any) -> Answer:
         settings = Sampling(**({"temperature": 0.0, "max_tokens": 24, "seed": number} | sampling))

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from shared.contract.talk import Question, Sampling, ToolCall
+from shared.contract.generation import Question, Sampling, ToolCall
 from shared.errors import Invalid
 from tests.train.template_families import FAMILIES_OF_TEMPLATES, family_tokenizer
 from tests.train.test_generation_stops import ENDS, MOST, Pupil, last_answer
 from tests.train.test_template_families import ASKED, ROWS, TOOLS
-from worker.train.answering import Answer, Speaker
+from worker.train.answering import Answer, ModelRunner
 from worker.train.call_format import CallFormat, CallReader
 
 # gpt-oss asks for calls otherwise than its template writes them down.
@@ -30,7 +30,7 @@ def asked(**values: Any) -> Question:
     return Question(number=1, messages=[ASKED], tools=TOOLS, read_calls=True, sampling=sampling, **values)
 
 
-def said(answer: Answer, speaker: Speaker) -> tuple[str, list[ToolCall], str | None]:
+def said(answer: Answer, speaker: ModelRunner) -> tuple[str, list[ToolCall], str | None]:
     """The text of an answer, its calls and how it ended."""
     pieces: list[Any] = []
     while answer.reason is None:
@@ -46,7 +46,7 @@ def of_pupil(name: str, kind: str) -> tuple[str, list[ToolCall], str | None]:
     (babble,) = tokenizer("z", add_special_tokens=False)["input_ids"]
     stops = ENDS.get(name, (tokenizer.eos_token,))
     pupil = Pupil(row[1], ends=tokenizer.convert_tokens_to_ids(list(stops)), babble=babble)
-    speaker = Speaker(pupil, tokenizer, answer_tokens=MOST, context_tokens=100_000)
+    speaker = ModelRunner(pupil, tokenizer, answer_tokens=MOST, context_tokens=100_000)
     return said(speaker.begin(asked())[0], speaker)
 
 
@@ -70,7 +70,7 @@ def test_an_answer_without_calls_is_text_also_where_tools_are_offered(name: str)
 @pytest.mark.parametrize("name", sorted(set(FAMILIES_OF_TEMPLATES) - READ - {"gpt_oss"}))
 def test_tools_are_refused_where_a_template_writes_no_calls_that_are_read(name: str) -> None:
     tokenizer = family_tokenizer(name)
-    speaker = Speaker(Pupil([], ends=[], babble=0), tokenizer, answer_tokens=MOST, context_tokens=100_000)
+    speaker = ModelRunner(Pupil([], ends=[], babble=0), tokenizer, answer_tokens=MOST, context_tokens=100_000)
 
     with pytest.raises(Invalid) as caught:
         speaker.begin(asked())
@@ -79,7 +79,9 @@ def test_tools_are_refused_where_a_template_writes_no_calls_that_are_read(name: 
 
 @pytest.mark.parametrize("name", ["qwen2_5", "mistral_v3", "granite_4"])
 def test_calls_and_their_results_reach_the_model_that_goes_on(name: str) -> None:
-    speaker = Speaker(Pupil([], ends=[], babble=0), family_tokenizer(name), answer_tokens=MOST, context_tokens=100_000)
+    speaker = ModelRunner(
+        Pupil([], ends=[], babble=0), family_tokenizer(name), answer_tokens=MOST, context_tokens=100_000
+    )
     answer, _ = speaker.begin(asked().model_copy(update={"messages": ROWS["tools"]["messages"][:-1]}))
 
     prompt = family_tokenizer(name).decode(answer.prompt)
@@ -88,7 +90,9 @@ def test_calls_and_their_results_reach_the_model_that_goes_on(name: str) -> None
 
 
 def test_results_of_tools_that_a_template_leaves_out_are_refused() -> None:
-    speaker = Speaker(Pupil([], ends=[], babble=0), family_tokenizer("smollm2"), answer_tokens=9, context_tokens=9_999)
+    speaker = ModelRunner(
+        Pupil([], ends=[], babble=0), family_tokenizer("smollm2"), answer_tokens=9, context_tokens=9_999
+    )
     question = asked().model_copy(update={"messages": ROWS["tools"]["messages"][:-1], "tools": None})
 
     with pytest.raises(Invalid) as caught:

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+from shared.contract.generation import Ended, Question, Sampling
 from shared.contract.spec import DataFacts, Training
-from shared.contract.talk import Ended, Question, Sampling
 from shared.errors import Invalid
 from tests.train.template_families import FAMILIES_OF_TEMPLATES, family_tokenizer
 from tests.train.test_template_families import ROWS, STOPS
-from worker.train.answering import Speaker
+from worker.train.answering import ModelRunner
 from worker.train.data import RowReader
 
 KINDS = ("one turn", "several", "null content", "reasoning")
@@ -83,7 +83,7 @@ def answered(name: str, kind: str, trained: list[int]) -> tuple[Pupil, str, Ende
     stops = ENDS.get(name, (tokenizer.eos_token,))
     (babble,) = tokenizer("z", add_special_tokens=False)["input_ids"]
     pupil = Pupil(trained, ends=tokenizer.convert_tokens_to_ids(list(stops)), babble=babble)
-    speaker = Speaker(pupil, tokenizer, answer_tokens=MOST, context_tokens=100_000)
+    speaker = ModelRunner(pupil, tokenizer, answer_tokens=MOST, context_tokens=100_000)
     asked = [{**message, "content": message["content"] or ""} for message in ROWS[kind]["messages"][:-1]]
     question = Question(number=1, messages=asked, sampling=Sampling(temperature=0.0, max_tokens=MOST))
     answer, _ = speaker.begin(question)

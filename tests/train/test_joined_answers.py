@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, MambaConfig, MistralConfig
 
-from shared.contract.talk import Question, Sampling
+from shared.contract.generation import Question, Sampling
 from tests.train.test_batched_answers import TEXTS, resident
 from tests.train.test_merging import make_adapter
 from tests.train.tiny import make_model_directory, make_tokenizer
 from worker.train import joined_answers
-from worker.train.answering import Answer, Speaker
+from worker.train.answering import Answer, ModelRunner
 from worker.train.batched_answers import takes_rows
 from worker.train.joined_answers import JoinedAnswers
 from worker.train.resident import ResidentModel
@@ -29,7 +29,7 @@ class Company:
     """A model, and the answers that it gives together."""
 
     def __init__(self, model: Any, folder: Path, *, together: bool = True) -> None:
-        self.speaker = Speaker(model, load_tokenizer_of(str(folder)), answer_tokens=40, context_tokens=512)
+        self.speaker = ModelRunner(model, load_tokenizer_of(str(folder)), answer_tokens=40, context_tokens=512)
         self.answers = JoinedAnswers(together=together)
         self.heard: dict[int, list[Any]] = {}
         self.passes: list[int] = []  # rows of each pass

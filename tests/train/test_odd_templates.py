@@ -7,15 +7,15 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
+from shared.contract.generation import Question
 from shared.contract.spec import DataFacts, Training
-from shared.contract.talk import Question
 from shared.errors import Invalid
 from tests.train.template_families import FAMILIES_OF_TEMPLATES, family_tokenizer
 from tests.train.test_template_families import ROWS as ROWS_OF_FAMILIES
 from tests.train.test_template_families import STOPS, TOOLS
 from tests.train.tiny import CHATML, make_tokenizer
 from worker.train.answering import Prompts
-from worker.train.data import RowReader, Taken
+from worker.train.data import KeptRow, RowReader
 from worker.train.render_time import steadily
 from worker.train.template_faults import not_exact
 from worker.train.unwritten import ENDLESS
@@ -60,7 +60,7 @@ ROWS: Final[dict[str, tuple[list[dict[str, str]], list[str]]]] = {
 }
 
 
-def taken(tokenizer: Any, row: dict[str, Any], **training: Any) -> Taken:
+def taken(tokenizer: Any, row: dict[str, Any], **training: Any) -> KeptRow:
     asked = Training.model_validate({"max_length": 10_000, **training})
     facts = DataFacts(format="chat", train_rows=1)
     (read,) = RowReader(tokenizer, facts=facts, training=asked, ends=[tokenizer.eos_token]).take([row])

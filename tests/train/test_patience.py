@@ -17,11 +17,11 @@ from shared.contract.events import EXIT_DONE, Alive, Metrics, Started
 from shared.settings import Settings
 from tests.lifecycle.stack import until
 from tests.train.tiny import chat_rows, make_spec, run
-from worker.program.trainer_events import EventTail, Story, client_event
+from worker.program.trainer_events import EventsSoFar, EventTail, client_event
 from worker.train import reporting
-from worker.train.objectives.objective import Loss, MicroBatch, Separable
+from worker.train.objectives.objective import Loss, MicroBatch, RowwiseLoss
 from worker.train.ranks import Ranks
-from worker.train.reporting import Effort, Reporter
+from worker.train.reporting import Reporter, ResourceUse
 from worker.train.validation import ROWS_AT_ONCE, Evaluator
 
 FLOOR = Settings.model_fields["stall_floor_seconds"].default
@@ -59,7 +59,7 @@ class Watcher:
 
     clock: Clock
     tail: EventTail
-    story: Story
+    story: EventsSoFar
     stuck_at: list[float] = field(default_factory=list)
 
     def pass_time(self, seconds: int) -> None:
@@ -76,7 +76,7 @@ class Row:
     tokens: int = 5
 
 
-class SlowObjective(Separable):
+class SlowObjective(RowwiseLoss):
     """Every group of rows takes two thirds of the supervisor's patience."""
 
     def __init__(self, watcher: Watcher) -> None:
@@ -93,7 +93,7 @@ class SlowObjective(Separable):
 def test_a_validation_of_many_times_the_patience_is_not_taken_for_stuck(tmp_path: Path) -> None:
     clock, events = Clock(), tmp_path / "events.jsonl"
     reporter = Reporter(events, clock=clock, ticks=clock)
-    watcher = Watcher(clock, EventTail(events), Story(clock))
+    watcher = Watcher(clock, EventTail(events), EventsSoFar(clock))
     reporter.write(Started, **STARTED)
     reporter.write(Metrics, **STEP)
     evaluator = Evaluator(SlowObjective(watcher), reporter, Ranks(rank=0, world=1))  # type: ignore[arg-type]
@@ -108,7 +108,7 @@ def test_a_validation_of_many_times_the_patience_is_not_taken_for_stuck(tmp_path
 def test_a_trainer_that_hangs_within_a_validation_is_still_taken_for_stuck(tmp_path: Path) -> None:
     clock, events = Clock(), tmp_path / "events.jsonl"
     reporter = Reporter(events, clock=clock, ticks=clock)
-    watcher = Watcher(clock, EventTail(events), Story(clock))
+    watcher = Watcher(clock, EventTail(events), EventsSoFar(clock))
     reporter.write(Started, **STARTED)
     reporter.write(Metrics, **STEP)
     watcher.pass_time(20)
@@ -158,12 +158,12 @@ def test_upstreams_long_work_gives_signs_and_its_waiting_gives_none(
     events, looks = tmp_path / "events.jsonl", 0
     reporter = Reporter(events, clock=time.time)
 
-    def now() -> Effort:
+    def now() -> ResourceUse:
         nonlocal looks
         looks += 1
-        return Effort(cpu_seconds=looks if works else 0.0, transfers=0)
+        return ResourceUse(cpu_seconds=looks if works else 0.0, transfers=0)
 
-    monkeypatch.setattr(reporting.Effort, "now", now)
+    monkeypatch.setattr(reporting.ResourceUse, "now", now)
 
     with reporter.working("loading"):
         until(lambda: looks >= 5)
@@ -181,10 +181,12 @@ def test_work_that_is_busy_for_ever_stops_giving_signs(tmp_path: Path, monkeypat
 
 
 def test_reading_writing_and_computing_are_work_and_waiting_is_none(tmp_path: Path) -> None:
-    before = Effort.now()
+    before = ResourceUse.now()
     torch.linalg.svd(torch.ones(600, 600))
-    computed = Effort.now()
+    computed = ResourceUse.now()
 
     assert computed.works_since(before, seconds=0.1)
     assert not computed.works_since(computed, seconds=0.1)
-    assert Effort(cpu_seconds=1.0, transfers=2).works_since(Effort(cpu_seconds=1.0, transfers=1), seconds=100.0)
+    assert ResourceUse(cpu_seconds=1.0, transfers=2).works_since(
+        ResourceUse(cpu_seconds=1.0, transfers=1), seconds=100.0
+    )

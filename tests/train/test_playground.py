@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from shared.contract.events import EXIT_DONE, EXIT_USER_FAULT
-from shared.contract.talk import SAID, PlaygroundSpec, Question, Sampling, Withdrawn
+from shared.contract.generation import SAID, PlaygroundSpec, Question, Sampling, Withdrawn
 from tests.patience import patience
 from tests.train.test_merging import make_adapter
 from worker.train.playground import main

@@ -221,14 +221,14 @@ def test_sigterm_ends_the_program_with_a_complete_checkpoint(model: Path, tmp_pa
 
 
 def test_a_checkpoint_holds_the_scale_of_float16s_losses(tmp_path: Path) -> None:
-    def learner(scale: float | None) -> checkpoints.Learner:
+    def learner(scale: float | None) -> checkpoints.TrainingState:
         model = torch.nn.Linear(2, 2)
         optimizer = torch.optim.SGD(model.parameters())
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _step: 1.0)
         scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
-        return checkpoints.Learner(model, optimizer, scheduler, scaler)
+        return checkpoints.TrainingState(model, optimizer, scheduler, scaler)
 
-    def saved(one: checkpoints.Learner, name: str) -> Path:
+    def saved(one: checkpoints.TrainingState, name: str) -> Path:
         progress, ranks = checkpoints.Progress(step=1), Ranks()
         return checkpoints.save(
             tmp_path / name, learner=one, progress=progress, job_id="j", write_adapter=Path.mkdir, ranks=ranks

@@ -89,7 +89,7 @@ def trained(cutter: str, *, composes: bool = False) -> Tokenizer:
     return backend
 
 
-def looked_up(backend: Tokenizer) -> word_cache.Words:
+def looked_up(backend: Tokenizer) -> word_cache.WordTokens:
     known = token_bytes(backend)
     assert known is not None
     found = words_of(backend, known)

@@ -7,7 +7,7 @@ import pytest
 from shared.contract.answer_scores import score
 from shared.contract.events import Metrics, Validation
 from shared.jobs.metrics_file import COLUMNS, metrics_csv
-from worker.program.trainer_events import Story, client_event
+from worker.program.trainer_events import EventsSoFar, client_event
 
 LOOK = Validation(time=0.0, step=2, valid_loss=0.5, valid_answers=4, valid_exact_match=0.75, valid_json_valid=1.0)
 
@@ -43,7 +43,7 @@ def test_scores_of_a_look_are_in_its_event_in_the_progress_and_in_columns_behind
         trained_tokens=9,
         seconds_per_step=1,
     )
-    event, story = client_event(LOOK), Story(lambda: 0.0)
+    event, story = client_event(LOOK), EventsSoFar(lambda: 0.0)
     for told in (step, LOOK):
         story.hear(told)
 

@@ -125,7 +125,14 @@ def test_every_program_that_loads_the_stack_leaves_out_what_it_does_not_need_mea
 def test_every_process_of_a_stack_lets_the_collector_rest_while_it_imports() -> None:
     started = re.compile(r'if __name__ == "__main__":\n(?:    .*\n)*    gc\.disable\(\)\n')
     on_again = re.compile(r'if __name__ == "__main__":\n    gc\.freeze\(\)\n    gc\.enable\(\)\n')
-    for name in ("janitor", "pull", "base_models", "chores/talking", "attempt/dispatcher", "attempt/handed_over"):
+    for name in (
+        "janitor",
+        "pull",
+        "base_models",
+        "chores/playground_queue",
+        "attempt/dispatcher",
+        "attempt/handed_over",
+    ):
         text = (ROOT / f"worker/{name}.py").read_text()
         assert started.search(text), name
         assert on_again.search(text), name

@@ -83,7 +83,7 @@ def test_against_another_model_both_are_asked_and_json_has_a_line_for_each(monke
 def test_an_answer_gives_no_orders_to_the_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    voice = chatting.Voice("t", "t", disabled=False)
+    voice = chatting.ChatSide("t", "t", disabled=False)
     monkeypatch.setattr(voice, "ask", lambda *_, **__: iter([setattr(voice, "answer", "\x1b[2Jhi")]))
 
     chatting._speak(served([]), voice, "a", {})

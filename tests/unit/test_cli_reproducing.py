@@ -10,7 +10,7 @@ import numpy
 import pytest
 from safetensors.numpy import save_file
 from tunepool import likeness
-from tunepool.reproducing import Made, Reproduction, differences, request_of
+from tunepool.reproducing import JobOutput, Reproduction, differences, request_of
 
 from shared.contract.base_facts import ModelFacts
 from shared.contract.job_request import CreateJob
@@ -100,7 +100,9 @@ def test_a_curve_differs_first_where_its_first_other_figure_is() -> None:
     assert found.first == "valid_loss of step 2: 2.4 then, 2.42 now"
     assert (found.within, found.off) == (False, pytest.approx(0.5))
     assert likeness.of_curves(then, now, tolerance=0.5).within
-    assert likeness.of_curves(then, then, tolerance=0.0) == likeness.Likeness(within=True, off=0.0, first=None)
+    assert likeness.of_curves(then, then, tolerance=0.0) == likeness.RelativeDifference(
+        within=True, off=0.0, first=None
+    )
 
 
 @pytest.mark.parametrize("now", [f"{HEAD}1,2.5,,,\n", f"{HEAD}1,2.5,,,\n2,nan,,,\n"], ids=["shorter", "no number"])
@@ -166,9 +168,9 @@ def test_other_shapes_other_tensors_and_other_files_differ_whatever_the_toleranc
 
 # --- verdicts -------------------------------------------------------------------------------------------------------
 
-EQUAL = likeness.Likeness(within=True, off=0.0, first=None)
-NEAR = likeness.Likeness(within=True, off=0.01, first="a, by up to 0.1")
-FAR = likeness.Likeness(within=False, off=0.5, first="a, by up to 3")
+EQUAL = likeness.RelativeDifference(within=True, off=0.0, first=None)
+NEAR = likeness.RelativeDifference(within=True, off=0.01, first="a, by up to 0.1")
+FAR = likeness.RelativeDifference(within=False, off=0.5, first="a, by up to 3")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +184,7 @@ FAR = likeness.Likeness(within=False, off=0.5, first="a, by up to 3")
     ],
 )
 def test_the_verdict_is_of_curves_weights_and_all_other_files(
-    curve: likeness.Likeness, weights: likeness.Likeness, files: list[str], verdict: str
+    curve: likeness.RelativeDifference, weights: likeness.RelativeDifference, files: list[str], verdict: str
 ) -> None:
     result = Reproduction("ftjob-1", 0.05, curve=curve, weights=weights, differing=files)
 
@@ -194,7 +196,7 @@ def test_what_differs_between_two_statements_is_named_and_how_the_jobs_waited_is
     facts: ModelFacts = SMOLLM2.ref.facts
     assert facts.hidden_size  # the facts are no setting
 
-    def made(**changes: Any) -> Made:
+    def made(**changes: Any) -> JobOutput:
         spec = settled({"tunepool": {"queue": {"priority": changes.get("priority", 0)}}}, ROWS, CPU)
         spec = spec.model_copy(update={"seed": changes.get("seed", 7)})
         internal = {"spec": spec.model_dump(mode="json"), "micro_batch_size": 1, "gradient_checkpointing": False}
@@ -202,7 +204,7 @@ def test_what_differs_between_two_statements_is_named_and_how_the_jobs_waited_is
         sources = [{"name": "training_file", "digest": {"sha256": "ab"}}, {"name": "source", "digest": changes}]
         build = {"internalParameters": internal, "resolvedDependencies": sources}
         version = {"torch": changes.get("torch", "2.13.0")}
-        return Made(
+        return JobOutput(
             "ft:m", {}, {"predicate": {"buildDefinition": build, "runDetails": {"builder": {"version": version}}}}
         )
 

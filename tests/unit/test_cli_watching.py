@@ -12,7 +12,7 @@ from openai import APIConnectionError
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from rich.console import Console
 from tunepool import printing, watching
-from tunepool.watching import Lines, NotInTime, Update, WatchInterrupted
+from tunepool.watching import EventLines, NotInTime, Update, WatchInterrupted
 
 JOB = "ftjob-0193a1b2c3d4e5f60718293a4b5c6d7e"
 
@@ -38,7 +38,7 @@ class Clock:
 
 
 def log_of(capsys: pytest.CaptureFixture[str], clock: Clock, *updates: tuple[float, Update]) -> list[str]:
-    lines = Lines(Console(stderr=True, width=80), clock=clock)
+    lines = EventLines(Console(stderr=True, width=80), clock=clock)
     for at, update in updates:
         clock.now = at
         lines.show(update)

@@ -11,7 +11,7 @@ from shared.contract.events import Metrics
 from shared.contract.preflight_report import CheckedFile, Report
 from shared.fleet import workers
 from shared.settings import Settings
-from worker.program.trainer_events import Story
+from worker.program.trainer_events import EventsSoFar
 
 ENTRY = {"name": "adapter/model.safetensors", "bytes": 3, "sha256": "ab"}
 
@@ -49,7 +49,7 @@ def step_of(seconds: float) -> Metrics:
 
 
 def test_a_trainer_with_long_steps_has_time_to_end_one_and_to_save_before_it_is_killed() -> None:
-    quick, slow = Story(clock=lambda: 0.0), Story(clock=lambda: 0.0)
+    quick, slow = EventsSoFar(clock=lambda: 0.0), EventsSoFar(clock=lambda: 0.0)
     unheard = quick.until_stopped(floor_seconds=30)
     quick.hear(step_of(3.0))
     slow.hear(step_of(90.0))
@@ -58,7 +58,7 @@ def test_a_trainer_with_long_steps_has_time_to_end_one_and_to_save_before_it_is_
 
 
 def test_the_plan_reads_how_long_a_job_still_takes_and_never_fails_for_one_that_does_not_say() -> None:
-    story = Story(clock=lambda: 0.0)
+    story = EventsSoFar(clock=lambda: 0.0)
     assert story.progress() is None
     story.hear(
         Metrics(

@@ -22,7 +22,7 @@ from shared.settings import Settings
 from tests.certificates import Authority
 from tests.fake_kubernetes import TOKEN, FakeKubernetes, api_server, waiting_container
 from worker.attempt import dispatcher
-from worker.attempt.engines import EngineAway, EngineRefused, EngineUnusable, Order
+from worker.attempt.engines import ClusterJobRequest, EngineAway, EngineRefused, EngineUnusable
 from worker.attempt.kubernetes import Kubernetes, job_manifest
 
 NAME = attempt_name("ftjob-0199", 1)
@@ -60,8 +60,8 @@ def test_an_attempt_becomes_one_job_of_its_name_that_is_never_tried_again_by_the
 ) -> None:
     kubernetes = cluster(fake, account)
 
-    kubernetes.submit(Order(NAME, devices=2))
-    kubernetes.submit(Order(NAME, devices=2))  # "already exists" is success
+    kubernetes.submit(ClusterJobRequest(NAME, devices=2))
+    kubernetes.submit(ClusterJobRequest(NAME, devices=2))  # "already exists" is success
 
     (job,) = fake.jobs.values()
     spec, container = job["spec"], job["spec"]["template"]["spec"]["containers"][0]
@@ -77,7 +77,7 @@ def test_with_kueue_a_job_is_made_suspended_and_waits_in_the_words_of_its_worklo
     fake: FakeKubernetes, account: Path
 ) -> None:
     kubernetes = cluster(fake, account, kubernetes_queue="training")
-    kubernetes.submit(Order(NAME, devices=1))
+    kubernetes.submit(ClusterJobRequest(NAME, devices=1))
     job = fake.jobs[NAME]
     held = {"type": "QuotaReserved", "status": "False", "message": "insufficient unused quota for nvidia.com/gpu"}
     labels = {"kueue.x-k8s.io/job-uid": job["metadata"]["uid"]}
@@ -109,7 +109,7 @@ def test_a_pod_that_waits_says_why_in_the_words_of_scheduler_and_kubelet(
     fake: FakeKubernetes, account: Path, status: dict[str, Any], words: str
 ) -> None:
     kubernetes = cluster(fake, account)
-    kubernetes.submit(Order(NAME, devices=1))
+    kubernetes.submit(ClusterJobRequest(NAME, devices=1))
     assert [sight.words for sight in kubernetes.listed()] == ["it has no pod yet"]
 
     fake.pod(NAME, "Pending", **status)
@@ -123,7 +123,7 @@ def test_what_runs_is_shown_with_its_node_page_by_page_and_strangers_jobs_are_no
     kubernetes = cluster(fake, account)
     names = [attempt_name("ftjob-0199", number) for number in (1, 2, 3)]
     for name in names:
-        kubernetes.submit(Order(name, devices=1))
+        kubernetes.submit(ClusterJobRequest(name, devices=1))
         fake.pod(name, "Running")
     fake.jobs["theirs"] = {"metadata": {"name": "theirs", "labels": {}}, "spec": {}}
     fake.end(names[2], "Complete", "CompletionsReached")
@@ -138,7 +138,7 @@ def test_what_runs_is_shown_with_its_node_page_by_page_and_strangers_jobs_are_no
 def test_an_eviction_is_told_from_a_failure_by_the_pods_own_condition(fake: FakeKubernetes, account: Path) -> None:
     kubernetes = cluster(fake, account)
     assert kubernetes.fate(NAME).kind == "unknown"
-    kubernetes.submit(Order(NAME, devices=1))
+    kubernetes.submit(ClusterJobRequest(NAME, devices=1))
     assert kubernetes.fate(NAME).kind == "alive"
 
     fake.pod(NAME, "Failed")
@@ -155,7 +155,7 @@ def test_a_withdrawn_job_takes_its_pods_along_and_one_that_has_changed_since_is_
     fake: FakeKubernetes, account: Path
 ) -> None:
     kubernetes = cluster(fake, account)
-    kubernetes.submit(Order(NAME, devices=1))
+    kubernetes.submit(ClusterJobRequest(NAME, devices=1))
     (seen,) = kubernetes.listed()
     fake.pod(NAME, "Running")
 
@@ -176,7 +176,7 @@ def test_an_api_server_that_cannot_serve_is_away_and_has_refused_nothing(
     kubernetes = cluster(fake, account)
 
     with pytest.raises(EngineAway, match=f"{code} etcdserver"):
-        kubernetes.submit(Order(NAME, devices=1))
+        kubernetes.submit(ClusterJobRequest(NAME, devices=1))
     with pytest.raises(EngineAway):
         kubernetes.listed()
 
@@ -185,7 +185,7 @@ def test_an_answer_that_is_lost_was_a_submission_all_the_same(fake: FakeKubernet
     kubernetes = cluster(fake, account)
     fake.lost = True
     with pytest.raises(EngineAway, match="cannot be reached"):
-        kubernetes.submit(Order(NAME, devices=1))
+        kubernetes.submit(ClusterJobRequest(NAME, devices=1))
     fake.lost = False
 
     assert [sight.name for sight in kubernetes.listed()] == [NAME]
@@ -195,7 +195,7 @@ def test_a_quota_or_a_right_that_lacks_is_a_refusal_in_the_servers_words(fake: F
     fake.weather = (403, "exceeded quota: compute")
 
     with pytest.raises(EngineRefused, match="403 exceeded quota: compute"):
-        cluster(fake, account).submit(Order(NAME, devices=1))
+        cluster(fake, account).submit(ClusterJobRequest(NAME, devices=1))
 
 
 def test_a_token_that_the_kubelet_renews_is_read_anew(fake: FakeKubernetes, account: Path) -> None:
@@ -238,7 +238,7 @@ def test_the_clients_own_models_read_the_same_of_the_same_server(fake: FakeKuber
     kubernetes = cluster(fake, account, kubernetes_queue="training")
     names = [attempt_name("ftjob-0199", number) for number in (1, 2, 3, 4)]
     for name in names:
-        kubernetes.submit(Order(name, devices=1))
+        kubernetes.submit(ClusterJobRequest(name, devices=1))
     held = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3"}
     for name in names[:3]:
         fake.jobs[name]["spec"]["suspend"] = False
@@ -276,7 +276,7 @@ def leaves(document: Any, path: str = "") -> dict[str, str]:
 
 
 def test_a_manifest_has_no_field_that_the_clients_model_of_a_job_lacks() -> None:
-    manifest = job_manifest(JOB, Order(NAME, devices=2), Settings(kubernetes_queue="training"))
+    manifest = job_manifest(JOB, ClusterJobRequest(NAME, devices=2), Settings(kubernetes_queue="training"))
     door = client.ApiClient()
 
     model = door.deserialize(SimpleNamespace(data=json.dumps(manifest)), "V1Job")
@@ -292,7 +292,7 @@ def test_a_manifest_that_the_schema_refuses_is_refused_by_the_server_in_its_word
     (account / "job.json").write_text(json.dumps(job))
 
     with pytest.raises(EngineRefused, match="imagePolicy"):
-        cluster(fake, account).submit(Order(NAME, devices=1))
+        cluster(fake, account).submit(ClusterJobRequest(NAME, devices=1))
 
 
 def test_a_request_without_an_answer_is_asked_once_and_not_waited_for_longer_than_the_setting(

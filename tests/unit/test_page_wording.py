@@ -10,7 +10,7 @@ import pytest
 from api.ui import wording
 
 
-def waiting(**place: Any) -> wording.Situation:
+def waiting(**place: Any) -> wording.JobHeadline:
     queue = SimpleNamespace(**{"position": 1, "blocked_by": None, "detail": "the next pull starts it", **place})
     job: Any = SimpleNamespace(status="queued", tunepool=SimpleNamespace(queue=queue))
     return wording.situation(job)

@@ -121,7 +121,7 @@ def sample(**figures: Any) -> dict[str, Any]:
 
 def heard(*records: dict[str, Any]) -> list[str]:
     out = io.StringIO()
-    news = preflights.Remarks(Console(file=out, width=200, highlight=False))
+    news = preflights.PreflightNotes(Console(file=out, width=200, highlight=False))
     for record in records:
         news(record)
     return out.getvalue().splitlines()

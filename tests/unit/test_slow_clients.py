@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from api.bounded_head import BoundedHead
-from api.crowd import Crowd
+from api.connection_limit import ConnectionLimit
 from tests.live import served
 from tests.patience import patience
 
@@ -60,7 +60,7 @@ class App:
 @contextlib.contextmanager
 def serving(kind: type[Small]) -> Iterator[tuple[App, str, int]]:
     app = App()
-    kind.crowd = Crowd(MOST)
+    kind.limit = ConnectionLimit(MOST)
     with served(app, http=kind) as url:
         host, port = url.removeprefix("http://").split(":")
         yield app, host, int(port)
@@ -170,13 +170,13 @@ def test_a_flood_of_clients_is_answered_and_leaves_nothing_behind() -> None:
     with serving(Patient) as (_, host, port):
         with ThreadPoolExecutor(16) as pool:
             good = sum(pool.map(lambda number: answered(host, port, source=f"127.0.0.{2 + number % 4}"), range(256)))
-        assert Patient.crowd is not None
+        assert Patient.limit is not None
 
         assert good == 256
         with line(host, port) as last:
             last.sendall(GET + b"\r\n")
             assert last.recv(100).startswith(b"HTTP/1.1 200")
-            assert Patient.crowd.held == 1
+            assert Patient.limit.held == 1
 
 
 def test_a_connection_between_two_requests_makes_room_and_one_at_work_does_not() -> None:
@@ -187,7 +187,7 @@ def test_a_connection_between_two_requests_makes_room_and_one_at_work_does_not()
         def leave(self) -> None:
             self.left = True
 
-    crowd, ends = Crowd(4), [One() for _ in range(4)]
+    crowd, ends = ConnectionLimit(4), [One() for _ in range(4)]
     crowd.enter(ends[0], "a")
     crowd.work(ends[0], "a")
     crowd.enter(ends[1], "a")

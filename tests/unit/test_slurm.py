@@ -15,7 +15,7 @@ from standalone import main
 from tests.fake_slurm import FakeSlurm
 from worker.attempt import dispatcher
 from worker.attempt.cluster_places import places
-from worker.attempt.engines import EngineAway, EngineRefused, Order
+from worker.attempt.engines import ClusterJobRequest, EngineAway, EngineRefused
 from worker.attempt.slurm import Slurm, batch_script
 from worker.host.host import beside, identify
 
@@ -31,7 +31,7 @@ def test_an_attempt_is_submitted_under_its_name_once_and_with_what_lets_it_save(
     fake = FakeSlurm()
 
     number = slurm(fake, slurm_options="--partition=gpu --time=08:00:00 --job-name=mine --output=/logs/%j").submit(
-        Order(NAME, devices=4)
+        ClusterJobRequest(NAME, devices=4)
     )
 
     job = fake.jobs[int(number)]
@@ -58,7 +58,7 @@ def test_the_batch_script_becomes_the_worker_of_that_attempt_and_reads_the_setup
 def test_a_place_that_is_a_processor_asks_for_no_gpu() -> None:
     fake = FakeSlurm()
 
-    slurm(fake, cluster_device_kind="cpu").submit(Order(NAME, devices=1))
+    slurm(fake, cluster_device_kind="cpu").submit(ClusterJobRequest(NAME, devices=1))
 
     assert "--gres" not in fake.jobs[1001].options
 
@@ -83,7 +83,7 @@ def test_what_waits_is_shown_in_slurms_words_and_what_runs_with_its_node() -> No
     fake = FakeSlurm()
     cluster = slurm(fake)
     for name in (NAME, OTHER):
-        cluster.submit(Order(name, devices=1))
+        cluster.submit(ClusterJobRequest(name, devices=1))
     fake.wait("ReqNodeNotAvail, UnavailableNodes:gpu[1-3]")
     fake.begin(fake.jobs[1002])
 
@@ -99,7 +99,7 @@ def test_what_waits_is_shown_in_slurms_words_and_what_runs_with_its_node() -> No
 )
 def test_jobs_of_other_people_are_none_of_ours(name: str) -> None:
     fake = FakeSlurm()
-    slurm(fake).submit(Order(name, devices=1))
+    slurm(fake).submit(ClusterJobRequest(name, devices=1))
 
     assert slurm(fake).listed() == []
     assert read_name(name) is None
@@ -120,7 +120,7 @@ def test_a_cluster_that_does_not_answer_is_away_whatever_it_is_asked(weather: st
     with pytest.raises(EngineAway, match=r"controller|no answer"):
         cluster.listed()
     with pytest.raises(EngineAway, match=r"controller|no answer"):
-        cluster.submit(Order(NAME, devices=1))
+        cluster.submit(ClusterJobRequest(NAME, devices=1))
 
 
 def test_programs_that_are_not_there_are_a_cluster_that_is_away(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_programs_that_are_not_there_are_a_cluster_that_is_away(tmp_path: Path) 
 
 def test_an_answer_that_is_no_number_may_have_been_a_submission() -> None:
     with pytest.raises(EngineAway, match="instead of a number"):
-        slurm(FakeSlurm(weather={"sbatch": "garbage"})).submit(Order(NAME, devices=1))
+        slurm(FakeSlurm(weather={"sbatch": "garbage"})).submit(ClusterJobRequest(NAME, devices=1))
 
 
 def test_arrays_of_the_same_user_are_passed_over() -> None:
@@ -156,7 +156,7 @@ def test_a_list_that_nobody_can_read_is_none() -> None:
 )
 def test_a_refusal_is_told_from_a_cluster_that_asks_for_patience(words: str, kind: type[Exception]) -> None:
     with pytest.raises(kind, match=r"sbatch: error"):
-        slurm(FakeSlurm(weather={"sbatch": f"refuse {words}"})).submit(Order(NAME, devices=1))
+        slurm(FakeSlurm(weather={"sbatch": f"refuse {words}"})).submit(ClusterJobRequest(NAME, devices=1))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_the_books_say_what_became_of_the_newest_job_of_a_name(state: str, kind:
     fake = FakeSlurm()
     cluster = slurm(fake)
     for _ in range(2):
-        cluster.submit(Order(NAME, devices=1))
+        cluster.submit(ClusterJobRequest(NAME, devices=1))
     fake.end(fake.jobs[1001], "COMPLETED")
     fake.begin(fake.jobs[1002])
     fake.end(fake.jobs[1002], state, code="127:0")
@@ -194,7 +194,7 @@ def test_where_no_books_are_kept_nothing_is_known(weather: str) -> None:
 def test_a_job_that_is_gone_is_withdrawn_already_and_one_that_has_begun_meanwhile_is_left_alone() -> None:
     fake = FakeSlurm()
     cluster = slurm(fake)
-    cluster.submit(Order(NAME, devices=1))
+    cluster.submit(ClusterJobRequest(NAME, devices=1))
     (sight,) = cluster.listed()
     fake.begin(fake.jobs[1001])
 

@@ -14,7 +14,7 @@ import pytest
 from shared.jobs import trainer_log
 from shared.jobs.trainer_log import LogText
 from shared.rows.log_lines import SHOWN_CHARACTERS, LogLines, safe_words
-from shared.rows.secrets import HIDDEN, Hiding, hidden
+from shared.rows.secrets import HIDDEN, SecretFilter, hidden
 from worker.attempt import kept_log
 from worker.attempt.kept_log import HEAD_BYTES, LIVE_BYTES, SEGMENT_BYTES, SEGMENTS, KeptLog, left_behind, whole
 
@@ -67,7 +67,7 @@ def test_what_is_no_secret_stays_in_a_log(line: str) -> None:
 
 
 def test_a_private_key_is_hidden_over_all_its_lines_and_the_log_goes_on() -> None:
-    hide = Hiding()
+    hide = SecretFilter()
     printed = ["a -----BEGIN RSA PRIVATE KEY-----", "MIIEpAIBAAKCAQEA", "-----END RSA PRIVATE KEY-----", "b"]
 
     assert [hide(line) for line in printed] == [f"a {HIDDEN}", HIDDEN, HIDDEN, "b"]

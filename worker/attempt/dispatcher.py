@@ -30,16 +30,16 @@ from shared import log as logs
 from shared.chores import waiting as lanes
 from shared.jobs import handover, moves
 from shared.jobs.handover import Submitted
-from shared.lease.values import Claim, NotUnderstood, Orders
+from shared.lease.values import Claim, Orders, WrittenByNewerVersion
 from shared.operating.secrecy import hide_secrets
 from shared.settings import Settings
 from shared.store.db import make_engine, session_scope
 from shared.store.lifecycle import AttemptOutcome
 from worker.attempt.cluster_places import ClusterPresence
-from worker.attempt.engines import Engine, EngineAway, EngineRefused, EngineUnusable, Order, Sight
+from worker.attempt.engines import ClusterJobRequest, ClusterJobState, Engine, EngineAway, EngineRefused, EngineUnusable
 from worker.attempt.slurm import Slurm
 from worker.host.host import AWAY, beside
-from worker.host.presence import AnotherWorker, take_home
+from worker.host.presence import HomeAlreadyServed, take_home
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -120,7 +120,7 @@ class Dispatcher:
         except EngineAway as error:
             self._unheard(str(error))
             return
-        ours = defaultdict[str, list[Sight]](list)
+        ours = defaultdict[str, list[ClusterJobState]](list)
         for sight in sights:
             ours[sight.name].append(sight)
         submitted = self._submitted()
@@ -142,7 +142,7 @@ class Dispatcher:
             if not self._obeyed(attempt):
                 self._tell(attempt, f"{self._cluster.label} does not answer and is asked again: {why}")
 
-    def _attend(self, attempt: Submitted, sights: Sequence[Sight]) -> None:
+    def _attend(self, attempt: Submitted, sights: Sequence[ClusterJobState]) -> None:
         watch = self._watches[attempt.name]
         if self._obeyed(attempt):
             return  # what waits there is tidied by this same look
@@ -173,7 +173,7 @@ class Dispatcher:
         self._write(end)
         return True
 
-    def _watch_start(self, attempt: Submitted, sights: Sequence[Sight], watch: _Watch) -> None:
+    def _watch_start(self, attempt: Submitted, sights: Sequence[ClusterJobState], watch: _Watch) -> None:
         """It is there. Of several by that name all but the first that runs, or that came first, are taken back."""
         kept = next((sight for sight in sights if not sight.waits), sights[0])
         self._withdraw([sight for sight in sights if sight.waits and sight is not kept])
@@ -220,7 +220,7 @@ class Dispatcher:
     def _submit(self, attempt: Submitted, watch: _Watch) -> None:
         label = self._cluster.label
         try:
-            number = self._cluster.submit(Order(attempt.name, attempt.devices))
+            number = self._cluster.submit(ClusterJobRequest(attempt.name, attempt.devices))
         except EngineAway as error:
             watch.unsure = True
             self._tell(attempt, f"{label} does not answer and is asked again: {error}")
@@ -263,13 +263,13 @@ class Dispatcher:
 
     # --- what is there without a reason -----------------------------------------------------------------------------
 
-    def _tidy(self, sights: Sequence[Sight]) -> None:
+    def _tidy(self, sights: Sequence[ClusterJobState]) -> None:
         """Take back what has ended here: cancelled, given back, or its process hangs."""
         ended = self._write(lambda s: handover.seconds_since_end(s, {sight.name for sight in sights}))
         late = TIDY_SECONDS + self._settings.stop_seconds
         self._withdraw([sight for sight in sights if sight.name in ended and (sight.waits or ended[sight.name] > late)])
 
-    def _withdraw(self, sights: Sequence[Sight]) -> None:
+    def _withdraw(self, sights: Sequence[ClusterJobState]) -> None:
         for sight in sights:
             try:
                 self._cluster.withdraw(sight)
@@ -297,7 +297,7 @@ class Dispatcher:
         while True:
             try:
                 return self._write(self._leased)
-            except NotUnderstood as error:
+            except WrittenByNewerVersion as error:
                 self._passed_over.add(error.row_id)
                 log.warning("job.not_understood", job_id=error.row_id, remedy="start a dispatcher of a newer version")
 
@@ -333,7 +333,7 @@ def main() -> int:
     try:
         engine = ENGINES[settings.launcher](own)
         lock = take_home(own.home)
-    except (AnotherWorker, EngineUnusable) as error:
+    except (HomeAlreadyServed, EngineUnusable) as error:
         log.error("dispatcher.refused", reason=str(error))
         return 1
     standing = ClusterPresence(own)

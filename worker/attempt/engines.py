@@ -19,7 +19,7 @@ class EngineUnusable(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class ClusterJobRequest:
     """What a cluster is to run: one attempt, on one node."""
 
     name: str  # the attempt's: a second submission is found by it instead of doubled
@@ -27,7 +27,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class ClusterJobState:
     """One of our jobs as the cluster shows it."""
 
     id: str
@@ -38,7 +38,7 @@ class Sight:
 
 
 @dataclass(frozen=True, slots=True)
-class Fate:
+class ClusterJobEnd:
     """What became of a job that the cluster lists no more.
 
     `alive`: it still knows it. `unknown`: it says nothing. `taken`: its machine was wanted back. `ended`: it ended or
@@ -54,21 +54,21 @@ class Engine(Protocol):
 
     label: str  # what people call it
 
-    def submit(self, order: Order) -> str:
+    def submit(self, order: ClusterJobRequest) -> str:
         """Have the attempt run; returns the cluster's id of it. Raises EngineRefused.
 
         After EngineAway it may have been taken all the same: look before it is submitted again.
         """
         ...
 
-    def listed(self) -> list[Sight]:
+    def listed(self) -> list[ClusterJobState]:
         """Everything of ours that waits or runs there, in the order it was submitted."""
         ...
 
-    def fate(self, name: str) -> Fate:
+    def fate(self, name: str) -> ClusterJobEnd:
         """What became of the newest job of that name."""
         ...
 
-    def withdraw(self, sight: Sight) -> None:
+    def withdraw(self, sight: ClusterJobState) -> None:
         """End it. One that is gone is no error; where `sight` waits, one that has begun meanwhile is left alone."""
         ...

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from shared import log as logs
 from shared.jobs import moves
 from shared.jobs.handover import promised_kind, read_name
-from shared.lease.values import Claim, NotUnderstood
+from shared.lease.values import Claim, WrittenByNewerVersion
 from shared.operating.isolation import IsolationLacking
 from shared.operating.secrecy import hide_secrets
 from shared.settings import Settings
@@ -33,7 +33,7 @@ from worker.attempt.supervisor import run_attempt
 from worker.host.devices import NoSuchDevice
 from worker.host.flags import SharedFlags
 from worker.host.host import AWAY, Host, beside, open_host
-from worker.host.presence import AnotherWorker, take_home
+from worker.host.presence import HomeAlreadyServed, take_home
 from worker.program import processes
 
 log = structlog.get_logger()
@@ -47,12 +47,12 @@ def run(name: str, settings: Settings, *, flags: SharedFlags) -> int:
     own = beside(settings, f"attempts/{name}")
     try:
         lock = take_home(own.home)
-    except AnotherWorker:
+    except HomeAlreadyServed:
         log.warning("handover.running_here", attempt=name)
         return 0
     try:
         return _carry_on(name, own, flags=flags)
-    except (SchemaOutdated, IsolationLacking, NoSuchDevice, NotUnderstood, *AWAY) as error:
+    except (SchemaOutdated, IsolationLacking, NoSuchDevice, WrittenByNewerVersion, *AWAY) as error:
         log.error("handover.impossible", attempt=name, error=str(error)[:500])
         return EXIT_UNFIT
     finally:

@@ -20,7 +20,14 @@ from urllib3.exceptions import HTTPError
 
 from shared.jobs.handover import read_name
 from shared.settings import Settings
-from worker.attempt.engines import EngineAway, EngineRefused, EngineUnusable, Fate, Order, Sight
+from worker.attempt.engines import (
+    ClusterJobEnd,
+    ClusterJobRequest,
+    ClusterJobState,
+    EngineAway,
+    EngineRefused,
+    EngineUnusable,
+)
 
 _ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _MANAGED: Final = "app.kubernetes.io/managed-by"
@@ -49,7 +56,7 @@ class Kubernetes:
         self._batch, self._core = client.BatchV1Api(door), client.CoreV1Api(door)
         self._custom = client.CustomObjectsApi(door)
 
-    def submit(self, order: Order) -> str:
+    def submit(self, order: ClusterJobRequest) -> str:
         """See `Engine`. A Job of that name is this very attempt's, so that "already exists" is success."""
         job = job_manifest(self._template, order, self._settings)
         try:
@@ -59,23 +66,23 @@ class Kubernetes:
                 raise EngineRefused(_message(error)) from error
         return order.name
 
-    def listed(self) -> list[Sight]:
+    def listed(self) -> list[ClusterJobState]:
         jobs = [job for job in self._all(self._batch.list_namespaced_job) if _is_open(job)]
         pods = self._all(self._core.list_namespaced_pod) if jobs else []
         by_job = {_label(pod, "batch.kubernetes.io/job-name"): pod for pod in pods}
         return [self._sight(job, by_job.get(_name(job))) for job in jobs]
 
-    def _sight(self, job: dict[str, Any], pod: dict[str, Any] | None) -> Sight:
+    def _sight(self, job: dict[str, Any], pod: dict[str, Any] | None) -> ClusterJobState:
         name = _name(job)
         mark = f"{job['metadata'].get('uid', '')}/{job['metadata'].get('resourceVersion', '')}"
         if job.get("spec", {}).get("suspend"):
             words = f"Kueue has not admitted it: {self._kueue_words(job)}"
-            return Sight(name, name, waits=True, words=_plain(words), mark=mark)
+            return ClusterJobState(name, name, waits=True, words=_plain(words), mark=mark)
         phase = "" if pod is None else pod.get("status", {}).get("phase", "")
         if phase in ("", "Pending"):
-            return Sight(name, name, waits=True, words=_plain(_pod_words(pod)), mark=mark)
+            return ClusterJobState(name, name, waits=True, words=_plain(_pod_words(pod)), mark=mark)
         node = "" if pod is None else pod.get("spec", {}).get("nodeName", "")
-        return Sight(name, name, waits=False, words=_plain(f"its pod is {phase} on {node}"), mark=mark)
+        return ClusterJobState(name, name, waits=False, words=_plain(f"its pod is {phase} on {node}"), mark=mark)
 
     def _kueue_words(self, job: dict[str, Any]) -> str:
         """Why its Workload waits. A Kueue that is not there, or not ours to read, has no words."""
@@ -89,23 +96,23 @@ class Kubernetes:
         waiting = [held for held in conditions if held.get("status") == "False" and held.get("message")]
         return str(waiting[0]["message"]) if waiting else "no workload of it says why"
 
-    def fate(self, name: str) -> Fate:
+    def fate(self, name: str) -> ClusterJobEnd:
         try:
             job = self._ask(self._batch.read_namespaced_job, name=name)
         except client.ApiException as error:
             if error.status == 404:
-                return Fate("unknown", "there is no such Job")
+                return ClusterJobEnd("unknown", "there is no such Job")
             raise EngineAway(_message(error)) from error
         ended = _ended(job)
         if ended is None:
-            return Fate("alive", "the Job is there, and the list lacks it")
+            return ClusterJobEnd("alive", "the Job is there, and the list lacks it")
         for pod in self._all(self._core.list_namespaced_pod, more=f"batch.kubernetes.io/job-name={name}"):
             for held in pod.get("status", {}).get("conditions", []):
                 if held.get("type") == "DisruptionTarget" and held.get("status") == "True":
-                    return Fate("taken", _plain(f"{held.get('reason', '')}: {held.get('message', '')}"))
-        return Fate("ended", _plain(ended))
+                    return ClusterJobEnd("taken", _plain(f"{held.get('reason', '')}: {held.get('message', '')}"))
+        return ClusterJobEnd("ended", _plain(ended))
 
-    def withdraw(self, sight: Sight) -> None:
+    def withdraw(self, sight: ClusterJobState) -> None:
         uid, _, version = sight.mark.partition("/")
         same = client.V1Preconditions(uid=uid, resource_version=version if sight.waits else None)
         wish = client.V1DeleteOptions(propagation_policy="Background", preconditions=same)
@@ -178,7 +185,7 @@ def _template(path: Path | None) -> dict[str, Any]:
     return dict(job)
 
 
-def job_manifest(template: dict[str, Any], order: Order, settings: Settings) -> dict[str, Any]:
+def job_manifest(template: dict[str, Any], order: ClusterJobRequest, settings: Settings) -> dict[str, Any]:
     """The operator's Job with what must hold: its name, one try, the attempt's command, the devices."""
     job = deepcopy(template)
     job.setdefault("apiVersion", "batch/v1")

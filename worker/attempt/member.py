@@ -18,7 +18,7 @@ from shared.contract.documents import error_document
 from shared.contract.events import EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
 from shared.errors import TunepoolError
 from shared.fleet import members, workers
-from shared.fleet.members import Word
+from shared.fleet.members import MemberAnswer
 from shared.lease.values import MeetingPlace, Membership
 from shared.operating import tracing
 from shared.rows.log_lines import safe_words
@@ -36,7 +36,7 @@ LOOK_SECONDS: Final = 0.1
 GRACE_SECONDS: Final = 1.0
 
 
-class Dismissed(Exception):  # an order, not an error
+class MemberReleased(Exception):  # an order, not an error
     """The attempt is over, or does without this host."""
 
 
@@ -50,7 +50,7 @@ def take_part(host: Host, part: Membership) -> None:
         member = _Member(host, part, reporter, trace)
         try:
             member.run()
-        except Dismissed:
+        except MemberReleased:
             member.leave()
         except StillAlive as error:
             bound.error("member.undead", error=str(error))
@@ -79,7 +79,7 @@ class MemberReporter(threading.Thread):
         self._part = part
         self._clock = clock
         self._over = threading.Event()
-        self._word: Word | None = Word(None)
+        self._word: MemberAnswer | None = MemberAnswer(None)
         self._heard = clock()
         self.phase: MemberPhase = "staging"
 
@@ -100,7 +100,7 @@ class MemberReporter(threading.Thread):
         settings = self._host.settings
         blind = self._clock() - self._heard > settings.blind_seconds + settings.stop_seconds
         if self._word is None or blind:
-            raise Dismissed
+            raise MemberReleased
 
     @property
     def meeting(self) -> MeetingPlace | None:
@@ -116,7 +116,7 @@ class MemberReporter(threading.Thread):
                 continue
             self._heard = now
 
-    def _report(self, session: Session) -> Word | None:
+    def _report(self, session: Session) -> MemberAnswer | None:
         return members.report(session, self._part, phase=self.phase, leaving=self._host.flags.draining)
 
 

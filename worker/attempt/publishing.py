@@ -32,7 +32,7 @@ from worker.attempt.leader import Gang
 from worker.host.host import AWAY, Host
 from worker.program import workdir
 from worker.program.spare import Spare
-from worker.program.trainer_events import Meter, Story, metric_lines
+from worker.program.trainer_events import EventsSoFar, Meter, metric_lines
 from worker.program.watched import Watched
 
 log = structlog.get_logger()
@@ -58,7 +58,7 @@ class PublishingAttempt:
         self.trace = AttemptTrace(tracing.of_this_process(tracing.WORKER), host, claim)
         self.place = AttemptFolder(host, claim, spare, variables=self.trace.variables)
         self.gang = Gang(claim.members, host.settings, clock=clock)
-        self.story = Story(clock)
+        self.story = EventsSoFar(clock)
         self.meter = Meter(clock=clock)
         self.untold: list[NewEvent] = []
         self.told_at, self.tells = clock(), 0

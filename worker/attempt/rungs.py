@@ -23,7 +23,7 @@ LEAST: Final[Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Rung:
+class MemoryLadderStep:
     """What the user is told, and columns of the job's row."""
 
     message: str
@@ -38,7 +38,7 @@ def lower(
     gradient_checkpointing: bool,
     pass_tokens: int | None,
     recomputed: int | None = None,
-) -> Rung | None:
+) -> MemoryLadderStep | None:
     """Half the rows of a pass, or half its packed tokens, then recomputed activations; None: there is no less.
 
     Where some layers recompute theirs, all do first: that gives the most room, and the job was settled to fill it.
@@ -49,20 +49,20 @@ def lower(
     """
     if gradient_checkpointing and recomputed is not None:
         words = f"Out of memory with {recomputed} layers recomputed; trying again with gradient checkpointing of all."
-        return Rung(words, {"gradient_checkpointing": True})
+        return MemoryLadderStep(words, {"gradient_checkpointing": True})
     packed = is_packed(spec)
     if micro_batch_size > 1 and not packed:
         half = micro_batch_size // 2
         words = f"Out of memory with {micro_batch_size} rows a pass; trying again with {half}."
-        return Rung(words, {"micro_batch_size": half})
+        return MemoryLadderStep(words, {"micro_batch_size": half})
     tokens = pass_tokens or min(micro_batch_size * spec.training.max_length, PACKED_TOKENS[kind])
     fewer = max(tokens // 2, _longest_row(spec), LEAST_TOKENS)
     if packed and fewer < tokens:
         words = f"Out of memory with {tokens:,} packed tokens a pass; trying again with {fewer:,}."
-        return Rung(words, {"pass_tokens": fewer})
+        return MemoryLadderStep(words, {"pass_tokens": fewer})
     if not gradient_checkpointing:
         words = "Out of memory with one row a pass; trying again with gradient checkpointing."
-        return Rung(words, {"micro_batch_size": 1, "gradient_checkpointing": True})
+        return MemoryLadderStep(words, {"micro_batch_size": 1, "gradient_checkpointing": True})
     return None
 
 

@@ -26,7 +26,7 @@ from worker.attempt.divided_time import DividedTime
 from worker.host.host import Host
 from worker.program import hostile_folder, kernels, launcher, processes, workdir
 from worker.program.launcher import Exit, LogSink, Trainer
-from worker.program.trainer_events import Story
+from worker.program.trainer_events import EventsSoFar
 from worker.program.workdir import Workdir
 
 log = structlog.get_logger()
@@ -47,7 +47,7 @@ class _Member:
     """One attempt, as far as it has come."""
 
     claim: Claim
-    story: Story | None = None
+    story: EventsSoFar | None = None
     place: AttemptFolder | None = None
     gone: bool = False
     unfit: str | None = None
@@ -101,7 +101,13 @@ class SharedProgram:
     # --- in the attempts' threads -----------------------------------------------------------------------------------
 
     def enter(
-        self, job_id: str, *, place: AttemptFolder, story: Story, sink: LogSink | None, interrupt: Callable[[], None]
+        self,
+        job_id: str,
+        *,
+        place: AttemptFolder,
+        story: EventsSoFar,
+        sink: LogSink | None,
+        interrupt: Callable[[], None],
     ) -> WatchedTrainee:
         """Wait until all have staged and the program runs. Raises what `interrupt` raises, OSError, UnfitTogether."""
         member = self._members[job_id]

@@ -15,7 +15,7 @@ from typing import Final
 
 from shared.jobs.handover import read_name
 from shared.settings import Settings, program_environment
-from worker.attempt.engines import EngineAway, EngineRefused, Fate, Order, Sight
+from worker.attempt.engines import ClusterJobEnd, ClusterJobRequest, ClusterJobState, EngineAway, EngineRefused
 
 # A trainer has this long for its checkpoint when the time limit comes (sbatch's --signal).
 SIGNAL_SECONDS: Final = 120
@@ -49,7 +49,7 @@ class Slurm:
         self._settings = settings
         self._run = run
 
-    def submit(self, order: Order) -> str:
+    def submit(self, order: ClusterJobRequest) -> str:
         """See `Engine`. The batch script is all that Slurm gets: no environment of ours, hence no secret."""
         done = self._ask("sbatch", *self._options(order), script=batch_script(self._settings, order.name))
         if done.returncode != 0:
@@ -60,7 +60,7 @@ class Slurm:
             raise EngineAway(f"sbatch answered '{_words(done.stdout)}' instead of a number")
         return match[1]
 
-    def _options(self, order: Order) -> list[str]:
+    def _options(self, order: ClusterJobRequest) -> list[str]:
         """The operator's, then those that must hold: of an option that is given twice sbatch takes the second."""
         kind, gres = self._settings.cluster_device_kind, self._settings.slurm_gres
         return [
@@ -71,7 +71,7 @@ class Slurm:
             *(f"--signal=B:TERM@{SIGNAL_SECONDS}", f"--job-name={order.name}"),
         ]
 
-    def listed(self) -> list[Sight]:
+    def listed(self) -> list[ClusterJobState]:
         done = self._ask("squeue", "--me", "--noheader", f"--format={_QUEUE_FORMAT}")
         if done.returncode != 0:
             raise EngineAway(_words(done.stderr) or f"squeue ended with {done.returncode}")
@@ -83,7 +83,7 @@ class Slurm:
         sights = [sight for row in rows if row[0].isdecimal() and (sight := _sight(*row)) is not None]
         return sorted(sights, key=lambda sight: int(sight.id))
 
-    def fate(self, name: str) -> Fate:
+    def fate(self, name: str) -> ClusterJobEnd:
         """See `Engine`. Where no accounting is kept, nothing is known of what squeue has forgotten."""
         done = self._ask(
             "sacct",
@@ -91,15 +91,15 @@ class Slurm:
             *(f"--starttime={HISTORY}", f"--name={name}"),
         )
         if done.returncode != 0:
-            return Fate("unknown", _words(done.stderr) or f"sacct ended with {done.returncode}")
+            return ClusterJobEnd("unknown", _words(done.stderr) or f"sacct ended with {done.returncode}")
         rows = [line.split("|", 4) for line in done.stdout.splitlines()]
         ours = [row for row in rows if len(row) == 5 and row[0].isdecimal() and row[4] == name]
         if not ours:
-            return Fate("unknown", "sacct has no such job")
+            return ClusterJobEnd("unknown", "sacct has no such job")
         number, state, code, nodes, _ = max(ours, key=lambda row: int(row[0]))
         return _fate(number, state, code, nodes)
 
-    def withdraw(self, sight: Sight) -> None:
+    def withdraw(self, sight: ClusterJobState) -> None:
         only = ("--state=PENDING",) if sight.waits else ()
         done = self._ask("scancel", *only, sight.id)
         if done.returncode != 0 and "invalid job id" not in done.stderr.lower():
@@ -131,23 +131,23 @@ def batch_script(settings: Settings, name: str) -> str:
     return "\n".join(["#!/bin/sh", "set -e", *setup, f"exec {settings.slurm_command} worker --attempt {name}", ""])
 
 
-def _sight(number: str, state: str, nodes: str, reason: str, name: str) -> Sight | None:
+def _sight(number: str, state: str, nodes: str, reason: str, name: str) -> ClusterJobState | None:
     """A line of squeue; None where it is none of ours, or over."""
     if read_name(name) is None or state in _OVER:
         return None
     waits = state in _WAITS
     more = f" ({reason})" if waits and reason not in ("", "None") else f" on {nodes}" if nodes else ""
-    return Sight(id=number, name=name, waits=waits, words=f"job {number} is {state}{more}")
+    return ClusterJobState(id=number, name=name, waits=waits, words=f"job {number} is {state}{more}")
 
 
-def _fate(number: str, state: str, code: str, nodes: str) -> Fate:
+def _fate(number: str, state: str, code: str, nodes: str) -> ClusterJobEnd:
     word = (state.split() or ["UNKNOWN"])[0]  # "CANCELLED by 1000"
     words = f"job {number} was {state}" + (f" on {nodes}" if nodes not in ("", "None assigned") else "")
     if word in _ALIVE:
-        return Fate("alive", f"job {number} is {state}, says sacct, and squeue does not list it")
+        return ClusterJobEnd("alive", f"job {number} is {state}, says sacct, and squeue does not list it")
     if word == "PREEMPTED":
-        return Fate("taken", words)
-    return Fate("ended", f"{words}, exit code {code}") if word in _OVER else Fate("unknown", words)
+        return ClusterJobEnd("taken", words)
+    return ClusterJobEnd("ended", f"{words}, exit code {code}") if word in _OVER else ClusterJobEnd("unknown", words)
 
 
 def _words(text: str) -> str:

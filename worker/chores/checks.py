@@ -29,7 +29,7 @@ from shared.store.bell import ring
 from shared.tenants.plain_text import printable
 from worker import base_models
 from worker.chores.row_reading import refuse_bad_rows
-from worker.chores.run_program import Stopped, Watch, under_lease
+from worker.chores.run_program import LeaseWatch, Stopped, under_lease
 from worker.chores.unpacking import unpack
 from worker.host.found_device import FoundDevice
 from worker.host.host import Host
@@ -65,7 +65,7 @@ def _check(host: Host, file_check: FileCheck | None) -> bool:
     return under_lease(host, FILE_CHECK, file_check.lease, partial(_report, host, file_check))
 
 
-def _report(host: Host, file_check: FileCheck, watch: Watch) -> None:
+def _report(host: Host, file_check: FileCheck, watch: LeaseWatch) -> None:
     """Write what is in the file. Raises Stopped, too when the store is away: that is not the file's fault."""
     try:
         report, rows = _read(host, file_check, watch)
@@ -80,7 +80,7 @@ def _report(host: Host, file_check: FileCheck, watch: Watch) -> None:
     log.info("file.checked", file_id=file_check.lease.id, rows=report.rows, problems=report.problem_count)
 
 
-def _read(host: Host, file_check: FileCheck, watch: Watch) -> tuple[DatasetReport, MadeRows | None]:
+def _read(host: Host, file_check: FileCheck, watch: LeaseWatch) -> tuple[DatasetReport, MadeRows | None]:
     """What is in the file, and the rows made of it if it is not JSONL. Raises Unavailable, Stopped."""
     limits = Limits(file_bytes=host.settings.max_file_bytes)
     if not file_check.packed:
@@ -88,7 +88,7 @@ def _read(host: Host, file_check: FileCheck, watch: Watch) -> tuple[DatasetRepor
     return unpack(host, file_check, watch, limits=limits)
 
 
-def _kept_alive(host: Host, key: str, watch: Watch) -> Iterator[bytes]:
+def _kept_alive(host: Host, key: str, watch: LeaseWatch) -> Iterator[bytes]:
     """The file's bytes; the lease of the check is extended while they flow. Raises Stopped."""
     for chunk in _small(host.store.chunks(key)):
         yield chunk
@@ -119,7 +119,7 @@ def validate_next_job(host: Host) -> bool:
     return claim is not None and under_lease(host, SETTLING.kind, claim.lease, partial(_validate, host, claim))
 
 
-def _validate(host: Host, claim: Claim, watch: Watch) -> None:
+def _validate(host: Host, claim: Claim, watch: LeaseWatch) -> None:
     try:
         claim = read_as_asked(host, claim, watch)
     except Unavailable as error:  # the store is away: the sweep rings again
@@ -174,7 +174,7 @@ def oddities(claim: Claim) -> Iterator[NewEvent]:
             yield NewEvent(text, level="warn", data={"code": warning.code, "line": warning.line, "rows": warning.rows})
 
 
-def read_as_asked(host: Host, claim: AnyClaim, watch: Watch) -> AnyClaim:
+def read_as_asked(host: Host, claim: AnyClaim, watch: LeaseWatch) -> AnyClaim:
     """The claim with its files' rows checked under the names of `training.columns`, where it has some.
 
     Raises Stopped, Unavailable.

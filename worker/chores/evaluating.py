@@ -26,9 +26,9 @@ from shared.contract.evaluation_run import (
     storable,
 )
 from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT
+from shared.contract.generation import Target
 from shared.contract.passes import device_kind
 from shared.contract.spec import Quantization
-from shared.contract.talk import Target
 from shared.errors import Invalid, TunepoolError, Unavailable
 from shared.products.adapters import StoredFile
 from shared.rows import figures
@@ -37,11 +37,11 @@ from shared.rows.measuring import Scorer, needs_answers, needs_likelihood
 from worker import base_models
 from worker.chores import evaluation_device, reading_items
 from worker.chores import run_program as programs
-from worker.chores.evaluation_device import MakesRoom
+from worker.chores.evaluation_device import EvaluationDeferred
 from worker.chores.evaluation_groups import AnswerTail, Group, groups
 from worker.chores.evaluation_seat import EvaluationSeat
-from worker.chores.run_program import Watch, under_lease
-from worker.chores.talk_program import HeldWeights
+from worker.chores.playground_program import HeldWeights
+from worker.chores.run_program import LeaseWatch, under_lease
 from worker.host.found_device import FoundDevice
 from worker.host.host import Host
 from worker.program import hostile_folder, workdir
@@ -54,7 +54,7 @@ log = structlog.get_logger()
 KEPT_AT_ONCE: Final = 50  # answers in one statement
 
 
-class TurnOver(MakesRoom):
+class TurnOver(EvaluationDeferred):
     """It has had its time, and other long work waits."""
 
     code = "others_first"
@@ -89,12 +89,12 @@ def evaluate_next(host: Host, seat: EvaluationSeat | None = None) -> bool:
     return under_lease(host, EVALUATION, claim.lease, partial(_evaluate, host, claim, seat))
 
 
-def _evaluate(host: Host, claim: EvaluationClaim, seat: EvaluationSeat | None, watch: Watch) -> None:
+def _evaluate(host: Host, claim: EvaluationClaim, seat: EvaluationSeat | None, watch: LeaseWatch) -> None:
     """Write the report, or why there is none. Raises Stopped."""
     lease = claim.lease
     try:
         _Sitting(host, claim, watch, seat).run()
-    except MakesRoom as error:
+    except EvaluationDeferred as error:
         code, message, seconds = error.code, error.message, error.seconds
         log.info("evaluation.postponed", evaluation_id=lease.id, code=code)
         host.write_in_the_end(lambda s: evaluations.postpone(s, lease, code=code, message=message, seconds=seconds))
@@ -109,7 +109,7 @@ def _evaluate(host: Host, claim: EvaluationClaim, seat: EvaluationSeat | None, w
 class _Sitting:
     """One attempt at an evaluation."""
 
-    def __init__(self, host: Host, claim: EvaluationClaim, watch: Watch, seat: EvaluationSeat | None) -> None:
+    def __init__(self, host: Host, claim: EvaluationClaim, watch: LeaseWatch, seat: EvaluationSeat | None) -> None:
         self.host, self.claim, self.watch, self.seat = host, claim, watch, seat
         self.lease, self.request = claim.lease, claim.request
         self.scorer = Scorer(claim.request.measures)
@@ -271,7 +271,7 @@ class _Sitting:
         if ended.code == EXIT_USER_FAULT and fault is not None:
             raise Invalid(fault.message, param=fault.param, code=fault.code)
         if device.kind != "cpu" and evaluation_device.wanted(self.host, device):
-            raise MakesRoom("A training has taken the device. The evaluation goes on where it was.")
+            raise EvaluationDeferred("A training has taken the device. The evaluation goes on where it was.")
         if ended.code == EXIT_OUT_OF_MEMORY:
             raise ProgramBroke("Out of memory: the base model and one answer did not fit.", code="host_oom")
         last = (ended.last_words.strip().splitlines() or ["-"])[-1]
@@ -317,7 +317,7 @@ class _Sitting:
         log.info("evaluation.ended", evaluation_id=self.lease.id, reported=ended)
 
 
-class _Attending(Watch):
+class _Attending(LeaseWatch):
     """While a program works: keep its answers, and leave when others want the device or the turn is over."""
 
     def __init__(self, sitting: _Sitting, tail: AnswerTail, device: FoundDevice) -> None:
@@ -348,7 +348,7 @@ class _Attending(Watch):
 
     def _make_room(self) -> None:
         if evaluation_device.wanted(self._sitting.host, self._device):
-            raise MakesRoom("A training wants the device. The evaluation goes on where it was.")
+            raise EvaluationDeferred("A training wants the device. The evaluation goes on where it was.")
         # Whoever has answered nothing yet stays, or two could make room for each other for ever.
         late = self._first is not None and time.monotonic() - self._first > self._settings.evaluation_turn_seconds
         if late and self._sitting.host.write(chores.long_work_waits):

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Final
 
 from shared.chores import evaluations
+from shared.contract.generation import Target
 from shared.contract.spec import Dtype
-from shared.contract.talk import Target
 from shared.errors import TunepoolError
 from shared.fleet import playgrounds
-from worker.chores.talk_program import BESIDE_BYTES
+from worker.chores.playground_program import BESIDE_BYTES
 from worker.host import devices
 from worker.host.found_device import FoundDevice
 from worker.host.host import Host
@@ -25,14 +25,14 @@ from worker.program.processes import Tag
 _BYTES: Final[dict[Dtype, int]] = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
-class MakesRoom(TunepoolError):
+class EvaluationDeferred(TunepoolError):
     """Others go first; it costs no try. `seconds`: until it may be tried again, None for the usual."""
 
     code = "device_wanted"
     seconds: float | None = None
 
 
-class NoRoom(MakesRoom):
+class NoRoom(EvaluationDeferred):
     """The host's memory is in others' hands now."""
 
     code = "host_memory_taken"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from shared.contract.evaluation_run import ITEM_ANSWER, ItemAnswer
-from shared.contract.talk import Target
-from worker.chores.talk_program import HeldWeights
+from shared.contract.generation import Target
+from worker.chores.playground_program import HeldWeights
 from worker.host.found_device import FoundDevice
 from worker.program.trainer_events import EventTail
 

@@ -13,7 +13,7 @@ from shared.errors import TunepoolError, Unavailable
 from shared.settle.catalogue import CatalogueEntry
 from shared.store.bell import ring
 from worker import base_models
-from worker.chores.run_program import Watch, under_lease
+from worker.chores.run_program import LeaseWatch, under_lease
 from worker.host.host import AWAY, Host
 
 log = structlog.get_logger()
@@ -35,7 +35,7 @@ def fetch_next(host: Host) -> bool:
     return under_lease(host, FETCH, wanted.lease, partial(_fetch, host, wanted))
 
 
-def _fetch(host: Host, wanted: Fetch, watch: Watch) -> None:
+def _fetch(host: Host, wanted: Fetch, watch: LeaseWatch) -> None:
     """Raises Stopped."""
     settings = host.settings
     try:
@@ -61,7 +61,7 @@ def _fetch(host: Host, wanted: Fetch, watch: Watch) -> None:
 class _Teller:
     """Keeps the lease, and notes now and then how far the fetch is."""
 
-    def __init__(self, host: Host, wanted: Fetch, entry: CatalogueEntry, watch: Watch) -> None:
+    def __init__(self, host: Host, wanted: Fetch, entry: CatalogueEntry, watch: LeaseWatch) -> None:
         self._host, self._lease, self._entry, self._watch = host, wanted.lease, entry, watch
         self._total = base_models.expected_bytes(entry)
         self._told = time.monotonic()

@@ -19,7 +19,7 @@ from typing import Any, Final
 from shared.errors import TunepoolError
 from shared.lease.values import Lease
 from shared.settings import trainer_environment
-from worker.chores.run_program import Watch
+from worker.chores.run_program import LeaseWatch
 from worker.host.host import Host
 from worker.program import processes, workdir
 from worker.program.workdir import Workdir
@@ -39,7 +39,7 @@ def ask(
     document: dict[str, Any],
     *,
     lease: Lease,
-    watch: Watch,
+    watch: LeaseWatch,
     seconds: float,
     place: Workdir | None = None,
     environment: Mapping[str, str] = MappingProxyType({}),
@@ -79,7 +79,7 @@ def ask(
 
 
 def _wait(
-    process: subprocess.Popen[bytes], given: bytes, *, watch: Watch, until: float, clock: Callable[[], float]
+    process: subprocess.Popen[bytes], given: bytes, *, watch: LeaseWatch, until: float, clock: Callable[[], float]
 ) -> bytes:
     rest: bytes | None = given  # for the first call alone: those that follow go on with it
     while True:

@@ -37,7 +37,7 @@ from worker.base_models import (
     verify,
 )
 from worker.chores import run_program as programs
-from worker.chores.run_program import TooSlow, Watch, under_lease
+from worker.chores.run_program import LeaseWatch, TooSlow, under_lease
 from worker.host.host import Host
 from worker.program import hostile_folder, workdir
 from worker.program.workdir import Workdir
@@ -106,7 +106,7 @@ except Exception as error:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class LookUpResult:
     """What a look has found: the commit (of a folder there is none), config.json as it is used, and the weights."""
 
     commit: str | None
@@ -121,7 +121,7 @@ def look_up_next(host: Host) -> bool:
     return wanted is not None and under_lease(host, LOOK_UP, wanted.lease, partial(_look_up, host, wanted))
 
 
-def _look_up(host: Host, wanted: LookUp, watch: Watch) -> None:
+def _look_up(host: Host, wanted: LookUp, watch: LeaseWatch) -> None:
     lease, place = wanted.lease, workdir.make(host.work, wanted.lease)
     look = _in_folder if wanted.source == "path" else _at_hub
     try:
@@ -144,7 +144,9 @@ def _look_up(host: Host, wanted: LookUp, watch: Watch) -> None:
         log.info("base_model.ready", locator=wanted.locator, revision=wanted.revision, commit=seen.commit)
 
 
-def _described(host: Host, wanted: LookUp, seen: Seen, place: Workdir, watch: Watch) -> dict[str, Any] | None:
+def _described(
+    host: Host, wanted: LookUp, seen: LookUpResult, place: Workdir, watch: LeaseWatch
+) -> dict[str, Any] | None:
     """What a program of the trainer tells of the model; None when it does not. The model is usable without.
 
     Raises Stopped.
@@ -179,7 +181,7 @@ def _compared(made: ModelDescription, weights: Weights) -> ModelDescription:
     return made.model_copy(update={"notes": [*made.notes, note]})
 
 
-def _impatient(watch: Watch) -> Callable[[], None]:
+def _impatient(watch: LeaseWatch) -> Callable[[], None]:
     """Keeps the lease, and raises BaseModelUnavailable when the look-up takes too long."""
     began = time.monotonic()
 
@@ -191,7 +193,7 @@ def _impatient(watch: Watch) -> Callable[[], None]:
     return check
 
 
-def _at_hub(wanted: LookUp, place: Path, interrupt: Callable[[], None]) -> Seen:
+def _at_hub(wanted: LookUp, place: Path, interrupt: Callable[[], None]) -> LookUpResult:
     """Raises Invalid, BaseModelUnavailable, Stopped."""
     asked = f"{wanted.locator} at revision {wanted.revision}"
     argv = [sys.executable, "-c", _HUB_PROGRAM, wanted.locator, wanted.revision, str(place)]
@@ -208,7 +210,7 @@ def _at_hub(wanted: LookUp, place: Path, interrupt: Callable[[], None]) -> Seen:
     return _seen(wanted, commit, config, _read_tensors(place / "tensors", asked))
 
 
-def _in_folder(wanted: LookUp, place: Path, interrupt: Callable[[], None]) -> Seen:
+def _in_folder(wanted: LookUp, place: Path, interrupt: Callable[[], None]) -> LookUpResult:
     """Raises Invalid, BaseModelUnavailable, Stopped."""
     folder = Path(wanted.locator)
     asked = f"the folder {wanted.locator}"
@@ -267,12 +269,12 @@ def _read_tensors(file: Path, asked: str) -> Tensors:
     return parsed({name: {"dtype": kind, "shape": shape} for name, (kind, shape) in listed.items()})
 
 
-def _seen(wanted: LookUp, commit: str | None, config: str, tensors: Tensors) -> Seen:
+def _seen(wanted: LookUp, commit: str | None, config: str, tensors: Tensors) -> LookUpResult:
     """Raises Invalid when the numbers of config.json or of the headers are none of a model."""
     document = json.loads(config)
     weights = weights_of(document, tensors, name=wanted.name)
     facts_of(document, name=wanted.name, weights=weights)
-    return Seen(commit, config, weights)
+    return LookUpResult(commit, config, weights)
 
 
 def _away(wanted: LookUp) -> str:

@@ -20,12 +20,12 @@ from shared.lease.values import Lease
 from shared.settle.product_memory import estimate_combination, estimate_export, estimate_merge
 from worker import base_models
 from worker.chores import run_program as programs
-from worker.chores.run_program import Watch, under_lease
+from worker.chores.run_program import LeaseWatch, under_lease
 from worker.host import devices
 from worker.host.host import Host
 from worker.program import workdir
 from worker.program.launcher import Exit
-from worker.program.trainer_events import EventTail, Story
+from worker.program.trainer_events import EventsSoFar, EventTail
 from worker.program.workdir import Workdir
 
 log = structlog.get_logger()
@@ -60,7 +60,7 @@ def make_next(host: Host) -> bool:
     return under_lease(host, MERGE, claim.lease, partial(make, merges, host, claim))
 
 
-class Book(Protocol):
+class ProductRecords(Protocol):
     """Where a product is written down: `shared.chores.merges` or `exports`."""
 
     def place(self, claim: MergeClaim) -> str: ...
@@ -70,7 +70,7 @@ class Book(Protocol):
     def postpone(self, session: Session, lease: Lease, *, code: str, message: str) -> bool: ...
 
 
-def make(book: Book, host: Host, claim: MergeClaim, watch: Watch) -> None:
+def make(book: ProductRecords, host: Host, claim: MergeClaim, watch: LeaseWatch) -> None:
     """Write the product, or why there is none. Raises Stopped."""
     try:
         _Work(book, host, claim, watch).run()
@@ -88,7 +88,7 @@ def make(book: Book, host: Host, claim: MergeClaim, watch: Watch) -> None:
 class _Work:
     """One attempt at a product."""
 
-    def __init__(self, book: Book, host: Host, claim: MergeClaim, watch: Watch) -> None:
+    def __init__(self, book: ProductRecords, host: Host, claim: MergeClaim, watch: LeaseWatch) -> None:
         self.book = book
         self.host, self.claim, self.watch = host, claim, watch
         self.lease = claim.lease
@@ -218,7 +218,7 @@ class _Work:
 
 def _failure(events: Path) -> Failed | None:
     """The failure that the program told of."""
-    story = Story(time.monotonic)
+    story = EventsSoFar(time.monotonic)
     for event in EventTail(events).read():
         story.hear(event)
     return story.failed

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
-from shared.chores.points import Point
-from shared.chores.trackings import Fed, Tracking
+from shared.chores.points import CurvePoint
+from shared.chores.trackings import Tracking, TrackingResult
 from shared.settings import Settings
 from shared.tenants import outward, project_secrets
 from worker.chores import pinned_line
@@ -43,21 +43,21 @@ class MlflowLine:
         self._seconds = settings.webhook_seconds
         self._between = between
 
-    def feed(self, tracking: Tracking) -> Fed:
+    def feed(self, tracking: Tracking) -> TrackingResult:
         """Bring the points there, those alone that the run has not. Returns the run."""
         try:
             return self._feed(tracking)
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
             raise MlflowFailed("It answered otherwise than MLflow's REST interface 2.0 does.") from error
 
-    def _feed(self, tracking: Tracking) -> Fed:
+    def _feed(self, tracking: Tracking) -> TrackingResult:
         experiment = self._experiment(tracking.options["experiment"])
         run_id = tracking.run_id or self._run(tracking, experiment)
         if tracking.points:
             self._log(run_id, tracking.points)
         if tracking.final:
             self._end(run_id, tracking)
-        return Fed(run_id=run_id, url=f"{self.base}/#/experiments/{quote(experiment)}/runs/{quote(run_id)}")
+        return TrackingResult(run_id=run_id, url=f"{self.base}/#/experiments/{quote(experiment)}/runs/{quote(run_id)}")
 
     def _experiment(self, name: str) -> str:
         known = self._ask("GET", f"experiments/get-by-name?experiment_name={quote(name, safe='')}", lacks=True)
@@ -88,7 +88,7 @@ class MlflowLine:
             self._ask_for("runs/log-batch", {"run_id": run_id, "params": params[first : first + BATCH_PARAMS]})
         return run_id
 
-    def _log(self, run_id: str, points: Sequence[Point]) -> None:
+    def _log(self, run_id: str, points: Sequence[CurvePoint]) -> None:
         known = self._ask("GET", f"runs/get?run_id={quote(run_id, safe='')}") or {}
         held = known["run"].get("data", {}).get("metrics", ())
         latest = {metric["key"]: int(metric.get("step", 0)) for metric in held}

@@ -30,7 +30,7 @@ from shared.store.tables import DeviceRow
 from worker.chores.checks import offered_device, read_as_asked, settle
 from worker.chores.reading_progress import ReadingProgress
 from worker.chores.row_reading import NoAnswer, RowReading
-from worker.chores.run_program import Watch, under_lease
+from worker.chores.run_program import LeaseWatch, under_lease
 from worker.host.host import AWAY, Host
 
 log = structlog.get_logger()
@@ -52,7 +52,7 @@ def examine_next(host: Host) -> bool:
     return under_lease(host, PREFLIGHT, claim.lease, partial(_examine, host, claim))
 
 
-def _examine(host: Host, claim: PreflightClaim, watch: Watch) -> None:
+def _examine(host: Host, claim: PreflightClaim, watch: LeaseWatch) -> None:
     """Write the answer, or why there is none. Raises Stopped."""
     try:
         report = _Examination(host, claim, watch).answer()
@@ -68,7 +68,7 @@ def _examine(host: Host, claim: PreflightClaim, watch: Watch) -> None:
 class _Examination:
     """One preflight on its way to an answer."""
 
-    def __init__(self, host: Host, claim: PreflightClaim, watch: Watch) -> None:
+    def __init__(self, host: Host, claim: PreflightClaim, watch: LeaseWatch) -> None:
         self.host, self.claim, self.watch = host, claim, watch
 
     def answer(self) -> Report:

@@ -12,7 +12,7 @@ from shared.errors import TunepoolError, Unavailable
 from shared.tenants.secret_box import SecretBox
 from worker.chores import library_program
 from worker.chores.library_program import LibraryFailed
-from worker.chores.run_program import Watch
+from worker.chores.run_program import LeaseWatch
 from worker.host.host import Host
 from worker.program import workdir
 
@@ -21,7 +21,7 @@ log = structlog.get_logger()
 PUSH_SECONDS: Final = 6 * 3600.0
 
 
-def push(host: Host, claim: PushClaim, watch: Watch) -> None:
+def push(host: Host, claim: PushClaim, watch: LeaseWatch) -> None:
     """Bring the files there, or write why not. Raises Stopped."""
     try:
         _bring(host, claim, watch)
@@ -33,7 +33,7 @@ def push(host: Host, claim: PushClaim, watch: Watch) -> None:
         host.write_in_the_end(lambda s: exports.fail(s, claim.lease, code=code, message=message, param=param))
 
 
-def _bring(host: Host, claim: PushClaim, watch: Watch) -> None:
+def _bring(host: Host, claim: PushClaim, watch: LeaseWatch) -> None:
     load = host.write(lambda s: pushes.load(s, claim))
     token = SecretBox(host.settings).open(load.sealed)
     place = workdir.make(host.work, claim.lease)

@@ -23,7 +23,7 @@ from worker import base_models
 from worker.base_models import BaseModelUnavailable
 from worker.chores import base_tokenizers, rows_known
 from worker.chores import run_program as programs
-from worker.chores.run_program import Checked, TooSlow, Watch
+from worker.chores.run_program import Checked, LeaseWatch, TooSlow
 from worker.chores.sampling import stage_sample
 from worker.host.host import Host
 from worker.program import hostile_folder, workdir
@@ -155,7 +155,7 @@ class _TooLarge(_Refused):
     """The program was out of memory: a trainer may have more."""
 
 
-def refuse_bad_rows(host: Host, claim: Claim, spec: JobSpec, watch: Watch) -> None:
+def refuse_bad_rows(host: Host, claim: Claim, spec: JobSpec, watch: LeaseWatch) -> None:
     """Have the rows of a settled job read as its trainer will.
 
     What cannot be answered here stays for the trainer to say: where the base model's source is away or refuses this
@@ -187,7 +187,7 @@ def _mark(host: Host, claim: Claim, spec: JobSpec) -> Path | None:
     return rows_known.mark_of(host, claim, spec, catalogue.entry(spec.base_model.name))
 
 
-def _bring_base(host: Host, spec: JobSpec, watch: Watch) -> None:
+def _bring_base(host: Host, spec: JobSpec, watch: LeaseWatch) -> None:
     """Raises BaseModelUnavailable, too where the source refuses it: that is no fault of the rows."""
     entry = host.catalogue().entry(spec.base_model.name)
     settings = host.settings

@@ -51,7 +51,7 @@ class Checked(Protocol):
         """Raises Stopped when there is no more use in it."""
 
 
-class Watch:
+class LeaseWatch:
     """Keeps a lease while something long goes on, and ends that when there is no more use in it."""
 
     def __init__(self, host: Host, kind: Kind, lease: Lease, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -78,7 +78,7 @@ class Watch:
             raise Stopped
 
 
-def under_lease(host: Host, kind: Kind, lease: Lease, work: Callable[[Watch], None]) -> bool:
+def under_lease(host: Host, kind: Kind, lease: Lease, work: Callable[[LeaseWatch], None]) -> bool:
     """Do `work` and write what came of it. False: it was stopped, and the row is free again at no cost.
 
     The row is given back when the worker drains, when the lease is lost (nothing is written then), and when Postgres
@@ -86,7 +86,7 @@ def under_lease(host: Host, kind: Kind, lease: Lease, work: Callable[[Watch], No
     """
     try:
         with structlog.contextvars.bound_contextvars(chore=kind.name, chore_id=lease.id):
-            work(Watch(host, kind, lease))
+            work(LeaseWatch(host, kind, lease))
     except (Stopped, *AWAY) as error:
         log.info("chore.stopped", kind=kind.name, id=lease.id, reason=type(error).__name__)
         host.write_in_the_end(lambda s: leasing.give_back(s, kind, lease, counted=False))

@@ -17,7 +17,7 @@ from shared.settings import Settings
 from shared.tenants import outward
 from shared.tenants.secret_box import SecretBox
 from worker.chores import pinned_line
-from worker.chores.run_program import Watch, under_lease
+from worker.chores.run_program import LeaseWatch, under_lease
 from worker.host.host import Host
 
 log = structlog.get_logger()
@@ -31,7 +31,7 @@ def send_next(host: Host) -> bool:
     return due is not None and under_lease(host, DELIVERY, due.lease, partial(_send, host, due))
 
 
-def _send(host: Host, due: Delivery, _watch: Watch) -> None:
+def _send(host: Host, due: Delivery, _watch: LeaseWatch) -> None:
     outcome = send(due, host.settings)
     host.write_in_the_end(lambda s: deliveries.finish(s, due, outcome))
     log.info("webhook.sent", webhook=due.webhook_id, event=due.event_id, status=outcome.status, error=outcome.error)

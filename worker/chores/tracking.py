@@ -9,8 +9,8 @@ from typing import Final
 import structlog
 
 from shared.chores import trackings
-from shared.chores.points import Point
-from shared.chores.trackings import TRACKING, Fed, Tracking
+from shared.chores.points import CurvePoint
+from shared.chores.trackings import TRACKING, Tracking, TrackingResult
 from shared.errors import Invalid, TunepoolError
 from shared.lease.values import NewFile
 from shared.store import layout
@@ -18,7 +18,7 @@ from shared.tenants import project_secrets
 from shared.tenants.secret_box import SecretBox
 from worker.chores import library_program
 from worker.chores.mlflow_line import MlflowFailed, MlflowLine
-from worker.chores.run_program import Watch, under_lease
+from worker.chores.run_program import LeaseWatch, under_lease
 from worker.host.host import Host
 from worker.host.tracker_libraries import fed_here
 from worker.program import workdir
@@ -44,21 +44,21 @@ def track_next(host: Host) -> bool:
     return due is not None and under_lease(host, TRACKING, due.lease, partial(_track, host, due))
 
 
-def _track(host: Host, due: Tracking, watch: Watch) -> None:
+def _track(host: Host, due: Tracking, watch: LeaseWatch) -> None:
     fed = feed(host, due, watch)
     seconds = host.settings.tracker_seconds
     host.write_in_the_end(lambda s: trackings.finish(s, due, fed, pause_seconds=seconds))
     log.info("job.tracked", job_id=due.job_id, tracker=due.tracker, points=len(due.points), error=fed.error)
 
 
-def feed(host: Host, due: Tracking, watch: Watch) -> Fed:
+def feed(host: Host, due: Tracking, watch: LeaseWatch) -> TrackingResult:
     """One try. Raises Stopped."""
     if not due.points and not due.final:  # the newest step is not whole yet
-        return Fed()
+        return TrackingResult()
     try:
         return _FEEDERS[due.tracker](host, due, watch)
     except (MlflowFailed, TunepoolError) as error:
-        return Fed(error=str(error))
+        return TrackingResult(error=str(error))
 
 
 def _secrets(host: Host, due: Tracking) -> Mapping[str, str]:
@@ -70,11 +70,11 @@ def _secrets(host: Host, due: Tracking) -> Mapping[str, str]:
     return {name: box.open(sealed) for name, sealed in due.sealed.items()}
 
 
-def _feed_mlflow(host: Host, due: Tracking, watch: Watch) -> Fed:
+def _feed_mlflow(host: Host, due: Tracking, watch: LeaseWatch) -> TrackingResult:
     return MlflowLine(_secrets(host, due), host.settings, between=watch.check).feed(due)
 
 
-def _feed_wandb(host: Host, due: Tracking, watch: Watch) -> Fed:
+def _feed_wandb(host: Host, due: Tracking, watch: LeaseWatch) -> TrackingResult:
     run_id = due.job_id if due.place == 0 else f"{due.job_id}-{due.place}"
     own_tags = ("tunepool/finetune", f"tunepool/{due.facts['base_model']}", f"tunepool/{due.job_id}")
     answer = library_program.ask(
@@ -96,13 +96,13 @@ def _feed_wandb(host: Host, due: Tracking, watch: Watch) -> Fed:
         watch=watch,
         seconds=WANDB_SECONDS,
     )
-    return Fed(run_id=run_id, url=answer["url"])
+    return TrackingResult(run_id=run_id, url=answer["url"])
 
 
-def _write_event_file(host: Host, due: Tracking, watch: Watch) -> Fed:
+def _write_event_file(host: Host, due: Tracking, watch: LeaseWatch) -> TrackingResult:
     """A job that measured nothing has no file."""
     if not due.points:
-        return Fed()
+        return TrackingResult()
     library_program.ask(
         host,
         "worker.chores.event_file_program",
@@ -116,14 +116,14 @@ def _write_event_file(host: Host, due: Tracking, watch: Watch) -> Fed:
     key = layout.file_key(due.project_id, file_id)
     written = workdir.Workdir(host.work / due.lease.id / str(due.lease.fence)).out / EVENT_FILE
     size, sha256 = workdir.publish_file(host.store, key, written, interrupt=watch.check)
-    return Fed(file=NewFile(file_id, EVENT_FILE, "fine-tune-results", size, sha256, key))
+    return TrackingResult(file=NewFile(file_id, EVENT_FILE, "fine-tune-results", size, sha256, key))
 
 
-def _plain(points: list[Point]) -> list[tuple[int, float, dict[str, float]]]:
+def _plain(points: list[CurvePoint]) -> list[tuple[int, float, dict[str, float]]]:
     return [(point.step, point.at, point.figures) for point in points]
 
 
-_FEEDERS: Final[Mapping[str, Callable[[Host, Tracking, Watch], Fed]]] = {
+_FEEDERS: Final[Mapping[str, Callable[[Host, Tracking, LeaseWatch], TrackingResult]]] = {
     "wandb": _feed_wandb,
     "mlflow": _feed_mlflow,
     "tensorboard": _write_event_file,

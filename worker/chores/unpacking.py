@@ -19,7 +19,7 @@ from shared.rows.lines import RowProblem, at_start
 from shared.store import layout
 from shared.tenants import plain_text
 from worker.chores import run_program
-from worker.chores.run_program import TooSlow, Watch
+from worker.chores.run_program import LeaseWatch, TooSlow
 from worker.host.host import Host
 from worker.program import hostile_folder, workdir
 from worker.program.launcher import Exit
@@ -35,7 +35,9 @@ COLUMNS_BYTES: Final = 1 << 20
 _PLACE: Final = re.compile(r"(line|row|item) ([0-9]{1,12})")
 
 
-def unpack(host: Host, file_check: FileCheck, watch: Watch, *, limits: Limits) -> tuple[DatasetReport, MadeRows | None]:
+def unpack(
+    host: Host, file_check: FileCheck, watch: LeaseWatch, *, limits: Limits
+) -> tuple[DatasetReport, MadeRows | None]:
     """Make JSONL of an upload that is none as it stands, and check that; the report counts as the file does.
 
     Raises Stopped, Unavailable.
@@ -52,7 +54,7 @@ def unpack(host: Host, file_check: FileCheck, watch: Watch, *, limits: Limits) -
     return report, _keep(host, file_check, rows)  # of a file in error, too: a job may read its columns by other names
 
 
-def _open(host: Host, file_check: FileCheck, place: Workdir, *, watch: Watch, limits: Limits) -> RowProblem | None:
+def _open(host: Host, file_check: FileCheck, place: Workdir, *, watch: LeaseWatch, limits: Limits) -> RowProblem | None:
     """Run the program; what is wrong with the file, or None when its rows lie in `place.out`."""
     upload = place.data / "upload"
     host.store.get_file(file_check.key, upload)
@@ -109,7 +111,7 @@ def _keep(host: Host, file_check: FileCheck, rows: Path) -> MadeRows:
         return MadeRows(key=key, sha256=host.store.put_open(key, stream).sha256)
 
 
-def _chunks(file: Path, watch: Watch, *, size: int = 1 << 16) -> Iterator[bytes]:
+def _chunks(file: Path, watch: LeaseWatch, *, size: int = 1 << 16) -> Iterator[bytes]:
     with hostile_folder.opened(file.parent, file.name) as stream:
         while chunk := stream.read(size):
             watch.check()

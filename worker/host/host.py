@@ -22,7 +22,7 @@ from shared.chores import base_models
 from shared.chores import table as chores
 from shared.fleet.workers import NewWorker
 from shared.lease.turns import ChoreTurn
-from shared.lease.values import NotUnderstood
+from shared.lease.values import WrittenByNewerVersion
 from shared.operating.isolation import Isolation, isolation
 from shared.operating.trainer_user import own_uid
 from shared.settings import Settings
@@ -78,7 +78,7 @@ class Host:
         while True:
             try:
                 return self.write(lambda s: verb(s, passed_over=self.passed_over))
-            except NotUnderstood as error:
+            except WrittenByNewerVersion as error:
                 self.passed_over.add(error.row_id)
                 log.warning("job.not_understood", job_id=error.row_id, remedy="a worker of a newer version takes it")
 

@@ -54,7 +54,7 @@ LEAVING: Final = "its worker is shutting down"
 EXIT_DEAF: Final = 75  # sysexits.h EX_TEMPFAIL: whoever started us starts us again
 
 
-class AnotherWorker(Exception):  # a fact, named as one
+class HomeAlreadyServed(Exception):  # a fact, named as one
     """A living worker already serves this home."""
 
 
@@ -73,7 +73,7 @@ def take_home(home: Path) -> IO[str]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         lock.close()
-        raise AnotherWorker(f"A worker already runs in {home}.") from error
+        raise HomeAlreadyServed(f"A worker already runs in {home}.") from error
     orphans = processes.kill_orphans(home=home)
     if orphans:
         log.warning("worker.orphans_killed", pids=orphans)

@@ -46,7 +46,7 @@ USUAL: Final = Bounds()
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class PlainFile:
     """A plain file below a folder: its relative name, and its bytes when it was looked at."""
 
     name: str
@@ -85,12 +85,12 @@ def holds(out: Path, name: str) -> bool:
     return True
 
 
-def files(out: Path, name: str, *, bounds: Bounds = USUAL) -> list[Found]:
+def files(out: Path, name: str, *, bounds: Bounds = USUAL) -> list[PlainFile]:
     """Every file of the folder `name` below `out`, sorted. Raises Refused, FileNotFoundError."""
     with _entered(out) as (ground, owner), _below(ground, checked(name)) as folder:
         disk = os.fstatvfs(folder)
         most = bounds.bytes if bounds.bytes is not None else disk.f_blocks * disk.f_frsize
-        listed: list[Found] = []
+        listed: list[PlainFile] = []
         total = 0
         for file in _walk(folder, "", owner=owner, depth=bounds.depth):
             total += file.bytes
@@ -175,7 +175,7 @@ def _must_be_plain(seen: os.stat_result, name: str, *, owner: int) -> None:
         raise Refused(f"'{name}' of a program's output is no plain file with one name, or is another user's.")
 
 
-def _walk(folder: int, above: str, *, owner: int, depth: int) -> Iterator[Found]:
+def _walk(folder: int, above: str, *, owner: int, depth: int) -> Iterator[PlainFile]:
     if depth == 0:
         raise Refused("Folders of a program's output lie too deep in each other.")
     with os.scandir(folder) as entries:
@@ -187,7 +187,7 @@ def _walk(folder: int, above: str, *, owner: int, depth: int) -> Iterator[Found]
                     yield from _walk(inner, f"{above}{name}/", owner=owner, depth=depth - 1)
                 continue
             _must_be_plain(seen, name, owner=owner)
-            yield Found(f"{above}{name}", seen.st_size)
+            yield PlainFile(f"{above}{name}", seen.st_size)
 
 
 def _flatten(top: int) -> None:

@@ -22,7 +22,7 @@ import psutil
 from shared.contract.handover import ARGUMENT
 from shared.contract.spec import Placement
 from shared.errors import Unavailable
-from shared.operating.isolation import Company, Ground, Isolation, Walls
+from shared.operating.isolation import Company, Isolation, ProgramPaths, Walls
 from shared.settings import trainer_environment
 from worker.program import hostile_folder, kernels, native_memory, processes, temporary
 from worker.program.processes import Tag
@@ -262,7 +262,7 @@ def start(
     temporary.make(temporary_files, uid=uid)
 
     limits = _limits(out, uid=uid, cpu_seconds=cpu_seconds)
-    walls = Walls(isolation, company, Ground(writes=(out, temporary_files, *more_outs), reads=reads, home=home))
+    walls = Walls(isolation, company, ProgramPaths(writes=(out, temporary_files, *more_outs), reads=reads, home=home))
 
     def prepare() -> None:
         walls.leave_network()

@@ -94,7 +94,7 @@ class EventTail:
 
 
 @dataclass
-class Story:
+class EventsSoFar:
     """What an attempt's events have told so far."""
 
     clock: Callable[[], float]

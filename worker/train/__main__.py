@@ -37,7 +37,7 @@ from shared.errors import TunepoolError
 from worker.train import checkpoints, evaluation_rows, export
 from worker.train.answer_look import AnswerLook
 from worker.train.base_model import load_model, recompute_activations
-from worker.train.checkpoints import Learner, Progress
+from worker.train.checkpoints import Progress, TrainingState
 from worker.train.data import Row, RowReader, RowSet
 from worker.train.evaluation_rows import EvaluationTooLarge
 from worker.train.experts import without_router_loss
@@ -46,8 +46,8 @@ from worker.train.guards import NoTrainableParameters
 from worker.train.loop import TrainingRun, save_checkpoint, train
 from worker.train.memory import (
     MAY_MEAN_MEMORY,
+    MemoryReserve,
     Peaks,
-    Reserve,
     device_bytes_in_use,
     limit_memory,
     out_of_memory_code,
@@ -77,7 +77,7 @@ def main(spec_file: Path, out: Path, *, held: HeldModel | None = None) -> int:
     events = out / "events.jsonl"
     reporter = Reporter(events, clock=time.time)
     before: int | None = None
-    reserve = Reserve()
+    reserve = MemoryReserve()
     try:
         spec = AttemptSpec.model_validate_json(spec_file.read_bytes())
         before = device_bytes_in_use(spec)
@@ -100,7 +100,9 @@ def main(spec_file: Path, out: Path, *, held: HeldModel | None = None) -> int:
     return EXIT_DONE
 
 
-def report_end(error: Exception, *, reporter: Reporter, reserve: Reserve, peaks: Callable[[], Peaks]) -> int | None:
+def report_end(
+    error: Exception, *, reporter: Reporter, reserve: MemoryReserve, peaks: Callable[[], Peaks]
+) -> int | None:
     """Tell why a run ended with `error`, and return its exit code. None: it is a crash, and says nothing."""
     if isinstance(error, StoppedOnRequest):
         return EXIT_STOPPED
@@ -275,14 +277,14 @@ def _build_objective(
     )
 
 
-def _make_learner(spec: AttemptSpec, *, objective: Objective, plan: StepPlan) -> Learner:
+def _make_learner(spec: AttemptSpec, *, objective: Objective, plan: StepPlan) -> TrainingState:
     trainer = objective.trainer
     make_optimizer(trainer, spec.job.adapter)
     # evaluation_mode: precision and placement without upstream's DDP wrapper (ranks.py says why).
     trainer.model_wrapped = trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)
     trainer.optimizer = trainer.accelerator.prepare_optimizer(trainer.optimizer)
     scheduler = trainer.create_scheduler(plan.total_steps)
-    return Learner(
+    return TrainingState(
         model=trainer.model, optimizer=trainer.optimizer, scheduler=scheduler, scaler=trainer.accelerator.scaler
     )
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 from worker.train.unwritten import words_added
-from worker.train.written import REASONING, Lost, forms, gather, pieces
+from worker.train.written import REASONING, MissingText, forms, gather, pieces
 
 _TAG: Final = r"(?:<[^<>\s]{1,60}>|\[/?[A-Z_]{2,40}\])"
 _MARKUP: Final = re.compile(rf"(?:{_TAG}|\A)\w{{1,20}}(?={_TAG})|{_TAG}")
@@ -68,7 +68,7 @@ def _short(words: str) -> str:
     return words if len(words) <= _SHOWN else words[:_SHOWN] + "…"
 
 
-def words_of_template(learnt: Iterable[tuple[Mapping[str, Any], str]], *, ends: Collection[str]) -> list[Lost]:
+def words_of_template(learnt: Iterable[tuple[Mapping[str, Any], str]], *, ends: Collection[str]) -> list[MissingText]:
     """What is to be known of a row whose trained answers, each with its text as rendered, hold such words."""
     added = (added_words(message, part, ends=ends) for message, part in learnt)
     return next(([words_added(words)] for words in added if words is not None), [])

@@ -18,10 +18,10 @@ from typing import Any, Final
 import torch
 
 from shared.contract.answer_scores import NothingAsked, asked_and_answer, score
+from shared.contract.generation import Question, Sampling
 from shared.contract.spec import AnswerMeasure, AttemptSpec, GeneratedAnswers, Training
-from shared.contract.talk import Question, Sampling
 from shared.errors import TunepoolError
-from worker.train.answering import Answer, Speaker
+from worker.train.answering import Answer, ModelRunner
 from worker.train.batched_answers import Batcher
 from worker.train.memory import MAY_MEAN_MEMORY, out_of_memory_code
 from worker.train.ranks import Ranks
@@ -70,7 +70,7 @@ class AnswerLook:
         wanted = spec.job.training.eval.generate
         if wanted is None or spec.validation_file is None:
             return None
-        speaker = Speaker(model, tokenizer, answer_tokens=wanted.max_tokens, context_tokens=_NO_LIMIT)
+        speaker = ModelRunner(model, tokenizer, answer_tokens=wanted.max_tokens, context_tokens=_NO_LIMIT)
         asked = list(islice(_asked(spec, speaker), wanted.rows))
         if not asked:
             reporter.say("No validation row can be answered: they ask nothing, or have no answer.", level="warn")
@@ -141,7 +141,7 @@ class AnswerLook:
         return Scores(means=means, answered=int(answered), whole=answered == asked)
 
 
-def _asked(spec: AttemptSpec, speaker: Speaker) -> Iterator[tuple[Answer, str]]:
+def _asked(spec: AttemptSpec, speaker: ModelRunner) -> Iterator[tuple[Answer, str]]:
     """The rows of the validation file that can be answered, in their order; tokens are made here, once."""
     with Path(spec.validation_file or "").open(encoding="utf-8") as lines:
         for number, line in enumerate(lines):

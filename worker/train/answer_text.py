@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import torch
 
-from shared.contract.talk import ChosenToken, Sampling, TokenLogprob
+from shared.contract.generation import ChosenToken, Sampling, TokenLogprob
 
 # What the bytes of an unfinished character are decoded to. The longest has four bytes, so four tokens at the most.
 _UNFINISHED: Final = "\ufffd"

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import torch
 
-from shared.contract.talk import Called, ChosenToken, Ended, FinishReason, Piece, Question, ToolCall
+from shared.contract.generation import Called, ChosenToken, Ended, FinishReason, Piece, Question, ToolCall
 from shared.errors import Invalid
 from worker.train.answer_form import AnswerForm, AnswerForms
 from worker.train.answer_text import Detokenizer, Sampler, StopStrings, chosen_token
@@ -232,7 +232,7 @@ class Answer:
         return text + rest
 
 
-class Speaker:
+class ModelRunner:
     """The model's side: prompts in, logits out."""
 
     def __init__(self, model: Any, tokenizer: Any, *, answer_tokens: int, context_tokens: int) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
-from shared.contract.talk import ToolCall
+from shared.contract.generation import ToolCall
 from shared.errors import Invalid
 from worker.train.answer_text import StopStrings
 from worker.train.chat import ChatTemplate

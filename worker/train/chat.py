@@ -41,7 +41,7 @@ from worker.train.time_limit import TimeIsUp, time_limit
 from worker.train.token_spans import Span, runs_of
 from worker.train.turn_ends import unended
 from worker.train.turns import A_TOOL, ASKED, AnswerTurn, common_prefix_length, learnt_turn
-from worker.train.written import REASONING, Lost, refuse_system_text_left_out
+from worker.train.written import REASONING, MissingText, refuse_system_text_left_out
 
 RENDER_SECONDS = 5.0
 SLOW_ROWS = 3  # so often it may be too slow
@@ -96,7 +96,7 @@ class ChatTemplate:
         """What the template writes behind an answer, up to its last control token; empty where it does not tell."""
         return self._own_turn.end
 
-    def unended(self, text: str, spans: Sequence[Span]) -> list[Lost]:
+    def unended(self, text: str, spans: Sequence[Span]) -> list[MissingText]:
         """What is to be known of a row whose trained answers stand in `spans` of `text`: whether all of them end."""
         return unended(text, spans, turn=self._own_turn, eos=self._tokenizer.eos_token)
 

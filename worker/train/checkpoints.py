@@ -51,7 +51,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Learner:
+class TrainingState:
     """What changes while training: the objects whose state a checkpoint holds."""
 
     model: torch.nn.Module
@@ -67,7 +67,7 @@ def folder_name(step: int) -> str:
 def save(
     folder: Path,
     *,
-    learner: Learner,
+    learner: TrainingState,
     progress: Progress,
     job_id: str,
     write_adapter: Callable[[Path], None],
@@ -160,7 +160,7 @@ def read_progress(place: Path) -> Progress:
     return Progress(**{field.name: noted[field.name] for field in fields(Progress) if field.name in noted})
 
 
-def restore(place: Path, learner: Learner, *, rank: int = 0) -> None:
+def restore(place: Path, learner: TrainingState, *, rank: int = 0) -> None:
     """Put weights, optimizer, scheduler and this rank's random generators back as they were. `place` must be intact."""
     tensors = load_file(place / "state.safetensors")
     facts = json.loads((place / "state.json").read_text(encoding="utf-8"))
@@ -176,14 +176,14 @@ def restore(place: Path, learner: Learner, *, rank: int = 0) -> None:
     RandomState(mine, facts["random"][rank]).put_back()
 
 
-def _for_this_device(saved: JsonObject, learner: Learner) -> JsonObject:
+def _for_this_device(saved: JsonObject, learner: TrainingState) -> JsonObject:
     """An optimizer's state, with the kernels that this attempt's device has and not those of the one before."""
     for group, now in zip(saved["param_groups"], learner.optimizer.param_groups, strict=True):
         group.update({name: now[name] for name in ("fused", "foreach") if name in now})
     return saved
 
 
-def _state(learner: Learner, ranks: Ranks) -> tuple[dict[str, torch.Tensor], JsonObject]:
+def _state(learner: TrainingState, ranks: Ranks) -> tuple[dict[str, torch.Tensor], JsonObject]:
     tensors = {f"weight.{name}": parameter for name, parameter in trainable(learner.model).items()}
     optimizer = _without_tensors(learner.optimizer.state_dict(), tensors, path="optimizer")
     scheduler = _without_tensors(learner.scheduler.state_dict(), tensors, path="scheduler")

@@ -32,14 +32,14 @@ from worker.train.token_spans import Alignment, Ids, Mask, Span
 from worker.train.turn_ends import UNKNOWN_PLACE
 from worker.train.turns import common_prefix_length
 from worker.train.unwritten import (
+    PromptLosses,
     RefusedRows,
-    Unwritten,
     call_ids_mapped,
     history_dropped,
     kept_as_text,
     parsed,
 )
-from worker.train.written import Lost, lost, numbered, refuse_empty, refuse_lost
+from worker.train.written import MissingText, lost, numbered, refuse_empty, refuse_lost
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,12 @@ class AnswersRow:
 Row = TokenRow | AnswersRow
 
 
-class Taken(NamedTuple):
+class KeptRow(NamedTuple):
     """A row as it stands, what of it is trained (itself, less of it, or None), and what its template left out."""
 
     whole: Row | None
     kept: Row | None
-    lost: list[Lost]
+    lost: list[MissingText]
 
 
 AT_ONCE: Final = 64  # rows
@@ -105,7 +105,7 @@ class _Text:
     text: str
     spans: list[Span] | None
     special_tokens: bool = False
-    lost: list[Lost] = field(default_factory=list)
+    lost: list[MissingText] = field(default_factory=list)
     own: Sequence[int] = ()  # characters that no control token may cover
 
 
@@ -116,7 +116,7 @@ class _Answers:
     prompt: PlainText
     wholes: list[PlainText]
     label: bool
-    lost: list[Lost]
+    lost: list[MissingText]
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class RowReader:
         """
         rows: list[Row] = []
         truncated = dropped = 0
-        unwritten, refused = Unwritten(), RefusedRows()
+        unwritten, refused = PromptLosses(), RefusedRows()
         for number, taken in enumerate(self.take(_records(file)), start=1):
             if isinstance(taken, Invalid):
                 refused.add(number, taken)
@@ -190,7 +190,7 @@ class RowReader:
             )
         return RowSet(rows=rows, truncated=truncated, dropped=dropped, unwritten=unwritten.entries())
 
-    def take(self, records: Iterable[JsonObject]) -> Iterator[Taken | Invalid]:
+    def take(self, records: Iterable[JsonObject]) -> Iterator[KeptRow | Invalid]:
         """Each row, or why the chat template cannot write it."""
         left = iter(records)
         while some := [self._render(record) for record in islice(left, AT_ONCE)]:
@@ -204,13 +204,13 @@ class RowReader:
         except RecursionError:
             return Invalid("The row nests too deeply.", code="too_deeply_nested", param="training_file")
 
-    def _encode(self, rendered: _Text | _Answers) -> Taken | Invalid:
+    def _encode(self, rendered: _Text | _Answers) -> KeptRow | Invalid:
         try:
             whole = self._labelled(rendered) if isinstance(rendered, _Text) else self._answers(rendered)
         except Invalid as error:
             return error
         kept = None if whole is None else _cut(whole, self._training.max_length)
-        return Taken(whole, kept, rendered.lost)
+        return KeptRow(whole, kept, rendered.lost)
 
     # ---- to text
 
@@ -249,7 +249,9 @@ class RowReader:
         )
         return _Text(text, kept_spans, own=own, lost=losses + further)
 
-    def _told(self, messages: list[JsonObject], written: list[JsonObject], text: str, own: Sequence[int]) -> list[Lost]:
+    def _told(
+        self, messages: list[JsonObject], written: list[JsonObject], text: str, own: Sequence[int]
+    ) -> list[MissingText]:
         """What is to be known of messages, and of them as they are asked with (`written`)."""
         return self._kept(text, own) + self._dropped(messages) + self._mapped(written)
 
@@ -261,19 +263,19 @@ class RowReader:
             return merged(messages)
         return messages, list(range(len(messages)))
 
-    def _dropped(self, messages: list[JsonObject]) -> list[Lost]:
+    def _dropped(self, messages: list[JsonObject]) -> list[MissingText]:
         if not self._training.drop_history_reasoning or without_history(messages) == messages:
             return []
         return [history_dropped()]
 
-    def _mapped(self, *conversations: Sequence[JsonObject]) -> list[Lost]:
+    def _mapped(self, *conversations: Sequence[JsonObject]) -> list[MissingText]:
         assert self._template is not None
         if not any(message.get("tool_calls") for messages in conversations for message in messages):
             return []
         wanted = self._template.call_ids
         return [call_ids_mapped(wanted)] if any(are_changed(messages, wanted) for messages in conversations) else []
 
-    def _kept(self, text: str, own: Sequence[int]) -> list[Lost]:
+    def _kept(self, text: str, own: Sequence[int]) -> list[MissingText]:
         token = self._controls.first_kept(text, own)
         return [] if token is None else [kept_as_text(token, raw=False)]
 

@@ -35,10 +35,10 @@ from shared.contract.evaluation_run import (
     storable,
 )
 from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
+from shared.contract.generation import PlaygroundSpec, Question, Sampling
 from shared.contract.spec import DataFacts, Format, Training
-from shared.contract.talk import PlaygroundSpec, Question, Sampling
 from shared.errors import Invalid, TunepoolError
-from worker.train.answering import Answer, Speaker
+from worker.train.answering import Answer, ModelRunner
 from worker.train.batched_answers import Batcher
 from worker.train.data import RowReader, TokenRow
 from worker.train.memory import MAY_MEAN_MEMORY, out_of_memory_code
@@ -108,7 +108,7 @@ def foretold(model: Any, row: TokenRow) -> tuple[float, int, int]:
 
 
 @dataclass
-class Sheet:
+class ItemInProgress:
     """An item on its way: what is known of it, and its answer once it is being made."""
 
     done: dict[str, Any]
@@ -144,7 +144,7 @@ class Examiner:
         self._spec = spec
         self._batcher = Batcher(base, pad_id=tokenizer.pad_token_id, at_once=spec.generation.at_once)
         self._model = ResidentModel(base, kept=max(1, len(spec.subjects)))
-        self._speaker = Speaker(
+        self._speaker = ModelRunner(
             base, tokenizer, answer_tokens=spec.generation.max_tokens, context_tokens=spec.context_tokens
         )
         self._references = References(tokenizer, base=Path(spec.base_model_path), context=self._speaker.context)
@@ -178,15 +178,15 @@ class Examiner:
                 if sheet.answer is not None:
                     write(self._by_itself(model, sheet, sheet.answer))
 
-    def _by_itself(self, model: Any, sheet: Sheet, answer: Answer) -> ItemAnswer:
+    def _by_itself(self, model: Any, sheet: ItemInProgress, answer: Answer) -> ItemAnswer:
         try:
             return next(sheet.take(over) for over in self._batcher.answer(model, [answer.begun_anew()]))
         except MAY_MEAN_MEMORY as error:
             sheet.fail(error)
         return ItemAnswer(**sheet.done)
 
-    def _begun(self, model: Any, item: ItemAsked, subject: SubjectAsked, place: int) -> Sheet:
-        sheet = Sheet({"part": item.part, "item": item.item, "subject": subject.place})
+    def _begun(self, model: Any, item: ItemAsked, subject: SubjectAsked, place: int) -> ItemInProgress:
+        sheet = ItemInProgress({"part": item.part, "item": item.item, "subject": subject.place})
         try:
             if self._spec.likelihood:
                 sheet.done |= self._likelihood(model, item, subject)

@@ -19,13 +19,13 @@ import torch
 from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from shared.contract.talk import Called, Declined, Ended, Piece
-from worker.train.answering import Answer, Speaker
+from shared.contract.generation import Called, Declined, Ended, Piece
+from worker.train.answering import Answer, ModelRunner
 from worker.train.memory import MAY_MEAN_MEMORY, out_of_memory_code
 
 _PLAIN: Final = (DynamicLayer, DynamicSlidingWindowLayer)
 
-Spoken = Piece | Called | Ended | Declined
+AnswerEvent = Piece | Called | Ended | Declined
 
 
 class JoinedAnswers:
@@ -56,7 +56,7 @@ class JoinedAnswers:
         self._apart = [answer for answer in self._apart if answer.number != number]
         self._leave(answer for answer in self._rows if answer.number == number)
 
-    def step(self, speaker: Speaker) -> Iterator[Spoken]:
+    def step(self, speaker: ModelRunner) -> Iterator[AnswerEvent]:
         """One more token for every answer whose prompt is read, and one prompt of those that are not.
 
         A prompt holds the others up, so they do not wait for several at once.
@@ -67,7 +67,7 @@ class JoinedAnswers:
         for answer in [each for each in self._apart if each.tokens or each is unread]:
             yield from self._step_apart(answer, speaker)
 
-    def _step_apart(self, answer: Answer, speaker: Speaker) -> Iterator[Spoken]:
+    def _step_apart(self, answer: Answer, speaker: ModelRunner) -> Iterator[AnswerEvent]:
         try:
             yield from answer.step(speaker.forward)
         except MAY_MEAN_MEMORY as error:
@@ -79,7 +79,7 @@ class JoinedAnswers:
             self._apart.remove(answer)
             self._join(answer)
 
-    def _step_together(self, speaker: Speaker) -> Iterator[Spoken]:
+    def _step_together(self, speaker: ModelRunner) -> Iterator[AnswerEvent]:
         logits_BV = self._logits(speaker)  # noqa: N806
         if logits_BV is None:
             self._part()
@@ -92,7 +92,7 @@ class JoinedAnswers:
                 yield failure(answer.number, error)
         self._leave(answer for answer in self._rows if answer.reason is not None)
 
-    def _logits(self, speaker: Speaker) -> torch.Tensor | None:
+    def _logits(self, speaker: ModelRunner) -> torch.Tensor | None:
         """Of the next token of each row. None: the model failed on them together."""
         try:
             logits_BV = speaker.forward_rows([answer.last for answer in self._rows], self._lengths, self._cache)  # noqa: N806

@@ -22,7 +22,7 @@ from shared.contract.objectives import OBJECTIVES
 from shared.contract.spec import AnswerMeasure, AttemptSpec, PublishBy
 from worker.train import checkpoints
 from worker.train.answer_look import AnswerLook, Scores
-from worker.train.checkpoints import Learner, Progress
+from worker.train.checkpoints import Progress, TrainingState
 from worker.train.data import Row
 from worker.train.guards import check_divergence, check_numbers
 from worker.train.memory import held_memory_bytes
@@ -75,7 +75,7 @@ class TrainingRun:
     objective: Objective
     evaluator: Evaluator
     answers: AnswerLook | None
-    learner: Learner
+    learner: TrainingState
     plan: StepPlan
     progress: Progress
     train_rows: Sequence[Row]

@@ -39,7 +39,7 @@ def limit_host_memory(limit: int, *, mapped: int = 0) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
 
 
-class Reserve:
+class MemoryReserve:
     """Memory that is held back for the words about its lack: an exhausted process has none left to say so.
 
     Mapped by itself, so that letting it go gives it back to the kernel, under whose limit the words then find room.

@@ -25,9 +25,19 @@ import torch
 from pydantic import BaseModel
 
 from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT
-from shared.contract.talk import ASKED, LINE_BYTES, Begun, Declined, Held, PlaygroundSpec, Question, Warmed, Withdrawn
+from shared.contract.generation import (
+    ASKED,
+    LINE_BYTES,
+    Begun,
+    Declined,
+    Held,
+    PlaygroundSpec,
+    Question,
+    Warmed,
+    Withdrawn,
+)
 from shared.errors import TunepoolError
-from worker.train.answering import Speaker
+from worker.train.answering import ModelRunner
 from worker.train.batched_answers import takes_rows
 from worker.train.joined_answers import JoinedAnswers, failure
 from worker.train.memory import MAY_MEAN_MEMORY, out_of_memory_code
@@ -41,7 +51,7 @@ TURN_TOKENS: Final = 8
 # Trainings and the API go first where they share a processor with answers.
 NICENESS: Final = 10
 
-Voice = tuple[str | None, float]  # an adapter, none for the base alone, and its scale
+AdapterAtScale = tuple[str | None, float]  # an adapter, none for the base alone, and its scale
 
 
 class Inbox(threading.Thread):
@@ -70,12 +80,18 @@ class Playground:
     """The loop: takes questions, gives each running answer its turn."""
 
     def __init__(
-        self, speaker: Speaker, model: ResidentModel, *, at_once: int, inbox: Inbox, say: Callable[[BaseModel], None]
+        self,
+        speaker: ModelRunner,
+        model: ResidentModel,
+        *,
+        at_once: int,
+        inbox: Inbox,
+        say: Callable[[BaseModel], None],
     ) -> None:
         self._speaker, self._model, self._at_once, self._inbox, self._say = speaker, model, at_once, inbox, say
         self._together = takes_rows(model.base)
         self._waiting: deque[Question] = deque()
-        self._voices: OrderedDict[Voice, JoinedAnswers] = OrderedDict()  # whose turn it is comes first
+        self._voices: OrderedDict[AdapterAtScale, JoinedAnswers] = OrderedDict()  # whose turn it is comes first
 
     def run(self) -> None:
         """Answer until the socket closes, or the base is spoilt."""
@@ -163,7 +179,7 @@ def serve(spec: PlaygroundSpec, inbox: Inbox, say: Callable[[BaseModel], None]) 
     with refused_for_good("loading the base model"):
         tokenizer = load_tokenizer_of(spec.base_model_path)
         base = load_resident(spec)
-    speaker = Speaker(base, tokenizer, answer_tokens=spec.answer_tokens, context_tokens=spec.context_tokens)
+    speaker = ModelRunner(base, tokenizer, answer_tokens=spec.answer_tokens, context_tokens=spec.context_tokens)
     model = ResidentModel(base, kept=spec.adapters_kept)
     inbox.start()
     say(Warmed())

@@ -51,7 +51,7 @@ from worker.train.reporting import Reporter
 from worker.train.row_count import RowCount
 from worker.train.template_abilities import abilities
 from worker.train.token_spans import Ids, Mask
-from worker.train.unwritten import Unwritten, message_of
+from worker.train.unwritten import PromptLosses, message_of
 from worker.train.written_parts import written_parts
 
 STRETCH_BYTES: Final = 1 << 20
@@ -63,7 +63,7 @@ Digests = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
-class Stretch:
+class LineRange:
     """Whole lines of a file: bytes `start` to `end`; its first row is `first_row`, counted from 1."""
 
     file: Path
@@ -73,7 +73,7 @@ class Stretch:
 
 
 @dataclass(frozen=True)
-class Counted:
+class TokenCounts:
     """What is kept of some rows, in order: one number per row each."""
 
     tokens: Numbers
@@ -156,14 +156,14 @@ def _limit_memory(gain: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
 
 
-def count(file: Path, pool: Executor, read: Callable[[int], object]) -> Counted:
+def count(file: Path, pool: Executor, read: Callable[[int], object]) -> TokenCounts:
     """Read every row of `file`."""
-    waiting: list[Future[Counted]] = [pool.submit(count_stretch, stretch) for stretch in stretches(file)]
+    waiting: list[Future[TokenCounts]] = [pool.submit(count_stretch, stretch) for stretch in stretches(file)]
     parts = []
     for future in waiting:
         parts.append(future.result())
         read(len(parts[-1].tokens))
-    return Counted(
+    return TokenCounts(
         tokens=_joined([part.tokens for part in parts], np.int64),
         kept=_joined([part.kept for part in parts], np.int64),
         trained=_joined([part.trained for part in parts], np.int64),
@@ -176,7 +176,7 @@ def count(file: Path, pool: Executor, read: Callable[[int], object]) -> Counted:
 
 
 def _unwritten(parts: Iterable[list[UnwrittenRows]]) -> list[UnwrittenRows]:
-    whole = Unwritten()
+    whole = PromptLosses()
     for part in parts:
         whole.extend(part)
     return whole.entries()
@@ -186,17 +186,17 @@ def _joined(arrays: list[npt.NDArray[Any]], dtype: type) -> npt.NDArray[Any]:
     return np.concatenate([*arrays, np.empty(0, dtype=dtype)])
 
 
-def stretches(file: Path, *, size: int = STRETCH_BYTES) -> Iterator[Stretch]:
+def stretches(file: Path, *, size: int = STRETCH_BYTES) -> Iterator[LineRange]:
     """Cut a file of canonical rows at line ends, about every `size` bytes."""
     start, row = 0, 1
     with file.open("rb") as stream:
         while block := stream.read(size):
             block += stream.readline()
-            yield Stretch(file, start, start + len(block), first_row=row)
+            yield LineRange(file, start, start + len(block), first_row=row)
             start, row = start + len(block), row + block.count(b"\n")
 
 
-def records(stretch: Stretch) -> Iterator[dict[str, Any]]:
+def records(stretch: LineRange) -> Iterator[dict[str, Any]]:
     """The rows of a stretch. Canonical files have no blank lines."""
     with stretch.file.open("rb") as stream:
         stream.seek(stretch.start)
@@ -204,12 +204,12 @@ def records(stretch: Stretch) -> Iterator[dict[str, Any]]:
             yield json.loads(stream.readline())
 
 
-def count_stretch(stretch: Stretch) -> Counted:
+def count_stretch(stretch: LineRange) -> TokenCounts:
     """Read some rows; those that the trainer would refuse are named and counted as left out."""
     numbers: list[tuple[int, int, int, int, int]] = []
     faults: list[RowFault] = []
     fault_count = 0
-    unwritten = Unwritten()
+    unwritten = PromptLosses()
     for number, taken in enumerate(_Inherited.reader.take(records(stretch)), start=stretch.first_row):
         if not isinstance(taken, Invalid):
             numbers.append(_numbers(taken.whole, taken.kept))
@@ -222,7 +222,7 @@ def count_stretch(stretch: Stretch) -> Counted:
     columns = list(zip(*numbers, strict=True)) or [()] * 5
     tokens, kept, trained = (np.asarray(column, dtype=np.int64) for column in columns[:3])
     digests, prompts = (np.asarray(column, dtype=np.uint64) for column in columns[3:])
-    return Counted(tokens, kept, trained, digests, prompts, faults, fault_count, unwritten.entries())
+    return TokenCounts(tokens, kept, trained, digests, prompts, faults, fault_count, unwritten.entries())
 
 
 def _numbers(whole: Row | None, kept: Row | None) -> tuple[int, int, int, int, int]:
@@ -259,7 +259,7 @@ def _digest(content: bytes) -> int:
 # ---- Describing
 
 
-def describe(counted: Counted, *, max_length: int) -> FileTokens:
+def describe(counted: TokenCounts, *, max_length: int) -> FileTokens:
     """Totals, spread and findings of one file."""
     tokens = counted.tokens
     longest = int(tokens.argmax()) if len(tokens) else 0
@@ -302,7 +302,7 @@ def repeats(digests: Digests) -> Mask:
     return repeated
 
 
-def leakage(training: Counted, validation: Counted) -> Leakage:
+def leakage(training: TokenCounts, validation: TokenCounts) -> Leakage:
     """Validation rows that training has seen, whole or by their prompt."""
     same_prompt = np.isin(validation.prompts, training.prompts) & (validation.prompts != NO_PROMPT)
     same_row = np.isin(validation.digests, training.digests) & (validation.tokens > 0)

@@ -20,7 +20,7 @@ import torch
 from shared.contract.events import EXIT_DONE
 from shared.contract.prepared import MADE, PrepareSpec
 from worker.train.base_model import TORCH_DTYPES, four_bit, load_frozen
-from worker.train.prepared import TRIED, Tried, fingerprints, load_prepared
+from worker.train.prepared import TRIED, ModelFindings, fingerprints, load_prepared
 from worker.train.row_leak import leak_between_rows
 from worker.train.sequence_state import is_tried
 
@@ -47,7 +47,7 @@ def prepare(spec: PrepareSpec, folder: Path) -> None:
         differ = sorted(name for name in wanted.keys() | made.keys() if wanted.get(name) != made.get(name))
         raise NotTheSame(f"{len(differ)} tensors come back otherwise, the first of them {differ[0]}")
     if is_tried(back):
-        tried = Tried(leak_between_rows=leak_between_rows(back))
+        tried = ModelFindings(leak_between_rows=leak_between_rows(back))
         (folder / TRIED).write_text(tried.model_dump_json(), encoding="utf-8")
 
 

@@ -19,7 +19,7 @@ from worker.train.base_model import TORCH_DTYPES, load_frozen
 TRIED: Final = "tried.json"
 
 
-class Tried(BaseModel):
+class ModelFindings(BaseModel):
     """What was found by running the model when it was prepared; a run costs a small job as much as a step."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -33,7 +33,7 @@ def load_prepared(folder: Path, *, base: Path, dtype: Dtype) -> Any:
     # Where a model came from travels on with what is made of it.
     model.config._name_or_path = model.name_or_path = str(base)
     if (tried := folder / TRIED).is_file():
-        row_leak.know(model, Tried.model_validate_json(tried.read_bytes()).leak_between_rows)
+        row_leak.know(model, ModelFindings.model_validate_json(tried.read_bytes()).leak_between_rows)
     return model
 
 

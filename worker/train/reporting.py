@@ -21,19 +21,19 @@ BUSY_SHARE: Final = 0.02  # of a core; a process that waits for nothing that com
 
 
 @dataclass(frozen=True)
-class Effort:
+class ResourceUse:
     """What this process has used since it began."""
 
     cpu_seconds: float
     transfers: int  # blocks read and written, and pages fetched from a disk
 
     @classmethod
-    def now(cls) -> Effort:
+    def now(cls) -> ResourceUse:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         transfers = usage.ru_inblock + usage.ru_oublock + usage.ru_majflt
         return cls(cpu_seconds=usage.ru_utime + usage.ru_stime, transfers=transfers)
 
-    def works_since(self, earlier: Effort, *, seconds: float) -> bool:
+    def works_since(self, earlier: ResourceUse, *, seconds: float) -> bool:
         """Whether something was computed, read or written in the `seconds` between."""
         computed = self.cpu_seconds - earlier.cpu_seconds > BUSY_SHARE * seconds
         return computed or self.transfers > earlier.transfers
@@ -82,9 +82,9 @@ class Reporter:
             watch.join()
 
     def _watch(self, doing: str, over: threading.Event) -> None:
-        began, before = self._ticks(), Effort.now()
+        began, before = self._ticks(), ResourceUse.now()
         while not over.wait(WATCH_SECONDS) and self._ticks() - began < PHASE_SECONDS:
-            now = Effort.now()
+            now = ResourceUse.now()
             if now.works_since(before, seconds=WATCH_SECONDS):
                 self.alive(doing)
             before = now

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from peft.helpers import rescale_adapter_scale
 
-from shared.contract.talk import PlaygroundSpec
+from shared.contract.generation import PlaygroundSpec
 from shared.errors import Invalid
 from worker.train.base_model import TORCH_DTYPES, four_bit, load_frozen
 from worker.train.initialisation import WEIGHTS

@@ -39,7 +39,7 @@ from shared.contract.spec import AttemptSpec
 from shared.errors import Invalid
 from worker.train.__main__ import load_base, prepare, publish, report_end
 from worker.train.loop import turns
-from worker.train.memory import Peaks, Reserve, device_bytes_in_use, limit_memory, peak_memory
+from worker.train.memory import MemoryReserve, Peaks, device_bytes_in_use, limit_memory, peak_memory
 from worker.train.random_state import RandomState
 from worker.train.ranks import Ranks
 from worker.train.reporting import Reporter, TraineeReporter
@@ -106,7 +106,7 @@ class Together:
     before: int | None  # bytes of the device that others held when the process began
     peaks: Callable[[], Peaks]
     trainees: list[Trainee] = field(default_factory=list)
-    reserve: Reserve = field(default_factory=Reserve)
+    reserve: MemoryReserve = field(default_factory=MemoryReserve)
     base: Any = None
     clock: Callable[[], float] = time.monotonic
 
@@ -179,7 +179,7 @@ class Together:
         if code is not None:
             return code
         traceback.print_exception(error)
-        self.reserve = Reserve()
+        self.reserve = MemoryReserve()
         return EXIT_CRASHED
 
     def _end(self, trainee: Trainee, code: int) -> None:

@@ -12,12 +12,12 @@ from typing import Final
 from worker.train.token_spans import Span
 from worker.train.turns import AnswerTurn
 from worker.train.unwritten import never_ended
-from worker.train.written import Lost
+from worker.train.written import MissingText
 
 UNKNOWN_PLACE: Final[Span] = (0, 0)  # of an answer within a text that is trained whole
 
 
-def unended(text: str, spans: Sequence[Span], *, turn: AnswerTurn, eos: str | None) -> list[Lost]:
+def unended(text: str, spans: Sequence[Span], *, turn: AnswerTurn, eos: str | None) -> list[MissingText]:
     """What is to be known of a row whose trained answers stand in `spans`. `eos` is added behind the text's end."""
     if turn.ends_by_token:
         return []

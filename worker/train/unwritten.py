@@ -8,7 +8,7 @@ from typing import Final
 from shared.contract.events import SHOWN, Rows, UnwrittenRows
 from shared.errors import Invalid
 from worker.train.call_ids import CallIds
-from worker.train.written import Lost
+from worker.train.written import MissingText
 
 KEPT_AS_TEXT: Final = "control_token_text"
 PARSED: Final = "control_tokens_parsed"
@@ -22,13 +22,13 @@ TOLD_AS_IT_IS: Final = frozenset({KEPT_AS_TEXT, PARSED, DROPPED, MAPPED, ADDED, 
 _TOO_MANY: Final = 20  # each may have taken the whole time that a template is given
 
 
-class Unwritten:
+class PromptLosses:
     """What prompts lost: per kind how many rows, the first of them, and what was lost there."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, UnwrittenRows] = {}
 
-    def add(self, row: int, lost: Sequence[Lost]) -> None:
+    def add(self, row: int, lost: Sequence[MissingText]) -> None:
         """Count what `row` lost; a row counts once per kind."""
         for code, loss in {loss.code: loss for loss in reversed(lost)}.items():
             self._add(UnwrittenRows(code=code, message=message_of(loss), rows=Rows(count=1, rows=[row])))
@@ -50,7 +50,7 @@ class Unwritten:
         return list(self._kinds.values())
 
 
-def message_of(lost: Lost) -> str:
+def message_of(lost: MissingText) -> str:
     """What a row lost, or is to be known of it, as a sentence."""
     if lost.code in TOLD_AS_IT_IS:
         return lost.what
@@ -59,32 +59,34 @@ def message_of(lost: Lost) -> str:
     return f"{message} {lost.remedy}".rstrip()
 
 
-def kept_as_text(token: str, *, raw: bool) -> Lost:
+def kept_as_text(token: str, *, raw: bool) -> MissingText:
     """A row whose own text spells a control token."""
     hint = ' To read such text as tokens, set training.special_tokens to "parse".' if raw else ""
-    return Lost(
+    return MissingText(
         None, KEPT_AS_TEXT, f"The row's own text spells the control token {token}: it is trained as text.{hint}"
     )
 
 
-def parsed(token: str) -> Lost:
+def parsed(token: str) -> MissingText:
     """A raw row whose text is read as the job asks for."""
-    return Lost(
+    return MissingText(
         None, PARSED, f'{token} in the row\'s text is read as a control token: training.special_tokens is "parse".'
     )
 
 
-def history_dropped() -> Lost:
+def history_dropped() -> MissingText:
     """A row whose earlier answers lost their reasoning because the job asks for it."""
-    return Lost(None, DROPPED, "The reasoning of earlier answers is left out, as training.drop_history_reasoning asks.")
+    return MissingText(
+        None, DROPPED, "The reasoning of earlier answers is left out, as training.drop_history_reasoning asks."
+    )
 
 
-def words_added(words: str) -> Lost:
+def words_added(words: str) -> MissingText:
     """A row with an answer into which its template writes what the row does not say."""
-    return Lost(None, ADDED, f"The chat template writes words of its own into a trained answer: {words!r}.")
+    return MissingText(None, ADDED, f"The chat template writes words of its own into a trained answer: {words!r}.")
 
 
-def never_ended(end: str) -> Lost:
+def never_ended(end: str) -> MissingText:
     """A row with a trained answer behind which no token ends the turn; `end`: the text that does, if there is one."""
     remedy = "write eos_token behind each answer in training.chat_template, or choose another base model."
     what = (
@@ -94,12 +96,14 @@ def never_ended(end: str) -> Lost:
         else "The chat template writes nothing that ends a turn behind a trained answer, so nothing teaches the model"
         " to stop there. To teach it,"
     )
-    return Lost(None, ENDLESS, f"{what} {remedy}")
+    return MissingText(None, ENDLESS, f"{what} {remedy}")
 
 
-def call_ids_mapped(wanted: CallIds) -> Lost:
+def call_ids_mapped(wanted: CallIds) -> MissingText:
     """A row whose template takes calls with other ids only."""
-    return Lost(None, MAPPED, f"Ids of calls and of their results are written as {wanted.value}, as the template asks.")
+    return MissingText(
+        None, MAPPED, f"Ids of calls and of their results are written as {wanted.value}, as the template asks."
+    )
 
 
 class RefusedRows:

@@ -79,7 +79,7 @@ _KNOWN: Final[list[tuple[list[dict[str, Any]], str]]] = [
 ]
 
 
-class Words:
+class WordTokens:
     """The tokens of texts, word by word, of a tokenizer that makes them so."""
 
     def __init__(self, backend: Any, known: Sequence[bytes], *, word: str) -> None:
@@ -149,7 +149,7 @@ class _Known(dict[str, bytes]):
         return encoded
 
 
-def words_of(backend: Any, known: Sequence[bytes]) -> Words | None:
+def words_of(backend: Any, known: Sequence[bytes]) -> WordTokens | None:
     """The words of a tokenizer; None for one that is not known to make its tokens word by word."""
     if backend.encode_special_tokens or getattr(backend.model, "dropout", None):
         return None
@@ -158,7 +158,7 @@ def words_of(backend: Any, known: Sequence[bytes]) -> Words | None:
     state = _state(backend.pre_tokenizer)
     parts = [part | {"trim_offsets": True} for part in state.get("pretokenizers", [state])]
     word = next((here for theirs, here in _KNOWN if theirs == parts), None)
-    return None if word is None else Words(backend, known, word=word)
+    return None if word is None else WordTokens(backend, known, word=word)
 
 
 def _cuts_plainly(added: list[Any], *, normalizer: dict[str, Any]) -> bool:

@@ -33,7 +33,7 @@ NAME_LOST: Final = "name_not_rendered"
 MERGE: Final = 'To open the first question with it, set training.system_prompt to "merge".'
 
 
-class Lost(NamedTuple):
+class MissingText(NamedTuple):
     """Something that a row says and its rendered text does not. `message` is its place in the row; None for tools."""
 
     message: int | None
@@ -51,7 +51,7 @@ class _Value(NamedTuple):
 
 def lost(
     messages: Sequence[JsonObject], *, tools: Sequence[JsonObject] | None, text: str, spans: Sequence[Span] | None
-) -> list[Lost]:
+) -> list[MissingText]:
     """What of `messages` and `tools` is not in `text`.
 
     `spans` are the answers' places in the text, in order; None where they are not known: then all is looked for in
@@ -75,12 +75,12 @@ def lost(
     return losses
 
 
-def numbered(losses: Sequence[Lost], numbers: Sequence[int]) -> list[Lost]:
+def numbered(losses: Sequence[MissingText], numbers: Sequence[int]) -> list[MissingText]:
     """`losses` with messages by their places in the row."""
     return [loss if loss.message is None else loss._replace(message=numbers[loss.message]) for loss in losses]
 
 
-def refuse_lost(losses: Sequence[Lost], *, trained: Callable[[int], bool]) -> None:
+def refuse_lost(losses: Sequence[MissingText], *, trained: Callable[[int], bool]) -> None:
     """Raise Invalid (code `not_rendered`) where a message that `trained` tells to carry loss has lost something."""
     contents = (loss for loss in losses if loss.code != NAME_LOST)  # who speaks is no part of what is said
     gone = next((loss for loss in contents if loss.message is not None and trained(loss.message)), None)
@@ -102,7 +102,7 @@ def refuse_system_text_left_out(messages: Sequence[JsonObject], text: str) -> No
             refuse_lost(list(_lost_answer(place, message, text, (0, len(text)))), trained=lambda _: True)
 
 
-def _leaves_out(gone: Lost) -> str:
+def _leaves_out(gone: MissingText) -> str:
     return f"The chat template leaves out what messages[{gone.message}] says: {gone.what}."
 
 
@@ -124,25 +124,25 @@ def _end(content: str, text: str, within: Span) -> int:
     return text.find(content, *within) + len(content) if content and content in text else 0
 
 
-def _lost_answer(place: int, message: JsonObject, text: str, within: Span) -> Iterator[Lost]:
+def _lost_answer(place: int, message: JsonObject, text: str, within: Span) -> Iterator[MissingText]:
     """What of one message is not in `text[within]`."""
     content = message["content"].strip()
     if content and text.find(content, *within) < 0 and (gone := _lost_piece(content, text[slice(*within)])):
         remedy = MERGE if message["role"] == "system" else ""
-        yield Lost(place, "content_not_rendered", _named(message, gone), remedy)
+        yield MissingText(place, "content_not_rendered", _named(message, gone), remedy)
     if len(message) == 2:  # role and content: most messages
         return
     name = message.get("name")
     if name and message["role"] in {"user", "system"} and not _is_in(name, text[slice(*within)]):
-        yield Lost(place, NAME_LOST, f"the name {_shown(name)}")
+        yield MissingText(place, NAME_LOST, f"the name {_shown(name)}")
     for key in REASONING:
         reasoning = message.get(key)
         if isinstance(reasoning, str) and not _is_in(reasoning, text[slice(*within)]):
-            yield Lost(place, "reasoning_not_rendered", f"{key} {_shown(reasoning)}")
+            yield MissingText(place, "reasoning_not_rendered", f"{key} {_shown(reasoning)}")
     if message.get("tool_calls") and not _are_in(message["tool_calls"], part := text[slice(*within)]):
         gone_call = _first_lost(_values_of_calls(message["tool_calls"]), part)
         if gone_call is not None:
-            yield Lost(place, "tool_call_not_rendered", gone_call)
+            yield MissingText(place, "tool_call_not_rendered", gone_call)
 
 
 def _named(message: JsonObject, piece: str) -> str:
@@ -306,7 +306,7 @@ def _shared_around(word: str, earlier: str, later: str) -> str:
     return earlier[here - before : here + behind]
 
 
-def _lost_tools(tools: Sequence[JsonObject], text: str) -> list[Lost]:
+def _lost_tools(tools: Sequence[JsonObject], text: str) -> list[MissingText]:
     """The first thing missing of each tool: its name, what it does, its parameters and the values they may take."""
     key = (len(tools), str(tools[0].get("function", tools[0]).get("name")))
     known = _written_tools.get(key)
@@ -318,7 +318,7 @@ def _lost_tools(tools: Sequence[JsonObject], text: str) -> list[Lost]:
         gone = next((what for what, value in values if not _is_in(value, text)), None)
         if gone is not None:
             of_tool = _shown(tool.get("function", tool).get("name"))
-            losses.append(Lost(None, "tools_not_rendered", f"tools[{place}]{gone} of the tool {of_tool}"))
+            losses.append(MissingText(None, "tools_not_rendered", f"tools[{place}]{gone} of the tool {of_tool}"))
     if (known is None or not known.are(tools)) and len(text) < 10 * _KEPT_CHARACTERS:
         if len(_written_tools) == _TOOLS_KEPT:
             _written_tools.clear()

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from shared.contract.events import PART_CHARACTERS, WrittenPart
-from worker.train.written import REASONING, Lost
+from worker.train.written import REASONING, MissingText
 
 JsonObject = dict[str, Any]
 _RAW: Final = ("text", "prompt", "completion")
 
 
-def written_parts(record: JsonObject, lost: Sequence[Lost]) -> list[WrittenPart]:
+def written_parts(record: JsonObject, lost: Sequence[MissingText]) -> list[WrittenPart]:
     """Tools, then each message: its reasoning, text and calls. What the template leaves out says so."""
     gone: dict[int | None, str] = {}
     for loss in lost:

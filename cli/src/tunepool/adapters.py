@@ -21,7 +21,7 @@ UNFINISHED: Final = ("queued", "running")
 POLL_SECONDS: Final = 1.0
 
 
-class Damaged(Exception):
+class ChecksumMismatch(Exception):
     """A downloaded file has other bytes than the server promised."""
 
 
@@ -109,7 +109,7 @@ def fetch(files: list[dict[str, Any]], *, out: Path, only: Collection[str] | Non
         target = out / file["name"]
         # Names come from a server: none may lead out of the folder that was asked for.
         if not target.resolve().is_relative_to(out.resolve()):
-            raise Damaged(f"The file name {file['name']!r} leads out of {out}.")
+            raise ChecksumMismatch(f"The file name {file['name']!r} leads out of {out}.")
         _fetch(file["url"], target, sha256=file["sha256"])
         written.append(target)
     return written
@@ -130,5 +130,5 @@ def _fetch(url: str, target: Path, *, sha256: str) -> None:
                 transfer.at(file.tell())
     if digest.hexdigest() != sha256:
         unfinished.unlink()
-        raise Damaged(f"{target.name}: sha256 is {digest.hexdigest()}, the server recorded {sha256}.")
+        raise ChecksumMismatch(f"{target.name}: sha256 is {digest.hexdigest()}, the server recorded {sha256}.")
     unfinished.rename(target)

@@ -24,7 +24,7 @@ PATIENCE_SECONDS: Final = 300.0
 
 
 @dataclass
-class Voice:
+class ChatSide:
     """One model of the conversation, and all that was said with it."""
 
     title: str
@@ -64,7 +64,7 @@ def chat(  # noqa: PLR0917 -- typer makes options of them
     """Talk to a model: each line is a question. Ends with the input, or by Ctrl-D."""
     client: OpenAI = context.obj.client.with_options(timeout=PATIENCE_SECONDS)
     options = given(temperature=temperature, max_completion_tokens=max_tokens, seed=seed)
-    voices = [Voice(model, model, disabled=False)]
+    voices = [ChatSide(model, model, disabled=False)]
     if against is not None:
         voices.append(_other(client, model, against))
     for voice in voices if system else ():
@@ -77,15 +77,15 @@ def chat(  # noqa: PLR0917 -- typer makes options of them
                 _answer(client, voices, question, options)
 
 
-def _other(client: OpenAI, model: str, against: str) -> Voice:
+def _other(client: OpenAI, model: str, against: str) -> ChatSide:
     """The model beside: for the base of an adapter the adapter switched off, which loads nothing anew."""
     try:
         base = adapters.describe(client, model)["base_model"]
     except official.NotFoundError:  # no adapter
         base = None
     if base == against:
-        return Voice(f"{against} (adapter off)", model, disabled=True)
-    return Voice(against, against, disabled=False)
+        return ChatSide(f"{against} (adapter off)", model, disabled=True)
+    return ChatSide(against, against, disabled=False)
 
 
 def _questions() -> Iterator[str]:
@@ -99,14 +99,14 @@ def _questions() -> Iterator[str]:
             yield line
 
 
-def _answer_in_json(client: OpenAI, voices: list[Voice], question: str, options: dict[str, Any]) -> None:
+def _answer_in_json(client: OpenAI, voices: list[ChatSide], question: str, options: dict[str, Any]) -> None:
     for voice in voices:
         for _ in voice.ask(client, question, **options):
             pass
         print(json_line({"model": voice.model, "disabled": voice.disabled, "content": voice.answer}))
 
 
-def _answer(client: OpenAI, voices: list[Voice], question: str, options: dict[str, Any]) -> None:
+def _answer(client: OpenAI, voices: list[ChatSide], question: str, options: dict[str, Any]) -> None:
     if len(voices) == 1:
         _speak(client, voices[0], question, options)
         return
@@ -119,7 +119,7 @@ def _answer(client: OpenAI, voices: list[Voice], question: str, options: dict[st
         live.refresh()
 
 
-def _speak(client: OpenAI, voice: Voice, question: str, options: dict[str, Any]) -> None:
+def _speak(client: OpenAI, voice: ChatSide, question: str, options: dict[str, Any]) -> None:
     """Each piece as it comes."""
     shown = 0
     for _ in voice.ask(client, question, **options):
@@ -128,7 +128,7 @@ def _speak(client: OpenAI, voice: Voice, question: str, options: dict[str, Any])
     print()
 
 
-def _side_by_side(voices: list[Voice]) -> Table:
+def _side_by_side(voices: list[ChatSide]) -> Table:
     table = Table(expand=True)
     for voice in voices:
         table.add_column(plain(voice.title))

@@ -26,7 +26,7 @@ WIDTHS: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 @dataclass(frozen=True)
-class Likeness:
+class RelativeDifference:
     """`off`: the largest relative difference, 0 for what is equal. `first`: where it differs first, None where nowhere.
 
     `within`: whether it is as near as was asked for.
@@ -46,7 +46,7 @@ class Likeness:
         }
 
 
-def of_curves(then: str, now: str, *, tolerance: float) -> Likeness:
+def of_curves(then: str, now: str, *, tolerance: float) -> RelativeDifference:
     """Two `step_metrics.csv`. With tolerance 0 every figure must be the same to its last digit."""
     largest, first = 0.0, None
     for step, name, was, value in _cells(then, now):
@@ -54,7 +54,7 @@ def of_curves(then: str, now: str, *, tolerance: float) -> Likeness:
         if was != value and first is None:
             first = f"{name} of step {step}: {was or 'none'} then, {value or 'none'} now"
         largest = max(largest, off)
-    return Likeness(first is None or largest <= tolerance, largest, first)
+    return RelativeDifference(first is None or largest <= tolerance, largest, first)
 
 
 def _cells(then: str, now: str) -> Iterator[tuple[int, str, str, str]]:
@@ -84,23 +84,23 @@ def of_files(then: Mapping[str, str], now: Mapping[str, str]) -> tuple[list[str]
     return same, [name for name in names if name not in same]
 
 
-def of_weights(then: Path, now: Path, *, tolerance: float) -> Likeness:
+def of_weights(then: Path, now: Path, *, tolerance: float) -> RelativeDifference:
     """Two safetensors files. `off` is the distance of all weights, relative to their length: ‖a - b‖ / ‖a‖."""
     try:
         with then.open("rb") as a, now.open("rb") as b:
             return _of_tensors(a, b, tolerance=tolerance)
     except (ValueError, KeyError, TypeError, struct.error):
-        return Likeness(within=False, off=math.inf, first=f"{then.name}: its bytes, which are no safetensors")
+        return RelativeDifference(within=False, off=math.inf, first=f"{then.name}: its bytes, which are no safetensors")
 
 
-def _of_tensors(then: BinaryIO, now: BinaryIO, *, tolerance: float) -> Likeness:
+def _of_tensors(then: BinaryIO, now: BinaryIO, *, tolerance: float) -> RelativeDifference:
     before, after = _header(then), _header(now)
     for name in sorted(before.keys() | after.keys()):
         was, value = before.get(name), after.get(name)
         if was is None or value is None:
-            return Likeness(within=False, off=math.inf, first=f"{name} is in one of them only")
+            return RelativeDifference(within=False, off=math.inf, first=f"{name} is in one of them only")
         if (was["dtype"], was["shape"]) != (value["dtype"], value["shape"]):
-            return Likeness(within=False, off=math.inf, first=f"{name} has another type or shape")
+            return RelativeDifference(within=False, off=math.inf, first=f"{name} has another type or shape")
     distance = length = 0.0
     first = None
     for name, place in before.items():
@@ -110,7 +110,7 @@ def _of_tensors(then: BinaryIO, now: BinaryIO, *, tolerance: float) -> Likeness:
             first = f"{name}, by up to {largest:.3g}"
     off = distance / length if length else (math.inf if distance else 0.0)
     off = off if math.isfinite(off) else math.inf
-    return Likeness(off <= tolerance, off, first)
+    return RelativeDifference(off <= tolerance, off, first)
 
 
 def _header(file: BinaryIO) -> dict[str, Any]:

@@ -172,7 +172,7 @@ def app() -> None:
         _quit(f"No server answers at {error.request.url.host}:{error.request.url.port}.", EXIT_UNREACHABLE)
     except official.APIStatusError as error:
         _quit(requests.reason(error), EXIT_REFUSED, error)
-    except (httpx2.HTTPError, adapters.Damaged) as error:
+    except (httpx2.HTTPError, adapters.ChecksumMismatch) as error:
         _quit(f"The download failed: {error}", EXIT_UNREACHABLE)
     except preflights.TookTooLong as error:
         _quit(str(error), EXIT_UNREACHABLE)
@@ -346,7 +346,7 @@ def preflight(  # noqa: PLR0917 -- typer makes options of them
         tunepool=requests.with_columns(requests.nested(settings or []), columns or []) or None,
         method=requests.method("dpo" if dpo else method, n_epochs=epochs, batch_size=batch_size),
     )
-    answer = preflights.answer(client, asked, patience_seconds=timeout, hear=preflights.Remarks())
+    answer = preflights.answer(client, asked, patience_seconds=timeout, hear=preflights.PreflightNotes())
     if context.obj.as_json:
         print(json_line(answer))
     else:

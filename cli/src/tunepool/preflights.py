@@ -57,7 +57,7 @@ def wait(
         sleep(interval_seconds)
 
 
-class Remarks:
+class PreflightNotes:
     """Says on stderr what is known before the answer: what a sample says, once, and each tenth of the way."""
 
     def __init__(self, console: Console | None = None) -> None:

@@ -44,7 +44,7 @@ class NotProven(Exception):
 
 
 @dataclass(frozen=True)
-class Proof:
+class VerifiedStatement:
     """A statement that holds: the key that signed it, and the statement."""
 
     key_id: str
@@ -80,12 +80,12 @@ def verify(
         print(printable("\n".join(lines(proof))))
 
 
-def prove(folder: Path, known: dict[str, Ed25519PublicKey]) -> Proof:
+def prove(folder: Path, known: dict[str, Ed25519PublicKey]) -> VerifiedStatement:
     """The signed statement on a folder that is exactly what it says. Raises NotProven."""
     payload, key_id = opened(folder / FILE_NAME, known)
     stated = _statement(payload)
     compare(folder, _sums(stated))
-    return Proof(key_id, stated)
+    return VerifiedStatement(key_id, stated)
 
 
 def stated_in(file: Path, known: dict[str, Ed25519PublicKey]) -> dict[str, Any]:
@@ -233,7 +233,7 @@ def _key(pem: bytes, source: str) -> tuple[str, Ed25519PublicKey]:
 # --- words ----------------------------------------------------------------------------------------------------------
 
 
-def lines(proof: Proof) -> Iterator[str]:
+def lines(proof: VerifiedStatement) -> Iterator[str]:
     """The statement for people. A field that a server of another version lacks is left out."""
     yield f"Verified: {len(proof.statement['subject'])} files, signed by {proof.key_id}"
     predicate = proof.statement.get("predicate") or {}

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from tunepool import adapters, likeness, native, official, proving, requests, watching
-from tunepool.likeness import Likeness
+from tunepool.likeness import RelativeDifference
 from tunepool.printing import json_line, printable
 from tunepool.requests import BadSetting
 
@@ -41,7 +41,7 @@ messages = Console(stderr=True)
 
 
 @dataclass(frozen=True)
-class Made:
+class JobOutput:
     """What a job made: its record of files, and the signed statement on it (None: unsigned)."""
 
     name: str
@@ -83,8 +83,8 @@ class Reproduction:
     again: str = ""
     beforehand: list[str] = field(default_factory=list)
     otherwise: list[str] = field(default_factory=list)
-    curve: Likeness | None = None
-    weights: Likeness | None = None
+    curve: RelativeDifference | None = None
+    weights: RelativeDifference | None = None
     differing: list[str] = field(default_factory=list)
 
     @property
@@ -159,7 +159,7 @@ def reproduce(  # noqa: PLR0917 -- typer makes options of them
     _tell(context, result, again)
 
 
-def _tolerance(made: Made, asked: float | None) -> float:
+def _tolerance(made: JobOutput, asked: float | None) -> float:
     if asked is not None:
         return asked
     return 0.0 if made.settled["device_kind"] == "cpu" else GPU_TOLERANCE
@@ -168,7 +168,7 @@ def _tolerance(made: Made, asked: float | None) -> float:
 # --- what was ------------------------------------------------------------------------------------------------------
 
 
-def _made(client: OpenAI, job: FineTuningJob, known: dict[str, Any]) -> Made:
+def _made(client: OpenAI, job: FineTuningJob, known: dict[str, Any]) -> JobOutput:
     """The product of a job with its statement, whose signature holds. Raises BadSetting, NotProven."""
     if job.fine_tuned_model is None:
         raise BadSetting(f"{job.id} is {job.status} and has made nothing that could be made again.")
@@ -182,10 +182,10 @@ def _made(client: OpenAI, job: FineTuningJob, known: dict[str, Any]) -> Made:
     for entry in stated["subject"]:
         if sums.get(entry["name"]) != entry["digest"]["sha256"]:
             raise proving.NotProven("altered_file", f"{entry['name']} is not the file that was signed.")
-    return Made(job.fine_tuned_model, sums, stated)
+    return JobOutput(job.fine_tuned_model, sums, stated)
 
 
-def _must_be_there(client: OpenAI, then: Made) -> None:
+def _must_be_there(client: OpenAI, then: JobOutput) -> None:
     """The base at its commit, and the parent as it was. Raises BadSetting."""
     base = then.spec["base_model"]
     now = client.get(f"/tunepool/models/{quote(base['name'], safe=':')}", cast_to=object)
@@ -200,7 +200,7 @@ def _must_be_there(client: OpenAI, then: Made) -> None:
             raise BadSetting(f"The model {parent['name']}, which training went on from, has other files now.")
 
 
-def _now_otherwise(context: typer.Context, then: Made) -> Iterator[str]:
+def _now_otherwise(context: typer.Context, then: JobOutput) -> Iterator[str]:
     """What of server, libraries and devices is not as it was; results may differ by it."""
     client: OpenAI = context.obj.client
     alive = client.get(urljoin(str(client.base_url), "../livez"), cast_to=object)
@@ -273,7 +273,9 @@ def _unfinished(client: OpenAI, job_id: str) -> FineTuningJob | None:
     return next((job for job in page.data if job.status not in watching.TERMINAL), None)
 
 
-def _submitted(client: OpenAI, job_id: str, then: Made, *, file: Path | None, validation: Path | None) -> FineTuningJob:
+def _submitted(
+    client: OpenAI, job_id: str, then: JobOutput, *, file: Path | None, validation: Path | None
+) -> FineTuningJob:
     body = request_of(then.build["externalParameters"]["request"], then.settled)
     files = {"training_file": ("--file", file), "validation_file": ("--validation", validation)}
     for name, (option, path) in files.items():
@@ -307,7 +309,10 @@ def _followed(client: OpenAI, job: FineTuningJob, *, timeout: float | None, canc
 
 
 def _compare(
-    client: OpenAI, result: Reproduction, earlier: tuple[FineTuningJob, Made], later: tuple[FineTuningJob, Made]
+    client: OpenAI,
+    result: Reproduction,
+    earlier: tuple[FineTuningJob, JobOutput],
+    later: tuple[FineTuningJob, JobOutput],
 ) -> None:
     (first, then), (second, now) = earlier, later
     result.otherwise = list(differences(then, now))
@@ -318,12 +323,14 @@ def _compare(
     result.weights = _weights(client, then, now, weights, tolerance=result.tolerance)
 
 
-def _weights(client: OpenAI, then: Made, now: Made, names: set[str], *, tolerance: float) -> Likeness:
+def _weights(
+    client: OpenAI, then: JobOutput, now: JobOutput, names: set[str], *, tolerance: float
+) -> RelativeDifference:
     """Those of the files that differ are brought here, and the first one that is farther off than allowed is told."""
     if not names:
-        return Likeness(within=True, off=0.0, first=None)
+        return RelativeDifference(within=True, off=0.0, first=None)
     if missing := sorted(names - (then.sums.keys() & now.sums.keys())):
-        return Likeness(within=False, off=float("inf"), first=f"{missing[0]} is in one of them only")
+        return RelativeDifference(within=False, off=float("inf"), first=f"{missing[0]} is in one of them only")
     with tempfile.TemporaryDirectory() as folder:
         for place, made in (("then", then), ("now", now)):
             adapters.fetch(adapters.describe(client, made.name)["files"], out=Path(folder) / place, only=names)
@@ -334,7 +341,7 @@ def _weights(client: OpenAI, then: Made, now: Made, names: set[str], *, toleranc
     return max(each, key=lambda part: part.off)
 
 
-def differences(then: Made, now: Made) -> Iterator[str]:
+def differences(then: JobOutput, now: JobOutput) -> Iterator[str]:
     """What of the two statements is not the same, and could be why the results are not."""
     yield from _unlike("setting", dict(_leaves("", _comparable(then))), dict(_leaves("", _comparable(now))))
     yield from _unlike("", then.versions, now.versions)
@@ -343,7 +350,7 @@ def differences(then: Made, now: Made) -> Iterator[str]:
     yield from _unlike("", before, after)
 
 
-def _comparable(made: Made) -> dict[str, Any]:
+def _comparable(made: JobOutput) -> dict[str, Any]:
     """What the run was settled to, as it was at its end; how it waited is no part of it."""
     spec = {name: part for name, part in made.spec.items() if name not in {"queue", "base_model", "data", "parent"}}
     at_last = {

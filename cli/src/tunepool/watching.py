@@ -202,12 +202,12 @@ class _Stopped(BaseException):
         self.signal = signal
 
 
-def display(console: Console) -> ProgressBar | Lines:
+def display(console: Console) -> ProgressBar | EventLines:
     """A bar on a terminal, plain lines for a log."""
-    return ProgressBar(console) if console.is_terminal else Lines(console)
+    return ProgressBar(console) if console.is_terminal else EventLines(console)
 
 
-class Lines:
+class EventLines:
     """For logs: a line for each event and each change of the place in the queue, and steps now and then."""
 
     def __init__(
@@ -221,7 +221,7 @@ class Lines:
         self._step_at: float | None = None
         self._place: object = None
 
-    def __enter__(self) -> Lines:
+    def __enter__(self) -> EventLines:
         return self
 
     def __exit__(self, *_: object) -> None:

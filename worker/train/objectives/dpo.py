@@ -12,7 +12,7 @@ from trl import DPOConfig, DPOTrainer
 
 from shared.contract.spec import AttemptSpec, Dpo
 from worker.train.data import AnswersRow
-from worker.train.objectives.objective import Loss, MicroBatch, OwnFigures, Separable, on_device, trainer_arguments
+from worker.train.objectives.objective import Loss, MicroBatch, OwnFigures, RowwiseLoss, on_device, trainer_arguments
 from worker.train.packing import group
 from worker.train.parent_adapter import begins_as
 
@@ -27,7 +27,7 @@ class PreparedPairsTrainer(DPOTrainer, OwnFigures):
         return dataset
 
 
-class PairsObjective(Separable):
+class PairsObjective(RowwiseLoss):
     """Pairs under each other, chosen first; the loss is summed over pairs."""
 
     def __init__(self, trainer: Trainer, *, spec: AttemptSpec) -> None:

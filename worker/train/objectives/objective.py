@@ -57,7 +57,7 @@ class Objective(Protocol):
         ...
 
 
-class Separable:
+class RowwiseLoss:
     """Objectives whose loss of a row depends on no other row."""
 
     def acquainted(self, rows: Sequence[Any]) -> Sequence[Any]:

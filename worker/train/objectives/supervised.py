@@ -22,7 +22,7 @@ from shared.contract.passes import PACKED_TOKENS, is_packed
 from shared.contract.spec import AttemptSpec
 from worker.train import row_attention
 from worker.train.data import TokenRow
-from worker.train.objectives.objective import Loss, MicroBatch, OwnFigures, Separable, on_device, trainer_arguments
+from worker.train.objectives.objective import Loss, MicroBatch, OwnFigures, RowwiseLoss, on_device, trainer_arguments
 from worker.train.packing import group, pack
 
 IGNORED = -100
@@ -99,7 +99,7 @@ def labelled_nll(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> tuple[torc
     return _SummedNll.apply(logits_NV, targets_N), correct
 
 
-class SupervisedObjective(Separable):
+class SupervisedObjective(RowwiseLoss):
     """Packs or pads token rows, and sums their loss."""
 
     def __init__(self, trainer: LabelledTokenTrainer, *, spec: AttemptSpec, pad_id: int) -> None:

@@ -13,10 +13,10 @@ from rich.console import Console
 from tunepool import gating, official, preflights, watching
 from tunepool.connection import NoServerKnown
 from tunepool.pipeline import document, outcome, reports
+from tunepool.pipeline.ci_environment import CiEnvironment, surroundings
 from tunepool.pipeline.outcome import RunOutcome
 from tunepool.pipeline.runner import RunEnded, Runner
 from tunepool.pipeline.service import Service
-from tunepool.pipeline.surroundings import Surroundings, surroundings
 from tunepool.printing import json_line, printable
 from tunepool.requests import BadSetting
 
@@ -74,12 +74,12 @@ def ends() -> tuple[type[BaseException], ...]:
 
 
 def _runner(
-    context: typer.Context, path: Path, where: Surroundings, result: RunOutcome, *, timeout: float | None
+    context: typer.Context, path: Path, where: CiEnvironment, result: RunOutcome, *, timeout: float | None
 ) -> Runner:
     """Everything that can be read is read before a server is asked. Raises BadSetting, NoServerKnown."""
     asked = document.read_pipeline(path)
     result.pipeline = asked.name
-    lines = watching.Lines(Console(stderr=True))
+    lines = watching.EventLines(Console(stderr=True))
     return Runner(
         service=Service(context.obj.credentials),
         pipeline=asked,
@@ -124,7 +124,7 @@ def ending(error: BaseException) -> tuple[int, str]:
     return outcome.BAD_INPUT, str(error)
 
 
-def tell(context: typer.Context, result: RunOutcome, where: Surroundings) -> None:
+def tell(context: typer.Context, result: RunOutcome, where: CiEnvironment) -> None:
     if where.github:
         for line in outcome.workflow_commands(result):
             print(line)

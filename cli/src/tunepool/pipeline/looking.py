@@ -24,7 +24,7 @@ MOSTLY: Final = 0.95
 
 
 @dataclass
-class LookedAt:
+class RowsSummary:
     """A file of rows. `answers` and `jsons` count the answers that are short, and those that are JSON objects."""
 
     path: Path
@@ -53,8 +53,8 @@ class LookedAt:
 class Data:
     """What a folder holds: the rows to train on, and those held out where there are some already."""
 
-    training: LookedAt
-    held_out: LookedAt | None
+    training: RowsSummary
+    held_out: RowsSummary | None
     passed_over: tuple[Path, ...]  # other files of data
 
 
@@ -75,7 +75,7 @@ def data_of(folder: Path) -> Data:
     return Data(training, held, tuple(candidates[1:]))
 
 
-def must_be_good(file: LookedAt) -> LookedAt:
+def must_be_good(file: RowsSummary) -> RowsSummary:
     """Raises BadSetting with file and line."""
     if file.fault_count:
         more = file.fault_count - len(file.faults)
@@ -88,9 +88,9 @@ def must_be_good(file: LookedAt) -> LookedAt:
     return file
 
 
-def look(path: Path) -> LookedAt:
+def look(path: Path) -> RowsSummary:
     """Read every row once. The server checks far more; this finds what no pipeline could begin with."""
-    file = LookedAt(path)
+    file = RowsSummary(path)
     for number, line in numbered(path):
         try:
             row = json.loads(line)
@@ -131,7 +131,7 @@ def answer_of(row: Row) -> str | None:
     return answer if isinstance(answer, str) else None
 
 
-def _count_answer(file: LookedAt, answer: str | None) -> None:
+def _count_answer(file: RowsSummary, answer: str | None) -> None:
     if answer is None:
         return
     file.answered += 1

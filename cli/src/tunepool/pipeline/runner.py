@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from tunepool import official, preflights, releasing, requests, watching
 from tunepool.pipeline import curves
+from tunepool.pipeline.ci_environment import CiEnvironment
 from tunepool.pipeline.document import Items, Judging, Pipeline
 from tunepool.pipeline.outcome import (
     BAD_INPUT,
@@ -32,7 +33,6 @@ from tunepool.pipeline.outcome import (
     Step,
 )
 from tunepool.pipeline.service import Service, error_code
-from tunepool.pipeline.surroundings import Surroundings
 
 CONTENT: Final = "tunepool_content"  # metadata of jobs and evaluations
 POLL_SECONDS: Final = 0.5
@@ -57,7 +57,7 @@ class Runner:
     service: Service
     pipeline: Pipeline
     folder: Path
-    where: Surroundings
+    where: CiEnvironment
     gate_text: str | None
     outcome: RunOutcome
     tell: Callable[[str], None]

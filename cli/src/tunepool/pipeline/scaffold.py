@@ -14,7 +14,7 @@ import typer
 import yaml
 
 from tunepool import native
-from tunepool.pipeline.looking import LEAST_TRAINED, Data, LookedAt, data_of, is_held_out, numbered
+from tunepool.pipeline.looking import LEAST_TRAINED, Data, RowsSummary, data_of, is_held_out, numbered
 from tunepool.printing import json_line, printable
 from tunepool.requests import BadSetting
 
@@ -113,7 +113,7 @@ def _choices(data: Data, held: HeldOut, share: float) -> Iterator[Choice]:
     yield Choice("measures", ", ".join(measure["name"] for measure in _measures(rows)), _why_measures(rows))
 
 
-def _why_measures(rows: LookedAt) -> str:
+def _why_measures(rows: RowsSummary) -> str:
     if rows.method != "supervised" or not rows.answered:
         return "the rows have no single right answer"
     words = ["the loss always"]
@@ -186,7 +186,7 @@ def _enough(trained: int, held: int, source: Path) -> None:
 # --- the files -------------------------------------------------------------------------------------------------------
 
 
-def _measures(rows: LookedAt) -> list[dict[str, Any]]:
+def _measures(rows: RowsSummary) -> list[dict[str, Any]]:
     measures = [{"type": "loss", "name": "loss"}]
     if rows.method == "supervised":
         measures += [{"type": "exact_match", "name": "exact_match"}] if rows.mostly(rows.short) else []
@@ -194,7 +194,7 @@ def _measures(rows: LookedAt) -> list[dict[str, Any]]:
     return measures
 
 
-def _pipeline(name: str, model: str, rows: LookedAt, held: HeldOut) -> str:
+def _pipeline(name: str, model: str, rows: RowsSummary, held: HeldOut) -> str:
     document = {
         "name": name,
         "training": held.training,
@@ -208,7 +208,7 @@ def _pipeline(name: str, model: str, rows: LookedAt, held: HeldOut) -> str:
     return f"# Every key: tunepool run --schema. Runs with: tunepool run pipeline.yaml\n{text}"
 
 
-def _gate(rows: LookedAt, held: HeldOut) -> str:
+def _gate(rows: RowsSummary, held: HeldOut) -> str:
     """Better than the base, no worse than what is in production, and nothing forgotten."""
     measured = {measure["name"] for measure in _measures(rows)}
     better: dict[str, Any] = {"assert": "candidate.loss < base.loss", "title": "better than the base model"}

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from tunepool import native, watching
 from tunepool.pipeline import command, reports, sweep_document, sweep_shown
+from tunepool.pipeline.ci_environment import CiEnvironment, surroundings
 from tunepool.pipeline.service import Service
-from tunepool.pipeline.surroundings import Surroundings, surroundings
 from tunepool.pipeline.sweep_runner import SweepOutcome, SweepRunner
 from tunepool.printing import json_line, printable, show, show_rows
 
@@ -68,12 +68,12 @@ def sweep(  # noqa: PLR0917 -- typer makes options of them
 
 
 def _runner(
-    context: typer.Context, path: Path, where: Surroundings, result: SweepOutcome, *, timeout: float | None
+    context: typer.Context, path: Path, where: CiEnvironment, result: SweepOutcome, *, timeout: float | None
 ) -> SweepRunner:
     """Everything that can be read is read before a server is asked. Raises BadSetting, NoServerKnown."""
     asked = sweep_document.read_sweep(path)
     result.pipeline = asked.name
-    lines = watching.Lines(Console(stderr=True))
+    lines = watching.EventLines(Console(stderr=True))
 
     def keep(seen: dict[str, Any]) -> None:
         result.sweep = seen
@@ -93,7 +93,7 @@ def _runner(
 
 
 def _write(
-    result: SweepOutcome, where: Surroundings, *, junit: Path | None, summary: Path | None, picture: Path | None
+    result: SweepOutcome, where: CiEnvironment, *, junit: Path | None, summary: Path | None, picture: Path | None
 ) -> None:
     reports.write_files(result, junit_file=junit, summary_file=summary, quality=None)
     if result.sweep is None:

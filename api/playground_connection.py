@@ -11,16 +11,16 @@ import structlog
 from fastapi import Request
 from pydantic import ValidationError
 
-from shared.contract.talk import LINE_BYTES, SAID, Begun, Call, Called, Declined, Ended, Piece, Question, Target
+from shared.contract.generation import LINE_BYTES, SAID, Begun, Call, Called, Declined, Ended, Piece, Question, Target
 from shared.errors import Invalid, NotYet, TunepoolError
-from shared.fleet.playgrounds import Address
+from shared.fleet.playgrounds import PlaygroundAddress
 
 log = structlog.get_logger()
 
 CONNECT_SECONDS: Final = 10.0  # a busy process is late with its own end of the connection
 
 
-class TalkLine:
+class PlaygroundConnection:
     """An open question. `begin` first, then `rest`; `close` withdraws whatever was not said yet."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -72,7 +72,7 @@ class TalkLine:
         self._writer.close()
 
 
-async def ask(places: Sequence[Address], target: Target, question: Question) -> TalkLine:
+async def ask(places: Sequence[PlaygroundAddress], target: Target, question: Question) -> PlaygroundConnection:
     """Ask the first playground that takes the connection. Raises NotYet when none does."""
     for place in places:
         with contextlib.suppress(OSError, TimeoutError):
@@ -80,7 +80,7 @@ async def ask(places: Sequence[Address], target: Target, question: Question) -> 
                 reader, writer = await asyncio.open_connection(place.address, place.port, limit=LINE_BYTES)
             call = Call(token=place.token, target=target, question=question)
             writer.write(call.model_dump_json().encode() + b"\n")
-            return TalkLine(reader, writer)
+            return PlaygroundConnection(reader, writer)
         log.warning("playground.unreachable", address=place.address, port=place.port)
     raise NotYet(
         "No playground answers. `tunepool-server up` runs one; elsewhere an administrator starts "

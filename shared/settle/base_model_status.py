@@ -20,7 +20,7 @@ OWNER = "organization"
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class BaseModelStatus:
     """One base model, as people are told of it. What is not known yet is None."""
 
     name: str
@@ -39,13 +39,13 @@ class Standing:
     description: ModelDescription | None = None  # what a program of the trainer tells of it
 
 
-def standings(catalogue: Catalogue) -> list[Standing]:
+def standings(catalogue: Catalogue) -> list[BaseModelStatus]:
     """Every base model by name, also those that cannot be used. An alias is told with what it names."""
     names = {*catalogue.entries, *catalogue.pending, *catalogue.problems} - set(catalogue.aliases)
     return [_standing(catalogue, name) for name in sorted(names)]
 
 
-def standing(catalogue: Catalogue, name: str) -> Standing:
+def standing(catalogue: Catalogue, name: str) -> BaseModelStatus:
     """The base model of that name or alias. Raises NotFound."""
     known = catalogue.aliases.get(name, name)
     if not catalogue.taken(known):
@@ -57,17 +57,17 @@ def standing(catalogue: Catalogue, name: str) -> Standing:
     return _standing(catalogue, known)
 
 
-def under_every_name(catalogue: Catalogue) -> Iterator[tuple[str, Standing]]:
+def under_every_name(catalogue: Catalogue) -> Iterator[tuple[str, BaseModelStatus]]:
     """(name, standing) of all that `model` may name: aliases stand beside what they name."""
     for standing in standings(catalogue):
         for name in (standing.name, *standing.aliases):
             yield name, standing
 
 
-def _standing(catalogue: Catalogue, name: str) -> Standing:
+def _standing(catalogue: Catalogue, name: str) -> BaseModelStatus:
     entry, asked, answer = catalogue.entries.get(name), catalogue.asked.get(name), catalogue.answers.get(name)
     pinned = None if entry is None or entry.ref.source == "path" else entry.ref.revision
-    return Standing(
+    return BaseModelStatus(
         name=name,
         state=_state(catalogue, name),
         detail=_detail(catalogue, name),

@@ -1,7 +1,10 @@
-"""The playground of a host: `python -m worker.chores.talking`. It takes questions over TCP and has a program answer.
+"""The playground of a host: `python -m worker.chores.playground_queue`.
+
+It takes questions over TCP and has a program answer.
 
 One base model at a time is in memory, for as long as somebody asks; questions to another one wait for the running
-answers, and for ten seconds let later ones to the base in memory go first. A training goes first: see `Desk.look`.
+answers, and for ten seconds let later ones to the base in memory go first. A training goes first:
+see `PlaygroundQueue.look`.
 """
 
 from __future__ import annotations
@@ -29,14 +32,14 @@ import structlog
 from pydantic import ValidationError
 
 from shared import log as logs
-from shared.contract.talk import LINE_BYTES, Answered, Call, Declined, Ended, Held, Withdrawn
+from shared.contract.generation import LINE_BYTES, Answered, Call, Declined, Ended, Held, Withdrawn
 from shared.errors import Invalid, NotFound, TunepoolError
 from shared.fleet import playgrounds
-from shared.fleet.playgrounds import Address, PlaygroundReport, State
+from shared.fleet.playgrounds import PlaygroundAddress, PlaygroundReport, State
 from shared.operating.secrecy import hide_secrets
 from shared.settings import Settings
 from shared.store import schema
-from worker.chores.talk_program import HeldWeights, TalkProgram, place
+from worker.chores.playground_program import HeldWeights, PlaygroundProgram, place
 from worker.host import devices
 from worker.host.flags import SharedFlags
 from worker.host.found_device import FoundDevice
@@ -51,7 +54,7 @@ YIELDS: Final = "A training needs the playground's device now. Try again when it
 LET_GO: Final = "The playground has let the model go. Try again."
 
 
-class Talk:
+class PlaygroundCall:
     """One call: what is asked, and what was said so far and not yet sent."""
 
     def __init__(self, number: int, call: Call, *, asked_at: float) -> None:
@@ -76,7 +79,7 @@ class _CallerGone(Exception):
     """Nobody waits for what is being fetched."""
 
 
-class Desk:
+class PlaygroundQueue:
     """Takes calls, keeps them in order, and has one program at a time answer them."""
 
     def __init__(
@@ -84,10 +87,10 @@ class Desk:
     ) -> None:
         self._host, self._device, self._token, self._clock = host, device, token, clock
         self._numbers = itertools.count(1)
-        self._talks: dict[int, Talk] = {}
-        self._waiting: deque[Talk] = deque()
-        self._running: dict[int, Talk] = {}  # asked of the program
-        self._program: TalkProgram | None = None
+        self._talks: dict[int, PlaygroundCall] = {}
+        self._waiting: deque[PlaygroundCall] = deque()
+        self._running: dict[int, PlaygroundCall] = {}  # asked of the program
+        self._program: PlaygroundProgram | None = None
         self._warming = False
         self._yielding = False
         self._asked_at = clock()
@@ -109,7 +112,7 @@ class Desk:
             writer.close()
 
     async def _serve(self, call: Call, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        talk = Talk(next(self._numbers), call, asked_at=self._clock())
+        talk = PlaygroundCall(next(self._numbers), call, asked_at=self._clock())
         self._accept(talk)
         leaving = asyncio.create_task(reader.read(1))
         try:
@@ -128,7 +131,7 @@ class Desk:
             leaving.cancel()
             await self._forget(talk)
 
-    def _accept(self, talk: Talk) -> None:
+    def _accept(self, talk: PlaygroundCall) -> None:
         if len(self._talks) >= self._host.settings.playground_queue:
             talk.decline(
                 "playground_busy", f"The playground has {len(self._talks)} questions already. Try again shortly."
@@ -140,7 +143,7 @@ class Desk:
             self._waiting.append(talk)
             self._wake()
 
-    async def _forget(self, talk: Talk) -> None:
+    async def _forget(self, talk: PlaygroundCall) -> None:
         talk.gone = True
         self._asked_at = self._clock()
         self._talks.pop(talk.number, None)
@@ -175,7 +178,7 @@ class Desk:
                 log.exception("playground.failed", talk=talk.number)
                 talk.decline("playground_crashed", f"The playground hit an unexpected error ({type(error).__name__}).")
 
-    def _next(self) -> Talk:
+    def _next(self) -> PlaygroundCall:
         """The oldest question; for a while those that the weights in memory answer, or each would swap them."""
         talk = self._waiting[0]
         if self._program is not None and self._clock() - talk.asked_at < OVERTAKEN_SECONDS:
@@ -185,7 +188,7 @@ class Desk:
         self._waiting.remove(talk)
         return talk
 
-    async def _ask(self, talk: Talk) -> None:
+    async def _ask(self, talk: PlaygroundCall) -> None:
         def interrupt() -> None:
             if talk.gone or self._yielding:
                 raise _CallerGone
@@ -213,9 +216,11 @@ class Desk:
         self._running[talk.number] = talk
         await program.say(question)
 
-    async def _warm(self, talk: Talk, weights: HeldWeights, interrupt: Callable[[], None]) -> TalkProgram:
+    async def _warm(
+        self, talk: PlaygroundCall, weights: HeldWeights, interrupt: Callable[[], None]
+    ) -> PlaygroundProgram:
         await self.let_go()
-        program = TalkProgram(self._host, weights, number=next(self._numbers), hear=self._hear, ended=self._lost)
+        program = PlaygroundProgram(self._host, weights, number=next(self._numbers), hear=self._hear, ended=self._lost)
         self._program, self._warming = program, True
         begun = self._clock()
         try:
@@ -241,7 +246,7 @@ class Desk:
             self._running.pop(message.number, None)
             self._wake()
 
-    def _lost(self, program: TalkProgram) -> None:
+    def _lost(self, program: PlaygroundProgram) -> None:
         """The program says no more. If that was not our doing, it has crashed."""
         if self._program is program and not self._warming:
             log.error("playground.crashed", base_model=program.weights.base)
@@ -264,13 +269,13 @@ class Desk:
         if self._ending is not None:
             await asyncio.wait([self._ending])
 
-    def _bury(self, program: TalkProgram) -> None:
+    def _bury(self, program: PlaygroundProgram) -> None:
         """Whatever descends from this process is killed with a program, so no other starts before that is done."""
         self._ending = asyncio.create_task(program.end())
 
     # --- others' needs ------------------------------------------------------------------------------------------------
 
-    async def look(self, at: Address) -> None:
+    async def look(self, at: PlaygroundAddress) -> None:
         """Report, and make room: for a training that wants the device, and after a time in which nobody asked."""
         ids = [f"{self._host.worker.host}:{self._device.uuid}"]
         wanted = await asyncio.to_thread(self._host.write, lambda s: playgrounds.pressure(s, device_ids=ids))
@@ -312,13 +317,13 @@ class Desk:
 # --- the process ------------------------------------------------------------------------------------------------------
 
 
-async def run(host: Host, over: asyncio.Event, *, ready: Callable[[Address], None] = lambda _: None) -> None:
+async def run(host: Host, over: asyncio.Event, *, ready: Callable[[PlaygroundAddress], None] = lambda _: None) -> None:
     """Serve until `over` is set. Whatever ends, the program ends first."""
     device = next((candidate for candidate in host.devices if candidate.healthy), host.devices[0])
     token = secrets.token_urlsafe(32)
-    desk = Desk(host, device, token=token)
+    desk = PlaygroundQueue(host, device, token=token)
     server = await asyncio.start_server(desk.take, host.settings.playground_address, 0, limit=LINE_BYTES)
-    at = Address(host.settings.playground_address, server.sockets[0].getsockname()[1], token)
+    at = PlaygroundAddress(host.settings.playground_address, server.sockets[0].getsockname()[1], token)
     conducting = asyncio.create_task(desk.conduct(), name="conduct")
     try:
         while not over.is_set():

@@ -16,9 +16,9 @@ from typing import Final
 import structlog
 from pydantic import BaseModel, ValidationError
 
+from shared.contract.generation import LINE_BYTES, SAID, Answered, Declined, Held, PlaygroundSpec, Target, Warmed
 from shared.contract.passes import device_kind
 from shared.contract.spec import Dtype, Placement, Quantization
-from shared.contract.talk import LINE_BYTES, SAID, Answered, Declined, Held, PlaygroundSpec, Target, Warmed
 from shared.errors import Invalid, NotYet, TunepoolError
 from shared.products.adapters import StoredFile
 from worker import base_models
@@ -38,7 +38,7 @@ BESIDE_BYTES: Final = 1024**3
 _BYTES: Final[dict[Dtype, int]] = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
-class TalkBroken(TunepoolError):
+class PlaygroundBroken(TunepoolError):
     """The program ended, or said what no program of ours says."""
 
     code = "playground_crashed"
@@ -65,7 +65,7 @@ class HeldWeights:
         )
 
 
-class TalkProgram:
+class PlaygroundProgram:
     """One running program. Everything that it says comes to `hear`; `ended` is called once when it says no more."""
 
     def __init__(
@@ -75,7 +75,7 @@ class TalkProgram:
         *,
         number: int,
         hear: Callable[[Answered | Held], None],
-        ended: Callable[[TalkProgram], None],
+        ended: Callable[[PlaygroundProgram], None],
     ) -> None:
         self.weights = weights
         self._host, self._hear, self._ended = host, hear, ended
@@ -209,7 +209,7 @@ class TalkProgram:
         except (ValidationError, ValueError, ConnectionError) as error:  # ValueError: a line without an end
             log.error("playground.not_understood", error=str(error)[:200])
         if not self._warmed.done():
-            self._warmed.set_exception(TalkBroken("The playground's program ended while it loaded the model."))
+            self._warmed.set_exception(PlaygroundBroken("The playground's program ended while it loaded the model."))
         self._ended(self)
 
     def _take(self, message: Warmed | Answered | Held) -> None:

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from api.turnstile import FIRST_BYTES, IN_WORK, KEYLESS_BURST, KEYLESS_PER_SECOND, LONGEST_WAIT_SECONDS, Turnstile
+from api.concurrency_limit import (
+    FIRST_BYTES,
+    IN_WORK,
+    KEYLESS_BURST,
+    KEYLESS_PER_SECOND,
+    LONGEST_WAIT_SECONDS,
+    ConcurrencyLimit,
+)
 
 
 class Handler:
@@ -42,10 +49,10 @@ async def settle() -> None:
 def test_a_key_has_a_share_of_the_process_and_another_key_waits_for_nothing() -> None:
     async def act() -> None:
         handler = Handler()
-        turnstile = Turnstile(handler)
-        flood = [asyncio.create_task(turnstile(request(b"a"), nothing, nothing)) for _ in range(3 * IN_WORK)]
+        limit = ConcurrencyLimit(handler)
+        flood = [asyncio.create_task(limit(request(b"a"), nothing, nothing)) for _ in range(3 * IN_WORK)]
         await settle()
-        other = asyncio.create_task(turnstile(request(b"b"), nothing, nothing))
+        other = asyncio.create_task(limit(request(b"b"), nothing, nothing))
         await settle()
         assert (handler.begun.count(b"a"), handler.begun.count(b"b")) == (IN_WORK, 1)
 
@@ -55,7 +62,7 @@ def test_a_key_has_a_share_of_the_process_and_another_key_waits_for_nothing() ->
 
         handler.may_end.set()
         await asyncio.gather(*flood, other)
-        assert turnstile._gates == {}
+        assert limit._gates == {}
 
     asyncio.run(act())
 
@@ -63,13 +70,13 @@ def test_a_key_has_a_share_of_the_process_and_another_key_waits_for_nothing() ->
 def test_a_client_that_leaves_while_it_waits_takes_no_place_with_it() -> None:
     async def act() -> None:
         handler = Handler()
-        turnstile = Turnstile(handler)
-        tasks = [asyncio.create_task(turnstile(request(b"a"), nothing, nothing)) for _ in range(2 * IN_WORK)]
+        limit = ConcurrencyLimit(handler)
+        tasks = [asyncio.create_task(limit(request(b"a"), nothing, nothing)) for _ in range(2 * IN_WORK)]
         await settle()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        assert turnstile._gates == {}
+        assert limit._gates == {}
 
     asyncio.run(act())
 
@@ -77,9 +84,9 @@ def test_a_client_that_leaves_while_it_waits_takes_no_place_with_it() -> None:
 def test_who_has_left_while_it_waited_costs_nothing_more() -> None:
     async def act() -> None:
         handler = Handler()
-        turnstile = Turnstile(handler)
-        flood = [asyncio.create_task(turnstile(request(b"a"), nothing, nothing)) for _ in range(IN_WORK)]
-        left = asyncio.create_task(turnstile({**request(b"a"), "gone": lambda: True}, nothing, nothing))
+        limit = ConcurrencyLimit(handler)
+        flood = [asyncio.create_task(limit(request(b"a"), nothing, nothing)) for _ in range(IN_WORK)]
+        left = asyncio.create_task(limit({**request(b"a"), "gone": lambda: True}, nothing, nothing))
         handler.may_end.set()
         await settle()
         handler.may_answer.set()
@@ -92,9 +99,9 @@ def test_who_has_left_while_it_waited_costs_nothing_more() -> None:
 def test_answers_that_wait_for_others_are_not_counted() -> None:
     async def act() -> None:
         handler = Handler()
-        turnstile = Turnstile(handler)
+        limit = ConcurrencyLimit(handler)
         for _ in range(2 * IN_WORK):
-            asyncio.create_task(turnstile(request(b"a", "/v1/chat/completions"), nothing, nothing))  # noqa: RUF006
+            asyncio.create_task(limit(request(b"a", "/v1/chat/completions"), nothing, nothing))  # noqa: RUF006
         await settle()
         assert len(handler.begun) == 2 * IN_WORK
 
@@ -103,16 +110,16 @@ def test_answers_that_wait_for_others_are_not_counted() -> None:
 
 def test_answers_without_a_key_come_a_little_later_when_an_address_asks_often() -> None:
     now = 100.0
-    turnstile = Turnstile(nothing, clock=lambda: now)
+    limit = ConcurrencyLimit(nothing, clock=lambda: now)
 
-    waits = [turnstile.wait_seconds("a") for _ in range(1000)]
+    waits = [limit.wait_seconds("a") for _ in range(1000)]
 
     assert waits[:KEYLESS_BURST] == [0.0] * KEYLESS_BURST
     assert 0 < waits[KEYLESS_BURST] <= 1 / KEYLESS_PER_SECOND + 1e-9
     assert max(waits) == LONGEST_WAIT_SECONDS  # a probe between them comes in time
-    assert turnstile.wait_seconds("b") == 0.0
+    assert limit.wait_seconds("b") == 0.0
     now += KEYLESS_BURST / KEYLESS_PER_SECOND + LONGEST_WAIT_SECONDS
-    assert turnstile.wait_seconds("a") == 0.0
+    assert limit.wait_seconds("a") == 0.0
 
 
 def pieces(*bodies: bytes, whole: bool = True) -> Receive:
@@ -136,16 +143,15 @@ def post(path: str = "/v1/fine_tuning/jobs") -> Scope:
 def test_half_bodies_are_not_worked_at_and_take_no_place() -> None:
     async def act() -> None:
         handler = Handler()
-        turnstile = Turnstile(handler)
+        limit = ConcurrencyLimit(handler)
         paths = ("/v1/fine_tuning/jobs", "/v1/files")
         halves = [
-            asyncio.create_task(turnstile(post(path), pieces(b"{", whole=False), nothing))
-            for path in paths * (2 * IN_WORK)
+            asyncio.create_task(limit(post(path), pieces(b"{", whole=False), nothing)) for path in paths * (2 * IN_WORK)
         ]
         await settle()
         assert handler.begun == []
 
-        others = [asyncio.create_task(turnstile(post(), pieces(b"{", b"}"), nothing)) for _ in range(IN_WORK)]
+        others = [asyncio.create_task(limit(post(), pieces(b"{", b"}"), nothing)) for _ in range(IN_WORK)]
         await settle()
         assert len(handler.begun) == IN_WORK
         for task in (*halves, *others):
@@ -168,18 +174,18 @@ def test_what_came_of_a_body_is_given_on_in_its_order() -> None:
         return {"type": "http.disconnect"}
 
     async def act() -> None:
-        turnstile = Turnstile(reader)
+        limit = ConcurrencyLimit(reader)
         long = [b"a" * (FIRST_BYTES - 1), b"b", b"c" * FIRST_BYTES, b""]
-        await turnstile(post(), pieces(*long), nothing)
+        await limit(post(), pieces(*long), nothing)
         assert read == long
-        await turnstile(post(), gone, nothing)
+        await limit(post(), gone, nothing)
         assert read == long, "who has left is not worked for"
 
     asyncio.run(act())
 
 
 def test_a_long_body_of_which_nothing_comes_is_looked_at_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.turnstile.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("api.concurrency_limit.LOOK_SECONDS", 0.0)
 
     async def act() -> None:
         seen, pieces = [], asyncio.Queue[Message]()
@@ -190,7 +196,7 @@ def test_a_long_body_of_which_nothing_comes_is_looked_at_all_the_same(monkeypatc
 
         scope = request(b"a")
         scope["headers"].append((b"content-length", b"%d" % (FIRST_BYTES + 1)))
-        reading = asyncio.create_task(Turnstile(read)(scope, pieces.get, nothing))
+        reading = asyncio.create_task(ConcurrencyLimit(read)(scope, pieces.get, nothing))
         await settle()
         assert seen == ["begun"]
 

@@ -12,13 +12,13 @@ RESERVED: Final = 256
 
 
 class Connection(Protocol):
-    """What the crowd asks of a connection."""
+    """What the limit asks of a connection."""
 
     def leave(self) -> None:
         """End at once: nothing has been asked yet, or not whole."""
 
 
-class Crowd:
+class ConnectionLimit:
     """The connections of one process. Those that have asked nothing whole are told to leave first, oldest first."""
 
     def __init__(self, most: int) -> None:
@@ -72,7 +72,7 @@ class Crowd:
             del self._of[address]
 
 
-def usual_crowd() -> Crowd:
+def usual_limit() -> ConnectionLimit:
     """As many as descriptors allow."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return Crowd(max(16, min(MOST, files - RESERVED)))
+    return ConnectionLimit(max(16, min(MOST, files - RESERVED)))

@@ -42,7 +42,7 @@ def _never() -> bool:
     return False
 
 
-class Turnstile:
+class ConcurrencyLimit:
     """Plain ASGI. A request is in work until its answer begins: a stream holds nothing."""
 
     def __init__(self, app: ASGIApp, clock: Callable[[], float] = time.monotonic) -> None:

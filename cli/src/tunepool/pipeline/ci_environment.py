@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class CiEnvironment:
     """Empty texts are what is not known."""
 
     git_sha: str
@@ -25,7 +25,7 @@ class Surroundings:
         return re.sub(r"[^A-Za-z0-9_.:/@-]", "-", f"{pipeline}:{self.branch or 'local'}")[:128]
 
 
-def surroundings(folder: Path) -> Surroundings:
+def surroundings(folder: Path) -> CiEnvironment:
     def first(*names: str) -> str:
         return next((os.environ[name] for name in names if os.environ.get(name)), "")
 
@@ -34,7 +34,7 @@ def surroundings(folder: Path) -> Surroundings:
         server, repository = first("GITHUB_SERVER_URL"), first("GITHUB_REPOSITORY")
         run_url = f"{server}/{repository}/actions/runs/{os.environ['GITHUB_RUN_ID']}"
     summary = first("GITHUB_STEP_SUMMARY")
-    return Surroundings(
+    return CiEnvironment(
         git_sha=first("GITHUB_SHA", "CI_COMMIT_SHA", "GIT_COMMIT") or _git(folder, "rev-parse", "HEAD"),
         branch=first("GITHUB_HEAD_REF", "GITHUB_REF_NAME", "CI_COMMIT_REF_NAME", "BRANCH_NAME", "GIT_BRANCH")
         or _git(folder, "rev-parse", "--abbrev-ref", "HEAD"),
