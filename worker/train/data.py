@@ -85,6 +85,7 @@ class AnswersRow:
 
 
 Row = TokenRow | AnswersRow
+Messages = list[JsonObject]
 
 
 class KeptRow(NamedTuple):
@@ -168,8 +169,7 @@ class RowReader:
             Invalid: code `no_trainable_tokens` when no row has a token to learn; codes of the chat template, with the
                 number of the first row that it cannot write, and how many there are.
         """
-        rows: list[Row] = []
-        truncated = dropped = 0
+        rows, truncated, dropped = list[Row](), 0, 0
         unwritten, refused = PromptLosses(), RefusedRows()
         for number, taken in enumerate(self.take(_records(file)), start=1):
             if isinstance(taken, Invalid):
@@ -225,7 +225,7 @@ class RowReader:
             losses = numbered(lost(messages, tools=tools, text=text, spans=None), numbers)
             refuse_lost(losses, trained=lambda _: True)
             earlier = [UNKNOWN_PLACE] * (sum(message["role"] == "assistant" for message in messages) - 1)
-            further = self._told(record["messages"], written, text, own) + self._template.unended(text, earlier)
+            further = self._missing(record["messages"], written, text, own) + self._template.unended(text, earlier)
             return _Text(text, spans=None, own=own, lost=losses + further)
         rendered = self._template.render_with_spans(row.messages, tools=row.tools)
         text, spans, own = row.plain(rendered.text, rendered.spans)
@@ -243,15 +243,13 @@ class RowReader:
             spans = [behind_reasoning(message, text, span) for message, span in answers]
         kept_spans = [span for span, carries in zip(spans, carries_loss, strict=True) if carries]
         further = (
-            self._told(record["messages"], written, text, own)
+            self._missing(record["messages"], written, text, own)
             + words_of_template(learnt, ends=self._template.ways_to_end)
             + self._template.unended(text, kept_spans)
         )
         return _Text(text, kept_spans, own=own, lost=losses + further)
 
-    def _told(
-        self, messages: list[JsonObject], written: list[JsonObject], text: str, own: Sequence[int]
-    ) -> list[MissingText]:
+    def _missing(self, messages: Messages, written: Messages, text: str, own: Sequence[int]) -> list[MissingText]:
         """What is to be known of messages, and of them as they are asked with (`written`)."""
         return self._kept(text, own) + self._dropped(messages) + self._mapped(written)
 
