@@ -81,8 +81,8 @@ def test_what_is_held_now_is_the_allocators_on_a_gpu_and_what_is_resident_elsewh
 
 def test_a_process_without_memory_has_room_for_its_last_words() -> None:
     code = """if True:
-        from worker.train.memory import Reserve, limit_host_memory
-        reserve, hoard = Reserve(), []
+        from worker.train.memory import MemoryReserve, limit_host_memory
+        reserve, hoard = MemoryReserve(), []
         limit_host_memory(0)
         try:
             while True:

@@ -31,7 +31,7 @@ sys.path[:] = [*json.loads(sys.argv[1]), sys.argv[5], sys.argv[5] + "/home"]  # 
 uid, forbidden, company, place = int(sys.argv[2]), sys.argv[3] == "forbidden", sys.argv[4], sys.argv[5]
 from pathlib import Path
 from shared.operating import kernel_walls
-from shared.operating.isolation import Ground, Walls, measured_isolation
+from shared.operating.isolation import ProgramPaths, Walls, measured_isolation
 from shared.operating.secrecy import hide_secrets
 from shared.settings import Settings
 if uid:
@@ -41,7 +41,7 @@ if forbidden:  # as in a container: a filter refuses unshare(2)
     kernel_walls.gain_nothing()
     kernel_walls.filter_calls(kernel_walls.call_filter(sockets=True, connect=True))
 given = measured_isolation(Settings(home=Path(place, "home"), trainer_uid=0))
-walls = Walls(given, company, Ground(writes=(Path(place, "out"),), reads=(Path(place, "home/read"),),
+walls = Walls(given, company, ProgramPaths(writes=(Path(place, "out"),), reads=(Path(place, "home/read"),),
                                      home=Path(place, "home")))
 def prepare():
     walls.leave_network()
