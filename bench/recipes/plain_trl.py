@@ -43,7 +43,10 @@ def main(task: dict[str, Any]) -> None:
     watch, out = Stopwatch(), Path(task["out"])
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(
-            task["base"], dtype=dtype, quantization_config=four_bit if task["method"] == "qlora" else None
+            task["base"],
+            dtype=dtype,
+            quantization_config=four_bit if task["method"] == "qlora" else None,
+            trust_remote_code=False,
         ),
         args=SFTConfig(
             output_dir=str(out),
@@ -63,7 +66,7 @@ def main(task: dict[str, Any]) -> None:
             disable_tqdm=True,
         ),
         train_dataset=rows(Path(task["rows"])),
-        processing_class=AutoTokenizer.from_pretrained(task["base"]),
+        processing_class=AutoTokenizer.from_pretrained(task["base"], trust_remote_code=False),
         peft_config=LoraConfig(
             task_type="CAUSAL_LM", r=task["r"], lora_alpha=task["lora_alpha"], target_modules="all-linear"
         ),

@@ -16,7 +16,12 @@ from tests.patience import patience
 ROOT = Path(__file__).parents[2]
 # Programs on strangers' data: they are started without any credential, and their supervisor reads their tags. And what
 # set-up runs before there is any, or a worker without a credential on figures alone.
-WITHOUT_SECRETS = {"worker/program/unpack.py", "standalone/page_parts.py", "worker/chores/event_file_program.py"}
+WITHOUT_SECRETS = {
+    "worker/program/unpack.py",
+    "standalone/installing.py",
+    "standalone/page_parts.py",
+    "worker/chores/event_file_program.py",
+}
 TOLD = "; import ctypes; print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"  # PR_GET_DUMPABLE
 
 
