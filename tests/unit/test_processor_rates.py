@@ -28,7 +28,7 @@ WITHOUT_FLAGS = "model name\t: A processor\nflags\t: avx2 fma\n"
 def measuring(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)  # the suite itself may run as on a slower machine
     settings.home.mkdir(parents=True)
-    return settings.model_copy(update={"cpu_probe": True})
+    return settings.model_copy(update={"cpu_probe": True, "cpu_instructions": ""})
 
 
 @pytest.fixture
