@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from shared.contract.job_request import CreateJob
-from shared.jobs import submission
-from shared.settle.catalogue import load_catalogue
-from shared.store.bell import ring
-from shared.store.db import session_scope
-from shared.store.tables import AdapterRow, JobRow
+from shared.store.tables import AdapterRow
 from tests.faults.conftest import own_servers
-from tests.lifecycle.stack import Stack, open_stack
+from tests.lifecycle.real_trainer import chat_file, curve_of, open_real_stack, weights_of
+from tests.lifecycle.stack import Stack
 from tests.patience import lease, patience
-from tests.train.tiny import chat_rows, make_model_directory
 
 # Most of them are to come when the worker is told to stop: that moment depends on the machine.
 STEPS = 100
@@ -38,17 +29,11 @@ TUNEPOOL = {
 @pytest.fixture
 def real(migrated_cluster: Path, tmp_path: Path) -> Iterator[Stack]:
     """A stack with servers of its own, the real trainer and a real base model."""
-    known = {
-        "TUNEPOOL_TRAINER": "worker.train",
-        "TUNEPOOL_LEASE_SECONDS": lease(6),
-        "TUNEPOOL_STOP_SECONDS": lease(30),
-    }
+    known = {"TUNEPOOL_LEASE_SECONDS": lease(6), "TUNEPOOL_STOP_SECONDS": lease(30)}
     with (
         own_servers(tmp_path, migrated_cluster) as servers,
-        open_stack(tmp_path / "stack", servers, **known) as made,
+        open_real_stack(tmp_path / "stack", servers, **known) as made,
     ):
-        shutil.rmtree(made.home / "tiny")
-        make_model_directory(made.home / "tiny")
         yield made
     assert made.survivors() == [], "a trainer outlived its worker"
 
@@ -77,8 +62,8 @@ def test_a_job_whose_trainer_worker_and_database_died_ends_with_the_weights_of_o
 
     assert job.status == "succeeded", job.error
     assert [row.outcome for row in real.attempts(job_id)] == ["crashed", "lost", "drained", "succeeded"]
-    assert weights(job) == weights(untouched)
-    curve, whole = (losses(real, one.id) for one in (job, untouched))
+    assert weights_of(job) == weights_of(untouched)
+    curve, whole = (dict(curve_of(real, row.id)) for row in (job, untouched))
     assert len(curve.keys() & whole.keys()) > STEPS / 4
     assert {step: loss for step, loss in curve.items() if whole.get(step, loss) != loss} == {}
     assert job.trained_tokens == untouched.trained_tokens
@@ -88,18 +73,7 @@ def test_a_job_whose_trainer_worker_and_database_died_ends_with_the_weights_of_o
 
 
 def submit(stack: Stack) -> str:
-    rows = "".join(json.dumps(row) + "\n" for row in chat_rows(24)).encode()
-    body = {"model": "tiny", "training_file": stack.upload(rows), "seed": 11, "tunepool": TUNEPOOL}
-    with session_scope(stack.engine) as session:
-        job_id = submission.submit(
-            session,
-            CreateJob.model_validate(body),
-            caller=stack.caller,
-            base=load_catalogue(stack.settings).find("tiny"),
-            request_sha256=hashlib.sha256(json.dumps(body).encode()).hexdigest(),
-        ).job.id
-    ring("cpu", stack.settings)
-    return job_id
+    return stack.submit_file(stack.upload(chat_file(24)), seed=11, **TUNEPOOL)
 
 
 def crash_postgres(stack: Stack) -> None:
@@ -110,14 +84,3 @@ def crash_postgres(stack: Stack) -> None:
     time.sleep(1)
     postgres.start()
     stack.engine.dispose()
-
-
-def weights(job: JobRow) -> str:
-    """The hash of the weights that were published."""
-    assert job.manifest is not None
-    return next(file["sha256"] for file in job.manifest["files"] if file["name"] == "adapter_model.safetensors")
-
-
-def losses(stack: Stack, job_id: str) -> dict[int, Any]:
-    metrics = [event.data for event in stack.events(job_id) if event.type == "metrics" and event.data]
-    return {data["step"]: data["train_loss"] for data in metrics}

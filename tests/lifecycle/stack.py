@@ -200,8 +200,10 @@ class Stack:
         ]
         return self.submit_file(self.upload("\n".join(lines).encode()), model=model, **tunepool)
 
-    def submit_file(self, file_id: str, *, model: str = "tiny", **tunepool: Any) -> str:
+    def submit_file(self, file_id: str, *, model: str = "tiny", seed: int | None = None, **tunepool: Any) -> str:
         body = {"model": model, "training_file": file_id, **({"tunepool": tunepool} if tunepool else {})}
+        if seed is not None:
+            body["seed"] = seed
         request = CreateJob.model_validate(body)
         with session_scope(self.engine) as session:
             tuned = parents.is_tuned(model)

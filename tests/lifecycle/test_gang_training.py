@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +12,12 @@ from safetensors.torch import load
 
 from shared.contract.events import EXIT_DONE
 from shared.contract.spec import AttemptSpec, JobSpec, Placement
-from tests.lifecycle.stack import Servers, Stack, open_stack
+from tests.lifecycle.real_trainer import open_real_stack
+from tests.lifecycle.stack import Servers, Stack
 from tests.patience import lease
-from tests.train.tiny import chat_rows, losses, make_model_directory, run, write_rows
+from tests.train.tiny import chat_rows, losses, run, write_rows
 
 REAL = {
-    "TUNEPOOL_TRAINER": "worker.train",
     "TUNEPOOL_GANG_LAUNCHER": "worker.train.gang",
     # Importing the training stack twice keeps a busy machine from everything else for a while.
     "TUNEPOOL_HEARTBEAT_SECONDS": "5",
@@ -48,9 +47,7 @@ def own_signals() -> Iterator[None]:
 
 @pytest.fixture
 def two(servers: Servers, tmp_path: Path) -> Iterator[Stack]:
-    with open_stack(tmp_path / "stack", servers, **REAL) as made:
-        shutil.rmtree(made.home / "tiny")
-        make_model_directory(made.home / "tiny")
+    with open_real_stack(tmp_path / "stack", servers, **REAL) as made:
         for number in (0, 1):
             made.start_worker(home=f"host-{number}", TUNEPOOL_CPU_SLOTS="2", TUNEPOOL_DEVICES=f"cpu-{number}")
         made.wait_for_worker(devices=2)

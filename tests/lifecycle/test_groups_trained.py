@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,38 +9,32 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from shared.contract.job_request import CreateJob
-from shared.jobs import submission
-from shared.settle.catalogue import load_catalogue
 from shared.store.bell import ring
 from shared.store.db import session_scope
 from shared.store.locks import one_at_a_time
 from shared.store.tables import JobRow, PoolRow
-from tests.lifecycle.stack import Servers, Stack, open_stack
+from tests.lifecycle.real_trainer import chat_file, curve_of, open_real_stack, weights_of
+from tests.lifecycle.stack import Servers, Stack
 from tests.patience import patience
-from tests.train.tiny import chat_rows, make_model_directory
 
 pytestmark = pytest.mark.timeout(patience(600))
 
 TRAINING = {"max_length": 256, "num_train_epochs": 2, "batch_size": 4, "save_steps": 2}
-JOBS: tuple[dict[str, Any], ...] = (
-    {"rows": 12, "adapter": {"method": "qlora", "r": 4}},
-    {"rows": 9, "adapter": {"method": "qlora", "r": 8, "target_modules": ["q_proj", "v_proj"]}},
-    {"rows": 10, "adapter": {"method": "qlora", "r": 4, "use_rslora": True}},
+JOBS: tuple[tuple[int, dict[str, Any]], ...] = (  # how many rows each has, and its adapter
+    (12, {"method": "qlora", "r": 4}),
+    (9, {"method": "qlora", "r": 8, "target_modules": ["q_proj", "v_proj"]}),
+    (10, {"method": "qlora", "r": 4, "use_rslora": True}),
 )
 
 
 @pytest.fixture
 def stack(servers: Servers, tmp_path: Path) -> Iterator[Stack]:
-    real = {
-        "TUNEPOOL_TRAINER": "worker.train",
+    together = {
         "TUNEPOOL_COTRAINER": "worker.train.together",
         "TUNEPOOL_COTRAINING": "project",
         "TUNEPOOL_LEASE_SECONDS": "3600",
     }
-    with open_stack(tmp_path, servers, **real) as made:
-        shutil.rmtree(made.home / "tiny")
-        make_model_directory(made.home / "tiny")
+    with open_real_stack(tmp_path, servers, **together) as made:
         with session_scope(made.engine) as session:
             session.add(PoolRow(name=made.settings.pool, held=True))
         made.start_worker()
@@ -55,29 +46,11 @@ def stack(servers: Servers, tmp_path: Path) -> Iterator[Stack]:
     assert made.survivors() == [], "a trainer outlived its worker"
 
 
-def submit(stack: Stack, *, rows: int, adapter: dict[str, Any]) -> str:
-    content = "".join(json.dumps(row) + "\n" for row in chat_rows(rows)).encode()
-    body = {
-        "model": "tiny",
-        "training_file": stack.upload(content),
-        "seed": 7,
-        "tunepool": {"adapter": adapter, "training": TRAINING},
-    }
-    with session_scope(stack.engine) as session:
-        job_id = submission.submit(
-            session,
-            CreateJob.model_validate(body),
-            caller=stack.caller,
-            base=load_catalogue(stack.settings).find("tiny"),
-            request_sha256=hashlib.sha256(json.dumps(body).encode()).hexdigest(),
-        ).job.id
-    ring("cpu", stack.settings)
-    return job_id
-
-
 def trained(stack: Stack, **columns: Any) -> list[JobRow]:
     """All the jobs, submitted while the pool is held and then let go."""
-    jobs = [submit(stack, **job) for job in JOBS]
+    jobs = [
+        stack.submit_file(stack.upload(chat_file(rows)), seed=7, adapter=lora, training=TRAINING) for rows, lora in JOBS
+    ]
     for job_id in jobs:
         stack.wait(job_id, "queued", seconds=120)
     with session_scope(stack.engine) as session:
@@ -92,15 +65,6 @@ def trained(stack: Stack, **columns: Any) -> list[JobRow]:
     return ended
 
 
-def weights_of(job: JobRow) -> str:
-    assert job.manifest is not None
-    return next(str(file["sha256"]) for file in job.manifest["files"] if file["name"] == "adapter_model.safetensors")
-
-
-def curve(stack: Stack, job: JobRow) -> list[tuple[int, float]]:
-    return [(event.data["step"], event.data["train_loss"]) for event in stack.events(job.id) if event.type == "metrics"]
-
-
 def test_the_adapters_of_a_group_are_byte_for_byte_those_of_each_job_alone(stack: Stack) -> None:
     alone = trained(stack, cotraining_ground=None)
     together = trained(stack)
@@ -109,6 +73,6 @@ def test_the_adapters_of_a_group_are_byte_for_byte_those_of_each_job_alone(stack
     assert [[row.together for row in stack.attempts(job.id)] for job in together] == [[3]] * 3
     assert [weights_of(job) for job in together] == [weights_of(job) for job in alone]
     assert len({weights_of(job) for job in together}) == 3
-    assert [curve(stack, job) for job in together] == [curve(stack, job) for job in alone]
+    assert [curve_of(stack, job.id) for job in together] == [curve_of(stack, job.id) for job in alone]
     shares = [row.device_share for job in together for row in stack.attempts(job.id)]
     assert all(share is not None and 0 < share < 1 for share in shares)

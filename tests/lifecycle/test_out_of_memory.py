@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,15 +10,12 @@ import pytest
 from sqlalchemy import update
 from transformers import LlamaConfig
 
-from shared.contract.job_request import CreateJob
-from shared.jobs import submission
-from shared.settle.catalogue import load_catalogue
-from shared.store.bell import ring
 from shared.store.db import session_scope
 from shared.store.tables import JobRow
-from tests.lifecycle.stack import Servers, Stack, open_stack
+from tests.lifecycle.real_trainer import curve_of, open_real_stack
+from tests.lifecycle.stack import Servers, Stack
 from tests.patience import patience
-from tests.train.tiny import losses, make_model_directory, make_spec, run
+from tests.train.tiny import losses, make_spec, run
 from worker.train.packing import StepPlan
 
 pytestmark = pytest.mark.timeout(patience(600))
@@ -56,10 +51,7 @@ TRAINING = {
 @pytest.fixture
 def small(servers: Servers, tmp_path: Path) -> Iterator[Stack]:
     """A stack whose device has `LIMIT` bytes, with a real base model."""
-    real = {"TUNEPOOL_TRAINER": "worker.train", "TUNEPOOL_CPU_MEMORY_BYTES": str(LIMIT)}
-    with open_stack(tmp_path, servers, **real) as made:
-        shutil.rmtree(made.home / "tiny")
-        make_model_directory(made.home / "tiny", WIDE)
+    with open_real_stack(tmp_path, servers, config=WIDE, TUNEPOOL_CPU_MEMORY_BYTES=str(LIMIT)) as made:
         yield made
 
 
@@ -70,29 +62,14 @@ def rows() -> list[dict[str, str]]:
     return [{"text": f"{place} " + "word " * (200 if place in long else 2)} for place in range(ROWS)]
 
 
-def submit(stack: Stack, *, training: dict[str, object]) -> str:
-    body = {
-        "model": "tiny",
-        "training_file": stack.upload("".join(json.dumps(row) + "\n" for row in rows()).encode()),
-        "seed": SEED,
-        "tunepool": {"adapter": {"method": "lora", "r": 4, "lora_alpha": 16}, "training": training},
-    }
-    with session_scope(stack.engine) as session:
-        job_id = submission.submit(
-            session,
-            CreateJob.model_validate(body),
-            caller=stack.caller,
-            base=load_catalogue(stack.settings).find("tiny"),
-            request_sha256=hashlib.sha256(json.dumps(body).encode()).hexdigest(),
-        ).job.id
-    ring("cpu", stack.settings)
-    return job_id
-
-
 def test_a_trainer_without_memory_goes_on_from_its_checkpoint_with_half_the_rows_and_the_same_curve(
     small: Stack, tmp_path: Path
 ) -> None:
-    job_id = submit(small, training={**TRAINING, "per_device_train_batch_size": 1})
+    file_id = small.upload("".join(json.dumps(row) + "\n" for row in rows()).encode())
+    training = {**TRAINING, "per_device_train_batch_size": 1}
+    job_id = small.submit_file(
+        file_id, seed=SEED, adapter={"method": "lora", "r": 4, "lora_alpha": 16}, training=training
+    )
     with session_scope(small.engine) as session:  # as if the estimate had let eight rows pass
         session.execute(update(JobRow).where(JobRow.id == job_id).values(micro_batch_size=BATCH))
     small.start_worker()
@@ -106,8 +83,7 @@ def test_a_trainer_without_memory_goes_on_from_its_checkpoint_with_half_the_rows
     assert job.micro_batch_size == BATCH // 2 ** (len(attempts) - 1) < BATCH
     told = [event.message for event in small.events(job_id)]
     assert "Resuming from the checkpoint of step 2" in told
-    seen = {event.data["step"]: event.data["train_loss"] for event in small.events(job_id) if event.type == "metrics"}
-    assert seen == pytest.approx(undisturbed(small, tmp_path), rel=1e-4)
+    assert dict(curve_of(small, job_id)) == pytest.approx(undisturbed(small, tmp_path), rel=1e-4)
 
 
 def undisturbed(stack: Stack, tmp_path: Path) -> dict[int, float]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,33 +10,26 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from shared.contract.job_request import CreateJob
-from shared.jobs import submission
-from shared.settle.catalogue import load_catalogue
-from shared.store.bell import ring
 from shared.store.db import session_scope
 from shared.store.tables import DeviceRow, JobRow
-from tests.lifecycle.stack import Servers, Stack, open_stack, until
+from tests.lifecycle.real_trainer import chat_file, open_real_stack, weights_of
+from tests.lifecycle.stack import Servers, Stack, until
 from tests.patience import patience
-from tests.train.tiny import chat_rows, make_model_directory
 
 pytestmark = pytest.mark.timeout(patience(600))
 
-ROWS = "".join(json.dumps(row) + "\n" for row in chat_rows(12)).encode()
+ROWS = chat_file(12)
 QLORA = {"adapter": {"method": "qlora", "r": 4}, "training": {"max_length": 256, "num_train_epochs": 1}}
 
 
 @pytest.fixture
 def stack(servers: Servers, tmp_path: Path) -> Iterator[Stack]:
     known = {
-        "TUNEPOOL_TRAINER": "worker.train",
         "TUNEPOOL_KEEP_WARM": "base",
         "TUNEPOOL_EVALUATOR": "tests.fake_evaluator",  # evaluations have a spare as well; theirs loads PyTorch
         "TUNEPOOL_LEASE_SECONDS": "3600",
     }
-    with open_stack(tmp_path, servers, **known) as made:
-        shutil.rmtree(made.home / "tiny")
-        make_model_directory(made.home / "tiny")
+    with open_real_stack(tmp_path, servers, **known) as made:
         made.start_worker()
         made.start_janitor()
         made.wait_for_worker()
@@ -60,16 +50,7 @@ def log_of(stack: Stack) -> str:
 
 
 def trained(stack: Stack, **tunepool: Any) -> JobRow:
-    body = {"model": "tiny", "training_file": stack.upload(ROWS), "seed": 7, "tunepool": {**QLORA, **tunepool}}
-    with session_scope(stack.engine) as session:
-        job_id = submission.submit(
-            session,
-            CreateJob.model_validate(body),
-            caller=stack.caller,
-            base=load_catalogue(stack.settings).find("tiny"),
-            request_sha256=hashlib.sha256(json.dumps(body).encode()).hexdigest(),
-        ).job.id
-    ring("cpu", stack.settings)
+    job_id = stack.submit_file(stack.upload(ROWS), seed=7, **{**QLORA, **tunepool})
     job = stack.wait(job_id, seconds=240)
     assert job.status == "succeeded", job.error
     return job
@@ -78,11 +59,6 @@ def trained(stack: Stack, **tunepool: Any) -> JobRow:
 def warm_base(stack: Stack) -> str | None:
     with session_scope(stack.engine) as session:
         return session.scalars(select(DeviceRow.warm_base)).one()
-
-
-def weights_of(job: JobRow) -> str:
-    assert job.manifest is not None
-    return next(str(file["sha256"]) for file in job.manifest["files"] if file["name"] == "adapter_model.safetensors")
 
 
 def forms(stack: Stack) -> list[Path]:
