@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from pydantic import ValidationError
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from shared.chores import failing
-from shared.chores.merges import RETRY_AFTER, MergeClaim
-from shared.contract.documents import error_document
+from shared.chores.merges import MergeClaim
+from shared.chores.product_records import ProductRecords, kind_of
 from shared.contract.gguf_formats import ARCHITECTURES, LORA_QUANTIZATIONS
 from shared.contract.merge_request import CreateExport, CreatePush
 from shared.contract.methods import METHODS
 from shared.contract.spec import JobSpec
 from shared.errors import Invalid, LimitReached, NotFound
 from shared.ids import new_id
-from shared.lease import lease as leasing
 from shared.lease import turns
-from shared.lease.lease import MAX_FAILURES, Kind
 from shared.lease.turns import ChoreTurn, Work
 from shared.lease.values import Lease, WrittenByNewerVersion
 from shared.products import adapters, lineage
@@ -44,20 +41,8 @@ class PushClaim:
     request: CreatePush
 
 
-EXPORT: Final = Kind(
-    name="export",
-    row=ExportRow,
-    open=ExportRow.status.in_(["queued", "running"]) & ExportRow.deleted_at.is_(None),
-    taken={"status": "running"},
-    waiting={"status": "queued"},
-    lost={
-        "status": "failed",
-        "error": error_document(
-            "worker_lost", f"Making this ended {MAX_FAILURES} workers, as a rule by taking more memory than there is."
-        ),
-        "finished_at": func.now(),
-    },
-)
+EXPORT: Final = kind_of("export", ExportRow)
+RECORDS: Final = ProductRecords(EXPORT, layout.export_attempt_prefix)
 WORK: Final = Work(EXPORT, long=True)
 
 
@@ -220,32 +205,3 @@ def _claim(row: ExportRow) -> MergeClaim | PushClaim:
     except ValidationError as error:
         raise WrittenByNewerVersion(row.id) from error
     return MergeClaim(lease=EXPORT.lease(row), project_id=row.project_id, request=request, spec=spec)
-
-
-def place(claim: MergeClaim) -> str:
-    """Under which keys the holder of a lease leaves the files."""
-    return layout.export_attempt_prefix(claim.project_id, claim.lease.id, claim.lease.fence)
-
-
-def finish(session: Session, lease: Lease, *, manifest: dict[str, Any]) -> bool:
-    """running -> succeeded: the commit that publishes. False: fenced off or deleted."""
-    return leasing.end(
-        session, EXPORT, lease, status="succeeded", manifest=manifest, error=None, finished_at=func.now()
-    )
-
-
-def fail(session: Session, lease: Lease, *, code: str, message: str, param: str | None = None) -> bool:
-    """running -> failed: trying again would not help."""
-    return failing.fail(session, EXPORT, lease, code=code, message=message, param=param)
-
-
-def give_back(session: Session, lease: Lease, *, code: str, message: str) -> bool:
-    """running -> queued after something that may pass; failed with it after the last try."""
-    seconds = RETRY_AFTER.total_seconds()
-    return failing.give_back(session, EXPORT, lease, seconds=seconds, code=code, message=message)
-
-
-def postpone(session: Session, lease: Lease, *, code: str, message: str) -> bool:
-    """running -> queued for a while: this host has other work now. It counts as no try."""
-    error = error_document(code, message)
-    return leasing.postpone(session, EXPORT, lease, seconds=RETRY_AFTER.total_seconds(), error=error)

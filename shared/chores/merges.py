@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 
 from pydantic import ValidationError
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from shared.chores import failing
-from shared.contract.documents import error_document
+from shared.chores.product_records import ProductRecords, kind_of
 from shared.contract.merge_request import CreateCombination, CreateExport, CreateMerge
 from shared.contract.methods import METHODS
 from shared.contract.spec import JobSpec
 from shared.errors import Invalid, LimitReached, NotFound
 from shared.ids import new_id
-from shared.lease import lease as leasing
 from shared.lease import turns
-from shared.lease.lease import MAX_FAILURES, Kind
 from shared.lease.turns import ChoreTurn, Work
 from shared.lease.values import Lease, WrittenByNewerVersion
 from shared.products import adapters, aliases, lineage
@@ -31,25 +27,12 @@ from shared.store.tables import MergeRow
 
 # A project's unfinished merges: each may be as large as its base model.
 MAX_UNFINISHED: Final = 20
-RETRY_AFTER: Final = timedelta(seconds=30)
 
 Request = CreateMerge | CreateCombination
 KINDS: Final[dict[type[Request], str]] = {CreateMerge: "merge", CreateCombination: "combination"}
 _BODIES: Final[dict[str, type[Request]]] = {kind: body for body, kind in KINDS.items()}
-MERGE: Final = Kind(
-    name="merge",
-    row=MergeRow,
-    open=MergeRow.status.in_(["queued", "running"]) & MergeRow.deleted_at.is_(None),
-    taken={"status": "running"},
-    waiting={"status": "queued"},
-    lost={
-        "status": "failed",
-        "error": error_document(
-            "worker_lost", f"Making this ended {MAX_FAILURES} workers, as a rule by taking more memory than there is."
-        ),
-        "finished_at": func.now(),
-    },
-)
+MERGE: Final = kind_of("merge", MergeRow)
+RECORDS: Final = ProductRecords(MERGE, layout.merge_attempt_prefix)
 WORK: Final = Work(MERGE, long=True)
 
 
@@ -259,30 +242,3 @@ def _claim(row: MergeRow) -> MergeClaim:
 def sources(session: Session, claim: MergeClaim) -> list[Source]:
     """The adapters of a claim, looked up again: one may be gone meanwhile. Raises NotFound."""
     return [adapters.find_source(session, name, project_id=claim.project_id) for name in named(claim.request)]
-
-
-def place(claim: MergeClaim) -> str:
-    """Under which keys the holder of a lease leaves the files."""
-    return layout.merge_attempt_prefix(claim.project_id, claim.lease.id, claim.lease.fence)
-
-
-def finish(session: Session, lease: Lease, *, manifest: dict[str, Any]) -> bool:
-    """running -> succeeded: the commit that publishes. False: fenced off or deleted."""
-    return leasing.end(session, MERGE, lease, status="succeeded", manifest=manifest, error=None, finished_at=func.now())
-
-
-def fail(session: Session, lease: Lease, *, code: str, message: str, param: str | None = None) -> bool:
-    """running -> failed: trying again would not help."""
-    return failing.fail(session, MERGE, lease, code=code, message=message, param=param)
-
-
-def give_back(session: Session, lease: Lease, *, code: str, message: str) -> bool:
-    """running -> queued after something that may pass; failed with it after the last try."""
-    seconds = RETRY_AFTER.total_seconds()
-    return failing.give_back(session, MERGE, lease, seconds=seconds, code=code, message=message)
-
-
-def postpone(session: Session, lease: Lease, *, code: str, message: str) -> bool:
-    """running -> queued for a while: this host has other work now. It counts as no try."""
-    error = error_document(code, message)
-    return leasing.postpone(session, MERGE, lease, seconds=RETRY_AFTER.total_seconds(), error=error)

@@ -91,7 +91,7 @@ def test_a_finished_export_has_a_link_for_each_file(api: Api) -> None:
     made = post(api, "exports", {"adapter": adapter(api, method="lora"), "format": "gguf"}).json()
     with session_scope(api.engine) as session:
         while (claimed := claim(session)) is not None:
-            exports.finish(session, claimed.lease, manifest=MANIFEST)
+            exports.RECORDS.finish(session, claimed.lease, manifest=MANIFEST)
 
     with api.http() as http:
         record = http.get(f"/v1/tunepool/exports/{made['id']}").json()

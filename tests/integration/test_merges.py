@@ -151,7 +151,7 @@ def test_a_finished_combination_is_an_adapter_among_others(api: Api) -> None:
     made = post(api, "combinations", {"adapters": names, "combination_type": "cat"}).json()
     with session_scope(api.engine) as session:
         while (claimed := claim(session)) is not None:
-            merges.finish(session, claimed.lease, manifest=MANIFEST)
+            merges.RECORDS.finish(session, claimed.lease, manifest=MANIFEST)
 
     with api.http() as http:
         found = http.get(f"/v1/tunepool/adapters/{made['id']}").json()
@@ -216,10 +216,10 @@ def test_a_maker_that_was_thought_dead_publishes_nothing(alone: Session) -> None
     assert late is not None
     assert now is not None
 
-    assert merges.finish(alone, late.lease, manifest=MANIFEST) is False
+    assert merges.RECORDS.finish(alone, late.lease, manifest=MANIFEST) is False
     assert leasing.keep(alone, MERGE, late.lease, lease_seconds=60) is False
-    assert merges.finish(alone, now.lease, manifest=MANIFEST) is True
-    assert merges.fail(alone, now.lease, code="worker_lost", message="") is False
+    assert merges.RECORDS.finish(alone, now.lease, manifest=MANIFEST) is True
+    assert merges.RECORDS.fail(alone, now.lease, code="worker_lost", message="") is False
 
 
 def test_what_ended_three_workers_is_given_up_by_name(alone: Session) -> None:
@@ -244,7 +244,7 @@ def test_a_drained_worker_costs_no_attempt_and_a_failure_waits_before_the_next(a
     failed = claim(alone)
     assert failed is not None
 
-    assert merges.give_back(alone, failed.lease, code="base_model_unavailable", message="away")
+    assert merges.RECORDS.give_back(alone, failed.lease, code="base_model_unavailable", message="away")
 
     assert claim(alone) is None, "it waits"
     alone.refresh(row)

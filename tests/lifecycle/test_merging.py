@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from api.views import product_views
 from shared.chores import exports, merges
+from shared.chores.product_records import RETRY_AFTER
 from shared.contract.merge_request import CreateExport, CreateMerge
 from shared.lease.lease import MAX_FAILURES
 from shared.store.bell import ring
@@ -113,7 +114,7 @@ def test_a_merge_waits_by_name_while_others_hold_the_memory_and_is_made_when_the
         assert not make_next(host), "it was tried again at once"
     waits = product_views.merge(row(at_work, merge_id), files=[])
     with session_scope(at_work.engine) as session:
-        session.get_one(MergeRow, merge_id).lease_until -= merges.RETRY_AFTER
+        session.get_one(MergeRow, merge_id).lease_until -= RETRY_AFTER
     host.engine.dispose()
     at_work.start_worker()
 

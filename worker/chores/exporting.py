@@ -34,4 +34,4 @@ def export_next(host: Host) -> bool:
     if isinstance(claim, PushClaim):
         return under_lease(host, EXPORT, claim.lease, partial(push, host, claim))
     log.info("export.claimed", export_id=claim.lease.id, attempt=claim.lease.attempt)
-    return under_lease(host, EXPORT, claim.lease, partial(merging.make, exports, host, claim))
+    return under_lease(host, EXPORT, claim.lease, partial(merging.make, exports.RECORDS, host, claim))

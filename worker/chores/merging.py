@@ -6,17 +6,15 @@ import os
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
 
 import structlog
-from sqlalchemy.orm import Session
 
 from shared.chores import merges
 from shared.chores.merges import MERGE, MergeClaim
+from shared.chores.product_records import RETRY_AFTER, ProductRecords
 from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
 from shared.contract.merge_request import CreateCombination, CreateExport, CreateMerge, MergeSpec
 from shared.errors import Invalid, TunepoolError, Unavailable
-from shared.lease.values import Lease
 from shared.settle.product_memory import estimate_combination, estimate_export, estimate_merge
 from worker import base_models
 from worker.chores import run_program as programs
@@ -57,39 +55,29 @@ def make_next(host: Host) -> bool:
         return False
     host.served["merge"] = claim.project_id
     log.info("merge.claimed", merge_id=claim.lease.id, attempt=claim.lease.attempt)
-    return under_lease(host, MERGE, claim.lease, partial(make, merges, host, claim))
+    return under_lease(host, MERGE, claim.lease, partial(make, merges.RECORDS, host, claim))
 
 
-class ProductRecords(Protocol):
-    """Where a product is written down: `shared.chores.merges` or `exports`."""
-
-    def place(self, claim: MergeClaim) -> str: ...
-    def finish(self, session: Session, lease: Lease, *, manifest: dict[str, Any]) -> bool: ...
-    def fail(self, session: Session, lease: Lease, *, code: str, message: str, param: str | None = None) -> bool: ...
-    def give_back(self, session: Session, lease: Lease, *, code: str, message: str) -> bool: ...
-    def postpone(self, session: Session, lease: Lease, *, code: str, message: str) -> bool: ...
-
-
-def make(book: ProductRecords, host: Host, claim: MergeClaim, watch: LeaseWatch) -> None:
+def make(records: ProductRecords, host: Host, claim: MergeClaim, watch: LeaseWatch) -> None:
     """Write the product, or why there is none. Raises Stopped."""
     try:
-        _Work(book, host, claim, watch).run()
+        _Work(records, host, claim, watch).run()
     except HostMemoryTaken as error:
         code, message = error.code, error.message
-        host.write_in_the_end(lambda s: book.postpone(s, claim.lease, code=code, message=message))
+        host.write_in_the_end(lambda s: records.postpone(s, claim.lease, code=code, message=message))
     except (Unavailable, HostTooSmall) as error:
         code, message = error.code, error.message
-        host.write_in_the_end(lambda s: book.give_back(s, claim.lease, code=code, message=message))
+        host.write_in_the_end(lambda s: records.give_back(s, claim.lease, code=code, message=message))
     except TunepoolError as error:
         code, message, param = error.code, error.message, error.param
-        host.write_in_the_end(lambda s: book.fail(s, claim.lease, code=code, message=message, param=param))
+        host.write_in_the_end(lambda s: records.fail(s, claim.lease, code=code, message=message, param=param))
 
 
 class _Work:
     """One attempt at a product."""
 
-    def __init__(self, book: ProductRecords, host: Host, claim: MergeClaim, watch: LeaseWatch) -> None:
-        self.book = book
+    def __init__(self, records: ProductRecords, host: Host, claim: MergeClaim, watch: LeaseWatch) -> None:
+        self.records = records
         self.host, self.claim, self.watch = host, claim, watch
         self.lease = claim.lease
 
@@ -102,9 +90,9 @@ class _Work:
         if ended.code != EXIT_DONE:
             self.refuse(folder, ended)
             return
-        prefix = self.book.place(self.claim)
+        prefix = self.records.place(self.claim.project_id, self.lease)
         manifest = workdir.publish_folder(self.host.store, folder.out / "product", prefix, interrupt=self.watch.check)
-        done = self.host.write_in_the_end(lambda s: self.book.finish(s, self.lease, manifest=manifest.document()))
+        done = self.host.write_in_the_end(lambda s: self.records.finish(s, self.lease, manifest=manifest.document()))
         log.info("merge.ended", merge_id=self.lease.id, published=done)
 
     def find_room(self) -> None:
@@ -120,7 +108,7 @@ class _Work:
             log.info("merge.postponed", merge_id=self.lease.id, needed=needed, available=available)
             raise HostMemoryTaken(
                 f"About {_gib(needed)} are needed, of this host's memory {_gib(available)} are free now. It is tried "
-                f"again after {merges.RETRY_AFTER.seconds} seconds, as often as it takes."
+                f"again after {RETRY_AFTER.seconds} seconds, as often as it takes."
             )
 
     @property
@@ -196,7 +184,9 @@ class _Work:
         failed = _failure(folder.events)
         if ended.code == EXIT_USER_FAULT and failed is not None:
             code, message, param = failed.code, failed.message, failed.param
-            self.host.write_in_the_end(lambda s: self.book.fail(s, self.lease, code=code, message=message, param=param))
+            self.host.write_in_the_end(
+                lambda s: self.records.fail(s, self.lease, code=code, message=message, param=param)
+            )
             return
         if ended.code == EXIT_OUT_OF_MEMORY:
             code, message = "host_oom", self.out_of_room(failed)
@@ -206,7 +196,7 @@ class _Work:
                 f"The program ended with code {ended.code}: {(ended.last_words.strip().splitlines() or ['-'])[-1]}"
             )
         log.error("merge.crashed", merge_id=self.lease.id, exit_code=ended.code)
-        self.host.write_in_the_end(lambda s: self.book.give_back(s, self.lease, code=code, message=message[:500]))
+        self.host.write_in_the_end(lambda s: self.records.give_back(s, self.lease, code=code, message=message[:500]))
 
     def out_of_room(self, failed: Failed | None) -> str:
         """The estimate against what was seen."""

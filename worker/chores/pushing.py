@@ -6,8 +6,8 @@ from typing import Final
 
 import structlog
 
-from shared.chores import exports, pushes
-from shared.chores.exports import PushClaim
+from shared.chores import pushes
+from shared.chores.exports import RECORDS, PushClaim
 from shared.errors import TunepoolError, Unavailable
 from shared.tenants.secret_box import SecretBox
 from worker.chores import library_program
@@ -27,10 +27,10 @@ def push(host: Host, claim: PushClaim, watch: LeaseWatch) -> None:
         _bring(host, claim, watch)
     except (Unavailable, LibraryFailed) as error:
         message = error.message
-        host.write_in_the_end(lambda s: exports.give_back(s, claim.lease, code="hub_failed", message=message))
+        host.write_in_the_end(lambda s: RECORDS.give_back(s, claim.lease, code="hub_failed", message=message))
     except TunepoolError as error:
         code, message, param = error.code, error.message, error.param
-        host.write_in_the_end(lambda s: exports.fail(s, claim.lease, code=code, message=message, param=param))
+        host.write_in_the_end(lambda s: RECORDS.fail(s, claim.lease, code=code, message=message, param=param))
 
 
 def _bring(host: Host, claim: PushClaim, watch: LeaseWatch) -> None:
@@ -61,9 +61,9 @@ def _bring(host: Host, claim: PushClaim, watch: LeaseWatch) -> None:
     if (status := answer.get("refused")) is not None:
         message = f"The hub refuses {request.repository} ({status}): the token may not write there, or has ended."
         host.write_in_the_end(
-            lambda s: exports.fail(s, claim.lease, code="hub_refused", message=message, param="repository")
+            lambda s: RECORDS.fail(s, claim.lease, code="hub_refused", message=message, param="repository")
         )
         return
     manifest = {"url": answer["url"], "commit": answer["commit"]}
-    done = host.write_in_the_end(lambda s: exports.finish(s, claim.lease, manifest=manifest))
+    done = host.write_in_the_end(lambda s: RECORDS.finish(s, claim.lease, manifest=manifest))
     log.info("push.ended", export_id=claim.lease.id, published=done)
