@@ -12,8 +12,9 @@ from pydantic import AfterValidator, Field, TypeAdapter
 
 from shared.contract.evaluation import GenerationSettings
 from shared.contract.events import Code, Count, Text
+from shared.contract.generation import ResidentBase
 from shared.contract.part import Part
-from shared.contract.spec import DeviceKind, Dtype, Format, Quantization
+from shared.contract.spec import Format
 
 ANSWER_CHARACTERS: Final = 200_000
 SHOWN_CHARACTERS: Final = 4_000
@@ -53,14 +54,9 @@ class SubjectAsked(Part):
     chat_template: str | None = None
 
 
-class EvaluationSpec(Part):
+class EvaluationSpec(ResidentBase):
     """The file that `worker.train.evaluate` is started with. All its subjects share one base in memory."""
 
-    base_model_path: str
-    quantization: Quantization | None
-    dtype: Dtype
-    device: DeviceKind = "cpu"
-    cpu_threads: int = Field(default=1, ge=1)
     context_tokens: int = Field(ge=1)
     subjects: list[SubjectAsked]
     items_path: str = Field(description="Lines of `ItemAsked`.")

@@ -150,14 +150,19 @@ ASKED: Final[TypeAdapter[Question | Withdrawn]] = TypeAdapter(
 )
 
 
-class PlaygroundSpec(Part):
-    """The file that `worker.train.playground` is started with."""
+class ResidentBase(Part):
+    """The base model that a program keeps in memory, and where."""
 
     base_model_path: str
     quantization: Quantization | None = Field(description="As the adapters' jobs stored the base; null: not quantised.")
     dtype: Dtype
     device: DeviceKind = "cpu"
     cpu_threads: int = Field(default=1, ge=1)
+
+
+class PlaygroundSpec(ResidentBase):
+    """The file that `worker.train.playground` is started with."""
+
     channel: int = Field(ge=0, description="File descriptor of the socket to whoever started the program.")
     adapters_kept: int = Field(default=8, ge=1, description="Beyond it the adapter used least recently is let go.")
     answers_at_once: int = Field(default=8, ge=1, description="They go through together; more wait.")

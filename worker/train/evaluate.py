@@ -35,23 +35,22 @@ from shared.contract.evaluation_run import (
     storable,
 )
 from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT, Failed
-from shared.contract.generation import PlaygroundSpec, Question, Sampling
+from shared.contract.generation import Question, Sampling
 from shared.contract.spec import DataFacts, Format, Training
 from shared.errors import Invalid, TunepoolError
+from worker.train import resident
 from worker.train.answering import Answer, ModelRunner
 from worker.train.batched_answers import Batcher
 from worker.train.data import RowReader, TokenRow
 from worker.train.memory import MAY_MEAN_MEMORY, out_of_memory_code
 from worker.train.reporting import Reporter
-from worker.train.resident import ResidentModel, load_resident
-from worker.train.stack_faults import refused_for_good
+from worker.train.resident import ResidentModel
 from worker.train.started_ahead import work_of
-from worker.train.tokenizer import generation_ends, load_tokenizer_of
+from worker.train.tokenizer import generation_ends
 
 # Logits of so many positions are turned into float32 together: 160 MB with a vocabulary of 150,000.
 POSITIONS_AT_ONCE: Final = 256
 WINDOWS: Final = 8  # items that are read together, in batches: the longer they are, the more alike are rows of a batch
-NICENESS: Final = 10  # trainings go first where they share a processor
 
 Write = Callable[[ItemAnswer], None]
 
@@ -233,9 +232,7 @@ def main(spec_file: Path, out: Path) -> int:
     out.mkdir(parents=True, exist_ok=True)
     reporter = Reporter(out / "events.jsonl", clock=time.time)
     spec = EvaluationSpec.model_validate_json(spec_file.read_bytes())
-    torch.set_num_threads(spec.cpu_threads)
-    if spec.device == "cpu":
-        os.nice(NICENESS)
+    resident.begin(spec)
     kept = os.open(out / "answers.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         _examine(spec, lambda answer: _append(kept, answer))
@@ -261,17 +258,7 @@ def _append(file: int, answer: ItemAnswer) -> None:
 
 
 def _examine(spec: EvaluationSpec, write: Write) -> None:
-    with refused_for_good("loading the base model"):
-        tokenizer = load_tokenizer_of(spec.base_model_path)
-        base = load_resident(
-            PlaygroundSpec(
-                base_model_path=spec.base_model_path,
-                quantization=spec.quantization,
-                dtype=spec.dtype,
-                device=spec.device,
-                channel=0,
-            )
-        )
+    tokenizer, base = resident.load(spec)
     Examiner(spec, base, tokenizer).examine(write)
 
 

@@ -6,7 +6,6 @@ ends when that socket closes, and the kernel ends it when whoever started it die
 
 from __future__ import annotations
 
-import os
 import queue
 import socket
 import sys
@@ -21,7 +20,6 @@ from worker.train import light_start
 if __name__ == "__main__":
     light_start.begin()
 
-import torch
 from pydantic import BaseModel
 
 from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_USER_FAULT
@@ -37,19 +35,16 @@ from shared.contract.generation import (
     Withdrawn,
 )
 from shared.errors import TunepoolError
+from worker.train import resident
 from worker.train.answering import ModelRunner
 from worker.train.batched_answers import takes_rows
 from worker.train.joined_answers import JoinedAnswers, failure
 from worker.train.memory import MAY_MEAN_MEMORY, out_of_memory_code
-from worker.train.resident import ResidentModel, load_resident
-from worker.train.stack_faults import refused_for_good
-from worker.train.tokenizer import load_tokenizer_of
+from worker.train.resident import ResidentModel
 
 # Tokens that the answers of one adapter get before those of the next have their turn: a change of adapters walks over
 # all layers, a few milliseconds.
 TURN_TOKENS: Final = 8
-# Trainings and the API go first where they share a processor with answers.
-NICENESS: Final = 10
 
 AdapterAtScale = tuple[str | None, float]  # an adapter, none for the base alone, and its scale
 
@@ -151,9 +146,7 @@ class Playground:
 def main(spec_file: Path) -> int:
     """Answer until nobody asks any more. Returns one of the trainer's exit codes."""
     spec = PlaygroundSpec.model_validate_json(spec_file.read_bytes())
-    torch.set_num_threads(spec.cpu_threads)
-    if spec.device == "cpu":
-        os.nice(NICENESS)
+    resident.begin(spec)
     with socket.socket(fileno=spec.channel) as channel:
 
         def say(what: BaseModel) -> None:
@@ -176,9 +169,7 @@ def main(spec_file: Path) -> int:
 
 def serve(spec: PlaygroundSpec, inbox: Inbox, say: Callable[[BaseModel], None]) -> None:
     """Load the weights, say so, and answer."""
-    with refused_for_good("loading the base model"):
-        tokenizer = load_tokenizer_of(spec.base_model_path)
-        base = load_resident(spec)
+    tokenizer, base = resident.load(spec)
     speaker = ModelRunner(base, tokenizer, answer_tokens=spec.answer_tokens, context_tokens=spec.context_tokens)
     model = ResidentModel(base, kept=spec.adapters_kept)
     inbox.start()

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from peft import PeftModel
 from peft.helpers import rescale_adapter_scale
 
-from shared.contract.generation import PlaygroundSpec
+from shared.contract.generation import ResidentBase
 from shared.errors import Invalid
 from worker.train.base_model import TORCH_DTYPES, four_bit, load_frozen
 from worker.train.initialisation import WEIGHTS
 from worker.train.rounding import round_to_4_bits
+from worker.train.stack_faults import refused_for_good
+from worker.train.tokenizer import load_tokenizer_of
+
+NICENESS: Final = 10
 
 
 class AdapterUnusable(Invalid):
@@ -25,7 +30,20 @@ class AdapterUnusable(Invalid):
     code = "adapter_unusable"
 
 
-def load_resident(spec: PlaygroundSpec) -> Any:
+def begin(spec: ResidentBase) -> None:
+    """Take as much of the processor as `spec` says. On a processor, trainings and the API go first."""
+    torch.set_num_threads(spec.cpu_threads)
+    if spec.device == "cpu":
+        os.nice(NICENESS)
+
+
+def load(spec: ResidentBase) -> tuple[Any, Any]:
+    """(tokenizer, base). Raises TrainingStackFailed for what would fail again."""
+    with refused_for_good("loading the base model"):
+        return load_tokenizer_of(spec.base_model_path), load_resident(spec)
+
+
+def load_resident(spec: ResidentBase) -> Any:
     """The base by training's own loader, in evaluation mode.
 
     On a CPU a 4-bit base is rounded, and not packed. These are the very numbers that training multiplied with, which it
