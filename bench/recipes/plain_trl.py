@@ -1,37 +1,23 @@
 """TRL at its best on a processor, in an environment of its own: `python plain_trl.py TASK.json` (`bench/peers.py`).
 
-Stands alone: nothing of this project is imported. TASK names base, rows, LoRA, steps and arithmetic. All rows of a step
-in one padded batch, no recomputed activations: what is fastest for a model as small as the demo's. Leaves `OUT/adapter`
-and `OUT/figures.json`.
+Stands alone: of this project it imports only the stopwatch beside it. TASK has base, rows, LoRA, steps and arithmetic.
+All rows of a step are one padded batch, and no activations are recomputed: that is fastest for a model as small as the
+demo's. Leaves `OUT/adapter` and `OUT/figures.json`.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
+from stopwatch import Stopwatch  # beside this file, in an environment without the project
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
-
-
-class Stopwatch(TrainerCallback):
-    """Seconds inside optimizer steps."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._began = 0.0
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self._began = time.monotonic()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.seconds += time.monotonic() - self._began
 
 
 def main(task: dict[str, Any]) -> None:

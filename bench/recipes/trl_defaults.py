@@ -10,35 +10,20 @@ from __future__ import annotations
 import json
 import resource
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
+from bench.recipes.stopwatch import Stopwatch
 from shared.contract.spec import AttemptSpec
 from worker.train.base_model import four_bit
 from worker.train.data import RowReader, TokenRow
 
 MICRO_BATCH = 4
-
-
-class Stopwatch(TrainerCallback):
-    """Seconds inside optimizer steps: what our trainer calls `train_seconds`."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._began = 0.0
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self._began = time.monotonic()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.seconds += time.monotonic() - self._began
 
 
 def main(spec_file: Path, out: Path) -> None:
