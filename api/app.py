@@ -5,28 +5,17 @@ from __future__ import annotations
 import gc
 import resource
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from importlib.metadata import version
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import Engine
 
-from api import (
-    alias_bodies,
-    errors,
-    freed_memory,
-    oidc_bodies,
-    operations,
-    pool_bodies,
-    schedule_bodies,
-    secret_bodies,
-    upload_bodies,
-    webhook_bodies,
-)
+from api import errors, freed_memory, openapi_document, operations
 from api.admission import Admission
 from api.bell import RingThread
 from api.compression import GzipJson
@@ -76,13 +65,9 @@ from api.routes import (
 from api.streams import Streams
 from api.threads import Threads
 from api.ui import wing
-from api.views import completion_views, error_views, job_views
+from api.views import error_views
 from api.vllm import Vllm
 from shared import log
-from shared.contract.completions import CreateChatCompletion, CreateCompletion
-from shared.contract.evals import CreateEval, CreateEvalRun, UpdateEval
-from shared.contract.graders import RunGrader, ValidateGrader
-from shared.contract.job_request import CreateJob, CreatePreflight
 from shared.operating import census, tracing
 from shared.operating.census import CountedFigure
 from shared.operating.secrecy import hide_secrets
@@ -92,6 +77,9 @@ from shared.store.db import make_engine, session_scope
 from shared.store.storage import open_store
 from shared.tenants.id_tokens import IdTokens
 from shared.tenants.rates import Rates
+
+if TYPE_CHECKING:
+    from shared.operating.spans import Spans
 
 DESCRIPTION = """OpenAI's fine-tuning API on your own GPUs. Point the official `openai` client at it:
 `OpenAI(base_url="http://127.0.0.1:8765/v1", api_key="tp_…")`. Everything OpenAI's wire has no word for lies under
@@ -116,51 +104,25 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+# What is asked for most comes first: a request is compared with every router before its own, twice.
+PARTS: Final = (
+    *(jobs, files, parted_uploads, preflights, graders, models, completions, adapters, aliases, permissions),
+    *(objects, merges, evaluations, streams, catalogue, pool, job_operations, projects, oidc, webhooks, usage),
+    *(schedules, promotions, exports, evals, job_logs, lineage, sweeps, secrets, signing_keys),
+    *(metrics, health, reference),
+)
+
+
 def create_app(settings: Settings) -> FastAPI:
     """The application on these settings. Opens no connection before the first request. Raises ValueError."""
     settings.refuse_half_a_proxy()
-    engine, store = make_engine(settings.database_url, reads=True), open_store(settings)
-    outlook = PlanCache(engine, pool_name=settings.pool)
     spans = tracing.opened(tracing.API)
-    measures = Measures(
-        partial(_census, engine),
-        outlook.blocked,
-        processes=settings.api_processes,
-        spans=None if spans is None else lambda: spans.counts,
-    )
-    door = Door(
-        settings=settings,
-        engine=engine,
-        store=store,
-        links=make_links(settings),
-        streams=Streams(partial(session_scope, engine), limit=settings.max_streams, seconds=settings.stream_seconds),
-        outlook=outlook,
-        bell=RingThread(partial(ring, settings=settings)),
-        admission=Admission(Rates(settings)),
-        vllm=Vllm(settings, store) if settings.vllm_url else None,
-        id_tokens=IdTokens(settings),
-        measures=measures,
-        threads=Threads(),
-    )
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        if door.vllm is not None:
-            await door.vllm.close()
-        door.outlook.close()
-        door.bell.close()
-        door.threads.close()
-        door.admission.rates.close()
-        door.engine.dispose()
-        if spans is not None:
-            await run_in_threadpool(spans.close)
-
+    door = _door(settings, spans)
     app = FastAPI(
         title="Tunepool",
         version=version("tunepool-server"),
         description=DESCRIPTION,
-        lifespan=lifespan,
+        lifespan=_closing(door, spans),
         responses=ERRORS,
         generate_unique_id_function=operations.operation_id,
         docs_url=None,  # both of FastAPI's load scripts from another host
@@ -175,88 +137,62 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(ConcurrencyLimit)
     if settings.allowed_origins:
         app.add_middleware(CrossOrigin, origins=settings.allowed_origins)
-    app.add_middleware(RequestId, answered=measures.answered, spans=spans)  # added last, so outermost
+    app.add_middleware(RequestId, answered=door.measures.answered, spans=spans)  # added last, so outermost
     errors.install(app)
-    for part in (
-        jobs,  # first: what is asked for most is found soonest, and each router before it is tried twice
-        *(files, parted_uploads, preflights, graders, models, completions, adapters, aliases, permissions),
-        *(objects, merges, evaluations, streams, catalogue, pool, job_operations, projects, oidc, webhooks, usage),
-        *(schedules, promotions, exports, evals, job_logs, lineage, sweeps, secrets, signing_keys),
-        *(metrics, health, reference),
-    ):
+    for part in PARTS:
         app.include_router(part.router)
     wing.install(app, secure=settings.public_url.startswith("https://"))
-    _describe(app)
+    openapi_document.describe(app)
     return app
+
+
+def _door(settings: Settings, spans: Spans | None) -> Door:
+    """What the routes share, put together."""
+    engine, store = make_engine(settings.database_url, reads=True), open_store(settings)
+    outlook = PlanCache(engine, pool_name=settings.pool)
+    return Door(
+        settings=settings,
+        engine=engine,
+        store=store,
+        links=make_links(settings),
+        streams=Streams(partial(session_scope, engine), limit=settings.max_streams, seconds=settings.stream_seconds),
+        outlook=outlook,
+        bell=RingThread(partial(ring, settings=settings)),
+        admission=Admission(Rates(settings)),
+        vllm=Vllm(settings, store) if settings.vllm_url else None,
+        id_tokens=IdTokens(settings),
+        measures=Measures(
+            partial(_census, engine),
+            outlook.blocked,
+            processes=settings.api_processes,
+            spans=None if spans is None else lambda: spans.counts,
+        ),
+        threads=Threads(),
+    )
+
+
+def _closing(door: Door, spans: Spans | None) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """Ends what the door has opened, once the server stops."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        if door.vllm is not None:
+            await door.vllm.close()
+        door.outlook.close()
+        door.bell.close()
+        door.threads.close()
+        door.admission.rates.close()
+        door.engine.dispose()
+        if spans is not None:
+            await run_in_threadpool(spans.close)
+
+    return lifespan
 
 
 def _census(engine: Engine) -> list[CountedFigure]:
     with session_scope(engine) as session:
         return census.count(session)
-
-
-def _describe(app: FastAPI) -> None:
-    """Add the bodies that we parse ourselves, and the bearer key, to the OpenAPI document."""
-    plain = app.openapi
-
-    def complete() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            schema = plain()
-            components = schema["components"]
-            parsed = (CreateJob, CreatePreflight, ValidateGrader, RunGrader, CreateChatCompletion, CreateCompletion)
-            for body in (
-                *parsed,
-                *(CreateEval, UpdateEval, CreateEvalRun),
-                *pool_bodies.BODIES,
-                *alias_bodies.BODIES,
-                *upload_bodies.BODIES,
-                *webhook_bodies.BODIES,
-                *oidc_bodies.BODIES,
-                *secret_bodies.BODIES,
-                *schedule_bodies.BODIES,
-            ):
-                reference = body.model_json_schema(ref_template="#/components/schemas/{model}")
-                components["schemas"] |= {**reference.pop("$defs", {}), body.__name__: reference}
-            # FastAPI drops every null of an example, and these nulls are fields that are always there.
-            components["schemas"]["FineTuningJob"]["examples"] = [job_views.JOB_EXAMPLE]
-            components["securitySchemes"] = {"ApiKey": {"type": "http", "scheme": "bearer"}}
-            schema["security"] = [{"ApiKey": []}]
-            open_paths = ("/v1/tunepool/objects/{token}", "/v1/tunepool/oidc/token", "/v1/tunepool/signing-keys")
-            for path in ("/livez", "/readyz", *open_paths):
-                for operation in schema["paths"][path].values():
-                    operation["security"] = []
-            _describe_chunks(schema)
-            _correct_streams(schema)
-            operations.add_links(schema)
-            app.openapi_schema = schema
-        return app.openapi_schema
-
-    app.openapi = complete  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema
-
-
-def _describe_chunks(schema: dict[str, Any]) -> None:
-    """Say of routes that stream on request what their events hold."""
-    chunk = completion_views.ChatCompletionChunk
-    reference = chunk.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema["components"]["schemas"] |= {**reference.pop("$defs", {}), chunk.__name__: reference}
-    for operation in (operation for path in schema["paths"].values() for operation in path.values()):
-        event = operation.pop("x-stream-of", None)
-        if event is not None:
-            operation["responses"]["200"]["content"]["text/event-stream"] = {"itemSchema": event}
-
-
-def _correct_streams(schema: dict[str, Any]) -> None:
-    """Describe a stream's errors as JSON: they come instead of the stream. FastAPI describes them as streams.
-
-    `itemSchema` is OpenAPI 3.2's; the document is 3.1, whose readers know `schema` only.
-    """
-    for operation in (operation for path in schema["paths"].values() for operation in path.values()):
-        for answer in operation["responses"].values():
-            stream = answer.get("content", {}).get("text/event-stream", {})
-            if "schema" in stream:
-                answer["content"] = {"application/json": stream}
-            elif "itemSchema" in stream:
-                stream["schema"] = stream.pop("itemSchema")
 
 
 def app_from_settings() -> FastAPI:

@@ -33,8 +33,9 @@ from worker.host.devices import CPU_SHARE, host_memory
 from worker.host.found_device import FoundDevice
 from worker.host.host import Host
 from worker.program import hostile_folder, kernels, launcher, processes, workdir
-from worker.program.launcher import LogSink, Meeting, Trainer
+from worker.program.launcher import Meeting, Trainer
 from worker.program.memory_wall import Allowance, MemoryWall
+from worker.program.printed import LogSink
 from worker.program.processes import Tag
 from worker.program.spare import Spare, handed_over, within_walls
 

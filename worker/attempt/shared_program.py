@@ -25,7 +25,8 @@ from worker.attempt.attempt_folder import AttemptFolder, trainer_variables
 from worker.attempt.divided_time import DividedTime
 from worker.host.host import Host
 from worker.program import hostile_folder, kernels, launcher, processes, workdir
-from worker.program.launcher import Exit, LogSink, Trainer
+from worker.program.launcher import Exit, Trainer
+from worker.program.printed import LogSink
 from worker.program.trainer_events import EventsSoFar
 from worker.program.workdir import Workdir
 

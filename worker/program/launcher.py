@@ -9,13 +9,10 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Final, Protocol
+from typing import Final
 
 import psutil
 
@@ -25,6 +22,7 @@ from shared.errors import Unavailable
 from shared.operating.isolation import Company, Isolation, ProgramPaths, Walls
 from shared.settings import trainer_environment
 from worker.program import hostile_folder, kernels, native_memory, processes, temporary
+from worker.program.printed import FirstBytes, LogSink, PrintedLog
 from worker.program.processes import Tag
 
 # How often a thread looks at a barrier before it sleeps. Spinning for long (libgomp's default, 300,000) keeps the one
@@ -35,9 +33,6 @@ SPINS: Final = "10000"
 # Processes and threads of the trainers' user: 8 ranks with 500 threads each, and as many again.
 PROCESSES: Final = 8192
 CORES: Final = os.cpu_count() or 1
-LOG_BYTES: Final = 16 * 1024 * 1024
-LOG_BYTES_PER_SECOND: Final = 1024 * 1024
-TAIL_BYTES: Final = 8 * 1024
 LOOPBACK: Final = "127.0.0.1"
 OPEN_FILES: Final = 65536
 GANG: Final = "worker.train.gang"  # torchrun, with the exit codes of the trainer contract
@@ -148,14 +143,6 @@ class Exit:
     last_words: str
 
 
-class LogSink(Protocol):
-    """Takes what a program prints, and bounds it itself. Neither method raises."""
-
-    def write(self, chunk: bytes) -> None: ...
-
-    def finish(self) -> None: ...
-
-
 class Trainer:
     """A running trainer and everything it has forked."""
 
@@ -175,7 +162,7 @@ class Trainer:
         self._out = out
         self._temporary_files = temporary_files
         assert process.stdout is not None
-        self._log = _Log(process.stdout, _FirstBytes(log_file) if isinstance(log_file, Path) else log_file)
+        self._log = PrintedLog(process.stdout, FirstBytes(log_file) if isinstance(log_file, Path) else log_file)
         self._log.start()
 
     @property
@@ -256,26 +243,10 @@ def start(
 
     Raises OSError.
     """
-    parent = os.getpid()
     spared = processes.descendants(tag) if only_child else None
     temporary_files = temporary.folder(out, tag)
     temporary.make(temporary_files, uid=uid)
-
-    limits = _limits(out, uid=uid, cpu_seconds=cpu_seconds)
     walls = Walls(isolation, company, ProgramPaths(writes=(out, temporary_files, *more_outs), reads=reads, home=home))
-
-    def prepare() -> None:
-        walls.leave_network()
-        if uid is not None:
-            os.setgroups([])
-            os.setgid(uid)
-            os.setuid(uid)
-        # After setuid: changing user clears the death signal (prctl(2)).
-        processes.die_with_parent(parent)
-        for limit, most in limits:
-            resource.setrlimit(limit, (most, most))
-        walls.close()
-
     try:
         process = subprocess.Popen(
             argv,
@@ -285,7 +256,10 @@ def start(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=prepare,  # a few system calls and no lock; a wrapper program would cost a second interpreter
+            # A few system calls and no lock; a wrapper program would cost a second interpreter.
+            preexec_fn=partial(
+                _prepare, walls, uid=uid, parent=os.getpid(), limits=_limits(out, uid=uid, cpu_seconds=cpu_seconds)
+            ),
             umask=0o077,
             pass_fds=keep_open,
         )
@@ -293,6 +267,20 @@ def start(
         walls.forget()
     processes.give_up_first(process.pid)
     return Trainer(process, tag=tag, out=out, log_file=log_file, temporary_files=temporary_files, spared=spared)
+
+
+def _prepare(walls: Walls, *, uid: int | None, parent: int, limits: list[tuple[int, int]]) -> None:
+    """What the child does before it becomes the program."""
+    walls.leave_network()
+    if uid is not None:
+        os.setgroups([])
+        os.setgid(uid)
+        os.setuid(uid)
+    # After setuid: changing user clears the death signal (prctl(2)).
+    processes.die_with_parent(parent)
+    for limit, most in limits:
+        resource.setrlimit(limit, (most, most))
+    walls.close()
 
 
 def _limits(out: Path, *, uid: int | None, cpu_seconds: float | None) -> list[tuple[int, int]]:
@@ -321,74 +309,3 @@ def _most_open_files() -> int:
     """No descriptor table of a program fills the kernel's memory."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     return OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
-
-
-class _FirstBytes:
-    """The first megabytes of what is printed, in a file."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file.open("wb")
-        self._path = file
-        self._room = LOG_BYTES
-
-    def write(self, chunk: bytes) -> None:
-        if self._room > 0:
-            self._room -= len(chunk)
-            with contextlib.suppress(OSError):  # a full disk ends no program's output
-                self._file.write(chunk)
-                self._file.flush()
-
-    def finish(self) -> None:
-        with contextlib.suppress(OSError):
-            self._file.close()
-
-    def kept(self) -> bytes:
-        """What the file holds, once it is finished."""
-        with contextlib.suppress(OSError):
-            return self._path.read_bytes()
-        return b""
-
-
-class _Log(threading.Thread):
-    """Hands on what a trainer prints, and keeps its last words in memory.
-
-    It reads no faster than a human could want, so a flood slows its author down and nobody else.
-    """
-
-    def __init__(self, stream: IO[bytes], sink: LogSink, *, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(name="trainer-log", daemon=True)
-        self._stream = stream
-        self._sink = sink
-        self._clock = clock
-        self._tail: deque[bytes] = deque(maxlen=16)
-        self._turn = threading.Lock()  # the sink changes between two chunks
-        self._over = False
-
-    def run(self) -> None:
-        started, seen = self._clock(), 0
-        with self._stream:
-            while chunk := os.read(self._stream.fileno(), 64 * 1024):
-                self._tail.append(chunk)
-                with self._turn:
-                    self._sink.write(chunk)
-                seen += len(chunk)
-                ahead = seen / LOG_BYTES_PER_SECOND - (self._clock() - started) - 1.0
-                if ahead > 0:
-                    time.sleep(min(ahead, 1.0))
-        with self._turn:
-            self._sink.finish()
-            self._over = True
-
-    def hand_to(self, sink: LogSink) -> None:
-        """What was printed so far, and whatever comes, goes to `sink`."""
-        with self._turn:
-            before, self._sink = self._sink, sink
-            before.finish()
-            if isinstance(before, _FirstBytes):
-                sink.write(before.kept())
-            if self._over:
-                sink.finish()
-
-    def tail(self) -> str:
-        """The last words, as text."""
-        return b"".join(self._tail)[-TAIL_BYTES:].decode("utf-8", "replace")
