@@ -1,4 +1,4 @@
-"""Lets a request in: whose key it brings, and whether that may ask so often. Fills the headers that tell it so."""
+"""Admits a request: checks its key and the key's rate limit, and fills the headers that report both."""
 
 from __future__ import annotations
 

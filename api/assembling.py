@@ -1,4 +1,4 @@
-"""Makes one file of the parts of an upload: the bytes go piece by piece out of the store and into it again."""
+"""Joins the parts of an upload into one file: reads them from the store and writes the file back, piece by piece."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests and connections, bounded: heads in bytes, fields and time, bodies and answers in pace, and all in number.
+"""Bounds requests and connections: size and time of a head, pace of bodies and answers, and the number of all.
 
 uvicorn's fast parser sets no limit of its own. httptools joins the pieces of a field by adding up bytes, so an endless
 one takes quadratic time and memory without bound, of the only loop there is. What a client does not send, or does not

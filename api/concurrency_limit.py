@@ -1,4 +1,4 @@
-"""How much of a process one caller may have at a time: the others' requests go on beside whoever sends a flood.
+"""Limits how many requests one caller may have in a process at a time, so that a flood does not stop the others.
 
 All requests of a process share its interpreter. A caller that has more of them in work than a share waits with the next
 one; nobody else does. Whoever shows no key gets a few answers a second, and later ones a little later: such answers are

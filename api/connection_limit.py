@@ -1,4 +1,4 @@
-"""How many connections a process holds, in all and of one address, so that nobody's keep everybody else out."""
+"""Limits the connections of a process, in all and for each address, so that no address shuts the others out."""
 
 from __future__ import annotations
 

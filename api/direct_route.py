@@ -1,4 +1,4 @@
-"""Routes whose handlers take the request as it comes."""
+"""Routes whose handlers take the raw request, without FastAPI's dependencies and validation."""
 
 from __future__ import annotations
 

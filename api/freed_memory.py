@@ -1,4 +1,4 @@
-"""What the process does with memory that it has freed."""
+"""Keeps a few megabytes of the memory that the process frees, and gives the rest back to the system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hashes what arrives beside the event loop, which all requests share: a core hashes about a gigabyte a second."""
+"""Hashes uploads beside the event loop, which all requests share: a core hashes about a gigabyte a second."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether this process can serve, looked up once a second at most, however many ask. Without a key anybody may ask."""
+"""Tells whether this process can serve. It looks once a second at most, because anybody may ask without a key."""
 
 from __future__ import annotations
 

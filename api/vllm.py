@@ -1,4 +1,4 @@
-"""A vLLM server beside the playground: it is given adapters on their first use, and asked by names of its own.
+"""Asks a vLLM server before any playground. Adapters are loaded there at their first use, under names of its own.
 
 vLLM 0.33: adapters come by `POST /v1/load_lora_adapter` while it runs with `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True`; it
 reads them from a folder that both see. It knows nothing of our names, keys and projects, and is told none of them.

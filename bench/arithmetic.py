@@ -1,4 +1,4 @@
-"""In which dtype jobs compute on this machine's processor: as a worker of the home has measured it, or as one would."""
+"""The dtype in which jobs compute on this machine's processor, measured as a worker measures it."""
 
 from __future__ import annotations
 

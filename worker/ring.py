@@ -1,4 +1,4 @@
-"""A ring as the worker's main process receives it: a host whose clock is wrong hears it all the same."""
+"""How the worker's main process receives a ring. A host whose clock is wrong hears it, too."""
 
 from __future__ import annotations
 

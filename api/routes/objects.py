@@ -1,4 +1,4 @@
-"""/v1/tunepool/objects: files by their signed links, where the store cannot sign. A broken download goes on."""
+"""/v1/tunepool/objects: files by their signed links, where the store cannot sign. A broken download can be resumed."""
 
 from __future__ import annotations
 

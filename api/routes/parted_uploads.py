@@ -1,4 +1,4 @@
-"""/v1/uploads: large files in parts. A lost line or a killed process costs the part that was on its way, no other."""
+"""/v1/uploads: large files in parts. A lost connection or a killed process costs only the part that was being sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""/docs: where the OpenAPI document is. The page holds no script and loads nothing, from nowhere."""
+"""/docs: says where the OpenAPI document is. The page has no script and loads nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""/v1/tunepool/schedules: jobs that start by the clock or when data changes, and what came of each moment."""
+"""/v1/tunepool/schedules: jobs that start by the clock or when data changes, and the outcome of each start."""
 
 from __future__ import annotations
 

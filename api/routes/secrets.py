@@ -1,4 +1,4 @@
-"""/v1/tunepool/secrets: what a project's integrations are reached by."""
+"""/v1/tunepool/secrets: the credentials of a project's integrations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A proxy that has signed somebody in and says who it is, once it has proven that it is the proxy. The page's alone."""
+"""Sign-in by a proxy: it names the visitor, and must first prove that it is the proxy. For the page only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""/ui/schedules: jobs that start by the clock or when data changes, and what came of each moment."""
+"""/ui/schedules: jobs that start by the clock or when data changes, and the outcome of each start."""
 
 from __future__ import annotations
 

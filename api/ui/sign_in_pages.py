@@ -1,4 +1,4 @@
-"""/ui/sign-in and sign-out: a key is shown once; a cookie of the page alone stands for it from then on."""
+"""/ui/sign-in and sign-out: a visitor enters a key once; from then on a cookie stands for it, for the page only."""
 
 from __future__ import annotations
 

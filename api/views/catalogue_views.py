@@ -1,4 +1,4 @@
-"""Views of base models, as those see them who run an installation."""
+"""Views of base models, for the people who run an installation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a tracker is told of a job: one point per optimizer step, made of the job's events. Pure."""
+"""The points that a tracker gets of a job: one per optimizer step, made of the job's events. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verbs of trackings: a job's figures on their way to a tracker, in order, each once, as far as the cursor says."""
+"""Verbs of trackings: a job's figures go to a tracker in order, each once. A cursor says how far they have come."""
 
 from __future__ import annotations
 

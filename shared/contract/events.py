@@ -1,4 +1,4 @@
-"""What programs of `worker.train` tell: events, from `OUT/events.jsonl` to the client, and a preflight's findings.
+"""The events of programs of `worker.train`, from `OUT/events.jsonl` to the client, and a preflight's findings.
 
 A trainer appends one JSON object per line; the supervisor reads whole lines only, so a torn last line is no event.
 """

@@ -1,4 +1,4 @@
-"""What a worker and a program that it has started ahead say to each other, over a socket that this was born with.
+"""Messages between a worker and a program that it has started ahead, over a socket that the program inherits.
 
 It is started as `python -m MODULE --handover DESCRIPTOR [HELD]`. It imports what it needs, loads the base model that
 the file HELD names (shared/contract/prepared.py), says WAITING, reads one line that is a Handover, says TAKEN, closes

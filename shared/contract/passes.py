@@ -1,4 +1,4 @@
-"""How rows are laid into forward passes, and what a device holds for them: one statement for estimate and trainer."""
+"""How rows are laid into forward passes, and what a device holds for them. Estimate and trainer both read this."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A base model that was quantised beforehand: what its maker is told, and what a spare is told that is to hold it."""
+"""A base model quantised beforehand: the orders of the program that makes it, and of the spare that holds it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Devices that several jobs share: who is told, whose name stands on the device, and which part of its time was whose.
+"""Devices that several jobs share: which job's name the device has, who hears of a change, and who pays for what time.
 
 A device names one job that has it. Of jobs that train together that is one of them, and when it ends another one of
 them, so that the device is free once the last has ended and not before.

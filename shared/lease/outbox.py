@@ -1,4 +1,4 @@
-"""What is to be told of ended jobs: rows of the transaction that ends them, so that neither goes without the other."""
+"""Messages about ended jobs, written in the transaction that ends them, so that neither is lost without the other."""
 
 from __future__ import annotations
 

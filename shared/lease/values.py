@@ -1,4 +1,4 @@
-"""What travels between the verbs of shared/jobs and the holder of a lease. Values only."""
+"""The values that travel between the verbs of shared/jobs and the holder of a lease."""
 
 from __future__ import annotations
 

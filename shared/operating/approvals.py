@@ -1,4 +1,4 @@
-"""Approvals of promotions: given, and what happens with the last that is needed. The gate is judged again by then."""
+"""Approvals of promotions. The last one that is needed has the gate judged again, and moves the alias."""
 
 from __future__ import annotations
 

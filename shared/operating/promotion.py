@@ -1,4 +1,4 @@
-"""Moves aliases: promote, roll back, protect, remove; each audited. A move is one guarded UPDATE: of two one wins."""
+"""Moves aliases: promote, roll back, protect, remove; each audited. Of two moves at once one wins: a guarded UPDATE."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spans by OpenTelemetry's SDK, and their way to a collector that may be slow, dead or mad.
+"""Spans by OpenTelemetry's SDK, and their way to a collector that may be slow, dead or wrong.
 
 Importing this module imports the SDK: `shared.operating.tracing` does so, in processes that are asked for traces.
 Nobody waits for a collector. Spans go to a bounded queue; a thread of its own empties it; what does not fit is counted.

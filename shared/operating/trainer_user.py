@@ -1,4 +1,4 @@
-"""Whom strangers' rows and templates are worked on as: never root where that can be helped, and each its own."""
+"""The user that programs on strangers' data run as: never root where that is possible, and one for each program."""
 
 from __future__ import annotations
 

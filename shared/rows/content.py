@@ -1,4 +1,4 @@
-"""What the text of a row shows that nobody may have meant to train: told by the check of a file, never refused."""
+"""Finds text in rows that nobody may have meant to train on. The check of a file reports it and never refuses it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job whose `model` is a tuned one: how it begins, what it takes over from there, and what cannot be. Pure."""
+"""A job whose `model` is a tuned one: where it starts, what it takes over from there, and what is refused. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a base model's folder may hold: plain data. Everything in it comes from strangers, and nothing of it is run.
+"""What a base model's folder may hold: plain data. All of it comes from strangers, and none of it is run.
 
 Safetensors, JSON and tokenizer files only; nothing that could carry code, in no key of a config either.
 """

@@ -1,4 +1,4 @@
-"""The one way of a value into a JSON column. Postgres takes no NUL, no half of a surrogate pair and no NaN there.
+"""Every value passes here on its way into a JSON column: Postgres takes no NUL, no half of a surrogate pair, no NaN.
 
 Requests with such text are refused long before. This is for what programs on strangers' data report: a statement that
 fails over it would fail again with every worker that takes the work up.

@@ -1,4 +1,4 @@
-"""Where requests of ours may go that users named: to the public internet, and to networks that an operator allows.
+"""To which addresses that users name our requests may go: the public internet, and networks that an operator allows.
 
 A name may stand for an address inside our network, and for another one the next moment (DNS rebinding). So whoever
 connects resolves it once, asks here about every address, and connects to one of these and nothing else.

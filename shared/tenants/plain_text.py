@@ -1,4 +1,4 @@
-"""Strangers' text as something that is only read: it gives no orders to a terminal, and turns no line around."""
+"""Makes strangers' text harmless to show: no control codes for a terminal, no marks that turn a line around."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Secrets of a project: what trackers and a hub are reached by in its name. Encrypted; nothing ever shows a value."""
+"""Secrets of a project: its credentials for trackers and a hub. They are encrypted, and nothing ever shows a value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sign-ins of the page: a browser shows a key once, and a random token in a cookie from then on.
+"""Sign-ins of the page: a browser sends a key once, and a random token in a cookie from then on.
 
 The token stands for the key within the page, never at the API. A key that ends, ends its sign-ins. So does the end of a
 key's former secrets: nobody knows which secret a browser showed.

@@ -1,4 +1,4 @@
-"""Webhooks of a project: where its ended jobs are told to. Deliveries are in shared/chores/deliveries.py."""
+"""Webhooks of a project: the addresses that hear of its ended jobs. Deliveries are in shared/chores/deliveries.py."""
 
 from __future__ import annotations
 

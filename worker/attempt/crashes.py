@@ -1,4 +1,4 @@
-"""What a user hears of a trainer that ended on its own, without a word."""
+"""The message to the user when a trainer ended without saying why."""
 
 from __future__ import annotations
 

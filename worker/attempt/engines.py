@@ -1,4 +1,4 @@
-"""What a dispatcher asks of a cluster, whichever it is. Values and one protocol; nothing here is dialled."""
+"""What a dispatcher asks of a cluster, whichever it is. Values and one protocol; nothing here connects to one."""
 
 from __future__ import annotations
 

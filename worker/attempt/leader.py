@@ -1,4 +1,4 @@
-"""The further hosts of an attempt, as its leader sees them. Told by rows, timed by a clock; no database here."""
+"""The further hosts of an attempt, as its leader sees them. It is given rows and a clock, and reads no database."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker itself knows of a run, and how a signed statement on it comes to lie beside the adapter.
+"""What a worker knows of a run, and how the signed statement about it is stored beside the adapter.
 
 The sums of published files are all that is read here from what the trainer wrote.
 """

@@ -1,4 +1,4 @@
-"""What the next attempt of a job does with less, after its trainer ran out of memory. Pure."""
+"""How the next attempt of a job uses less memory, after its trainer ran out of it. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The seats of devices: where one child process of the worker waits for a device's next job, with a trainer's spare."""
+"""The seats of devices: at each, a child process of the worker waits for the next job with a trainer started ahead."""
 
 from __future__ import annotations
 

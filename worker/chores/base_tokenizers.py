@@ -1,4 +1,4 @@
-"""What rows are read with, on a host that lacks the base model: its tokenizer, template and configs, without weights.
+"""Fetches a base model's tokenizer, template and configs, so that a host without its weights can read rows.
 
 Rows are judged before a job is queued, and by preflights, on any host: of a base at the hub some megabytes are enough.
 """

@@ -1,4 +1,4 @@
-"""The seat of evaluations: where one child process of the worker waits for the next one, with its program's spare.
+"""The seat of evaluations: a child process of the worker waits there for the next one with a program started ahead.
 
 Who sits here does evaluations and nothing else: what descends from this process is the spare's, or its program's.
 """

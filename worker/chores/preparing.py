@@ -1,4 +1,4 @@
-"""Quantises base models that attempts have missed in that form, beside the trainings. Local: no row, no device.
+"""Quantises base models that attempts did not find quantised, beside the trainings. Local: no row, no device.
 
 A program behind the walls of all programs makes the files; it sees the base model and nothing of a tenant. This
 process takes them from it, hashes them and gives them their place.

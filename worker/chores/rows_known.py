@@ -1,4 +1,4 @@
-"""Rows that were read before a job and found good: a job on the same rows does not wait for them to be read again.
+"""Remembers rows that were read and found good, so that a job on the same rows need not have them read again.
 
 HOME/rows-read/{KEY}, empty files. The key names all that a refusal of rows rests on, and the project: nobody learns by
 a quick answer that another project has the same file. A trainer that could leave a mark here would spare itself a

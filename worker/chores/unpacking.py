@@ -1,4 +1,4 @@
-"""Uploads that are tables, arrays or compressed: a program opens them, which may die of it, and makes rows of them."""
+"""Uploads that are tables, arrays or compressed: a program of its own turns them into rows, and may die of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The worker's main process between bells: says that it is there, what it has free, and notices its own deafness."""
+"""The worker's main process between bells: reports itself and its devices, and notices when it hears no more bells."""
 
 from __future__ import annotations
 

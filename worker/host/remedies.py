@@ -1,4 +1,4 @@
-"""From what a probe found to the sentence that mends it. Pure.
+"""Turns what a probe found into a sentence that says how to mend it. Pure.
 
 Sources: minimum drivers by CUDA release (CUDA release notes, table 3; a build for 12.x runs on the driver of 12.0 by
 minor version compatibility); architectures by build (PyTorch's release notes: the builds for CUDA 12.8 and newer have

@@ -1,4 +1,4 @@
-"""A seat: where one child process of the worker waits for work of a kind, with a spare of its program at hand.
+"""A seat: a child process of the worker waits there for work of one kind, with a spare of its program at hand.
 
 A program can only be watched, and proven dead, by the process that started it. So the child that starts a spare stays
 in its pull and is the one that claims the next such work; its siblings pass their bells on to it and leave that work

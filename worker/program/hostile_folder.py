@@ -1,4 +1,4 @@
-"""The folder that a program on strangers' data writes: hostile ground, looked at as it is and not as it is named.
+"""The folder that a program on strangers' data writes. Nothing in it is trusted: no name, no link, no size.
 
 A supervisor may read what the program may not. So whatever it reads, uploads, touches or removes below `OUT` comes from
 here. Each folder is opened by descriptor, no link is followed, and only plain files count that have one name and

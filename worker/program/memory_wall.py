@@ -1,4 +1,4 @@
-"""How much memory of the host a program may hold, with all it has forked: looked at from outside, once a second.
+"""Bounds the memory of the host that a program and its children hold. It looks from outside, once a second.
 
 A trainer bounds itself, and then says that its memory is used up (worker/train/memory.py). One that was taken over
 does not, or forks others that each hold as much. The kernel has no limit for that without a cgroup of our own, which

@@ -1,4 +1,4 @@
-"""What a supervisor watches: a trainer that it has for itself, or its attempt's part of a program that others share."""
+"""What a supervisor watches: a trainer of its own, or its attempt's part of a program that others share."""
 
 from __future__ import annotations
 

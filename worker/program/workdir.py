@@ -1,4 +1,4 @@
-"""Between the store and an attempt's folder: inputs in, products out, every byte under a checksum. No database.
+"""Moves files between the store and an attempt's folder. Every byte is under a checksum. No database.
 
 work/{job}/{fence}/spec.json  data/*.jsonl  trainer.log  out/{events.jsonl,stop,checkpoints/,adapter/}
 work/spare/{device}/{pid}-{number}/   the same, of a program that was started ahead and of the attempt that gets it

@@ -1,4 +1,4 @@
-"""Words that a chat template writes into a trained answer of its own accord: nobody said them in the row.
+"""Words that a chat template adds to a trained answer, and that the row does not have.
 
 A template may write an answer twice, or a phrase before each. Markup is none of that: control tokens, tags, and a name
 between two of them (the channel of gpt-oss). Around calls and reasoning each template has words of its own ("name",

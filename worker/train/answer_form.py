@@ -1,4 +1,4 @@
-"""Answers that keep to a JSON schema: at each token those that cannot go on with it are left out.
+"""Answers that keep to a JSON schema: at each step, tokens that would break it are left out.
 
 llguidance knows which tokens those are (the engine of vLLM's and SGLang's structured answers). It takes most of JSON
 Schema, and says what it does not take.

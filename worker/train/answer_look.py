@@ -1,4 +1,4 @@
-"""Validation rows answered at a look, which leaves the training as it was.
+"""Has the model answer validation rows during a look, and leaves the training as it was.
 
 Nothing is drawn by chance, gradients are off, and the model is back in training mode afterwards. A CPU keeps the layout
 of 4-bit weights that training multiplies with (`base_model.keep_training_layout`). With several ranks each answers its

@@ -1,4 +1,4 @@
-"""Where an answer stands in a rendered conversation, for templates whose renderings of its beginning are no prefixes.
+"""Finds an answer in a rendered conversation when the rendering of its beginning is no prefix of the whole.
 
 Three kinds are met: a template that closes each conversation with tokens of its own (Phi's second end, the header that
 Command R7B always writes), one that writes the last message before an answer otherwise than an earlier one (results of

@@ -1,4 +1,4 @@
-"""Several adapters of one base into one: `python -m worker.train.combine SPEC OUT`. Same contract as the trainer.
+"""Makes one adapter of several on one base: `python -m worker.train.combine SPEC OUT`. Same contract as the trainer.
 
 `OUT/product` becomes a plain PEFT directory. The arithmetic is PEFT's `add_weighted_adapter`.
 """

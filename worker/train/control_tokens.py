@@ -1,4 +1,4 @@
-"""User text is text: nothing that a row says is read as a control token of the model. What its template writes is.
+"""User text stays text: a chat template may write control tokens of the model, the text of a row may not.
 
 A row's strings go into the template with a mark behind the first character of all that reads like a control token, or
 like its beginning or end. Templates carry the mark along as any other character; where it stands in the rendered text,

@@ -1,4 +1,4 @@
-"""Tells of a base model what needs no weights: `python -m worker.train.description SPEC OUT`.
+"""Describes a base model without its weights: `python -m worker.train.description SPEC OUT`.
 
 What its chat template writes, and how transformers builds it from its config.json: on torch's `meta` device, where
 tensors have shapes and no memory. Writes `OUT/description.json`. What cannot be told is a note in it, never a failure.

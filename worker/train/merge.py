@@ -1,4 +1,4 @@
-"""An adapter into its base model's weights: `python -m worker.train.merge SPEC OUT`. Same contract as the trainer.
+"""Merges an adapter into its base model: `python -m worker.train.merge SPEC OUT`. Same contract as the trainer.
 
 `OUT/product` becomes a plain model directory: safetensors, config, tokenizer, chat template, model card, manifest.
 """

@@ -1,4 +1,4 @@
-"""Whether a chat template writes each message without a look at later ones: told from its syntax tree, never rendered.
+"""Whether a chat template writes each message without a look at later ones, decided from its syntax tree alone.
 
 For such a template one rendering is enough. The text of the first messages is the beginning of the whole, and the
 assistant's header is the same after any of them. A template that is not recognised here is rendered once per prefix:

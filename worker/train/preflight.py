@@ -1,4 +1,4 @@
-"""What training would read, without training: `python -m worker.train.preflight SPEC OUT`.
+"""Reads what training would read, and trains nothing: `python -m worker.train.preflight SPEC OUT`.
 
 Rows go through the trainer's own `RowReader`, so what is shown cannot differ from what is trained. Writes
 `OUT/preflight.json`; exit codes and `OUT/events.jsonl` are the trainer's. Rows are never held: each process reads its

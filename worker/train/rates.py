@@ -1,4 +1,4 @@
-"""How fast this device multiplies a training step's matrices, by type: what `auto` chooses a dtype by on a CPU."""
+"""How fast this device multiplies a training step's matrices, by dtype. `auto` chooses the dtype of a CPU by it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trainer's voice: one event per line, appended to `OUT/events.jsonl`."""
+"""Writes the trainer's events: one per line, appended to `OUT/events.jsonl`."""
 
 from __future__ import annotations
 

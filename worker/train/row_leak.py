@@ -1,4 +1,4 @@
-"""Does the loaded model itself keep packed rows apart? Asked by running it, once, on a few tokens.
+"""Tests whether the loaded model keeps packed rows apart, by running it once on a few tokens.
 
 A packed row must not change when the row before it does. Some families of transformers 5.23 build their masks without
 positions: a packed row then sees the row before it, and the loss stays plausible. No config and no class name tells.

@@ -1,4 +1,4 @@
-"""How a 4-bit base comes to ranks that spread it (placement fsdp): by the weight, on the device, in parts.
+"""How ranks load a 4-bit base that they spread (placement fsdp): weight by weight, on the device, each its own part.
 
 bitsandbytes quantises some 16 million values a second on a CPU core, and each rank would hold the whole model in the
 host's memory. Here each weight is quantised on the rank's own device as it is read, and the rank keeps only the part

@@ -1,4 +1,4 @@
-"""Where a trainer hears of its work: in its arguments, or, when it was started ahead, over a socket."""
+"""How a trainer gets its work: by arguments, or over a socket when it was started ahead."""
 
 from __future__ import annotations
 

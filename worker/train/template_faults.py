@@ -1,4 +1,4 @@
-"""What is said of a chat template that cannot write a row."""
+"""Messages about a chat template that cannot write a row."""
 
 from __future__ import annotations
 

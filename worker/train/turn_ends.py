@@ -1,4 +1,4 @@
-"""Trained answers behind which nothing teaches a model to stop.
+"""Finds trained answers that end without a token for the end: nothing would teach the model to stop.
 
 A template may write no end of a turn at all, or text that is no token. The last answer of a row gets the tokenizer's
 end token; earlier ones stay as the template writes them, for that is what a model is asked with.

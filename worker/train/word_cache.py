@@ -1,4 +1,4 @@
-"""Byte-level tokenizers by memory: most words of a file were met before, and their tokens need no second search.
+"""Caches the tokens of words for byte-level tokenizers: most words of a file have been seen before.
 
 Such a tokenizer cuts a text at its added tokens, the pieces into words by a pattern, and finds the tokens of each word
 by itself. The patterns of today's models are written here for Python, which cuts the words in a tenth of the time. The

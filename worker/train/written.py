@@ -1,4 +1,4 @@
-"""Rendered against written: is everything that a row says in the text that its chat template made of it?
+"""Compares a row with its rendering: is everything that the row says in the text that its chat template made of it?
 
 A template may leave out what it does not know: tool calls, a system message, reasoning. Nothing in the rendered text
 tells so, and a model would be trained on empty answers. So each message is looked for in the text, in order; an answer

@@ -1,4 +1,4 @@
-"""`tunepool chat`: talk to a model in the terminal, beside another one where that is asked for."""
+"""`tunepool chat`: talk to a model in the terminal, or to two of them side by side."""
 
 from __future__ import annotations
 

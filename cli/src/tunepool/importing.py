@@ -1,4 +1,4 @@
-"""`tunepool import openai`: jobs that ran at OpenAI, asked for here. Says what it would do; `--apply` does it."""
+"""`tunepool import openai`: submits here the jobs that ran at OpenAI. It shows its plan; `--apply` carries it out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether two runs made the same: their curves step by step, their files by sha256, weights tensor by tensor. Pure.
+"""Compares two runs: curves step by step, files by sha256, weights tensor by tensor. Pure.
 
 Weights are read here without NumPy: safetensors is a header in JSON and numbers behind it
 (github.com/huggingface/safetensors, "Format").

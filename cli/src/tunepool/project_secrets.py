@@ -1,4 +1,4 @@
-"""`tunepool secrets`: what a project's integrations are reached by. A value is never an argument."""
+"""`tunepool secrets`: the credentials of a project's integrations. A value is never an argument."""
 
 from __future__ import annotations
 

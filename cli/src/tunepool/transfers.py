@@ -1,4 +1,4 @@
-"""How far a file is on its way, on stderr: a bar in a terminal, elsewhere a line in ten seconds.
+"""Shows on stderr how much of a file is sent or received: a bar in a terminal, elsewhere a line every ten seconds.
 
 What takes less time says nothing.
 """

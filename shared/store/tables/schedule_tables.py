@@ -1,4 +1,4 @@
-"""Schedules of a project: what starts jobs by the clock or when data changes, and what came of each moment."""
+"""Schedules of a project: what starts jobs by the clock or when data changes, and the outcome of each start."""
 
 from __future__ import annotations
 

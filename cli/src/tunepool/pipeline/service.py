@@ -1,4 +1,4 @@
-"""The server as a run asks it: by plain HTTP while it answers plainly, by the official client for all else.
+"""How a pipeline talks to the server: plain HTTP for simple requests, the official client for everything else.
 
 A push that changed nothing needs five answers, and importing the official client takes longer than all of them.
 """
