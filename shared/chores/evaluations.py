@@ -5,10 +5,10 @@ Answers are kept as they come. An evaluation that another worker goes on with as
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 from pydantic import ValidationError
 from sqlalchemy import delete, func, select, tuple_, update
@@ -27,7 +27,7 @@ from shared.ids import new_id
 from shared.lease import lease as leasing
 from shared.lease import turns
 from shared.lease.lease import MAX_FAILURES, Kind
-from shared.lease.turns import ChoreTurn, Work
+from shared.lease.turns import Claiming, Work
 from shared.lease.values import FileRef, Lease, WrittenByNewerVersion
 from shared.products import adapters, files
 from shared.rows.measuring import Scorer
@@ -268,18 +268,12 @@ def answers_page(
 # --- what the holder of a lease reads and writes ----------------------------------------------------------------------
 
 
-def claim(
-    session: Session,
-    *,
-    worker_id: str,
-    lease_seconds: float,
-    turn: ChoreTurn | None = None,
-    passed_over: Collection[str] = (),
-) -> EvaluationClaim | None:
-    """Lease the next evaluation that nobody works on, or None. A worker has one at a time. Raises NotUnderstood."""
-    row = turns.take_alone(
-        session, WORK, worker_id=worker_id, turn=turn, lease_seconds=lease_seconds, passed_over=passed_over
-    )
+def claim(session: Session, **claiming: Unpack[Claiming]) -> EvaluationClaim | None:
+    """Lease the next evaluation that nobody works on, or None: a worker has one at a time.
+
+    Raises WrittenByNewerVersion.
+    """
+    row = turns.take_alone(session, WORK, **claiming)
     return None if row is None else _claim(session, row)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Final, Unpack
 
 from sqlalchemy import ColumnElement, delete, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
@@ -18,7 +18,7 @@ from shared.fleet.workers import SILENCE
 from shared.lease import lease as leasing
 from shared.lease import turns
 from shared.lease.lease import MAX_FAILURES, Kind
-from shared.lease.turns import ChoreTurn, Work
+from shared.lease.turns import Claiming, Work
 from shared.lease.values import Lease
 from shared.settings import Settings
 from shared.settle.base_model_status import standing
@@ -121,24 +121,9 @@ def listed(session: Session, name: str, settings: Settings) -> Sequence[tuple[Fe
     return [(row, host) for row, host in rows]
 
 
-def claim(
-    session: Session,
-    *,
-    worker_id: str,
-    lease_seconds: float,
-    turn: ChoreTurn | None = None,
-    passed_over: Collection[str] = (),
-) -> Fetch | None:
+def claim(session: Session, **claiming: Unpack[Claiming]) -> Fetch | None:
     """Lease the worker's next prefetch, or None."""
-    row = turns.take(
-        session,
-        FETCH,
-        worker_id=worker_id,
-        turn=turn,
-        where=(FetchRow.worker_id == worker_id,),
-        lease_seconds=lease_seconds,
-        passed_over=passed_over,
-    )
+    row = turns.take(session, FETCH, where=(FetchRow.worker_id == claiming["worker_id"],), **claiming)
     return None if row is None else Fetch(lease=FETCH.lease(row), project_id=row.project_id, model=row.model)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Unpack
 
 from pydantic import ValidationError
 from sqlalchemy import func, select, update
@@ -17,7 +17,7 @@ from shared.contract.spec import JobSpec
 from shared.errors import Invalid, LimitReached, NotFound
 from shared.ids import new_id
 from shared.lease import turns
-from shared.lease.turns import ChoreTurn, Work
+from shared.lease.turns import Claiming, Work
 from shared.lease.values import Lease, WrittenByNewerVersion
 from shared.products import adapters, aliases, lineage
 from shared.products.adapters import Source, StoredFile
@@ -215,18 +215,9 @@ def delete(session: Session, merge_id: str, *, project_id: str) -> MergeRow:
 # --- what the holder of a lease writes -------------------------------------------------------------------------------
 
 
-def claim(
-    session: Session,
-    *,
-    worker_id: str,
-    lease_seconds: float,
-    turn: ChoreTurn | None = None,
-    passed_over: Collection[str] = (),
-) -> MergeClaim | None:
-    """Lease the next merge that nobody makes, or None. A worker makes one at a time. Raises NotUnderstood."""
-    row = turns.take_alone(
-        session, WORK, worker_id=worker_id, turn=turn, lease_seconds=lease_seconds, passed_over=passed_over
-    )
+def claim(session: Session, **claiming: Unpack[Claiming]) -> MergeClaim | None:
+    """Lease the next merge that nobody makes, or None. A worker makes one at a time. Raises WrittenByNewerVersion."""
+    row = turns.take_alone(session, WORK, **claiming)
     return None if row is None else _claim(row)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 from pydantic import ValidationError
 from sqlalchemy import delete, func, select, update
@@ -22,7 +22,7 @@ from shared.jobs import integrations, parents
 from shared.lease import lease as leasing
 from shared.lease import turns
 from shared.lease.lease import MAX_FAILURES, Kind
-from shared.lease.turns import ChoreTurn, Work
+from shared.lease.turns import Claiming, Work
 from shared.lease.values import FileRef, Lease, WrittenByNewerVersion
 from shared.products.files import usable
 from shared.settle import going_on
@@ -156,18 +156,9 @@ def cancel(session: Session, preflight_id: str, *, caller: Caller) -> PreflightR
 # --- the examiner's -------------------------------------------------------------------------------------------------
 
 
-def claim(
-    session: Session,
-    *,
-    worker_id: str,
-    lease_seconds: float,
-    turn: ChoreTurn | None = None,
-    passed_over: Collection[str] = (),
-) -> PreflightClaim | None:
-    """Lease the next preflight whose files are checked, or None. Raises NotUnderstood."""
-    row = turns.take(
-        session, PREFLIGHT, worker_id=worker_id, turn=turn, lease_seconds=lease_seconds, passed_over=passed_over
-    )
+def claim(session: Session, **claiming: Unpack[Claiming]) -> PreflightClaim | None:
+    """Lease the next preflight whose files are checked, or None. Raises WrittenByNewerVersion."""
+    row = turns.take(session, PREFLIGHT, **claiming)
     return None if row is None else _claim(session, row)
 
 

@@ -60,7 +60,7 @@ def claim_training(
 ) -> Claim | None:
     """Lease the next job and its devices to this worker, or None when nothing of the plan is its own.
 
-    Jobs that are `passed_over` are not planned for. Raises NotUnderstood; the caller passes that job over too.
+    Jobs that are `passed_over` are not planned for. Raises WrittenByNewerVersion; the caller passes that job over too.
     What is planned for the devices `left` is not claimed: another process of this worker does so, with a spare.
     `company`: the rules by which waiting jobs share the device of the job, as companions of the claim; None: none does.
 
@@ -252,7 +252,7 @@ def _lock_free(session: Session, device_ids: Sequence[str]) -> bool:
 def claim_membership(session: Session, *, worker_id: str, passed_over: Collection[str] = ()) -> Membership | None:
     """Take this worker's part in an attempt that another one leads, or None when nobody calls. It is no lease.
 
-    Raises NotUnderstood; the caller passes that job over too, and the leader misses it after a while.
+    Raises WrittenByNewerVersion; the caller passes that job over too, and the leader misses it after a while.
     """
     row = gangs.take_call(session, worker_id, passed_over=passed_over)
     if row is None:
@@ -270,7 +270,7 @@ def claim_validation(
     passed_over: Collection[str] = (),
     lacking: Collection[str] = (),
 ) -> Claim | None:
-    """Lease the oldest job whose files are checked and that nobody validates yet. Raises NotUnderstood.
+    """Lease the oldest job whose files are checked and that nobody validates yet. Raises WrittenByNewerVersion.
 
     Rows are read with the base model. Jobs on one of `lacking`, base models that cannot come to this worker's host, are
     left to live workers whose hosts have it; where there is none, such a job is taken all the same.
@@ -300,7 +300,7 @@ def as_claim(
     device_ids: tuple[str, ...] = (),
     members: tuple[Member, ...] = (),
 ) -> Claim:
-    """What the holder of a job's lease needs to know. Raises NotUnderstood."""
+    """What the holder of a job's lease needs to know. Raises WrittenByNewerVersion."""
     try:
         request = CreateJob.model_validate(job.request)
         spec = None if job.spec is None else JobSpec.model_validate(job.spec)

@@ -100,7 +100,7 @@ def tell(session: Session, lease: Lease, noted: dict[str, Any]) -> bool:
 def take_over(session: Session, name: str, *, worker_id: str, host: str, lease_seconds: float) -> Claim | None:
     """Take the lease of exactly this attempt from its dispatcher. None: it was taken, ended, or cancelled before.
 
-    Raises NotUnderstood.
+    Raises WrittenByNewerVersion.
     """
     which = read_name(name)
     if which is None:

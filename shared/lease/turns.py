@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from sqlalchemy import ColumnElement, func, select, true, union_all
 from sqlalchemy.orm import Session
@@ -50,12 +50,21 @@ class ChoreTurn:
     after: str = ""
 
 
+class Claiming(TypedDict):
+    """How a worker claims a row of a chore: for how long, in which turn, and not the rows of a newer version."""
+
+    worker_id: str
+    lease_seconds: float
+    turn: NotRequired[ChoreTurn | None]
+    passed_over: NotRequired[Collection[str]]
+
+
 def take(
     session: Session,
     kind: Kind,
     *,
     worker_id: str,
-    turn: ChoreTurn | None,
+    turn: ChoreTurn | None = None,
     where: Sequence[ColumnElement[bool]] = (),
     **rest: Any,
 ) -> Any | None:
