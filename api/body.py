@@ -66,10 +66,20 @@ def _kind_of(headers: Mapping[bytes, bytes]) -> str:
 RawBody = Annotated[bytes, Depends(raw_body)]
 
 
-def body_of(model: type[BaseModel]) -> dict[str, Any]:
-    """For a route's `openapi_extra`: a body that the route parses itself. api/app.py adds the schema."""
-    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+def body_of(model: type[BaseModel], *, example: Any = None) -> dict[str, Any]:
+    """For a route's `openapi_extra`: a body that the route parses itself. api/openapi_document.py adds the schema."""
+    content = {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}
+    return _required("application/json", content if example is None else {**content, "example": example})
+
+
+def form_of(required: list[str], fields: dict[str, Any]) -> dict[str, Any]:
+    """For a route's `openapi_extra`: a form that the route reads as a stream."""
+    schema = {"type": "object", "required": required, "properties": fields}
+    return _required("multipart/form-data", {"schema": schema})
+
+
+def _required(content_type: str, content: dict[str, Any]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": {content_type: content}}}
 
 
 def parse(body: bytes, model: type[Model], *, data: Collection[str] = ()) -> Model:

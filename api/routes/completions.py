@@ -14,7 +14,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from api import playground_connection, vllm_answers
-from api.body import parse, raw_body
+from api.body import body_of, parse, raw_body
 from api.deps import Door, door_of
 from api.errors import envelope
 from api.playground_connection import PlaygroundConnection
@@ -36,16 +36,12 @@ Form = ChatForm | TextForm
 Asked = TypeVar("Asked", bound=AskedCompletion)
 
 
-def _described(body: str, chunk: str, example: dict[str, Any]) -> dict[str, Any]:
-    schema = {"$ref": f"#/components/schemas/{body}"}
-    return {
-        "requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}},
-        "x-stream-of": {"$ref": f"#/components/schemas/{chunk}"},
-    }
+def _described(body: type[AskedCompletion], chunk: str, example: dict[str, Any]) -> dict[str, Any]:
+    return {**body_of(body, example=example), "x-stream-of": {"$ref": f"#/components/schemas/{chunk}"}}
 
 
 CHAT = _described(
-    "CreateChatCompletion",
+    CreateChatCompletion,
     "ChatCompletionChunk",
     {
         "model": "ft:smollm2-135m-instruct:acme:tickets:0193a1b2",
@@ -53,9 +49,7 @@ CHAT = _described(
         "temperature": 0,
     },
 )
-TEXT = _described(
-    "CreateCompletion", "TextCompletion", {"model": "smollm2-135m-instruct", "prompt": "Once upon a time"}
-)
+TEXT = _described(CreateCompletion, "TextCompletion", {"model": "smollm2-135m-instruct", "prompt": "Once upon a time"})
 
 
 @dataclass(frozen=True)

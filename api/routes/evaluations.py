@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Query
 
-from api.body import RawBody, parse
+from api.body import RawBody, body_of, parse
 from api.deps import DoorDep, JobsReader, JobsWriter
 from api.paging import After, Limit
 from api.views import evaluation_views, view
@@ -20,25 +20,18 @@ from shared.tenants import audit
 
 router = APIRouter(prefix="/v1/tunepool", tags=["tunepool"])
 
-BODY: Final[dict[str, Any]] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {"$ref": "#/components/schemas/CreateEvaluation"},
-                "example": {
-                    "subjects": ["smollm2-135m-instruct", "ft:smollm2-135m-instruct:acme:tickets:0193a1b2"],
-                    "against": "smollm2-135m-instruct",
-                    "items": {"type": "file", "file_id": "file-0193a1b2c3d4e5f60718293a4b5c6d7e"},
-                    "measures": [
-                        {"type": "loss", "name": "loss"},
-                        {"type": "exact_match", "name": "right", "ignore_case": True},
-                    ],
-                },
-            }
-        },
-    }
-}
+BODY: Final = body_of(
+    CreateEvaluation,
+    example={
+        "subjects": ["smollm2-135m-instruct", "ft:smollm2-135m-instruct:acme:tickets:0193a1b2"],
+        "against": "smollm2-135m-instruct",
+        "items": {"type": "file", "file_id": "file-0193a1b2c3d4e5f60718293a4b5c6d7e"},
+        "measures": [
+            {"type": "loss", "name": "loss"},
+            {"type": "exact_match", "name": "right", "ignore_case": True},
+        ],
+    },
+)
 _ITEM: Final = re.compile(r"(items|forgetting)-(\d{1,9})-(\d{1,3})")
 
 

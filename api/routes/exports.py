@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from fastapi import APIRouter, Request
 
-from api.body import RawBody, parse
+from api.body import RawBody, body_of, parse
 from api.deps import Door, DoorDep, ModelsReader, ModelsWriter
 from api.downloads import linked
 from api.paging import After, Limit
@@ -18,15 +18,9 @@ from shared.tenants.keys import Caller
 
 router = APIRouter(prefix="/v1/tunepool", tags=["tunepool"])
 
-
-def _body(model: str, example: dict[str, Any]) -> dict[str, Any]:
-    content = {"schema": {"$ref": f"#/components/schemas/{model}"}, "example": example}
-    return {"requestBody": {"required": True, "content": {"application/json": content}}}
-
-
 _MODEL: Final = "ft:smollm2-135m-instruct:acme:tickets:0193a1b2"
-EXPORT_BODY: Final = _body("CreateExport", {"adapter": _MODEL, "format": "gguf", "quantization": "q8_0"})
-PUSH_BODY: Final = _body("CreatePush", {"model": _MODEL, "repository": "acme/tickets", "private": True})
+EXPORT_BODY: Final = body_of(CreateExport, example={"adapter": _MODEL, "format": "gguf", "quantization": "q8_0"})
+PUSH_BODY: Final = body_of(CreatePush, example={"model": _MODEL, "repository": "acme/tickets", "private": True})
 
 
 @router.post("/exports", response_model=export_views.Export, openapi_extra=EXPORT_BODY)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response, StreamingResponse
 
+from api.body import form_of
 from api.deps import Door, DoorDep, FilesReader, FilesWriter
 from api.downloads import PARTS, sent
 from api.file_rules import MAX_LIFE_SECONDS, MIN_LIFE_SECONDS, PURPOSES
@@ -26,29 +27,19 @@ from shared.tenants.keys import Caller
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
-FORM_SCHEMA: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file", "purpose"],
-                    "properties": {
-                        "file": {"type": "string", "format": "binary"},
-                        "purpose": {"type": "string", "enum": list(PURPOSES)},
-                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
-                        "expires_after[seconds]": {
-                            "type": "integer",
-                            "minimum": MIN_LIFE_SECONDS,
-                            "maximum": MAX_LIFE_SECONDS,
-                        },
-                    },
-                }
-            }
+FORM_SCHEMA = form_of(
+    ["file", "purpose"],
+    {
+        "file": {"type": "string", "format": "binary"},
+        "purpose": {"type": "string", "enum": list(PURPOSES)},
+        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+        "expires_after[seconds]": {
+            "type": "integer",
+            "minimum": MIN_LIFE_SECONDS,
+            "maximum": MAX_LIFE_SECONDS,
         },
-    }
-}
+    },
+)
 
 
 @router.post("", response_model=file_views.File, openapi_extra=FORM_SCHEMA)

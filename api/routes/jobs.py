@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Query, Request, Response
 
 from api.answers import written
-from api.body import is_short, parse, raw_body
+from api.body import body_of, is_short, parse, raw_body
 from api.deps import Door, DoorDep, JobsReader, JobsWriter, bearer_of, door_of
 from api.direct_route import DirectRoute
 from api.paging import After, Limit
@@ -43,21 +43,16 @@ JOB_BODY: dict[str, Any] = {
             "schema": {**_TEXT_OR_NOTHING, "title": "Idempotency-Key"},
         }
     ],
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {"$ref": "#/components/schemas/CreateJob"},
-                "example": {
-                    "model": "smollm2-135m-instruct",
-                    "training_file": "file-0193a1b2c3d4e5f60718293a4b5c6d7e",
-                    "suffix": "tickets",
-                    "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}},
-                    "tunepool": {"adapter": {"method": "qlora", "r": 16}, "training": {"learning_rate": "auto"}},
-                },
-            }
+    **body_of(
+        CreateJob,
+        example={
+            "model": "smollm2-135m-instruct",
+            "training_file": "file-0193a1b2c3d4e5f60718293a4b5c6d7e",
+            "suffix": "tickets",
+            "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}},
+            "tunepool": {"adapter": {"method": "qlora", "r": 16}, "training": {"learning_rate": "auto"}},
         },
-    },
+    ),
 }
 POLL: dict[str, Any] = {
     "parameters": [

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Request
 
-from api.body import RawBody, parse
+from api.body import RawBody, body_of, parse
 from api.deps import Door, DoorDep, ModelsReader, ModelsWriter
 from api.downloads import linked
 from api.paging import After, Limit
@@ -18,16 +16,10 @@ from shared.tenants.keys import Caller
 
 router = APIRouter(prefix="/v1/tunepool", tags=["tunepool"])
 
-
-def _body(model: str, example: dict[str, Any]) -> dict[str, Any]:
-    content = {"schema": {"$ref": f"#/components/schemas/{model}"}, "example": example}
-    return {"requestBody": {"required": True, "content": {"application/json": content}}}
-
-
-MERGE_BODY = _body("CreateMerge", {"adapter": "ft:smollm2-135m-instruct:acme:tickets:0193a1b2", "onto": "base"})
-COMBINATION_BODY = _body(
-    "CreateCombination",
-    {
+MERGE_BODY = body_of(CreateMerge, example={"adapter": "ft:smollm2-135m-instruct:acme:tickets:0193a1b2", "onto": "base"})
+COMBINATION_BODY = body_of(
+    CreateCombination,
+    example={
         "adapters": [
             {"adapter": "ft:smollm2-135m-instruct:acme:tickets:0193a1b2", "weight": 0.7},
             {"adapter": "ft:smollm2-135m-instruct:acme:tone:0193a1b3", "weight": 0.3},

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
 from api import assembling
-from api.body import RawBody, body_of, parse
+from api.body import RawBody, body_of, form_of, parse
 from api.deps import Door, DoorDep, FilesWriter
 from api.file_rules import clean_name, refuse_name
 from api.upload_bodies import CompleteUpload, CreateUpload
@@ -22,20 +21,7 @@ from shared.tenants.keys import Caller
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 
-PART_FORM: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["data"],
-                    "properties": {"data": {"type": "string", "format": "binary"}},
-                }
-            }
-        },
-    }
-}
+PART_FORM = form_of(["data"], {"data": {"type": "string", "format": "binary"}})
 
 
 @router.post("", response_model=upload_views.PartedUpload, openapi_extra=body_of(CreateUpload))

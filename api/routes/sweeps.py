@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Header, Request
 
-from api.body import RawBody, parse
+from api.body import RawBody, body_of, parse
 from api.deps import DoorDep, JobsReader, JobsWriter
 from api.paging import After, Limit
 from api.request_span import of_request
@@ -21,30 +21,23 @@ from shared.tenants import audit
 
 router = APIRouter(prefix="/v1/tunepool", tags=["tunepool"])
 
-BODY: Final[dict[str, Any]] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {"$ref": "#/components/schemas/CreateSweep"},
-                "example": {
-                    "name": "rates",
-                    "job": {
-                        "model": "smollm2-135m-instruct",
-                        "training_file": "file-0193a1b2c3d4e5f60718293a4b5c6d7e",
-                        "validation_file": "file-0193a1b2c3d4e5f60718293a4b5c6d7f",
-                    },
-                    "parameters": {
-                        "tunepool.training.learning_rate": {"min": 1e-5, "max": 1e-3, "scale": "log"},
-                        "tunepool.adapter.r": {"values": [8, 16, 32]},
-                    },
-                    "strategy": {"type": "halving", "trials": 9, "factor": 3, "first_step": 20},
-                    "budget_device_seconds": 7200,
-                },
-            }
+BODY: Final = body_of(
+    CreateSweep,
+    example={
+        "name": "rates",
+        "job": {
+            "model": "smollm2-135m-instruct",
+            "training_file": "file-0193a1b2c3d4e5f60718293a4b5c6d7e",
+            "validation_file": "file-0193a1b2c3d4e5f60718293a4b5c6d7f",
         },
-    }
-}
+        "parameters": {
+            "tunepool.training.learning_rate": {"min": 1e-5, "max": 1e-3, "scale": "log"},
+            "tunepool.adapter.r": {"values": [8, 16, 32]},
+        },
+        "strategy": {"type": "halving", "trials": 9, "factor": 3, "first_step": 20},
+        "budget_device_seconds": 7200,
+    },
+)
 IdempotencyKey = Annotated[
     str | None, Header(alias="Idempotency-Key", pattern=r"^[\x21-\x7e]+$", min_length=1, max_length=255)
 ]
