@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Query, Response
 
-from api.answers import written
+from api.body import written
 from api.deps import Door, DoorDep, JobsReader
 from api.views import log_views
 from shared.errors import NotFound

@@ -10,8 +10,7 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request, Response
 
-from api.answers import written
-from api.body import body_of, is_short, parse, raw_body
+from api.body import body_of, is_short, parse, raw_body, written
 from api.deps import Door, DoorDep, JobsReader, JobsWriter, bearer_of, door_of
 from api.direct_route import DirectRoute
 from api.paging import After, Limit

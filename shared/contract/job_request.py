@@ -5,11 +5,12 @@ Pure: pydantic only, no I/O, no clock.
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import Field, StringConstraints, create_model
+from pydantic import AfterValidator, Field, StringConstraints, create_model
 
-from shared.contract.model_suffix import Suffix
 from shared.contract.part import Part
 from shared.contract.spec import (
     AUTO,
@@ -26,6 +27,7 @@ from shared.contract.spec import (
     Training,
     numbers,
 )
+from shared.errors import Invalid
 
 
 def open_fields(part: type[Part]) -> type[Part]:
@@ -175,6 +177,31 @@ else:  # a part for each objective, so that a new one is asked for as the others
 
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+
+
+_KEPT: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_OTHER: Final = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+def slug(text: str) -> str:
+    """`text` as it stands in a model's name: letters without their accents, a hyphen for everything else.
+
+    OpenAI takes any text of 1 to 64 characters and writes it as it can stand in a name; so does this.
+    A text that needs no change stays as it is. Raises Invalid, `param` suffix, where nothing is left.
+    """
+    if _KEPT.fullmatch(text):
+        return text
+    plain = unicodedata.normalize("NFKD", text.replace("ß", "ss"))
+    bare = "".join(letter for letter in plain if not unicodedata.combining(letter))
+    name = _OTHER.sub("-", bare).strip("-.")[:64].rstrip("-.")
+    if not name:
+        raise Invalid(
+            "Invalid value for 'suffix': it needs at least one of the characters A-Z, a-z, 0-9 or _.", param="suffix"
+        )
+    return name
+
+
+Suffix = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(slug)]
 
 
 class CreateJob(Part):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from shared.contract.families import CAUSAL_WRAPPERS, EXPANDABLE, HALVED, WHOLE_ONLY, WHOLE_ONLY_REASON
 from shared.contract.methods import METHODS, with_other_weights
-from shared.settle.asked import FlatRequest, refuse
 from shared.settle.expert_sizes import may_pack_experts
 from shared.settle.sizing import GIB
+from shared.settle.wishes import FlatRequest, refuse
 
 
 def check_stored_weights(asked: FlatRequest) -> None:

@@ -12,8 +12,7 @@ from shared.contract.parent_model import ParentModel
 from shared.contract.published import MUTATING, largest_rank, published_shape
 from shared.contract.spec import AUTO, Adapter, BaseModelRef, InitFrom, MethodName, Parent
 from shared.errors import Conflict, NotFound
-from shared.settle.asked import refuse, shown
-from shared.settle.wishes import objective_name
+from shared.settle.wishes import objective_name, refuse, shown
 
 INIT_FROM: Final = "adapter.init_from"
 _PARAM: Final = f"tunepool.{INIT_FROM}"

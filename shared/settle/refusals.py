@@ -16,12 +16,14 @@ from shared.contract.parent_model import ParentModel
 from shared.contract.part import Part
 from shared.contract.spec import BaseModelRef, GeneratedAnswers, PublishBy
 from shared.settle import base_refusals, going_on
-from shared.settle.asked import FlatRequest, refuse, shown
 from shared.settle.wishes import (
     HYPERPARAMETER_FIELDS,
     PARTS,
+    FlatRequest,
     hyperparameter_sources,
     hyperparameters,
+    refuse,
+    shown,
     wished_world,
     wishes_beside,
 )

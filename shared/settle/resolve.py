@@ -29,13 +29,12 @@ from shared.contract.spec import (
 )
 from shared.errors import Invalid
 from shared.settle import going_on
-from shared.settle.asked import refuse
 from shared.settle.automatic_values import RULES
 from shared.settle.calibration import Calibration, Measurement
 from shared.settle.memory_fit import calibration, fit, peak
 from shared.settle.settling import DeviceFacts, Settling
 from shared.settle.sizing import Estimate
-from shared.settle.wishes import hyperparameters, wished_objective, wishes
+from shared.settle.wishes import hyperparameters, refuse, wished_objective, wishes
 from shared.settle.workload import Workload, workload
 
 

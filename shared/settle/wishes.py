@@ -1,4 +1,4 @@
-"""What a request asks for, whichever door it came through: one field, one value.
+"""What a request asks for, whichever door it came through: one field, one value. And the request as its checks read it.
 
 Pure: no data, no device, no storage.
 """
@@ -6,10 +6,13 @@ Pure: no data, no device, no storage.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, cast
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, cast
 
+from shared.contract.base_facts import ModelFacts
 from shared.contract.job_request import CreateJob, Hyperparameters, TunepoolRequest, chosen
 from shared.contract.methods import method_for
+from shared.contract.modules import FAMILIES, Family
 from shared.contract.spec import (
     DEFAULT_OBJECTIVE,
     OBJECTIVE_PARTS,
@@ -18,6 +21,7 @@ from shared.contract.spec import (
     ObjectiveName,
     numbers,
 )
+from shared.errors import Invalid
 
 # Key in `hyperparameters` → our field. The first two are OpenAI's, the others those of services with the same wire.
 HYPERPARAMETER_FIELDS: Final = {
@@ -96,3 +100,46 @@ def wished_world(wished: Mapping[str, Any]) -> int:
     gpus: int = wished.get("placement.gpus", 2 if several else 1)
     nodes: int = wished.get("placement.nodes", 1)
     return gpus * nodes
+
+
+# --- the request as its checks read it -------------------------------------------------------------------------------
+
+
+class WishGetter(Protocol):
+    """How a wish is read: as with a dictionary's `get`."""
+
+    def __call__(self, name: str, default: Any = None, /) -> Any: ...
+
+
+@dataclass(slots=True)
+class FlatRequest:
+    """A request, flattened once for the checks of a submit: each of them asks for the same few things.
+
+    `given`: key -> (wire path, value) of every hyperparameter that was settled.
+    """
+
+    request: CreateJob
+    facts: ModelFacts
+    base_name: str
+    given: Mapping[str, tuple[str, Any]]
+    wished: Mapping[str, Any]
+    get: WishGetter = field(init=False)
+    method: MethodName = field(init=False)
+    objective: ObjectiveName = field(init=False)
+    family: Family | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.get = cast("WishGetter", self.wished.get)
+        self.method = wished_method(self.wished)
+        self.objective = objective_name(self.request)
+        self.family = FAMILIES.get(self.facts.architecture)
+
+
+def refuse(param: str, value: object, why: str) -> None:
+    """Raises Invalid: the field, its value, and why not."""
+    raise Invalid(f"'{param}' is {shown(value)}, but {why}.", param=param)
+
+
+def shown(value: object) -> str:
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
