@@ -42,6 +42,7 @@ import psycopg
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.machine import header
+from bench.plane.disk import Disk, beside, watched
 from bench.plane.installation import JOBS, Installation, installation, job_body, worker_process
 from bench.plane.load import Answer, Make, Request, Seen, Target, as_fast_as_they_can, at_rate
 
@@ -76,6 +77,22 @@ def quantiles(what: str, seen: Seen, *, p99_ms: float) -> None:
         tell(f"{what}, failures", seen.failures, "", aim=0)
 
 
+def blame_the_disk(disk: Disk, seen: Seen) -> None:
+    """What a small commit beside the answers took, and how many slow answers waited during a slow one."""
+    slow = seen.slower_than(0.05)
+    tell("  a commit of 8 KiB beside it: p99", disk.quantile(0.99) * 1000, "ms")
+    if slow:
+        tell(
+            f"  of {len(slow)} above 50 ms, beside a commit above 20 ms",
+            beside(slow, disk.commits, slow=0.02) * 100,
+            "%",
+        )
+        tell(
+            "  of them, while the processor was not to be had for 20 ms", beside(slow, disk.late, slow=0.02) * 100, "%"
+        )
+        tell("  from the first of them to the last", slow[-1][1] - slow[0][0], "s")
+
+
 @contextmanager
 def costs(run: Run, what: str) -> Iterator[list[Seen]]:
     """Processor time of each side for one of the requests that the block puts into the list."""
@@ -102,8 +119,10 @@ def submit(run: Run) -> None:
     run.submissions = fast
     tell(f"submissions, {CLIENTS} clients as fast as they can", fast.rate, "/s", aim=200, at_least=True)
     for rate in (100, 200):
-        seen_at = at_rate(run.one.target, make, clients=CLIENTS, rate=rate, seconds=run.options.seconds)
+        with watched(run.one.home) as disk:
+            seen_at = at_rate(run.one.target, make, clients=CLIENTS, rate=rate, seconds=run.options.seconds)
         quantiles(f"submission at {rate}/s", seen_at, p99_ms=50)
+        blame_the_disk(disk, seen_at)
 
 
 def submissions(file_id: str) -> Make:

@@ -39,7 +39,7 @@ from shared.contract.spec import (
     Training,
 )
 from shared.lease.values import FileRef
-from shared.rows.check import check
+from shared.rows.check import Limits, check
 from shared.rows.convert import checked_lines
 from shared.settings import Settings, trainer_environment
 from shared.settle.catalogue import SMOLLM2, local_folder
@@ -134,7 +134,7 @@ def main() -> None:
         raw, staged = folder / "raw.jsonl", folder / "train.jsonl"
         write_rows(raw, rows=rows, seed=1)
         began = time.perf_counter()
-        report = check(chunks(raw))
+        report = check(chunks(raw), limits=Limits(file_bytes=raw.stat().st_size))
         checked = time.perf_counter() - began
         began = time.perf_counter()
         with staged.open("wb") as sink:

@@ -38,9 +38,14 @@ class Seen:
     """Latencies of the answers that came, and how many were not the ones hoped for."""
 
     seconds: list[float] = field(default_factory=list)
+    begun: list[float] = field(default_factory=list)  # when each was due or sent, by CLOCK_MONOTONIC
     failures: int = 0
     elapsed: float = 0.0
     cpu: float = 0.0  # processor seconds of the clients themselves
+
+    def slower_than(self, seconds: float) -> list[tuple[float, float]]:
+        """Begin and end of the answers that took longer."""
+        return [(begun, begun + took) for begun, took in zip(self.begun, self.seconds, strict=True) if took > seconds]
 
     @property
     def rate(self) -> float:
@@ -90,21 +95,22 @@ def at_rate(target: Target, make: Make, *, clients: int, rate: float, seconds: f
 async def _run(target: Target, make: Make, judge: Judge, *, clients: int, requests: int, rate: float | None) -> Seen:
     seen, numbers = Seen(), count()
     lines = [await asyncio.open_connection(*target.address) for _ in range(clients)]
-    cpu, begun = time.process_time(), time.perf_counter()
+    cpu, begun = time.process_time(), time.monotonic()
 
     async def work(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while (number := next(numbers)) < requests:
-            start = time.perf_counter() if rate is None else begun + number / rate
-            if (early := start - time.perf_counter()) > 0:
+            start = time.monotonic() if rate is None else begun + number / rate
+            if (early := start - time.monotonic()) > 0:
                 await asyncio.sleep(early)
             writer.write(_written(make(number), target))
             answer = await _read(reader)
-            seen.seconds.append(time.perf_counter() - start)
+            seen.seconds.append(time.monotonic() - start)
+            seen.begun.append(start)
             seen.failures += not judge(number, answer)
         writer.close()
 
     await asyncio.gather(*(work(*line) for line in lines))
-    seen.elapsed, seen.cpu = time.perf_counter() - begun, time.process_time() - cpu
+    seen.elapsed, seen.cpu = time.monotonic() - begun, time.process_time() - cpu
     return seen
 
 

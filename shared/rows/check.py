@@ -51,7 +51,7 @@ class DatasetWarning:
 
 @dataclasses.dataclass(frozen=True)
 class DatasetReport:
-    """What the check findings. Characters feed token estimates: in English about four make a token."""
+    """What the check saw. Characters feed token estimates: in English about four make a token."""
 
     format: Format | None
     shape: Shape | None
