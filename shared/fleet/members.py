@@ -222,7 +222,7 @@ def _own(part: Membership) -> tuple[ColumnElement[bool], ...]:
     return (MemberRow.job_id == lease.id, MemberRow.number == lease.attempt, MemberRow.node == part.node)
 
 
-def forsake(session: Session, worker_id: str) -> None:
+def end_parts_of_restarted(session: Session, worker_id: str) -> None:
     """End every part of a worker that was started anew: nothing of before lives any more."""
     session.execute(update(MemberRow).where(*_parts_of(worker_id)).values(phase="ended", error=RESTARTED))
 

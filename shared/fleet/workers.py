@@ -86,7 +86,7 @@ def register(
         )
     )
     lease.give_up(session, leased, worker.id)
-    members.forsake(session, worker.id)
+    members.end_parts_of_restarted(session, worker.id)
     _put_devices(session, worker, devices)
     session.execute(delete(DeviceRow).where(_gone(worker.id, devices), DeviceRow.leased_by.is_(None)))
 

@@ -88,7 +88,7 @@ class GroupedAttempt(SupervisedAttempt):
         finally:
             share = self.program.leave(self.lease.id)
             try:
-                self.insist(partial(shared_devices.note_share, lease=self.lease, share=share))
+                self.write_in_the_end(partial(shared_devices.note_share, lease=self.lease, share=share))
             except AWAY as error:
                 log.warning("share.untold", job_id=self.lease.id, error=str(error)[:200])
 

@@ -179,18 +179,18 @@ class _Member:
         """Say that nothing lives here any more. Raises one of AWAY."""
         self.reporter.stop()
         self.trace.note_end(exit_code=exit_code, error=error)
-        self.insist(partial(members.end, part=self.part, exit_code=exit_code, error=error))
+        self.write_in_the_end(partial(members.end, part=self.part, exit_code=exit_code, error=error))
 
     def quarantine(self, message: str) -> None:
         """The devices are not free: nobody may have them before somebody has looked."""
         for device_id in self.part.claim.device_ids:
-            self.insist(partial(workers.set_quarantined, device_id=device_id, quarantined=True))
+            self.write_in_the_end(partial(workers.set_quarantined, device_id=device_id, quarantined=True))
         self.reporter.stop()
         error = error_document("trainer_undead", message)
         self.trace.note_end(exit_code=None, error=error)
-        self.insist(partial(members.end, part=self.part, error=error))
+        self.write_in_the_end(partial(members.end, part=self.part, error=error))
 
-    def insist(self, verb: Callable[[Session], object]) -> None:
+    def write_in_the_end(self, verb: Callable[[Session], object]) -> None:
         """Run a write, again while Postgres is away; after a lease the leader has long heard the silence."""
         self.host.write_in_the_end(verb)
 

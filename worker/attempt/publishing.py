@@ -60,8 +60,8 @@ class PublishingAttempt:
         self.gang = Gang(claim.members, host.settings, clock=clock)
         self.story = EventsSoFar(clock)
         self.meter = Meter(clock=clock)
-        self.untold: list[NewEvent] = []
-        self.told_at, self.tells = clock(), 0
+        self.unwritten: list[NewEvent] = []
+        self.written_at, self.tells = clock(), 0
         self.uploader = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-upload")
         self.uploads: list[Future[None]] = []
         self.trainer: Watched | None = None
@@ -101,7 +101,7 @@ class PublishingAttempt:
             return
         self.reach("checkpoint_uploaded")
         metrics = event.model_dump(mode="json", exclude={"type", "time", "name"}, exclude_none=True)
-        self.insist(
+        self.write_in_the_end(
             lambda s: moves.record_checkpoint(
                 s,
                 self.lease,
@@ -133,7 +133,7 @@ class PublishingAttempt:
         """Upload the adapter and the metrics, then the one commit that makes them known."""
         finished = self.story.finished
         assert finished is not None
-        self.say_phase("publishing")
+        self.record_phase("publishing")
         self.wait_for_uploads()
         manifest = workdir.publish_adapter(
             self.host.store, self.claim, self.place.folder.out / "adapter", interrupt=self.unless_over
@@ -142,10 +142,10 @@ class PublishingAttempt:
         manifest = self.prove(manifest, result, finished)
         self.unless_over()
         self.reach("adapter_uploaded")
-        published = self.insist(partial(self.commit, manifest=manifest, result=result, finished=finished))
+        published = self.write_in_the_end(partial(self.commit, manifest=manifest, result=result, finished=finished))
         self.reach("after_publish")
         if not published:  # a cancel came first, or the lease is gone
-            self.insist(lambda s: moves.confirm_cancelled(s, self.lease, exit_code=EXIT_DONE))
+            self.write_in_the_end(lambda s: moves.confirm_cancelled(s, self.lease, exit_code=EXIT_DONE))
 
     def commit(self, session: Session, *, manifest: Manifest, result: NewFile, finished: Finished) -> bool:
         published = moves.succeed(
@@ -164,16 +164,16 @@ class PublishingAttempt:
     def prove(self, manifest: Manifest, result: NewFile, finished: Finished) -> Manifest:
         """The manifest with a signed statement of where the adapter comes from, where this installation has a key."""
         try:
-            key = self.insist(partial(signing_keys.current, settings=self.host.settings))
+            key = self.write_in_the_end(partial(signing_keys.current, settings=self.host.settings))
         except Invalid as error:
             log.error("adapter.unsigned", job_id=self.lease.id, code=error.code, error=error.message)
             unsigned = NewEvent(f"The adapter is published without a signature. {error.message}", level="warn")
-            self.insist(lambda s: moves.record(s, self.lease, [unsigned]))
+            self.write_in_the_end(lambda s: moves.record(s, self.lease, [unsigned]))
             return manifest
         if key is None:
             return manifest
         run = proof.facts(self.place, self.claim, files=manifest.files, result=result, finished=finished)
-        stated = self.insist(lambda s: provenance.statement(s, self.lease, self.spec, run))
+        stated = self.write_in_the_end(lambda s: provenance.statement(s, self.lease, self.spec, run))
         scratch = self.place.folder.root / provenance.FILE_NAME
         entry = proof.put(
             self.host.store, key, stated, prefix=manifest.prefix, scratch=scratch, interrupt=self.unless_over
@@ -181,7 +181,7 @@ class PublishingAttempt:
         return manifest.model_copy(update={"files": (*manifest.files, entry)})
 
     def publish_metrics(self) -> NewFile:
-        earlier = self.insist(lambda s: metrics_file.recorded_metrics(s, self.lease.id))
+        earlier = self.write_in_the_end(lambda s: metrics_file.recorded_metrics(s, self.lease.id))
         text = metrics_file.metrics_csv([*earlier, *metric_lines(self.place.folder.events)])
         key = layout.result_key(self.claim.project_id, self.lease.id, self.lease.fence)
         size, sha256 = workdir.publish_text(
@@ -199,11 +199,11 @@ class PublishingAttempt:
     def reach(self, edge: failpoints.Edge) -> None:
         failpoints.reach(edge, self.host.settings)
 
-    def say_phase(self, phase: AttemptPhase) -> None:
+    def record_phase(self, phase: AttemptPhase) -> None:
         self.trace.phase(phase)
-        self.insist(lambda s: moves.set_phase(s, self.lease, phase))
+        self.write_in_the_end(lambda s: moves.set_phase(s, self.lease, phase))
 
-    def insist(self, verb: Callable[[Session], T]) -> T:
+    def write_in_the_end(self, verb: Callable[[Session], T]) -> T:
         """Run a write, again while Postgres is away; a lost lease makes it do nothing. Raises one of `AWAY`."""
         return self.host.write_in_the_end(verb, patience=self.patience)
 

@@ -191,7 +191,7 @@ class SharedProgram:
     # --- in the main thread -----------------------------------------------------------------------------------------
 
     def serve(self) -> None:
-        """Start the program once every attempt has staged or gone, stay until it has ended, and bury it."""
+        """Start the program once every attempt has staged or gone, stay until it has ended, and prove it dead."""
         try:
             places = self._gathered()
             if places:

@@ -91,7 +91,7 @@ def carry(attempt: SupervisedAttempt) -> None:
         try:
             attempt.run()
         except Interrupted as order:
-            attempt.obey(order.wish)
+            attempt.end_as_ordered(order.wish)
         except Unavailable as error:
             attempt.give_back("crashed", code=error.code, message=error.message)
         except TunepoolError as error:
@@ -133,14 +133,14 @@ class SupervisedAttempt(PublishingAttempt):
     def train(self) -> TrainerEnd:
         """Everything up to the end of the trainer."""
         self.place.make_folder()
-        self.say_phase("staging")
-        self.untold += self.place.prepare(self.keeper.check)
+        self.record_phase("staging")
+        self.unwritten += self.place.prepare(self.keeper.check)
         self.reach("after_staging")
         self.keeper.check()
         self.trainer = self.launch()
         self.reach("after_launch")
         try:
-            self.say_phase("training")
+            self.record_phase("training")
             return self.watch(self.trainer)
         except BaseException:
             self.trainer.end(grace_seconds=0)  # before anybody settles anything: the device must be free first
@@ -149,7 +149,7 @@ class SupervisedAttempt(PublishingAttempt):
             self.tell_log(now=True)
 
     def launch(self) -> Watched:
-        return self.place.launch(self.gather(), sink=self.keep_log(), interrupt=self.keeper.check)
+        return self.place.launch(self.meet_members(), sink=self.keep_log(), interrupt=self.keeper.check)
 
     def memory_wall(self) -> MemoryWall:
         return self.place.memory_wall()
@@ -158,7 +158,7 @@ class SupervisedAttempt(PublishingAttempt):
         """How many jobs take turns on its device."""
         return 1
 
-    def gather(self) -> MeetingPlace | None:
+    def meet_members(self) -> MeetingPlace | None:
         """Wait until every host of the job is ready, and say where they meet; None on one host."""
         if not self.gang.members:
             return None
@@ -167,7 +167,7 @@ class SupervisedAttempt(PublishingAttempt):
             time.sleep(LOOK_SECONDS)
         apart = any(member.host != self.host.worker.host for member in self.gang.members)
         place = meeting.choose(self.host.settings, self.lease, apart=apart)
-        if not self.insist(lambda s: members.meet(s, self.lease, place)):
+        if not self.write_in_the_end(lambda s: members.meet(s, self.lease, place)):
             raise Interrupted("lost")
         return place
 
@@ -176,7 +176,7 @@ class SupervisedAttempt(PublishingAttempt):
         if not self.gang.members or self.keeper.lost:
             return
         self.keeper.dismissed()
-        self.insist(lambda s: members.dismiss(s, self.lease))
+        self.write_in_the_end(lambda s: members.dismiss(s, self.lease))
         until = time.monotonic() + self.patience
         while not (self.gang.gone or self.keeper.lost or time.monotonic() > until):
             time.sleep(LOOK_SECONDS)
@@ -196,7 +196,9 @@ class SupervisedAttempt(PublishingAttempt):
             if wish in AT_ONCE or self.clock() > stop_at:
                 return TrainerEnd(
                     wish or why,
-                    self.bury(trainer, tail, grace=CANCEL_GRACE_SECONDS if wish in AT_ONCE else TERM_GRACE_SECONDS),
+                    self.stop_and_drain(
+                        trainer, tail, grace=CANCEL_GRACE_SECONDS if wish in AT_ONCE else TERM_GRACE_SECONDS
+                    ),
                 )
             if wish == "deserted" != why:  # our ranks miss the others, say so, and end
                 why, stop_at = wish, self.clock() + TERM_GRACE_SECONDS
@@ -212,7 +214,7 @@ class SupervisedAttempt(PublishingAttempt):
                 ended, self.story.failed = wall.end(trainer, held)
                 return TrainerEnd(None, ended)
             self.rest(stopping=why is not None)
-        return TrainerEnd(why, self.bury(trainer, tail, grace=0))
+        return TrainerEnd(why, self.stop_and_drain(trainer, tail, grace=0))
 
     def rest(self, *, stopping: bool) -> None:
         """A short sleep that an order cuts shorter; an order that is being obeyed no longer does."""
@@ -221,7 +223,7 @@ class SupervisedAttempt(PublishingAttempt):
         else:
             self.keeper.alarm.wait(LOOK_SECONDS)
 
-    def bury(self, trainer: Watched, tail: EventTail, *, grace: float) -> Exit:
+    def stop_and_drain(self, trainer: Watched, tail: EventTail, *, grace: float) -> Exit:
         """End the trainer and hear its last words."""
         done = trainer.end(grace_seconds=grace)
         while self.hear(tail):
@@ -237,7 +239,7 @@ class SupervisedAttempt(PublishingAttempt):
             raise tail.refused
         for event in events:
             self.heard(event)
-        self.untold += self.meter.admit([news for news in map(client_event, events) if news is not None])
+        self.unwritten += self.meter.admit([news for news in map(client_event, events) if news is not None])
         return len(events)
 
     def heard(self, event: TrainerEvent) -> None:
@@ -247,18 +249,18 @@ class SupervisedAttempt(PublishingAttempt):
             self.uploads.append(self.uploader.submit(self.publish_checkpoint, event))
 
     def tell(self, *, now: bool = False) -> None:
-        """Write what is untold, soon only once a second; while Postgres is away it waits here."""
+        """Write what is not written yet, soon only once a second; while Postgres is away it waits here."""
         pause = TELL_SECONDS if self.tells >= TOLD_SOON else 0.0
-        if not self.untold or not (now or self.clock() - self.told_at >= pause):
+        if not self.unwritten or not (now or self.clock() - self.written_at >= pause):
             return
-        self.told_at, self.tells = self.clock(), self.tells + 1
-        batch, progress = list(self.untold), self.story.progress()
+        self.written_at, self.tells = self.clock(), self.tells + 1
+        batch, progress = list(self.unwritten), self.story.progress()
         try:
             self.host.write(lambda s: moves.record(s, self.lease, batch, progress=progress, sharing=self.sharing()))
         except AWAY as error:
             log.warning("events.waiting", job_id=self.lease.id, waiting=len(batch), error=str(error)[:200])
             return
-        self.untold.clear()
+        self.unwritten.clear()
 
     # --- how it ends ------------------------------------------------------------------------------------------------
 
@@ -268,7 +270,7 @@ class SupervisedAttempt(PublishingAttempt):
         if code == EXIT_STOPPED and why is None:  # who ends a machine tells all its processes at once
             why = self.keeper.wish
         if why in AT_ONCE:
-            self.obey(why, exit_code=code)
+            self.end_as_ordered(why, exit_code=code)
         elif why == "stalled":
             self.give_back(
                 "crashed",
@@ -286,7 +288,7 @@ class SupervisedAttempt(PublishingAttempt):
             self.settle_for(fault, ended)
         elif why is not None:
             self.wait_for_uploads()
-            self.obey(why, exit_code=code)
+            self.end_as_ordered(why, exit_code=code)
         elif self.disk_is_full():
             self.give_back("crashed", code="disk_full", message=full_sentence(self.host), ended=ended)
         else:
@@ -306,19 +308,19 @@ class SupervisedAttempt(PublishingAttempt):
         """Whether the trainer had no room to write: it cannot say so itself, for that would take room."""
         return shutil.disk_usage(self.place.folder.root).free < ROOM_BYTES
 
-    def obey(self, why: Ending, *, exit_code: int | None = None) -> None:
+    def end_as_ordered(self, why: Ending, *, exit_code: int | None = None) -> None:
         """End the attempt as ordered; the trainer is dead by now."""
         if why == "cancel":
-            self.insist(lambda s: moves.confirm_cancelled(s, self.lease, exit_code=exit_code))
+            self.write_in_the_end(lambda s: moves.confirm_cancelled(s, self.lease, exit_code=exit_code))
         elif why in ("pause", "timeout"):
             if why == "timeout":
                 limit = self.spec.queue.max_runtime_seconds
-                self.untold.append(
+                self.unwritten.append(
                     NewEvent(f"max_runtime_seconds ({limit}) is used up; resume the job to go on", level="warn")
                 )
                 self.tell(now=True)
-            if not self.insist(lambda s: moves.confirm_paused(s, self.lease, exit_code=exit_code)):
-                self.insist(lambda s: moves.confirm_cancelled(s, self.lease, exit_code=exit_code))
+            if not self.write_in_the_end(lambda s: moves.confirm_paused(s, self.lease, exit_code=exit_code)):
+                self.write_in_the_end(lambda s: moves.confirm_cancelled(s, self.lease, exit_code=exit_code))
         elif why == "deserted":
             fault = self.gang.fault
             assert fault is not None, "a fault is never taken back"
@@ -347,10 +349,10 @@ class SupervisedAttempt(PublishingAttempt):
             self.give_back("out_of_memory", code=code, message=rung.message, ended=ended, next_try=rung.next_try)
 
     def fail(self, code: str, message: str, *, param: str | None = None, exit_code: int | None = None) -> None:
-        if not self.insist(
+        if not self.write_in_the_end(
             lambda s: moves.fail(s, self.lease, code=code, message=message, param=param, exit_code=exit_code)
         ):
-            self.insist(lambda s: moves.confirm_cancelled(s, self.lease, exit_code=exit_code))
+            self.write_in_the_end(lambda s: moves.confirm_cancelled(s, self.lease, exit_code=exit_code))
 
     def give_back(
         self,
@@ -366,7 +368,7 @@ class SupervisedAttempt(PublishingAttempt):
             self.finish_uploads()
             exit_code = ended.exit.code
             log.warning("trainer.failed", job_id=self.lease.id, code=code, last_words=safe_words(ended.exit.last_words))
-        self.insist(
+        self.write_in_the_end(
             lambda s: moves.give_back(
                 s,
                 self.lease,
@@ -381,7 +383,7 @@ class SupervisedAttempt(PublishingAttempt):
 
     def quarantine(self, message: str) -> None:
         for device_id in self.claim.device_ids:
-            self.insist(partial(workers.set_quarantined, device_id=device_id, quarantined=True))
+            self.write_in_the_end(partial(workers.set_quarantined, device_id=device_id, quarantined=True))
         self.give_back("crashed", code="trainer_undead", message=message)
 
     def clean_up(self) -> None:

@@ -252,7 +252,7 @@ class PlaygroundQueue:
             log.error("playground.crashed", base_model=program.weights.base)
             self._program = None
             self._decline_running("playground_crashed", "The playground's program ended in the middle. Try again.")
-            self._bury(program)
+            self._end_program(program)
 
     def _decline_running(self, code: str, message: str) -> None:
         for talk in self._running.values():
@@ -265,11 +265,11 @@ class PlaygroundQueue:
         program, self._program = self._program, None
         self._decline_running(code, message)
         if program is not None:
-            self._bury(program)
+            self._end_program(program)
         if self._ending is not None:
             await asyncio.wait([self._ending])
 
-    def _bury(self, program: PlaygroundProgram) -> None:
+    def _end_program(self, program: PlaygroundProgram) -> None:
         """Whatever descends from this process is killed with a program, so no other starts before that is done."""
         self._ending = asyncio.create_task(program.end())
 

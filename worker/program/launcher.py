@@ -187,7 +187,7 @@ class Trainer:
             self._signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(grace_seconds)
-        return self._bury()
+        return self._kill_and_drain()
 
     def abort(self, *, grace_seconds: float = 3.0) -> Exit:
         """Have a stuck trainer write its stacks to its log, then as `end`. Raises StillAlive."""
@@ -197,9 +197,9 @@ class Trainer:
             self._signal(signal.SIGABRT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(grace_seconds)
-        return self._bury()
+        return self._kill_and_drain()
 
-    def _bury(self) -> Exit:
+    def _kill_and_drain(self) -> Exit:
         if self.poll() is None:
             self._signal(signal.SIGKILL)
         with processes.owned(self.pid):
