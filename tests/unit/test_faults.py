@@ -23,7 +23,8 @@ def test_every_test_named_in_the_table_of_faults_exists() -> None:
     written = {
         node.name
         for path in (ROOT / "tests").rglob("test_*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
+        if not named.isdisjoint(re.findall(r"\bdef (\w+)", text := path.read_text()))
+        for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.FunctionDef)
     }
 
@@ -47,7 +48,8 @@ def test_every_edge_is_reached_at_exactly_one_place() -> None:
         node.args[0].value
         for folder in ("api", "shared", "worker")
         for path in (ROOT / folder).rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
+        if "reach(" in (text := path.read_text())
+        for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.Call)
         and ast.unparse(node.func).endswith("reach")
         and isinstance(node.args[0], ast.Constant)

@@ -13,6 +13,7 @@ import pytest
 
 from shared.settings import child_environment
 from tests import patience as measured
+from tests.unit.test_architecture import dotted
 
 TESTS = Path(__file__).parents[1]
 # Programs that the product or a test starts with an environment of their own, and what measures.
@@ -32,10 +33,16 @@ def trees() -> dict[Path, ast.Module]:
     return {path.relative_to(TESTS): ast.parse(path.read_text(encoding="utf-8")) for path in files}
 
 
+@cache
+def nodes(tree: ast.AST) -> tuple[ast.AST, ...]:
+    """Every node of it: each scan looks at all of them."""
+    return tuple(ast.walk(tree))
+
+
 def fixed_waits(tree: ast.AST) -> list[int]:
     """Lines with a wait of a second or more, or a shortened setting, that no slowness changes."""
     found = []
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         match node:
             case ast.Call(func=ast.Attribute(attr="wait" | "join" | "timeout"), args=[first]) if _number(first) >= 1:
                 found.append(node.lineno)
@@ -74,11 +81,11 @@ def hasty_requests(tree: ast.AST) -> list[int]:
     asking = {"Client", "AsyncClient", "get", "post", "put", "patch", "delete", "head", "options", "request", "stream"}
     return [
         node.lineno
-        for node in ast.walk(tree)
+        for node in nodes(tree)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
-        and ast.unparse(node.func.value) == "httpx2"
         and node.func.attr in asking
+        and dotted(node.func.value) == "httpx2"
         and not {keyword.arg for keyword in node.keywords} & {"timeout", "transport", None}
     ]
 
@@ -88,7 +95,7 @@ def hard_bounds(tree: ast.AST) -> list[int]:
     if not _may_read_a_clock(tree):
         return []
     lines, measured = [], _durations(tree)
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Compare):
             sides = [node.left, *node.comparators]
             for left, compared, right in zip(sides, node.ops, sides[1:], strict=False):
@@ -102,7 +109,7 @@ def hard_bounds(tree: ast.AST) -> list[int]:
 def _may_read_a_clock(tree: ast.AST) -> bool:
     """Whether a name of it ends as a clock's does; most files have none, and what makes durations is long to find."""
     ends = {clock.rpartition(".")[2] for clock in CLOCKS}
-    names = (getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(tree))
+    names = (getattr(node, "attr", getattr(node, "id", "")) for node in nodes(tree))
     return any(name in ends for name in names)
 
 
@@ -111,7 +118,7 @@ def _is_duration(node: ast.AST, measured: Set[str]) -> bool:
     for part in ast.walk(node):
         if isinstance(part, ast.BinOp) and isinstance(part.op, ast.Sub):
             calls = (call for call in ast.walk(part) if isinstance(call, ast.Call))
-            if any(ast.unparse(call.func) in CLOCKS for call in calls):
+            if any(dotted(call.func) in CLOCKS for call in calls):
                 return True
         if isinstance(part, ast.Name) and part.id in measured:
             return True
@@ -122,7 +129,7 @@ def _durations(tree: ast.AST) -> Set[str]:
     """Names of variables, lists and functions of this file that are seconds by a clock."""
     measured: set[str] = set()
     for _ in range(3):  # one may be made of another
-        for node in ast.walk(tree):
+        for node in nodes(tree):
             match node:
                 case ast.Assign(targets=[ast.Name(id=name)], value=value) if _is_duration(value, measured):
                     measured.add(name)
@@ -146,7 +153,7 @@ def unguarded_looks(tree: ast.AST) -> list[int]:
     walks = {"process_iter", "wait_procs", "pid_exists", "pids"}
     return [
         node.lineno
-        for node in ast.walk(tree)
+        for node in nodes(tree)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
         and (
@@ -161,7 +168,7 @@ def early_clocks(tree: ast.Module) -> list[int]:
     lines, outside = [], list(tree.body)
     while outside:
         node = outside.pop()
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in CLOCKS:
+        if isinstance(node, ast.Call) and dotted(node.func) in CLOCKS:
             lines.append(node.lineno)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             outside += [*node.decorator_list, node.args]
@@ -173,7 +180,7 @@ def early_clocks(tree: ast.Module) -> list[int]:
 def unguarded_yields(tree: ast.AST) -> list[int]:
     """Lines of context managers that yield outside every `with` and `try`, and still have something to do after it."""
     found = []
-    for function in ast.walk(tree):
+    for function in nodes(tree):
         if isinstance(function, ast.FunctionDef) and any(
             "contextmanager" in ast.unparse(d) for d in function.decorator_list
         ):
@@ -276,8 +283,8 @@ def test_what_a_block_opens_is_closed_also_when_the_test_fails() -> None:
     makers = [
         str(path)
         for path, tree in trees().items()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "make_stack"
+        for node in nodes(tree)
+        if isinstance(node, ast.Call) and dotted(node.func) == "make_stack"
     ]
     assert makers == ["lifecycle/stack.py"]
 
