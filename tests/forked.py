@@ -1,4 +1,4 @@
-"""Workers, janitors and APIs for stacks, forked from a process that has imported what they import.
+"""Workers, janitors, APIs and short commands, forked from a process that has imported what they import.
 
 To import it takes such a process 3 to 5 s of a slow core, and the rings start hundreds of them; a fork takes 0.02 s.
 What is forked has executed nothing of ours: it gets its own environment, log and arguments, then runs the module as
@@ -27,7 +27,7 @@ from typing import Any, Final, NoReturn
 
 ROOT: Final = Path(__file__).parents[1]
 # What may be forked, by the word after `-m`.
-PROGRAMS: Final = frozenset({"celery", "worker.janitor", "api.serve", "standalone.main"})
+PROGRAMS: Final = frozenset({"celery", "worker.janitor", "worker.pull", "api.serve", "standalone.main"})
 # `worker.app` and `worker.tasks` are missing: they read the environment when they are imported.
 IMPORTED: Final = (
     "api.app",
@@ -37,7 +37,7 @@ IMPORTED: Final = (
     "celery.concurrency.prefork",
     "celery.worker.consumer",
     "kombu.transport.redis",
-    "standalone.migrate",
+    "standalone.main",
     "worker.attempt.supervisor",
     "worker.chores.table",
     "worker.host.presence",
@@ -47,6 +47,7 @@ IMPORTED: Final = (
 )
 READERS: Final = frozenset({"worker.app", "worker.tasks", "huggingface_hub", "torch"})
 MESSAGE_BYTES: Final = 1 << 17
+PARENT: Final = "PARENT"
 
 
 class Forked(subprocess.Popen[bytes]):
@@ -87,9 +88,20 @@ class Line:
         self._lock = threading.Lock()  # some tests start processes from several threads
         self._socket: socket.socket | None = None
 
-    def start(self, arguments: list[str], *, environment: dict[str, str], log: int) -> Forked:
-        """Fork `python ARGUMENTS` with that environment and everything it says in the file `log`."""
-        return Forked(self, arguments, self.ask({"run": arguments, "environment": environment}, [log]))
+    def start(
+        self, arguments: list[str], *, environment: dict[str, str], log: int, errors: int | None = None
+    ) -> Forked:
+        """Fork `python ARGUMENTS` with that environment. What it says is in the file `log`, its errors in `errors`."""
+        files = [log, log if errors is None else errors]
+        return Forked(self, arguments, self.ask({"run": arguments, "environment": environment}, files))
+
+    @property
+    def pid(self) -> int:
+        """The parent of whatever is forked."""
+        with self._lock:
+            if self._socket is None:
+                self._socket = self._open()
+            return self._server.pid
 
     def ask(self, request: dict[str, Any], files: list[int] | None = None) -> Any:
         with self._lock:
@@ -136,6 +148,24 @@ def line_for(arguments: list[str], environment: Mapping[str, str]) -> Line | Non
         return LINES.setdefault(frozenset(python.items()), Line(python))
 
 
+def run_forked(
+    arguments: list[str], *, environment: dict[str, str], seconds: float
+) -> subprocess.CompletedProcess[str]:
+    """What `subprocess.run` has of `python ARGUMENTS`. PARENT among them is the parent's number."""
+    line = line_for(arguments, {name: value for name, value in environment.items() if os.environ.get(name) != value})
+    assert line is not None, "none of the programs that are forked"
+    words = [str(line.pid) if word == PARENT else word for word in arguments]
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        process = line.start(words, environment=environment, log=out.fileno(), errors=errors.fileno())
+        try:
+            code = process.wait(seconds)
+        finally:
+            process.kill()
+        for file in (out, errors):
+            file.seek(0)
+        return subprocess.CompletedProcess(words, code, out.read(), errors.read())
+
+
 def close_lines() -> None:
     while LINES:
         LINES.popitem()[1].close()
@@ -151,7 +181,7 @@ def serve(line: socket.socket) -> dict[str, Any]:
     """
     living: set[int] = set()
     while True:
-        message, files, _, _ = socket.recv_fds(line, MESSAGE_BYTES, 1)
+        message, files, _, _ = socket.recv_fds(line, MESSAGE_BYTES, 2)
         if not message:
             for pid in living:
                 os.kill(pid, signal.SIGKILL)
@@ -163,12 +193,12 @@ def serve(line: socket.socket) -> dict[str, Any]:
             living -= {pid}
         else:
             answer = os.fork()
+            for number, file in enumerate(files, start=1):
+                if answer == 0:
+                    os.dup2(file, number)
+                os.close(file)
             if answer == 0:
-                os.dup2(files[0], 1)
-                os.dup2(files[0], 2)
-                os.close(files[0])
                 return dict(request)
-            os.close(files[0])
             living.add(answer)
         line.sendall(json.dumps(answer).encode())
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,10 @@ from sqlalchemy import select
 from shared.store.db import session_scope
 from shared.store.tables import AdapterRow, ApiKeyRow, AuditRow, MergeRow, PreflightRow
 from tests.factories import make_file, make_queued_job, make_spec
+from tests.forked import run_forked
 from tests.integration.conftest import Api
 from tests.integration.test_access import SCOPE
 from tests.patience import patience
-
-SERVER = Path(sys.executable).parent / "tunepool-server"
 
 
 def acts(api: Api, target: str) -> list[tuple[str, str]]:
@@ -94,10 +91,9 @@ def test_a_withdrawn_merge_and_a_cancelled_preflight_are_in_the_audit(api: Api) 
 def test_a_key_that_is_made_rotated_and_ended_on_the_host_is_in_the_audit(api: Api, tmp_path: Path) -> None:
     def server(*words: str) -> str:
         environment = {**os.environ, "DATABASE_URL": api.settings.database_url}
-        argv = [SERVER, "keys", *words, "--home", tmp_path]
-        done = subprocess.run(
-            argv, env=environment, timeout=patience(60), check=True, stdout=subprocess.PIPE, text=True
-        )
+        argv = ["-m", "standalone.main", "keys", *words, "--home", str(tmp_path)]
+        done = run_forked(argv, environment=environment, seconds=patience(60))
+        assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
     def opens(secret: str) -> bool:

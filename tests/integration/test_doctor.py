@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -25,10 +23,10 @@ from standalone.doctor import Installation, clock, room, secrets
 from standalone.findings import Finding, document
 from standalone.home import Home
 from standalone.postgres import EmbeddedPostgres
+from tests.forked import run_forked
 from tests.patience import patience
 
 GIB = 1 << 30
-SERVER = Path(sys.executable).parent / "tunepool-server"
 DEVICE = DeviceReport(
     id="h:GPU-a",
     kind="cuda",
@@ -219,14 +217,8 @@ def test_the_api_is_looked_for_at_the_port_of_the_last_start(tmp_path: Path, sav
 def test_the_command_ends_in_1_where_something_is_at_fault_and_speaks_json(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in {"DATABASE_URL", "REDIS_URL"}}
 
-    done = subprocess.run(
-        [SERVER, "doctor", "--home", tmp_path / "home", "--port", "0", "--json"],
-        env=environment | {"TUNEPOOL_DEVICES": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=patience(120),
-        check=False,
-    )
+    command = ["-m", "standalone.main", "doctor", "--home", str(tmp_path / "home"), "--port", "0", "--json"]
+    done = run_forked(command, environment=environment | {"TUNEPOOL_DEVICES": "cpu"}, seconds=patience(120))
 
     assert done.returncode == 1, done.stderr
     found = json.loads(done.stdout)

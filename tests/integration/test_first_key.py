@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,20 +13,13 @@ from sqlalchemy import Engine, func, select
 from shared.store.db import session_scope
 from shared.store.tables import OrganizationRow, ProjectRow
 from shared.tenants import keys
+from tests.forked import run_forked
 from tests.patience import patience
-
-SERVER = Path(sys.executable).parent / "tunepool-server"
 
 
 def create(url: str, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [SERVER, "keys", "create", "--home", home, *words],
-        env={**os.environ, "DATABASE_URL": url},
-        capture_output=True,
-        text=True,
-        timeout=patience(60),
-        check=False,
-    )
+    command = ["-m", "standalone.main", "keys", "create", "--home", str(home), *words]
+    return run_forked(command, environment={**os.environ, "DATABASE_URL": url}, seconds=patience(60))
 
 
 @pytest.fixture(autouse=True)

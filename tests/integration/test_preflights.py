@@ -25,6 +25,7 @@ from shared.store.db import session_scope
 from shared.store.tables import PreflightRow
 from tests.factories import make_key, make_worker
 from tests.fake_hub import catalogue_entry, serving
+from tests.forked import PARENT, run_forked
 from tests.integration.conftest import Api
 from tests.live import live_api
 from tests.patience import patience
@@ -83,7 +84,7 @@ def ask(http: httpx2.Client, training: str, **body: Any) -> dict[str, Any]:
     return made.json()
 
 
-def pull(host: Host, program: tuple[str, str] = ("-m", "worker.pull"), **settings: str) -> None:
+def pull(host: Host, program: str = "", **settings: str) -> None:
     """The CPU lane in a process of its own: a supervisor kills whatever it has left, and our database is our child."""
     known = {
         "DATABASE_URL": host.settings.database_url,
@@ -92,8 +93,13 @@ def pull(host: Host, program: tuple[str, str] = ("-m", "worker.pull"), **setting
         "TUNEPOOL_MODELS_FILE": str(host.settings.models_file),
         "TUNEPOOL_MIN_TRAINING_ROWS": "2",
     }
-    lane = [sys.executable, *program, "cpu", str(os.getpid())]
-    subprocess.run(lane, env=child_environment(**known, **settings), cwd=ROOT, check=True, timeout=patience(120))
+    environment = child_environment(**known, **settings)
+    if program:
+        lane = [sys.executable, "-c", program, "cpu", str(os.getpid())]
+        subprocess.run(lane, env=environment, cwd=ROOT, check=True, timeout=patience(120))
+    else:
+        done = run_forked(["-m", "worker.pull", "cpu", PARENT], environment=environment, seconds=patience(120))
+        assert done.returncode == 0, done.stderr
 
 
 def answered(http: httpx2.Client, host: Host, asked: dict[str, Any], **settings: str) -> dict[str, Any]:
@@ -147,7 +153,7 @@ def test_a_large_file_is_answered_from_a_sample_before_all_its_rows_are_read(htt
     asked = ask(http, training, validation_file=upload(http, rows[:3]))
     assert (asked["progress"], asked["sample"]) == (None, None)
 
-    pull(host, program=("-c", SAMPLING))
+    pull(host, program=SAMPLING)
     done = http.get(f"/v1/tunepool/preflights/{asked['id']}").json()
 
     sample, report = done["sample"], done["report"]

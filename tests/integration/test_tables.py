@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gzip
 import io
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from openai import BadRequestError
+from openai import BadRequestError, OpenAI
 
 from shared.lease.values import FileRef
 from shared.rows.cells import TableColumns
@@ -25,8 +26,12 @@ from shared.settings import child_environment
 from shared.store.db import session_scope
 from shared.store.storage import open_store
 from shared.store.tables import FileRow
+from tests.forked import PARENT, run_forked
 from tests.integration.conftest import Api
+from tests.live import live_api
+from tests.openai_types import held
 from tests.patience import patience
+from tests.train.tiny import make_model_directory
 from worker.program.workdir import stage_rows
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +48,17 @@ CHAT = [
 ]
 
 
+@pytest.fixture(scope="module")
+def api(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """An API with a base model that lies here: rows are read with it, and the built-in one would be fetched first."""
+    home = tmp_path_factory.mktemp("tables")
+    make_model_directory(home / "model")
+    (home / "models.toml").write_text(f'[models.tiny]\nsource = "path"\npath = "{home / "model"}"\n')
+    settings = api.settings.model_copy(update={"models_file": home / "models.toml"})
+    with live_api(settings) as url, OpenAI(base_url=f"{url}/v1", api_key=api.key, http_client=held()) as client:
+        yield dataclasses.replace(api, url=url, settings=settings, client=client)
+
+
 def parquet(rows: list[dict[str, Any]], **options: Any) -> bytes:
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), sink, **options)
@@ -57,9 +73,15 @@ def checked(api: Api, name: str, content: bytes) -> FileRow:
 
 
 def do_waiting_work(api: Api) -> None:
-    place = {"DATABASE_URL": api.settings.database_url, "REDIS_URL": "", "TUNEPOOL_HOME": str(api.settings.home)}
-    lane = [sys.executable, "-m", "worker.pull", "cpu", str(os.getpid())]
-    subprocess.run(lane, env=child_environment(**place), cwd=ROOT, check=True, timeout=patience(120))
+    place = {
+        "DATABASE_URL": api.settings.database_url,
+        "REDIS_URL": "",
+        "TUNEPOOL_HOME": str(api.settings.home),
+        "TUNEPOOL_MODELS_FILE": str(api.settings.models_file),
+    }
+    lane = ["-m", "worker.pull", "cpu", PARENT]
+    done = run_forked(lane, environment=child_environment(**place), seconds=patience(120))
+    assert done.returncode == 0, done.stderr
 
 
 def rows_of(api: Api, file: FileRow) -> list[dict[str, Any]]:
@@ -80,7 +102,7 @@ def test_a_parquet_file_of_conversations_becomes_rows_and_its_other_columns_go(a
 
 def test_columns_that_nobody_uses_are_told_at_the_file_and_in_the_jobs_events(api: Api) -> None:
     file = checked(api, "rows.parquet", parquet([{**row, "source": "x", "score": 0.5} for row in CHAT * 2]))
-    job = api.client.fine_tuning.jobs.create(model="smollm2-135m-instruct", training_file=file.id)
+    job = api.client.fine_tuning.jobs.create(model="tiny", training_file=file.id)
     do_waiting_work(api)
 
     told = api.client.files.retrieve(file.id).model_extra
@@ -175,7 +197,7 @@ OTHERWISE = {
 
 
 def test_columns_of_other_names_are_trained_from_every_type_of_file(api: Api, tmp_path: Path) -> None:
-    ask = functools.partial(api.client.fine_tuning.jobs.create, model="smollm2-135m-instruct")
+    ask = functools.partial(api.client.fine_tuning.jobs.create, model="tiny")
     uploads = [api.client.files.create(file=file, purpose="fine-tune").id for file in OTHERWISE.items()]
     do_waiting_work(api)
     with pytest.raises(BadRequestError, match=r"training\.columns of the job"):

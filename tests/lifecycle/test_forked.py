@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from pathlib import Path
 
 import celery
 
 from shared.settings import child_environment
-from tests.forked import PROGRAMS, Forked, line_for
+from tests.forked import PARENT, PROGRAMS, Forked, line_for, run_forked
 from tests.patience import patience
 
 # A database that nobody answers for: a janitor waits for it until it is killed.
@@ -40,6 +41,29 @@ def test_a_forked_program_that_is_killed_says_by_what(tmp_path: Path) -> None:
     assert killed.wait(patience(60)) == -signal.SIGKILL
     killed.kill()  # its number may be another's by now: nothing is sent
     assert killed.returncode == -signal.SIGKILL
+
+
+def test_a_command_is_answered_with_its_code_and_with_both_that_it_has_said(tmp_path: Path) -> None:
+    def server(*words: str) -> subprocess.CompletedProcess[str]:
+        environment = child_environment(DATABASE_URL="", TUNEPOOL_HOME=str(tmp_path))
+        return run_forked(["-m", "standalone.main", *words], environment=environment, seconds=patience(60))
+
+    listed, refused = server("models", "list"), server("models", "path", "gpt-nothing")
+
+    assert (listed.returncode, refused.returncode) == (0, 2)
+    assert "smollm2-135m-instruct" in listed.stdout
+    assert ("gpt-nothing" in refused.stdout, "gpt-nothing" in refused.stderr) == (False, True)
+
+
+def test_a_program_is_told_who_its_parent_is() -> None:
+    """Else this one would end at once, or outlive whoever waits for it."""
+    environment = child_environment(DATABASE_URL="no address")
+    alone = run_forked(["-m", "worker.pull", "cpu", "1"], environment=environment, seconds=patience(60))
+    kept = run_forked(["-m", "worker.pull", "cpu", PARENT], environment=environment, seconds=patience(60))
+
+    assert alone.returncode == -signal.SIGKILL
+    assert kept.returncode == 1, "it came as far as its database"
+    assert "no address" in kept.stderr
 
 
 def test_programs_of_which_python_is_told_the_same_are_forked_by_one_process() -> None:

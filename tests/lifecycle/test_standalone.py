@@ -25,6 +25,7 @@ from shared.settings import child_environment
 from standalone.postgres import EmbeddedPostgres
 from standalone.valkey import EmbeddedValkey
 from tests import living
+from tests.forked import run_forked
 from tests.lifecycle.stack import QUICK, ROOT, make_model, until
 from tests.patience import patience
 from tests.servers import begin_with, open_folder
@@ -136,9 +137,9 @@ def up(
 
 
 def command(*words: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [SERVER, *words], env=environment(**extra), capture_output=True, text=True, timeout=patience(60), check=False
-    )
+    """A short command. It is forked: that the program starts on its own, `up` shows."""
+    arguments = ["-m", "standalone.main", *map(str, words)]
+    return run_forked(arguments, environment=environment(**extra), seconds=patience(60))
 
 
 def alive(processes: list[psutil.Process]) -> list[str]:
@@ -342,29 +343,32 @@ def progress(client: httpx2.Client, job: str) -> dict[str, Any]:
 # --- places and people ----------------------------------------------------------------------------------------------
 
 
-def test_two_stacks_live_side_by_side_and_share_no_key(served: Run, home: Path) -> None:
-    with up(home, "--no-worker") as other:
-        other.wait_until_ready()
-
-        assert other.serves()
-        assert served.serves()
-        answer = httpx2.get(
-            other.credentials["base_url"] + "/models",
-            headers={"Authorization": f"Bearer {served.credentials['api_key']}"},
-            timeout=patience(20),
-        )
-        assert answer.status_code == 401
+@pytest.fixture(scope="module")
+def far() -> Iterator[Run]:
+    """A second stack beside `served`, in a home whose path is longer than a socket's may be."""
+    with open_folder() as folder:
+        home = folder / ("a rather long name, with spaces and 100 % of ümlauts" * 2) / ("b" * 100) / "home"
+        home.parent.mkdir(parents=True)
+        for above in (home.parent, home.parent.parent):
+            above.chmod(0o755)
+        with up(home, "--no-worker") as run:
+            yield run.wait_until_ready()
 
 
-def test_a_home_may_have_a_path_longer_than_a_sockets(place: Path) -> None:
-    home = place / ("a rather long name, with spaces and 100 % of ümlauts" * 2) / ("b" * 100) / "home"
-    home.parent.mkdir(parents=True)
-    for folder in (home.parent, home.parent.parent):
-        folder.chmod(0o755)
-    assert len(str(home)) > 200
+def test_two_stacks_live_side_by_side_and_share_no_key(served: Run, far: Run) -> None:
+    assert far.serves()
+    assert served.serves()
+    answer = httpx2.get(
+        far.credentials["base_url"] + "/models",
+        headers={"Authorization": f"Bearer {served.credentials['api_key']}"},
+        timeout=patience(20),
+    )
+    assert answer.status_code == 401
 
-    with up(home, "--no-worker") as run:
-        assert run.wait_until_ready().serves()
+
+def test_a_home_may_have_a_path_longer_than_a_sockets(far: Run) -> None:
+    assert len(str(far.home)) > 200
+    assert far.serves()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
