@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
 import torch
 from peft import PeftModel
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 
@@ -40,17 +41,25 @@ def same_answers(base: str, adapter: str, merged: str, rows: str, dtype: str) ->
     tokenizer = AutoTokenizer.from_pretrained(merged)
     tuned = PeftModel.from_pretrained(_four_bit(base, dtype), adapter).eval()
     plain = AutoModelForCausalLM.from_pretrained(merged, dtype=getattr(torch, dtype)).eval()
-    same = total = 0
-    for line in Path(rows).read_text(encoding="utf-8").splitlines()[:16]:
-        messages = json.loads(line)["messages"]
-        ids = tokenizer.apply_chat_template(messages, return_tensors="pt")
-        asked = tokenizer.apply_chat_template(messages[:-1], return_tensors="pt", add_generation_prompt=True)
-        # A question's own words are close calls, and nobody asks for them.
-        answer = ids["input_ids"].shape[1] - asked["input_ids"].shape[1] + 1
-        with torch.no_grad():
-            best, other = (model(**ids, logits_to_keep=answer).logits[0].argmax(-1) for model in (tuned, plain))
-        same, total = same + int((best == other).sum()), total + best.numel()
-    return same / total
+    lines = Path(rows).read_text(encoding="utf-8").splitlines()[:16]
+    chats = [json.loads(line)["messages"] for line in lines]
+    whole = [_tokens(tokenizer, messages) for messages in chats]
+    # A question's own words are close calls, and nobody asks for them.
+    asked = torch.tensor([len(_tokens(tokenizer, messages[:-1], add_generation_prompt=True)) for messages in chats])
+    # All rows in one pass: the 4-bit weights are expanded once.
+    mask = pad_sequence([torch.ones_like(ids) for ids in whole], batch_first=True)
+    batch = {"input_ids": pad_sequence(whole, batch_first=True), "attention_mask": mask}
+    kept = mask.shape[1] - int(asked.min()) + 1
+    with torch.no_grad():
+        best, other = (model(**batch, logits_to_keep=kept).logits.argmax(-1) for model in (tuned, plain))
+    places = torch.arange(mask.shape[1])
+    of_answers = ((places >= asked[:, None] - 1) & (mask == 1))[:, -kept:]
+    return float((best == other)[of_answers].double().mean())
+
+
+def _tokens(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> torch.Tensor:
+    ids: torch.Tensor = tokenizer.apply_chat_template(messages, return_tensors="pt", **options)["input_ids"][0]
+    return ids
 
 
 def greedy(base: str, adapter: str, dtype: str, question: dict[str, str], tokens: int) -> str:
