@@ -11,11 +11,12 @@ TORCH_VERSION = $(shell sed -n 's/^torch==//p' constraints.txt)
 STAMP := $(VENV)/.installed$(addprefix -,$(TORCH))
 N ?= 200
 SEED ?= 1
-# Files of tests that run side by side. More than two on two cores: those that kill processes mostly wait.
-SIDE ?= 3
+# Files of tests that run side by side. More than two on two cores: those that kill processes mostly wait. The quick ones
+# compute, and each process that runs them imports what they test.
+SIDE ?= $(if $(FAST),3,4)
 
 # Compiled before a test starts: where PYTHONDONTWRITEBYTECODE is set, every one of a thousand processes would do it anew,
-# half a second each.
+# half a second each. The tests themselves are compiled by pytest (tests/compiled.py).
 CODE := api shared worker standalone migrations cli/src tests examples
 
 # Threads that spin at barriers for long slow everything down as soon as a machine is busy (worker/program/launcher.py).
@@ -62,7 +63,7 @@ demo: setup ## the main job: a real model, real QLoRA, through the real API; bas
 	$(BIN)/python -m examples.demo
 
 test: setup ## every test, on a real Postgres and a real Valkey from wheels; FAST=1: the quick ones, for the loop of work
-	@$(BIN)/python -m compileall -q $(CODE)
+	@$(BIN)/python -m compileall -q -j 0 -x '/test_[^/]*\.py$$' $(CODE)
 	$(BIN)/python -m pytest $(if $(FAST),tests/unit tests/integration -m "not slow") -n $(SIDE) --dist loadfile --no-loadscope-reorder --durations 20
 
 check: setup ## format, lint, types, import laws, locks

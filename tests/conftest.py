@@ -8,6 +8,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 if gc.isenabled():
     # Every process of the suite imports all test files and the training stack, and keeps them. On after collection.
@@ -20,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from shared.settings import Settings
 from shared.store.storage import Store, open_store
+from tests.compiled import compile_share
 from tests.forked import close_lines
 from tests.patience import SLOWNESS
 from worker.host.devices import cpu
@@ -42,25 +44,33 @@ hypothesis.settings.register_profile("suite", CALM, derandomize=True)
 hypothesis.settings.load_profile("suite")
 
 
-# One process runs a whole file, so the suite ends soonest when the files that take minutes begin first.
+# One process runs a whole file, so the suite ends soonest when the files that take minutes begin first: by turns those
+# that compute and those that wait.
 LONG_FILES = (
     "e2e/test_main_job.py",
-    "train/test_ranks.py",
-    "train/test_curves_of_ranks.py",
     "faults/test_real_trainer.py",
+    "train/test_curves_of_ranks.py",
     "faults/test_killed_processes.py",
+    "train/test_ranks.py",
     "faults/test_chaos.py",
     "lifecycle/test_standalone.py",
+    "faults/test_hub_facts.py",
+    "train/test_together.py",
     "faults/test_edges.py",
-    "lifecycle/test_gangs.py",
-    "lifecycle/test_out_of_memory.py",
     "train/test_methods.py",
-    "train/test_merging.py",
-    "train/test_options.py",
-    "train/test_resume.py",
+    "lifecycle/test_gangs.py",
+    "lifecycle/test_warm_base.py",
     "faults/test_broker.py",
+    "train/test_merging.py",
     "faults/test_upgrades.py",
+    "train/test_options.py",
     "lifecycle/test_attempts.py",
+    "lifecycle/test_out_of_memory.py",
+    "lifecycle/test_pipeline.py",
+    "train/test_resume.py",
+    "lifecycle/test_sweeps.py",
+    "lifecycle/test_groups_trained.py",
+    "lifecycle/test_ci_examples_run.py",
 )
 # Of the rings that `make test FAST=1` runs: files whose tests start programs and servers, or sleep.
 SLOW_FILES = {
@@ -109,10 +119,30 @@ def pytest_report_header() -> list[str]:
     ]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Side by side, each process compiles a share of the files that all are about to collect."""
+    process: dict[str, Any] | None = getattr(session.config, "workerinput", None)  # of xdist
+    if process is None:
+        return
+    places = [Path(argument.partition("::")[0]).resolve() for argument in session.config.args]
+    named = {place for place in places if place.suffix == ".py" and place.is_file()}
+    files = named.union(*(place.rglob("test_*.py") for place in places if place.is_dir()))
+    compile_share(
+        [file for file in files if not _left_out(file, session.config)],
+        session.config,
+        number=int(process["workerid"].removeprefix("gw")),
+        of=process["workercount"],
+    )
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """What FAST=1 leaves out is not imported either: some of it takes the training stack along."""
-    left_out = config.getoption("markexpr") == "not slow" and _name(collection_path) in SLOW_FILES
-    return left_out or None
+    return _left_out(collection_path, config) or None
+
+
+def _left_out(file: Path, config: pytest.Config) -> bool:
+    return config.getoption("markexpr") == "not slow" and _name(file) in SLOW_FILES
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses by marks
