@@ -473,7 +473,8 @@ def test_outside_servers_take_the_place_of_the_embedded_ones(
 
 
 def test_a_database_that_does_not_answer_is_reported_in_one_sentence(place: Path) -> None:
-    done = command("up", "--home", place / "home", DATABASE_URL="postgresql+psycopg://nobody@127.0.0.1:1/nowhere")
+    nowhere = "postgresql+psycopg://nobody@127.0.0.1:1/nowhere"
+    done = command("up", "--home", place / "home", "--port", "0", DATABASE_URL=nowhere)
 
     assert done.returncode == 2
     assert "The database does not answer" in done.stderr
