@@ -30,7 +30,7 @@ def write_weights(model: Any, folder: Path, *, spec: AttemptSpec, initial: Path)
         model.save_pretrained(folder, save_original_format=keeps_layout(spec.job))
         return
     # PEFT makes a card from a template at each save, an eighth of a small job's time; ours takes its place below.
-    model.create_or_update_model_card = _no_card  # type: ignore[method-assign]
+    model.create_or_update_model_card = _no_card
     # A preference job that trains an adapter on has a frozen copy of its start beside it.
     model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
     if (beneath := stands_on(spec)) is not None:
