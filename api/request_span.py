@@ -11,7 +11,7 @@ from api.measures import known_method
 from shared.contract import traceparent
 
 if TYPE_CHECKING:
-    from shared.operating.spans import Attribute, Spans
+    from shared.operating.spans import Spans
 
 # Machines ask for these every few seconds, and nobody looks for a trace of it.
 _UNTRACED: Final = frozenset({"/livez", "/readyz", "/metrics"})
@@ -25,11 +25,7 @@ class RequestSpan:
         self._method = known_method(scope["method"])
         caller = traceparent.of_headers(scope["headers"]) if spans.hears_others else None
         self._span = spans.begin(self._method, kind="server", parent=caller)
-        # Each attribute that is set takes a lock and a look at its value: they are set together, at the end.
-        self._facts: dict[str, Attribute] = {
-            "http.request.method": self._method,
-            "tunepool.request_id": scope["request_id"],
-        }
+        self._span.note_standard({"http.request.method": self._method, "tunepool.request_id": scope["request_id"]})
         self._fault: str | None = None
         self.traceparent = self._span.traceparent
 
@@ -41,11 +37,10 @@ class RequestSpan:
     def answered(self, route: str, status: int) -> None:
         """The head of the answer is there. `route`: its template."""
         self._span.rename(f"{self._method} {route}")
-        self._facts |= {"http.route": route, "http.response.status_code": status}
+        self._span.note_standard({"http.route": route, "http.response.status_code": status})
         self._fault = str(status) if status >= _FAULT else None
 
     def end(self) -> None:
-        self._span.note_standard(self._facts)
         self._span.end(fault=self._fault)
 
 

@@ -1,7 +1,10 @@
-"""Spans by OpenTelemetry's SDK, and their way to a collector that may be slow, dead or wrong.
+"""Spans as OpenTelemetry knows them, and their way to a collector that may be slow, dead or wrong.
 
 Importing this module imports the SDK: `shared.operating.tracing` does so, in processes that are asked for traces.
 Nobody waits for a collector. Spans go to a bounded queue; a thread of its own empties it; what does not fit is counted.
+
+Sampler, ids, resource and exporter are the SDK's. The span that is open is ours: a request pays for it, and the SDK's
+own has locks, limits, event lists and metrics of itself that none of our spans needs.
 """
 
 from __future__ import annotations
@@ -20,18 +23,17 @@ import structlog
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import (
     Link,
     NonRecordingSpan,
-    Span,
     SpanContext,
     SpanKind,
     Status,
     StatusCode,
     TraceFlags,
-    Tracer,
     format_span_id,
     format_trace_id,
     set_span_in_context,
@@ -51,6 +53,10 @@ _KINDS: Final = {"server": SpanKind.SERVER, "consumer": SpanKind.CONSUMER, "inte
 CLOSE_SECONDS: Final = 3.0
 COMPLAIN_SECONDS: Final = 60.0
 _NANOSECONDS: Final = 1_000_000_000
+_SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
+_LEFT_OUT: Final = TraceFlags(TraceFlags.DEFAULT)
+_NO_PARENT: Final = Context()  # nothing that lies about in a thread
+_WELL: Final = Status(StatusCode.UNSET)
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class OutboxBounds:
         return cls(most, min(batch, most), delay)
 
 
-class Outbox(SpanProcessor):
+class Outbox:
     """Ended spans on their way.
 
     Not the SDK's own processor: that one starts a thread in every forked child, and so between the fork and the exec of
@@ -83,16 +89,14 @@ class Outbox(SpanProcessor):
         self.counts: Counter[Outcome] = Counter()
         self.last_words = ""  # of the exporter, why it failed
         self._exporter, self._bounds = exporter, bounds
-        self._waiting: deque[ReadableSpan] = deque()
+        self._waiting: deque[OpenSpan] = deque()
         self._change = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closing = False
         self._complained = float("-inf")
 
-    def on_end(self, span: ReadableSpan) -> None:
-        """Take a span; never waits for anybody but the thread's short look at the queue."""
-        if span.context is None or not span.context.trace_flags.sampled:
-            return
+    def take(self, span: OpenSpan) -> None:
+        """A span that has ended; never waits for anybody but the thread's short look at the queue."""
         with self._change:
             if self._closing or len(self._waiting) >= self._bounds.most:
                 self.counts["dropped"] += 1
@@ -111,7 +115,7 @@ class Outbox(SpanProcessor):
             if result is not SpanExportResult.SUCCESS:
                 self._complain()
 
-    def _next(self) -> list[ReadableSpan]:
+    def _next(self) -> list[OpenSpan]:
         """The next spans, once there are many or they have waited; none: it is over."""
         with self._change:
             while not self._closing:
@@ -123,9 +127,9 @@ class Outbox(SpanProcessor):
     def _is_due(self) -> bool:
         return self._closing or len(self._waiting) >= self._bounds.batch
 
-    def _export(self, batch: Sequence[ReadableSpan]) -> SpanExportResult:
+    def _export(self, batch: Sequence[OpenSpan]) -> SpanExportResult:
         try:
-            return self._exporter.export(batch)
+            return self._exporter.export([span.ended() for span in batch])
         except Exception as error:  # noqa: BLE001  # a collector may answer anything, and this thread must live
             self.last_words = f"{type(error).__name__}: {error}"
             return SpanExportResult.FAILURE
@@ -146,12 +150,6 @@ class Outbox(SpanProcessor):
             self._thread.join(seconds)
         self._exporter.shutdown()
 
-    def shutdown(self) -> None:
-        self.close(CLOSE_SECONDS)
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        return True  # nobody waits for a collector
-
 
 class _Words(logging.Handler):
     """Keeps what the SDK logs of its failures for the one line a minute that we write: it may quote a collector."""
@@ -167,48 +165,83 @@ class _Words(logging.Handler):
 class OpenSpan:
     """A span that has begun. Moments are Unix seconds; now where none is named."""
 
-    def __init__(self, tracer: Tracer, span: Span) -> None:
-        self._tracer, self._span = tracer, span
+    __slots__ = ("_attributes", "_began", "_context", "_end", "_fault", "_kind", "_links", "_name", "_parent", "_spans")
+
+    def __init__(
+        self,
+        spans: Spans,
+        name: str,
+        context: SpanContext,
+        *,
+        kind: SpanKind,
+        parent: SpanContext | None,
+        links: Sequence[Link],
+        at: float | None,
+    ) -> None:
+        self._spans, self._name, self._context = spans, name, context
+        self._kind, self._parent, self._links = kind, parent, links
+        self._attributes: dict[str, Attribute] = {}
+        self._began = _nanoseconds(at)
+        self._end: int | None = None
+        self._fault: str | None = None
 
     @property
     def traceparent(self) -> TraceParent:
-        context = self._span.get_span_context()
+        context = self._context
         return TraceParent(
             format_trace_id(context.trace_id), format_span_id(context.span_id), context.trace_flags.sampled
         )
 
     def child(self, name: str, *, at: float | None = None, **attributes: Attribute) -> OpenSpan:
         """A part of it, begun; `attributes` as for `note`."""
-        context = set_span_in_context(self._span, Context())
-        part = OpenSpan(self._tracer, self._tracer.start_span(name, context, start_time=_nanoseconds(at)))
+        part = self._spans.open(name, parent=self._context, at=at)
         part.note(**attributes)
         return part
 
     def note(self, **attributes: Attribute) -> None:
         """Attributes of ours, under `tunepool.`: ids, states and numbers, never a text that a tenant wrote."""
-        for name, value in attributes.items():
-            self._span.set_attribute(f"tunepool.{name}", value)
+        self.note_standard({f"tunepool.{name}": value for name, value in attributes.items()})
 
     def note_standard(self, attributes: Mapping[str, Attribute]) -> None:
         """Attributes by their whole names: the standard's, and ours with what `note` puts before them."""
-        self._span.set_attributes(attributes)
+        if self._end is None:
+            self._attributes.update(attributes)
 
     def rename(self, name: str) -> None:
-        self._span.update_name(name)
+        self._name = name
 
     def end(self, *, at: float | None = None, fault: str | None = None) -> None:
         """Once. `fault`: a code; the span then counts as failed."""
-        if fault is not None:
-            self._span.set_status(Status(StatusCode.ERROR, fault))
-        self._span.end(_nanoseconds(at))
+        if self._end is not None:
+            return
+        self._end, self._fault = _nanoseconds(at), fault
+        if self._context.trace_flags.sampled:
+            self._spans.outbox.take(self)
+
+    def ended(self) -> ReadableSpan:
+        """As exporters take it."""
+        return ReadableSpan(
+            self._name,
+            context=self._context,
+            parent=self._parent,
+            resource=self._spans.resource,
+            attributes=self._attributes,
+            links=self._links,
+            kind=self._kind,
+            status=_WELL if self._fault is None else Status(StatusCode.ERROR, self._fault),
+            start_time=self._began,
+            end_time=self._end,
+            instrumentation_scope=self._spans.scope,
+        )
 
 
 class Spans:
-    """Makes the spans of one process."""
+    """Makes the spans of one process. Of `provider`: sampler, ids and resource, as the standard's variables say."""
 
     def __init__(self, provider: TracerProvider, outbox: Outbox, *, hears_others: bool = True) -> None:
-        self._tracer = provider.get_tracer("tunepool", version("tunepool-server"))
-        self._outbox = outbox
+        self.outbox, self.resource = outbox, provider.resource
+        self.scope = InstrumentationScope("tunepool", version("tunepool-server"))
+        self._sampler, self._ids = provider.sampler, provider.id_generator
         self.hears_others = hears_others  # whether a request's `traceparent` counts
 
     def begin(
@@ -221,27 +254,46 @@ class Spans:
         at: float | None = None,
     ) -> OpenSpan:
         """A span in the trace of `parent`, or the first of a new trace."""
-        context = Context()  # nothing that lies about in this thread
-        if parent is not None:
-            context = set_span_in_context(NonRecordingSpan(_context(parent)), context)
-        span = self._tracer.start_span(
+        return self.open(
             name,
-            context,
             kind=_KINDS[kind],
+            parent=None if parent is None else _context(parent),
             links=[Link(_context(link)) for link in links],
-            start_time=_nanoseconds(at),
+            at=at,
         )
-        return OpenSpan(self._tracer, span)
+
+    def open(
+        self,
+        name: str,
+        *,
+        kind: SpanKind = SpanKind.INTERNAL,
+        parent: SpanContext | None = None,
+        links: Sequence[Link] = (),
+        at: float | None = None,
+    ) -> OpenSpan:
+        """`begin`, by the SDK's names of a place in a trace. The sampler decides whether it is sent."""
+        if parent is None:
+            trace_id, around = self._ids.generate_trace_id(), _NO_PARENT
+        else:
+            trace_id, around = parent.trace_id, set_span_in_context(NonRecordingSpan(parent), _NO_PARENT)
+        result = self._sampler.should_sample(around, trace_id, name, kind, None, links)
+        context = SpanContext(
+            trace_id,
+            self._ids.generate_span_id(),
+            is_remote=False,
+            trace_flags=_SAMPLED if result.decision.is_sampled() else _LEFT_OUT,
+        )
+        return OpenSpan(self, name, context, kind=kind, parent=parent, links=links, at=at)
 
     @property
     def counts(self) -> dict[str, int]:
         """Spans so far, by what became of them."""
-        return {outcome: self._outbox.counts[outcome] for outcome in OUTCOMES}
+        return {outcome: self.outbox.counts[outcome] for outcome in OUTCOMES}
 
     def close(self) -> None:
         """Send what waits, for a moment only."""
         atexit.unregister(self.close)
-        self._outbox.close(CLOSE_SECONDS)
+        self.outbox.close(CLOSE_SECONDS)
 
 
 def opened(service: str, variables: Mapping[str, str]) -> Spans:
@@ -250,7 +302,6 @@ def opened(service: str, variables: Mapping[str, str]) -> Spans:
     outbox = Outbox(OTLPSpanExporter(), OutboxBounds.read(variables))
     logger.propagate, logger.handlers = False, [_Words(outbox)]
     provider = TracerProvider(resource=_resource(service, variables), shutdown_on_exit=False)
-    provider.add_span_processor(outbox)
     hears_others = "tracecontext" in variables.get("OTEL_PROPAGATORS", "tracecontext").lower()
     spans = Spans(provider, outbox, hears_others=hears_others)
     atexit.register(spans.close)
@@ -265,9 +316,9 @@ def _resource(service: str, variables: Mapping[str, str]) -> Resource:
 
 
 def _context(parent: TraceParent) -> SpanContext:
-    flags = TraceFlags(TraceFlags.SAMPLED if parent.sampled else TraceFlags.DEFAULT)
+    flags = _SAMPLED if parent.sampled else _LEFT_OUT
     return SpanContext(int(parent.trace_id, 16), int(parent.span_id, 16), is_remote=True, trace_flags=flags)
 
 
-def _nanoseconds(moment: float | None) -> int | None:
-    return None if moment is None else int(moment * _NANOSECONDS)
+def _nanoseconds(moment: float | None) -> int:
+    return time.time_ns() if moment is None else int(moment * _NANOSECONDS)

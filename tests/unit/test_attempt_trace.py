@@ -7,18 +7,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode, format_span_id, format_trace_id
 from sqlalchemy.exc import OperationalError
 
 from shared.contract.events import TRAINER_EVENT
 from shared.contract.job_request import CreateJob
 from shared.lease.values import Claim, FileRef, Lease
-from shared.operating.spans import Outbox, OutboxBounds, Spans
 from tests.factories import make_spec
+from tests.kept_spans import kept_spans
 from worker.attempt.attempt_trace import MOST_LOOKS, AttemptTrace
 
 TRACE, REQUEST = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -36,9 +33,7 @@ class Stand:
     now: float = CLAIMED
 
     def __post_init__(self) -> None:
-        self.kept = InMemorySpanExporter()
-        provider = TracerProvider(sampler=ALWAYS_ON, shutdown_on_exit=False)
-        provider.add_span_processor(SimpleSpanProcessor(self.kept))
+        spans, self.kept = kept_spans()
         claim = Claim(
             lease=Lease(kind="job", id="ftjob-1", fence=1, worker_id="worker_1", attempt=self.attempt),
             project_id="proj_1",
@@ -54,7 +49,6 @@ class Stand:
             created_at=datetime.fromtimestamp(CREATED, UTC),
             queued_at=datetime.fromtimestamp(QUEUED, UTC),
         )
-        spans = Spans(provider, Outbox(self.kept, OutboxBounds()))
         self.trace = AttemptTrace(spans, self, claim, clock=lambda: self.now)  # type: ignore[arg-type]  # of the host, `write` alone
 
     def write(self, _: Any) -> Any:

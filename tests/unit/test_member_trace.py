@@ -5,16 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode, format_span_id, format_trace_id
 
 from shared.contract.job_request import CreateJob
 from shared.lease.values import Claim, FileRef, Lease, Membership
-from shared.operating.spans import Outbox, OutboxBounds, Spans
 from tests.factories import make_spec
+from tests.kept_spans import kept_spans
 from worker.attempt.member_trace import MemberTrace
 
 TRACE, REQUEST = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -41,11 +38,8 @@ class Stand:
     """A host that is called at 100 s, and whose clock the test sets."""
 
     def __init__(self, traceparent: str | None = f"00-{TRACE}-{REQUEST}-01") -> None:
-        self.kept = InMemorySpanExporter()
+        spans, self.kept = kept_spans()
         self.now = 100.0
-        provider = TracerProvider(sampler=ALWAYS_ON, shutdown_on_exit=False)
-        provider.add_span_processor(SimpleSpanProcessor(self.kept))
-        spans = Spans(provider, Outbox(self.kept, OutboxBounds()))
         self.trace = MemberTrace(spans, membership(traceparent), clock=lambda: self.now)
 
     def play(self, *phases: Any) -> None:
