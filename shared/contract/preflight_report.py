@@ -76,6 +76,9 @@ class DeviceFit(Document):
     needed_bytes: int
     offered_bytes: int
     reason: str
+    time: Time | None = Field(
+        default=None, description="Null: it does not fit, or neither finished jobs nor the device's name tell."
+    )
 
 
 Server = Literal["peft", "playground", "vllm", "sglang", "llama_cpp"]

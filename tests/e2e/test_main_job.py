@@ -184,6 +184,11 @@ def test_the_measured_peak_is_what_the_next_job_of_the_kind_is_expected_to_need(
     assert memory["predicted_bytes"] == pytest.approx(measured, rel=0.03)
     assert abs(memory["predicted_bytes"] - measured) < abs(by_formula - measured)
     assert memory["upper_bytes"] > memory["predicted_bytes"]
+    times = {device["name"]: device["time"] for device in answer["report"]["devices"] if device["fits"]}
+    assert times
+    for name, time_ in times.items():
+        assert (time_["device"], time_["basis"]) == (name, "1 finished jobs of this kind")
+        assert 0 < time_["low"] < time_["expected"] < time_["high"]
 
 
 def test_a_stranger_loads_the_adapter_with_plain_peft(finished: Finished, stranger: Stranger) -> None:

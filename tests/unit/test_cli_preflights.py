@@ -52,3 +52,20 @@ def test_a_server_that_will_not_take_the_product_is_named(capsys: pytest.Capture
 
     assert "vllm cannot serve it. It does not take DoRA's magnitudes" in out
     assert "peft" not in out
+
+
+def test_each_device_is_told_with_its_time_and_an_older_servers_without(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = report()
+    fits = {"kind": "cuda", "fits": True, "reason": "free now"}
+    answer["report"]["devices"] = [
+        {**fits, "name": "H100", "time": {"low": 60.0, "high": 240.0}},
+        {**fits, "name": "L4", "time": None},
+        {**fits, "name": "A10"},
+    ]
+
+    preflights.show(answer, wide=False, diff=False)
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.split()}
+
+    assert "0:01:00 to 0:04:00" in lines["H100"]
+    assert "–" in lines["L4"]
+    assert "–" in lines["A10"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from shared.contract.events import TokenReport
 from shared.contract.passes import device_kind
 from shared.contract.preflight_report import CheckedFile, DeviceFit, Memory, Report, RowProgress, Run, Sample, Time
 from shared.contract.published import published_shape
+from shared.contract.spec import JobSpec
 from shared.errors import TunepoolError, Unavailable
 from shared.fleet import workers
 from shared.jobs import measurements, pages
@@ -88,7 +90,7 @@ class _Examination:
             return report.model_copy(update={"refusal": refusal})
         ok = _is_ok(tokens) and _fits_somewhere(report, resolution)
         rows, kept_tokens = tokens.training.rows - tokens.training.empty.count, tokens.training.kept_tokens
-        run = self.run(resolution, rows=rows, kept_tokens=kept_tokens)
+        run = self.run(resolution, report, rows=rows, kept_tokens=kept_tokens)
         return report.model_copy(update={"tokens": tokens, **run, "ok": ok})
 
     def answer_early(self, resolution: Resolution, settled: Report) -> None:
@@ -100,6 +102,7 @@ class _Examination:
         read, scale = tokens.training, of_rows / tokens.training.rows
         run = self.run(
             resolution,
+            settled,
             rows=round((read.rows - read.empty.count) * scale),
             kept_tokens=round(read.kept_tokens * scale),
         )
@@ -115,7 +118,6 @@ class _Examination:
             refused=read.fault_count,
             fault=read.faults[0].message if read.faults else None,
             memory=settled.memory,
-            devices=settled.devices,
             **run,
         )
         self.host.write_in_the_end(lambda s: preflights.note(s, self.claim, sample=sample.document()))
@@ -170,8 +172,11 @@ class _Examination:
             ],
         }
 
-    def run(self, resolution: Resolution, *, rows: int, kept_tokens: int) -> dict[str, Any]:
-        """Steps, tokens and time of the whole run, from the rows that teach something and the tokens of an epoch."""
+    def run(self, resolution: Resolution, settled: Report, *, rows: int, kept_tokens: int) -> dict[str, Any]:
+        """Steps and tokens of the whole run, from the rows that teach something and the tokens of an epoch; its time.
+
+        The time of the roomiest device, and by device of those where the job fits.
+        """
         spec = resolution.spec
         rows = max(1, rows)
         per_epoch = -(-rows // spec.training.batch_size)
@@ -180,16 +185,27 @@ class _Examination:
         total = kept_tokens * steps / per_epoch
         pool_name = self.host.settings.pool
         device = self.host.write(lambda s: workers.roomiest_device(s, pool_name=pool_name)) or self.host.devices[0]
-        speeds = self.host.write(
-            lambda s: measurements.speeds(
-                s, base_model=spec.base_model.name, method=spec.adapter.method, device_name=device.name
-            )
-        )
-        duration = durations.predict(spec, tokens=total, device_name=device.name, speeds=speeds)
+        names = {device.name, *(fit.name for fit in settled.devices if fit.fits)}
+        times = {name: self.time(spec, tokens=total, device_name=name) for name in names}
         return {
             "run": Run(steps=steps, steps_per_epoch=per_epoch, rows=rows, tokens=round(total)),
-            "time": None if duration is None else Time(device=device.name, **dataclasses.asdict(duration)),
+            "time": times[device.name],
+            "devices": [_timed(fit, times) for fit in settled.devices],
         }
+
+    def time(self, spec: JobSpec, *, tokens: float, device_name: str) -> Time | None:
+        """That the training takes on such a device."""
+        speeds = self.host.write(
+            lambda s: measurements.speeds(
+                s, base_model=spec.base_model.name, method=spec.adapter.method, device_name=device_name
+            )
+        )
+        duration = durations.predict(spec, tokens=tokens, device_name=device_name, speeds=speeds)
+        return None if duration is None else Time(device=device_name, **dataclasses.asdict(duration))
+
+
+def _timed(fit: DeviceFit, times: Mapping[str, Time | None]) -> DeviceFit:
+    return fit.model_copy(update={"time": times[fit.name]}) if fit.fits else fit
 
 
 def _fits_somewhere(report: Report, resolution: Resolution) -> bool:

@@ -198,11 +198,12 @@ def _run(report: dict[str, Any]) -> Iterator[RenderableType]:
     elif report["run"]:
         yield Text("time unknown: no job of this kind has finished yet")
     if report["devices"]:
-        table = _table("device", "kind", "fits", "why")
+        table = _table("device", "kind", "fits", "training", "why")
         for device in report["devices"]:
-            table.add_row(
-                plain(device["name"]), device["kind"], "yes" if device["fits"] else "no", plain(device["reason"] or "")
-            )
+            time_ = device.get("time")  # an older server does not say
+            span = f"{_clock(time_['low'])} to {_clock(time_['high'])}" if time_ else "–"
+            fits = "yes" if device["fits"] else "no"
+            table.add_row(plain(device["name"]), device["kind"], fits, span, plain(device["reason"] or ""))
         yield table
 
 
