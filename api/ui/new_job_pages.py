@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, get_args
 
 from fastapi import APIRouter, Query, Request, Response
@@ -31,7 +32,12 @@ FILES: Final = 200
 HYPERPARAMETERS: Final = ("n_epochs", "batch_size")
 ADAPTER: Final = ("r", "lora_alpha")
 WORDS: Final = ("method", "init_from")
-TRAINING: Final = ("learning_rate", "max_length")
+TRAINING: Final = ("learning_rate", "max_length", "max_steps")
+QUEUE: Final = ("tier", "group")
+# Part of `tunepool` in a body -> its fields in the form.
+PARTS: Final = {"adapter": WORDS + ADAPTER, "training": TRAINING, "queue": QUEUE}
+WHOLE: Final = ("model", "training_file", "validation_file", "suffix", "seed", "metadata", "more")
+FIELDS: Final = frozenset({*WHOLE, *HYPERPARAMETERS, *WORDS, *ADAPTER, *TRAINING, *QUEUE})
 
 
 @router.get("/new")
@@ -65,6 +71,7 @@ def _form(
         status=400 if error else 200,
         given=given,
         error=error,
+        fault=None if error is None else field_at_fault(error.param, given),
         files=[file for file in files if file.status != "error"],
         bases=[base for base in bases if base.state != "error"],
         tuned=[name for name in tuned if parents.is_tuned(name)],
@@ -73,6 +80,19 @@ def _form(
         objectives=get_args(ObjectiveName),
         tiers=get_args(Tier),
     )
+
+
+def field_at_fault(param: str | None, given: Mapping[str, str]) -> str | None:
+    """The form's field that an error is about; None: no field alone, and its words stand above the form."""
+    first, *rest = (param or "").split(".")
+    match first:
+        case "tunepool":
+            field = rest[1] if len(rest) > 1 and rest[1] in PARTS.get(rest[0], ()) else "more"
+            return "more" if field not in given and "more" in given else field
+        case "method" | "hyperparameters":
+            return rest[-1] if rest and rest[-1] in HYPERPARAMETERS else "objective"
+        case _:
+            return first if first in FIELDS else None
 
 
 def fields_of(body: dict[str, Any]) -> dict[str, str]:
@@ -86,7 +106,7 @@ def fields_of(body: dict[str, Any]) -> dict[str, str]:
     adapter, training, queue = (ours.get(name, {}) for name in ("adapter", "training", "queue"))
     fields |= {name: adapter.pop(name, None) for name in (*WORDS, *ADAPTER)}
     fields |= {name: training.pop(name, None) for name in TRAINING}
-    fields |= {name: queue.pop(name, None) for name in ("tier", "group")}
+    fields |= {name: queue.pop(name, None) for name in QUEUE}
     more = {name: part for name, part in ours.items() if part}
     fields["metadata"] = "\n".join(f"{name}={value}" for name, value in (body.get("metadata") or {}).items())
     fields["more"] = json.dumps(more, indent=2, ensure_ascii=False) if more else None
@@ -105,16 +125,29 @@ def body_of_form(form: SubmittedForm) -> dict[str, Any]:
     ours = {
         "adapter": _given({name: form.get(name) for name in WORDS} | {name: form.number(name) for name in ADAPTER}),
         "training": _given({name: form.number(name) for name in TRAINING}),
-        "queue": _given({"tier": form.get("tier"), "group": form.get("group")}),
+        "queue": _given({name: form.get(name) for name in QUEUE}),
     }
     for name, part in _more(form.get("more")).items():
-        ours[name] = {**part, **ours.get(name, {})} if isinstance(part, dict) else part
+        ours[name] = _joined(name, part, ours.get(name, {}))
     ours = {name: part for name, part in ours.items() if part}
     return {**body, "tunepool": ours} if ours else body
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _joined(name: str, part: Any, fields: dict[str, Any]) -> Any:
+    """A part of the further options with the form's own fields. Raises Invalid where both name one value."""
+    if not isinstance(part, dict):
+        return part
+    twice = sorted(part.keys() & fields.keys())
+    if twice:
+        raise Invalid(
+            f"'{twice[0]}' has a field of its own in this form, which is filled in too; give it in one place.",
+            param=f"tunepool.{name}.{twice[0]}",
+        )
+    return {**part, **fields}
 
 
 def _metadata(text: str | None) -> dict[str, str] | None:

@@ -14,6 +14,7 @@ from shared.store.tables import ApiKeyRow, SignInRow
 from tests.browsing import browser, proof_of
 from tests.factories import make_key
 from tests.integration.conftest import Api
+from tests.live import live_api
 from tests.patience import patience
 
 
@@ -144,6 +145,16 @@ def test_every_answer_says_what_a_page_may_load(api: Api) -> None:
     assert "unsafe" not in POLICY
     assert [answer.headers["cache-control"] for answer in answers[:3]] == ["no-store"] * 3
     assert "immutable" in answers[3].headers["cache-control"]
+
+
+def test_behind_tls_the_cookie_is_for_tls_alone_and_browsers_are_told_to_stay_there(api: Api) -> None:
+    behind = api.settings.model_copy(update={"public_url": "https://tunepool.example"})
+    with live_api(behind) as url, httpx2.Client(base_url=url, timeout=patience(20)) as client:
+        answer = client.post("/ui/sign-in", data={"key": api.key, "to": "/ui/jobs"})
+        page = client.get("/ui/sign-in")
+
+    assert "Secure" in answer.headers["set-cookie"]
+    assert page.headers["strict-transport-security"].startswith("max-age=")
 
 
 @pytest.mark.parametrize("path", ["/ui/live/pool", "/ui/live/jobs"])

@@ -240,6 +240,23 @@ def test_hostile_words_stay_words_on_every_page(site: Site, visitor: httpx2.Clie
     assert len(html.encode()) < 100_000
 
 
+LIVE = ("/ui/jobs", "/ui/jobs/{running}", "/ui/jobs/{queued}?x=time", "/ui/pool")
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_has_one_stream_at_most_and_what_lives_loads_again_without_script(
+    site: Site, visitor: httpx2.Client, path: str
+) -> None:
+    html = visitor.get(filled(path, site)).text
+    streams = html.count("hx-sse:connect")
+
+    assert streams == (path in LIVE or path.startswith("/ui/jobs?"))
+    assert streams == len(re.findall('<noscript><meta http-equiv="refresh" content="[0-9]+"></noscript>', html))
+    polite = re.findall('class="([^"]*)" aria-live="polite"', html)
+    assert html.count("aria-live") == len(polite)
+    assert [kind.split()[:2] for kind in polite] in ([], [["card", "situation"]])
+
+
 @pytest.mark.parametrize("path", [path for path, (scope, _) in PAGES.items() if scope != "admin"])
 def test_another_projects_names_never_appear(site: Site, without: Without, path: str) -> None:
     html = without("admin").get(filled(path, site)).text
@@ -493,6 +510,37 @@ def test_a_form_with_a_fault_comes_back_as_it_was_filled(
     assert answer.status_code == 400
     assert said in answer.text
     assert 'value="kept"' in answer.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "said"),
+    [
+        ({"n_epochs": "many"}, "n_epochs", "must be a number"),
+        ({"n_epochs": "99"}, "n_epochs", "n_epochs"),
+        ({"n_epochs": "2", "max_steps": "9"}, "max_steps", "drop one of them"),
+        ({"n_epochs": "2", "more": '{"training": {"max_steps": 9}}'}, "more", "drop one of them"),
+        ({"r": "8", "more": '{"adapter": {"r": 16}}'}, "r", "give it in one place"),
+        ({"more": '{"training": {"paking": true}}'}, "more", "paking"),
+        ({"metadata": "nothing"}, "metadata", "name=value"),
+        ({"group": "g" * 500}, "group", "group"),
+        ({"model": "nobodys"}, "model", "nobodys"),
+        ({"training_file": "file-nobodys"}, "training_file", "file-nobodys"),
+    ],
+)
+def test_an_error_stands_beside_its_field_which_has_the_focus(
+    site: Site, visitor: httpx2.Client, fields: dict[str, str], field: str, said: str
+) -> None:
+    form = {"proof": proof_of(visitor), "model": "smollm2-135m-instruct", "training_file": site.file, "act": "check"}
+    answer = visitor.post("/ui/new", data={**form, **fields})
+
+    assert answer.status_code in (400, 404), answer.text
+    marked = re.findall(
+        r'id="field-(\w+)" name="\w+" aria-invalid="true" aria-describedby="fault" autofocus', answer.text
+    )
+    assert marked == [field]
+    (words,) = re.findall(r'<p class="fault" id="fault">(.*?)</p>', answer.text)
+    assert said in unescape(words)
+    assert f'<a href="#field-{field}">' in answer.text
 
 
 def test_a_file_is_brought_by_the_form(site: Site, visitor: httpx2.Client) -> None:

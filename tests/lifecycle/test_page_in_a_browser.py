@@ -18,7 +18,7 @@ from shared.store.db import session_scope
 from shared.tenants import keys
 from standalone.page_parts import NotFetched, NpmFile, fetch
 from tests import page_products
-from tests.factories import make_key
+from tests.factories import make_file, make_key
 from tests.lifecycle.stack import Stack, until
 from tests.live import live_api
 from tests.page_stand import CHROMIUM, chromium
@@ -128,6 +128,22 @@ def test_a_file_that_is_dropped_on_a_new_job_is_chosen_and_trained_on(
     page.wait_for_url("**/ui/jobs/ftjob-*")
 
     page.wait_for_selector("#head .badge.succeeded", timeout=1000 * patience(60))
+
+
+def test_a_fault_of_the_form_has_the_focus_and_its_words_beside_it(page: Any, running: Stack) -> None:
+    with session_scope(running.engine) as session:
+        file = make_file(session, running.caller).id
+    page.goto(f"/ui/new?file={file}")
+    page.fill("[name=n_epochs]", "2")
+    page.fill("[name=max_steps]", "9")
+    page.click("text=Check first")
+
+    page.wait_for_selector("#fault")
+    assert page.evaluate("document.activeElement.name") == "max_steps"
+    assert "drop one of them" in page.locator("div:has(> label > [name=max_steps]) #fault").inner_text()
+    page.fill("[name=max_steps]", "")
+    page.click("text=Check first")
+    page.wait_for_url("**/ui/preflights/*")
 
 
 def test_what_the_trainer_prints_appears_on_the_page_by_itself_and_stays_text(page: Any, running: Stack) -> None:

@@ -22,9 +22,6 @@
       this.series = chart.series.filter((series) => series.points.length || chart.series.every((s) => s.run === 0));
       this.draw();
     }
-    data() {
-      return uPlot.join(this.series.map(({ points }) => [points.map((p) => p[0]), points.map((p) => p[1])]));
-    }
     draw() {
       this.plot?.destroy();
       this.plot = null;

@@ -66,6 +66,12 @@
 
   const talk = document.querySelector("form[data-talk]");
   if (!talk) return;
+  for (const pane of talk.querySelectorAll("[data-pane]")) {
+    const scale = pane.querySelector("[name=scale]");
+    const shown = () => { pane.querySelector("output").textContent = `${scale.value} ×`; };
+    scale.addEventListener("input", shown);
+    shown(); // a browser keeps what was set before a reload
+  }
   let going = [];
   const say = async (pane, signal) => {
     const answer = pane.querySelector(".answer");
