@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request, Response
 
+from api import errors
 from api.deps import Door, DoorDep
 from api.paging import AfterName
 from api.routes import adapters as adapter_routes
@@ -16,6 +17,7 @@ from api.ui import rendering, visits
 from api.ui.visits import ModelsOrderer, ModelsVisitor, ProvenForm
 from api.views import alias_views
 from api.views.alias_views import AliasMoved
+from shared.errors import TunepoolError
 from shared.products import aliases, promotion_requests
 from shared.tenants.sign_ins import SignedIn
 
@@ -32,16 +34,41 @@ def aliases_page(
     visit: ModelsVisitor,
     after: AfterName = None,
 ) -> Response:
+    return _aliases(request, door, visit, after=after)
+
+
+def _aliases(
+    request: Request,
+    door: Door,
+    visit: SignedIn,
+    *,
+    after: str | None = None,
+    asked: dict[str, str] | None = None,
+    error: TunepoolError | None = None,
+) -> Response:
     listed = alias_routes.list_aliases(door, visit.caller, after=after, limit=ROWS)
     tuned = adapter_routes.list_adapters(request, door, visit.caller, after=None, limit=ROWS)
     return rendering.page(
-        request, visit, "aliases.html", aliases=listed.data, more=listed.has_more, after=after, tuned=tuned.data
+        request,
+        visit,
+        "aliases.html",
+        status=200 if error is None else errors.answer(error).status_code,
+        aliases=listed.data,
+        more=listed.has_more,
+        after=after,
+        tuned=tuned.data,
+        asked=asked or {},
+        error=error,
     )
 
 
 @router.post("")
 def make_alias(request: Request, door: DoorDep, visit: ModelsOrderer, form: ProvenForm) -> Response:
-    return _promote(request, door, visit, form, form.must("alias"), expected_version=0)
+    """A fault shows the form again, as it was filled in."""
+    try:
+        return _promote(request, door, visit, form, form.must("alias"), expected_version=0)
+    except TunepoolError as error:
+        return _aliases(request, door, visit, asked=form.flat(), error=error)
 
 
 @router.get("/{name}")

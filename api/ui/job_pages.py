@@ -21,7 +21,7 @@ from api.ui import curves, rendering, visits, wording
 from api.ui.curves import Axis
 from api.ui.visits import JobsOrderer, JobsVisitor, ProvenForm
 from api.views.export_views import Export
-from api.views.history_views import Event
+from api.views.history_views import Checkpoint, Event
 from api.views.job_views import FineTuningJob
 from api.views.product_views import Merge
 from shared.contract.gguf_formats import GgufQuantization
@@ -52,7 +52,6 @@ def job_page(
         pages.job(session, job_id, project_id=visit.caller.project_id)
         newest = pages.newest_event(session, job_id)
     events = job_routes.list_events(job_id, door, visit.caller, limit=EVENTS)
-    checkpoints = job_routes.list_checkpoints(job_id, door, visit.caller, limit=CHECKPOINTS)
     values = head_values(door, visit.caller, job_id)
     job: FineTuningJob = values["job"]
     return rendering.page(
@@ -71,7 +70,7 @@ def job_page(
         newest=newest,
         events=[event for event in events.data if event.type == "message"],
         more_events=events.has_more,
-        checkpoints=checkpoints.data,
+        checkpoints=checkpoints_of(door, visit.caller, job_id),
         reasons={entry.get("field"): entry for entry in job.tunepool.auto},
         settled=flat(job.tunepool.spec or {}),
     )
@@ -91,6 +90,10 @@ def head_values(door: Door, caller: Caller, job_id: str) -> dict[str, Any]:
         "unfinished": job.status in wording.UNFINISHED,
         "stopping": job.tunepool.cancel_requested_at is not None,
     }
+
+
+def checkpoints_of(door: Door, caller: Caller, job_id: str) -> list[Checkpoint]:
+    return job_routes.list_checkpoints(job_id, door, caller, limit=CHECKPOINTS).data
 
 
 def merges_of(door: Door, caller: Caller, job: FineTuningJob, request: Request) -> list[Merge]:

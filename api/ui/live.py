@@ -47,7 +47,7 @@ class JobFollower:
         self._door, self._visit, self._job_id = door, visit, job_id
         self._run = RunCurves(axis)
         self._attempt = attempt  # whose log is looked at; None: the newest one's
-        self._head = self._log = ""
+        self._head = self._came = self._log = ""
         self._whole = 0  # so many attempts there were when all of the newest log was known: it does not change
 
     def begin(self) -> None:
@@ -98,13 +98,18 @@ class JobFollower:
         return sent
 
     def _changed_parts(self) -> list[str]:
-        """The head and the end of the log, where they changed."""
+        """The head, what came of the job and the end of the log, where they changed."""
         values = job_pages.head_values(self._door, self._visit.caller, self._job_id)
         head = rendering.fragment("job_head.html", self._visit, **values)
         log = self._rendered_log(values["job"])
-        shown = (("head", self._head, head), ("log", self._log, log))
-        self._head, self._log = head, log
+        came = self._came if head == self._head else self._rendered_products(values["job"])
+        shown = (("head", self._head, head), ("came-of-it", self._came, came), ("log", self._log, log))
+        self._head, self._came, self._log = head, came, log
         return [part(target, new) for target, old, new in shown if old != new]
+
+    def _rendered_products(self, job: FineTuningJob) -> str:
+        checkpoints = job_pages.checkpoints_of(self._door, self._visit.caller, job.id)
+        return rendering.fragment("job_came.html", self._visit, job=job, checkpoints=checkpoints)
 
     def _rendered_log(self, job: FineTuningJob) -> str:
         attempts = len(job.tunepool.attempts)

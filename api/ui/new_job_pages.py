@@ -72,6 +72,7 @@ def _form(
         given=given,
         error=error,
         fault=None if error is None else field_at_fault(error.param, given),
+        beside=None if error is None else beside_field(error),
         files=[file for file in files if file.status != "error"],
         bases=[base for base in bases if base.state != "error"],
         tuned=[name for name in tuned if parents.is_tuned(name)],
@@ -93,6 +94,12 @@ def field_at_fault(param: str | None, given: Mapping[str, str]) -> str | None:
             return rest[-1] if rest and rest[-1] in HYPERPARAMETERS else "objective"
         case _:
             return first if first in FIELDS else None
+
+
+def beside_field(error: TunepoolError) -> str:
+    """An error's words where its field stands, which needs no naming there."""
+    named = f"'{error.param}'"
+    return f"This{error.message.removeprefix(named)}" if error.message.startswith(named) else error.message
 
 
 def fields_of(body: dict[str, Any]) -> dict[str, str]:

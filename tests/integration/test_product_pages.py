@@ -83,6 +83,8 @@ def test_an_alias_is_made_judged_promoted_rolled_back_and_deleted(
     ungated = sent(visitor, "/ui/aliases", alias="shop@prod", model=model)
     made = sent(visitor, "/ui/aliases", alias="shop@prod", model=model, force="yes", reason="the first")
     assert (ungated.status_code, made.status_code) == (400, 303), made.text
+    assert 'name="alias" required value="shop@prod"' in ungated.text, "what was filled in is not lost"
+    assert "Without, &#39;force&#39; and a reason" in ungated.text
     assert made.headers["location"] == "/ui/aliases/shop%40prod"
     with session_scope(site.engine) as session:
         evaluation = page_products.make_evaluation(session, site.caller, model.removeprefix("ft:"))
@@ -207,6 +209,9 @@ def test_an_evaluation_is_begun_and_one_with_a_fault_comes_back_as_it_was_filled
     assert 'value="A &amp; B"' in wrong.text
     assert f'value="{items}" selected' in wrong.text
     assert (right.status_code, suite.status_code) == (303, 303), right.text
+    going_on = visitor.get(right.headers["location"]).text
+    assert '<meta http-equiv="refresh"' in going_on, "it looks again by itself"
+    assert "<noscript><meta" not in going_on
     with session_scope(site.engine) as session:
         rows = [
             session.get_one(EvaluationRow, answer.headers["location"].rsplit("/", 1)[1]) for answer in (right, suite)

@@ -95,6 +95,8 @@ def test_a_job_is_submitted_and_watched_live_to_its_end_without_a_reload(page: A
     page.wait_for_selector("#head .badge.succeeded", timeout=1000 * patience(60))
     page.wait_for_selector(".chart[data-chart=loss] canvas")
 
+    page.locator("#came-of-it").get_by_text(str(running.job(job_id).fine_tuned_model), exact=True).wait_for()
+    page.locator("#head").get_by_text("Try it").wait_for()
     assert page.evaluate("window.neverReloaded") is True
     assert running.job(job_id).status == "succeeded"
     assert page.locator("#head .headline").inner_text() == "Trained and published"
@@ -130,20 +132,28 @@ def test_a_file_that_is_dropped_on_a_new_job_is_chosen_and_trained_on(
     page.wait_for_selector("#head .badge.succeeded", timeout=1000 * patience(60))
 
 
-def test_a_fault_of_the_form_has_the_focus_and_its_words_beside_it(page: Any, running: Stack) -> None:
+def test_a_fault_of_the_form_has_the_focus_and_its_words_beside_it(browser: Any, address: str, running: Stack) -> None:
+    """In a tab of its own: each 400 is a line of the console."""
     with session_scope(running.engine) as session:
         file = make_file(session, running.caller).id
+        _, key = keys.create(session, project_id=running.caller.project_id, name="hasty")
+    context = browser.new_context(base_url=address)
+    context.set_default_timeout(1000 * patience(20))
+    page = context.new_page()
     page.goto(f"/ui/new?file={file}")
+    page.fill("[name=key]", key)
+    page.click("text=Sign in >> nth=-1")
     page.fill("[name=n_epochs]", "2")
     page.fill("[name=max_steps]", "9")
     page.click("text=Check first")
 
     page.wait_for_selector("#fault")
     assert page.evaluate("document.activeElement.name") == "max_steps"
-    assert "drop one of them" in page.locator("div:has(> label > [name=max_steps]) #fault").inner_text()
+    assert "drop one of them" in page.locator("div:has(> label > [name=max_steps]) > #fault").inner_text()
     page.fill("[name=max_steps]", "")
     page.click("text=Check first")
     page.wait_for_url("**/ui/preflights/*")
+    context.close()
 
 
 def test_what_the_trainer_prints_appears_on_the_page_by_itself_and_stays_text(page: Any, running: Stack) -> None:

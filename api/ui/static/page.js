@@ -87,10 +87,17 @@
     if (scale !== 1) body.tunepool = { scale };
     const begun = performance.now();
     remark.textContent = "…";
-    const response = await fetch("/ui/playground/answers", { method: "POST", signal,
+    const ask = () => fetch("/ui/playground/answers", { method: "POST", signal,
       headers: { "Content-Type": "application/json", "X-Page-Proof": talk.elements.proof.value }, body: JSON.stringify(body) });
+    let response = await ask();
+    let told = response.ok ? null : await response.json().catch(() => null);
+    // A model that is not in memory yet may take longer than a request waits for it.
+    for (let again = 0; told?.error?.code === "playground_busy" && again < 4; again += 1) {
+      remark.textContent = "The model is on its way into memory, or answers others. It is asked again by itself.";
+      response = await ask();
+      told = response.ok ? null : await response.json().catch(() => null);
+    }
     if (!response.ok) {
-      const told = await response.json().catch(() => null);
       remark.textContent = told?.error?.message ?? `The answer failed (${response.status}).`;
       return;
     }
