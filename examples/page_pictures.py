@@ -312,6 +312,7 @@ def examine(session: Session, caller: Caller, file: FileRow) -> str:
         "spans": [],
     }
     fits: Any = [("NVIDIA L40S", 46 * GIB, True), ("NVIDIA T4", 10 * GIB, False)]
+    duration = {"device": "NVIDIA L40S", "expected": 1440, "low": 1290, "high": 1700, "basis": "7 finished jobs"}
     report = {
         "ok": True,
         "refusal": None,
@@ -325,7 +326,7 @@ def examine(session: Session, caller: Caller, file: FileRow) -> str:
             "measurements": 7,
             "terms": {},
         },
-        "time": {"device": "NVIDIA L40S", "expected": 1440, "low": 1290, "high": 1700, "basis": "7 finished jobs"},
+        "time": duration,
         "devices": [
             {
                 "id": name,
@@ -336,6 +337,7 @@ def examine(session: Session, caller: Caller, file: FileRow) -> str:
                 "offered_bytes": offered,
                 "reason": "It needs 11.2 GiB at the peak"
                 + ("." if good else ", and 9.0 GiB of this device are offered."),
+                "time": duration if good else None,
             }
             for name, offered, good in fits
         ],
