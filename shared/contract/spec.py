@@ -6,6 +6,7 @@ Pure: pydantic only, no I/O, no clock.
 
 from __future__ import annotations
 
+from datetime import datetime
 from functools import cache
 from typing import Annotated, Any, Final, Literal
 
@@ -13,6 +14,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, mo
 
 from shared.contract.base_facts import ModelFacts
 from shared.contract.part import Part
+from shared.contract.template_time import TemplateTime, written_time
 
 Auto = Literal["auto"]
 AUTO: Auto = "auto"
@@ -154,6 +156,11 @@ class Training(Part):
     )
     chat_template: Annotated[str, StringConstraints(min_length=1, max_length=65536)] | None = Field(
         default=None, description="Jinja template used instead of the base model's own; rendered in a sandbox."
+    )
+    template_time: TemplateTime | None = Field(
+        default=None,
+        description="The moment that the chat template's strftime_now writes, in UTC (2026-12-01, 2026-12-01T09:30); "
+        "null: when the job was created.",
     )
     mask_reasoning: bool = Field(default=False, description="Reasoning in chat rows is read and carries no loss.")
     drop_history_reasoning: bool = Field(
@@ -312,6 +319,13 @@ class JobSpec(Part):
     seed: int = Field(ge=0, le=2**31 - 1)
     parent: Parent | None = None
 
+    def dated(self, created: datetime | None) -> JobSpec:
+        """The same job with the time settled that its chat template writes; None: it is not created yet."""
+        if created is None or self.training.template_time is not None:
+            return self
+        training = self.training.model_copy(update={"template_time": written_time(created)})
+        return self.model_copy(update={"training": training})
+
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without keys that the version before does not know, where they say nothing: it reads all other jobs."""
@@ -320,6 +334,8 @@ class JobSpec(Part):
             del written["parent"]
         if self.training.gradient_checkpointing_layers is None:
             written["training"].pop("gradient_checkpointing_layers", None)
+        if self.training.template_time is None:
+            written["training"].pop("template_time", None)
         return written
 
 

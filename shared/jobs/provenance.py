@@ -70,7 +70,7 @@ def statement(session: Session, lease: Lease, spec: JobSpec, run: RunFacts) -> d
                     "seed": spec.seed,
                 },
                 "internalParameters": {
-                    "spec": spec.model_dump(mode="json"),
+                    "spec": spec.dated(job.created_at).model_dump(mode="json"),
                     "micro_batch_size": run.micro_batch_size,
                     "gradient_checkpointing": run.gradient_checkpointing,
                     "gradient_checkpointing_layers": run.recomputed_layers,

@@ -249,6 +249,7 @@ RULES: Final[dict[str, Callable[[Settling], tuple[Any, str]]]] = {
     "training.neftune_noise_alpha": constant(None, "no noise"),
     "training.train_on": constant("assistant", "the model learns to answer, not to ask"),
     "training.chat_template": constant(None, "the base model's own"),
+    "training.template_time": constant(None, "when the job was created"),
     "training.mask_reasoning": constant(value=False, reason="reasoning is part of the answer"),
     "training.drop_history_reasoning": constant(value=False, reason="rows are trained as they are"),
     "training.system_prompt": constant("keep", "the chat template writes it"),

@@ -16,8 +16,6 @@ from tests.train.test_template_families import STOPS, TOOLS
 from tests.train.tiny import CHATML, make_tokenizer
 from worker.train.answering import Prompts
 from worker.train.data import KeptRow, RowReader
-from worker.train.render_time import steadily
-from worker.train.template_faults import not_exact
 from worker.train.unwritten import ENDLESS
 
 HI, HELLO = {"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}
@@ -99,31 +97,6 @@ def test_a_question_ends_with_the_header_where_the_template_writes_it_with_answe
         == asked(CHATML)
         == "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n"
     )
-
-
-CLOCK: Final = of(f"{{{{ '{TURN}\\n' }}}}", before="{{ strftime_now('%H:%M:%S.%f') ~ '\\n' }}")
-
-
-def test_a_template_that_writes_the_time_too_finely_refuses_the_rows_whose_answers_it_hides() -> None:
-    facts = DataFacts(format="preference", train_rows=1)
-    reader = RowReader(make_tokenizer(CLOCK), facts=facts, training=Training(), ends=["<|im_end|>"])
-    (pair,) = reader.take([{"messages": [HI], "chosen": HELLO, "rejected": BYE}])
-
-    assert isinstance(pair, Invalid)
-    assert (pair.code, "Write the date alone" in pair.message) == ("chat_template_not_incremental", True)
-    assert trained(make_tokenizer(CLOCK), {"messages": [HI, HELLO]}) == ["Hello.<|im_end|>"]  # rendered once
-
-
-def test_a_row_is_rendered_again_when_the_minute_changed_meanwhile() -> None:
-    moments = iter([not_exact(writes_time=True), not_exact(writes_time=True), None])
-
-    def read(row: str) -> str:
-        if (fault := next(moments)) is not None:
-            raise fault
-        return row
-
-    assert steadily(read, "a row") == "a row"
-    assert next(moments, "no more") == "no more"
 
 
 JOINED: Final = (  # answers in a row under one header, as in templates that make roles take turns

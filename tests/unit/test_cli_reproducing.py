@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,16 @@ def test_a_micro_batch_that_had_to_shrink_is_asked_for_as_it_was_at_last() -> No
 
     assert body["tunepool"]["training"]["per_device_train_batch_size"] == 1
     assert body["tunepool"]["training"]["gradient_checkpointing"] is True
+
+
+def test_a_job_is_written_again_with_the_time_that_its_template_wrote_then() -> None:
+    spec = settled({}, ROWS, GPU).dated(datetime(2026, 11, 30, 23, 59, 58, tzinfo=UTC)).model_dump(mode="json")
+
+    body = request_of({}, {"spec": spec, "micro_batch_size": 1, "gradient_checkpointing": False})
+
+    assert body["tunepool"]["training"]["template_time"] == "2026-11-30T23:59:58"
+    again = settled(body, ROWS, GPU)
+    assert again.dated(datetime(2027, 1, 1, tzinfo=UTC)).training.template_time == "2026-11-30T23:59:58"
 
 
 # --- curves ---------------------------------------------------------------------------------------------------------

@@ -177,7 +177,7 @@ class AttemptFolder:
         return AttemptSpec(
             job_id=self.claim.lease.id,
             model_name=self.claim.model_name,
-            job=self.spec,
+            job=self.spec.dated(self.claim.created_at),
             base_model_path=str(model),
             train_file=str(rows),
             validation_file=None if validation is None else str(validation),

@@ -99,7 +99,7 @@ class RowReading:
 
     def _write_spec(self, spec: JobSpec, place: Workdir, model: Path, *, training: str, validation: str | None) -> None:
         wanted = PreflightSpec(
-            job=spec,
+            job=spec.dated(self.claim.created_at if isinstance(self.claim, Claim) else None),
             base_model_path=str(model),
             train_file=training,
             validation_file=validation,

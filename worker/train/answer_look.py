@@ -20,6 +20,7 @@ import torch
 from shared.contract.answer_scores import NothingAsked, asked_and_answer, score
 from shared.contract.generation import Question, Sampling
 from shared.contract.spec import AnswerMeasure, AttemptSpec, GeneratedAnswers, Training
+from shared.contract.template_time import read_time
 from shared.errors import TunepoolError
 from worker.train.answering import Answer, ModelRunner
 from worker.train.batched_answers import Batcher
@@ -70,7 +71,13 @@ class AnswerLook:
         wanted = spec.job.training.eval.generate
         if wanted is None or spec.validation_file is None:
             return None
-        speaker = ModelRunner(model, tokenizer, answer_tokens=wanted.max_tokens, context_tokens=_NO_LIMIT)
+        speaker = ModelRunner(
+            model,
+            tokenizer,
+            answer_tokens=wanted.max_tokens,
+            context_tokens=_NO_LIMIT,
+            now=read_time(spec.job.training.template_time),  # that of its rows
+        )
         asked = list(islice(_asked(spec, speaker), wanted.rows))
         if not asked:
             reporter.say("No validation row can be answered: they ask nothing, or have no answer.", level="warn")

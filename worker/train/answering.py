@@ -19,6 +19,7 @@ from worker.train.answer_form import AnswerForm, AnswerForms
 from worker.train.answer_text import Detokenizer, Sampler, StopStrings, chosen_token
 from worker.train.call_format import CallFormat, CallReader, learnt_format
 from worker.train.chat import ChatTemplate
+from worker.train.template_clock import Now
 from worker.train.written import lost
 
 _TEMPLATES_KEPT: Final = 64
@@ -29,8 +30,10 @@ Forward = Callable[[list[int], Any], tuple[torch.Tensor, Any]]
 class Prompts:
     """Turns questions into tokens as training did: messages by the chat template, a text with its begin token."""
 
-    def __init__(self, tokenizer: Any, *, ends: Collection[int]) -> None:
+    def __init__(self, tokenizer: Any, *, ends: Collection[int], now: Now = None) -> None:
+        """`now`: what templates write as the time."""
         self._tokenizer = tokenizer
+        self._now = now
         self._own_template = tokenizer.chat_template
         # What a tokenizer.json may say of cutting and padding is undone here, as for training rows.
         tokenizer.backend_tokenizer.no_truncation()
@@ -99,7 +102,7 @@ class Prompts:
         if text not in self._templates:
             if len(self._templates) > _TEMPLATES_KEPT:
                 self._templates.clear()
-            self._templates[text] = ChatTemplate(self._tokenizer)
+            self._templates[text] = ChatTemplate(self._tokenizer, now=self._now)
         return self._templates[text]
 
     def _of_text(self, text: str) -> list[int]:
@@ -235,13 +238,14 @@ class Answer:
 class ModelRunner:
     """The model's side: prompts in, logits out."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, answer_tokens: int, context_tokens: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *, answer_tokens: int, context_tokens: int, now: Now = None) -> None:
+        """`now`: what chat templates write as the time."""
         self._model = model
         self._tokenizer = tokenizer
         self._answer_tokens = answer_tokens
         self._context = min(context_tokens, _context_of(model) or context_tokens)
         self._last_only = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._prompts = Prompts(tokenizer, ends=_end_tokens(model, tokenizer))
+        self._prompts = Prompts(tokenizer, ends=_end_tokens(model, tokenizer), now=now)
         self._forms = AnswerForms(tokenizer)
 
     @property

@@ -36,11 +36,12 @@ from worker.train.control_tokens import ControlTokens
 from worker.train.one_rendering import MARK, with_marks
 from worker.train.reasoning import key_of, under_key
 from worker.train.render_time import RenderTime
-from worker.train.template_faults import not_exact, template_failed, template_unusable
+from worker.train.template_clock import Now, clock_stopped
+from worker.train.template_faults import not_exact, template_failed, template_unusable, too_many_answers
 from worker.train.time_limit import TimeIsUp, time_limit
 from worker.train.token_spans import Span, runs_of
 from worker.train.turn_ends import unended
-from worker.train.turns import A_TOOL, ASKED, AnswerTurn, common_prefix_length, learnt_turn
+from worker.train.turns import A_TOOL, ASKED, AnswerTurn, common_prefix_length, in_parts, learnt_turn
 from worker.train.written import REASONING, MissingText, refuse_system_text_left_out
 
 RENDER_SECONDS = 5.0
@@ -64,8 +65,10 @@ class Rendered:
 class ChatTemplate:
     """Renders conversations with one tokenizer's template."""
 
-    def __init__(self, tokenizer: Any, controls: ControlTokens | None = None, *, stops: Sequence[str] = ()) -> None:
-        """`stops`: tokens that end a generation of the base model."""
+    def __init__(
+        self, tokenizer: Any, controls: ControlTokens | None = None, *, stops: Sequence[str] = (), now: Now = None
+    ) -> None:
+        """`stops`: tokens that end a generation of the base model; `now`: what the template writes as the time."""
         if not tokenizer.chat_template:
             raise Invalid(
                 "The base model has no chat template; give one in training.chat_template.",
@@ -76,6 +79,7 @@ class ChatTemplate:
         controls = controls or ControlTokens(tokenizer.backend_tokenizer, tokenizer.all_special_tokens)
         self._special_tokens = tuple(controls.ids)
         self._stops = tuple(stops)
+        self._now = now
         self._header: str | None = None
         self._time = RenderTime(most=SLOW_ROWS)
         self._too_many: float = math.inf  # messages of a conversation whose answers could not be found in time
@@ -143,11 +147,6 @@ class ChatTemplate:
         """The text of `messages` and where each assistant message stands in it, its end-of-turn token included."""
         return self._with_stops(self._placed(messages, tools=tools))
 
-    @property
-    def writes_time(self) -> bool:
-        """Whether the template asks for the time: two renderings may differ by it."""
-        return "strftime_now" in str(self._tokenizer.chat_template)
-
     def _placed(self, messages: list[JsonObject], *, tools: list[JsonObject] | None) -> Rendered:
         """The text and its answers by the first road that finds them exactly."""
         counted = self._spans_by_counting(messages, tools=tools)
@@ -163,7 +162,7 @@ class ChatTemplate:
         refuse_system_text_left_out(messages, text)
         exchanged = self._spans_by_exchange(messages, text=text, tools=tools)
         if exchanged is None:
-            raise not_exact(writes_time=self.writes_time)
+            raise not_exact()
         return Rendered(text=text, spans=exchanged)
 
     def _with_stops(self, rendered: Rendered) -> Rendered:
@@ -182,7 +181,7 @@ class ChatTemplate:
         """Where the answer behind `prompt` stands in `whole`, its end of turn included. Raises Invalid: not there."""
         start = common_prefix_length(prompt, whole)
         if parts_early(prompt[start:], self._own_turn):
-            raise not_exact(writes_time=self.writes_time)
+            raise not_exact()
         return start, start + len(self._without_tail(whole[start:]))
 
     @functools.cached_property
@@ -195,7 +194,7 @@ class ChatTemplate:
             except jinja2.TemplateError:
                 return False
 
-        return not writes([dict(ASKED)]) and writes([_in_parts(ASKED)])
+        return not writes([dict(ASKED)]) and writes([in_parts(ASKED)])
 
     @functools.cached_property
     def _probe(self) -> Callable[..., str]:
@@ -210,12 +209,11 @@ class ChatTemplate:
         return self._apply(self._given(messages), tools=tools, **options)
 
     def _given(self, messages: list[JsonObject]) -> list[JsonObject]:
-        return [_in_parts(message) for message in messages] if self.content_in_parts else messages
+        return [in_parts(message) for message in messages] if self.content_in_parts else messages
 
     def _apply(self, messages: list[JsonObject], *, tools: list[JsonObject] | None, **options: Any) -> str:
         try:
-            with self._time.limited(RENDER_SECONDS):
-                text: str = self._tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
+            text: str = self._written(messages, tools=tools, tokenize=False, **options)
         except (MemoryError, OverflowError, RecursionError) as error:
             raise template_unusable("asks for too much memory") from error
         except FAULTS as error:
@@ -223,6 +221,13 @@ class ChatTemplate:
         if len(text) > RENDER_CHARACTERS:
             raise template_unusable(f"writes more than {RENDER_CHARACTERS} characters for one conversation")
         return text
+
+    def _written(self, messages: list[JsonObject], **options: Any) -> Any:
+        """What the tokenizer makes of messages: in time, and with the moment that the template may write."""
+        with self._time.limited(RENDER_SECONDS):
+            template = self._tokenizer.get_chat_template(options.get("chat_template"), options["tools"])
+            with clock_stopped(template, at=self._now):
+                return self._tokenizer.apply_chat_template(messages, **options)
 
     def _spans_by_counting(self, messages: list[JsonObject], *, tools: list[JsonObject] | None) -> Rendered | None:
         """The spans of `_spans_by_prefix`, by one rendering; None where that cannot be told."""
@@ -269,10 +274,7 @@ class ChatTemplate:
         for index, message in enumerate(messages):
             if time.thread_time() > until or len(messages) >= self._too_many:
                 self._too_many = min(self._too_many, len(messages))  # or each such row would take its time
-                raise template_unusable(
-                    f"is rendered once for each answer, which takes more than {SPAN_SECONDS:g} seconds for a"
-                    f" conversation of {len(messages):,} messages; split it"
-                )
+                raise too_many_answers(seconds=SPAN_SECONDS, messages=len(messages))
             if message["role"] != "assistant":
                 continue
             span = self._span_of(messages, index, text=text, tools=tools)
@@ -368,13 +370,12 @@ class ChatTemplate:
             text = self._render(messages, tools=tools, chat_template=self._marked_template)
         except jinja2.TemplateError as error:
             raise template_failed(error) from error
-        with self._time.limited(RENDER_SECONDS):
-            encoded = self._tokenizer.apply_chat_template(
-                self._given(messages),
-                tools=tools,
-                chat_template=self._marked_template,
-                return_assistant_tokens_mask=True,
-            )
+        encoded = self._written(
+            self._given(messages),
+            tools=tools,
+            chat_template=self._marked_template,
+            return_assistant_tokens_mask=True,
+        )
         offsets = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         turn = self._turn(self._marked_template)
         spans = [turn.within(text, span) for span in runs_of(encoded["assistant_masks"], offsets)]
@@ -394,7 +395,3 @@ class ChatTemplate:
                 return get_training_chat_template(self._tokenizer)
         except (TimeIsUp, jinja2.TemplateError, *FAULTS):  # TRL renders it, and raises ValueError where it knows none
             return None
-
-
-def _in_parts(message: JsonObject) -> JsonObject:
-    return {**message, "content": [{"type": "text", "text": message["content"]}]}

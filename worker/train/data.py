@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import compress, islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -20,13 +19,13 @@ import numpy as np
 
 from shared.contract.events import UnwrittenRows
 from shared.contract.spec import DataFacts, Training
+from shared.contract.template_time import read_time
 from shared.errors import Invalid
 from worker.train.added_words import words_of_template
 from worker.train.call_ids import are_changed
 from worker.train.chat import ChatTemplate, JsonObject
 from worker.train.control_tokens import ControlTokens, MarkedRow, PlainText
 from worker.train.reasoning import behind_reasoning, without_history
-from worker.train.render_time import steadily
 from worker.train.system_text import merged
 from worker.train.token_spans import Alignment, Ids, Mask, Span
 from worker.train.turn_ends import UNKNOWN_PLACE
@@ -153,9 +152,8 @@ class RowReader:
         self._rendered = formats[facts.format]
         self._template: ChatTemplate | None = None
         if facts.format in ("chat", "preference", "kto"):
-            self._template = ChatTemplate(tokenizer, self._controls, stops=ends)
-            if self._template.writes_time:
-                self._rendered = partial(steadily, self._rendered)
+            now = read_time(training.template_time)  # for all rows the same
+            self._template = ChatTemplate(tokenizer, self._controls, stops=ends, now=now)
 
     @property
     def template(self) -> ChatTemplate | None:

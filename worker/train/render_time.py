@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any, Final, TypeVar
+from collections.abc import Iterator
+from typing import Final
 
-from shared.errors import Invalid
-from worker.train.template_faults import not_exact, template_unusable
+from worker.train.template_faults import template_unusable
 from worker.train.time_limit import TimeIsUp, time_limit
-
-Rendered = TypeVar("Rendered")
-TIMES: Final = 3  # that a row is tried whose template writes the time
-
-
-def steadily(read: Callable[[Any], Rendered], record: Any) -> Rendered:
-    """What `read` makes of a row by comparing renderings: again where the minute may have changed between two."""
-    for _ in range(TIMES - 1):
-        try:
-            return read(record)
-        except Invalid as error:
-            if error.code != not_exact().code:
-                raise
-    return read(record)
 
 
 class RenderTime:

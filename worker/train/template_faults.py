@@ -7,16 +7,8 @@ import jinja2
 from shared.errors import Invalid
 
 
-def not_exact(*, writes_time: bool = False) -> Invalid:
-    """The place of an answer cannot be told. `writes_time`: the template asks for the time."""
-    if writes_time:
-        return Invalid(
-            "The chat template writes the time (strftime_now) so finely that it differs each time a row is rendered, or"
-            " changes earlier messages when later ones are added: the assistant's tokens cannot be told apart exactly."
-            " Write the date alone, or a fixed one, in training.chat_template.",
-            code="chat_template_not_incremental",
-            param="training.chat_template",
-        )
+def not_exact() -> Invalid:
+    """The place of an answer cannot be told."""
     return Invalid(
         "The chat template changes earlier messages when later ones are added and has no {% generation %} markers, "
         "so the assistant's tokens cannot be told apart exactly. Add the markers in training.chat_template, or set "
@@ -40,3 +32,10 @@ def template_failed(error: jinja2.TemplateError) -> Invalid:
 
 def template_unusable(what: str) -> Invalid:
     return Invalid(f"The chat template {what}.", code="chat_template_failed", param="training.chat_template")
+
+
+def too_many_answers(*, seconds: float, messages: int) -> Invalid:
+    return template_unusable(
+        f"is rendered once for each answer, which takes more than {seconds:g} seconds for a conversation of"
+        f" {messages:,} messages; split it"
+    )

@@ -185,6 +185,11 @@ def _first_stop(text: str, within: Span, stops: Sequence[str]) -> int:
     return min(ends, default=within[1])
 
 
+def in_parts(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with its text as a list of parts."""
+    return {**message, "content": [{"type": "text", "text": message["content"]}]}
+
+
 def common_prefix_length(left: Sequence[Any], right: Sequence[Any]) -> int:
     """How many items two sequences (of characters or of token ids) share at their start."""
     pairs = enumerate(zip(left, right, strict=False))

@@ -32,6 +32,7 @@ EXIT_DIFFERS: Final = 1
 _ADAPTER: Final = ("r", "lora_alpha", "target_modules")
 _TRAINING: Final = ("dtype", "batch_size", "max_length", "learning_rate", "optim", "num_train_epochs")
 _LAYERS: Final = "gradient_checkpointing_layers"
+_TIME: Final = "template_time"
 _VERDICTS: Final = {
     "same": "SAME: curves and weights are equal, bit by bit.",
     "within_tolerance": "SAME within the tolerance of {tolerance:g}.",
@@ -241,6 +242,8 @@ def request_of(then: dict[str, Any], settled: dict[str, Any]) -> dict[str, Any]:
     training["gradient_checkpointing"] = settled["gradient_checkpointing"]
     if settled.get(_LAYERS) is not None:  # a version before this one noted none
         training[_LAYERS] = settled[_LAYERS]
+    if spec["training"].get(_TIME) is not None:  # nor a time
+        training[_TIME] = spec["training"][_TIME]
     ours["training"] = {**_chosen(ours.get("training")), **training}
     adapter = _chosen(ours.get("adapter")) | {"method": spec["adapter"]["method"]}
     if spec.get("parent") is None and spec["adapter"]["method"] != "full":
