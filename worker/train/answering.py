@@ -19,7 +19,7 @@ from worker.train.answer_form import AnswerForm, AnswerForms
 from worker.train.answer_text import Detokenizer, Sampler, StopStrings, chosen_token
 from worker.train.call_format import CallFormat, CallReader, learnt_format
 from worker.train.chat import ChatTemplate
-from worker.train.template_clock import Now
+from worker.train.rendering import Now
 from worker.train.written import lost
 
 _TEMPLATES_KEPT: Final = 64

@@ -36,7 +36,7 @@ from worker.train.control_tokens import ControlTokens
 from worker.train.one_rendering import MARK, with_marks
 from worker.train.reasoning import key_of, under_key
 from worker.train.render_time import RenderTime
-from worker.train.template_clock import Now, clock_stopped
+from worker.train.rendering import Now, masked, rendered
 from worker.train.template_faults import not_exact, template_failed, template_unusable, too_many_answers
 from worker.train.time_limit import TimeIsUp, time_limit
 from worker.train.token_spans import Span, runs_of
@@ -79,7 +79,7 @@ class ChatTemplate:
         controls = controls or ControlTokens(tokenizer.backend_tokenizer, tokenizer.all_special_tokens)
         self._special_tokens = tuple(controls.ids)
         self._stops = tuple(stops)
-        self._now = now
+        self._now, self._names = now, dict(tokenizer.special_tokens_map)
         self._header: str | None = None
         self._time = RenderTime(most=SLOW_ROWS)
         self._too_many: float = math.inf  # messages of a conversation whose answers could not be found in time
@@ -211,9 +211,13 @@ class ChatTemplate:
     def _given(self, messages: list[JsonObject]) -> list[JsonObject]:
         return [in_parts(message) for message in messages] if self.content_in_parts else messages
 
-    def _apply(self, messages: list[JsonObject], *, tools: list[JsonObject] | None, **options: Any) -> str:
+    def _apply(
+        self, messages: list[JsonObject], *, tools: Any, chat_template: str | None = None, **options: Any
+    ) -> str:
         try:
-            text: str = self._written(messages, tools=tools, tokenize=False, **options)
+            template = self._tokenizer.get_chat_template(chat_template, tools)
+            given = {"tools": tools, "names": self._names, "now": self._now, **options}
+            text = self._time.limited(RENDER_SECONDS, functools.partial(rendered, template, messages, **given))
         except (MemoryError, OverflowError, RecursionError) as error:
             raise template_unusable("asks for too much memory") from error
         except FAULTS as error:
@@ -221,13 +225,6 @@ class ChatTemplate:
         if len(text) > RENDER_CHARACTERS:
             raise template_unusable(f"writes more than {RENDER_CHARACTERS} characters for one conversation")
         return text
-
-    def _written(self, messages: list[JsonObject], **options: Any) -> Any:
-        """What the tokenizer makes of messages: in time, and with the moment that the template may write."""
-        with self._time.limited(RENDER_SECONDS):
-            template = self._tokenizer.get_chat_template(options.get("chat_template"), options["tools"])
-            with clock_stopped(template, at=self._now):
-                return self._tokenizer.apply_chat_template(messages, **options)
 
     def _spans_by_counting(self, messages: list[JsonObject], *, tools: list[JsonObject] | None) -> Rendered | None:
         """The spans of `_spans_by_prefix`, by one rendering; None where that cannot be told."""
@@ -370,12 +367,9 @@ class ChatTemplate:
             text = self._render(messages, tools=tools, chat_template=self._marked_template)
         except jinja2.TemplateError as error:
             raise template_failed(error) from error
-        encoded = self._written(
-            self._given(messages),
-            tools=tools,
-            chat_template=self._marked_template,
-            return_assistant_tokens_mask=True,
-        )
+        given = {"template": self._marked_template, "tools": tools, "now": self._now}
+        write = functools.partial(masked, self._tokenizer, self._given(messages), **given)
+        encoded = self._time.limited(RENDER_SECONDS, write)
         offsets = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         turn = self._turn(self._marked_template)
         spans = [turn.within(text, span) for span in runs_of(encoded["assistant_masks"], offsets)]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeVar
 
+from shared.errors import Invalid
 from worker.train.template_faults import template_unusable
 from worker.train.time_limit import TimeIsUp, time_limit
+
+Rendered = TypeVar("Rendered")
 
 
 class RenderTime:
@@ -17,15 +19,17 @@ class RenderTime:
         self._most: Final = most  # or every row of a file would take its time
         self._too_slow = 0
 
-    @contextlib.contextmanager
-    def limited(self, seconds: float) -> Iterator[None]:
-        """Let the template be compiled and run for so long. Raises Invalid."""
-        slow = template_unusable(f"takes more than {seconds:g} seconds for one conversation")
+    def limited(self, seconds: float, work: Callable[[], Rendered]) -> Rendered:
+        """What `work`, which lets the template be compiled and run, makes within so many seconds. Raises Invalid."""
         if self._too_slow >= self._most:
-            raise slow
+            raise _slow(seconds)
         try:
             with time_limit(seconds):
-                yield
+                return work()
         except TimeIsUp as error:
             self._too_slow += 1
-            raise slow from error
+            raise _slow(seconds) from error
+
+
+def _slow(seconds: float) -> Invalid:
+    return template_unusable(f"takes more than {seconds:g} seconds for one conversation")
