@@ -34,6 +34,7 @@ _CHOICES: Final = frozenset(
 )
 # Of a text that was tokenized beside its rows: no loss hangs on it.
 _TOKENIZED: Final = frozenset({"attention_mask", "special_tokens_mask", "padding_mask"})
+_OF_A_SPLIT: Final = re.compile(r"in_\w+_train")  # where else a row stands: in_gsm8k_train
 _BOXES: Final = {"ref", "bbox", "bbox_type", "image_id"}
 _THOUGHTS: Final = frozenset({"cot", "chain_of_thought", "thought", "thoughts", "think"})
 _PLACEHOLDERS: Final = ("<image>", "<video>", "<audio>")
@@ -42,7 +43,8 @@ MEANT: Final = frozenset(
     {"system", "system_prompt", "tools", "functions", "history", "label", "kto_tag", "completion", "chosen", "rejected"}
     | {"weight", "train", "loss", "mask", "loss_scale", "train_on_input", "train_on_inputs"}
     | {"desirable", "role", "chat_template_kwargs", "enable_thinking", "mask_history", "reasoning"}
-    | {"sample_weight", "loss_mask", "rejected_response", "rejected_messages", "reasoning_content", "thinking"}
+    | {"sample_weight", "loss_mask", "rejected_response", "rejected_messages", "rejected_message"}
+    | {"reasoning_content", "thinking", "chosen_conversations", "rejected_conversations"}
 )
 
 
@@ -143,7 +145,7 @@ def chooses(key: str, value: Any) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def _speaks_of_loss(key: str) -> bool:
-    return names_loss(key) and key.casefold() not in _TOKENIZED
+    return names_loss(key) and key.casefold() not in _TOKENIZED and not _OF_A_SPLIT.fullmatch(key)
 
 
 def _is_boxes(value: Any) -> bool:

@@ -10,7 +10,7 @@ from shared.rows import formats
 from shared.rows.arguments import BadArguments, calls_in, is_rounded, object_text, slip_of
 from shared.rows.columns import is_media
 from shared.rows.findings import RowFindings, shown, too_deep
-from shared.rows.items import check_item_keys, parts_size, refuse_flag, refuse_medium
+from shared.rows.items import check_item_keys, parts_size, refuse_flag, refuse_medium, refuse_other_calls
 from shared.rows.loss_flags import (
     FLAGS,
     LIKE_REASONING,
@@ -182,6 +182,7 @@ class Conversation:
         if message.get("function_call"):
             listed = message["function_call"]
             single = not isinstance(listed, list)
+            refuse_other_calls(message, at, self.findings)
             self.legacy_calls += 1 if single else len(listed)
             if single:
                 return self._function(listed, f"{at}.function_call")

@@ -19,16 +19,19 @@ from shared.rows.shapes import Row
 _NATIVE: Final = frozenset({"messages", "tools", "parallel_tool_calls", "functions", "conversations", "text", "system"})
 _ANSWERS: Final = ("answer", "response", "output")
 _QUESTIONS: Final = ("question", "query")
+_WORSE: Final = ("rejected_response", "rejected_messages", "rejected_message")
+_OF_TORCHTUNE: Final = {f"{side}_conversations": side for side in ("chosen", "rejected")}
 _ASKED: Final = ("messages", "prompt", "conversations", "instruction", "text")
 # What the forms read beside the columns of `shared.rows.formats`, and the marks of forms that are refused by name.
 COLUMNS: Final = frozenset(
     {*_ANSWERS, *_QUESTIONS, "context", "system_prompt", "kto_tag", "chat", "completions", "train_on_input"}
-    | {"rejected_response", "rejected_messages", "preferred_output", "non_preferred_output", "generation", "data"}
+    | {*_WORSE, *_OF_TORCHTUNE, "preferred_output", "non_preferred_output", "generation", "data"}
     | services.COLUMNS
 )
 # Columns that may hold messages.
 _SPOKEN: Final = frozenset(
-    {"messages", "conversations", "prompt", "completion", "chosen", "rejected", "input", "rejected_messages"}
+    {"messages", "conversations", "prompt", "completion", "chosen", "rejected", "input", *_WORSE[1:]}
+    | _OF_TORCHTUNE.keys()
     | {"preferred_completion", "non_preferred_completion", "preferred_output", "non_preferred_output"}
 )
 _SPEAKER: Final = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
@@ -220,8 +223,8 @@ def _tagged(row: Row) -> ConvertedRow | None:
 
 
 def _rejected(row: Row) -> ConvertedRow | None:
-    """ms-swift's pairs: a conversation that ends with the better answer, and the worse one in a column of its own."""
-    worse = next((key for key in ("rejected_response", "rejected_messages") if row.get(key) is not None), None)
+    """ms-swift, OpenPipe: a conversation that ends with the better answer, and the worse one in a column of its own."""
+    worse = next((key for key in _WORSE if row.get(key) is not None), None)
     talk = row.get("messages")
     if worse is None or not isinstance(talk, list) or len(talk) < 2 or _has(row, "chosen", "rejected"):
         return None
@@ -239,6 +242,14 @@ def _preferred_outputs(row: Row) -> ConvertedRow | None:
         return None
     rest = {name: value for name, value in row.items() if name not in names.values()}
     return ConvertedRow({**rest, **{name: row[column] for name, column in names.items()}}, names=names)
+
+
+def _chosen_conversations(row: Row) -> ConvertedRow | None:
+    """torchtune's pairs of whole conversations."""
+    if not all(isinstance(row.get(column), list) for column in _OF_TORCHTUNE) or _has(row, *_OF_TORCHTUNE.values()):
+        return None
+    pair = {_OF_TORCHTUNE.get(name, name): value for name, value in row.items()}
+    return ConvertedRow(pair, names={ours: theirs for theirs, ours in _OF_TORCHTUNE.items()})
 
 
 def _null_question(row: Row) -> ConvertedRow | None:
@@ -282,6 +293,7 @@ _FORMS: Final[tuple[tuple[str, Callable[[Row], ConvertedRow | None]], ...]] = (
     ("rejected", _rejected),
     ("preferred_outputs", _preferred_outputs),
     ("system_column", _system_column),
+    ("chosen_conversations", _chosen_conversations),
     ("null_question", _null_question),
 )
 
@@ -295,7 +307,8 @@ SAYS: Final = {
     "instruction_pair": "instruction and input were read as the prompt of chosen and rejected.",
     "tagged": "The last answer of a conversation was read as the completion of its label or kto_tag.",
     "tagged_calls": "<tool_call> and <tool_response> in text were read as calls and their answers.",
-    "rejected": "The last answer was read as chosen, rejected_response or rejected_messages as rejected.",
+    "rejected": "The last answer was read as chosen, rejected_response, rejected_message(s) as rejected.",
+    "chosen_conversations": "chosen_conversations and rejected_conversations were read as chosen and rejected.",
     "train_flag": "train, training, trainable and loss of messages were read as their weight.",
     "reasoning": "reasoning and thinking of messages were read as reasoning_content.",
     "arguments_as_object": "Arguments given as an object were read as its JSON text.",

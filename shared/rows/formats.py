@@ -54,8 +54,10 @@ SHAREGPT_ROLES = {
     "tool": "tool",
     "observation": "tool",
     "function_response": "tool",
+    "function-response": "tool",
     "tool_response": "tool",
     "function_call": "function_call",
+    "function-call": "function_call",
     "tool_call": "function_call",
 }
 

@@ -88,3 +88,12 @@ def _check_reasoning(item: Row, role: str, at: str, findings: RowFindings) -> No
     if named and (role != "assistant" or reasoning_of(item) is None):
         text = f"{at}.{named[0]} must be one text beside an answer; remove it, or write it in one place."
         findings.refuse(f"{at}.{named[0]}", "wrong_type", text)
+
+
+def refuse_other_calls(message: Row, at: str, findings: RowFindings) -> None:
+    """Calls of a message in both of OpenAI's forms: one of them would be trained, so they must say the same."""
+    old, calls = message["function_call"], message.get("tool_calls") or []
+    new = [call.get("function") if isinstance(call, dict) else call for call in calls]
+    if calls and new != (old if isinstance(old, list) else [old]):
+        text = f"{at}.function_call and {at}.tool_calls are different calls; keep tool_calls, with all of them."
+        findings.refuse(f"{at}.function_call", "unknown_key", text)

@@ -58,6 +58,7 @@ def rewritten(messages: list[Any]) -> Rewritten | None:
         return None
     reading = _Reading()
     if items is not None:
+        reading.dropped |= response_items.unreadable(messages)
         messages = items
         reading.forms.add("response_items")
     if any(isinstance(message, dict) and message.get("role") == "Chatbot" for message in messages):
@@ -116,7 +117,9 @@ class _Reading:
         self.made.append(message)
 
     def _without_notes(self, message: Message) -> Message:
-        notes = {key for key in message.keys() - _READ if key in _NOTES or message[key] in (None, "", [], {})}
+        read = _READ if message["role"] == "assistant" else {*_PLAIN, "tool_call_id", "weight"}
+        empty = {key for key in message.keys() - read if message[key] in (None, "", [], {})}
+        notes = empty | {key for key in message.keys() - _READ if key in _NOTES}
         self.dropped |= {key for key in notes if message[key] not in (None, "", [], {})}
         return {key: value for key, value in message.items() if key not in notes}
 

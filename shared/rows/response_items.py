@@ -41,6 +41,12 @@ def messages(items: list[Any]) -> list[Message] | None:
     return None if thoughts else made
 
 
+def unreadable(items: list[Any]) -> set[str]:
+    """Keys of items whose value nobody but OpenAI can read."""
+    encrypted = any(isinstance(item, dict) and item.get("encrypted_content") for item in items)
+    return {"encrypted_content"} if encrypted else set()
+
+
 def _kind(item: dict[str, Any]) -> str | None:
     kind = item.get("type")
     return kind if "role" not in item and isinstance(kind, str) and kind in _ITEMS else None

@@ -61,7 +61,7 @@ def text(tokenizer: Any, ids: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "written"), [("llama3_2", "Today Date: 30 Nov 2026"), ("gptoss", "Current date: 2026-11-30")]
+    ("name", "written"), [("llama3_2", "Today Date: 30 Nov 2026"), ("gpt_oss", "Current date: 2026-11-30")]
 )
 def test_templates_of_families_write_the_day_of_the_job(name: str, written: str) -> None:
     tokenizer = family_tokenizer(name)

@@ -25,7 +25,7 @@ _SHOWN: Final = 60  # characters
 def added_words(message: Mapping[str, Any], part: str, *, ends: Collection[str]) -> str | None:
     """What `part`, the trained text of an answer, says beside the answer, shortened; None where that is nothing."""
     content = message["content"].strip()
-    if message.get("tool_calls") or any(message.get(key) for key in REASONING):
+    if len(message) > 2 and (message.get("tool_calls") or any(message.get(key) for key in REASONING)):
         return _phrase_beside(message, part, ends=ends)
     if not content:
         return None

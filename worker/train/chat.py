@@ -111,7 +111,7 @@ class ChatTemplate:
         return [self._prepared(message) for message in messages]
 
     def _prepared(self, message: JsonObject) -> JsonObject:
-        if message["role"] == "assistant" and any(key in message for key in REASONING):
+        if message["role"] == "assistant" and not message.keys().isdisjoint(REASONING):
             message = under_key(message, self.reasoning_key)
         return for_template(message, arguments_as_text="tool_calls" in message and self.arguments_as_text)
 
@@ -241,8 +241,10 @@ class ChatTemplate:
         for message, part, end in zip(messages, parts, accumulate(map(len, parts)), strict=True):
             if message["role"] != "assistant":
                 continue
-            start = end - len(part) + common_prefix_length(header, part)
-            if not (header and part.startswith(header)):
+            if header and part.startswith(header):  # nearly always
+                start = end - len(part) + len(header)
+            else:
+                start = end - len(part) + common_prefix_length(header, part)
                 start = behind_header(text[:end], start, self._own_turn)
             spans.append((start, start + len(self._without_tail(text[start:end]))))
         return Rendered(text=text, spans=spans)

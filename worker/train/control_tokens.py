@@ -69,7 +69,7 @@ class ControlTokens:
 
     def spelled_in(self, text: str) -> list[int]:
         """Where control tokens are spelled in `text`, in characters."""
-        if not any(edge in text for edge in self._edges):
+        if not self._may_spell(text):
             return []
         return [match.start() for match in self._pattern.finditer(text)]
 
@@ -93,8 +93,14 @@ class ControlTokens:
         return MarkedRow(marked, marked_tools, mark)
 
     def _asks_for_marks(self, message: JsonObject) -> bool:
-        content = message["content"]
-        return len(message) > 2 or any(edge in content for edge in self._edges)
+        return len(message) > 2 or self._may_spell(message["content"])
+
+    def _may_spell(self, text: str) -> bool:
+        """A quick look: most texts hold no character that a control token begins or ends with."""
+        for edge in self._edges:  # noqa: SIM110 -- any() takes three times as long
+            if edge in text:
+                return True
+        return False
 
     def _marked_message(self, message: JsonObject, mark: str) -> JsonObject:
         marked = {key: self._marked_below(value, mark, at=key) for key, value in message.items() if key != "content"}
@@ -127,7 +133,7 @@ class ControlTokens:
         return f"{text[: first + 1]}{mark}{text[first + 1 :]}"
 
     def _marked_text(self, text: str, mark: str, *, keeps_tags: bool = False) -> str:
-        if not any(edge in text for edge in self._edges):
+        if not self._may_spell(text):
             return text
         places = {
             match.start()

@@ -266,7 +266,7 @@ class RowReader:
 
     def _mapped(self, *conversations: Sequence[JsonObject]) -> list[MissingText]:
         assert self._template is not None
-        if not any(message.get("tool_calls") for messages in conversations for message in messages):
+        if not any("tool_calls" in message for messages in conversations for message in messages):
             return []
         wanted = self._template.call_ids
         return [call_ids_mapped(wanted)] if any(are_changed(messages, wanted) for messages in conversations) else []

@@ -25,14 +25,13 @@ def rendered(
     now: Now = None,
     add_generation_prompt: bool = False,
 ) -> str:
-    """What `template` writes. `names`: of special tokens, which it may ask for."""
+    """What `template` writes of messages without nulls. `names`: of special tokens, which it may ask for."""
     # Not at the top: a preflight says that it does without PyTorch before transformers is imported.
     from transformers.utils.chat_template_utils import _alias_reasoning_fields, _compile_jinja_template
 
     clock = {} if now is None else {_CLOCK: now.strftime}
-    told = [{key: value for key, value in message.items() if value is not None} for message in messages]
     text: str = _compile_jinja_template(template).render(
-        messages=_alias_reasoning_fields(told),
+        messages=_alias_reasoning_fields(messages),
         tools=tools,
         documents=None,
         add_generation_prompt=add_generation_prompt,

@@ -62,13 +62,13 @@ def lost(
     for place, message in enumerate(messages):
         if message["role"] == "assistant" and answers:
             start, cursor = answers.pop(0)
-            losses += _lost_answer(place, message, text, (start, cursor))
+            losses += _lost(place, message, text, (start, cursor))
             continue
         # Some templates write the system message before the last question, others at the start.
         start, end = (
             (0, len(text)) if message["role"] == "system" else (cursor, answers[0][0] if answers else len(text))
         )
-        missing = list(_lost_answer(place, message, text, (start, end)))
+        missing = _lost(place, message, text, (start, end))
         losses += missing
         if not missing and spans is None and message["role"] != "system":
             cursor = max(cursor, _end(message["content"].strip(), text, (start, end)))
@@ -122,6 +122,12 @@ def refuse_empty(answer: str, place: int, *, ends: tuple[str, ...]) -> None:
 
 def _end(content: str, text: str, within: Span) -> int:
     return text.find(content, *within) + len(content) if content and content in text else 0
+
+
+def _lost(place: int, message: JsonObject, text: str, within: Span) -> list[MissingText]:
+    if len(message) == 2 and text.find(message["content"].strip(), *within) >= 0:  # nearly every message
+        return []
+    return list(_lost_answer(place, message, text, within))
 
 
 def _lost_answer(place: int, message: JsonObject, text: str, within: Span) -> Iterator[MissingText]:
