@@ -28,8 +28,3 @@ TemplateTime = Annotated[
 def written_time(moment: datetime) -> str:
     """`moment`, which has a zone, to the second."""
     return moment.astimezone(UTC).strftime(_FORM)
-
-
-def read_time(written: str | None) -> datetime:
-    """The moment that is named; None: now."""
-    return datetime.now(UTC).replace(tzinfo=None) if written is None else datetime.fromisoformat(written)

@@ -10,7 +10,6 @@ import pytest
 from pydantic import ValidationError
 from transformers.utils import chat_template_utils
 
-from shared.contract import template_time
 from shared.contract.events import EXIT_DONE
 from shared.contract.generation import Question
 from shared.contract.spec import AttemptSpec, DataFacts, Training
@@ -18,6 +17,7 @@ from shared.errors import Invalid
 from tests.train.interrupted import interrupt
 from tests.train.template_families import family_tokenizer
 from tests.train.tiny import CHATML, chat, losses, make_spec, make_tokenizer, read_events, run
+from worker.train import rendering
 from worker.train.answering import Prompts
 from worker.train.data import KeptRow, RowReader
 
@@ -44,7 +44,7 @@ class Calendar:
 def calendar(monkeypatch: pytest.MonkeyPatch) -> type[Calendar]:
     """Clocks of the templates and of us that a test can set."""
     monkeypatch.setattr(Calendar, "days", 0)
-    for module in (chat_template_utils, template_time):
+    for module in (chat_template_utils, rendering):
         monkeypatch.setattr(module, "datetime", Calendar)
     return Calendar
 
@@ -138,7 +138,7 @@ def test_a_run_that_goes_on_on_another_day_has_the_curve_of_one_that_was_not_sto
 def test_a_job_may_name_a_day_or_a_moment(written: str) -> None:
     asked = Training.model_validate({"template_time": written}).template_time
 
-    assert template_time.read_time(asked) == datetime.fromisoformat(written)
+    assert rendering.read_time(asked) == datetime.fromisoformat(written)
 
 
 @pytest.mark.parametrize("written", ["1 December", "2026-02-30", "2026-12-01 09:30", "2026-12-01T25:00", "2026-12-01Z"])

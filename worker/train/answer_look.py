@@ -20,13 +20,13 @@ import torch
 from shared.contract.answer_scores import NothingAsked, asked_and_answer, score
 from shared.contract.generation import Question, Sampling
 from shared.contract.spec import AnswerMeasure, AttemptSpec, GeneratedAnswers, Training
-from shared.contract.template_time import read_time
 from shared.errors import TunepoolError
 from worker.train.answering import Answer, ModelRunner
 from worker.train.batched_answers import Batcher
 from worker.train.memory import MAY_MEAN_MEMORY, out_of_memory_code
 from worker.train.ranks import Ranks
 from worker.train.reasoning import without_history
+from worker.train.rendering import read_time
 from worker.train.reporting import Reporter
 from worker.train.system_text import merged
 

@@ -19,13 +19,13 @@ import numpy as np
 
 from shared.contract.events import UnwrittenRows
 from shared.contract.spec import DataFacts, Training
-from shared.contract.template_time import read_time
 from shared.errors import Invalid
 from worker.train.added_words import words_of_template
 from worker.train.call_ids import are_changed
 from worker.train.chat import ChatTemplate, JsonObject
 from worker.train.control_tokens import ControlTokens, MarkedRow, PlainText
 from worker.train.reasoning import behind_reasoning, without_history
+from worker.train.rendering import read_time
 from worker.train.system_text import merged
 from worker.train.token_spans import Alignment, Ids, Mask, Span
 from worker.train.turn_ends import UNKNOWN_PLACE

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 JsonObject = dict[str, Any]
 Now = datetime | None  # None: the present, by the host's clock
 _CLOCK: Final = "strftime_now"
+
+
+def read_time(written: str | None) -> datetime:
+    """The moment that a job names, in UTC without a zone; None: now."""
+    return datetime.now(UTC).replace(tzinfo=None) if written is None else datetime.fromisoformat(written)
 
 
 def rendered(
