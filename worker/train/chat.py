@@ -348,7 +348,7 @@ class ChatTemplate:
         """`answer` up to its end of turn: generation stops there."""
         return answer[: self._own_turn.end_of(answer)]
 
-    @property
+    @functools.cached_property
     def _own_turn(self) -> AnswerTurn:
         return self._turn(self._tokenizer.chat_template)
 
