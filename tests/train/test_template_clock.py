@@ -65,16 +65,17 @@ def text(tokenizer: Any, ids: Any) -> str:
 )
 def test_templates_of_families_write_the_day_of_the_job(name: str, written: str) -> None:
     tokenizer = family_tokenizer(name)
+    row: Any = read(tokenizer, template_time=FINE).whole
 
-    assert written in text(tokenizer, read(tokenizer, template_time=FINE).whole.text_ids)  # type: ignore[union-attr]
+    assert written in text(tokenizer, row.text_ids)
 
 
 def test_rows_are_the_same_on_another_day_and_a_question_has_the_present(calendar: type[Calendar]) -> None:
     tokenizer = make_tokenizer(DATED)
-    rows, asked = [], []
+    rows: list[str] = []
+    asked: list[str] = []
     for calendar.days in (0, 400):
-        row = read(tokenizer, template_time=FINE).whole
-        assert row is not None
+        row: Any = read(tokenizer, template_time=FINE).whole
         rows.append(text(tokenizer, row.text_ids))
         prompts = Prompts(tokenizer, ends=[tokenizer.eos_token_id])
         asked.append(text(tokenizer, prompts.tokens(Question(number=1, messages=ROW["messages"][:1]))))
@@ -88,7 +89,8 @@ def test_rows_are_the_same_on_another_day_and_a_question_has_the_present(calenda
 def test_a_job_that_names_no_time_writes_one_for_all_its_rows(calendar: type[Calendar]) -> None:
     tokenizer = make_tokenizer(DATED)
     reader = RowReader(tokenizer, facts=DataFacts(format="chat", train_rows=2), training=Training())
-    first, later = [], []
+    first: list[Any] = []
+    later: list[Any] = []
     for calendar.days, rows in ((0, first), (400, later)):
         rows.extend(reader.take([ROW]))
 
@@ -101,9 +103,8 @@ def test_a_template_may_write_the_time_as_finely_as_it_likes(kind: str) -> None:
     question, answer = ROW["messages"]
     pair = {"messages": [question], "chosen": answer, "rejected": {**answer, "content": "None."}}
 
-    row = read(tokenizer, ROW if kind == "chat" else pair, kind=kind).whole
+    row: Any = read(tokenizer, ROW if kind == "chat" else pair, kind=kind).whole
 
-    assert row is not None
     if kind == "chat":
         assert text(tokenizer, row.ids[row.labelled]) == "One of many.<|im_end|>"
     else:

@@ -216,7 +216,7 @@ class ChatTemplate:
     ) -> str:
         try:
             template = self._tokenizer.get_chat_template(chat_template, tools)
-            given = {"tools": tools, "names": self._names, "now": self._now, **options}
+            given: JsonObject = {"tools": tools, "names": self._names, "now": self._now, **options}
             text = self._time.limited(RENDER_SECONDS, functools.partial(rendered, template, messages, **given))
         except (MemoryError, OverflowError, RecursionError) as error:
             raise template_unusable("asks for too much memory") from error
@@ -369,7 +369,7 @@ class ChatTemplate:
             text = self._render(messages, tools=tools, chat_template=self._marked_template)
         except jinja2.TemplateError as error:
             raise template_failed(error) from error
-        given = {"template": self._marked_template, "tools": tools, "now": self._now}
+        given: JsonObject = {"template": self._marked_template, "tools": tools, "now": self._now}
         write = functools.partial(masked, self._tokenizer, self._given(messages), **given)
         encoded = self._time.limited(RENDER_SECONDS, write)
         offsets = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
