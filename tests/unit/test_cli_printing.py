@@ -7,8 +7,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from markdown_it import MarkdownIt
 from tunepool import printing
 
+LINKS = ["[here](http://evil)", "![](http://evil/seen.png)", "[here]: http://evil", "<http://evil>", "<img src=x>"]
+MARKS = [
+    "a | b",
+    "a \\| b",
+    "a \\\\| b",
+    "`code`",
+    "``",
+    "a\nb",
+    "| - |\n\n# Head",
+    "R&D &lt;b&gt; a < b",
+    "ends in \\",
+]
 HOSTILE = ["[/x]", "[bold]", "[link=file:///etc]x", "\x1b]0;PWNED\x07\x1b[2J", "\x9b2J", "\u202egnp.exe", "a\rb"]
 
 
@@ -45,3 +58,15 @@ def test_json_for_programs_holds_the_same_text_and_nothing_that_acts_on_a_termin
     assert line.removesuffix("\n").isprintable()
     assert json.loads(line) == {"name": text, text: ["größe"]}
     assert "größe" in line
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, *LINKS, *MARKS])
+def test_in_a_table_of_markdown_it_is_text_of_its_cell_and_no_link_picture_or_tag(text: str) -> None:
+    row = f"| {printing.markdown_text(text)} | {printing.markdown_code(text)} |"
+    tokens = MarkdownIt("commonmark").enable("table").parse(f"| a | b |\n|---|---|\n{row}\n")
+
+    cells = [token.children or [] for token in tokens if token.type == "inline"][2:]
+    line = printing.printable(text).replace("\n", " ")
+    assert [{child.type for child in cell} for cell in cells] == [{"text"}, {"code_inline"}]
+    assert "".join(child.content for child in cells[0]) == line
+    assert "".join(child.content for child in cells[1]) == line.replace("`", "'").replace("|", "\u00a6")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 PROGRAM_WIDTH: Final = 10_000  # columns; rich cuts cells that do not fit
+_MARKDOWN: Final = re.compile(r"[\\`\[\]|]")
 
 
 def show(context: typer.Context, answer: Any, text: str) -> None:
@@ -55,6 +57,18 @@ def _escaped(character: str) -> str:
 def printable(text: str) -> str:
     """Without control characters and marks that turn the direction: what others wrote does not act on a terminal."""
     return "".join(character if character.isprintable() or character == "\n" else "\ufffd" for character in text)
+
+
+def markdown_text(text: str) -> str:
+    """In a cell or a line of Markdown: what others wrote makes no cell, link, picture, code or tag of its own."""
+    line = printable(text).replace("\n", " ").replace("&", "&amp;").replace("<", "&lt;")
+    return _MARKDOWN.sub(r"\\\g<0>", line)
+
+
+def markdown_code(text: str) -> str:
+    """The same as code. Nothing can be escaped there: what would end the code or the cell is shown as its like."""
+    line = printable(text).replace("\n", " ").replace("`", "'").replace("|", "\u00a6")
+    return f"`{line}`"
 
 
 def plain(text: str) -> Text:

@@ -7,35 +7,35 @@ from typing import Any
 
 from tunepool.pipeline import curves
 from tunepool.pipeline.outcome import STATUSES, RunOutcome, code_quality, junit
-from tunepool.printing import printable
+from tunepool.printing import markdown_code, markdown_text, printable
 
 
 def summary(outcome: RunOutcome) -> str:
     """Markdown: verdict, steps, curves, figures, gate, and cost."""
     lines = [
-        f"## {_cell(outcome.pipeline)}: {STATUSES[outcome.exit_code].replace('_', ' ')}",
+        f"## {markdown_text(outcome.pipeline)}: {STATUSES[outcome.exit_code].replace('_', ' ')}",
         "",
-        _cell(outcome.message),
+        markdown_text(outcome.message),
         "",
     ]
     lines += ["| step | | |", "|---|---|---|"]
-    lines += [f"| {step.name} | {step.status} | {_cell(step.words)} |" for step in outcome.steps]
+    lines += [f"| {step.name} | {step.status} | {markdown_text(step.words)} |" for step in outcome.steps]
     lines += _curves(outcome.curves)
     if outcome.subjects:
         lines += ["", "| subject | measure | mean | 95 % interval | n |", "|---|---|---|---|---|"]
         lines += [
-            f"| {_cell(name)} | {_cell(measure)} {_figure(figure)}"
+            f"| {markdown_text(name)} | {markdown_text(measure)} {_figure(figure)}"
             for name, subject in outcome.subjects.items()
             for measure, figure in subject["measures"].items()
         ]
     if outcome.gate is not None:
         lines += _gate(outcome.gate)
     for fault in outcome.data_faults:
-        lines.append(f"- `{_cell(fault.path)}`, line {fault.line}: {_cell(fault.message)}")
+        lines.append(f"- {markdown_code(fault.path)}, line {fault.line}: {markdown_text(fault.message)}")
     if outcome.device_seconds is not None:
         lines += ["", f"Cost of the training: {outcome.device_seconds:.1f} device-seconds."]
     if outcome.job is not None and outcome.page is not None:
-        lines += ["", f"[{_cell(outcome.job)}]({outcome.page})"]
+        lines += ["", f"[{markdown_text(outcome.job)}]({outcome.page})"]
     return "\n".join([*lines, ""])
 
 
@@ -52,12 +52,12 @@ def _curves(drawn: curves.Curves) -> list[str]:
 def _gate(gate: dict[str, Any]) -> list[str]:
     lines = ["", "| assertion | | why |", "|---|---|---|"]
     lines += [
-        f"| `{_cell(stated['assert'])}` | {stated['status']} | {_cell(stated['reason'])} |"
+        f"| {markdown_code(stated['assert'])} | {stated['status']} | {markdown_text(stated['reason'])} |"
         for stated in gate["assertions"]
     ]
     figures = {name: figure for stated in gate["assertions"] for name, figure in stated["figures"].items()}
     lines += ["", "| figure | mean | 95 % interval | n |", "|---|---|---|---|"]
-    return lines + [f"| {_cell(name)} {_figure(figure)}" for name, figure in figures.items()]
+    return lines + [f"| {markdown_text(name)} {_figure(figure)}" for name, figure in figures.items()]
 
 
 def _figure(figure: dict[str, Any]) -> str:
@@ -69,10 +69,6 @@ def _figure(figure: dict[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.6g}"
-
-
-def _cell(text: str) -> str:
-    return printable(text).replace("\n", " ").replace("|", "\\|").replace("<", "&lt;")
 
 
 def outputs(outcome: RunOutcome) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from xml.etree import ElementTree
 
 from tunepool.pipeline.curves import BARS
-from tunepool.printing import printable
+from tunepool.printing import markdown_text, printable
 
 COLUMNS: Final = ("trial", "state", "settings", "value", "step", "device_seconds", "looks", "job")
 WIDTH, HEIGHT, EDGE = 720, 400, 48
@@ -73,8 +73,7 @@ def markdown(sweep: dict[str, Any]) -> str:
 
 
 def _cell(value: object) -> str:
-    text = "-" if value is None else str(value)
-    return printable(text).replace("\n", " ").replace("|", "\\|").replace("<", "&lt;")
+    return "-" if value is None else markdown_text(str(value))
 
 
 def picture(sweep: dict[str, Any]) -> bytes:
