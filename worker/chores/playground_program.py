@@ -21,6 +21,7 @@ from shared.contract.passes import device_kind
 from shared.contract.spec import Dtype, Placement, Quantization
 from shared.errors import Invalid, NotYet, TunepoolError
 from shared.products.adapters import StoredFile
+from shared.rows.log_lines import safe_words
 from worker import base_models
 from worker.host import devices
 from worker.host.found_device import FoundDevice
@@ -232,7 +233,7 @@ class PlaygroundProgram:
         if self._trainer is not None:
             ended = await asyncio.to_thread(partial(self._trainer.end, grace_seconds=0))
             if ended.code > 0:
-                log.warning("playground.ended", exit_code=ended.code, last_words=ended.last_words[-500:])
+                log.warning("playground.ended", exit_code=ended.code, last_words=safe_words(ended.last_words))
         if self._listening is not None:
             await asyncio.wait([self._listening])
         if self._warmed.done() and not self._warmed.cancelled():

@@ -19,12 +19,14 @@ from shared.contract.events import EXIT_DONE, EXIT_USER_FAULT, FileTokens, Token
 from shared.contract.spec import JobSpec, PreflightSpec
 from shared.errors import Invalid, TunepoolError
 from shared.lease.values import Claim, FileRef
+from shared.rows.log_lines import safe_words
 from worker import base_models
 from worker.base_models import BaseModelUnavailable
 from worker.chores import base_tokenizers, rows_known
 from worker.chores import run_program as programs
 from worker.chores.run_program import Checked, LeaseWatch, TooSlow
 from worker.chores.sampling import stage_sample
+from worker.host import devices
 from worker.host.host import Host
 from worker.program import hostile_folder, workdir
 from worker.program.launcher import Exit
@@ -33,6 +35,10 @@ from worker.program.workdir import Workdir
 log = structlog.get_logger()
 
 REPORT_BYTES: Final = 32 * 1024 * 1024
+# Within the first a program starts on a busy host, and gives up a slow template. Usual rows come 20 times as fast.
+LEAST_SECONDS: Final = 240.0
+BYTES_A_SECOND: Final = 100_000
+MOST_PROCESSES: Final = 4
 _READ_ALIKE: Final = "worker.train"  # the trainer whose reader this is; another one reads rows its own way
 
 
@@ -44,6 +50,16 @@ class NoAnswer(TunepoolError):
 
 class _Refused(TunepoolError):
     """The job would end so, too."""
+
+
+def reading_seconds(size: int, *, most: float) -> float:
+    """How long so many bytes of rows may take: a small file that takes long holds its place no longer than it must."""
+    return min(most, LEAST_SECONDS + size / BYTES_A_SECOND)
+
+
+def reading_processes(*, cores: int, available: int, each: int) -> int:
+    """As many as the host has cores, and free memory should each take all it may; one in any case."""
+    return max(1, min(MOST_PROCESSES, cores, available // each))
 
 
 class RowReading:
@@ -68,7 +84,8 @@ class RowReading:
         file = self.claim.validation_file
         validation = None if file is None else self._stage_file(spec, file, place.data / "validation.jsonl")
         self._write_spec(spec, place, model, training=training, validation=validation)
-        return self._result(place, self._run_program(place, model))
+        size = sum(Path(rows).stat().st_size for rows in (training, validation) if rows is not None)
+        return self._result(place, self._run_program(place, model, size=size))
 
     def sample(self, spec: JobSpec) -> TokenReport | None:
         """What some rows of a large training file say; None where there is no sample of them.
@@ -84,7 +101,7 @@ class RowReading:
         model = self._model(spec, place)
         self._write_spec(spec, place, model, training=str(training), validation=None)
         try:
-            return self._result(place, self._run_program(place, model))
+            return self._result(place, self._run_program(place, model, size=training.stat().st_size))
         except (NoAnswer, _Refused) as error:
             log.info("rows.no_sample", id=self.claim.lease.id, code=error.code, error=error.message[:200])
             return None
@@ -104,7 +121,7 @@ class RowReading:
             train_file=training,
             validation_file=validation,
             preview_rows=list(self.preview_rows),
-            processes=self.threads,
+            processes=self.processes,
             memory_bytes=self.host.settings.preflight_memory_bytes,
         )
         place.spec.write_text(wanted.model_dump_json(), encoding="utf-8")
@@ -115,11 +132,15 @@ class RowReading:
         return str(workdir.stage_rows(self.host.store, file, target, columns=columns, interrupt=self.watch.check))
 
     @property
-    def threads(self) -> int:
-        return min(4, self.host.settings.cpu_threads or os.cpu_count() or 1)
+    def processes(self) -> int:
+        settings, (_, available) = self.host.settings, devices.host_memory()
+        cores = settings.cpu_threads or os.cpu_count() or 1
+        return reading_processes(cores=cores, available=available, each=settings.preflight_memory_bytes)
 
-    def _run_program(self, place: Workdir, model: Path) -> Exit:
+    def _run_program(self, place: Workdir, model: Path, *, size: int) -> Exit:
+        """`size`: bytes of the rows that it reads."""
         settings = self.host.settings
+        seconds = reading_seconds(size, most=settings.preflight_seconds)
         try:
             return programs.run(
                 self.host,
@@ -127,12 +148,12 @@ class RowReading:
                 lease=self.claim.lease,
                 place=place,
                 watch=self.watch,
-                seconds=settings.preflight_seconds,
+                seconds=seconds,
                 reads=(model,),
             )
         except TooSlow as error:
             raise NoAnswer(
-                f"Reading the rows takes more than {settings.preflight_seconds:g} seconds."
+                f"Reading the rows takes more than {round(seconds, 1):g} seconds."
                 " A shorter file or a simpler chat template would do.",
                 code="preflight_timeout",
             ) from error
@@ -147,7 +168,7 @@ class RowReading:
         if fault is not None:
             users = ended.code == EXIT_USER_FAULT
             raise (_Refused if users else _TooLarge)(fault.message, code=fault.code, param=fault.param)
-        log.warning("rows.unread", id=self.claim.lease.id, exit=ended.code, last_words=ended.last_words[-2000:])
+        log.warning("rows.unread", id=self.claim.lease.id, exit=ended.code, last_words=safe_words(ended.last_words))
         raise NoAnswer(f"The program that reads the rows ended unexpectedly (exit code {ended.code}).")
 
 

@@ -16,6 +16,7 @@ from shared.rows.cells import TableColumns
 from shared.rows.check import DatasetReport, Limits, check, refused
 from shared.rows.convert import UnpackSpec
 from shared.rows.lines import RowProblem, at_start
+from shared.rows.log_lines import safe_words
 from shared.store import layout
 from shared.tenants import plain_text
 from worker.chores import run_program
@@ -76,7 +77,9 @@ def _problem(place: Workdir, ended: Exit, file_check: FileCheck) -> RowProblem |
         return None
     fault = run_program.users_fault(place, ended)
     if fault is None:
-        log.warning("unpack.broke", file_id=file_check.lease.id, exit=ended.code, last_words=ended.last_words[-2000:])
+        log.warning(
+            "unpack.broke", file_id=file_check.lease.id, exit=ended.code, last_words=safe_words(ended.last_words)
+        )
         return _broken()
     return _as_problem(fault)
 
