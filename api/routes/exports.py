@@ -11,7 +11,7 @@ from api.deps import Door, DoorDep, ModelsReader, ModelsWriter
 from api.downloads import linked
 from api.paging import After, Limit
 from api.views import export_views, view
-from shared.chores import exports, pushes
+from shared.chores import exports, pushes, reach
 from shared.contract.merge_request import CreateExport, CreatePush
 from shared.tenants import audit
 from shared.tenants.keys import Caller
@@ -77,8 +77,10 @@ def retrieve_export(export_id: str, request: Request, door: DoorDep, caller: Mod
 
 @router.delete("/exports/{export_id}", response_model=view.Deleted)
 def delete_export(export_id: str, door: DoorDep, caller: ModelsWriter) -> view.Deleted:
-    """Withdraw an export and its files; one that is being made ends."""
+    """Withdraw an export and its files. One that is not made yet ends, also by a key with the scope admin."""
     with door.session() as session:
-        row = exports.delete(session, export_id, project_id=caller.project_id)
-        audit.record(session, caller, "export.delete", export_id, before={"status": row.status})
+        owner = reach.project_of(session, exports.EXPORT, export_id, caller=caller)
+        row = exports.delete(session, export_id, project_id=owner)
+        before = {"status": row.status, "project_id": row.project_id}
+        audit.record(session, caller, "export.delete", export_id, before=before)
     return view.Deleted(id=export_id, object="tunepool.export")

@@ -9,7 +9,7 @@ from api.deps import Door, DoorDep, ModelsReader, ModelsWriter
 from api.downloads import linked
 from api.paging import After, Limit
 from api.views import product_views, view
-from shared.chores import merges
+from shared.chores import merges, reach
 from shared.contract.merge_request import CreateCombination, CreateMerge
 from shared.tenants import audit
 from shared.tenants.keys import Caller
@@ -81,8 +81,10 @@ def retrieve_merge(merge_id: str, request: Request, door: DoorDep, caller: Model
 
 @router.delete("/merges/{merge_id}", response_model=view.Deleted)
 def delete_merge(merge_id: str, door: DoorDep, caller: ModelsWriter) -> view.Deleted:
-    """Withdraw a merge or combination and its files; one that is being made ends."""
+    """Withdraw a product and its files. One that is not made yet ends, also by a key with the scope admin."""
     with door.session() as session:
-        row = merges.delete(session, merge_id, project_id=caller.project_id)
-        audit.record(session, caller, f"{row.kind}.delete", merge_id, before={"status": row.status})
+        owner = reach.project_of(session, merges.MERGE, merge_id, caller=caller)
+        row = merges.delete(session, merge_id, project_id=owner)
+        before = {"status": row.status, "project_id": row.project_id}
+        audit.record(session, caller, f"{row.kind}.delete", merge_id, before=before)
     return view.Deleted(id=merge_id, object="tunepool.merge")
