@@ -109,6 +109,10 @@ class ProjectUsage(View):
     share: float = Field(description="Decayed device-seconds divided by the weight: the smaller, the sooner.")
     decayed_device_seconds: float
     month_gpu_hours: float = Field(description="Of the calendar month (UTC); what runs counts what it was charged.")
+    reserved_gpu_hours: float = Field(
+        default=0.0,
+        description="Of these hours: charged to what runs and not used yet. What is left comes back.",
+    )
     running_devices: int
     queued_jobs: int
 
@@ -335,6 +339,7 @@ def project(standing: ProjectStanding) -> Project:
             share=round(standing.share.usage / row.weight, 3),
             decayed_device_seconds=round(standing.share.usage, 3),
             month_gpu_hours=round(standing.month_seconds / 3600, 4),
+            reserved_gpu_hours=round(standing.reserved_seconds / 3600, 4),
             running_devices=standing.running_devices,
             queued_jobs=standing.queued,
         ),

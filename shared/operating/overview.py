@@ -44,6 +44,7 @@ class ProjectStanding:
     running_devices: int
     queued: int
     month_seconds: float
+    reserved_seconds: float  # of them: charged for what runs, and not held yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +113,16 @@ def _preemptions(session: Session) -> list[PastPreemption]:
 
 def _standings(session: Session, view: snapshot.Snapshot) -> list[ProjectStanding]:
     rows = projects.listed(session)
-    months = usage.this_month(session, [row.id for row in rows])
+    ids = [row.id for row in rows]
+    months, ahead = usage.this_month(session, ids), usage.reserved(session, ids)
     waiting, held = Counter(job.project for job in view.queue), Counter[str]()
     for job in view.running:
         held[job.project] += len(job.device_ids)
     shares = {share.project: share for share in view.shares}
     return [
-        ProjectStanding(row, shares[row.id], held[row.id], waiting[row.id], months.get(row.id, 0.0))
+        ProjectStanding(
+            row, shares[row.id], held[row.id], waiting[row.id], months.get(row.id, 0.0), ahead.get(row.id, 0.0)
+        )
         for row in rows
         if row.id in shares
     ]

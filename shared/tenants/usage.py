@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -17,11 +18,15 @@ from shared.store.tables import AttemptRow, JobRow, ProjectRow
 
 DIMENSIONS: Final = ("project", "key", "model")
 LABEL: Final = "label:"
+_FORMULA: Final = ("=", "+", "-", "@")
 MAX_DIMENSIONS: Final = 4
 # The month of a budget is a calendar month in UTC.
 MONTH_START: Final = func.date_trunc("month", func.now(), "UTC")
 # What an attempt is charged for at each moment of it: its devices, or its share of one that it has with others.
 _HELD_DEVICES: Final = func.jsonb_array_length(AttemptRow.device_ids) * func.coalesce(AttemptRow.device_share, 1.0)
+_HELD_THIS_MONTH: Final = _HELD_DEVICES * func.extract(
+    "epoch", func.coalesce(AttemptRow.ended_at, func.now()) - func.greatest(AttemptRow.started_at, MONTH_START)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,17 +127,18 @@ def as_csv(used: Sequence[UsageSum], group_by: Sequence[str]) -> str:
 
 
 def _inert(cell: str | None) -> str:
-    """A label is a user's text: none may be a formula where the file is opened as a table (OWASP, CSV injection)."""
+    """A label is a user's text: none may be a formula where the file is opened as a table (OWASP, CSV injection).
+
+    Tables drop blanks in front, and read full-width signs as the plain ones.
+    """
     text = cell or ""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    first = unicodedata.normalize("NFKC", text.lstrip()[:1])
+    return f"'{text}" if first in _FORMULA or text.startswith(("\t", "\r", "\n")) else text
 
 
 def this_month(session: Session, project_ids: Iterable[str]) -> dict[str, float]:
     """Device-seconds of each project in this calendar month (UTC); a running lease counts at least its charge."""
-    held = func.extract(
-        "epoch", func.coalesce(AttemptRow.ended_at, func.now()) - func.greatest(AttemptRow.started_at, MONTH_START)
-    )
-    owed = func.greatest(held * _HELD_DEVICES, JobRow.charged_seconds)  # charged is 0 once the lease has ended
+    owed = func.greatest(_HELD_THIS_MONTH, JobRow.charged_seconds)  # charged is 0 once the lease has ended
     sums = session.execute(
         select(JobRow.project_id, func.sum(owed))
         .join(AttemptRow, AttemptRow.job_id == JobRow.id)
@@ -140,6 +146,17 @@ def this_month(session: Session, project_ids: Iterable[str]) -> dict[str, float]
             JobRow.project_id.in_(list(project_ids)),
             (AttemptRow.ended_at > MONTH_START) | AttemptRow.ended_at.is_(None),
         )
+        .group_by(JobRow.project_id)
+    )
+    return {project_id: float(seconds) for project_id, seconds in sums}
+
+
+def reserved(session: Session, project_ids: Iterable[str]) -> dict[str, float]:
+    """The part of `this_month` that running leases are charged for and have not held yet."""
+    sums = session.execute(
+        select(JobRow.project_id, func.sum(func.greatest(JobRow.charged_seconds - _HELD_THIS_MONTH, 0.0)))
+        .join(AttemptRow, AttemptRow.job_id == JobRow.id)
+        .where(JobRow.project_id.in_(list(project_ids)), AttemptRow.ended_at.is_(None))
         .group_by(JobRow.project_id)
     )
     return {project_id: float(seconds) for project_id, seconds in sums}

@@ -87,15 +87,31 @@ def test_an_unknown_group_and_an_empty_span_are_named(session: Session) -> None:
         usage.report(session, since=NOON, until=NOON, group_by=[], project_id=None)
 
 
-def test_a_label_is_no_formula_in_the_table(session: Session) -> None:
+@pytest.mark.parametrize("label", ["=HYPERLINK(1)", " =1+1", "\u00a0@SUM(A1)", "\uff1d1+1", "-1", "+1"], ids=ascii)
+def test_a_label_is_no_formula_in_the_table(session: Session, label: str) -> None:
     caller = make_caller(session)
-    lease(session, caller, start=NOON, end=NOON + HOUR, metadata={"team": "=HYPERLINK(1)"})
+    lease(session, caller, start=NOON, end=NOON + HOUR, metadata={"team": label})
     found = usage.report(session, since=NOON, until=NOON + HOUR, group_by=["label:team"], project_id=caller.project_id)
 
     assert usage.as_csv(found, ["label:team"]).splitlines() == [
         "label:team,device_seconds,attempts,jobs",
-        "'=HYPERLINK(1),3600.0,1,1",
+        f"'{label},3600.0,1,1",
     ]
+
+
+def test_what_a_running_lease_is_charged_for_is_told_apart_from_what_it_has_used(session: Session) -> None:
+    caller = make_caller(session)
+    job, worker = make_queued_job(session, caller), make_worker(session)
+    claim = claim_on(session, worker)
+    assert claim is not None
+    session.refresh(job)
+    charged = job.charged_seconds
+
+    assert charged > 60
+    assert usage.this_month(session, [job.project_id])[job.project_id] == pytest.approx(charged)
+    assert usage.reserved(session, [job.project_id])[job.project_id] == pytest.approx(charged, abs=60)
+    assert moves.succeed(session, claim.lease, manifest={"prefix": "p", "files": []})
+    assert usage.reserved(session, [job.project_id]) == {}
 
 
 @pytest.fixture(scope="module")

@@ -32,8 +32,8 @@ def show_pool(context: typer.Context) -> None:
     if gangs := pool.get("gangs"):  # a server of before has none
         show_rows(context, gangs, ("job_id", "node", "host", "worker_id", "phase"))
         print()
-    columns = ("name", "weight", "usage.share", "usage.running_devices", "usage.queued_jobs", "usage.month_gpu_hours")
-    show_rows(context, pool["projects"], columns)
+    columns = ("usage.share", "usage.running_devices", "usage.queued_jobs", "usage.month_gpu_hours")
+    show_rows(context, pool["projects"], ("name", "weight", *columns, "usage.reserved_gpu_hours"))
     print()
     show_rows(context, pool["queue"], ("position", "job_id", "project_id", "tier", "blocked_by", "eta_low", "eta_high"))
     if preemptions := pool.get("preemptions"):  # as above
