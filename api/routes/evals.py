@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 
 from api.body import RawBody, body_of, parse
 from api.deps import DoorDep, JobsReader, JobsWriter
+from api.paging import After, Limit
 from api.views import eval_views
 from api.views.eval_views import (
     DeletedEval,
@@ -28,8 +29,6 @@ from shared.tenants import audit
 
 router = APIRouter(prefix="/v1/evals", tags=["evals"])
 
-After = Annotated[str | None, Query(max_length=100)]
-Limit = Annotated[int, Query(ge=1, le=100)]
 _ITEM: Final = re.compile(r"outputitem_([1-9][0-9]{0,8})")
 
 

@@ -152,6 +152,11 @@ def list_jobs(
         str | None, Query(description="`null` or empty: jobs without metadata. Or `metadata[key]=value`.")
     ] = None,
     status: Annotated[JobStatus | None, Query(description="Jobs in this state only.")] = None,
+    include: Annotated[
+        list[job_views.Part] | None,
+        Query(alias="include[]", description="What each job of the list shall have too; `include=` is the same."),
+    ] = None,
+    plain_include: Annotated[list[job_views.Part] | None, Query(alias="include", include_in_schema=False)] = None,
 ) -> Response:
     """Jobs of the project, newest first."""
     wanted = {
@@ -171,7 +176,8 @@ def list_jobs(
             without_metadata=metadata in ("null", ""),  # the Node client writes null as nothing
             status=status,
         )
-    data = [job_views.job(row, caller=caller, queue=queue_views.place(row, door.outlook)) for row in rows]
+    parts = frozenset([*(include or ()), *(plain_include or ())])
+    data = [job_views.job(row, caller=caller, queue=queue_views.place(row, door.outlook), parts=parts) for row in rows]
     return written(job_views.JobPage(data=data, has_more=more))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, Literal
 
 from pydantic import Field
@@ -78,9 +78,12 @@ class IntegrationState(View):
 class JobExtension(View):
     """Ours: everything OpenAI's wire has no word for."""
 
-    spec: dict[str, Any] | None = Field(default=None, description="The resolved JobSpec.")
+    spec: dict[str, Any] | None = Field(
+        default=None, description="The resolved JobSpec; null in a list that does not include it."
+    )
     auto: list[dict[str, Any]] = Field(
-        default_factory=list, description="Values that were chosen, each with its reason."
+        default_factory=list,
+        description="Values that were chosen, each with its reason; empty in a list that does not include them.",
     )
     queue: QueueState | None = None
     progress: dict[str, Any] | None = None
@@ -96,6 +99,10 @@ class JobExtension(View):
     )
     superseded_by: str | None = Field(default=None, description="The newer job of its group that cancelled this one.")
 
+
+# Nine tenths of a job. A list has them only where that is asked for, by these names.
+Part = Literal["tunepool.spec", "tunepool.auto"]
+WHOLE: Final[frozenset[Part]] = frozenset({"tunepool.spec", "tunepool.auto"})
 
 _JOB_ID = "0193a1b2c3d4e5f60718293a4b5c6d7e"
 
@@ -177,8 +184,9 @@ def job(
     adapter: AdapterRow | None = None,
     queue: QueueState | None = None,
     trackings: Sequence[TrackingRow] = (),
+    parts: Collection[Part] = WHOLE,
 ) -> FineTuningJob:
-    """A job with what surrounds it. Lists leave attempts out."""
+    """A job with what surrounds it. Lists leave attempts out, and of `parts` what nobody asks for."""
     request = row.request
     spec = None if row.spec is None else JobSpec.model_validate(row.spec, extra="ignore")  # a newer version's, maybe
     kind = (request.get("method") or {}).get("type", DEFAULT_OBJECTIVE)
@@ -204,8 +212,8 @@ def job(
             "metadata": row.job_metadata,
             "method": {"type": kind, kind: {"hyperparameters": values}},
             "tunepool": JobExtension(
-                spec=row.spec,
-                auto=row.auto,
+                spec=row.spec if "tunepool.spec" in parts else None,
+                auto=row.auto if "tunepool.auto" in parts else [],
                 queue=queue,
                 progress=row.progress,
                 attempts=[

@@ -153,6 +153,52 @@ def test_a_list_says_of_each_waiting_job_where_it_stands(api: Api) -> None:
     assert places()[checked] is None
 
 
+def test_an_empty_after_is_the_first_page_of_every_list(api: Api) -> None:
+    job_id = made(api).json()["id"]
+    lists = ("/v1/files", JOBS, f"{JOBS}/{job_id}/events", f"{JOBS}/{job_id}/checkpoints", "/v1/evals")
+    with api.http() as http:
+        for path in (*lists, "/v1/tunepool/merges", "/v1/tunepool/aliases", "/v1/tunepool/preflights"):
+            first, empty = http.get(path), http.get(path, params={"after": ""})
+            assert (path, empty.status_code) == (path, 200), empty.text
+            assert [one.get("id") for one in empty.json()["data"]] == [one.get("id") for one in first.json()["data"]]
+
+
+@pytest.mark.parametrize("name", ["include[]", "include"])
+def test_a_list_has_settings_and_reasons_of_its_jobs_where_they_are_asked_for(api: Api, name: str) -> None:
+    job_id = made(api).json()["id"]
+    assert settled(api, job_id) == "queued"
+    with session_scope(api.engine) as session:
+        session.get_one(JobRow, job_id).auto = [{"field": "training.batch_size", "value": 1, "reason": "few rows"}]
+
+    def listed(*parts: str) -> dict[str, Any]:
+        with api.http() as http:
+            page = http.get(JOBS, params=[("limit", "100"), *((name, part) for part in parts)])
+        assert page.status_code == 200, page.text
+        return next(job for job in page.json()["data"] if job["id"] == job_id)
+
+    alone = api.client.fine_tuning.jobs.retrieve(job_id)
+    assert alone.model_extra is not None
+    whole = alone.model_extra["tunepool"]
+    bare, one, both = listed(), listed("tunepool.spec"), listed("tunepool.spec", "tunepool.auto")
+
+    assert whole["spec"]
+    assert [(job["tunepool"]["spec"], job["tunepool"]["auto"]) for job in (bare, one, both)] == [
+        (None, []),
+        (whole["spec"], []),
+        (whole["spec"], whole["auto"]),
+    ]
+    assert bare["hyperparameters"] == alone.hyperparameters.to_dict(), "what OpenAI's fields say does not depend on it"
+
+
+def test_what_a_list_cannot_include_is_named(api: Api) -> None:
+    with api.http() as http:
+        answer = http.get(JOBS, params={"include[]": "tunepool.attempts"})
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"].startswith("include[]")
+    assert "tunepool.spec" in answer.json()["error"]["message"]
+
+
 def settled(api: Api, job_id: str) -> str:
     """The status of a job whose files were found good just now."""
     with session_scope(api.engine) as session:
