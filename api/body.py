@@ -18,6 +18,15 @@ JSON: Final = "application/json"
 SHORT_BYTES: Final = 65_536  # as much as the server takes from a socket anyhow, whoever sends it
 MAX_DEPTH: Final = 32
 TEMPLATE: Final = "chat_template"
+# Remedies of `strict_json` and `slips` for lines of a file.
+_FOR_ROWS: Final = (
+    "; write it as a string",
+    "; put each example on a line of its own",
+    "; write each example whole, on one line",
+    "; write each row with json.dumps",
+    "; write one JSON object per line, as json.dumps does",
+    "; an example needs fewer than 20 levels",
+)
 _LENGTH: Final = re.compile(rb"[0-9]{1,9}")
 _CODED: Final = frozenset({b"content-encoding", b"transfer-encoding"})
 Model = TypeVar("Model", bound=BaseModel)
@@ -125,13 +134,21 @@ def json_object(body: bytes) -> dict[str, Any]:
         raise Invalid(f"The request body is not UTF-8: byte {error.start} is invalid.", code="invalid_json") from None
     except strict_json.BadJson as error:
         place = f" (column {error.column})" if error.column else ""
-        message = "The request body is not accepted as JSON: " + error.message.replace("The line", "The body") + place
+        sentence = _of_a_body(error.message)
+        message = f"The request body is not accepted as JSON: {sentence}{place}"
         raise Invalid(message, param=error.param or None, code="invalid_json") from None
     if not isinstance(document, dict):
         raise Invalid(f"The request body must be a JSON object, not {_kind(document)}.", code="invalid_json")
     if body.count(b"{") + body.count(b"[") >= MAX_DEPTH:  # with fewer nothing nests so deep
         _refuse_depth(document)
     return document
+
+
+def _of_a_body(message: str) -> str:
+    """The same sentence about a body: what helps in a file of rows is left out."""
+    for remedy in _FOR_ROWS:
+        message = message.replace(remedy, "")
+    return message.replace("The line", "The body").rstrip(".") + "."
 
 
 def _refuse_depth(document: Any) -> None:

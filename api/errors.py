@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
 from starlette.types import Scope
 
-from api.not_offered import instead_of
+from api.not_offered import instead_of, instead_of_method
 from shared import errors
 from shared.tenants.plain_text import printable
 
@@ -110,6 +110,9 @@ def _plain(request: Request, error: Exception) -> JSONResponse:
             return _unsupported(request, instead)
         message = f"Unknown request URL: {request.method} {request.url.path[:200]}. {_where_routes_are(request)}"
     if error.status_code == 405:
+        instead = instead_of_method(request.method, request.url.path)
+        if instead is not None:
+            return _unsupported(request, instead)
         allowed = _allowed(request) or headers.get("allow", headers.get("Allow", ""))  # a page is not in the document
         message = f"Not allowed to {request.method} on {request.url.path[:200]}; allowed: {allowed}."
         headers["Allow"] = allowed

@@ -18,6 +18,7 @@ from shared.errors import Invalid
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=300)]
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 ToolName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+Hint = Annotated[Any, Field(description="A hint to OpenAI's own servers; it asks nothing here.")]
 Refused = Annotated[Any, Field(description="Refused by name unless it asks for nothing.")]
 
 
@@ -192,10 +193,15 @@ class CreateChatCompletion(AskedCompletion):
     functions: Refused = None
     metadata: Refused = None
     modalities: Refused = None
+    moderation: Refused = None
     parallel_tool_calls: bool | None = Field(default=None, description="false: the first call of an answer alone.")
     prediction: Refused = None
+    prompt_cache_key: Hint = None
+    prompt_cache_options: Hint = None
+    prompt_cache_retention: Hint = None
     reasoning_effort: Refused = None
     response_format: ResponseFormat | None = None
+    safety_identifier: Hint = None
     service_tier: Refused = None
     store: Refused = None
     tool_choice: Refused = None
@@ -296,6 +302,7 @@ _HARMLESS: Final[dict[str, Callable[[Any], bool]]] = {
     "functions": _nothing,
     "metadata": _nothing,
     "modalities": _among(["text"]),
+    "moderation": _nothing,
     "prediction": _nothing,
     "reasoning_effort": _among("none"),
     "service_tier": _among("auto", "default"),

@@ -17,9 +17,13 @@ import httpx2
 import psutil
 import pytest
 from openai import APIStatusError, AsyncOpenAI, AsyncStream, BadRequestError, InternalServerError, NotFoundError, OpenAI
+from openai.types import completion_create_params
 from openai.types.chat import ChatCompletionChunk
+from openai.types.chat import completion_create_params as chat_params
+from pydantic import BaseModel
 from sqlalchemy import select
 
+from shared.contract.completions import CreateChatCompletion, CreateCompletion
 from shared.contract.documents import Manifest, ManifestEntry
 from shared.jobs import moves
 from shared.jobs.rows import model_name
@@ -314,6 +318,21 @@ def test_what_no_playground_does_is_refused_by_name(talk: Talking, field: str, v
     assert (caught.value.param, caught.value.code) == (field, "unsupported_parameter")
 
 
+@pytest.mark.parametrize(
+    ("asked", "ours"),
+    [
+        (chat_params.CompletionCreateParamsStreaming, CreateChatCompletion),
+        (completion_create_params.CompletionCreateParamsStreaming, CreateCompletion),
+    ],
+    ids=["chat", "text"],
+)
+def test_every_field_that_the_openai_package_has_is_known_here(asked: Any, ours: type[BaseModel]) -> None:
+    theirs = set(asked.__annotations__)
+
+    assert {"model", "stop", "stream"} <= theirs
+    assert theirs - set(ours.model_fields) == set(), "told as an unknown parameter, which looks like a typing error"
+
+
 def test_what_asks_for_nothing_is_no_reason_to_refuse(talk: Talking) -> None:
     harmless = {
         "n": 1,
@@ -322,6 +341,9 @@ def test_what_asks_for_nothing_is_no_reason_to_refuse(talk: Talking) -> None:
         "tool_choice": "auto",
         "response_format": {"type": "text"},
         "logit_bias": {},
+        "safety_identifier": "a user",
+        "prompt_cache_key": "tickets",
+        "prompt_cache_retention": "24h",
     }
     answer = talk.say("one", extra_body=harmless)
     again = [{"role": "user", "content": "one"}, answer.choices[0].message, {"role": "user", "content": "two"}]
@@ -343,7 +365,10 @@ def test_what_asks_for_nothing_is_no_reason_to_refuse(talk: Talking) -> None:
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages.0.content"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "messages.0.content.0.type",
+        ),
         ({"messages": "hi"}, "messages"),
         ({"temperature": 3}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx2
 import openai
 import pytest
+from starlette.routing import compile_path
 
 from api.app import create_app
 from api.not_offered import NOT_OFFERED, instead_of
@@ -29,6 +32,36 @@ def test_a_route_of_openai_that_is_not_offered_says_so_and_what_to_use(api: Api,
         assert error["code"] == "unsupported"
         assert error["message"] == f"POST {path}/x is not offered here. {NOT_OFFERED[path]}"
         assert answer.headers["x-should-retry"] == "false"
+
+
+def requests_of_the_client() -> set[tuple[str, str]]:
+    """(method, path) of each request that the installed `openai` package can make, with an `x` for each id."""
+    made = re.compile(r'self\._(get|post|delete|get_api_list)\(\s*(?:path_template\()?f?"(/[^"?]+)')
+    methods = {"get_api_list": "GET"}
+    return {
+        (methods.get(match[1], match[1].upper()), f"/v1{re.sub(r'{[^}]*}', 'x', match[2])}")
+        for file in (Path(openai.__file__).parent / "resources").rglob("*.py")
+        for match in made.finditer(file.read_text(encoding="utf-8"))
+    }
+
+
+def test_whatever_the_openai_client_can_ask_is_offered_or_told_as_not_offered(api: Api, http: httpx2.Client) -> None:
+    offered = {
+        (method.upper(), compile_path(path)[0])
+        for path, methods in create_app(api.settings).openapi()["paths"].items()
+        for method in methods
+    }
+    asked = requests_of_the_client()
+    lacking = [
+        (method, path)
+        for method, path in sorted(asked)
+        if not any(method == known and pattern.fullmatch(path) for known, pattern in offered)
+    ]
+    told = {(method, path): http.request(method, path).status_code for method, path in lacking}
+
+    assert {("POST", "/v1/files"), ("GET", "/v1/fine_tuning/jobs/x"), ("POST", "/v1/agents")} <= asked
+    assert len(asked) - len(lacking) > 35, "what is offered is looked up too"
+    assert {what: status for what, status in told.items() if status != 501} == {}
 
 
 def test_the_openai_client_is_told_at_once(api: Api) -> None:
