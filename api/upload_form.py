@@ -33,7 +33,8 @@ def upload_of(
     if known:
         name = sorted(known)[0]
         raise Invalid(
-            f"Unknown parameter: '{name[:100]}'. Known here: file, purpose, expires_after.",
+            f"Unknown parameter: '{name[:100]}'."
+            " Known here: file, purpose, expires_after[anchor], expires_after[seconds].",
             param=name[:100],
             code="unknown_parameter",
         )

@@ -19,6 +19,7 @@ from shared.store.storage import Store
 
 MAX_FIELD_BYTES: Final = 4096
 MAX_FIELDS: Final = 16
+MAX_EPILOGUE_BYTES: Final = 65_536  # after the form's end; RFC 2046 has a reader pass over it
 
 
 @dataclass
@@ -87,10 +88,16 @@ class FormStream:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The file part's bytes. Raises Invalid, TooLarge."""
-        begun = False
+        begun, behind = False, 0
         async for data in self._stream:
             if not data:
                 continue
+            if self._closed:
+                behind += len(data)
+                if behind > MAX_EPILOGUE_BYTES:
+                    raise Invalid(
+                        f"More than {MAX_EPILOGUE_BYTES} bytes follow the form's end.", code="invalid_multipart"
+                    )
             try:
                 self._parser.write(data)
             except FormParserError as error:

@@ -69,6 +69,7 @@ BAD_FORMS: dict[str, tuple[bytes, str | None]] = {
     "long field": (form(PURPOSE, part("purpose2", b"x" * 5000), FILE), "purpose2"),
     "many fields": (form(*[part(f"f{n}", b"x") for n in range(30)], FILE), None),
     "cut off": (form(PURPOSE, FILE)[:60], "file"),
+    "an epilogue without end": (form(PURPOSE, FILE) + b"x" * 400_000, None),
     "not multipart": (b"hello", None),
     "no bytes": (b"", "file"),
     # Cut off on the way: whatever is missing, half a data set must never pass for a whole one.
