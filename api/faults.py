@@ -29,7 +29,6 @@ _TAG_FAULTS: Final = ("union_tag_invalid", "union_tag_not_found")
 _REASONS: Final = {
     ("method.type", "reinforcement"): " Reinforcement fine-tuning is not offered.",
     ("type", "python"): " Graders that run code are not offered.",
-    ("type", "image_url"): " Models here read text.",
     ("type", "score_model"): " Graders that ask another model are not offered.",
     ("type", "label_model"): " Graders that ask another model are not offered.",
     ("evaluation_metric", "cosine"): " It needs an embedding model, which is not offered.",
@@ -64,9 +63,6 @@ def _most_telling(errors: Sequence[ErrorDetails], document: Any) -> tuple[Path, 
     placed = [(_path(error, document), error) for error in errors]
     start = placed[0][0]
     same = [(path, error) for path, error in placed if path[: len(start)] == start]
-    # What an object of another type lacks is of no interest: its type is at fault.
-    strange = {error["loc"][:-1] for _, error in same if error["type"] == "literal_error"}
-    same = [(path, error) for path, error in same if error["type"] != "missing" or error["loc"][:-1] not in strange]
     return max(
         same, key=lambda candidate: (len(candidate[0]), candidate[1]["type"] not in ("literal_error", "none_required"))
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from shared.store.db import session_scope
 from shared.store.tables import AuditRow, ExportRow, MergeRow
@@ -22,6 +22,8 @@ PRODUCTS: dict[str, tuple[type[MergeRow] | type[ExportRow], str]] = {
 def product(api: Api, kind: str, *, status: str) -> str:
     row, named = PRODUCTS[kind]
     values: dict[str, Any] = {"project_id": api.caller.project_id, "status": status, "base_model": "b", "request": {}}
+    if status == "succeeded":
+        values |= {"finished_at": func.now(), "manifest": {"prefix": "p", "files": []}}
     row_id = f"{kind}-reached-{status}"
     with session_scope(api.engine) as session:
         session.add(row(id=row_id, kind=named, spec=make_spec().model_dump(), **values))
