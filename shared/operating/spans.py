@@ -25,6 +25,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import (
     Link,
@@ -281,7 +282,7 @@ class Spans:
             trace_id,
             self._ids.generate_span_id(),
             is_remote=False,
-            trace_flags=_SAMPLED if result.decision.is_sampled() else _LEFT_OUT,
+            trace_flags=_SAMPLED if result.decision is Decision.RECORD_AND_SAMPLE else _LEFT_OUT,
         )
         return OpenSpan(self, name, context, kind=kind, parent=parent, links=links, at=at)
 
