@@ -16,21 +16,24 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from bench.arithmetic import dtype_of_jobs
 from bench.cotraining import write_job
 from bench.machine import header
 from examples.stack import server_command
-from shared.contract.spec import AttemptSpec, Dtype
+from shared.contract.spec import AttemptSpec, Dtype, FastRoad
 from shared.settle.catalogue import SMOLLM2
+from worker.train import cpu_parts
 from worker.train.__main__ import load_base, prepare
 from worker.train.base_model import TORCH_DTYPES
 from worker.train.loop import turns
@@ -41,6 +44,7 @@ from worker.train.stopping import StopRequest
 GIGA: Final = 1e9
 # Parts of a step by the words in an operator's name, the first that matches; products are told apart by their shapes.
 PARTS: Final = (
+    ("our kernels: norms, rotary, SwiGLU, softmax, loss", ("kernel:",)),
     ("attention", ("attention", "row_attention")),
     ("dequantisation", ("dequant", "bitsandbytes")),
     ("head and loss", ("softmax", "nll", "gather", "scatter", "argmax", "embedding", "index_select")),
@@ -72,6 +76,9 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: what jobs get on this machine")
     parser.add_argument("--steps", type=int, default=3, help="that are timed")
     parser.add_argument("--shapes", type=int, default=10, help="that are shown, the largest first")
+    parser.add_argument(
+        "--without", nargs="*", choices=get_args(FastRoad), default=[], help="faster roads to leave out"
+    )
     arguments = parser.parse_args()
     dtype: Dtype = arguments.dtype or dtype_of_jobs(arguments.home)
     server_command("models", "fetch", SMOLLM2.ref.name, home=arguments.home)
@@ -83,11 +90,12 @@ def main() -> None:
                 Path(folder), 0, base=base, rows=8 * (arguments.steps + 4), epochs=1, micro_batch=1, dtype=dtype
             ).read_bytes()
         )
+        spec = spec.model_copy(update={"without": arguments.without})
         step = steps_of(spec, Path(folder) / "out")
         for _ in range(2):
             next(step)
         seconds = statistics.median(_timed(lambda: next(step)) for _ in range(arguments.steps))
-        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as watch:
+        with kernels_named(), profile(activities=[ProfilerActivity.CPU], record_shapes=True) as watch:
             profiled = _timed(lambda: next(step))
     products, parts = by_product(watch.events()), by_part(watch.events())
     rates = show_rates(_largest(products, arguments.shapes))
@@ -110,6 +118,19 @@ def steps_of(spec: AttemptSpec, out: Path) -> Iterator[None]:
     stop = StopRequest(out, ranks=ranks)
     run, _ = prepare(spec, out=out, reporter=reporter, stop=stop, ranks=ranks, load_base=load_base)
     return turns(run)
+
+
+@contextmanager
+def kernels_named() -> Iterator[None]:
+    """Show our kernels to the profiler, which knows torch's operators only."""
+
+    def call(library: Any, name: str, *given: Any) -> None:
+        with record_function(f"kernel: {name}"):
+            plain(library, name, *given)
+
+    plain = cpu_parts.call
+    with patch.object(cpu_parts, "call", call):
+        yield
 
 
 def by_product(events: Sequence[Any]) -> dict[Product, tuple[int, float]]:

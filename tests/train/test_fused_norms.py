@@ -65,7 +65,7 @@ def test_a_kernel_that_fails_its_try_is_not_used_and_the_log_says_why(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wrong: str
 ) -> None:
     norm = LlamaRMSNorm(WIDE)
-    assert fused_norms._is_plain(LlamaRMSNorm)
+    assert fused_norms.is_plain(LlamaRMSNorm)
 
     def broken(rows: torch.Tensor, *_: Any) -> torch.Tensor:
         if wrong == "no kernel image":

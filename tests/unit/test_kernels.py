@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from shared.contract.compiled import PROCESSOR_KERNELS
 from shared.settings import Settings
 from worker.attempt.attempt_folder import AttemptFolder
 from worker.program import kernels, launcher, workdir
@@ -131,8 +132,9 @@ def test_compilers_are_told_to_keep_their_work_there(tmp_path: Path) -> None:
 
     told = launcher.environment(tag=tag, device_ids=("host:GPU-1",), kind="cuda", threads=1, scratch=tmp_path)
 
-    assert {told[name] for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "CUDA_CACHE_PATH")} == {
-        str(tmp_path / "kernels" / name) for name in ("triton", "inductor", "cuda")
+    variables = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "CUDA_CACHE_PATH", PROCESSOR_KERNELS)
+    assert {told[name] for name in variables} == {
+        str(tmp_path / "kernels" / name) for name in ("triton", "inductor", "cuda", "processor")
     }
 
 

@@ -1,7 +1,7 @@
-"""Compiled code of GPU kernels (Triton, Inductor, CUDA's own compiler) that outlives the attempt that compiled it.
+"""Compiled kernels (Triton, Inductor, CUDA's own compiler; C for a CPU) that outlive the attempt that compiled them.
 
 HOME/kernels/PROJECT/ and HOME/kernels/probed/   what attempts of a project, and the probes of this host, have compiled
-OUT/kernels/{triton,inductor,cuda}/              an attempt's copy of both, and what it adds
+OUT/kernels/{triton,inductor,cuda,processor}/    an attempt's copy of both, and what it adds
 
 Whoever can write compiled code has it run by whoever reads it. So a program writes its own copy only; what an attempt
 leaves is given to attempts of the same project and to no other, and all attempts get what the probes have compiled,
@@ -21,6 +21,7 @@ from typing import Final
 
 import structlog
 
+from shared.contract.compiled import PROCESSOR_KERNELS
 from worker.program import hostile_folder
 from worker.program.hostile_folder import Bounds, Refused
 
@@ -41,6 +42,7 @@ def variables(out: Path) -> dict[str, str]:
         "TRITON_CACHE_DIR": str(ours / "triton"),
         "TORCHINDUCTOR_CACHE_DIR": str(ours / "inductor"),
         "CUDA_CACHE_PATH": str(ours / "cuda"),
+        PROCESSOR_KERNELS: str(ours / "processor"),
     }
 
 

@@ -38,6 +38,7 @@ from worker.train import checkpoints, evaluation_rows, export
 from worker.train.answer_look import AnswerLook
 from worker.train.base_model import load_model, recompute_activations
 from worker.train.checkpoints import Progress, TrainingState
+from worker.train.cpu_parts import kernels_serve, use_kernels
 from worker.train.data import Row, RowReader, RowSet
 from worker.train.evaluation_rows import EvaluationTooLarge
 from worker.train.experts import without_router_loss
@@ -262,6 +263,8 @@ def _build_objective(
 ) -> Objective:
     if spec.device == "cuda" and "fused_norms" not in spec.without:
         fuse_norms(base)
+    if kernels_serve(spec):
+        use_kernels(base)
     model = adapt(base, spec=spec, initial=out / "initial" if ranks.first else None, rows=rows)
     if not trainable(model):
         raise NoTrainableParameters("No parameter is left to train.", param="adapter")

@@ -24,7 +24,7 @@ _EXPANDED: Final = "_expanded"
 
 
 class FusedLinear4bit(Linear4bit):
-    """PEFT's layer, faster where it is plain: one adapter, no dropout, no variant, bfloat16 autocast."""
+    """PEFT's layer, faster where it is plain: one adapter, no dropout, no variant, bfloat16 by autocast or float32."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         name = self._plain_adapter(x)
@@ -41,10 +41,10 @@ class FusedLinear4bit(Linear4bit):
 
     def _plain_adapter(self, x: torch.Tensor) -> str | None:
         """The one adapter to apply, if this call is the plain case."""
-        if self.disable_adapters or self.merged or len(self.active_adapters) != 1 or x.dtype != torch.bfloat16:
+        if self.disable_adapters or self.merged or len(self.active_adapters) != 1 or not self._computes_in(x):
             return None
         name: str = self.active_adapters[0]
-        device, bias = x.device.type, self.base_layer.bias
+        bias = self.base_layer.bias
         plain = (
             name in self.lora_A
             and name not in self.lora_variant
@@ -52,10 +52,16 @@ class FusedLinear4bit(Linear4bit):
             and not self.lora_bias[name]
             and (bias is None or not bias.requires_grad)
             and not hasattr(self.base_layer, FROZEN)  # which adds to what the base layer answers when it is called
-            and torch.is_autocast_enabled(device)
-            and torch.get_autocast_dtype(device) == torch.bfloat16
         )
         return name if plain else None
+
+    def _computes_in(self, x: torch.Tensor) -> bool:
+        """Whether PEFT's layer would multiply in the type of `x`, and the frozen weights come in it."""
+        device, weight = x.device.type, self.base_layer.weight
+        if torch.is_autocast_enabled(device):
+            return x.dtype == torch.get_autocast_dtype(device) == torch.bfloat16
+        computes = self.base_layer.compute_dtype
+        return x.dtype == computes == torch.float32 == getattr(weight.quant_state, "dtype", None)
 
 
 class KeptLinear4bit(FusedLinear4bit):
@@ -71,7 +77,7 @@ class KeptLinear4bit(FusedLinear4bit):
 
 
 class _LoraStep(torch.autograd.Function):
-    """The layer and its gradients with respect to x, A and B, in bfloat16 with float32 sums inside each product."""
+    """The layer and its gradients with respect to x, A and B, in the type of x; each product sums in float32."""
 
     @staticmethod
     def forward(  # noqa: PLR0917 -- autograd passes by position

@@ -19,7 +19,7 @@ _EPSILON: Final = ("variance_epsilon", "eps")  # upstream's names for what keeps
 
 def fuse_norms(model: torch.nn.Module) -> int:
     """Have every plain RMS norm of `model` computed by the kernel; returns how many there are."""
-    norms: list[Any] = [module for module in model.modules() if _is_candidate(module) and _is_plain(_class_of(module))]
+    norms: list[Any] = [module for module in model.modules() if is_candidate(module) and is_plain(_class_of(module))]
     agrees = {device: _kernel_agrees(device) for device in {norm.weight.device for norm in norms}}
     chosen = [norm for norm in norms if agrees[norm.weight.device]]
     for norm in chosen:
@@ -48,7 +48,7 @@ def _kernel_agrees(device: torch.device) -> bool:
     return agrees
 
 
-def _is_candidate(module: torch.nn.Module) -> bool:
+def is_candidate(module: torch.nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     one_input = len(inspect.signature(type(module).forward).parameters) == 2  # a gate would be one more
     return (
@@ -56,18 +56,18 @@ def _is_candidate(module: torch.nn.Module) -> bool:
         and isinstance(weight, torch.nn.Parameter)
         and weight.dim() == 1
         and one_input
-        and _epsilon_of(module) is not None
+        and epsilon_of(module) is not None
         and [name for name, _ in module.named_parameters(recurse=False)] == ["weight"]
     )
 
 
-def _epsilon_of(module: torch.nn.Module) -> float | None:
+def epsilon_of(module: torch.nn.Module) -> float | None:
     named = [getattr(module, name) for name in _EPSILON if isinstance(getattr(module, name, None), float)]
     return named[0] if named else None
 
 
 @cache
-def _is_plain(kind: type[torch.nn.Module]) -> bool:
+def is_plain(kind: type[torch.nn.Module]) -> bool:
     """Whether such a norm multiplies with its weight and does nothing more: asked of one with weights of no meaning."""
     try:
         norm: Any = kind(16, eps=1e-5)
@@ -89,6 +89,6 @@ def _by_kernel(kind: type[torch.nn.Module]) -> type[torch.nn.Module]:
             return kind.forward(self, hidden_states)
         # Autocast would raise what comes in to float32, and hand float32 on.
         with torch.autocast(hidden_states.device.type, enabled=False):
-            return rms_norm(hidden_states, (hidden_states.shape[-1],), self.weight, _epsilon_of(self))
+            return rms_norm(hidden_states, (hidden_states.shape[-1],), self.weight, epsilon_of(self))
 
     return cast("type[torch.nn.Module]", type(f"Fused{kind.__name__}", (kind,), {"forward": forward}))

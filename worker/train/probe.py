@@ -27,6 +27,7 @@ import torch
 
 from shared.contract.passes import device_kind
 from shared.contract.probe_report import ProbeReport, ProbeSpec, Stage
+from worker.train import cpu_kernels
 from worker.train.rates import rates
 
 NVIDIA_CONTROL: Final = Path("/dev/nvidiactl")
@@ -130,6 +131,7 @@ class Trial:
 
     def rates(self) -> None:
         self.report.rates = rates()
+        cpu_kernels.load()  # compiled here, it is there for every attempt
 
 
 def multiply(device: str, dtype: torch.dtype) -> None:

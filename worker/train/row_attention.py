@@ -6,7 +6,7 @@ bits in every layer, and does work that grows with the square of the pass, not o
 
 torch's CPU kernel for it works through the whole masked square, and its backward pass is no faster on small pieces.
 Measured on 2 cores, one layer of 9 heads, 487 tokens in five rows, forward and backward: 7.9 ms masked, 8.4 ms that
-kernel row by row, 4.1 ms batched products row by row.
+kernel row by row, 4.1 ms batched products row by row. Where our kernels are (`cpu_parts`), they make scores weights.
 
 Registered with transformers under `NAME` (its `AttentionInterface`); every call that is not plain causal attention of
 packed rows goes to transformers' own `sdpa`.
@@ -24,6 +24,8 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from worker.train.cpu_parts import BY_KERNELS, CausalRows, serves
 
 NAME: Final = "row_wise_sdpa"
 # transformers' names for where packed rows start, and where the last one ends: here on the host, so that nobody waits
@@ -140,17 +142,26 @@ def by_kernel(module: torch.nn.Module, parts: _Parts, lengths: Sequence[int], sc
     return torch.cat(seen, dim=1)
 
 
-def by_products(_module: torch.nn.Module, parts: _Parts, lengths: Sequence[int], scaling: float | None) -> torch.Tensor:
+def by_products(module: torch.nn.Module, parts: _Parts, lengths: Sequence[int], scaling: float | None) -> torch.Tensor:
     """Each row by batched products: (batch, length, heads, size)."""
-    query, key, _ = parts
+    query, key, value = parts
     groups = query.shape[1] // key.shape[1]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if hasattr(module, BY_KERNELS) and _kernels_serve(query, key, value):
+        seen: torch.Tensor = CausalRows.apply(query, key, value, lengths, float(scale))
+        return seen
     rows = zip(*(part[0].split(lengths, dim=1) for part in parts), strict=True)
     seen = [_causal(q, k, v, groups=groups, scale=scale) for q, k, v in rows]
     return torch.cat(seen, dim=1).transpose(0, 1)[None].contiguous()
 
 
 BY_ROW: Final[dict[str, Callable[..., torch.Tensor]]] = {"cpu": by_products}  # by the kind of device; else the kernel
+
+
+def _kernels_serve(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Autocast would round float32 on the way forth, and not on the way back."""
+    rounds = query.dtype != torch.bfloat16 and torch.is_autocast_enabled("cpu")
+    return serves(query, key, value) and not rounds and query.shape[3] == key.shape[3] == value.shape[3]
 
 
 def _causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, groups: int, scale: float) -> torch.Tensor:

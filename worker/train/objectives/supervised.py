@@ -7,7 +7,8 @@ V = vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from shared.contract.methods import METHODS
 from shared.contract.passes import PACKED_TOKENS, is_packed
 from shared.contract.spec import AttemptSpec
 from worker.train import row_attention
+from worker.train.cpu_kernels import load
+from worker.train.cpu_parts import Nll, kernels_serve
 from worker.train.data import TokenRow
 from worker.train.objectives.objective import Loss, MicroBatch, OwnFigures, RowwiseLoss, on_device, trainer_arguments
 from worker.train.packing import group, pack
@@ -36,6 +39,7 @@ class LabelledTokenTrainer(SFTTrainer, OwnFigures):
     """
 
     correct_tokens: torch.Tensor | int = 0
+    by_kernels = False  # the loss from ours, on a CPU (cpu_parts.py)
 
     def compute_loss(
         self,
@@ -48,18 +52,40 @@ class LabelledTokenTrainer(SFTTrainer, OwnFigures):
         assert not return_outputs, "our loop asks for no logits"
         assert not self.aux_loss_enabled, "a router's loss is off in every model that is loaded"
         reads = {name: value for name, value in inputs.items() if name != "labels"}
-        if self.args.device.type == "cpu":
+        if self.by_kernels:
+            nll, self.correct_tokens = self._loss_by_kernels(model, reads, inputs["labels"])
+        elif self.args.device.type == "cpu":
             nll, self.correct_tokens = _labelled_loss(model, reads, inputs["labels"])
         else:
             nll, self.correct_tokens = fused_loss(model, reads, inputs["labels"])
         return nll if num_items_in_batch is None else nll / num_items_in_batch
 
+    def _loss_by_kernels(
+        self, model: Any, reads: dict[str, Any], labels_BL: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `_labelled_loss`. The logits stay in their type: accelerate's wrapper would make them float32."""
+        with self.accelerator.autocast():
+            logits_NV, targets_N = _labelled(partial(type(model).forward, model), reads, labels_BL)
+        nll, correct = Nll.apply(logits_NV, targets_N)
+        return nll, correct
+
 
 def _labelled_loss(model: Any, reads: dict[str, Any], labels_BL: torch.Tensor) -> tuple[torch.Tensor, int]:
+    return labelled_nll(*_labelled(model, reads, labels_BL))
+
+
+def _labelled(
+    forward: Callable[..., Any], reads: dict[str, Any], labels_BL: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits at positions that predict a labelled token, and those tokens."""
     targets_BL = labels_BL[:, 1:]
     keep_K = (targets_BL != IGNORED).any(dim=0).nonzero().squeeze(1)
-    logits_BKV = model(**reads, use_cache=False, logits_to_keep=keep_K).logits
-    return labelled_nll(logits_BKV.flatten(0, 1), targets_BL[:, keep_K].flatten())
+    logits_BKV = forward(**reads, use_cache=False, logits_to_keep=keep_K).logits
+    logits_NV, targets_N = logits_BKV.flatten(0, 1), targets_BL[:, keep_K].flatten()
+    labelled = targets_N != IGNORED
+    if bool(labelled.all()):
+        return logits_NV, targets_N
+    return logits_NV[labelled], targets_N[labelled]  # padded batches: a column is kept when any of its rows is labelled
 
 
 def fused_loss(model: Any, reads: dict[str, Any], labels_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -193,4 +219,5 @@ def build(model: Any, tokenizer: Any, *, spec: AttemptSpec, out: Path, total_ste
         train_dataset=Dataset.from_dict({"input_ids": [[0]], "labels": [[0]]}),
         processing_class=tokenizer,
     )
+    trainer.by_kernels = kernels_serve(spec) and load() is not None
     return SupervisedObjective(trainer, spec=spec, pad_id=tokenizer.pad_token_id)
