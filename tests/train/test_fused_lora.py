@@ -18,12 +18,13 @@ from worker.train.methods import adapt
 from worker.train.shared_base import tree_over
 
 
-def adapted(tmp_path: Path, model: Path, *, keep: bool = False, **adapter: Any) -> Any:
+def adapted(tmp_path: Path, model: Path, *, keep: bool = False, dtype: str = "bfloat16", **adapter: Any) -> Any:
     file = make_spec(
         tmp_path,
         model=model,
         adapter={"method": "qlora", **adapter},
-        training={"dtype": "bfloat16"},
+        training={"dtype": dtype},
+        quantization={"bnb_4bit_compute_dtype": dtype},
         keep_dequantized=keep,
     )
     spec = AttemptSpec.model_validate_json(file.read_bytes())
@@ -37,10 +38,10 @@ def layer_of(network: Any) -> Any:
     return layer
 
 
-def outcome(layer: Any, forward: Any) -> list[torch.Tensor]:
+def outcome(layer: Any, forward: Any, *, dtype: torch.dtype = torch.bfloat16) -> list[torch.Tensor]:
     torch.manual_seed(3)
-    x = torch.randn(2, 9, layer.in_features, dtype=torch.bfloat16, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
+    x = torch.randn(2, 9, layer.in_features, dtype=dtype, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         y = forward(x)
     y.float().square().sum().backward()
     learned = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
@@ -64,6 +65,19 @@ def test_values_and_gradients_are_those_of_pefts_layer(
     for one, other in zip(ours, pefts, strict=True):
         # bfloat16 rounds once here and after every operation there.
         assert (one - other).norm() < 0.01 * other.norm()
+
+
+def test_in_float32_they_are_pefts_to_the_order_of_the_sums(tmp_path: Path, model: Path) -> None:
+    layer = layer_of(adapted(tmp_path, model, dtype="float32", lora_alpha=12))
+    assert layer._plain_adapter(torch.zeros(1, layer.in_features)) == "default"
+
+    ours = outcome(layer, layer, dtype=torch.float32)
+    pefts = outcome(layer, lambda x: Linear4bit.forward(layer, x), dtype=torch.float32)
+
+    for one, other in zip(ours, pefts, strict=True):
+        assert (one - other).norm() < 1e-5 * other.norm()
+    layer.base_layer.compute_dtype = torch.bfloat16  # asked for: PEFT's layer would round what comes in
+    assert layer._plain_adapter(torch.zeros(1, layer.in_features)) is None
 
 
 def test_the_frozen_bias_of_a_base_is_added_as_pefts_layer_adds_it(tmp_path: Path) -> None:
