@@ -21,7 +21,6 @@ from typing import Final
 
 import structlog
 
-from shared.contract.compiled import PROCESSOR_KERNELS
 from worker.program import hostile_folder
 from worker.program.hostile_folder import Bounds, Refused
 
@@ -42,7 +41,6 @@ def variables(out: Path) -> dict[str, str]:
         "TRITON_CACHE_DIR": str(ours / "triton"),
         "TORCHINDUCTOR_CACHE_DIR": str(ours / "inductor"),
         "CUDA_CACHE_PATH": str(ours / "cuda"),
-        PROCESSOR_KERNELS: str(ours / "processor"),
     }
 
 

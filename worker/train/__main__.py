@@ -264,7 +264,7 @@ def _build_objective(
     if spec.device == "cuda" and "fused_norms" not in spec.without:
         fuse_norms(base)
     if kernels_serve(spec):
-        use_kernels(base)
+        use_kernels(base, out=out)
     model = adapt(base, spec=spec, initial=out / "initial" if ranks.first else None, rows=rows)
     if not trainable(model):
         raise NoTrainableParameters("No parameter is left to train.", param="adapter")

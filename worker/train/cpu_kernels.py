@@ -1,8 +1,8 @@
 """Builds and loads the kernels of `cpu_kernels.c`: norms, rotary, SwiGLU, softmax and the loss, one pass each.
 
 torch's operators for them are many, and each passes over all numbers once more. The host's C compiler builds a library
-of some kilobytes, once: whoever starts us says where what was compiled is kept (`PROCESSOR_KERNELS`). Where there is no
-compiler, or the library fails its try, torch's operators do the work, and the log says so.
+of some kilobytes, once: what is left below OUT the worker keeps (`PROCESSOR_KERNELS`). Where there is no compiler, or
+the library fails its try, torch's operators do the work, and the log says so.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,11 +33,27 @@ class Unfit(Exception):
     """There is no library, or it does not compute what it should."""
 
 
-@cache
-def load() -> ctypes.CDLL | None:
-    """The library, tried; None where it cannot be used. One process asks once."""
+_tried: list[ctypes.CDLL | None] = []  # one process asks once
+
+
+def load(out: Path | None = None) -> ctypes.CDLL | None:
+    """The library, tried; None where it cannot be used.
+
+    Args:
+        out: where what was compiled is looked for and left; only the first call looks.
+    """
+    if not _tried:
+        _tried.append(_load(out))
+    return _tried[0]
+
+
+def _load(out: Path | None) -> ctypes.CDLL | None:
     try:
-        library = _found()
+        if out is not None:
+            library = ctypes.CDLL(str(_compiled(out / PROCESSOR_KERNELS)))
+        else:
+            with tempfile.TemporaryDirectory(prefix="kernels-") as folder:  # what is loaded outlives its file
+                library = ctypes.CDLL(str(_compiled(Path(folder))))
         _check(library)
     except (Unfit, OSError, subprocess.SubprocessError) as error:
         print(f"torch's operators compute norms, rotary, SwiGLU and softmax: {error}", flush=True)
@@ -46,18 +61,11 @@ def load() -> ctypes.CDLL | None:
     return library
 
 
-def _found() -> ctypes.CDLL:
-    """The library, compiled unless it was. Raises Unfit, OSError."""
-    compiler = next((path for name in (os.environ.get("CC"), "gcc") if name and (path := shutil.which(name))), None)
+def _compiled(folder: Path) -> Path:
+    """The library's file, compiled unless it was. Raises Unfit, OSError."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         raise Unfit("there is no C compiler (gcc)")
-    if named := os.environ.get(PROCESSOR_KERNELS):
-        return ctypes.CDLL(str(_compiled(compiler, Path(named))))
-    with tempfile.TemporaryDirectory(prefix="kernels-") as folder:  # what is loaded outlives its file
-        return ctypes.CDLL(str(_compiled(compiler, Path(folder))))
-
-
-def _compiled(compiler: str, folder: Path) -> Path:
     library = folder / f"{_key(compiler)}.so"
     if library.exists():
         return library

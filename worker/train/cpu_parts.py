@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from types import FunctionType
 from typing import Any, Final, cast
 
@@ -31,10 +32,12 @@ def kernels_serve(spec: AttemptSpec) -> bool:
     return spec.device == "cpu" and not spread and "cpu_kernels" not in spec.without
 
 
-def use_kernels(model: torch.nn.Module) -> int:
-    """Change every part of `model` that our kernels compute; returns how many: none where there is no library."""
-    library = load()
-    if library is None:
+def use_kernels(model: torch.nn.Module, *, out: Path | None = None) -> int:
+    """Change every part of `model` that our kernels compute; returns how many: none where there is no library.
+
+    `out`: where what was compiled is looked for and left.
+    """
+    if load(out) is None:
         return 0
     changed = 0
     for module in model.modules():

@@ -44,7 +44,8 @@ class StageFailed(Exception):
 class Trial:
     """One probe of one device."""
 
-    def __init__(self, spec: ProbeSpec) -> None:
+    def __init__(self, spec: ProbeSpec, *, out: Path | None = None) -> None:
+        self.out = out
         self.kind, self.compiler_named = spec.kind, spec.compiler
         self.device = device_kind(spec.kind)
         self.report = ProbeReport(torch=torch.__version__, cuda=torch.version.cuda or "", hip=torch.version.hip or "")
@@ -131,7 +132,7 @@ class Trial:
 
     def rates(self) -> None:
         self.report.rates = rates()
-        cpu_kernels.load()  # compiled here, it is there for every attempt
+        cpu_kernels.load(self.out)  # compiled here, it is there for every attempt
 
 
 def multiply(device: str, dtype: torch.dtype) -> None:
@@ -181,7 +182,7 @@ def _last_line(error: Exception) -> str:
 
 def main(spec_file: Path, out: Path) -> int:
     spec = ProbeSpec.model_validate_json(spec_file.read_bytes())
-    report = Trial(spec).run()
+    report = Trial(spec, out=out).run()
     (out / "probe.json").write_text(report.model_dump_json(), encoding="utf-8")
     return 0
 
