@@ -1,4 +1,4 @@
-"""One kernel updates all weights, on GPUs and CPUs."""
+"""One kernel updates all weights on a GPU. torch has it for CPUs too, so what it computes is tried here."""
 
 from __future__ import annotations
 
@@ -27,12 +27,10 @@ def spec_of(folder: Path, **parts: object) -> AttemptSpec:
         ("cuda", "adamw_torch", [], "adamw_torch_fused"),
         ("cuda", "adamw_torch", ["fused_optimizer"], "adamw_torch"),
         ("cuda", "paged_adamw_8bit", [], "paged_adamw_8bit"),
-        ("cpu", "adamw_torch", [], "adamw_torch_fused"),
-        ("cpu", "adamw_torch", ["fused_optimizer"], "adamw_torch"),
-        ("cpu", "sgd", [], "sgd"),
+        ("cpu", "adamw_torch", [], "adamw_torch"),
     ],
 )
-def test_torchs_adamw_is_fused_unless_it_is_left_out(
+def test_torchs_adamw_is_fused_on_a_gpu_alone(
     tmp_path: Path, device: str, optim: str, without: list[str], name: str
 ) -> None:
     spec = spec_of(tmp_path, device=device, without=without, training={"optim": optim})

@@ -85,8 +85,8 @@ def _kept(figures: torch.Tensor) -> torch.Tensor:
 
 
 def optimizer_for(spec: AttemptSpec) -> str:
-    """Upstream's name of the optimizer. One kernel updates the weights that torch's AdamW trains."""
-    fused = "fused_optimizer" not in spec.without
+    """Upstream's name of the optimizer. On a GPU one kernel updates all weights that torch's AdamW trains."""
+    fused = spec.device == "cuda" and "fused_optimizer" not in spec.without
     return "adamw_torch_fused" if fused and spec.job.training.optim == "adamw_torch" else spec.job.training.optim
 
 
