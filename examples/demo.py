@@ -48,7 +48,7 @@ MODELS: Final = {
 EXTENSION: Final = {
     "adapter": {"method": "qlora", "r": 16, "lora_alpha": 16, "target_modules": "all-linear"},
     "quantization": {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
-    "training": {"learning_rate": 1e-3, "max_length": 512},
+    "training": {"learning_rate": 1e-3, "max_length": 512, "optim": "paged_adamw_8bit"},
     # An earlier demo that was killed may have left a job in the queue.
     "queue": {"group": "demo", "supersede": True},
 }

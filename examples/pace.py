@@ -10,7 +10,7 @@ ALL: Final = 480
 FEWER: Final = 320
 TRAINING_SECONDS: Final = 240.0
 # Held-out messages that were answered with exactly the right ticket, by the number of tickets learnt from (README).
-RIGHT: Final[dict[int, str]] = {480: "100 %", 160: "35 %"}
+RIGHT: Final[dict[int, str]] = {480: "100 %", 320: "88 %", 160: "35 %"}
 
 
 def fewer(step_seconds: float) -> int | None:

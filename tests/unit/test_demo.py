@@ -70,7 +70,7 @@ def test_the_choice_is_explained_with_what_fewer_tickets_cost() -> None:
     assert "7.7 s" in words
     assert "480 tickets would take 12 minutes" in words
     assert "320 of them, about 8 minutes" in words
-    assert "100 % after 480, 35 % after 160" in words
+    assert "100 % after 480, 88 % after 320, 35 % after 160" in words
 
 
 def test_tickets_are_of_whole_steps_and_all_are_the_rows() -> None:
