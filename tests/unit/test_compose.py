@@ -182,6 +182,47 @@ def test_without_a_list_of_models_an_empty_one_is_mounted(compose: dict[str, Any
     assert load_catalogue(Settings(models_file=Path("/dev/null"))).complaints() == {}
 
 
+def test_what_a_host_says_of_itself_reaches_what_works_there_and_nothing_is_passed_empty(
+    compose: dict[str, Any], tmp_path: Path
+) -> None:
+    """In `.env`, as docs/gpu-hosts.md has it."""
+    host = {"TUNEPOOL_DEVICES": "cpu", "TUNEPOOL_CACHE_BYTES": "100000000000", "NCCL_P2P_DISABLE": "1"}
+    values = dict.fromkeys(SECRETS, "secret") | host
+    (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in values.items()))
+
+    done = run("docker-compose", "--env-file", str(tmp_path / ".env"), "config", "--format", "json")
+    services = json.loads(done.stdout)["services"]
+
+    for name in ("worker", "playground"):
+        assert host.items() <= services[name]["environment"].items()
+        assert all(compose["services"][name]["environment"].get(variable) is None for variable in host)
+
+
+def test_every_variable_that_the_page_of_gpu_hosts_names_for_docker_is_passed() -> None:
+    page = (ROOT / "docs/gpu-hosts.md").read_text()
+    section = re.search(r"^## With Docker\n(.*?)^## ", page, re.MULTILINE | re.DOTALL)
+    assert section is not None
+    ours = {"OPENAI_BASE_URL", "OPENAI_API_KEY"}  # of the command line, on any machine
+
+    named = set(re.findall(r"\b[A-Z]+_[A-Z0-9_]+\b", section[1])) - ours
+
+    assert len(named) >= 5
+    assert not [name for name in named if name not in (ROOT / "docker-compose.yml").read_text()]
+
+
+def test_what_works_on_strangers_rows_may_start_it_as_another_user_and_little_more(compose: dict[str, Any]) -> None:
+    """That these rights are enough is shown in tests/lifecycle/test_images.py."""
+    ordinary = {"api", "janitor", "migrate"}
+
+    for name in ("worker", "playground"):
+        service = compose["services"][name]
+        assert (service["user"], service["cap_drop"]) == ("0:0", ["ALL"])
+        assert set(service["cap_add"]) == {"CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID", "SYS_PTRACE"}
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert not service.get("privileged")
+    assert not [name for name in ordinary if "user" in compose["services"][name]], "they have the image's"
+
+
 def test_the_worker_reserves_the_gpus(compose: dict[str, Any]) -> None:
     (device,) = compose["services"]["worker"]["deploy"]["resources"]["reservations"]["devices"]
 
