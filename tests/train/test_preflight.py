@@ -16,7 +16,17 @@ from shared.errors import Invalid
 from shared.settings import trainer_environment
 from tests.patience import patience
 from tests.train.test_loss_mask import WITH_MARKERS
-from tests.train.tiny import chat, chat_rows, kto_rows, make_spec, make_tokenizer, preference_rows, read_events
+from tests.train.tiny import (
+    CHATML,
+    chat,
+    chat_rows,
+    kto_rows,
+    make_model_directory,
+    make_spec,
+    make_tokenizer,
+    preference_rows,
+    read_events,
+)
 from worker.train import chat as chat_module
 from worker.train.data import RowReader
 from worker.train.objectives.supervised import IGNORED, padded
@@ -83,6 +93,24 @@ def test_the_preview_is_the_trainers_own_labels(tmp_path: Path, model: Path) -> 
     assert [token.id for token in sequence.tokens] == batch["input_ids"][0].tolist()
     assert [token.id if token.trained else IGNORED for token in sequence.tokens] == batch["labels"][0].tolist()
     assert [span.text for span in sequence.spans] == ["naïve 🙂 4<|im_end|>"]
+
+
+def test_masked_reasoning_is_shown_and_shown_as_not_trained(tmp_path: Path) -> None:
+    thinks = "('<think>' + message.reasoning_content + '</think>' if message.reasoning_content else '')"
+    template = CHATML.replace("message['content']", f"{thinks} + message['content']")
+    model = make_model_directory(tmp_path / "thinks", template=template)
+    row = chat("Hi?", "Hello.")
+    row["messages"][1]["reasoning_content"] = "A greeting."
+
+    for place in ("masked", "plain"):
+        (tmp_path / place).mkdir()
+
+    (masked,) = examined(tmp_path / "masked", model, [row], training={"mask_reasoning": True}).preview
+    (plain,) = examined(tmp_path / "plain", model, [row]).preview
+
+    assert "A greeting." in masked.sequences[0].text
+    assert [span.text for span in masked.sequences[0].spans] == ["Hello.<|im_end|>"]
+    assert [span.text for span in plain.sequences[0].spans] == ["<think>A greeting.</think>Hello.<|im_end|>"]
 
 
 def test_a_row_is_shown_as_it_was_written_with_what_the_template_can_write(tmp_path: Path, model: Path) -> None:
