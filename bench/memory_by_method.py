@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
+from shared.contract.methods import METHODS as LOADS
 from shared.contract.spec import MethodName
 from shared.settle.calibration import Calibration
 from shared.settle.model_facts import facts_of
@@ -33,6 +34,7 @@ class KnownModel(NamedTuple):
     repository: str
     config: dict[str, Any]
     gated: bool = False
+    packed: bool = False  # published in fewer than 16 bits, which no method quantises again
 
 
 QWEN3_30B: Final = {
@@ -120,7 +122,7 @@ MODELS: Final = (
         _dense("Gemma3ForCausalLM", (1152, 26, 4, 1, 256, 6912, 262144), tie_word_embeddings=True),
         gated=True,
     ),
-    KnownModel("gpt-oss-20b", "openai/gpt-oss-20b", GPT_OSS_20B),
+    KnownModel("gpt-oss-20b", "openai/gpt-oss-20b", GPT_OSS_20B, packed=True),
     KnownModel("qwen3.5-9b", "Qwen/Qwen3.5-9B", QWEN35_9B),
     KnownModel("qwen3.5-27b", "Qwen/Qwen3.5-27B", QWEN35_27B),
     KnownModel("qwen3.5-35b-a3b", "Qwen/Qwen3.5-35B-A3B", QWEN35_35B),
@@ -136,7 +138,8 @@ def rows() -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|"
     for model in MODELS:
         facts = facts_of(model.config, name=model.name)
-        needs = (_gib(Workload(facts, method=method, length=LENGTH, gradient_checkpointing=True)) for method in METHODS)
+        work = {name: Workload(facts, method=name, length=LENGTH, gradient_checkpointing=True) for name in METHODS}
+        needs = ("refused" if model.packed and LOADS[name].quantized else _gib(work[name]) for name in METHODS)
         gated = "yes" if model.gated else "no"
         cells = (f"`{model.name}`", f"`{model.repository}`", f"{facts.parameters / 1e9:.1f} billion", gated, *needs)
         yield f"| {' | '.join(cells)} |"

@@ -64,6 +64,15 @@ WHOLE_ONLY_REASON: Final = "the scan of this family reads weights past their lay
 # is not halved, so that answers, losses of validation and merges are not those of what was trained.
 HALVED: Final = frozenset({"RwkvForCausalLM"})
 
+# Families whose activations are known to leave float16's range (65,504), by the start of their classes' names.
+_BEYOND_FLOAT16: Final = ("Gemma", "RecurrentGemma", "VaultGemma", "Qwen2", "Qwen3", "Qwen4", "GptOss")
+
+
+def leaves_float16(architecture: str) -> bool:
+    """Whether a base of this class is not computed in float16: on GPUs without bfloat16 it takes float32."""
+    return architecture.startswith(_BEYOND_FLOAT16)
+
+
 # Wrappers of a language model that transformers' causal class takes (MODEL_FOR_CAUSAL_LM_MAPPING, 5.23); no other one.
 CAUSAL_WRAPPERS: Final = frozenset(
     f"{name}ForConditionalGeneration"

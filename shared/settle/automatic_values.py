@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Final
 
+from shared.contract.families import leaves_float16
 from shared.contract.methods import METHODS, method_for
 from shared.contract.modules import FAMILIES
 from shared.contract.spec import Dtype, EarlyStopping, Evaluation, MethodName, Strategy
@@ -56,6 +57,8 @@ def _four_bit(s: Settling) -> tuple[bool, str]:
 def _dtype(s: Settling) -> tuple[Dtype, str]:
     if s.device.bfloat16:
         return "bfloat16", "the device computes in bfloat16"
+    if s.device.kind == "cuda" and leaves_float16(s.facts.architecture):
+        return "float32", "this GPU has no bfloat16, and activations of this family leave float16's range"
     if s.device.kind == "cuda" and METHODS[s.method].adapter:
         return "float16", "this GPU has no bfloat16"
     if s.device.kind == "cuda":

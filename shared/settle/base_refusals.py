@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from shared.contract.families import CAUSAL_WRAPPERS, EXPANDABLE, HALVED, WHOLE_ONLY, WHOLE_ONLY_REASON
+from shared.contract.families import (
+    CAUSAL_WRAPPERS,
+    EXPANDABLE,
+    HALVED,
+    WHOLE_ONLY,
+    WHOLE_ONLY_REASON,
+    leaves_float16,
+)
 from shared.contract.methods import METHODS, with_other_weights
 from shared.settle.expert_sizes import may_pack_experts
 from shared.settle.sizing import GIB
@@ -38,6 +45,12 @@ def check_class(asked: FlatRequest) -> None:
     if architecture in HALVED:
         why = f"{architecture} halves weights in place when it is asked, and an adapter beside them is not halved"
         refuse("model", asked.base_name, f"{why}; use another base")
+
+
+def check_float16(asked: FlatRequest) -> None:
+    if asked.get("training.dtype") == "float16" and leaves_float16(asked.facts.architecture):
+        why = f"activations of {asked.facts.architecture} leave float16's range, and the loss would be no number"
+        refuse("tunepool.training.dtype", "float16", f"{why}; use bfloat16, or float32 on GPUs that lack it")
 
 
 def check_experts(asked: FlatRequest) -> None:

@@ -351,6 +351,7 @@ _CHECKS: Final[tuple[Callable[[FlatRequest], None], ...]] = (
     base_refusals.check_class,
     base_refusals.check_stored_weights,
     base_refusals.check_four_bits,
+    base_refusals.check_float16,
     base_refusals.check_experts,
     base_refusals.check_packed_experts,
     _check_full,

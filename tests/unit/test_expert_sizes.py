@@ -174,6 +174,14 @@ def test_mamba_is_refused_in_4_bits_and_taken_in_16() -> None:
     check_request(asked(adapter={"method": "lora"}), mamba)
 
 
+def test_float16_is_refused_for_a_base_that_leaves_its_range() -> None:
+    with pytest.raises(Invalid, match="leave float16's range") as refused:
+        check_request(asked(training={"dtype": "float16"}), base(QWEN3_30B))
+    assert refused.value.param == "tunepool.training.dtype"
+    check_request(asked(training={"dtype": "float32"}), base(QWEN3_30B))
+    check_request(asked(training={"dtype": "float16"}), SMOLLM2.ref)
+
+
 @pytest.mark.parametrize(
     "adapter",
     [

@@ -130,6 +130,28 @@ def test_arithmetic_follows_the_hardware(kind: Any, bfloat16: bool, method: str,
     assert (spec.training.dtype, spec.quantization.bnb_4bit_compute_dtype) == (dtype, dtype)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [
+        ("LlamaForCausalLM", "float16"),
+        ("MistralForCausalLM", "float16"),
+        ("Gemma3ForConditionalGeneration", "float32"),
+        ("Gemma2ForCausalLM", "float32"),
+        ("Qwen3MoeForCausalLM", "float32"),
+        ("GptOssForCausalLM", "float32"),
+    ],
+)
+def test_a_family_that_leaves_float16s_range_takes_float32_where_bfloat16_is_missing(
+    architecture: str, dtype: str
+) -> None:
+    turing = DeviceFacts(kind="cuda", total_bytes=80 * GB, free_bytes=80 * GB, bfloat16=False)
+    facts = SMOLLM2.ref.facts.model_copy(update={"architecture": architecture})
+
+    job = settled(device=turing, facts=facts)
+
+    assert (job.spec.training.dtype, job.spec.quantization.bnb_4bit_compute_dtype) == (dtype, dtype)
+
+
 def test_a_small_device_gets_smaller_passes_then_checkpointing_at_the_same_batch() -> None:
     rows = {"mean_characters": 3000.0, "max_characters": 4000}
     wish = {"tunepool": {"training": {"packing": False, "batch_size": 16}}}
