@@ -632,3 +632,44 @@ def test_nothing_is_prefetched_that_lies_in_a_folder_or_has_nobody_to_fetch_it(s
     assert refused.value.code == "no_worker"
     with pytest.raises(NotFound):
         prefetch(stack, "none")
+
+
+# --- several on one host ----------------------------------------------------------------------------------------------
+
+
+def retry_at_once(stack: Stack) -> None:
+    """A fetch that was put off is tried again 30 seconds later; these tests do not wait so long."""
+    with session_scope(stack.engine) as session:
+        for row in session.scalars(select(FetchRow).where(FetchRow.state == "waiting")):
+            row.lease_until = None
+
+
+def test_a_model_that_a_job_trains_on_is_not_removed_to_make_room_for_another(stack: Stack, hub: Hub) -> None:
+    for name in ("near", "next"):
+        hub.repositories[f"example/{name}"] = tiny(stack)
+        add(stack, name)
+    offered(stack)
+    most = 2**26 + 3 * len(tiny(stack)["model.safetensors"]) // 2  # for one; what a second is reckoned at is too much
+    stack.start_worker(TUNEPOOL_CACHE_BYTES=str(most))
+    stack.start_janitor()
+    until(lambda: {"near", "next"} <= offered(stack).entries.keys(), seconds=90, what="entries that are ready")
+    folders = [local_folder(offered(stack).entry(name), cache=stack.settings.cache) for name in ("near", "next")]
+    job = stack.submit("steps=4 hold=2", model="near")
+    stack.wait_for_step(job, 1, seconds=60)
+
+    prefetch(stack, "next")
+    put_off = until(lambda: [row for row in prefetches(stack, "next") if row.error], what="a fetch that was put off")
+    there = [folder.is_dir() for folder in folders]
+    stack.let_go_on(job)
+    ended = stack.wait(job, seconds=60)
+
+    def arrived() -> bool:
+        retry_at_once(stack)
+        return [row.state for row in prefetches(stack, "next")] == ["done"]
+
+    until(arrived, seconds=60, what="room for the next")
+    assert "no room for it now" in (put_off[0].error or "")
+    assert there == [True, False]
+    assert ended.status == "succeeded"
+    assert [folder.is_dir() for folder in folders] == [False, True]
+    assert stack.broken_invariants() == []
