@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Query, Request, Response
 
 from api.deps import Door, DoorDep
+from api.file_rules import PURPOSES
 from api.routes import evaluations as evaluation_routes
 from api.routes import files as file_routes
 from api.routes import models as model_routes
@@ -70,7 +71,8 @@ def _listed(
         more=listed.has_more,
         after=after,
         may_begin=may_begin,
-        files=[file for file in files if file.status != "error"],
+        # What somebody uploaded: a job's own figures are no items.
+        files=[file for file in files if file.status != "error" and file.purpose in PURPOSES],
         models=[model.id for model in models],
         given=given,
         error=error,
