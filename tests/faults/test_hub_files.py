@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +15,10 @@ import pytest
 from shared.errors import Invalid
 from shared.settings import Settings
 from shared.settle.catalogue import CatalogueEntry, load_catalogue, local_folder
-from tests.fake_hub import catalogue_entry, serving
+from tests.fake_hub import REVISION, catalogue_entry, serving
 from tests.lifecycle.stack import make_model
-from worker.base_models import cached_names, ensure
+from tests.patience import patience
+from worker.base_models import cached_names, ensure, verify
 from worker.chores import base_tokenizers
 
 AGAIN = (
@@ -79,3 +85,29 @@ def test_what_rows_are_read_with_is_plain_data_too(
     with pytest.raises(Invalid):
         base_tokenizers.ensure(entry, cache=tmp_path / "cache", interrupt=lambda: None)
     assert not [place for place in (tmp_path / "cache").rglob("*") if place.is_dir() and place.name != "models"]
+
+
+def test_the_command_of_the_docs_for_hosts_without_a_network_brings_what_is_needed_once(
+    entry: CatalogueEntry, tmp_path: Path
+) -> None:
+    """`hf download`, with the hub and the repository of this test: what it leaves is a model in a folder."""
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^hf download (?:.*\\\n)*.*$", page, re.MULTILINE)
+    program, command, repository, *options = shlex.split(line.replace("\\\n", " "))
+    folder = tmp_path / options[options.index("--local-dir") + 1]
+
+    done = subprocess.run(
+        [Path(sys.executable).parent / program, command, entry.locator, "--revision", REVISION, *options],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_DISABLE_UPDATE_CHECK": "1", "HF_HOME": str(tmp_path / "hf")},
+        capture_output=True,
+        text=True,
+        timeout=patience(60),
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert repository.count("/") == 1
+    verify(folder)
+    fetched = {name for name in names(folder) if not name.startswith(".cache/")}
+    assert fetched == names(ensure(entry, cache=tmp_path / "cache", interrupt=lambda: None))
