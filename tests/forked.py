@@ -91,9 +91,13 @@ class Line:
     def start(
         self, arguments: list[str], *, environment: dict[str, str], log: int, errors: int | None = None
     ) -> Forked:
-        """Fork `python ARGUMENTS` with that environment. What it says is in the file `log`, its errors in `errors`."""
+        """Fork `python ARGUMENTS` with that environment. What it says is in the file `log`, its errors in `errors`.
+
+        PARENT among the arguments is the number of what forks, which is the parent.
+        """
+        words = [str(self.pid) if word == PARENT else word for word in arguments]
         files = [log, log if errors is None else errors]
-        return Forked(self, arguments, self.ask({"run": arguments, "environment": environment}, files))
+        return Forked(self, words, self.ask({"run": words, "environment": environment}, files))
 
     @property
     def pid(self) -> int:
@@ -151,19 +155,18 @@ def line_for(arguments: list[str], environment: Mapping[str, str]) -> Line | Non
 def run_forked(
     arguments: list[str], *, environment: dict[str, str], seconds: float
 ) -> subprocess.CompletedProcess[str]:
-    """What `subprocess.run` has of `python ARGUMENTS`. PARENT among them is the parent's number."""
+    """What `subprocess.run` has of `python ARGUMENTS`; PARENT as for `Line.start`."""
     line = line_for(arguments, {name: value for name, value in environment.items() if os.environ.get(name) != value})
     assert line is not None, "none of the programs that are forked"
-    words = [str(line.pid) if word == PARENT else word for word in arguments]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-        process = line.start(words, environment=environment, log=out.fileno(), errors=errors.fileno())
+        process = line.start(arguments, environment=environment, log=out.fileno(), errors=errors.fileno())
         try:
             code = process.wait(seconds)
         finally:
             process.kill()
         for file in (out, errors):
             file.seek(0)
-        return subprocess.CompletedProcess(words, code, out.read(), errors.read())
+        return subprocess.CompletedProcess(arguments, code, out.read(), errors.read())
 
 
 def close_lines() -> None:

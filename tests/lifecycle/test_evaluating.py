@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from shared.store.bell import ring
 from shared.store.db import session_scope
 from shared.store.tables import AdapterRow, EvaluationAnswerRow, EvaluationRow
 from tests.factories import make_queued_job
+from tests.forked import PARENT
 from tests.lifecycle.stack import Servers, Stack, open_stack, until
 from tests.patience import pace, patience
 from worker.chores.evaluating import evaluate_next
@@ -44,7 +44,7 @@ def quiet(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def work(stack: Stack, **environment: str) -> None:
     """What a bell makes a worker do: chores until none may begin."""
-    pull = stack.start(["-m", "worker.pull", "cpu", str(os.getpid())], name="pull", **environment)
+    pull = stack.start(["-m", "worker.pull", "cpu", PARENT], name="pull", **environment)
     assert pull.wait(patience(60)) == 0, (stack.home / "pull.log").read_text()[-3000:]
 
 
