@@ -11,9 +11,8 @@ TORCH_VERSION = $(shell sed -n 's/^torch==//p' constraints.txt)
 STAMP := $(VENV)/.installed$(addprefix -,$(TORCH))
 N ?= 200
 SEED ?= 1
-# Files of tests that run side by side. More than two on two cores: those that kill processes mostly wait. The quick ones
-# compute, and each process that runs them imports what they test.
-SIDE ?= $(if $(FAST),3,4)
+# Files of tests that run side by side. More than two on two cores: those that kill processes mostly wait.
+SIDE ?= 3
 
 # Compiled before a test starts: where PYTHONDONTWRITEBYTECODE is set, every one of a thousand processes would do it anew,
 # half a second each. The tests themselves are compiled by pytest (tests/compiled.py).
