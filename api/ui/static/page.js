@@ -39,6 +39,11 @@
   // Whatever a stream brings in is in UTC again.
   new MutationObserver(tend).observe(document.body, { childList: true, subtree: true, characterData: true });
 
+  // A refresh by the browser itself could strike while somebody types or answers a question.
+  const again = document.querySelector('meta[name="look-again"]');
+  const busy = () => document.activeElement?.closest("form") || document.querySelector("dialog[open]");
+  if (again) setInterval(() => { if (!busy()) location.reload(); }, Number(again.content) * 1000);
+
   const ask = (form) => {
     const dialog = document.createElement("dialog");
     const words = document.createElement("p");
