@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
+
+from tests.loopback import answering
 
 REVISION: Final = "0123456789abcdef" * 2 + "01234567"
 
@@ -25,41 +25,22 @@ class Served:
 def serving(files: dict[str, bytes]) -> Iterator[Served]:
     served = Served()
 
-    class Answers(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if not self.path.startswith("/api/models/") and self.path.startswith("/api/"):
-                content = b"{}"  # what a hub's own command asks beside models
-            elif self.path.startswith("/api/"):
-                content = json.dumps(
-                    [{"type": "file", "path": name, "size": len(files[name]), "oid": "0" * 40} for name in files]
-                ).encode()
-            else:
-                name = self.path.split(f"/resolve/{REVISION}/")[1]
-                content = files[name]
-                served.given.add(name)
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("X-Repo-Commit", REVISION)
-            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
+    def answer(path: str, _: str | None) -> tuple[int, bytes, dict[str, str]]:
+        if path.startswith("/api/models/"):
+            content = json.dumps(
+                [{"type": "file", "path": name, "size": len(files[name]), "oid": "0" * 40} for name in files]
+            ).encode()
+        elif path.startswith("/api/"):
+            content = b"{}"  # what a hub's own command asks beside models
+        else:
+            name = path.split(f"/resolve/{REVISION}/")[1]
+            content = files[name]
+            served.given.add(name)
+        headers = {"Content-Type": "application/json", "X-Repo-Commit": REVISION}
+        return 200, content, headers | {"ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
 
-        def do_HEAD(self) -> None:
-            self.do_GET()
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    served.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with answering(answer) as served.url:
         yield served
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def catalogue_entry(name: str, config: bytes) -> str:

@@ -6,14 +6,11 @@ to a token of somebody who has accepted the terms, and sends those who ask for w
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -27,6 +24,7 @@ from tests.command_line import run_here
 from tests.faults.conftest import api_process
 from tests.faults.test_hub_facts import offered
 from tests.lifecycle.stack import Servers, Stack, open_stack, until
+from tests.loopback import answering
 from tests.patience import patience
 from tests.train.tiny import chat_rows, make_model_directory
 
@@ -94,48 +92,11 @@ class GatedHub:
         return 200, content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
 
 
-Answer = Callable[[str, str | None], tuple[int, bytes, dict[str, str]]]
-
-
-@contextlib.contextmanager
-def serving(answer: Answer) -> Iterator[str]:
-    """A server on loopback that knows ranges of bytes."""
-
-    class Answers(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            status, content, headers = answer(self.path.partition("?")[0], self.headers.get("Authorization"))
-            asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-            if status == 200 and asked is not None:
-                whole, begin = len(content), int(asked[1])
-                content, status = content[begin : int(asked[2] or whole) + 1], 206
-                headers |= {"Content-Range": f"bytes {begin}-{begin + len(content) - 1}/{whole}"}
-            self.send_response(status)
-            for name, value in (headers | {"Content-Length": str(len(content))}).items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
-
-        def do_HEAD(self) -> None:
-            self.do_GET()
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[GatedHub]:
     made = GatedHub()
     made.commit(FIRST, make_model_directory(tmp_path / "first"))
-    with serving(made.answer) as url, serving(made.from_store) as made.store:
+    with answering(made.answer) as url, answering(made.from_store) as made.store:
         monkeypatch.setenv("HF_ENDPOINT", url + MIRROR)
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
         yield made

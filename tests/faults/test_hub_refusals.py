@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from shared.errors import Invalid
 from shared.settings import Settings
 from shared.settle.catalogue import load_catalogue
 from tests.lifecycle.stack import Stack, make_model
+from tests.loopback import answering
 from worker.base_models import BaseModelUnavailable, ensure
 
 REVISION = "0123456789abcdef" * 2 + "01234567"
@@ -25,32 +24,16 @@ LISTED = [{"type": "file", "path": "config.json", "size": 2, "oid": "0" * 40}]
 def hub(listing: int, files: int) -> Iterator[None]:
     """A hub that answers questions for the list of files with one status, for a file with the other."""
 
-    class Answers(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            status = listing if self.path.startswith("/api/") else files
-            content = json.dumps(LISTED).encode() if status == 200 else b"{}"
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Retry-After", "0")  # the hub's client asks five times more
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
+    def answer(path: str, _: str | None) -> tuple[int, bytes, dict[str, str]]:
+        status = listing if path.startswith("/api/") else files
+        # The hub's client asks five times more.
+        headers = {"Content-Type": "application/json", "Retry-After": "0"}
+        return status, json.dumps(LISTED).encode() if status == 200 else b"{}", headers
 
-        def do_HEAD(self) -> None:
-            self.do_GET()
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    with answering(answer) as url, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HF_ENDPOINT", url)
         environment.delenv("HF_HUB_OFFLINE", raising=False)
         yield
-    server.shutdown()
-    server.server_close()
 
 
 def catalogue(file: Path, config: Path) -> Path:
