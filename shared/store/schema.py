@@ -58,6 +58,8 @@ REVISIONS: Final = (
     "0042_sweep_traces",
     "0043_warm_base",
     "0044_cotraining",
+    "0045_job_labels",
+    "0046_earlier_labels",
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
@@ -14,6 +15,7 @@ from sqlalchemy import (
     Integer,
     Text,
     UniqueConstraint,
+    Uuid,
     func,
     text,
 )
@@ -125,6 +127,16 @@ class JobRow(Leased, Base):
         Index("ix_jobs_group", "project_id", "group_name", postgresql_where=text("status = 'queued'")),
         {"postgresql_with": {"fillfactor": "80"}},
     )
+
+
+class JobLabelRow(Base):
+    """A pair of a job's metadata, in the order of lists. A trigger writes it with the job; nothing changes it later."""
+
+    __tablename__ = "job_labels"
+
+    project_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    label: Mapped[UUID] = mapped_column(Uuid, primary_key=True)  # the function metadata_label of key and value
+    job_id: Mapped[str] = mapped_column(Text, primary_key=True)
 
 
 class AttemptRow(Base):
