@@ -186,7 +186,7 @@ def make_jobs(run: Run, count: int, *, status: str, prefix: str) -> list[str]:
             from jobs, generate_series(1, {count}) g where id = %s""",  # noqa: S608  # our own column names
             [template],
         )
-        database.execute("vacuum analyze jobs")
+        database.execute("vacuum analyze jobs, job_labels")
         return [
             job_id
             for (job_id,) in database.execute(

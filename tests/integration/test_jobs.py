@@ -104,13 +104,21 @@ def test_what_has_not_ended_is_found_by_its_index_however_many_jobs_have(session
     assert [plan for plan in plans if "ix_jobs_unfinished" not in plan] == []
 
 
-# How many of 20,000 jobs have the value, and how many pages of 8 kB a list of the newest 20 may read for it. The table
-# has 1,600.
+# The value, how many of 20,000 jobs have it, and how many pages of 8 kB a list of 20 may read for it. The table has
+# 1,600. Behind the one job of a value comes no other; the lists of others begin at the newest and in the middle.
 @pytest.mark.parametrize(
-    ("metadata", "pages_read"), [({"sha": "7"}, 30), ({"pipeline": "p7"}, 100), ({"even": "0"}, 50)]
+    ("metadata", "jobs", "pages_read"),
+    [
+        ({"sha": "7"}, 1, 10),
+        ({"pipeline": "p7"}, 20, 120),
+        ({"team": "t7"}, 200, 120),
+        ({"even": "0"}, 10_000, 120),
+        ({"team": "t7", "even": "1"}, 200, 210),
+    ],
 )
+@pytest.mark.parametrize("after", [None, "ftjob-000010000"])
 def test_a_list_by_metadata_reads_few_pages_however_many_jobs_match(
-    session: Session, metadata: dict[str, str], pages_read: int
+    session: Session, metadata: dict[str, str], jobs: int, pages_read: int, after: str | None
 ) -> None:
     caller = make_caller(session)
     _multiply(session, make_job(session, caller).id, by=20_000)
@@ -118,7 +126,7 @@ def test_a_list_by_metadata_reads_few_pages_however_many_jobs_match(
     event.listen(session.connection(), "before_cursor_execute", lambda *call: said.append((call[2], call[3])))
 
     rows, more = pages.jobs(
-        session, project_id=caller.project_id, after=None, limit=20, metadata=metadata, without_metadata=False
+        session, project_id=caller.project_id, after=after, limit=20, metadata=metadata, without_metadata=False
     )
 
     statement, values = said[-1]
@@ -128,26 +136,28 @@ def test_a_list_by_metadata_reads_few_pages_however_many_jobs_match(
         .scalar_one()
     )
     assert plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] <= pages_read
-    assert more is (metadata == {"even": "0"})
+    listed = jobs if after is None or jobs == 1 else jobs // 2
+    assert more is (listed > 20)
     ids = [row.id for row in rows]
     assert ids == sorted(ids, reverse=True)
-    assert len(ids) == {"sha": 1, "pipeline": 20, "even": 20}[next(iter(metadata))]
+    assert len(ids) == min(listed, 20)
+    assert {pair in (row.job_metadata or {}).items() for row in rows for pair in metadata.items()} == {True}
 
 
 def _multiply(session: Session, job_id: str, *, by: int) -> None:
-    """Copies of a job, each with a value of its own, one that a thousandth shares, and one that half of them share."""
+    """Copies of a job, each with a value of its own, and some that a thousandth, a hundredth and half of them share."""
     names = ", ".join(column.name for column in inspect(JobRow).columns if column.name not in ("id", "metadata"))
     session.execute(
         text(
             f"""insert into jobs (id, metadata, {names})
             select 'ftjob-0' || lpad(g::text, 8, '0'), jsonb_build_object(
-                'sha', g::text, 'pipeline', 'p' || g % 1000, 'even', (g % 2)::text), {names}
+                'sha', g::text, 'pipeline', 'p' || g % 1000, 'team', 't' || g % 100, 'even', (g % 2)::text), {names}
             from jobs, generate_series(1, :by) g where id = :job_id"""  # noqa: S608  # our own column names
         ),
         {"by": by, "job_id": job_id},
     )
     session.execute(text("select gin_clean_pending_list('ix_jobs_metadata')"))
-    session.execute(text("analyze jobs"))
+    session.execute(text("analyze jobs, job_labels"))
 
 
 def test_a_retry_of_the_same_post_is_the_same_job_and_a_new_post_is_not(session: Session) -> None:
