@@ -67,7 +67,7 @@ class Admission:
 
 
 def _must_match(request: HTTPConnection, caller: Caller) -> None:
-    """The openai client names organization and project when it was told them. Raises Unauthenticated when not ours."""
+    """The openai client names organization and project if its user set them. Raises Unauthenticated when not ours."""
     for part, own in (
         ("Organization", {caller.organization_id, caller.organization_name}),
         ("Project", {caller.project_id}),

@@ -46,7 +46,7 @@ class CrossOrigin:
         await self._app(scope, receive, varied)
 
     def _allowed(self, origin: str | None) -> str | None:
-        """What the answer says to a page of that origin; None: nothing."""
+        """The origin that the answer allows to a page of `origin`; None allows none."""
         if origin is None:
             return None
         if ANY in self._origins:

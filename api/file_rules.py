@@ -1,4 +1,4 @@
-"""What holds of every file that users bring, whole or in parts: purposes, names, formats."""
+"""The rules of every file that users bring, whole or in parts: purposes, names, formats."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ APART_BYTES: Final = 1024 * 1024  # larger blocks are mapped each by itself, and
 
 
 def keep_a_little() -> bool:
-    """Use freed blocks of small size again before the system has them. False: this C library cannot be told."""
+    """Use freed blocks of small size again before the system has them. False: this C library has no such setting."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False

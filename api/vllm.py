@@ -1,7 +1,7 @@
 """Asks a vLLM server before any playground. Adapters are loaded there at their first use, under names of its own.
 
 vLLM 0.33: adapters come by `POST /v1/load_lora_adapter` while it runs with `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True`; it
-reads them from a folder that both see. It knows nothing of our names, keys and projects, and is told none of them.
+reads them from a folder that both see. It knows nothing of our names, keys and projects, and we send it none of them.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ MOST_CHOICES: Final = 16
 
 
 class Forwarded(BaseModel):
-    """What we read of a request that passes through. The rest is vLLM's to judge."""
+    """The fields that we read of a request that passes through. vLLM judges the rest."""
 
     model_config = ConfigDict(extra="allow")
 

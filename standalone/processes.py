@@ -29,7 +29,7 @@ class StopRequested(Exception):
 
 @dataclass
 class Backoff:
-    """How long to wait before a child that died is started again. Pure: it is told the time."""
+    """How long to wait before a child that died is started again. Pure: the time is a parameter."""
 
     pause: float = FIRST_PAUSE_SECONDS
 

@@ -157,7 +157,7 @@ def run(home: Home, settings: Settings, *, port: int, with_worker: bool) -> None
 
 
 def say(line: str) -> None:
-    """Tell the operator, who may have closed the terminal: no reason to end otherwise than in order."""
+    """Tell the operator. A closed terminal is no reason to skip the orderly end."""
     try:
         print(line, flush=True)
     except OSError:

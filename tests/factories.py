@@ -7,12 +7,22 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from shared.contract.job_request import CreateJob
-from shared.contract.spec import Adapter, DataFacts, JobSpec, Placement, Quantization, Queue, Supervised, Training
+from shared.contract.spec import (
+    Adapter,
+    DataFacts,
+    JobSpec,
+    ModelFacts,
+    Placement,
+    Quantization,
+    Queue,
+    Supervised,
+    Training,
+)
 from shared.fleet import snapshot
 from shared.ids import new_id
 from shared.jobs import submission
 from shared.jobs.moves import claim_training, claim_validation, validated
-from shared.lease.values import Claim
+from shared.lease.values import Claim, FileRef, Lease
 from shared.plan.verdicts import Verdict
 from shared.settle.catalogue import SMOLLM2
 from shared.store.tables import DeviceRow, FileRow, JobRow, OrganizationRow, ProjectRow, WorkerRow
@@ -20,6 +30,18 @@ from shared.tenants import keys
 from shared.tenants.keys import Caller
 
 GIB = 1 << 30
+LLAMA_8B = ModelFacts(
+    architecture="LlamaForCausalLM",
+    parameters=8_030_261_248,
+    hidden_size=4096,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    intermediate_size=14336,
+    vocab_size=128256,
+    max_position_embeddings=131072,
+)
 
 
 def make_caller(
@@ -88,6 +110,23 @@ def make_spec(**training: Any) -> JobSpec:
         placement=Placement(),
         queue=Queue(),
         seed=1,
+    )
+
+
+def make_claim(lease: Lease, *, device_ids: tuple[str, ...] = ("host:cpu",), **values: Any) -> Claim:
+    """A job's work as the holder of its lease has it; nothing of it is in a database."""
+    return Claim(
+        lease=lease,
+        project_id="proj_1",
+        request=CreateJob(model="tiny", training_file="file-1"),
+        base_model="tiny",
+        seed=1,
+        spec=make_spec(),
+        model_name="ft:tiny:acme::1",
+        training_file=FileRef(id="file-1", key="k", bytes=1, sha256="", report=None),
+        validation_file=None,
+        device_ids=device_ids,
+        **values,
     )
 
 

@@ -50,12 +50,6 @@ class FakeCollector:
             assert answer, [(span.service, span.name, span.attributes) for span in self.spans]
             return answer
 
-    def wait_until_asked(self, *, seconds: float = 30.0) -> None:
-        """Until somebody asks from now on, in whatever mood it is."""
-        with self.change:
-            before = self.asked
-            assert self.change.wait_for(lambda: self.asked > before, timeout=patience(seconds))
-
     def take(self, body: bytes) -> None:
         request = ExportTraceServiceRequest.FromString(body)
         with self.change:

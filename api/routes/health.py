@@ -27,7 +27,7 @@ class Live(BaseModel):
 
 
 class Ready(BaseModel):
-    """Database and store answer. Without Redis jobs only start a little later, so its absence is told and no fault."""
+    """Database and store answer. Redis may be away: jobs then start a little later, and the answer says so."""
 
     status: Literal["ok"] = "ok"
     redis: Literal["ok", "away", "none"]

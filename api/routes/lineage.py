@@ -1,4 +1,4 @@
-"""/v1/tunepool/lineage: which data made which adapter made which merge made which alias."""
+"""/v1/tunepool/lineage: the way from data to adapter, merge and alias, and back."""
 
 from __future__ import annotations
 

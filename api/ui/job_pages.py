@@ -77,7 +77,7 @@ def job_page(
 
 
 def head_values(door: Door, caller: Caller, job_id: str) -> dict[str, Any]:
-    """What the part of the page shows that changes while the job lives."""
+    """The values of the head of the page: they change while the job lives."""
     job, _ = job_routes.whole_job(door, caller, job_id)
     done, total = wording.progress(job)
     return {

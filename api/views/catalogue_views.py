@@ -54,7 +54,7 @@ class FetchView(View):
     host: str
     state: Literal["waiting", "fetching", "done", "error"]
     bytes_done: int
-    bytes_total: int = Field(description="Reckoned until it is there. 0: not begun.")
+    bytes_total: int = Field(description="Estimated until it is there. 0: not begun.")
     detail: str | None = Field(description="What holds it up, or what to do.")
     updated_at: int
 

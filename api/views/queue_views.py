@@ -66,7 +66,7 @@ def place(row: JobRow, outlook: PlanCache) -> QueueState | None:
 
 
 def cluster_state(row: JobRow, attempts: Sequence[AttemptRow]) -> QueueState | None:
-    """What a cluster says of a job that it has been given and has not started; None: no such one has it."""
+    """A cluster's words about a job that waits there for a machine; None where the job waits in no cluster."""
     latest = attempts[-1] if attempts else None
     if row.status != "running" or latest is None or latest.ended_at is not None or latest.phase != "submitted":
         return None

@@ -79,7 +79,7 @@ def look_again(session: Session, caller: Caller, name: str, settings: Settings) 
 
 
 def remove(session: Session, caller: Caller, name: str, settings: Settings) -> None:
-    """Take an entry out of the catalogue; what workers have found of it goes with the last entry that names it.
+    """Take an entry out of the catalogue; the last entry that names it takes along what workers have found.
 
     Raises:
         NotFound: there is none.

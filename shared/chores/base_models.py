@@ -103,7 +103,7 @@ def _insert(session: Session, entry: PendingEntry) -> None:
 
 
 def _reopen(session: Session, keys: Collection[str]) -> None:
-    """Have refused rows looked up again, once their answer is old. Meanwhile it is told as a note."""
+    """Have refused rows looked up again, once their answer is old. Meanwhile a note says so."""
     old = BaseModelRow.updated_at < func.now() - timedelta(seconds=ASKED_AGAIN_SECONDS)
     refused = (BaseModelRow.id.in_(keys), BaseModelRow.state == "error", old)
     session.execute(

@@ -59,7 +59,7 @@ def call(session: Session) -> int:
 
 
 def call_for(session: Session, job_id: str) -> int:
-    """The same for a job that has just been queued, if its base model is on no fitting host. It is told so.
+    """The same for a job that has just been queued, if its base model is on no fitting host. Its events say so.
 
     A host that was refused the model before asks once more: its terms may have been accepted.
     """

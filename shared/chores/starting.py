@@ -35,7 +35,8 @@ def start(
 ) -> tuple[BaseModelRef, ParentModel | None]:
     """The base model that a job trains, and the tuned model that it goes on from where `name` is one's.
 
-    Each session commits by itself: what is asked for here is looked up although the answer is that it is not there yet.
+    Each session commits by itself: a missing base model is looked up from here on, although this answer is that it is
+    not there yet.
 
     Raises NotFound, NotYet, Invalid, and Conflict when the base of a tuned model is gone or another.
     """

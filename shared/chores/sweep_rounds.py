@@ -87,7 +87,7 @@ class _Round:
         return [(trial, self._job(trial)) for trial in self.seen.trials if trial.state == "started"]
 
     def _settle(self) -> None:
-        """What has become of the jobs that ended."""
+        """Take over how the ended jobs of its trials ended."""
         for trial, job in self._started():
             if is_terminal(job.status):  # type: ignore[arg-type]  # text in the row
                 ours = job.status == "cancelled" and trial.reason is not None

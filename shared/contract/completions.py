@@ -168,7 +168,7 @@ class AskedCompletion(Part):
 
     @property
     def likeliest(self) -> int | None:
-        """How many likely tokens are told beside each chosen one; None: nothing is told of tokens."""
+        """How many likely tokens are listed beside each chosen one; None: no tokens are listed."""
         return None
 
     def must_be_possible(self) -> None:
@@ -254,7 +254,7 @@ class CreateChatCompletion(AskedCompletion):
 
     @property
     def offered(self) -> list[dict[str, Any]] | None:
-        """The tools that the model is told of."""
+        """The tools that the template presents to the model."""
         return [tool.plain() for tool in self.tools] if self.tools and self.tool_choice != "none" else None
 
     @property

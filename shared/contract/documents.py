@@ -77,7 +77,7 @@ class StoredLog(Document):
 
 
 class JobProgress(Document):
-    """How far a running job is: what clients see, and what the plan reckons with. Times in seconds."""
+    """How far a running job is, for clients and for the plan. Times in seconds."""
 
     step: int
     total_steps: int

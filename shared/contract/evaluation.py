@@ -61,7 +61,7 @@ ItemsWanted = Annotated[ItemsOfFile | ItemsOfSplit | ItemsOfSuite, Field(discrim
 
 
 class LikelihoodMeasure(Part):
-    """How well a subject foretells the reference answer; nothing is generated.
+    """How well a subject predicts the reference answer; nothing is generated.
 
     loss: mean negative logarithm per token; perplexity: its exponential; token_accuracy: share of tokens that were
     the likeliest.

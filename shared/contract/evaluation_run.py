@@ -40,7 +40,7 @@ class ItemAsked(Part):
     messages: list[dict[str, Any]] | None = Field(default=None, description="What is to be answered.")
     tools: list[dict[str, Any]] | None = None
     text: str | None = Field(default=None, description="What is to be gone on from, without a chat template.")
-    format: Format | None = Field(default=None, description="Of `record`; null: nothing to be foretold.")
+    format: Format | None = Field(default=None, description="Of `record`; null: no reference is predicted.")
     record: dict[str, Any] | None = Field(default=None, description="Canonical row with the reference in it.")
     subjects: list[Count] = Field(description="Places of those that have not answered yet.")
 
@@ -61,7 +61,7 @@ class EvaluationSpec(ResidentBase):
     subjects: list[SubjectAsked]
     items_path: str = Field(description="Lines of `ItemAsked`.")
     generation: GenerationSettings
-    likelihood: bool = Field(description="Foretell the references.")
+    likelihood: bool = Field(description="Measure how well the references are predicted.")
     answers: bool = Field(description="Generate answers.")
 
 

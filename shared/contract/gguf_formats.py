@@ -1,4 +1,4 @@
-"""What is exported as GGUF: which model classes, and in which number formats. Known before anything is loaded.
+"""The model classes that are exported as GGUF, and the number formats. Known before anything is loaded.
 
 Sources: llama.cpp's `convert_hf_to_gguf.py` (architectures, permutations, metadata) and `gguf.quants` (formats).
 """
@@ -21,12 +21,3 @@ ARCHITECTURES: Final[dict[str, str]] = {
 # A LoRA's matrices are narrow: blocks of 32 numbers do not fit into a row of its rank.
 LORA_QUANTIZATIONS: Final[frozenset[GgufQuantization]] = frozenset({"f32", "f16", "bf16"})
 DEFAULT_QUANTIZATION: Final[dict[GgufFormat, GgufQuantization]] = {"gguf": "q8_0", "gguf_lora": "f16"}
-BITS: Final[dict[GgufQuantization, float]] = {
-    "f32": 32.0,
-    "f16": 16.0,
-    "bf16": 16.0,
-    "q8_0": 8.5,
-    "q5_0": 5.5,
-    "q4_0": 4.5,
-    "q4_k_m": 5.0,  # most in 4.5, a part in 6.6; narrow rows in 5.5 and 8.5
-}

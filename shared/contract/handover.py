@@ -1,9 +1,9 @@
 """Messages between a worker and a program that it has started ahead, over a socket that the program inherits.
 
-It is started as `python -m MODULE --handover DESCRIPTOR [HELD]`. It imports what it needs, loads the base model that
-the file HELD names (shared/contract/prepared.py), says WAITING, reads one line that is a Handover, says TAKEN, closes
-the socket, and goes on as `python -m MODULE SPEC OUT` would have. When the socket closes before, nobody wants it any
-more, and it ends.
+It is started as `python -m MODULE --handover DESCRIPTOR [HELD]`. It imports its libraries and loads the base model
+that the file HELD names (shared/contract/prepared.py). It says WAITING and reads one line, a Handover. Then it says
+TAKEN, closes the socket, and goes on as `python -m MODULE SPEC OUT` would have. When the socket closes before, nobody
+wants it any more, and it ends.
 """
 
 from __future__ import annotations

@@ -184,7 +184,7 @@ def has_idle_device(session: Session, worker_id: str) -> bool:
 
 
 def _offered() -> ColumnElement[int]:
-    """Bytes that a device has when no job is there, as `device_fit.offered` reckons."""
+    """Bytes that a device has when no job is there, as `device_fit.offered` computes them."""
     leaving = case((DeviceRow.foreign_bytes > Policy().foreign_tolerance_bytes, DeviceRow.foreign_bytes), else_=0)
     gpu = func.least(DeviceRow.total_bytes, DeviceRow.free_bytes + leaving)
     return case((DeviceRow.kind == "cpu", DeviceRow.total_bytes - DeviceRow.foreign_bytes), else_=gpu)

@@ -154,7 +154,7 @@ def _carry(session: Session, job: JobRow, *, before: int, worker_id: str) -> Non
 
 
 def promised_kind(session: Session, claim: Claim) -> str | None:
-    """What kind of device the plan gave this attempt: what its node has must be of that kind."""
+    """What kind of device the plan gave this attempt: the devices of its node must be of that kind."""
     return session.scalar(select(DeviceRow.kind).where(DeviceRow.id == claim.device_ids[0]))
 
 

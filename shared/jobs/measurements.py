@@ -36,7 +36,7 @@ def record(
     device = session.get(DeviceRow, device_ids[0]) if device_ids else None
     if device is None or job.spec is None or peak_bytes <= 0:
         return
-    if job.pass_tokens is not None:  # its passes were smaller than the formula reckons
+    if job.pass_tokens is not None:  # its passes were smaller than the formula assumes
         return
     kind = device_kind(device.kind)
     work = workload(as_run(job), device=kind, memory=device.total_bytes)

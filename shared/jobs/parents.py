@@ -67,7 +67,7 @@ def hold(session: Session, parent: ParentModel) -> None:
 def withdraw(session: Session, name: str, *, project_id: str) -> AdapterRow:
     """Withdraw an adapter. Raises NotFound, Invalid, and Conflict if an alias or an unfinished job needs it.
 
-    Jobs of other projects, which had a permission, do not keep it; they are told.
+    Jobs of other projects, which had a permission, do not keep it; their events say so.
     """
     row = adapters.delete(session, name, project_id=project_id)
     _tell(session, JobRow.parent_id == row.id, row.name)

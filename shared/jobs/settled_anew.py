@@ -37,7 +37,7 @@ def pool_offer(session: Session, pool_name: str) -> DeviceFacts | None:
 
 
 def noted(offer: DeviceFacts) -> dict[str, Any]:
-    """What the job's row keeps of the device that it was settled for."""
+    """The device that a job was settled for, as its row keeps it."""
     return {
         "kind": offer.kind,
         "total_bytes": offer.total_bytes,

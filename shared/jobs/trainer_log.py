@@ -88,7 +88,7 @@ def owner(session: Session, job_id: str, fence: int) -> str | None:
 
 
 def store(session: Session, job_id: str, fence: int, log: StoredLog) -> bool:
-    """Note that the store has the whole log; what was told live goes. False: it was there already."""
+    """Note that the store has the whole log; the live lines are deleted. False: it was there already."""
     noted = session.scalars(
         update(AttemptRow)
         .where(AttemptRow.job_id == job_id, AttemptRow.fence == fence, AttemptRow.log.is_(None))
@@ -121,7 +121,7 @@ def of_attempt(session: Session, job: JobRow, *, number: int | None = None) -> A
 
 
 def pieces(session: Session, job_id: str, fence: int) -> list[tuple[int, bytes]]:
-    """(offset, UTF-8) of what was told live, in order."""
+    """(offset, UTF-8) of the live lines, in order."""
     rows = session.execute(
         select(LogPieceRow.start, LogPieceRow.text)
         .where(LogPieceRow.job_id == job_id, LogPieceRow.fence == fence)

@@ -1,7 +1,7 @@
 """The figures of an installation for whoever watches it, counted in one statement that gives up after two seconds.
 
-Postgres is the one truth: every process of the API tells the same. What only grows is a count of rows that stay, so
-that it never falls, whoever is restarted. Jobs that have ended are counted without being read.
+Postgres is the one truth: every process of the API tells the same. A figure that only grows is a count of rows that
+stay: no restart lets it fall. Jobs that have ended are counted without being read.
 """
 
 from __future__ import annotations

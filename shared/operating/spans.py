@@ -153,7 +153,7 @@ class Outbox:
 
 
 class _Words(logging.Handler):
-    """Keeps what the SDK logs of its failures for the one line a minute that we write: it may quote a collector."""
+    """Keeps the SDK's own log of its failures. We write one line a minute instead: the SDK may quote a collector."""
 
     def __init__(self, outbox: Outbox) -> None:
         super().__init__(logging.WARNING)

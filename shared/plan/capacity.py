@@ -201,9 +201,9 @@ class HostMap:
     def choose(self, demand: Demand) -> tuple[Device, ...]:
         """Devices for a demand that `fits`.
 
-        Smallest devices first (large ones are left for large jobs), then the host that is left with the fewest free
-        devices (whole hosts are left for gangs), then devices where the job's base model waits in memory, then the
-        host's name.
+        Smallest devices first: large ones are left for large jobs. Then the host that is left with the fewest free
+        devices: whole hosts are left for gangs. Then devices with the job's base model in memory, then the host's
+        name.
         """
         teams = [sorted(self._offer(host, demand) for host in team) for team in self.teams(demand)]
         best = min(team[: demand.nodes] for team in teams)

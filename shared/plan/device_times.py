@@ -40,7 +40,7 @@ class Fetching(NamedTuple):
 
     host: str
     done: int  # bytes
-    total: int  # bytes, reckoned; 0: nothing has begun
+    total: int  # bytes, estimated; 0: nothing has begun
     over: bool = False  # it failed, and is not tried again soon
     error: str | None = None  # of the last try
 

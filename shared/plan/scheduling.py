@@ -2,8 +2,8 @@
 
 Pure: no clock, no I/O, no database; the answer depends on the arguments alone, not on their order. The policy is
 explained with a worked example in docs/scheduling.md. Anchors: Slurm's decayed fair share (half-life 7 d) and EASY
-backfill, Kueue's admission fair sharing (entry penalty) and loop-free preemption. The parts: `fairshare` (the
-order), `capacity` (what fits where), `preemption` (who may be stopped), `verdicts` (what the others are told).
+backfill, Kueue's admission fair sharing (entry penalty) and loop-free preemption. The parts: `fairshare` (the order),
+`capacity` (what fits where), `preemption` (who may be stopped), `verdicts` (why the others wait).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which data made which adapter made which merge made which alias: a walk over rows, against the arrows and along them.
+"""The way from data to adapter, merge and alias: a walk over rows, against the arrows and along them.
 
 Each thing knows what it was made of: a job its files and its base, an adapter or a checkpoint its job, a merge or a
 combination its adapters, an export or a push its model or merge, an alias what it names. Nothing is stored for this.
@@ -364,7 +364,7 @@ def refuse_needed_by_jobs(session: Session, model_id: str, *, name: str, project
 def refuse_needed_by_products(session: Session, *names: str, project_id: str) -> None:
     """Raises Conflict if a merge, combination, export or push that has not ended is made of the thing of these names.
 
-    The first name is the one that is told.
+    The first name is the one that is shown.
     """
     for kind, named in ((MergeRow, _merges_naming(names)), (ExportRow, _exports_naming(names))):
         needed = session.scalars(

@@ -1,4 +1,5 @@
-"""The columns and cells of tables: which columns make rows, which are left and told, and what a cell's text means.
+"""The columns and cells of tables: the columns that make rows, the reported ones that are left out, and the meaning of
+a cell's text.
 
 A table's rows are judged where those of JSONL are (`shared.rows.columns`). So every column that a rule there could obey
 or refuse is read. The others are named, and left where they are.

@@ -332,7 +332,7 @@ class _Tally:
             self.warnings[code] = dataclasses.replace(earlier, rows=earlier.rows + rows)
 
     def _placed(self, problem: RowProblem) -> RowProblem:
-        """A problem where it stands in the file. What was made of a table has columns that nobody sees."""
+        """A problem where it stands in the file. Rows made of a table have no columns that a user could look up."""
         if self.made_of is None:
             return problem
         return dataclasses.replace(problem, column=None, unit=self.made_of)

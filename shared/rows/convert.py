@@ -63,7 +63,7 @@ def canonical_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 def checked_lines(
     chunks: Iterable[bytes], *, columns: Mapping[str, str] | None = None, cells: bool = False
 ) -> Iterator[bytes]:
-    """What `canonical_lines` makes of a file that the check has accepted: the same, in half the time.
+    """`canonical_lines` of a file that the check has accepted: the same lines, in half the time.
 
     `columns` and `cells` are those of `shared.rows.check.check`.
     """

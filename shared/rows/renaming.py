@@ -61,7 +61,7 @@ def in_file(param: str, columns: Mapping[str, str]) -> str:
 
 
 class ColumnCounts:
-    """What `columns` met in a file: each kind of fault is told once, with its count."""
+    """How `columns` matched a file: each kind of fault is reported once, with its count."""
 
     def __init__(self, columns: Mapping[str, str]) -> None:
         self.columns = columns

@@ -21,7 +21,7 @@ OWNER = "organization"
 
 @dataclass(frozen=True, slots=True)
 class BaseModelStatus:
-    """One base model, as people are told of it. What is not known yet is None."""
+    """The state of one base model, for people. What is not known yet is None."""
 
     name: str
     state: State
@@ -40,7 +40,7 @@ class BaseModelStatus:
 
 
 def standings(catalogue: Catalogue) -> list[BaseModelStatus]:
-    """Every base model by name, also those that cannot be used. An alias is told with what it names."""
+    """Every base model by name, also those that cannot be used. An alias is shown with the model that it names."""
     names = {*catalogue.entries, *catalogue.pending, *catalogue.problems} - set(catalogue.aliases)
     return [_standing(catalogue, name) for name in sorted(names)]
 

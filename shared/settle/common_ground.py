@@ -1,4 +1,4 @@
-"""What a settled job could share with others that train in one process with it: the ground. Pure.
+"""The ground of a settled job: whatever it can share with others in one training process. Pure.
 
 Two jobs with the same ground, on one device, pass `reason_not_together`: all that must be equal there follows from the
 ground and the device. One word of it is another ground, so what an older version wrote is shared with no newer job.

@@ -2,9 +2,9 @@
 
 What finished jobs took is read by `measurements`.
 
-Arithmetic: a token costs 2 operations per parameter forward, 2 more to carry the gradient back through frozen weights,
-2 more where every weight has a gradient of its own, 2 more where activations are computed twice (Kaplan et al., arXiv
-2001.08361, section 2.1).
+Arithmetic: a token costs 2 operations per parameter forward, and 2 more to carry the gradient back through frozen
+weights. It costs 2 more where every weight has a gradient of its own, and 2 more where activations are computed twice
+(Kaplan et al., arXiv 2001.08361, section 2.1).
 """
 
 from __future__ import annotations

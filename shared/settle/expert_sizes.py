@@ -15,8 +15,8 @@ def expert_parameters(facts: ModelFacts) -> int:
     experts = facts.experts
     if experts is None:
         return 0
-    reckoned = experts.layers * experts.count * 3 * facts.hidden_size * experts.width
-    return min(reckoned if experts.stacked is None else experts.stacked, facts.parameters)
+    computed = experts.layers * experts.count * 3 * facts.hidden_size * experts.width
+    return min(computed if experts.stacked is None else experts.stacked, facts.parameters)
 
 
 # What bitsandbytes 0.50 counts in 32 bits: values of one tensor.

@@ -140,7 +140,7 @@ def as_parent(parent: ParentModel, begins: InitFrom) -> Parent:
 
 
 def check(request: CreateJob, wished: Mapping[str, Any], parent: ParentModel | None) -> None:
-    """Raises Invalid for what contradicts the tuned model that the job goes on from."""
+    """Raises Invalid where the request contradicts the tuned model that the job goes on from."""
     if parent is None:
         if INIT_FROM in wished:
             refuse(_PARAM, wished[INIT_FROM], "model names a base model; name a tuned one (ft:…), or drop it")

@@ -38,7 +38,7 @@ _FULL_PASS_TOKENS: Final = {"cuda": 16_384, "cpu": 1024}
 
 
 # A pass costs as much beside its tokens as so many tokens more: weights are read and expanded, kernels are started.
-# Reckoned for 4-bit weights of 8B on an RTX 4090 (190) and an H100 (258).
+# Computed for 4-bit weights of 8B on an RTX 4090 (190) and an H100 (258).
 _PASS_TOKENS: Final = 256
 
 _EXPERTS: Final = "quantization.load_experts_in_4bit"
@@ -117,7 +117,7 @@ def _choices(settling: Settling, build: Callable[[], JobSpec]) -> Iterator[tuple
                 yield rows, None
             continue
         settling.settled |= _laid_out(settling, rows, every)
-        work, correction = _reckoned(settling, build)
+        work, correction = _estimated(settling, build)
 
         def fits(layers: int, work: Workload = work, correction: Calibration = correction) -> bool:
             return correction.upper(peak(_recomputing(work, layers)).total) <= settling.device.budget
@@ -146,15 +146,15 @@ def _cost(settling: Settling, rows: int, layers: int | None) -> float:
 
 
 def _bytes(settling: Settling, build: Callable[[], JobSpec]) -> int:
-    work, correction = _reckoned(settling, build)
+    work, correction = _estimated(settling, build)
     return correction.upper(peak(work).total)
 
 
 def _sure(settling: Settling, build: Callable[[], JobSpec]) -> str:
-    return _reckoned(settling, build)[1].sure
+    return _estimated(settling, build)[1].sure
 
 
-def _reckoned(settling: Settling, build: Callable[[], JobSpec]) -> tuple[Workload, Calibration]:
+def _estimated(settling: Settling, build: Callable[[], JobSpec]) -> tuple[Workload, Calibration]:
     spec = build()
     work = workload(spec, device=settling.device.kind, memory=settling.device.total_bytes)
     return work, calibration(work, spec=spec, measurements=settling.measurements)

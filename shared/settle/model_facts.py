@@ -1,8 +1,8 @@
 """A base model's facts: what sizing and placement must know before any weight is read.
 
-Parameters are those that the headers of its weights list (shared/settle/weights.py). Linear layers and experts
-are those of the model that transformers builds without memory (worker/train/description.py). Where nothing was looked
-up, as for an entry of `models.toml` that states its config itself, both are reckoned from config.json.
+Parameters are those that the headers of its weights list (shared/settle/weights.py). Linear layers and experts are
+those of the model that transformers builds without memory (worker/train/description.py). Where nothing was looked up,
+as for an entry of `models.toml` that states its config itself, both are computed from config.json.
 """
 
 from __future__ import annotations

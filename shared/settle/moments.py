@@ -62,8 +62,8 @@ def must_be_cron(cron: str, time_zone: str, *, now: datetime) -> datetime:
 def due(cron: str, time_zone: str, *, since: datetime, now: datetime) -> tuple[datetime, int, datetime | None]:
     """(the newest due moment up to `now`, how many came before it from `since` on, the first moment after `now`).
 
-    Args:
-        since: a due moment that has come. After `MOST_MISSED` the rest is not counted: the last counted one is told.
+    Args: since: a due moment that has come. After `MOST_MISSED` the rest is not counted: the last counted one is
+        reported.
     """
     latest, missed = since, 0
     for moment in _after(cron, time_zone, since):

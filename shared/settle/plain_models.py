@@ -20,7 +20,7 @@ _CODE_KEYS: Final = frozenset({_OWN_CODE, "_attn_implementation_internal", "_exp
 # These choose an implementation by name; transformers takes a name with a slash for a repository of kernels.
 _KERNEL_KEYS: Final = frozenset({"_attn_implementation", "attn_implementation", "_experts_implementation"})
 _JSON_BYTES: Final = 64 * 1024 * 1024  # the largest tokenizer.json in use has a third of it
-# Sizes that memory is reckoned with; above this nothing fits anywhere, and arithmetic with it only does harm.
+# Sizes that memory estimates use; above this nothing fits anywhere, and arithmetic with it only does harm.
 _SIZES: Final = frozenset(
     {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "n_embd", "n_layer"}
 )

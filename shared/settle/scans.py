@@ -1,4 +1,4 @@
-"""What layers that carry state along the sequence keep for the backward pass, beside the terms of attention. Pure.
+"""Memory of layers that carry state along the sequence: the tensors they keep for the backward pass. Pure.
 
 Without kernels of CUDA's (mamba_ssm, flash-linear-attention: no dependency of this project) transformers computes them
 by PyTorch alone, chunk by chunk and in float32, and autograd keeps what lies between. Counted from the tensors that it

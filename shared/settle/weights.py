@@ -1,4 +1,4 @@
-"""What the headers of a model's safetensors files say of it: how many parameters, which are experts, in which type.
+"""Reads the headers of a model's safetensors files: its number of parameters, its experts, the type of its weights.
 
 A header lists each tensor with its type and shape (https://huggingface.co/docs/safetensors): no weight is read.
 """

@@ -53,7 +53,7 @@ class Store:
         self._backend = backend
 
     def put_open(self, key: str, source: BinaryIO, *, interrupt: Callable[[], None] = lambda: None) -> StoredObject:
-        """Upload an open file from its beginning. What is told are size and hash of the very bytes that were sent.
+        """Upload an open file from its beginning. Size and hash are those of the very bytes that were sent.
 
         `interrupt` is called before each part; what it raises ends the upload as Unavailable.
         """

@@ -83,7 +83,7 @@ def rotate(
 
 
 def set_enabled(session: Session, webhook_id: str, *, project_id: str, enabled: bool) -> WebhookRow:
-    """Let it be told of jobs that end from now on, or of none. Raises NotFound."""
+    """Send it messages about jobs that end from now on, or none. Raises NotFound."""
     row = find(session, webhook_id, project_id=project_id, lock=True)
     if not enabled:
         disable(session, row.id, reason=BY_HAND)

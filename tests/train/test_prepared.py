@@ -117,6 +117,19 @@ def test_a_job_on_a_prepared_base_trains_the_same_adapter(model: Path, prepared:
     same_product(tmp_path / "cold/out/adapter", tmp_path / "prepared/out/adapter")
 
 
+def spare_that_holds(held: HeldBase, folder: Path) -> spare.Spare:
+    """A trainer that is started ahead below `folder`, and is to load that base."""
+    return spare.start(
+        "worker.train",
+        place=folder / "spare",
+        home=folder,
+        environment=lambda tag, _out: trainer_environment(**{TAG: str(tag), "CUDA_VISIBLE_DEVICES": ""}),
+        uid=None,
+        isolation=NO_WALLS,
+        hold=lambda _folder: held,
+    )
+
+
 @pytest.mark.parametrize("same", [True, False])
 def test_a_spare_that_holds_a_base_trains_as_one_that_loads_it(
     same: bool, model: Path, prepared: Path, tmp_path: Path
@@ -124,15 +137,7 @@ def test_a_spare_that_holds_a_base_trains_as_one_that_loads_it(
     """And so does one whose job has another base."""
     job = {**QLORA, "prepared_path": str(prepared)} if same else QLORA
     held = HeldBase(base_model_path=str(model), prepared_path=str(prepared), dtype="float32")
-    started = spare.start(
-        "worker.train",
-        place=tmp_path / "spare",
-        home=tmp_path,
-        environment=lambda tag, _out: trainer_environment(**{TAG: str(tag), "CUDA_VISIBLE_DEVICES": ""}),
-        uid=None,
-        isolation=NO_WALLS,
-        hold=lambda _folder: held,
-    )
+    started = spare_that_holds(held, tmp_path)
     try:
         spec = make_spec(tmp_path, model=model, **job)
         code, cold = run(spec, tmp_path / "out")
@@ -153,15 +158,7 @@ def test_a_spare_that_holds_a_base_trains_as_one_that_loads_it(
 
 def test_a_base_that_cannot_be_held_costs_a_spare_nothing_but_that(model: Path, tmp_path: Path) -> None:
     held = HeldBase(base_model_path=str(model), prepared_path=str(tmp_path / "gone"), dtype="float32")
-    started = spare.start(
-        "worker.train",
-        place=tmp_path / "spare",
-        home=tmp_path,
-        environment=lambda tag, _out: trainer_environment(**{TAG: str(tag), "CUDA_VISIBLE_DEVICES": ""}),
-        uid=None,
-        isolation=NO_WALLS,
-        hold=lambda _folder: held,
-    )
+    started = spare_that_holds(held, tmp_path)
     try:
         deadline = time.monotonic() + patience(120)
         while not started.ready:

@@ -12,9 +12,8 @@ from opentelemetry.trace import StatusCode, format_span_id, format_trace_id
 from sqlalchemy.exc import OperationalError
 
 from shared.contract.events import TRAINER_EVENT
-from shared.contract.job_request import CreateJob
-from shared.lease.values import Claim, FileRef, Lease
-from tests.factories import make_spec
+from shared.lease.values import Lease
+from tests.factories import make_claim
 from tests.kept_spans import kept_spans
 from worker.attempt.attempt_trace import MOST_LOOKS, AttemptTrace
 
@@ -34,17 +33,8 @@ class Stand:
 
     def __post_init__(self) -> None:
         spans, self.kept = kept_spans()
-        claim = Claim(
-            lease=Lease(kind="job", id="ftjob-1", fence=1, worker_id="worker_1", attempt=self.attempt),
-            project_id="proj_1",
-            request=CreateJob(model="tiny", training_file="file-1"),
-            base_model="tiny",
-            seed=1,
-            spec=make_spec(),
-            model_name="ft:tiny:acme::1",
-            training_file=FileRef(id="file-1", key="k", bytes=1, sha256="", report=None),
-            validation_file=None,
-            device_ids=("host:cpu",),
+        claim = make_claim(
+            Lease(kind="job", id="ftjob-1", fence=1, worker_id="worker_1", attempt=self.attempt),
             traceparent=self.traceparent,
             created_at=datetime.fromtimestamp(CREATED, UTC),
             queued_at=datetime.fromtimestamp(QUEUED, UTC),

@@ -8,9 +8,8 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode, format_span_id, format_trace_id
 
-from shared.contract.job_request import CreateJob
-from shared.lease.values import Claim, FileRef, Lease, Membership
-from tests.factories import make_spec
+from shared.lease.values import Lease, Membership
+from tests.factories import make_claim
 from tests.kept_spans import kept_spans
 from worker.attempt.member_trace import MemberTrace
 
@@ -18,20 +17,8 @@ TRACE, REQUEST = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 
 def membership(traceparent: str | None) -> Membership:
-    claim = Claim(
-        lease=Lease(kind="job", id="ftjob-1", fence=1, worker_id="worker_2", attempt=3),
-        project_id="proj_1",
-        request=CreateJob(model="tiny", training_file="file-1"),
-        base_model="tiny",
-        seed=1,
-        spec=make_spec(),
-        model_name="ft:tiny:acme::1",
-        training_file=FileRef(id="file-1", key="k", bytes=1, sha256="", report=None),
-        validation_file=None,
-        device_ids=("second:0", "second:1"),
-        traceparent=traceparent,
-    )
-    return Membership(claim, 1)
+    lease = Lease(kind="job", id="ftjob-1", fence=1, worker_id="worker_2", attempt=3)
+    return Membership(make_claim(lease, device_ids=("second:0", "second:1"), traceparent=traceparent), 1)
 
 
 class Stand:

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.contract.base_facts import ModelFacts
 from shared.contract.job_request import CreateJob
 from shared.contract.spec import DataFacts, JobSpec
 from shared.errors import Invalid
@@ -21,23 +20,11 @@ from shared.settle.resolve import Resolution, resolve
 from shared.settle.settling import DeviceFacts
 from shared.settle.sizing import estimate
 from shared.settle.workload import Workload, workload
-from tests.factories import make_spec
+from tests.factories import LLAMA_8B, make_spec
 from worker.attempt.rungs import lower
 
 GIB = 2**30
 LAYERS = "training.gradient_checkpointing_layers"
-LLAMA_8B = ModelFacts(
-    architecture="LlamaForCausalLM",
-    parameters=8_030_261_248,
-    hidden_size=4096,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=128,
-    intermediate_size=14336,
-    vocab_size=128256,
-    max_position_embeddings=131072,
-)
 
 
 def card(gib: float) -> DeviceFacts:

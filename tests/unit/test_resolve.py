@@ -17,22 +17,11 @@ from shared.settle.resolve import Resolution, resolve
 from shared.settle.settling import PRESETS, DeviceFacts
 from shared.settle.sizing import estimate
 from shared.settle.workload import workload
+from tests.factories import LLAMA_8B
 
 GB = 10**9
 CPU = DeviceFacts(kind="cpu", total_bytes=16 * GB, free_bytes=14 * GB, bfloat16=False)
 GPU = DeviceFacts(kind="cuda", total_bytes=24 * GB, free_bytes=23 * GB, bfloat16=True)
-LLAMA_8B = ModelFacts(
-    architecture="LlamaForCausalLM",
-    parameters=8_030_261_248,
-    hidden_size=4096,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=128,
-    intermediate_size=14336,
-    vocab_size=128256,
-    max_position_embeddings=131072,
-)
 
 
 def settled(

@@ -1,8 +1,9 @@
 """Gives admitted attempts to a cluster: `python -m worker.attempt.dispatcher`.
 
-The plan counts places in the cluster as devices of this worker, and gives them as it gives all devices. What it
-admits is submitted under the attempt's name and watched until the process that the cluster starts takes the lease over.
-Postgres is the truth, and the cluster is asked again: nothing forgotten, doubled or unheard makes an attempt run twice.
+The plan counts places in the cluster as devices of this worker, and gives them as it gives all devices. An admitted
+job is submitted under the attempt's name. The dispatcher watches it until the process that the cluster starts takes
+the lease over. Postgres is the truth: no attempt runs twice, whether the cluster forgets a submission, doubles it or
+does not answer.
 """
 
 from __future__ import annotations

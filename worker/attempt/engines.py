@@ -39,7 +39,7 @@ class ClusterJobState:
 
 @dataclass(frozen=True, slots=True)
 class ClusterJobEnd:
-    """What became of a job that the cluster lists no more.
+    """How a job ended that the cluster lists no more.
 
     `alive`: it still knows it. `unknown`: it says nothing. `taken`: its machine was wanted back. `ended`: it ended or
     was ended, and nobody took the attempt over.
@@ -66,7 +66,7 @@ class Engine(Protocol):
         ...
 
     def fate(self, name: str) -> ClusterJobEnd:
-        """What became of the newest job of that name."""
+        """How the newest job of that name ended."""
         ...
 
     def withdraw(self, sight: ClusterJobState) -> None:

@@ -39,7 +39,7 @@ class FoundBase:
     bytes: int  # about what it takes in memory
 
     def held_by(self, folder: Workdir) -> HeldBase | None:
-        """What a spare with this folder is told; the files are compared, and stay while the folder is there."""
+        """The base that a spare with this folder is to hold. Its files are compared, and stay as long as the folder."""
         cache, model = self.host.settings.cache, Path(self.form.spec.base_model_path)
         prepared = prepared_bases.find(self.form, cache=cache, user=folder.root, interrupt=_go_on)
         if prepared is None:

@@ -124,7 +124,7 @@ class KeptLog:
             self._room = 2**62  # what is here stays, and the rest is only told live
 
     def news(self) -> NewText | None:
-        """What came since it was told last, the newest 64 KiB at most; None: nothing."""
+        """The lines since the last report, the newest 64 KiB at most; None: there are none."""
         with self._guard:
             if not self._new:
                 return None

@@ -138,7 +138,7 @@ class Kubernetes:
                 return items
 
     def _ask(self, call: Callable[..., Any], **more: Any) -> dict[str, Any]:
-        """One call of the client. Raises EngineAway, and ApiException with what an API server that serves answers."""
+        """One call of the client. Raises EngineAway, and ApiException for a refusal by an API server that serves."""
         token = self._account / "token"
         # Read each time: the kubelet renews it.
         self._configuration.api_key = {"authorization": f"Bearer {token.read_text().strip()}"} if token.exists() else {}

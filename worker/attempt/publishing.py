@@ -77,7 +77,7 @@ class PublishingAttempt:
         return self.kept
 
     def tell_log(self, *, now: bool = False) -> None:
-        """Tell what the trainer printed, now and then. Nothing waits for it: what cannot be told now is told later."""
+        """Tell what the trainer printed, now and then. Nothing waits for it: what fails now is written later."""
         if self.kept is None or not (now or self.clock() - self.log_told_at >= LOG_SECONDS):
             return
         self.log_told_at = self.clock()

@@ -24,7 +24,7 @@ LEAST: Final[Mapping[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class MemoryLadderStep:
-    """What the user is told, and columns of the job's row."""
+    """The message to the user, and columns of the job's row."""
 
     message: str
     next_try: Mapping[str, Any]

@@ -151,7 +151,7 @@ def _fate(number: str, state: str, code: str, nodes: str) -> ClusterJobEnd:
 
 
 def _words(text: str) -> str:
-    """The line of what a program wrote that names the error, else its first one; short enough for an event."""
+    """The line of a program's output that names the error, else its first line; short enough for an event."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     line = next((line for line in reversed(lines) if "error" in line.lower()), lines[0] if lines else "")
     return re.sub(r"[^\x20-\x7e]", "?", line)[:200]

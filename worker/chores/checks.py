@@ -256,7 +256,7 @@ def offered_device(host: Host) -> DeviceFacts:
     """What the pool offers a job at best; strangers' memory is not on offer, other jobs' is, once they end.
 
     A GPU offers what is free on it when no job is there: a driver, a desktop stay. Processes that keep all jobs away
-    are reckoned to end, because nothing starts before they have.
+    are expected to end, because nothing starts before they have.
 
     Raises Stopped where no device is known that a job could ever run on, such as behind a driver that fails: then the
     job waits unsettled until one is.

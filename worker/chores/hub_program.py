@@ -7,16 +7,13 @@ sent again.
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from typing import Any, Final
 
 from httpx2 import HTTPError
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from shared.operating.secrecy import hide_secrets
+from worker.chores.library_answer import answer_once
 
 REFUSALS: Final = (400, 401, 403, 404, 409)
 
@@ -31,17 +28,12 @@ def push(wanted: dict[str, Any]) -> dict[str, Any]:
     return {"url": f"{wanted['endpoint']}/{wanted['repository']}", "commit": made.oid}
 
 
-def main() -> None:
-    hide_secrets()
-    answer = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever the library prints is no answer
-    wanted = json.load(sys.stdin)
+def answered(wanted: dict[str, Any]) -> dict[str, Any]:
+    """The answer of a push, also where it failed."""
     try:
-        document = push(wanted)
+        return push(wanted)
     except (HfHubHTTPError, HTTPError, OSError, RuntimeError, ValueError) as error:
-        document = _words(error)
-    with answer:
-        json.dump(document, answer)
+        return _words(error)
 
 
 def _words(error: Exception) -> dict[str, Any]:
@@ -55,4 +47,4 @@ def _words(error: Exception) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    answer_once(answered)

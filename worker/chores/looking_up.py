@@ -245,7 +245,7 @@ def _no_weights(asked: str) -> Invalid:
 
 
 def _config(file: Path, asked: str, *, known: bool) -> str:
-    """A config.json that facts can be reckoned from, without names of code. Raises Invalid."""
+    """A config.json that facts can be derived from, without names of code. Raises Invalid."""
     if file.stat().st_size > _CONFIG_BYTES:
         raise Invalid(f"Its config.json is larger than {_CONFIG_BYTES} bytes.")
     try:

@@ -1,21 +1,18 @@
 """Brings points to Weights & Biases by its library: `python -m worker.chores.wandb_program`.
 
 One JSON object comes on standard input and one goes to standard output. The run's id is the job's, so a later program
-goes on with the run of an earlier one. The server knows the last step that it has: the library leaves out what a
-program that died had brought there already.
+goes on with the run of an earlier one. The server knows the last step that it has, and the library leaves out all
+steps up to that one. So nothing is sent twice after a program has died.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from typing import Any
 
 import wandb
 from wandb.errors import Error
 
-from shared.operating.secrecy import hide_secrets
+from worker.chores.library_answer import answer_once
 
 INIT_SECONDS = 30.0
 
@@ -62,19 +59,14 @@ def feed(wanted: dict[str, Any]) -> dict[str, Any]:
     return {"url": url}
 
 
-def main() -> None:
-    hide_secrets()
-    answer = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever the library prints is no answer
-    wanted = json.load(sys.stdin)
+def answered(wanted: dict[str, Any]) -> dict[str, Any]:
+    """The address of the run, or the first line of the library's error, without the key."""
     try:
-        document = feed(wanted)
+        return feed(wanted)
     except Error as error:
         words = str(error).strip().splitlines() or [type(error).__name__]
-        document = {"error": words[0].replace(wanted["api_key"], "…")}
-    with answer:
-        json.dump(document, answer)
+        return {"error": words[0].replace(wanted["api_key"], "…")}
 
 
 if __name__ == "__main__":
-    main()
+    answer_once(answered)

@@ -1,9 +1,9 @@
 """What this processor multiplies: measured once by a trainer's own program, and kept in the home.
 
 Flags say what a processor can do, not what the libraries at hand do fast. So a probe times one product of a training
-step in float32 and in bfloat16 (`worker.train.rates`). What it found holds for the machine that it was found on: with
-another processor, number of threads, PyTorch or other variables of its libraries it is measured anew. As long as
-nothing is known, the flags decide (`worker/host/devices.py`).
+step in float32 and in bfloat16 (`worker.train.rates`). Its figures hold for one machine. They are measured anew with
+another processor, number of threads or PyTorch, or other variables of its libraries. As long as nothing is known, the
+flags decide (`worker/host/devices.py`).
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def keep(settings: Settings, machine: Machine, rates: ProductRates) -> None:
 
 
 def _line(cpuinfo: Path, *names: str) -> str:
-    """What stands behind the first line that begins with one of these names; empty where none does."""
+    """The value on the first line with one of these names; empty where there is no such line."""
     if not cpuinfo.exists():
         return ""
     for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -1,4 +1,4 @@
-"""Turns what a probe found into a sentence that says how to mend it. Pure.
+"""Turns the findings of a probe into sentences that say how to mend the device. Pure.
 
 Sources: minimum drivers by CUDA release (CUDA release notes, table 3; a build for 12.x runs on the driver of 12.0 by
 minor version compatibility); architectures by build (PyTorch's release notes: the builds for CUDA 12.8 and newer have
@@ -81,7 +81,7 @@ def _is_other(report: ProbeReport, build: str) -> bool:
 
 
 def summary(report: ProbeReport, *, driver: Driver | None) -> str:
-    """What a device that passed is made of, for people."""
+    """A line for people about a device that passed: PyTorch, driver, capability, speed."""
     capability = "" if report.capability is None else f", compute capability {_dotted(report.capability)}"
     runs_on = "" if driver is None else f", driver {driver.version}"
     rates = "".join(f", {name} {rate:.0f} GFLOP/s" for name, rate in report.rates.items())

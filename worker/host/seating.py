@@ -61,7 +61,7 @@ class LikelyBase(Protocol):
         ...
 
     def held_by(self, folder: Workdir) -> HeldBase | None:
-        """What a spare with this folder is told; None: it is no good after all."""
+        """The orders for a spare with this folder; None: it is no good after all."""
         ...
 
 

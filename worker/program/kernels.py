@@ -72,7 +72,7 @@ def _move_group(group: Path) -> None:
 
 
 def keep(home: Path, project_id: str, out: Path) -> None:
-    """Take in what a program that is dead has compiled. More than a project may have, and it begins anew."""
+    """Keep the kernels that a dead program has compiled. A project with more of them than it may have begins anew."""
     ours = home / FOLDER / project_id
     try:
         listed = hostile_folder.files(out, FOLDER, bounds=BOUNDS)

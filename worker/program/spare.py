@@ -168,7 +168,7 @@ class Spare:
 
 
 def nothing(_folder: Workdir) -> HeldBase | None:
-    """What one holds that has its libraries only."""
+    """No base: the spare holds its libraries only."""
     return None
 
 
@@ -226,7 +226,7 @@ def _told(folder: Workdir, held: HeldBase | None, *, uid: int | None) -> HeldBas
 
 
 def readable(held: HeldBase | None) -> tuple[Path, ...]:
-    """What a spare may read that holds this."""
+    """The folders that a spare may read for the base that it holds."""
     return () if held is None else (Path(held.base_model_path), Path(held.prepared_path))
 
 

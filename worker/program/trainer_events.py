@@ -144,7 +144,7 @@ class EventsSoFar:
         return max(floor_seconds, 2 * median(self.step_seconds)) if self.step_seconds else floor_seconds
 
     def progress(self) -> JobProgress | None:
-        """What a client sees of a running job, and what the scheduler reckons with; None before the first step."""
+        """How far a running job is, for clients and the scheduler; None before the first step."""
         if self.metrics is None:
             return None
         step_seconds = median(self.step_seconds)

@@ -1,8 +1,9 @@
 """Opens a stranger's file that is not JSONL as it stands: `python -m worker.program.unpack SPEC OUT`.
 
-It writes `OUT/rows.jsonl`, and `OUT/columns.json`: which columns the rows have, which were left out, what their
-numbers count. What the file is, its first bytes say. A Parquet reader is much native code that trusts lengths in the
-file, so it runs here, where nothing can be lost but this process. Exit codes and `OUT/events.jsonl` are the trainer's.
+It writes `OUT/rows.jsonl`, and `OUT/columns.json`: the columns of the rows, the columns that were left out, and the
+meaning of the row numbers. The file's first bytes say what kind it is. A Parquet reader is much native code that
+trusts lengths in the file. So it runs here, where only this process can be lost. Exit codes and `OUT/events.jsonl` are
+the trainer's.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Finds an answer in a rendered conversation when the rendering of its beginning is no prefix of the whole.
 
-Three kinds are met: a template that closes each conversation with tokens of its own (Phi's second end, the header that
-Command R7B always writes), one that writes the last message before an answer otherwise than an earlier one (results of
-tools in Hermes 3), and one that asks without a header where it writes one (DiffusionGemma behind a tool's result).
+Three kinds of template need this. One closes each conversation with tokens of its own (Phi's second end, the header
+that Command R7B always writes). One writes the last message before an answer in another way than earlier messages
+(results of tools in Hermes 3). One writes a header with an answer that it does not write with the question
+(DiffusionGemma behind a tool's result).
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def start_by_asking(
 
 
 def behind_header(text: str, start: int, turn: AnswerTurn) -> int:
-    """`start` behind the header, where a prompt has none, or ends otherwise than the row goes on.
+    """`start` behind the header, where the prompt has no header, or ends in another way than the row goes on.
 
     `start` may stand within the header. Before that may stand white space, and the end of an earlier answer that
     nothing followed in the prompt.

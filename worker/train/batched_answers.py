@@ -152,7 +152,7 @@ class Batcher:
 
 
 def _alone(model: Any, answer: Answer) -> Iterator[list[Answer]]:
-    """An answer by itself, without a mask: what models take that carry state along the sequence."""
+    """An answer by itself, without a mask, as models need it that carry state along the sequence."""
     options = {"logits_to_keep": 1} if "logits_to_keep" in _arguments(model) else {}
 
     def forward(tokens: list[int], cache: Any) -> tuple[torch.Tensor, Any]:

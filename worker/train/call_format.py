@@ -170,7 +170,7 @@ def _given(number: int) -> JsonObject:
 
 
 def _answer(template: ChatTemplate, message: JsonObject) -> str | None:
-    """What a template makes of an answer; None where it fails, or where the answer cannot be told apart."""
+    """The text that a template makes of an answer; None where it fails, or where the answer's bounds are not clear."""
     try:
         rendered = template.render_with_spans(template.prepared([ASKED, message]), tools=[A_TOOL])
     except Invalid:

@@ -227,7 +227,7 @@ class ChatTemplate:
         return text
 
     def _spans_by_counting(self, messages: list[JsonObject], *, tools: list[JsonObject] | None) -> Rendered | None:
-        """The spans of `_spans_by_prefix`, by one rendering; None where that cannot be told."""
+        """The spans of `_spans_by_prefix`, by one rendering; None where one rendering does not show them."""
         if self._counting_template is None or messages[0]["role"] == "assistant":  # a header after nothing is apart
             return None
         try:

@@ -1,7 +1,8 @@
 """Describes a base model without its weights: `python -m worker.train.description SPEC OUT`.
 
 What its chat template writes, and how transformers builds it from its config.json: on torch's `meta` device, where
-tensors have shapes and no memory. Writes `OUT/description.json`. What cannot be told is a note in it, never a failure.
+tensors have shapes and no memory. Writes `OUT/description.json`. A fact that cannot be learnt is a note in it, never a
+failure.
 """
 
 from __future__ import annotations

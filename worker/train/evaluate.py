@@ -1,4 +1,4 @@
-"""Answers items and foretells references, subject by subject: `python -m worker.train.evaluate SPEC OUT`.
+"""Answers items and predicts references, subject by subject: `python -m worker.train.evaluate SPEC OUT`.
 
 Or `--handover N` (shared/contract/handover.py). One base stays in memory, its adapters take turns on it.
 `OUT/answers.jsonl` gets a line as soon as an item is done, so that whoever goes on later asks no item again. Exit codes
@@ -56,7 +56,7 @@ Write = Callable[[ItemAnswer], None]
 
 
 class References:
-    """Turns references into tokens as training does, and measures how well a model foretells them."""
+    """Turns references into tokens as training does, and measures how well a model predicts them."""
 
     def __init__(self, tokenizer: Any, *, base: Path, context: int) -> None:
         self._tokenizer, self._context = tokenizer, context
@@ -65,7 +65,7 @@ class References:
         self._readers: dict[tuple[Format, str | None], RowReader] = {}
 
     def tokens(self, item: ItemAsked, *, template: str | None) -> TokenRow | None:
-        """The row with the reference labelled; None: nothing to foretell. Raises Invalid: the template fails on it."""
+        """The row with the reference labelled; None: it has no reference. Raises Invalid: the template fails on it."""
         if item.record is None or item.format is None:
             return None
         (taken,) = self._reader(item.format, template).take([item.record])
@@ -92,7 +92,7 @@ class References:
 
 
 @torch.inference_mode()
-def foretold(model: Any, row: TokenRow) -> tuple[float, int, int]:
+def predicted(model: Any, row: TokenRow) -> tuple[float, int, int]:
     """(mean negative logarithm per labelled token, labelled tokens, how many of them were the likeliest)."""
     ids = torch.from_numpy(row.ids.astype("int64")).to(model.device)
     places = torch.from_numpy(row.labelled.nonzero()[0]).to(model.device)
@@ -115,7 +115,7 @@ class ItemInProgress:
     prompt_tokens: int | None = None
 
     def fail(self, error: BaseException) -> None:
-        """Note why there is no answer. Raises what says that memory ran out."""
+        """Note why there is no answer. An error that says that memory ran out is raised again."""
         if isinstance(error, TunepoolError):
             self.done["error"] = ItemFault(code=error.code, message=storable(error.message)[:1000])
             return
@@ -150,7 +150,7 @@ class Examiner:
 
     @torch.inference_mode()
     def examine(self, write: Write) -> None:
-        """Every item of every subject. Raises what a subject that cannot be loaded raises."""
+        """Every item of every subject. Raises the error of a subject that cannot be loaded."""
         for subject in self._spec.subjects:
             if subject.adapter is not None:
                 self._model.need(subject.adapter, Path(subject.adapter_path or ""))
@@ -199,7 +199,7 @@ class Examiner:
         row = self._references.tokens(item, template=subject.chat_template)
         if row is None:
             return {}
-        loss, tokens, correct = foretold(model, row)
+        loss, tokens, correct = predicted(model, row)
         if not math.isfinite(loss):
             raise Invalid("The model's loss on this item is no finite number.", code="loss_not_finite")
         return {"loss": loss, "loss_tokens": tokens, "correct_tokens": correct}

@@ -115,7 +115,7 @@ model = {load}
 
 
 def _descent(parent: Parent | None) -> str:
-    """What the card says of the tuned model that the job went on from, with the hashes of its weights."""
+    """The card's paragraph about the tuned model that the job went on from, with the hashes of its weights."""
     if parent is None:
         return ""
     how = {

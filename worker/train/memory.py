@@ -54,7 +54,7 @@ class MemoryReserve:
         self._pages.close()
 
 
-# Driver context and cuBLAS, where the device cannot be asked: `shared.settle.sizing` reckons with as much.
+# Driver context and cuBLAS, where the device cannot be asked: `shared.settle.sizing` assumes as much.
 CONTEXT_BYTES: Final = 900 * 10**6
 # What stands beside torch's memory is context, communicators and modules; more than this is somebody else's.
 MOST_BESIDE: Final = 4 * 2**30

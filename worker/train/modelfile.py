@@ -1,7 +1,7 @@
 """A Modelfile: how Ollama makes a model of a GGUF file that lies beside it.
 
-Ollama reads the chat template and the tokens that end an answer from the GGUF file, so neither is written here a second
-time in Ollama's own template language, which no Jinja template is turned into.
+Ollama reads the chat template and the end tokens from the GGUF file. So neither is written here a second time:
+Ollama's own template language differs from Jinja, and nothing translates one into the other.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which rows form an optimizer step, and how a step's rows are laid into forward passes.
 
-Rows are grouped into optimizer steps *first* and packed within a step afterwards, so that a packed, an unpacked and a
-re-split (after out-of-memory) run see the same rows in every step and, as the loss is summed over a step's labelled
-tokens, follow the same curve. Steps per epoch = ceil(rows / batch_size).
+Rows are grouped into optimizer steps *first*, and packed within a step afterwards. So every step has the same rows in
+a packed run, in an unpacked one, and in one that is split again after out-of-memory. The loss is summed over a step's
+labelled tokens, so all three follow the same curve. Steps per epoch = ceil(rows / batch_size).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 # ruff: noqa: N803, N806 -- shape suffixes, legend below
 """A job that goes on from a tuned model: its adapter as the start, or as a part of the frozen model.
 
-Merged into 4-bit weights an update would be rounded to 4 bits, and into 16-bit weights to 16. So it stays beside the
-frozen layer that it belongs to, added to what that layer answers: the same function, unrounded, below the new adapter.
-Switching the new adapter off leaves base and parent, which is what a preference objective refers to. The product is one
+Merged into 4-bit weights an update would be rounded to 4 bits, and into 16-bit weights to 16. So it stays beside its
+frozen layer and is added to that layer's output: the same function, unrounded, below the new adapter. Switching the
+new adapter off leaves base and parent. A preference objective takes these two as its reference. The product is one
 adapter for the base as published: both updates as one of rank R1 + R2, exactly.
 
 Shapes: N = positions, I = inputs, O = outputs, R = rank.

@@ -11,8 +11,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
-
 
 def tree_over(base: Any) -> Any:
     """A copy of `base` in all but its weights. Buffers are copied: some models write into theirs."""
@@ -24,9 +22,3 @@ def tree_over(base: Any) -> Any:
             if (state := getattr(weight, "quant_state", None)) is not None:
                 shared[id(state)] = state
     return copy.deepcopy(base, shared)
-
-
-def shared_weights(first: torch.nn.Module, second: torch.nn.Module) -> set[str]:
-    """Names in `first` of the parameters that `second` holds, too."""
-    theirs = {id(weight) for weight in second.parameters()}
-    return {name for name, weight in first.named_parameters() if id(weight) in theirs}

@@ -12,7 +12,7 @@ from worker.train.prepared import HeldModel
 
 
 def held_by(words: Sequence[str]) -> HeldModel | None:
-    """The base model that this process was told to hold until it has work, if it was told so and can."""
+    """The base model that this process is to hold until it has work; None: no order, or it cannot."""
     return HeldModel.load(Path(words[2])) if words[0] == ARGUMENT and len(words) > 2 else None
 
 

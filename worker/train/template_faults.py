@@ -8,7 +8,7 @@ from shared.errors import Invalid
 
 
 def not_exact() -> Invalid:
-    """The place of an answer cannot be told."""
+    """The place of an answer is not clear."""
     return Invalid(
         "The chat template changes earlier messages when later ones are added and has no {% generation %} markers, "
         "so the assistant's tokens cannot be told apart exactly. Add the markers in training.chat_template, or set "

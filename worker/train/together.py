@@ -148,7 +148,7 @@ class Together:
         return EXIT_STOPPED if ends == {EXIT_STOPPED} and self.stop else EXIT_DONE
 
     def _load(self) -> set[int]:
-        """Load the base for all. What hinders that ends every trainee; returns their exit codes then."""
+        """Load the base for all. A failure ends every trainee; their exit codes are returned then."""
         try:
             with contextlib.ExitStack() as signs:
                 for trainee in self.trainees:

@@ -1,4 +1,4 @@
-"""How a chat template opens and ends an answer's turn: learnt from what it writes around an answer that is known.
+"""How a chat template opens and ends an answer's turn, learnt from the text around a known answer.
 
 The trained part of an answer is the answer with its end of turn: no header before it; no line break and no second end
 token behind it, whether prefixes or {% generation %} markers told where it stands.
@@ -29,10 +29,10 @@ _ANSWERED: Final = {"role": "assistant", "content": _ANSWER}
 class AnswerTurn:
     """What stands before an answer and after it; empty where the template does not tell.
 
-    `closing` stands behind the end of a conversation's last turn; `stops` are tokens that end a generation.
-    `unasked`: the template writes the header with an answer alone, and none where it is asked for one.
-    `lead`: the white space before an answer where the template knows no header; None where it has one, or none is told.
-    `tail`: the white space behind each answer where no end is known: it parts turns, and ends none.
+    `closing` stands behind the end of a conversation's last turn; `stops` are tokens that end a generation. `unasked`:
+    the template writes the header with an answer alone, and none where it is asked for one. `lead`: the white space
+    before an answer where the template knows no header; None where it has a header, or where it is not known. `tail`:
+    the white space behind each answer where no end is known: it parts turns, and ends none.
     """
 
     header: str
@@ -156,7 +156,7 @@ def _end_of_turn(tails: Sequence[str], special_tokens: tuple[str, ...]) -> str:
 
 
 def _white_tail(tails: Sequence[str], stops: Sequence[str]) -> str:
-    """White space that both tails begin with. What a stop follows is the way to that end, so it is none."""
+    """White space that both tails begin with; empty where a stop follows it, since it then belongs to the end."""
     last, followed = tails
     common = last[: common_prefix_length(last, followed)]
     return common if common.isspace() and not followed.startswith(tuple(filter(None, stops)), len(common)) else ""

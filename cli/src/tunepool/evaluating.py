@@ -81,7 +81,7 @@ def follow(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
-    """The record once it has ended; each change of place is told. Raises EvaluationNotInTime."""
+    """The record once it has ended; each change of place is printed. Raises EvaluationNotInTime."""
     began, before = clock(), ""
     while True:
         record = _record(client.get(f"{PATH}/{quote(evaluation_id)}", cast_to=object))

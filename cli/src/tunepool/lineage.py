@@ -15,7 +15,7 @@ def lineage(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="A file, job, model, merge, combination, export, push or alias.")],
 ) -> None:
-    """Print which data made which adapter made which merge made which alias, from NAME in both directions."""
+    """Print the way from data to adapter, merge and alias, from NAME in both directions."""
     answer = native.get(context, f"lineage/{native.part(name)}")
     print(json_line(answer) if context.obj.as_json else printable("\n".join(lines(answer))))
 

@@ -220,7 +220,7 @@ def _of_document(answer: dict[str, Any], source: str) -> dict[str, Ed25519Public
 
 
 def _key(pem: bytes, source: str) -> tuple[str, Ed25519PublicKey]:
-    """The key with its id, which is reckoned and never believed."""
+    """The key with its id, which is computed from the key and never taken from the document."""
     try:
         key = load_pem_public_key(pem)
     except ValueError:

@@ -329,7 +329,7 @@ def _compare(
 def _weights(
     client: OpenAI, then: JobOutput, now: JobOutput, names: set[str], *, tolerance: float
 ) -> RelativeDifference:
-    """Those of the files that differ are brought here, and the first one that is farther off than allowed is told."""
+    """Files that differ are downloaded, and the first one that is farther off than allowed is named."""
     if not names:
         return RelativeDifference(within=True, off=0.0, first=None)
     if missing := sorted(names - (then.sums.keys() & now.sums.keys())):

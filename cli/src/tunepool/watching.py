@@ -162,10 +162,8 @@ def interruptible_work(
 ) -> Iterator[None]:
     """The same for any work of the server: `cancel` ends it, None leaves it. Raises WatchInterrupted.
 
-    Args:
-        left: what becomes of the work that is left.
-        cancelled: what becomes of it once the server has taken `cancel`.
-        tell: is given a sentence before the server is asked, which may take its time.
+    Args: left: a sentence: what becomes of the work when it is left alone. cancelled: the same, for when the server
+    has taken `cancel`. tell: is given a sentence before the server is asked, which may take its time.
     """
 
     def stop(number: int, _frame: FrameType | None) -> None:

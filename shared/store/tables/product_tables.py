@@ -161,7 +161,7 @@ class BaseModelRow(Leased, Base):
     commit: Mapped[str | None] = mapped_column(Text)
     state: Mapped[str] = mapped_column(Text)
     error: Mapped[str | None] = mapped_column(Text)
-    config: Mapped[str | None] = mapped_column(Text)  # config.json as published; facts are reckoned when it is read
+    config: Mapped[str | None] = mapped_column(Text)  # config.json as published; facts are derived when it is read
     weights: Mapped[dict[str, Any] | None] = mapped_column(Json)  # what the headers of its safetensors files say
     description: Mapped[dict[str, Any] | None] = mapped_column(Json)  # shared/contract/model_description.py
     updated_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())

@@ -13,7 +13,7 @@ from shared.store.tables.columns import Json, Leased, Moment
 
 
 class WebhookRow(Base):
-    """An address of a project that is told of its jobs. Secrets are encrypted (shared/tenants/secret_box.py)."""
+    """A project's address that gets messages about its jobs. Secrets are encrypted (shared/tenants/secret_box.py)."""
 
     __tablename__ = "webhooks"
 

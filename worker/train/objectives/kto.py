@@ -40,7 +40,7 @@ class PairedRow:
 
 
 class PreparedAnswersTrainer(KTOTrainer, OwnFigures):
-    """KTOTrainer that takes its rows as they are, tokenised by `worker.train.data`, and the KL term as it is told."""
+    """KTOTrainer that takes rows as `worker.train.data` tokenised them, and the KL term by the given pairs."""
 
     divergence = 0.0  # of the policy from its reference, nats per answer, over the whole step
 

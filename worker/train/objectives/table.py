@@ -1,4 +1,4 @@
-"""Objective name → how its trainer is built. The one place where objectives are told apart."""
+"""Objective name → how its trainer is built. The only place that asks for an objective by its name."""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -50,22 +52,32 @@ def run(  # noqa: PLR0917 -- typer makes options of them
         return
     where = surroundings(pipeline.parent)
     result = RunOutcome(pipeline.stem, git_sha=where.git_sha)
-    ended_by_signal = 0
-    try:
+    with recorded(result) as exit_of_shell:
         runner = _runner(context, pipeline, where, result, timeout=timeout)
         runner.cancel_on_interrupt = on_interrupt == "cancel"
         with watching.interruptible_work(left=BETWEEN_STEPS):
             runner.run()
-    except ends() as error:
-        result.exit_code, result.message = ending(error)
-        if isinstance(error, watching.WatchInterrupted):  # "cancelled" in files, and a shell's own code
-            ended_by_signal = SIGNALLED + error.signal
     reports.write_files(result, junit_file=junit, summary_file=summary, quality=code_quality)
     tell(context, result, where)
-    raise typer.Exit(ended_by_signal or result.exit_code)
+    raise typer.Exit(exit_of_shell())
 
 
-def ends() -> tuple[type[BaseException], ...]:
+@contextmanager
+def recorded(result: RunOutcome) -> Iterator[Callable[[], int]]:
+    """Whatever ends the run within becomes the exit code and the message of `result`.
+
+    Yields what says the exit code for the shell afterwards: after a signal it is a shell's own, "cancelled" in files.
+    """
+    by_signal = 0
+    try:
+        yield lambda: by_signal or result.exit_code
+    except _ends() as error:
+        result.exit_code, result.message = _ending(error)
+        if isinstance(error, watching.WatchInterrupted):
+            by_signal = SIGNALLED + error.signal
+
+
+def _ends() -> tuple[type[BaseException], ...]:
     """What ends a run with an exit code of its own. Looked up while an error passes, not before."""
     return (
         *(RunEnded, BadSetting, NoServerKnown, preflights.TookTooLong, watching.NotInTime, watching.WatchInterrupted),
@@ -104,7 +116,7 @@ def gate_of(path: Path, asked: document.Pipeline) -> str | None:
     return gate.read_text(encoding="utf-8")
 
 
-def ending(error: BaseException) -> tuple[int, str]:
+def _ending(error: BaseException) -> tuple[int, str]:
     """The exit code and the sentence of what ended a run."""
     match error:
         case RunEnded():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -76,7 +76,6 @@ class Pipeline(Strict):
 
 
 Document = TypeVar("Document", bound=Pipeline)
-SCHEMA_NAME: Final = "pipeline.schema.json"
 
 
 def schema() -> dict[str, Any]:

@@ -46,8 +46,7 @@ def sweep(  # noqa: PLR0917 -- typer makes options of them
         return
     where = surroundings(file.parent)
     result = SweepOutcome(file.stem, git_sha=where.git_sha)
-    ended_by_signal = 0
-    try:
+    with command.recorded(result) as exit_of_shell:
         runner = _runner(context, file, where, result, timeout=timeout)
         runner.cancel_on_interrupt = on_interrupt == "cancel"
         with watching.interruptible_work(left=command.BETWEEN_STEPS):
@@ -56,15 +55,11 @@ def sweep(  # noqa: PLR0917 -- typer makes options of them
                 show(context, made, made["id"])
                 return
             runner.run()
-    except command.ends() as error:
-        result.exit_code, result.message = command.ending(error)
-        if isinstance(error, watching.WatchInterrupted):
-            ended_by_signal = command.SIGNALLED + error.signal
     _write(result, where, junit=junit, summary=summary, picture=picture)
     if result.sweep is not None and not context.obj.as_json:
         show_rows(context, sweep_shown.rows(result.sweep), sweep_shown.COLUMNS)
     command.tell(context, result, where)
-    raise typer.Exit(ended_by_signal or result.exit_code)
+    raise typer.Exit(exit_of_shell())
 
 
 def _runner(
