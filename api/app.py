@@ -22,6 +22,7 @@ from api.compression import GzipJson
 from api.concurrency_limit import ConcurrencyLimit
 from api.cross_origin import CrossOrigin
 from api.deps import Door
+from api.direct_route import Threads
 from api.links import make_links
 from api.measures import Measures
 from api.plan_cache import PlanCache
@@ -63,7 +64,6 @@ from api.routes import (
     webhooks,
 )
 from api.streams import Streams
-from api.threads import Threads
 from api.ui import wing
 from api.views import error_views
 from api.vllm import Vllm

@@ -12,11 +12,11 @@ from sqlalchemy.orm import Session
 
 from api.admission import Admission
 from api.bell import RingThread
+from api.direct_route import Threads
 from api.links import Links
 from api.measures import Measures
 from api.plan_cache import PlanCache
 from api.streams import Streams
-from api.threads import Threads
 from api.vllm import Vllm
 from shared.chores import starting
 from shared.contract.parent_model import ParentModel

@@ -43,7 +43,6 @@ IMPORTED: Final = (
     "worker.host.presence",
     "worker.janitor",
     "worker.pull",
-    "worker.ring",
 )
 READERS: Final = frozenset({"worker.app", "worker.tasks", "huggingface_hub", "torch"})
 MESSAGE_BYTES: Final = 1 << 17

@@ -20,7 +20,7 @@ if __name__ == "__main__":
     gc.disable()
 
 import structlog
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from shared import failpoints
@@ -35,7 +35,7 @@ from shared.operating import approvals
 from shared.operating.secrecy import hide_secrets
 from shared.products import files, garbage, parted_uploads
 from shared.settings import Settings
-from shared.store import schema
+from shared.store import locks, schema
 from shared.store.bell import call, ring
 from shared.store.db import database_age_seconds, make_engine, session_scope
 from shared.store.lifecycle import Lane
@@ -118,8 +118,7 @@ class Janitor:
     def _alone(self, name: str, verb: Callable[[Session], T]) -> T | None:
         """Run `verb` unless another janitor is at it right now."""
         with session_scope(self._engine) as session:
-            mine = session.scalar(select(func.pg_try_advisory_xact_lock(func.hashtextextended(f"janitor:{name}", 0))))
-            return verb(session) if mine else None
+            return verb(session) if locks.is_alone(session, f"janitor:{name}") else None
 
     # --- the passes -------------------------------------------------------------------------------------------------
 

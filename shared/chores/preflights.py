@@ -25,7 +25,7 @@ from shared.lease.lease import MAX_FAILURES, Kind
 from shared.lease.turns import Claiming, Work
 from shared.lease.values import FileRef, Lease, WrittenByNewerVersion
 from shared.products.files import usable
-from shared.settle import going_on
+from shared.settle import going_on, refusals
 from shared.store import paging
 from shared.store.tables import FileRow, PreflightRow
 from shared.tenants.keys import Caller
@@ -81,6 +81,7 @@ def create(
     parent: ParentModel | None = None,
 ) -> PreflightRow:
     """Accept a preflight; it waits until its files are checked. Raises Invalid, LimitReached."""
+    refusals.check_request(wanted, base, parent)
     for param, file_id in (("training_file", wanted.training_file), ("validation_file", wanted.validation_file)):
         if file_id is not None:
             usable(session.get(FileRow, file_id), project_id=caller.project_id, file_id=file_id, param=param)

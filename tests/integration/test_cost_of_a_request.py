@@ -24,7 +24,7 @@ from fastapi import FastAPI
 from sqlalchemy import Engine, event, update
 
 from api.app import create_app
-from api.threads import Threads
+from api.direct_route import Threads
 from shared.settings import Settings
 from shared.store.db import session_scope
 from shared.store.tables import JobRow

@@ -26,8 +26,8 @@ from tests.patience import patience
 from tests.train.tiny import losses, make_spec, read_events, run
 from worker.chores import preparing
 from worker.host import prepared_bases
+from worker.host.libraries import trainer_libraries
 from worker.host.prepared_bases import PreparedForm
-from worker.host.trainer_libraries import trainer_libraries
 from worker.program import spare
 from worker.program.launcher import NO_WALLS
 from worker.program.processes import TAG

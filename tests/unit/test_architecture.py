@@ -215,6 +215,29 @@ def test_one_function_says_what_torch_calls_a_device() -> None:
     assert [device_kind(kind) for kind in ("cuda", "rocm", "cpu")] == ["cuda", "cuda", "cpu"]
 
 
+def test_one_module_makes_turns_of_transactions() -> None:
+    """Written a second time, the two could hash one name to two locks. A migration has a lock of its own."""
+    locking = [
+        str(path.relative_to(ROOT))
+        for path in files(*PACKAGES)
+        if any(isinstance(node, ast.Attribute) and node.attr.endswith("advisory_xact_lock") for node in nodes(path))
+    ]
+
+    assert locking == ["shared/store/locks.py"]
+
+
+def test_no_door_judges_a_request_that_a_verb_accepts() -> None:
+    """A second door would forget it: the verbs that store a request call the gate themselves."""
+    judging = [
+        str(path.relative_to(ROOT))
+        for path in files("api", "worker", "standalone")
+        for node in nodes(path)
+        if isinstance(node, ast.Attribute | ast.Name) and getattr(node, "attr", "") == "check_request"
+    ]
+
+    assert judging == []
+
+
 def test_the_plan_stands_on_nothing_and_its_tiers_are_the_requests_all_the_same() -> None:
     assert get_args(preemption.Tier) == get_args(spec.Tier)
 
@@ -234,7 +257,7 @@ TOP = {
         "tenants",
     },
     "worker": {
-        *("app", "base_models", "janitor", "pull", "pulse", "ring", "tasks"),
+        *("app", "base_models", "janitor", "pull", "pulse", "tasks"),
         *("attempt", "chores", "host", "program", "train"),
     },
 }

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from api.threads import Threads
+from api.direct_route import Threads
 from tests.patience import patience
 
 REQUEST = contextvars.ContextVar("REQUEST", default="none")

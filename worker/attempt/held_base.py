@@ -17,8 +17,8 @@ from worker import base_models
 from worker.host import prepared_bases
 from worker.host.found_device import FoundDevice
 from worker.host.host import AWAY, Host
+from worker.host.libraries import trainer_libraries
 from worker.host.prepared_bases import PreparedForm
-from worker.host.trainer_libraries import trainer_libraries
 from worker.program.workdir import Workdir
 
 log = structlog.get_logger()

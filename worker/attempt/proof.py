@@ -19,7 +19,7 @@ from shared.lease.values import Claim, NewFile
 from shared.store.storage import Store
 from shared.tenants.signing_keys import SigningKey
 from worker.attempt.attempt_folder import AttemptFolder
-from worker.host.trainer_libraries import trainer_libraries
+from worker.host.libraries import trainer_libraries
 from worker.program import workdir
 from worker.program.workdir import Interrupt
 

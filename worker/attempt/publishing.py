@@ -31,9 +31,9 @@ from worker.attempt.kept_log import KeptLog
 from worker.attempt.leader import Gang
 from worker.host.host import AWAY, Host
 from worker.program import workdir
+from worker.program.launcher import Watched
 from worker.program.spare import Spare
 from worker.program.trainer_events import EventsSoFar, Meter, metric_lines
-from worker.program.watched import Watched
 
 log = structlog.get_logger()
 T = TypeVar("T")

@@ -32,17 +32,15 @@ from shared.lease.values import NOTHING_NEW, Claim, MeetingPlace
 from shared.rows.log_lines import safe_words
 from shared.store.lifecycle import AttemptOutcome
 from worker.attempt import meeting, rungs
-from worker.attempt.crashes import crash_code, crash_sentence
 from worker.attempt.keeper import AT_ONCE, GIVEN_BACK, Interrupted, LeaseKeeper, Wish
 from worker.attempt.leader import GangFault
 from worker.attempt.publishing import PublishingAttempt
 from worker.host.host import AWAY, Host, full_sentence, host_code, host_sentence
-from worker.program.launcher import Exit
+from worker.program.launcher import Exit, Watched
 from worker.program.memory_wall import MemoryWall
 from worker.program.processes import StillAlive
 from worker.program.spare import Spare
 from worker.program.trainer_events import EventTail, client_event
-from worker.program.watched import Watched
 
 log = structlog.get_logger()
 
@@ -292,7 +290,7 @@ class SupervisedAttempt(PublishingAttempt):
         elif self.disk_is_full():
             self.give_back("crashed", code="disk_full", message=full_sentence(self.host), ended=ended)
         else:
-            self.give_back("crashed", code=crash_code(code), message=crash_sentence(code), ended=ended)
+            self.give_back("crashed", code=ended.exit.crash_code, message=ended.exit.crash_sentence, ended=ended)
 
     def settle_for(self, fault: GangFault, ended: TrainerEnd) -> None:
         """Write on the job that another host of it is at fault; its ranks said what ours would have said."""

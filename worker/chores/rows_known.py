@@ -17,7 +17,7 @@ from shared.lease.values import Claim
 from shared.settle.catalogue import CatalogueEntry, local_folder
 from worker.host import prepared_bases
 from worker.host.host import Host
-from worker.host.trainer_libraries import trainer_libraries
+from worker.host.libraries import trainer_libraries
 
 MOST: Final = 4096
 # What no row is refused for. What is not named here counts, so a new field is looked at anew.

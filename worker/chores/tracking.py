@@ -20,7 +20,7 @@ from worker.chores import library_program
 from worker.chores.mlflow_line import MlflowFailed, MlflowLine
 from worker.chores.run_program import LeaseWatch, under_lease
 from worker.host.host import Host
-from worker.host.tracker_libraries import fed_here
+from worker.host.libraries import fed_here
 from worker.program import workdir
 
 log = structlog.get_logger()

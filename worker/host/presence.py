@@ -40,10 +40,9 @@ from worker.host.flags import LANES, SharedFlags
 from worker.host.found_device import FoundDevice
 from worker.host.host import AWAY, identify
 from worker.host.idle_memory import IdleMemory
+from worker.host.libraries import fed_here, trainer_libraries
 from worker.host.nvml import XidWatch
 from worker.host.probing import Probes
-from worker.host.tracker_libraries import fed_here
-from worker.host.trainer_libraries import trainer_libraries
 from worker.program import processes, temporary
 
 log = structlog.get_logger()

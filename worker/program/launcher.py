@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import psutil
 
@@ -141,6 +141,31 @@ class Exit:
 
     code: int
     last_words: str
+
+    @property
+    def crash_code(self) -> str:
+        """The code of the error where the program ended without saying why."""
+        return "trainer_killed" if self.code == -signal.SIGKILL else "trainer_crashed"
+
+    @property
+    def crash_sentence(self) -> str:
+        """The message to the user in that case."""
+        if self.code == -signal.SIGKILL:
+            return "The trainer was killed from outside, most likely by the system for lack of memory."
+        how = f"signal {signal.Signals(-self.code).name}" if self.code < 0 else f"exit code {self.code}"
+        return f"The trainer ended unexpectedly with {how}."
+
+
+class Watched(Protocol):
+    """What a supervisor watches: a `Trainer` of its own, or its attempt's part of a program that others share."""
+
+    def poll(self) -> int | None: ...
+
+    def ask_to_stop(self) -> None: ...
+
+    def end(self, *, grace_seconds: float) -> Exit: ...
+
+    def abort(self) -> Exit: ...
 
 
 class Trainer:

@@ -17,8 +17,7 @@ from typing import Final
 import psutil
 
 from shared.contract.events import EXIT_OUT_OF_MEMORY, Failed
-from worker.program.launcher import Exit
-from worker.program.watched import Watched
+from worker.program.launcher import Exit, Watched
 
 LOOK_SECONDS: Final = 1.0
 # A trainer that bounds itself holds this much beside what it counts: launcher, compilers, pages that others share.
