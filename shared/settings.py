@@ -12,11 +12,10 @@ from typing import Final, Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from shared.cotraining_settings import CotrainingSettings
-from shared.page_settings import PageSettings
+from shared.setting_groups import ClusterSettings, CotrainingSettings, PageSettings
 
 
-class Settings(PageSettings, CotrainingSettings):
+class Settings(PageSettings, CotrainingSettings, ClusterSettings):
     """Settings come from the environment; names are upper case, ours begin with TUNEPOOL_."""
 
     model_config = SettingsConfigDict(env_prefix="TUNEPOOL_", extra="ignore", populate_by_name=True)
@@ -227,62 +226,6 @@ class Settings(PageSettings, CotrainingSettings):
         validation_alias="ONEDNN_MAX_CPU_ISA",
         description="Newest instructions that training on a CPU uses, such as AVX2; empty: all it has.",
     )
-    launcher: Literal["local", "slurm", "kubernetes"] = Field(
-        default="local",
-        description="Who gives the machines: this host, or a cluster that a dispatcher asks (docs/slurm.md, "
-        "docs/kubernetes.md).",
-    )
-    cluster_nodes: int = Field(
-        default=1, ge=1, le=4096, description="Nodes of a cluster that jobs of this pool may ask for at once."
-    )
-    cluster_node_devices: int = Field(default=1, ge=1, le=64, description="Devices of each of these nodes.")
-    cluster_device_kind: Literal["cuda", "rocm", "cpu"] = Field(default="cuda", description="What they are.")
-    cluster_device_name: str = Field(
-        default="GPU of the cluster", min_length=1, max_length=100, description="Their name, as drivers tell it."
-    )
-    cluster_device_bytes: int | None = Field(
-        default=None, ge=1, description="Memory of each of them; a dispatcher does not start without it."
-    )
-    cluster_device_capability: int | None = Field(
-        default=None, ge=10, le=999, description="NVIDIA's compute capability of them: 90 is 9.0."
-    )
-    cluster_look_seconds: float = Field(default=10.0, gt=0, description="How often a dispatcher looks at its cluster.")
-    cluster_command_seconds: float = Field(default=30.0, gt=0, description="A cluster that answers later is away.")
-    cluster_start_seconds: float = Field(
-        default=900.0, gt=0, description="From the cluster's start of an attempt until its worker reports."
-    )
-    slurm_bin: Path | None = Field(default=None, description="Folder of sbatch, squeue …; empty: PATH.")
-    slurm_options: str = Field(
-        default="", description="Further options of sbatch: --partition=gpu --time=24:00:00 --output=/logs/%x.%j.log"
-    )
-    slurm_gres: str = Field(
-        default="gpu:{count}",
-        pattern=r"^[^\s]*\{count\}$",
-        description="What is asked of Slurm for GPUs, such as gpu:a100:{count}.",
-    )
-    slurm_setup: str = Field(
-        default="",
-        pattern=r"^(/[^\s'\"]+)?$",
-        description="File on the nodes that sets DATABASE_URL, STORAGE_URL …; the batch script reads it first.",
-    )
-    slurm_command: str = Field(
-        default="tunepool-server", min_length=1, description="tunepool-server on the nodes, its path or more words."
-    )
-    kubernetes_url: str = Field(
-        default="https://kubernetes.default.svc", pattern=r"^https?://[^\s]+$", description="The API server."
-    )
-    kubernetes_namespace: str = Field(
-        default="default", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", description="Where its Jobs are made."
-    )
-    kubernetes_job: Path | None = Field(
-        default=None, description="JSON file with the Job that each attempt is made of (docs/kubernetes.md)."
-    )
-    kubernetes_queue: str = Field(
-        default="",
-        pattern=r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)?$",
-        description="Kueue's LocalQueue for them; empty: no Kueue.",
-    )
-    kubernetes_resource: str = Field(default="nvidia.com/gpu", min_length=1, description="Asked for as devices.")
     failpoint: str = Field(
         default="",
         pattern=r"^([a-z_]+:(exit|freeze)(:once)?)?$",
