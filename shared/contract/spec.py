@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from functools import cache
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, model_serializer
 
@@ -254,7 +254,7 @@ class Simpo(Part):
 Preference = Annotated[Dpo | Kto | Orpo | Simpo, Field(discriminator="type")]
 Objective = Annotated[Supervised | Dpo | Kto | Orpo | Simpo, Field(discriminator="type")]
 OBJECTIVE_PARTS: Final[dict[ObjectiveName, type[Part]]] = {
-    part.model_fields["type"].default: part for part in (Supervised, Dpo, Kto, Orpo, Simpo)
+    part.model_fields["type"].default: part for part in get_args(get_args(Objective)[0])
 }
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
+from tunepool import requests
 
 from shared.contract.job_request import CreateJob
 from shared.contract.objectives import OBJECTIVES
@@ -47,6 +48,7 @@ def test_every_name_has_a_class_a_row_and_a_place_in_the_union() -> None:
 
     assert set(OBJECTIVES) == set(OBJECTIVE_PARTS) == set(names)
     assert set(OBJECTIVE_PARTS.values()) == set(union)
+    assert get_args(requests.MethodName) == names, "the command line offers them all"
 
 
 @pytest.mark.parametrize("objective", [name for name in OBJECTIVES if "preference" in OBJECTIVES[name].formats])

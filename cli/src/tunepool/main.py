@@ -71,7 +71,6 @@ NOT_OFFERED: Final = 501
 JOBS_PER_PAGE: Final = 100
 WITHOUT_A_SERVER: Final = frozenset({"gate", "init", "run", "sweep", "verify", "login"})  # they read files first
 
-Method = Literal["supervised", "dpo", "kto", "orpo", "simpo"]
 # Options that submit and watch share.
 Timeout = Annotated[
     float | None, typer.Option(min=1, help="Seconds to wait for the job; then exit 5. The job goes on.")
@@ -292,7 +291,7 @@ def submit(  # noqa: PLR0917 -- typer makes options of them
     ] = None,
     columns: ColumnNames = None,
     metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be repeated.")] = None,
-    method: Annotated[Method, typer.Option(help="How the rows are learnt.")] = "supervised",
+    method: Annotated[requests.MethodName, typer.Option(help="How the rows are learnt.")] = "supervised",
     wait: Annotated[bool, typer.Option(help="Watch the job; exit 1 unless it succeeds.")] = False,
     timeout: Timeout = None,
     on_interrupt: OnInterrupt = "leave",
@@ -324,7 +323,7 @@ def preflight(  # noqa: PLR0917 -- typer makes options of them
     validation: Annotated[str | None, typer.Option(help="A data file, or the id of an uploaded one.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, max=50)] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, max=256)] = None,
-    method: Annotated[Method, typer.Option(help="How the rows would be learnt.")] = "supervised",
+    method: Annotated[requests.MethodName, typer.Option(help="How the rows would be learnt.")] = "supervised",
     dpo: Annotated[bool, typer.Option("--dpo", hidden=True, help="The same as --method dpo.")] = False,
     settings: Annotated[
         list[str] | None,

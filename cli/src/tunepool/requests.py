@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from tunepool import official
 from tunepool.transfers import CountedFile, Transfer
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from openai.types.fine_tuning.job_create_params import Method
 
 
+MethodName = Literal["supervised", "dpo", "kto", "orpo", "simpo"]  # as the server's `ObjectiveName`
 LARGE_BYTES: Final = 64 * 1024 * 1024  # as much as a part may hold
 
 

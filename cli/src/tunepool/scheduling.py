@@ -39,9 +39,7 @@ def create_schedule(  # noqa: PLR0917 -- typer makes options of them
     suffix: Annotated[str | None, typer.Option(help="Becomes part of the tuned models' names.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, max=50)] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
-    method: Annotated[
-        Literal["supervised", "dpo", "kto", "orpo", "simpo"], typer.Option(help="How the rows are learnt.")
-    ] = "supervised",
+    method: Annotated[requests.MethodName, typer.Option(help="How the rows are learnt.")] = "supervised",
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="PART.FIELD=VALUE", help="For instance adapter.r=8; may be repeated."),

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from tunepool.gate import BadGate
 from tunepool.gate_file import MAX_BYTES, composed
-from tunepool.requests import BadSetting
+from tunepool.requests import BadSetting, MethodName
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 # The stage of an alias, the base model, or any name that the server knows.
@@ -56,7 +56,7 @@ class Pipeline(Strict):
     model: Text = Field(description="The base model.")
     suffix: Text | None = None
     seed: int = Field(default=0, ge=0, description="Stated, so that the same content trains the same adapter.")
-    method: Literal["supervised", "dpo", "kto", "orpo", "simpo"] = "supervised"
+    method: MethodName = "supervised"
     hyperparameters: dict[str, Any] = {}
     tunepool: dict[str, Any] = Field(
         default={}, description="As in the body of a job; `queue` has group and supersede set."
