@@ -465,6 +465,41 @@ def test_the_page_of_states_lists_no_way_out_of_an_ended_job() -> None:
     assert {before for before, _ in moves_listed} == set(JOB_STATUSES) - TERMINAL
 
 
+# ---- the pages about the house
+
+OF_THE_HOUSE = ("docs/architecture.md", "docs/extending.md", "CONTRIBUTING.md", "docs/trainer.md", "docs/glossary.md")
+
+
+@pytest.mark.parametrize("page", OF_THE_HOUSE)
+def test_every_source_file_and_module_that_a_page_names_exists(page: str) -> None:
+    codes = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.S))
+    places = {
+        name if name.endswith(".py") else f"{name.replace('.', '/')}"
+        for name in codes
+        if re.fullmatch(r"(\w+/)+\w+\.py|(worker|shared|api|standalone|tests)(\.[a-z_]\w*)+", name)
+    }
+
+    assert [place for place in sorted(places) if not _is_there(place)] == []
+
+
+def _is_there(place: str) -> bool:
+    """A file, a module or package, or what stands in a module."""
+    file = ROOT / place
+    return file.exists() or file.with_suffix(".py").exists() or file.parent.with_suffix(".py").exists()
+
+
+def test_every_program_that_renders_or_loads_is_in_the_table_of_programs() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    programs = [
+        path.stem
+        for path in files("worker/train")
+        if path.stem not in {"__main__", "convert_gguf"} and "if __name__ ==" in path.read_text(encoding="utf-8")
+    ]
+
+    assert len(programs) >= 9
+    assert [name for name in programs if f"worker.train.{name}`" not in page] == []
+
+
 # ---- figures that the best services keep
 
 
