@@ -75,7 +75,7 @@ class Door:
         return starting.base_model(self.session, self.settings, name)
 
     def start(self, name: str, *, project_id: str) -> tuple[BaseModelRef, ParentModel | None]:
-        """The base model that a job trains, and the tuned model that it goes on from where `name` is one's.
+        """The base model that a job trains; and where `name` is a tuned model's, the tuned model that it goes on from.
 
         Raises NotFound, NotYet, Invalid, and Conflict when the base of a tuned model is gone or another.
         """

@@ -33,7 +33,7 @@ def base_model(sessions: Sessions, settings: Settings, name: str) -> BaseModelRe
 def start(
     sessions: Sessions, settings: Settings, name: str, *, project_id: str
 ) -> tuple[BaseModelRef, ParentModel | None]:
-    """The base model that a job trains, and the tuned model that it goes on from where `name` is one's.
+    """The base model that a job trains; and where `name` is a tuned model's, the tuned model that it goes on from.
 
     Each session commits by itself: a missing base model is looked up from here on, although this answer is that it is
     not there yet.

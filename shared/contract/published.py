@@ -1,4 +1,4 @@
-"""The shape of the adapter that a job publishes, where that is another than the one that it trains. Pure."""
+"""The shape of the adapter that a job publishes, if it differs from the shape that it trains. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Integrations of a job: which trackers it asks for, whether they can be fed, and the rows that say how far that is."""
+"""Integrations of a job: the trackers that it asks for, whether they can be fed, and rows with their progress."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Devices that several jobs share: which job's name the device has, who hears of a change, and who pays for what time.
 
-A device names one job that has it. Of jobs that train together that is one of them, and when it ends another one of
-them, so that the device is free once the last has ended and not before.
+A device names one job that has it. Of jobs that train together the device names one. When that one ends, it names
+another, so the device is free only once the last has ended.
 """
 
 from __future__ import annotations

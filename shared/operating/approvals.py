@@ -20,8 +20,8 @@ from shared.tenants.keys import Caller
 def approve(session: Session, promotion_id: str, caller: Caller) -> PromotionRow:
     """Consent to a promotion. With the last approval that it needs the alias moves, or the promotion ends without.
 
-    A key consents once; asked again, the answer is as before. What ends a promotion now, a gate that does not pass any
-    more or a model that is gone, is no error here but its state, so that it is kept.
+    A key consents once; asked again, the answer is as before. A gate that no longer passes, or a model that is gone,
+    ends a promotion. That is no error here but a state of the promotion, so it is kept.
 
     Raises:
         NotFound, Conflict: there is no such promotion, or it has ended.

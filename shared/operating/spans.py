@@ -82,8 +82,9 @@ class OutboxBounds:
 class Outbox:
     """Ended spans on their way.
 
-    Not the SDK's own processor: that one starts a thread in every forked child, and so between the fork and the exec of
-    a trainer, where walls are put up that want a process of one thread. And it does not tell how many it dropped.
+    Not the SDK's own processor: that one starts a thread in every forked child. This would happen between the fork and
+    the exec of a trainer, where walls are put up that need a process with one thread. And it does not tell how many it
+    dropped.
     """
 
     def __init__(self, exporter: SpanExporter, bounds: OutboxBounds) -> None:

@@ -114,7 +114,7 @@ class ProjectQueue:
     """One project's queue, and its account while a pass goes on.
 
     Two sets of figures: `planned`, `firm` and `usage` count every job that has had its turn, started or waiting, so
-    that projects alternate in the positions too; `taken`, `spent` and `budget` count only devices really held.
+    projects also alternate in the positions; `taken`, `spent` and `budget` count only devices really held.
     """
 
     def __init__(self, share: Share, running: Iterable[RunningJob]) -> None:

@@ -58,7 +58,7 @@ class LineageEdge:
 
 @dataclass(slots=True)
 class Lineage:
-    """The node that was asked for, and all that it was made of and that was made of it."""
+    """The named node, its ancestors and its descendants."""
 
     start: LineageNode
     nodes: dict[str, LineageNode] = field(default_factory=dict)

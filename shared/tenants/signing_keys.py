@@ -1,8 +1,7 @@
 """The ed25519 keys that sign where adapters come from: made, rotated, listed, and put to use.
 
 The private key lies in the database, encrypted (secret_box.py), or in a file that TUNEPOOL_PROVENANCE_KEY_FILE names.
-A key that is replaced keeps its public half, so that what it has signed can be verified for ever. Its private half
-goes.
+A replaced key keeps its public half, so its signatures can be verified for ever. Its private half goes.
 
 What is signed goes into an envelope: DSSE 1.0, https://github.com/secure-systems-lab/dsse/blob/master/protocol.md.
 """

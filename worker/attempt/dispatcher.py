@@ -175,7 +175,7 @@ class Dispatcher:
         return True
 
     def _watch_start(self, attempt: Submitted, sights: Sequence[ClusterJobState], watch: _Watch) -> None:
-        """It is there. Of several by that name all but the first that runs, or that came first, are taken back."""
+        """It is there. Of several with that name the first that runs stays, else the first; the rest that wait go."""
         kept = next((sight for sight in sights if not sight.waits), sights[0])
         self._withdraw([sight for sight in sights if sight.waits and sight is not kept])
         watch.begun_at = None if kept.waits else (watch.begun_at or self._clock())

@@ -258,8 +258,8 @@ def offered_device(host: Host) -> DeviceFacts:
     A GPU offers what is free on it when no job is there: a driver, a desktop stay. Processes that keep all jobs away
     are expected to end, because nothing starts before they have.
 
-    Raises Stopped where no device is known that a job could ever run on, such as behind a driver that fails: then the
-    job waits unsettled until one is.
+    Raises Stopped where no known device could ever run a job, such as behind a driver that fails: then the job waits
+    unsettled until one is.
     """
     best = host.write(lambda s: settled_anew.pool_offer(s, host.settings.pool)) or _own(host.devices[0])
     if not best.total_bytes:

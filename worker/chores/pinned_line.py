@@ -1,4 +1,4 @@
-"""One request to an address that a user named, and what came of it, in words for that user."""
+"""One request to an address that a user named, and its outcome in words for that user."""
 
 from __future__ import annotations
 

@@ -3,9 +3,9 @@
 HOME/kernels/PROJECT/ and HOME/kernels/probed/   what attempts of a project, and the probes of this host, have compiled
 OUT/kernels/{triton,inductor,cuda,processor}/    an attempt's copy of both, and what it adds
 
-Whoever can write compiled code has it run by whoever reads it. So a program writes its own copy only; what an attempt
-leaves is given to attempts of the same project and to no other, and all attempts get what the probes have compiled,
-which see nothing of a stranger's.
+Whoever can write compiled code has it run by whoever reads it. So a program writes its own copy only; an attempt
+leaves its kernels to attempts of the same project and to no other. All attempts get the kernels of the probes, which
+see nothing of a stranger's.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One model that answers several questions at a time, token by token in turn.
 
-Here an answer has a cache of its own and passes through the model by itself. Answers of a playground that speak with
-the same adapter go through together where the model can (`worker/train/joined_answers.py`), and so do those that are
-all asked at once (`worker/train/batched_answers.py`).
+Here an answer has a cache of its own and passes through the model by itself. Answers with the same adapter go through
+the model together, where it can (`worker/train/joined_answers.py`), and so do those that are all asked at once
+(`worker/train/batched_answers.py`).
 """
 
 from __future__ import annotations

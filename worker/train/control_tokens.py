@@ -173,8 +173,8 @@ class ControlTokens:
 class Respelling:
     """A tokenizer whose control tokens are spelled with characters that a text does not hold.
 
-    It reads any text as text; the control tokens that a template wrote are respelled for it, character by character,
-    so that places in the text stay what they are.
+    It reads any text as text; control tokens that a template wrote are respelled for it, character by character, so
+    all places in the text stay the same.
     """
 
     _BLOCKS: Final = tuple(range(0x100000, 0x110000 - 0x4000, 0x4000))  # of the last plane for private use

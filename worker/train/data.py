@@ -88,7 +88,7 @@ Messages = list[JsonObject]
 
 
 class KeptRow(NamedTuple):
-    """A row as it stands, what of it is trained (itself, less of it, or None), and what its template left out."""
+    """A row as it stands, its trained part (all, less of it, or None), and the parts that its template left out."""
 
     whole: Row | None
     kept: Row | None

@@ -1,8 +1,8 @@
 """Tries one device in the trainer's own environment: `python -m worker.train.probe SPEC OUT`.
 
 Writes `OUT/probe.json` (`ProbeReport`) and exits 0, whatever it finds; only a crash leaves no report. The stages are
-what a first training step stands on, so that a host that lacks something is known before its first job. Without CUDA
-the stages of CUDA are left out. The kernel of the stage "triton" has not been run on a GPU by the project's tests.
+the foundations of a first training step: if a host lacks one, this is known before its first job. Without CUDA the
+stages of CUDA are left out. The kernel of the stage "triton" has not been run on a GPU by the project's tests.
 """
 
 from __future__ import annotations

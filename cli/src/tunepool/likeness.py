@@ -78,7 +78,7 @@ def _off(was: str, value: str) -> float:
 
 
 def of_files(then: Mapping[str, str], now: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """(names of files whose sha256 is the same, names of those that differ or that one has not)."""
+    """(names of files whose sha256 is the same; names of files that differ, or that one side lacks)."""
     names = sorted((then.keys() | now.keys()) - ABOUT_THE_RUN)
     same = [name for name in names if then.get(name) == now.get(name)]
     return same, [name for name in names if name not in same]
