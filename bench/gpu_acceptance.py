@@ -30,7 +30,7 @@ from bench.acceptance import roads, sections  # noqa: E402
 from bench.acceptance.laboratory import Check, Clock, Laboratory, OutOfTime  # noqa: E402
 from bench.acceptance.sections import Section  # noqa: E402
 
-# Name -> (seconds that it may take, what it does). The order is that of the reckoning: later ones use earlier figures.
+# Name -> (seconds that it may take, what it does). In this order, because later ones use earlier figures.
 SECTIONS: Final[dict[str, tuple[float, Section]]] = {
     "machine": (15, sections.machine),
     "devices": (20, sections.devices),

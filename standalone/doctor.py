@@ -94,7 +94,7 @@ class Installation:
 
     @cached_property
     def _look(self) -> _Seen | Finding:
-        """One session for all that Postgres knows; a finding where it does not answer."""
+        """One session for all questions to Postgres; a finding where it does not answer."""
         engine = make_engine(self.database_url, pool_size=1, max_overflow=0)
         try:
             with session_scope(engine) as session:

@@ -135,7 +135,7 @@ class TextCompletion(View):
 
 
 def fingerprint(target: Target, *, backend: Literal["playground", "vllm"] = "playground") -> str:
-    """Stands for all that decides an answer beside the request: base, its storage, adapter, backend."""
+    """Stands for everything but the request that decides an answer: base, its storage, adapter, backend."""
     parts = (
         *(backend, target.base.source, target.base.name, target.base.revision),
         *("" if target.quantization is None else target.quantization.model_dump_json(), str(target.dtype)),

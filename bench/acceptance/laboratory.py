@@ -104,7 +104,7 @@ class Laboratory:
 
     device: DeviceName
     folder: Path
-    figures: dict[str, float] = field(default_factory=dict)  # what one section finds and a later one reckons with
+    figures: dict[str, float] = field(default_factory=dict)  # what one section finds and a later one uses
     _models: dict[Shape, Path] = field(default_factory=dict)
     _runs: int = 0
 

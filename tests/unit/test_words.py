@@ -10,8 +10,11 @@ import pytest
 
 from tests.unit.test_architecture import ROOT, SOURCE, at, files, nodes
 
-SPENT = {"found", "one", "told", "said"}
-"""They say how a value came, never what it is. The noun says it: `catalogue`, `events`, `match`, `reply`."""
+SPENT = {"found", "one", "told", "said", "acquainted", "bury", "evened", "forsake", "insist", "obey"}
+"""The first four say how a value came, never what it is. The noun says it: `catalogue`, `events`, `match`, `reply`.
+
+The others tell a story. A verb says what is done: `with_neighbours`, `stop_and_drain`, `retry_until_database_answers`.
+"""
 
 
 def named(children: Iterable[ast.AST]) -> Iterator[tuple[ast.AST, str]]:
@@ -26,7 +29,7 @@ def named(children: Iterable[ast.AST]) -> Iterator[tuple[ast.AST, str]]:
                 yield child, name
 
 
-def test_nothing_is_called_found_one_told_or_said() -> None:
+def test_nothing_has_a_name_that_does_not_say_what_it_is_or_does() -> None:
     spent = [
         f"{at(path, node)}: {name}"  # type: ignore[arg-type]  # each of these nodes has a line
         for path in files(*SOURCE)
@@ -51,6 +54,7 @@ def test_nothing_is_called_found_one_told_or_said() -> None:
         "class A:\n    said: int",
         "match a:\n    case [one, *_]: ...",
         "def found(): ...",
+        "def obey(self): ...",
     ],
 )
 def test_the_scan_for_spent_names_sees_what_it_must(source: str) -> None:

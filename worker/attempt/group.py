@@ -90,7 +90,7 @@ class GroupedAttempt(SupervisedAttempt):
             try:
                 self.write_in_the_end(partial(shared_devices.note_share, lease=self.lease, share=share))
             except AWAY as error:
-                log.warning("share.untold", job_id=self.lease.id, error=str(error)[:200])
+                log.warning("share.not_reported", job_id=self.lease.id, error=str(error)[:200])
 
     def launch(self) -> WatchedTrainee:
         return self.program.enter(

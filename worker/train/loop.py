@@ -156,8 +156,8 @@ def _one_step(run: TrainingRun) -> None:
 def _accumulate(run: TrainingRun, rows: Sequence[Row]) -> Sums:
     """Gradients of the mean loss over all labelled tokens (or rows) of the step, however it is split."""
     sums = Sums()
-    batches = passes(run.objective.acquainted(rows), run.objective, ranks=run.ranks)
-    run.objective.survey(run.trainer.model_wrapped, batches, summed=run.ranks.summed)
+    batches = passes(run.objective.with_neighbours(rows), run.objective, ranks=run.ranks)
+    run.objective.prepare_passes(run.trainer.model_wrapped, batches, summed=run.ranks.summed)
     (weight,) = run.ranks.summed(sum(batch.weight for batch in batches))
     for batch in batches:
         loss = run.objective.loss(run.trainer.model_wrapped, batch)

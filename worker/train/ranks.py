@@ -78,7 +78,7 @@ class Ranks:
         mine = [place for turn, place in enumerate(dealt) if turn % (2 * self.world) in there_and_back]
         return [rows[place] for place in sorted(mine)]
 
-    def evened(self, batches: Sequence[MicroBatch]) -> list[MicroBatch]:
+    def with_empty_passes(self, batches: Sequence[MicroBatch]) -> list[MicroBatch]:
         """`batches`, filled up with empty copies of the last one until every rank has as many forward passes.
 
         A sharded base is put together in each pass by all ranks: all must take part.

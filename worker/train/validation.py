@@ -83,9 +83,9 @@ def passes(rows: Sequence[Row], objective: Objective, *, ranks: Ranks) -> list[M
     """The forward passes of this rank for its share of `rows`: as many as every other rank has."""
     mine = ranks.share(rows)
     if mine:
-        return ranks.evened(objective.micro_batches(mine))
+        return ranks.with_empty_passes(objective.micro_batches(mine))
     # Fewer rows than ranks: take part in the others' passes, and add nothing.
-    return ranks.evened([replace(batch, weight=0, tokens=0) for batch in objective.micro_batches(rows[:1])])
+    return ranks.with_empty_passes([replace(batch, weight=0, tokens=0) for batch in objective.micro_batches(rows[:1])])
 
 
 @dataclass
@@ -125,11 +125,11 @@ class Evaluator:
 
     def _evaluate(self, model: Any, rows: Sequence[Row], *, should_stop: Callable[[], bool]) -> Tally | None:
         sums = Sums()
-        rows = self.objective.acquainted(rows)
+        rows = self.objective.with_neighbours(rows)
         model.eval()
         try:
             with torch.no_grad(), torch.random.fork_rng():
-                self.objective.survey(model, self._passes(rows, until=should_stop), summed=self.ranks.summed)
+                self.objective.prepare_passes(model, self._passes(rows, until=should_stop), summed=self.ranks.summed)
                 for batch in self._passes(rows, until=should_stop):
                     sums.add(self.objective.loss(model, batch), batch=batch)
             return None if should_stop() else sums.read()[0].over(self.ranks)

@@ -68,7 +68,7 @@ class KtoObjective:
         self.trainer = trainer
         self._spec = spec
 
-    def acquainted(self, rows: Sequence[AnswersRow]) -> Sequence[PairedRow]:
+    def with_neighbours(self, rows: Sequence[AnswersRow]) -> Sequence[PairedRow]:
         # By rotation, as TRL does within a pass (KTOTrainer._prepare_dataset). One row alone has itself.
         return [PairedRow(row, neighbours=rows[place - 1].answers[0]) for place, row in enumerate(rows)]
 
@@ -81,7 +81,9 @@ class KtoObjective:
     def sequences(self, rows: Sequence[AnswersRow]) -> int:
         return len(rows)
 
-    def survey(self, model: Any, batches: Iterable[MicroBatch], *, summed: Callable[..., Sequence[float]]) -> None:
+    def prepare_passes(
+        self, model: Any, batches: Iterable[MicroBatch], *, summed: Callable[..., Sequence[float]]
+    ) -> None:
         total = rows = 0.0
         for batch in batches:
             divergence = self.trainer.summed_divergence(model, self._inputs(batch))

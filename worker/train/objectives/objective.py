@@ -36,34 +36,38 @@ class Objective(Protocol):
 
     trainer: Trainer
 
-    def acquainted(self, rows: Sequence[Any]) -> Sequence[Any]:
+    def with_neighbours(self, rows: Sequence[Any]) -> Sequence[Any]:
         """Pairs each row of an optimizer step (or of a validation pass) with the other rows that its loss needs."""
         ...
 
     def micro_batches(self, rows: Sequence[Any]) -> list[MicroBatch]:
-        """Lay rows, acquainted before, into forward passes."""
+        """Lay rows, with their neighbours, into forward passes."""
         ...
 
     def sequences(self, rows: Sequence[Any]) -> int:
         """How many sequences the rows of one step make: fewer than rows when packed."""
         ...
 
-    def survey(self, model: Any, batches: Iterable[MicroBatch], *, summed: Callable[..., Sequence[float]]) -> None:
-        """Find what the loss of every pass needs to know of all of them; `summed` adds up figures over the ranks."""
+    def prepare_passes(
+        self, model: Any, batches: Iterable[MicroBatch], *, summed: Callable[..., Sequence[float]]
+    ) -> None:
+        """Learn from all passes the figures that the loss of each needs; `summed` adds figures up over the ranks."""
         ...
 
     def loss(self, model: Any, batch: MicroBatch) -> Loss:
-        """Run the forward pass of `batch`, one of those surveyed last."""
+        """Run the forward pass of `batch`, one of those prepared last."""
         ...
 
 
 class RowwiseLoss:
     """Objectives whose loss of a row depends on no other row."""
 
-    def acquainted(self, rows: Sequence[Any]) -> Sequence[Any]:
+    def with_neighbours(self, rows: Sequence[Any]) -> Sequence[Any]:
         return rows
 
-    def survey(self, _model: Any, _batches: Iterable[MicroBatch], *, summed: Callable[..., Sequence[float]]) -> None:
+    def prepare_passes(
+        self, _model: Any, _batches: Iterable[MicroBatch], *, summed: Callable[..., Sequence[float]]
+    ) -> None:
         del summed
 
 
