@@ -4,6 +4,7 @@ Zero rows is a normal answer: somebody else owns the job now, and the caller dro
 """
 
 from shared.jobs.claims import claim_membership, claim_training, claim_validation
+from shared.jobs.cluster_attempts import submit, take_over
 from shared.jobs.endings import (
     confirm_cancelled,
     confirm_paused,
@@ -13,7 +14,6 @@ from shared.jobs.endings import (
     succeed,
     validated,
 )
-from shared.jobs.handover import submit, take_over
 from shared.jobs.progress import heartbeat, read_orders, record, record_checkpoint, set_phase
 from shared.jobs.reaping import never_began, reap
 from shared.jobs.requests import (

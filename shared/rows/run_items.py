@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from shared.contract.evals import (
+from shared.contract.eval_request import (
     CompletionsDataSource,
     FileContent,
     GivenItem,

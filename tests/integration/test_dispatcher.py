@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from api.views import queue_views
 from shared.contract.spec import Placement
 from shared.jobs import moves
-from shared.jobs.handover import attempt_name, read_name
+from shared.jobs.cluster_attempts import attempt_name, read_name
 from shared.lease.values import Claim
 from shared.settings import Settings
 from shared.store.db import session_scope

@@ -31,7 +31,7 @@ from tests.live import live_api
 from tests.patience import patience
 from tests.train.tiny import chat, chat_rows, make_model_directory
 from worker.chores.checks import check_next_file
-from worker.chores.preflight import examine_next
+from worker.chores.preflighting import examine_next
 from worker.host.flags import SharedFlags
 from worker.host.host import Host, open_host
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.jobs.handover import attempt_name
+from shared.jobs.cluster_attempts import attempt_name
 from shared.settings import child_environment
 from tests.fake_slurm import kept, programs
 from tests.lifecycle.stack import ROOT, Servers, Stack, chain_of, open_stack, until

@@ -280,6 +280,17 @@ def test_no_class_name_stands_in_two_modules_of_the_product() -> None:
     assert {name: sorted(where) for name, where in places.items() if len(where) > 1} == {}
 
 
+@pytest.mark.parametrize("part", ["shared", "worker"])
+def test_no_file_name_stands_twice_where_one_wing_reaches_both(part: str) -> None:
+    """Routes and commands are named after their noun; the trainer imports the contract alone."""
+    places: dict[str, set[str]] = {}
+    for path in files(part):
+        if path.stem != "__init__" and not path.is_relative_to(ROOT / "worker/train"):
+            places.setdefault(path.stem, set()).add(str(path.relative_to(ROOT)))
+
+    assert {name: sorted(where) for name, where in places.items() if len(where) > 1} == {}
+
+
 def test_tests_are_no_package() -> None:
     # One tests/api/__init__.py would turn `tests/api` into `api` and hide the real one.
     assert list((ROOT / "tests").rglob("__init__.py")) == []

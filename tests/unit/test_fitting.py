@@ -13,7 +13,7 @@ from shared.settle.durations import predict
 from shared.settle.settling import DeviceFacts
 from shared.store.tables import DeviceRow
 from tests.factories import make_spec
-from worker.chores import preflight
+from worker.chores import preflighting
 
 GB = 10**9
 GPU = Candidate(
@@ -105,7 +105,7 @@ def test_a_preflight_takes_an_amd_gpu_for_a_gpu() -> None:
         quarantined=False,
     )
 
-    device = preflight.candidate(row)
+    device = preflighting.candidate(row)
 
     assert fits(make_spec(dtype="float16"), [device], measurements=())[0].fits
     assert device.kind == "cuda"

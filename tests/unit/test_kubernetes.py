@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from shared.jobs.handover import attempt_name
+from shared.jobs.cluster_attempts import attempt_name
 from shared.settings import Settings
 from tests.certificates import Authority
 from tests.fake_kubernetes import TOKEN, FakeKubernetes, api_server, waiting_container

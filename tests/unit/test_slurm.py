@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from shared.jobs.handover import attempt_name, read_name
+from shared.jobs.cluster_attempts import attempt_name, read_name
 from shared.settings import Settings
 from standalone import main
 from tests.fake_slurm import FakeSlurm

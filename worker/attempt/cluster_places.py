@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from shared.chores import base_models
 from shared.fleet import workers
 from shared.fleet.workers import DeviceReport
-from shared.jobs import handover
+from shared.jobs import cluster_attempts
 from shared.settings import Settings
 from shared.store import schema
 from shared.store.db import make_engine, session_scope
@@ -87,7 +87,7 @@ class ClusterPresence(threading.Thread):
     def _say(self, session: Session) -> None:
         cached = base_models.offered(session, self._settings).names()
         devices = places(self._settings, worker_id=self.worker.id, cached=list(cached))
-        handover.keep_submitted(session, self.worker.id, lease_seconds=self._settings.lease_seconds)
+        cluster_attempts.keep_submitted(session, self.worker.id, lease_seconds=self._settings.lease_seconds)
         if self.registered:
             self.registered = workers.report(session, self.worker, devices) is not None
         else:

@@ -29,8 +29,8 @@ from sqlalchemy.orm import Session
 
 from shared import log as logs
 from shared.chores import waiting as lanes
-from shared.jobs import handover, moves
-from shared.jobs.handover import Submitted
+from shared.jobs import cluster_attempts, moves
+from shared.jobs.cluster_attempts import Submitted
 from shared.lease.values import Claim, Orders, WrittenByNewerVersion
 from shared.operating.secrecy import hide_secrets
 from shared.settings import Settings
@@ -134,7 +134,7 @@ class Dispatcher:
     # --- what is submitted ------------------------------------------------------------------------------------------
 
     def _submitted(self) -> list[Submitted]:
-        return self._write(lambda s: handover.submitted(s, self._standing.worker.id))
+        return self._write(lambda s: cluster_attempts.submitted(s, self._standing.worker.id))
 
     def _unheard(self, why: str) -> None:
         """The cluster is away: orders are obeyed all the same, and everybody hears why nothing moves."""
@@ -245,7 +245,7 @@ class Dispatcher:
         """Note what there is to say, if it is news."""
         noted = {"engine": self._cluster.label, "id": number or attempt.noted.get("id"), "words": words}
         if noted != attempt.noted:
-            self._write(lambda s: handover.tell(s, attempt.lease, noted))
+            self._write(lambda s: cluster_attempts.tell(s, attempt.lease, noted))
 
     def _end(
         self, attempt: Submitted, message: str, outcome: AttemptOutcome, *, code: str = "cluster_start_failed"
@@ -266,7 +266,7 @@ class Dispatcher:
 
     def _tidy(self, sights: Sequence[ClusterJobState]) -> None:
         """Take back what has ended here: cancelled, given back, or its process hangs."""
-        ended = self._write(lambda s: handover.seconds_since_end(s, {sight.name for sight in sights}))
+        ended = self._write(lambda s: cluster_attempts.seconds_since_end(s, {sight.name for sight in sights}))
         late = TIDY_SECONDS + self._settings.stop_seconds
         self._withdraw([sight for sight in sights if sight.name in ended and (sight.waits or ended[sight.name] > late)])
 

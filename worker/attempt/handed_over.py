@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 
 from shared import log as logs
 from shared.jobs import moves
-from shared.jobs.handover import promised_kind, read_name
+from shared.jobs.cluster_attempts import promised_kind, read_name
 from shared.lease.values import Claim, WrittenByNewerVersion
 from shared.operating.isolation import IsolationLacking
 from shared.operating.secrecy import hide_secrets

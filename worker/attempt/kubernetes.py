@@ -18,7 +18,7 @@ from urllib.request import getproxies
 from kubernetes import client
 from urllib3.exceptions import HTTPError
 
-from shared.jobs.handover import read_name
+from shared.jobs.cluster_attempts import read_name
 from shared.settings import Settings
 from worker.attempt.engines import (
     ClusterJobEnd,

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from shared.jobs.handover import read_name
+from shared.jobs.cluster_attempts import read_name
 from shared.settings import Settings, program_environment
 from worker.attempt.engines import ClusterJobEnd, ClusterJobRequest, ClusterJobState, EngineAway, EngineRefused
 

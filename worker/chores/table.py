@@ -12,7 +12,7 @@ from worker.chores.exporting import export_next
 from worker.chores.fetching import fetch_next
 from worker.chores.looking_up import look_up_next
 from worker.chores.merging import make_next
-from worker.chores.preflight import examine_next
+from worker.chores.preflighting import examine_next
 from worker.chores.sending import send_next
 from worker.chores.tracking import track_next
 from worker.host.host import Host

@@ -4,7 +4,7 @@ The one door to the tables: a foreign key names its table by a word, so whoever 
 """
 
 from shared.store.tables.alias_tables import AliasRow, AliasVersionRow, ApprovalRow, PromotionRow
-from shared.store.tables.columns import Json, Leased
+from shared.store.tables.column_types import Json, Leased
 from shared.store.tables.evaluation_tables import EvalRow, EvaluationAnswerRow, EvaluationRow
 from shared.store.tables.job_tables import (
     AttemptRow,

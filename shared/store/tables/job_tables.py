@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.store.db import Base
-from shared.store.tables.columns import Json, Leased, Moment
+from shared.store.tables.column_types import Json, Leased, Moment
 
 
 class JobRow(Leased, Base):

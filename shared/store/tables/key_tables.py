@@ -8,7 +8,7 @@ from sqlalchemy import ForeignKey, Integer, Text, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.store.db import Base
-from shared.store.tables.columns import Json, Moment
+from shared.store.tables.column_types import Json, Moment
 
 
 class KeySecretRow(Base):

@@ -20,7 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.store.db import Base
-from shared.store.tables.columns import Json, Leased, Moment, ProductColumns, product_arguments
+from shared.store.tables.column_types import Json, Leased, Moment, ProductColumns, product_arguments
 
 
 class FileRow(Leased, Base):

@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, Integer, 
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.store.db import Base
-from shared.store.tables.columns import Json, Moment
+from shared.store.tables.column_types import Json, Moment
 
 
 class SweepRow(Base):
