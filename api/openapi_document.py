@@ -18,7 +18,7 @@ from api import (
 )
 from api.views import completion_views, job_views
 from shared.contract.completions import CreateChatCompletion, CreateCompletion
-from shared.contract.eval_request import CreateEval, CreateEvalRun, UpdateEval
+from shared.contract.evals import CreateEval, CreateEvalRun, UpdateEval
 from shared.contract.graders import RunGrader, ValidateGrader
 from shared.contract.job_request import CreateJob, CreatePreflight
 

@@ -22,7 +22,7 @@ from api.views.eval_views import (
     OutputItemView,
 )
 from shared.chores import evals
-from shared.contract.eval_request import CreateEval, CreateEvalRun, UpdateEval
+from shared.contract.evals import CreateEval, CreateEvalRun, UpdateEval
 from shared.errors import NotFound
 from shared.store.paging import Order
 from shared.tenants import audit

@@ -10,7 +10,7 @@ from api.views.view import View, seconds
 from shared.chores import evals
 from shared.chores.evals import RunStatus, SeenRun
 from shared.contract.documents import JobError
-from shared.contract.eval_request import (
+from shared.contract.evals import (
     CompletionsDataSource,
     CreateEval,
     Criterion,

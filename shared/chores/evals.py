@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Float, Select, and_, cast, false, func, se
 from sqlalchemy.orm import Session
 
 from shared.chores import evaluations
-from shared.contract.eval_request import (
+from shared.contract.evals import (
     NO_MODEL,
     CompletionsDataSource,
     CreateEval,

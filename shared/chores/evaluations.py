@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from shared.chores import failing
 from shared.contract.documents import error_document
-from shared.contract.eval_request import CompletionsDataSource, FileById, RunOrder
+from shared.contract.evals import CompletionsDataSource, FileById, RunOrder
 from shared.contract.evaluation import CreateEvaluation, EvaluationOrder, EvaluationReport, ItemsOfFile, ItemsOfSplit
 from shared.contract.evaluation_run import StoredAnswer
 from shared.contract.generation import Target

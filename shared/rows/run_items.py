@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from shared.contract.eval_request import (
+from shared.contract.evals import (
     CompletionsDataSource,
     FileContent,
     GivenItem,

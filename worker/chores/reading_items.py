@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from shared.chores.evaluations import EvaluationClaim
-from shared.contract.eval_request import RunOrder
+from shared.contract.evals import RunOrder
 from shared.contract.evaluation import CreateEvaluation, ItemsOfFile, ItemsOfSplit
 from shared.errors import Invalid
 from shared.rows import evaluation_items, general_suite, run_items

@@ -63,7 +63,7 @@ class EvalRow(Base):
 
     id: Mapped[str] = mapped_column(Text, primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
-    request: Mapped[dict[str, Any]] = mapped_column(Json)  # `contract.eval_request.CreateEval`
+    request: Mapped[dict[str, Any]] = mapped_column(Json)  # `contract.evals.CreateEval`
     created_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(Moment, server_default=func.now())
     deleted_at: Mapped[datetime | None] = mapped_column(Moment)
