@@ -43,6 +43,7 @@ IMPORTED: Final = (
     "worker.host.presence",
     "worker.janitor",
     "worker.pull",
+    "worker.ring",
 )
 READERS: Final = frozenset({"worker.app", "worker.tasks", "huggingface_hub", "torch"})
 MESSAGE_BYTES: Final = 1 << 17

@@ -257,7 +257,7 @@ TOP = {
         "tenants",
     },
     "worker": {
-        *("app", "base_models", "janitor", "pull", "pulse", "tasks"),
+        *("app", "base_models", "janitor", "pull", "pulse", "ring", "tasks"),
         *("attempt", "chores", "host", "program", "train"),
     },
 }
