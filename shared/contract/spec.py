@@ -43,7 +43,7 @@ ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]{1,200}$")
 ColumnName = Literal[
     "messages", "prompt", "completion", "text", "label", "chosen", "rejected", "preferred_completion",
     "non_preferred_completion", "conversations", "instruction", "input", "output", "history", "system", "tools",
-    "functions", "parallel_tool_calls",
+    "functions", "parallel_tool_calls", "reasoning_content",
 ]  # fmt: skip
 Columns = Annotated[
     dict[ColumnName, Annotated[str, StringConstraints(min_length=1, max_length=200)]], Field(min_length=1)

@@ -18,7 +18,7 @@ from typing import Any, Final
 from pydantic import Field
 
 from shared.contract.part import Part
-from shared.rows import foreign, formats, shapes, strict_json
+from shared.rows import foreign, formats, json_text, shapes, strict_json
 from shared.rows.columns import MEANT, is_media, near_miss, weighs
 from shared.rows.lines import BOM, Unit
 
@@ -52,6 +52,10 @@ class TableColumns(Part):
 
 
 Noted = Callable[[TableColumns], None]
+
+
+class MapCell(dict[str, Any]):
+    """An object of a table that has keys of its own (a map): its nulls are what the row says."""
 
 
 class RowRefused(ValueError):
@@ -200,8 +204,17 @@ def table_lines(rows: Iterable[dict[str, Any]]) -> Iterator[bytes]:
         try:
             yield _line(known)
         except (TypeError, ValueError) as error:
-            message = f"a cell cannot be read as text ({error})"
-            raise RowRefused(message, line=number, code="wrong_type", unit="row") from None
+            raise RowRefused(_odd_cell(known, error), line=number, code="wrong_type", unit="row") from None
+
+
+def _odd_cell(row: dict[str, Any], error: Exception) -> str:
+    """Which column holds what JSON has no word for, and the remedy."""
+    for name, value in row.items():
+        try:
+            _line({name: value})
+        except (TypeError, ValueError) as odd:
+            return f"the column {name[:_NAME_CHARACTERS]} cannot be read as text ({odd}); write it as a column of text"
+    return f"a cell cannot be read as text ({error}); write it as a column of text"
 
 
 def _value_of(name: str, value: Any) -> Any:
@@ -214,7 +227,8 @@ def _value_of(name: str, value: Any) -> Any:
 def _without_nulls(value: Any) -> Any:
     """A cell without the fields that are null: an object of a table has the fields of all rows, its own and theirs."""
     if isinstance(value, dict):
-        return {name: _without_nulls(field) for name, field in value.items() if field is not None}
+        keeps = isinstance(value, MapCell)
+        return {name: _without_nulls(field) for name, field in value.items() if keeps or field is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
@@ -258,11 +272,5 @@ def cell(name: str, text: str) -> Any:
             value = strict_json.parse(text, long_integers=True)
         except strict_json.BadJson:
             return text
-        return text if name in _TALK_OR_TEXT and not _is_talk(value) else value
+        return text if name in _TALK_OR_TEXT and not json_text.is_talk(value) else value
     return text or None
-
-
-def _is_talk(value: Any) -> bool:
-    """Messages, and not a text that happens to be JSON."""
-    items = value if isinstance(value, list) else [value]
-    return bool(items) and all(isinstance(item, dict) and {"role", "from", "messages"} & item.keys() for item in items)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from shared.rows import formats
 from shared.rows.findings import RowFindings, shown
-from shared.rows.loss_flags import names_loss
+from shared.rows.loss_flags import REASONING_KEYS, names_loss
 from shared.rows.shapes import Row, Shape
 
 MEDIA: Final = frozenset(
@@ -34,10 +34,20 @@ _CHOICES: Final = frozenset(
 )
 # Of a text that was tokenized beside its rows: no loss hangs on it.
 _TOKENIZED: Final = frozenset({"attention_mask", "special_tokens_mask", "padding_mask"})
-_OF_A_SPLIT: Final = re.compile(r"in_\w+_train")  # where else a row stands: in_gsm8k_train
+_OF_A_SPLIT: Final = re.compile(r"in_\w+_train|used_in_training")  # where else a row stands: in_gsm8k_train
 _BOXES: Final = {"ref", "bbox", "bbox_type", "image_id"}
 _THOUGHTS: Final = frozenset({"cot", "chain_of_thought", "thought", "thoughts", "think"})
 _PLACEHOLDERS: Final = ("<image>", "<video>", "<audio>")
+_ANSWERS: Final = ("completion", "response", "answer", "output")
+_NO_PLACE: Final = "rows of this format have no place"
+OF_CHATS: Final = frozenset({"system", "system_prompt", "history", "tools", *REASONING_KEYS})
+# Columns that say how good an answer is, in a word or under a name that is not obeyed.
+_OF_KTO: Final = "write true or false where it says how good the answer is (kto)"
+_JUDGES: Final = {
+    "label": _OF_KTO,
+    "kto_tag": _OF_KTO,
+    "desirable": 'where it says how good the answer is (kto), set training.columns to {"label": "desirable"}',
+}
 # Each would change what is trained, if it were obeyed. A shape that obeys one has it among its keys.
 MEANT: Final = frozenset(
     {"system", "system_prompt", "tools", "functions", "history", "label", "kto_tag", "completion", "chosen", "rejected"}
@@ -69,7 +79,7 @@ def judge(row: Row, shape: Shape, findings: RowFindings) -> None:
         elif _is_medium_by_value(row[key]) and any(mark in json.dumps(row) for mark in _PLACEHOLDERS):
             _refuse_media(row, key, findings)
         elif row[key] is not None:
-            _judge(key, row[key], allowed, findings)
+            _judge(row, key, allowed, findings)
 
 
 def _is_medium_by_value(value: Any) -> bool:
@@ -89,19 +99,36 @@ def _refuse_media(row: Row, key: str, findings: RowFindings) -> None:
         findings.refuse(key, "unsupported_content", text)
 
 
-def _judge(key: str, value: Any, allowed: frozenset[str], findings: RowFindings) -> None:
+def _judge(row: Row, key: str, allowed: frozenset[str], findings: RowFindings) -> None:
+    value = row[key]
     name, meant = key[:80], near_miss(key[:80], allowed)
     listed = f"allowed: {', '.join(sorted(allowed))}"
+    if key == "conversation" and "chosen" in allowed:
+        meant = None  # where both answers of a pair come from
     if meant:
         findings.refuse(name, "unknown_key", f"{name} is not a known key; did you mean {meant}? {listed}.")
-    elif key.casefold() in _THOUGHTS and not _is_empty(value):
-        text = f"{name} is {shown(value)}; write it as reasoning_content of an answer in messages, or remove it."
+    elif key in OF_CHATS and allowed == formats.KEYS["prompt_completion"] and not _means_nothing(key, value):
+        text = f"{name} is {shown(value)}, for which text without a chat template has no place; read the row as a chat,"
+        answer = next((name for name in _ANSWERS if name in row), "completion")
+        as_chat = f'{{"instruction": "prompt", "output": "{answer}"}}'
+        findings.refuse(name, "unknown_key", f"{text} with {as_chat} in training.columns.")
+    elif (key.casefold() in _THOUGHTS or key in REASONING_KEYS) and not _means_nothing(key, value):
+        text = (
+            f"{name} is {shown(value)}, for which {_NO_PLACE}; write it as reasoning_content of an answer in messages"
+        )
+        findings.refuse(name, "unknown_key", f"{text}, or remove it.")
+    elif key in _JUDGES and not _means_nothing(key, value):
+        text = f"{name} is {shown(value)}, for which {_NO_PLACE}; {_JUDGES[key]}, or remove it, {listed}."
         findings.refuse(name, "unknown_key", text)
-    elif (key in MEANT or weighs(key) or chooses(key, value)) and not (_is_empty(value) or _is_note(key, value)):
-        text = f"{name} is {shown(value)}, for which rows of this format have no place; remove it, {listed}."
+    elif (key in MEANT or weighs(key) or chooses(key, value)) and not _means_nothing(key, value):
+        text = f"{name} is {shown(value)}, for which {_NO_PLACE}; remove it, {listed}."
         findings.refuse(name, "unknown_key", text)
     else:
         findings.dropped.append(name)
+
+
+def _means_nothing(key: str, value: Any) -> bool:
+    return _is_empty(value) or _is_note(key, value)
 
 
 def _is_note(key: str, value: Any) -> bool:

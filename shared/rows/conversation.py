@@ -83,11 +83,8 @@ class Conversation:
     def _message(self, message: Any, at: str, index: int) -> str:
         findings = self.findings
         if not isinstance(message, dict):
-            findings.refuse(
-                f"{at}[{index}]",
-                "wrong_type",
-                f"{at}[{index}] is {shown(message)}; use an object with role and content.",
-            )
+            text = f"{at}[{index}] is {shown(message)}; use an object with role and content."
+            findings.refuse(f"{at}[{index}]", "wrong_type", text)
             return ""
         role = message.get("role")
         allowed = _KEYS_OF_ROLE.get(role) if isinstance(role, str) else None
@@ -251,7 +248,10 @@ class Conversation:
             return
         called = message.get("tool_call_id")
         if not isinstance(called, str) or called not in self.calls:
-            text = f"{at}.tool_call_id is {shown(called)}; use the id of an earlier tool call in this conversation."
+            remedy = "use the id of an earlier tool call in this conversation"
+            if not self.calls and not self.legacy_calls:
+                remedy = "there is no earlier tool call, add tool_calls to an assistant message before it"
+            text = f"{at}.tool_call_id is {'missing' if called is None else shown(called)}; {remedy}."
             self.findings.refuse(f"{at}.tool_call_id", "unknown_tool_call_id", text)
 
     def _legacy_answer(self, message: Row, at: str) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from shared.rows import hermes, message_forms, services, turn_lists
+from shared.rows import hermes, json_text, logged, message_forms, services, turn_lists
 from shared.rows.formats import Message
+from shared.rows.loss_flags import REASONING, REASONING_KEYS
 from shared.rows.shapes import Row
 
 # A row with these keys alone needs no rewriting: most rows of most files.
@@ -27,6 +28,7 @@ COLUMNS: Final = frozenset(
     {*_ANSWERS, *_QUESTIONS, "context", "system_prompt", "kto_tag", "chat", "completions", "train_on_input"}
     | {*_WORSE, *_OF_TORCHTUNE, "preferred_output", "non_preferred_output", "generation", "data"}
     | services.COLUMNS
+    | logged.COLUMNS
 )
 # Columns that may hold messages.
 _SPOKEN: Final = frozenset(
@@ -34,6 +36,7 @@ _SPOKEN: Final = frozenset(
     | _OF_TORCHTUNE.keys()
     | {"preferred_completion", "non_preferred_completion", "preferred_output", "non_preferred_output"}
 )
+_TRUTHS: Final = {"true": True, "1": True, "false": False, "0": False}
 _SPEAKER: Final = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
@@ -48,9 +51,11 @@ class ConvertedRow(NamedTuple):
 
 def recast(row: Row) -> ConvertedRow:
     """Rewrite a row of a known foreign form; every other row comes back as it is. Pure, never raises."""
+    row, written = json_text.read(row)
+    row, logs = logged.read(row)
     row, listed = turn_lists.read(row)
     row, served = services.read(row)
-    served = (*listed, *served)
+    served = (*written, *logs, *listed, *served)
     tagged = hermes.from_messages(row["messages"]) if _may_be_tagged(row) else None
     if tagged is not None:
         row, served = {**row, "messages": tagged}, (*served, "tagged_calls")
@@ -82,13 +87,20 @@ def _may_be_tagged(row: Row) -> bool:
 
 
 def _with_truths(row: Row) -> Row:
-    """The row with 1 and 0 of its label as true and false, as a table has them."""
+    """The row with the text or the number of its label as true or false, as a table has them."""
     if "label" not in row and "kto_tag" not in row:
         return row
-    tags = [tag for tag in ("label", "kto_tag") if type(row.get(tag)) in (int, float) and row[tag] in (0, 1)]
-    if not tags or not ("kto_tag" in tags or "completion" in row):
-        return row
-    return row | {tag: bool(row[tag]) for tag in tags}
+    judged = "kto_tag" in row or "completion" in row
+    truths = {tag: truth for tag in ("label", "kto_tag") if (truth := _truth(row.get(tag), judged=judged)) is not None}
+    return row | truths
+
+
+def _truth(value: Any, *, judged: bool) -> bool | None:
+    """What a label says; None for all that is neither. A number is one only beside what is surely judged."""
+    if isinstance(value, str):
+        word = value.strip().casefold()
+        return _TRUTHS.get(word) if judged or not word.isdigit() else None
+    return bool(value) if judged and type(value) in (int, float) and value in (0, 1) else None
 
 
 def _in_our_form(row: Row) -> tuple[Row, tuple[str, ...], tuple[str, ...]]:
@@ -157,9 +169,12 @@ def _question(row: Row) -> ConvertedRow | None:
     system = {} if row.get("system_prompt") is None else {"system": row["system_prompt"]}
     if "chosen" in row and "rejected" in row:
         return ConvertedRow({**rest, **system, "prompt": row[asked]}, names={"prompt": asked})
+    answers = [key for key in (*_ANSWERS, "solution") if isinstance(row.get(key), str)]
     answer = next((key for key in _ANSWERS if key in row), None)
-    if answer is None:
-        return None
+    if row.get("choices") or row.get("options"):
+        return None  # of which the question says nothing
+    if answer is None or len({row[key] for key in answers}) > 1:
+        return None  # which of them is to be trained?
     del rest[answer]
     if isinstance(row.get("rejected_response"), str) and not row.get("history"):  # ms-swift's pairs of text
         del rest["rejected_response"]
@@ -175,15 +190,31 @@ def _question(row: Row) -> ConvertedRow | None:
 
 def _dolly(row: Row) -> ConvertedRow | None:
     """dolly: instruction, context, response; distilabel: instruction, generation; others: instruction, answer."""
-    answer = next((key for key in ("response", "generation", "answer") if key in row), None)
-    if answer is None or "instruction" not in row or _has(row, "output", "chosen", "messages", "conversations"):
+    answers = [key for key in ("response", "generation", "answer") if key in row]
+    if not answers or "instruction" not in row or _has(row, "output", "chosen", "messages", "conversations"):
         return None
+    if len({str(row[key]) for key in answers}) > 1:
+        return None  # which of them is to be trained?
+    answer = answers[0]
     rest = {key: value for key, value in row.items() if key != answer}
     names: dict[str, str] = {"output": answer}
     if not rest.get("input") and "context" in rest:
         rest["input"] = rest.pop("context")
         names["input"] = "context"
     return ConvertedRow({**rest, "output": row[answer]}, names=names)
+
+
+def _input_pair(row: Row) -> ConvertedRow | None:
+    """distilabel's orca pairs: the question is the input of chosen and rejected. Of others it is their conversation."""
+    if not _has(row, "chosen") or not _has(row, "rejected") or any(key in row for key in (*_ASKED, *_QUESTIONS)):
+        return None
+    asked = next((key for key in ("conversation", "input") if row.get(key)), None)
+    if asked is None or not (isinstance(row[asked], str) or asked == "conversation"):
+        return None
+    if isinstance(row["chosen"], list) and len(row["chosen"]) > 1:
+        return None  # it begins with the question itself
+    rest = {key: value for key, value in row.items() if key != asked}
+    return ConvertedRow({**rest, "prompt": row[asked]}, names={"prompt": asked})
 
 
 def _instruction_pair(row: Row) -> ConvertedRow | None:
@@ -267,6 +298,15 @@ def _system_column(row: Row) -> ConvertedRow | None:
     return ConvertedRow({**rest, "system": row["system_prompt"]}, names={"system": "system_prompt"})
 
 
+def _reasoned(row: Row) -> ConvertedRow | None:
+    """Reasoning in a column of its own, beside a question and its answer."""
+    named = [key for key in REASONING_KEYS if isinstance(row.get(key), str) and row[key].strip()]
+    if len(named) != 1 or not {"instruction", "output"} <= row.keys() or row[named[0]] in ("on", "off"):
+        return None
+    rest = {key: value for key, value in row.items() if key != named[0]}
+    return ConvertedRow({**rest, REASONING: row[named[0]]}, names={REASONING: named[0]})
+
+
 def _tagged_calls(row: Row) -> ConvertedRow | None:
     """Hermes: calls and their answers within text, in tags of their own."""
     messages = None if _has(row, "messages") else hermes.messages(row.get("conversations"))
@@ -289,6 +329,8 @@ _FORMS: Final[tuple[tuple[str, Callable[[Row], ConvertedRow | None]], ...]] = (
     ("question", _question),
     ("dolly", _dolly),
     ("instruction_pair", _instruction_pair),
+    ("input_pair", _input_pair),
+    ("reasoned", _reasoned),
     ("tagged", _tagged),
     ("rejected", _rejected),
     ("preferred_outputs", _preferred_outputs),
@@ -301,10 +343,14 @@ _FORMS: Final[tuple[tuple[str, Callable[[Row], ConvertedRow | None]], ...]] = (
 SAYS: Final = {
     **services.SAYS,
     **turn_lists.SAYS,
+    **json_text.SAYS,
+    **logged.SAYS,
     "transcript": "Texts of Human: and Assistant: turns were read as messages.",
     "question": "A question or query and its answer were read as a conversation.",
     "dolly": "instruction, context and response (answer, generation) were read as instruction, input and output.",
     "instruction_pair": "instruction and input were read as the prompt of chosen and rejected.",
+    "input_pair": "input (or conversation) was read as the prompt of chosen and rejected.",
+    "reasoned": "reasoning, thinking or reasoning_content beside an answer was read as its reasoning_content.",
     "tagged": "The last answer of a conversation was read as the completion of its label or kto_tag.",
     "tagged_calls": "<tool_call> and <tool_response> in text were read as calls and their answers.",
     "rejected": "The last answer was read as chosen, rejected_response, rejected_message(s) as rejected.",

@@ -37,7 +37,7 @@ KEYS: dict[Shape, frozenset[str]] = {
     "kto": frozenset({"messages", "prompt", "completion", "label", "system", "tools"}),
     "conversational": frozenset({"prompt", "completion", "tools"}),
     "sharegpt": frozenset({"conversations", "system", "tools"}),
-    "alpaca": frozenset({"instruction", "input", "output", "system", "history", "tools"}),
+    "alpaca": frozenset({"instruction", "input", "output", "system", "history", "tools", REASONING}),
 }
 
 SHAREGPT_ROLES = {
@@ -150,7 +150,8 @@ def _alpaca(row: Row) -> Row:
     for asked, answered in row.get("history") or ():
         messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
     question = "\n\n".join(part for part in (row["instruction"], row.get("input")) if part)
-    messages += [{"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]
+    thought = {REASONING: row[REASONING]} if row.get(REASONING) else {}
+    messages += [{"role": "user", "content": question}, {"role": "assistant", "content": row["output"], **thought}]
     return _with_tools({"messages": messages}, sharegpt_tools(row.get("tools") or []))
 
 

@@ -29,6 +29,11 @@ _PARTS: Final = {
     "thinking": "write it as reasoning_content",
     "reasoning": "write it as reasoning_content",
 }
+# Parts of Gemini and Bedrock that are no text: their only key says so.
+_MEDIA: Final = frozenset(
+    {"inlineData", "inline_data", "fileData", "file_data", "image", "video", "audio", "document", "executableCode"}
+    | {"codeExecutionResult"}
+)
 
 
 def parts_size(parts: list[Any], at: str, findings: RowFindings) -> int:
@@ -36,6 +41,10 @@ def parts_size(parts: list[Any], at: str, findings: RowFindings) -> int:
     size = 0
     for index, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, dict) else None
+        if kind is None and isinstance(part, dict) and len(part) == 1 and next(iter(part)) in _MEDIA:
+            text = f"{at}[{index}] holds {next(iter(part))}; training is text-only, remove rows with such."
+            findings.refuse(f"{at}[{index}]", "unsupported_content", text)
+            continue
         if kind == "text" and isinstance(part.get("text"), str):
             size += len(part["text"])
         elif isinstance(kind, str) and kind != "text":

@@ -105,6 +105,8 @@ class _Reading:
         message = self._without_notes(message)
         if message.get("refusal") == "":  # as some clients dump it beside content
             del message["refusal"]
+        if message.get("prefix") is False:  # Mistral's answers have it: nothing is to be continued
+            del message["prefix"]
         if role != "assistant" and message.get("weight") == 0 and type(message["weight"]) is not bool:
             del message["weight"]  # Together's rows say so of each question: it is not trained in any case
         if isinstance(role, str) and role in _RESULTS:
@@ -172,6 +174,11 @@ class _Reading:
             message["content"] = kept
 
     def _reasoning(self, message: Message) -> None:
+        if message["role"] == "assistant" and (detailed := _detailed(message.get("reasoning_details"))):
+            if not _named(message):
+                message["reasoning"] = detailed
+            if _named(message) and all(message[name].strip() == detailed.strip() for name in _named(message)):
+                del message["reasoning_details"]
         named = _named(message)
         for key in [key for key in REASONING_KEYS if key in message and message[key] in (None, "")]:
             del message[key]
@@ -204,7 +211,12 @@ class _Reading:
             message["function_call"] = self._function(message["function_call"])
         if message["role"] == "tool" and not message.get("tool_call_id"):
             message.pop("tool_call_id", None)
-            message |= {"tool_call_id": self.waiting.pop(0)} if self.waiting else {"role": "function"}
+            if self.waiting:
+                message["tool_call_id"] = self.waiting.pop(0)
+            elif any(isinstance(earlier, dict) and earlier.get("function_call") for earlier in self.made):
+                message["role"] = "function"
+            else:
+                return  # nobody asked for it
             self.forms.add("calls_without_ids")
 
     def _plain_call(self, call: dict[str, Any]) -> dict[str, Any]:
@@ -241,6 +253,15 @@ def _listed_calls(calls: Any) -> list[Any] | None:
 
 def _named(message: Message) -> list[str]:
     return [key for key in REASONING_KEYS if isinstance(message.get(key), str) and message[key]]
+
+
+def _detailed(details: Any) -> str | None:
+    """The text of OpenRouter's `reasoning_details`; None where a part of them is no text."""
+    if not isinstance(details, list) or not all(isinstance(part, dict) for part in details):
+        return None
+    if not all(part.get("type") == "reasoning.text" and isinstance(part.get("text"), str) for part in details):
+        return None
+    return "".join(part["text"] for part in details)
 
 
 def _thought(value: Any) -> Any:

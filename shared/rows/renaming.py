@@ -14,7 +14,9 @@ from shared.rows.cells import TALKS, TEXTS, cell
 from shared.rows.shapes import Row
 
 # A row may lack these; without any of the others it is no row of its shape.
-OPTIONAL: Final = frozenset({"system", "tools", "input", "history", "functions", "parallel_tool_calls"})
+OPTIONAL: Final = frozenset(
+    {"system", "tools", "input", "history", "functions", "parallel_tool_calls", "reasoning_content"}
+)
 RENAMED: Final = "renamed_columns"
 _HEAD: Final = re.compile(r"[^.\[]+")
 _SHOWN: Final = 20

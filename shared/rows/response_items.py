@@ -17,7 +17,7 @@ _REASONING: Final = frozenset({"type", "id", "summary", "content", "encrypted_co
 
 def messages(items: list[Any]) -> list[Message] | None:
     """The messages that items stand for; None where there is no such item, or one that has no place in messages."""
-    if not any(isinstance(item, dict) and _kind(item) is not None for item in items):
+    if not any(isinstance(item, dict) and (_kind(item) is not None or _is_message(item)) for item in items):
         return None
     made: list[Message] = []
     thoughts = ""
@@ -39,6 +39,11 @@ def messages(items: list[Any]) -> list[Message] | None:
         else:
             made.append(message)
     return None if thoughts else made
+
+
+def _is_message(item: dict[str, Any]) -> bool:
+    """A message with the type that the Responses API gives it."""
+    return item.get("type") == "message" and isinstance(item.get("role"), str)
 
 
 def unreadable(items: list[Any]) -> set[str]:

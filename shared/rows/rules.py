@@ -60,7 +60,12 @@ def _prompt_completion(row: Row, findings: RowFindings) -> None:
     findings.characters += _text(row, "prompt", findings, may_be_empty=True)
     answer = next((key for key in _ANSWERS if isinstance(row.get(key), str)), None)
     if "completion" not in row and answer is not None:
-        remedy = f'to read {answer} as it, set training.columns to {{"completion": "{answer}"}}'
+        if any(row.get(key) for key in columns.OF_CHATS):
+            return  # it is told there that the row is a chat, with its answer
+        remedy = (
+            f'to read {answer} as it, set training.columns to {{"completion": "{answer}"}} (text without a chat'
+            f' template) or {{"instruction": "prompt", "output": "{answer}"}} (a chat)'
+        )
         findings.refuse("completion", "wrong_type", f"completion is missing; {remedy}.")
         return
     trained = _text(row, "completion", findings)
@@ -170,6 +175,14 @@ def _alpaca(row: Row, findings: RowFindings) -> None:
     findings.characters += _text(
         row, "instruction", findings, may_be_empty=isinstance(asked, str) and bool(asked.strip())
     )
+    answer = next((key for key in ("response", "generation", "answer") if isinstance(row.get(key), str)), None)
+    if "output" not in row and answer is not None:
+        remedy = f'to read {answer} as it, set training.columns to {{"output": "{answer}"}}'
+        findings.refuse("output", "wrong_type", f"output is missing; {remedy}.")
+        return
+    if not isinstance(row.get(formats.REASONING), str | None):
+        text = f"{formats.REASONING} is {shown(row[formats.REASONING])}; use text."
+        findings.refuse(formats.REASONING, "wrong_type", text)
     trained = _text(row, "output", findings)
     findings.characters += trained
     findings.trained_characters += trained

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from shared.rows import glaive, strict_json
+from shared.rows import glaive, strict_json, turn_lists
 from shared.rows.formats import Message, arguments_text
 from shared.rows.shapes import Row
 
@@ -33,6 +33,7 @@ COLUMNS: Final = frozenset(
 # Messages, and their conversation under other names, stand in the way of a form that would write them.
 _OURS: Final = ("messages", "conversations", "prompt", "instruction", "chosen", "text")
 _PAIRS: Final = (("input", "output"), ("human", "assistant"))
+_OF_PAIRS: Final = frozenset({"system", "output_with_loss"})  # XTuner's
 
 
 def read(row: Row) -> tuple[Row, tuple[str, ...]]:
@@ -76,7 +77,12 @@ def _gemini(row: Row) -> Row | None:
     turns = _objects(row.get("contents"))
     if turns is None or _is_ours(row) or not all(isinstance(turn.get("parts"), list) for turn in turns):
         return None
-    made = _without(row, "contents") | {"messages": [message for turn in turns for message in _gemini_turn(turn)]}
+    messages = [message for turn in turns for message in _gemini_turn(turn)]
+    rated = _rated(row.get("completions"))
+    if rated is not None:
+        made = _without(row, "contents", "completions") | {"prompt": messages, **rated}
+    else:
+        made = _without(row, "contents") | {"messages": messages}
     for key in ("systemInstruction", "system_instruction"):
         system = row.get(key)
         text = (
@@ -88,8 +94,21 @@ def _gemini(row: Row) -> Row | None:
     return made if tools is None else made | {"tools": tools}
 
 
-_GEMINI_CALLS: Final = ("functionCall", "function_call")
-_GEMINI_RESULTS: Final = ("functionResponse", "function_response")
+def _rated(completions: Any) -> Row | None:
+    """The better and the worse of two answers with a score each, as Vertex AI's preference tuning has them."""
+    listed = _objects(completions)
+    if listed is None or len(listed) != 2 or not all(each.keys() == {"score", "completion"} for each in listed):
+        return None
+    scores = [each["score"] for each in listed]
+    answers = [each["completion"] for each in listed]
+    if not all(type(score) in (int, float) for score in scores) or scores[0] == scores[1]:
+        return None
+    if not all(isinstance(answer, dict) and isinstance(answer.get("parts"), list) for answer in answers):
+        return None
+    better, worse = answers if scores[0] > scores[1] else reversed(answers)
+    return {"chosen": _gemini_turn(better), "rejected": _gemini_turn(worse)}
+
+
 _GEMINI_ROLES: Final = (("model", "assistant"), ("function", "user"), (None, "user"))
 
 
@@ -334,12 +353,12 @@ def _conversation(row: Row) -> Row | None:
         return {**_without(row, "conversation"), "messages": turns}
     if all({"from", "value"} <= turn.keys() for turn in turns):
         return {**_without(row, "conversation"), "conversations": turns}
-    pair = next((pair for pair in _PAIRS if all(turn.keys() == set(pair) for turn in turns)), None)
+    pair = next(
+        (pair for pair in _PAIRS if all(set(pair) <= turn.keys() <= _OF_PAIRS | set(pair) for turn in turns)), None
+    )
     if pair is None:
         return None
-    roles = ("user", "assistant")
-    messages = [{"role": role, "content": turn[key]} for turn in turns for role, key in zip(roles, pair, strict=True)]
-    return {**_without(row, "conversation"), "messages": messages}
+    return {**_without(row, "conversation"), "messages": turn_lists.pairs_as_messages(turns, *pair)}
 
 
 class _Form(NamedTuple):

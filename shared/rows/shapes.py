@@ -84,6 +84,44 @@ _TOLD: tuple[tuple[frozenset[str], str], ...] = (
         "The row holds a tree of replies, as OpenAssistant's do; write each way from the prompt to a last answer as"
         " messages, prompter as user.",
     ),
+    *(
+        (
+            frozenset({"question", choices}),
+            f"The row's question stands beside {choices} that it does not hold; write them into the question, and"
+            f" remove {choices}.",
+        )
+        for choices in ("choices", "options")
+    ),
+    (
+        frozenset({"response_0", "response_1"}),
+        "The row holds two answers and which is better or safer, as PKU-SafeRLHF's do; write the better as chosen, the"
+        " other as rejected.",
+    ),
+    (
+        frozenset({"prompt", "completions"}),
+        "The row holds several completions of its prompt; write the one to train as completion, or the better and the"
+        " worse as chosen and rejected.",
+    ),
+    (
+        frozenset({"chat_messages"}),
+        "The row is a conversation of claude.ai's export; write its chat_messages as messages, each with role (human is"
+        " user) and content (its text), without those that had attachments.",
+    ),
+    (
+        frozenset({"mapping"}),
+        "The row is a conversation of ChatGPT's export, a tree of messages (mapping); write the branch that ends at"
+        " current_node as messages, each with role (author.role) and content (the text of content.parts).",
+    ),
+    (
+        frozenset({"chat_history", "message"}),
+        "The row holds a question (message) beside the turns before it (chat_history), as Cohere's first API did; write"
+        " all of them as messages, USER as user and CHATBOT as assistant, the answer last.",
+    ),
+    (
+        frozenset({"custom_id", "response"}),
+        "The row is an answer of a batch without its question; join it with the line of the batch's input that has its"
+        " custom_id, and write both as messages.",
+    ),
     (
         frozenset({"chat", "meta_instruction"}),
         "The row holds turns of Human and MOSS in one object (chat), as MOSS' sets do; write Human as user and MOSS as"
@@ -105,17 +143,56 @@ _TOLD: tuple[tuple[frozenset[str], str], ...] = (
         " messages with weight 0 where nothing is trained.",
     ),
 )
-# Columns that are a question and its answer under other names: told, not guessed.
+# Columns that are a question and its answer under other names, in small letters: told, not guessed.
 _PAIRS: Final = (
+    *(
+        (asked, answer)
+        for asked in ("instruction", "prompt")
+        for answer in ("output", "completion", "response", "answer")
+    ),
+    *((asked, answer) for asked in ("question", "query") for answer in ("answer", "response", "output")),
+    ("problem", "deepseek_solution"),
+    ("problem", "solution"),
+    ("problem", "answer"),
+    ("question", "deepseek_attempt"),
+    ("question", "attempt"),
+    ("question", "solution"),
     ("input", "output"),
     ("inputs", "targets"),
+    ("inputs", "outputs"),
     ("source", "target"),
-    ("problem", "solution"),
-    ("question", "solution"),
-    ("problem", "answer"),
     ("input", "target"),
+    ("input", "content"),
+    ("input", "expectedoutput"),
+    ("input", "expected_output"),
+    ("text_input", "output"),
+    ("input_text", "output_text"),
+    ("context", "response"),
+    ("user", "assistant"),
+    ("human", "assistant"),
+    ("patient", "doctor"),
     ("message_1", "message_2"),
 )
+# What may stand beside them, and the name that it has here.
+_BESIDE: Final = {
+    **dict.fromkeys(("system", "system_prompt"), "system"),
+    "input": "input",
+    **dict.fromkeys(("complex_cot", "cot", "chain_of_thought", "reasoning", "thinking"), "reasoning_content"),
+    **dict.fromkeys(("deepseek_reasoning", "deepseek_thinking_trajectory", "reasoning_content"), "reasoning_content"),
+}
+# The better and the worse of two answers under other names.
+_SIDES: Final = (
+    ("preferred", "non_preferred"),
+    ("preferred", "rejected"),
+    ("chosen_response", "rejected_response"),
+    ("chosen_answer", "rejected_answer"),
+    ("accepted", "rejected"),
+    ("positive", "negative"),
+    ("winner", "loser"),
+    ("better", "worse"),
+)
+_ANSWERS: Final = ("answer", "response", "output", "solution")
+_IDEALS: Final = ("ideal", "expectedOutput", "expected_output", "target", "answer", "response")
 # Columns beside which several answers, or a tree, are no row of the shape that the other columns would make.
 _OF_ROWS: Final = frozenset(MARKS)
 _WHOLE: Final = frozenset({"completion", "output", "chosen", "messages", "conversations"})
@@ -141,9 +218,7 @@ def detect(row: Row) -> Shape:
     if shape == "prompt_completion" and any(isinstance(row.get(key), list) for key in ("prompt", "completion")):
         return "conversational"
     if not shape or not _WHOLE & row.keys():
-        for marks, sentence in _TOLD:
-            if marks <= row.keys() and not _is_talk(row.get("chat")):
-                raise UnknownShape(sentence)
+        _refuse_by_name(row)
     if shape:
         return shape
     under = _rows_under(row)
@@ -153,11 +228,18 @@ def detect(row: Row) -> Shape:
     if within is not None:
         raise UnknownShape(f"The row lies under {within[:80]}; write its keys at the top, with the answer among them.")
     keys = ", ".join(sorted(row)[:8]) or "none"
-    if any(key.strip().lower() == mark != key for key in row for mark, _ in _MARKS):
+    several = [key for key in _ANSWERS if isinstance(row.get(key), str)]
+    asked = next((key for key in ("question", "query") if key in row), None)
+    if asked is not None and len(several) > 1:
+        columns = f'{{"instruction": "{asked}", "output": "{several[-1]}"}}'
         raise UnknownShape(
-            f"The row's keys ({keys[:200]}) differ from known ones in capitals or spaces; write them small."
+            f"The row has more than one answer ({', '.join(several)}); name the one to train in training.columns, as"
+            f" {columns}."
         )
     columns = _told_columns(row)
+    if any(key.strip().lower() == mark != key for key in row for mark, _ in _MARKS):
+        remedy = f"write them small{f', or set training.columns to {columns}' if columns else ''}"
+        raise UnknownShape(f"The row's keys ({keys[:200]}) differ from known ones in capitals or spaces; {remedy}.")
     if columns is not None:
         raise UnknownShape(f"The row's keys belong to no known format; set training.columns to {columns} in the job.")
     raise UnknownShape(
@@ -167,17 +249,51 @@ def detect(row: Row) -> Shape:
     )
 
 
+def _refuse_by_name(row: Row) -> None:
+    """Raises UnknownShape, with the way to convert it, for a row that is told from its keys to be of another form."""
+    chat = row.get("chat")
+    if isinstance(chat, dict) and isinstance(chat.get("messages"), list):
+        raise UnknownShape(
+            "The row is a conversation of Open WebUI's export; write its chat.messages as messages, each with role and"
+            " content alone."
+        )
+    for marks, sentence in _TOLD:
+        if marks <= row.keys() and not _is_talk(chat):
+            raise UnknownShape(sentence)
+    sides = next((pair for pair in _SIDES if all(isinstance(row.get(key), str) for key in pair)), None)
+    if sides is not None:
+        columns = f'{{"chosen": "{sides[0]}", "rejected": "{sides[1]}"}}'
+        raise UnknownShape(f"The row holds two answers, {sides[0]} and {sides[1]}; set training.columns to {columns}.")
+
+
 def _told_columns(row: Row) -> str | None:
     """What `training.columns` may say of a row: where its messages lie, or its question and answer."""
-    if isinstance(row.get("input"), list) and isinstance(row.get("output"), list | str):
-        return '{"prompt": "input", "completion": "output"}'
     talks = (key for key, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict))
     for key in talks:
         first = row[key][0]
-        if {"role", "content"} <= first.keys() or {"from", "value"} <= first.keys():
-            return f'{{"{"messages" if "role" in first else "conversations"}": "{key[:80]}"}}'
-    pair = next((pair for pair in _PAIRS if all(isinstance(row.get(key), str) for key in pair)), None)
-    return pair and f'{{"prompt": "{pair[0]}", "completion": "{pair[1]}"}}'
+        if not ({"role", "content"} <= first.keys() or {"from", "value"} <= first.keys()):
+            continue
+        ideal = next((name for name in _IDEALS if isinstance(row.get(name), str)), None)
+        if ideal is not None and isinstance(row[key][-1], dict) and row[key][-1].get("role") == "user":
+            return f'{{"prompt": "{key[:80]}", "completion": "{ideal}"}}'
+        return f'{{"{"messages" if "role" in first else "conversations"}": "{key[:80]}"}}'
+    names = {
+        key.strip().casefold(): key
+        for key, value in row.items()
+        if isinstance(value, str) and value not in ("on", "off")
+    }
+    if "text" in names and len(row) == 1:
+        return f'{{"text": "{names["text"][:80]}"}}'
+    pair = next((pair for pair in _PAIRS if set(pair) <= names.keys()), None)
+    if pair is None:
+        return None
+    asked, answer = (names[name] for name in pair)
+    beside = {_BESIDE[name]: key for name, key in names.items() if name in _BESIDE and name not in pair}
+    more = "".join(f', "{ours}": "{key}"' for ours, key in beside.items())
+    chat = f'{{"instruction": "{asked}", "output": "{answer}"{more}}}'
+    if beside:
+        return chat  # text has no place for them
+    return f'{chat} (a chat) or {{"prompt": "{asked}", "completion": "{answer}"}} (text without a chat template)'
 
 
 def _rows_under(row: Row) -> str | None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from shared.rows.formats import SHAREGPT_ROLES
+from shared.rows import langchain
+from shared.rows.formats import SHAREGPT_ROLES, Message
 from shared.rows.shapes import MARKS, Row
 
 _TALKS: Final = ("messages", "conversations", "conversation", "prompt", "completion", "chosen", "rejected")
@@ -21,6 +22,8 @@ SAYS: Final = {
     "texts_in_turn": "Texts in turn were read as questions and their answers.",
     "pairs_of_role_and_text": "Pairs of role and text were read as messages.",
     "single_messages": "A prompt or completion of one message was read as a list of it.",
+    "langchain_messages": "Messages of LangChain (human, ai, …) were read as those of user and assistant.",
+    "history_of_messages": "Messages in history were read as pairs of a question and its answer.",
     "mixed_keys": "Items of other keys for who speaks and what is said were read as those of from and value.",
 }
 
@@ -38,11 +41,25 @@ def read(row: Row) -> tuple[Row, tuple[str, ...]]:
         if listed is not None:
             made[column], form = listed
             forms.append(form)
+    if "history" in row and (pairs := _pairs_of_history(row["history"])) is not None:
+        made["history"] = pairs
+        forms.append("history_of_messages")
     if not any(mark in row for mark in MARKS) and (turns := _in_turn(row.get("data"))) is not None:
         row = {key: value for key, value in row.items() if key != "data"}  # UltraChat
         made["conversations"] = turns
         forms.append("texts_in_turn")
     return ({**row, **made}, tuple(dict.fromkeys(forms))) if made else (row, ())
+
+
+def _pairs_of_history(value: Any) -> list[Any] | None:
+    """Messages of user and assistant in turn, of text alone, as pairs of a question and its answer."""
+    if not isinstance(value, list) or not value or len(value) % 2:
+        return None
+    roles = [message.get("role") if isinstance(message, dict) and len(message) == 2 else None for message in value]
+    if roles != ["user", "assistant"] * (len(value) // 2):
+        return None
+    texts = [message.get("content") for message in value]
+    return [list(pair) for pair in zip(texts[::2], texts[1::2], strict=True)]
 
 
 def _listed(value: Any, *, in_turn: bool, in_pair: bool) -> tuple[list[Any], str] | None:
@@ -53,15 +70,21 @@ def _listed(value: Any, *, in_turn: bool, in_pair: bool) -> tuple[list[Any], str
         return None if columns is None else (columns, "columns_of_messages")
     first = value[0]
     if type(first) is dict:
-        if ("role" in first and "content" in first) or ("from" in first and "value" in first):  # nearly always
-            return None
-        renamed = _renamed(value)
-        return None if renamed is None else (renamed, "mixed_keys")
+        usual = ("role" in first and "content" in first) or ("from" in first and "value" in first)  # nearly always
+        return None if usual else _of_other_keys(value)
     if type(first) is str:
         turns = _in_turn(value) if in_turn else None
         return None if turns is None else (turns, "texts_in_turn")
     pairs = _of_pairs(value)
     return None if pairs is None else (pairs, "pairs_of_role_and_text")
+
+
+def _of_other_keys(value: list[Any]) -> tuple[list[Any], str] | None:
+    spoken = langchain.messages(value)
+    if spoken is not None:
+        return spoken, "langchain_messages"
+    renamed = _renamed(value)
+    return None if renamed is None else (renamed, "mixed_keys")
 
 
 def _of_columns(value: dict[str, Any]) -> list[Any] | None:
@@ -109,3 +132,19 @@ def _one_of(names: tuple[str, ...], items: list[dict[str, Any]]) -> str | None:
     had = {name for item in items for name in names if item.get(name) is not None}
     (only,) = had if len(had) == 1 else (None,)
     return only if only is not None and all(only in item for item in items) else None
+
+
+def pairs_as_messages(turns: list[dict[str, Any]], asked: str, answer: str) -> list[Message]:
+    """Pairs as messages; XTuner's may have a system text, which stands once where it stays the same."""
+    messages: list[Message] = []
+    system: Any = None
+    for turn in turns:
+        if turn.get("system") and turn["system"] != system:
+            system = turn["system"]
+            messages.append({"role": "system", "content": system})
+        flag = {"train": turn["output_with_loss"]} if turn.get("output_with_loss") is not None else {}
+        messages += [
+            {"role": "user", "content": turn[asked]},
+            {"role": "assistant", "content": turn[answer], **flag},
+        ]
+    return messages

@@ -258,6 +258,73 @@ def test_each_kind_has_a_name_that_may_be_uploaded(name: str) -> None:
     assert not is_offered(name + ".exe")
 
 
+HI, HELLO = {"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}
+_SPOKEN = pa.struct([("role", pa.string()), ("content", pa.string())])
+# Columns of messages and of text in every type that Arrow has for such.
+COLUMNS_OF_ARROW: dict[str, pa.Table] = {
+    "lists of large offsets": pa.table({"messages": pa.array([[HI, HELLO]], pa.large_list(_SPOKEN))}),
+    "list views": pa.table({"messages": pa.array([[HI, HELLO]], pa.list_view(_SPOKEN))}),
+    "lists of one length": pa.table({"messages": pa.array([[HI, HELLO]], pa.list_(_SPOKEN, 2))}),
+    "a dictionary of JSON text": pa.table({"messages": pa.array([json.dumps([HI, HELLO])]).dictionary_encode()}),
+    "maps as messages": pa.table(
+        {"messages": pa.array([[[*HI.items()], [*HELLO.items()]]], pa.list_(pa.map_(pa.string(), pa.string())))}
+    ),
+    "text under names of their own": pa.table(
+        {"instruction": pa.array(["Hi?"], pa.string_view()), "output": pa.array(["Hello."], pa.large_string())}
+    ),
+}
+
+
+def in_a_file(rows: pa.Table, name: str) -> bytes:
+    sink = io.BytesIO()
+    if name.endswith("parquet"):
+        pq.write_table(rows, sink)
+    else:
+        with ipc.new_file(sink, rows.schema) as file:
+            file.write_table(rows)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.arrow"])
+@pytest.mark.parametrize("kind", COLUMNS_OF_ARROW)
+def test_messages_are_read_from_every_type_of_column(tmp_path: Path, name: str, kind: str) -> None:
+    rows, _ = made(tmp_path, name, in_a_file(COLUMNS_OF_ARROW[kind], name))
+
+    assert [json.loads(line) for line in canonical_lines([rows])] == [{"messages": [HI, HELLO]}]
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.arrow"])
+def test_a_null_of_a_map_is_trained_and_a_null_that_arrow_filled_in_is_not(tmp_path: Path, name: str) -> None:
+    maps, filled = pa.map_(pa.string(), pa.string()), pa.struct([("city", pa.string()), ("zip", pa.string())])
+    for kind, arguments in ((maps, [[("city", "Rome"), ("zip", None)], []]), (filled, [{"city": "Rome"}, {}])):
+        call = pa.struct([("function", pa.struct([("name", pa.string()), ("arguments", kind)]))])
+        message = pa.struct([("role", pa.string()), ("content", pa.string()), ("tool_calls", pa.list_(call))])
+        calls = [{"function": {"name": "clock", "arguments": each}} for each in arguments]
+        table = pa.table({"messages": pa.array([[HI, {"role": "assistant", "tool_calls": calls}]], pa.list_(message))})
+        rows, _ = made(tmp_path, name, in_a_file(table, name))
+
+        (row,) = map(json.loads, canonical_lines([rows]))
+        wanted = {"city": "Rome", "zip": None} if kind == maps else {"city": "Rome"}
+        read = [json.loads(call["function"]["arguments"]) for call in row["messages"][1]["tool_calls"]]
+        assert read == [wanted, {}]
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.arrow"])
+def test_a_map_with_a_key_twice_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    pairs = pa.array([[[("role", "user"), ("role", "assistant")]]], pa.list_(pa.map_(pa.string(), pa.string())))
+
+    with pytest.raises(TunepoolError, match="a key twice") as refused:
+        made(tmp_path, name, in_a_file(pa.table({"messages": pairs}), name))
+    assert refused.value.code == "duplicate_key"
+
+
+def test_a_column_that_holds_no_text_is_named_with_the_remedy(tmp_path: Path) -> None:
+    rows = pa.table({"prompt": pa.array([b"a"]), "completion": ["b"]})
+
+    with pytest.raises(RowRefused, match=r"the column prompt cannot be read as text .* a column of text"):
+        made(tmp_path, "rows.parquet", in_a_file(rows, "rows.parquet"))
+
+
 @pytest.mark.parametrize("column", ["loss_weight", "input_mask", "train_on_prompt", "weight", "picture"])
 @pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.csv", "rows.parquet", "rows.arrow"])
 def test_a_column_that_would_change_what_is_trained_is_refused_in_every_kind_of_file(

@@ -344,6 +344,12 @@ FOREIGN = [
         {"instruction": "Who won?", "input": "", "output": "Nobody.", "kto_tag": True},
         {"messages": [U], "completion": A, "label": True},
     ),
+    ("tagged", {"messages": [U, A], "label": "False"}, {"messages": [U], "completion": A, "label": False}),
+    (
+        "",
+        {"prompt": "Who won?", "completion": "Nobody.", "label": "1"},
+        {"messages": [U], "completion": A, "label": True},
+    ),
     (
         "tagged",
         {"prompt": "Who won?", "completion": "Nobody.", "kto_tag": True},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -169,3 +170,51 @@ def test_a_table_of_unknown_columns_is_refused_once() -> None:
     assert [(one.code, one.line, one.unit) for one in report.problems] == [("unknown_format", 1, "row")]
     assert "training.columns" in report.problems[0].message
     assert report.problem_count == 1
+
+
+# Rows whose refusal names `training.columns`.
+TOLD = [
+    {"Prompt": "Hi?", "Response": "Hello."},
+    {"Instruction": "Hi?", "Response": "Hello."},
+    {"Instruction": "Hi?", "Input": "Kindly.", "Output": "Hello."},
+    {"Question": "Hi?", "Answer": "Hello."},
+    {"Question": "Hi?", "Complex_CoT": "Greet.", "Response": "Hello."},
+    {"Context": "Hi?", "Response": "Hello."},
+    {"System": "Be brief.", "User": "Hi?", "Assistant": "Hello."},
+    {"system": "Be brief.", "user": "Hi?", "assistant": "Hello."},
+    {"Text": "Hello."},
+    {"Messages": TALK},
+    {"dialogue": TALK},
+    {"input": TALK[:1], "ideal": "Hello."},
+    {"input": "Hi?", "output": "Hello."},
+    {"input": "Hi?", "expectedOutput": "Hello."},
+    {"input": "Hi?", "reasoning_content": "Greet.", "content": "Hello."},
+    {"text_input": "Hi?", "output": "Hello."},
+    {"problem": "Hi?", "deepseek_reasoning": "Greet.", "deepseek_solution": "Hello.", "domain": "small talk"},
+    {"question": "Hi?", "deepseek_thinking_trajectory": "Greet.", "deepseek_attempt": "Hello.", "solution": "x"},
+    {"question": "Hi?", "solution": "Hello.", "answer": "Bye."},
+    {"instruction": "Hi?", "response": "Hello.", "answer": "Bye."},
+    {"prompt": "Hi?", "response": "Hello."},
+    {"prompt": "Hi?", "response": "Hello.", "system": "Be brief."},
+    {"prompt": "Hi?", "completion": "Hello.", "system": "Be brief."},
+    {"prompt": "Hi?", "response": "Hello.", "history": [["a", "b"]]},
+    {"prompt": "Hi?", "response": "Hello.", "reasoning": "Greet."},
+    {"prompt": "Hi?", "completion": "Hello.", "desirable": True},
+    {"prompt": "Hi?", "preferred": "Hello.", "non_preferred": "No."},
+    {"question": "Hi?", "chosen_response": "Hello.", "rejected_response": "No."},
+]
+
+
+@pytest.mark.parametrize("row", TOLD, ids=", ".join)
+def test_the_columns_that_a_refusal_names_are_those_that_the_row_is_read_by(row: dict[str, Any]) -> None:
+    data = json.dumps(row).encode() + b"\n"
+    (problem,) = check([data]).problems
+
+    named = [json.loads(columns) for columns in re.findall(r"\{\"[^}]*\}", problem.message)]
+    assert named
+    for columns in named:
+        report = check([data], columns=columns)
+        assert report.ok, report.problems
+        (line,) = checked_lines([data], columns=columns)
+        for text in ("Hi?", "Hello.", "Be brief.", "Greet.", "Kindly."):
+            assert (text in line.decode()) == (text in data.decode()), text

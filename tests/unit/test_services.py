@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pytest
 
-from shared.rows import services
+from shared.rows import logged, services
 from shared.rows.check import check
 from shared.rows.convert import canonical_lines
 from shared.rows.foreign import recast
@@ -35,6 +35,7 @@ ASKED: Final = gemini({"text": "Hi"}, role="user")
 CALL: Final = {"functionCall": {"name": "weather", "args": {"city": "Rome"}}}
 RESULT: Final = {"functionResponse": {"name": "weather", "response": {"t": 21}}}
 USE: Final = {"type": "tool_use", "id": "t1", "name": "weather", "input": {"city": "Rome"}}
+ANSWERED: Final = {"messages": [HI, YES]}
 SHAPES: Final[dict[str, tuple[str, dict[str, Any], dict[str, Any]]]] = {
     "glaive": (
         "glaive",
@@ -188,6 +189,95 @@ MORE: Final[dict[str, tuple[str, dict[str, Any], dict[str, Any]]]] = {
         },
         {"messages": [HI, {**YES, "reasoning_content": "Warm."}]},
     ),
+    "vertex pair": (
+        "contents",
+        {
+            "contents": [ASKED],
+            "completions": [
+                {"score": 0.0, "completion": gemini({"text": "No."})},
+                {"score": 1.0, "completion": gemini({"text": "Yes?"})},
+            ],
+        },
+        {"messages": [HI], "chosen": YES, "rejected": {**YES, "content": "No."}},
+    ),
+    "xtuner": (
+        "conversation",
+        {
+            "conversation": [
+                {"system": "Be brief.", "input": "Hi", "output": "Yes?", "output_with_loss": False},
+                {"system": "Be brief.", "input": "Hi", "output": "Yes?"},
+            ]
+        },
+        {"messages": [BRIEF, HI, {**YES, "weight": 0}, HI, YES]},
+    ),
+    "openrouter": (
+        "reasoning",
+        {
+            "messages": [
+                HI,
+                {**YES, "reasoning": "Hm.", "reasoning_details": [{"type": "reasoning.text", "text": "Hm."}]},
+            ]
+        },
+        {"messages": [HI, {**YES, "reasoning_content": "Hm."}]},
+    ),
+    "openai stored": ("logged", {"id": "x", "messages": [HI], "choices": [{"index": 0, "message": YES}]}, ANSWERED),
+    "helicone": (
+        "logged",
+        {"request_body": {"messages": [HI]}, "response_body": {"choices": [{"message": YES}]}},
+        ANSWERED,
+    ),
+    "langfuse": ("logged", {"input": [HI], "output": YES, "metadata": None}, ANSWERED),
+    "langsmith": (
+        "logged",
+        {
+            "inputs": {"input": [{"type": "human", "data": {"content": "Hi"}}]},
+            "outputs": {"output": {"type": "ai", "data": {"content": "Yes?"}}},
+        },
+        ANSWERED,
+    ),
+    "nemotron": (
+        "logged",
+        {"input": [HI], "output": "Yes?", "system_prompt": "Be brief.", "used_in_training": "yes", "reasoning": "on"},
+        {"messages": [BRIEF, HI, YES]},
+    ),
+    "earlier answers are not trained again": (
+        "logged",
+        {"input": [HI, YES, HI], "output": [YES]},
+        {"messages": [HI, {**YES, "weight": 0}, HI, YES]},
+    ),
+    "anthropic log": (
+        "logged",
+        {
+            "request": {"model": "m", "system": "Be brief.", "messages": [HI]},
+            "response": {
+                "type": "message",
+                "role": "assistant",
+                "usage": {},
+                "stop_reason": "end_turn",
+                "content": [{"type": "text", "text": "Yes?"}],
+            },
+        },
+        {"messages": [BRIEF, HI, YES]},
+    ),
+    "vertex log": (
+        "logged",
+        {
+            "request": {"contents": [ASKED]},
+            "response": {"candidates": [{"content": gemini({"text": "Yes?"})}]},
+        },
+        ANSWERED,
+    ),
+    "responses log": (
+        "logged",
+        {
+            "instructions": "Be brief.",
+            "input": "Hi",
+            "output": [
+                {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Yes?"}]},
+            ],
+        },
+        {"messages": [BRIEF, HI, YES]},
+    ),
     "xlam": (
         "query_and_calls",
         {
@@ -221,7 +311,11 @@ def test_rows_of_other_services_load_from_other_kinds_of_file(tmp_path: Path, na
 @pytest.mark.parametrize(
     ("row", "param", "word"),
     [
-        ({"contents": [gemini({"inlineData": {"data": "x"}}, role="user"), gemini({"text": "a"})]}, "messages[0]", ""),
+        (
+            {"contents": [gemini({"inlineData": {"data": "x"}}, role="user"), gemini({"text": "a"})]},
+            "messages[0]",
+            "text-only",
+        ),
         ({"contents": [ASKED, {**gemini({"text": "a"}), "mood": "good"}]}, "messages[1].mood", "known key"),
         ({"messages": [HI, {**YES, "content": [USE, {"type": "text", "text": "a"}]}]}, "messages[1]", "tool_calls"),
         (
@@ -250,8 +344,21 @@ def test_what_has_no_place_in_messages_is_refused_by_name(row: dict[str, Any], p
         ({"chat": {"turn_1": {}}, "meta_instruction": "x"}, "MOSS as assistant"),
         ({"history": "Hi", "human_ref_A": "a", "human_ref_B": "b", "labels": 1}, "history as prompt"),
         ({"kind": "x", "input": "Hi", "target": "Yes?"}, '"completion": "target"'),
-        ({"input": [HI], "output": [YES]}, '"completion": "output"'),
-        ({"input": [HI], "output": "Yes?", "category": "chat"}, '"completion": "output"'),
+        ({"input": [HI], "ideal": "Yes?"}, '{"prompt": "input", "completion": "ideal"}'),
+        ({"chat": {"messages": [HI, YES]}, "title": "t"}, "chat.messages as messages"),
+        ({"chat_messages": [{"sender": "human", "text": "Hi"}], "name": "t"}, "claude.ai"),
+        ({"mapping": {}, "current_node": "x", "title": "t"}, "ends at current_node"),
+        ({"message": "Hi", "chat_history": [], "response": "Yes?"}, "CHATBOT as assistant"),
+        ({"custom_id": "a", "response": {"body": {"choices": [{"message": YES}]}}}, "custom_id"),
+        ({"prompt": "Hi", "response_0": "a", "response_1": "b"}, "better or safer"),
+        ({"prompt": "Hi", "completions": ["a", "b"], "labels": [True, False]}, "better and the worse"),
+        (
+            {"prompt": "Hi", "preferred": "a", "non_preferred": "b"},
+            '{"chosen": "preferred", "rejected": "non_preferred"}',
+        ),
+        ({"question": "Hi", "solution": "a", "answer": "b"}, "more than one answer (answer, solution)"),
+        ({"question": "Hi", "choices": ["a", "b"], "answer": "B"}, "write them into the question"),
+        ({"request": {"messages": [HI]}, "response": {"choices": [{"message": YES}] * 2}}, "lies under request"),
         ({"query": "Hi", "answers": "[]", "tools": "[]"}, "hold no calls"),
     ],
 )
@@ -286,7 +393,7 @@ ODD: Final[tuple[Any, ...]] = (
 
 
 def test_odd_values_are_never_a_crash() -> None:
-    keys = sorted(services.COLUMNS | {"system", "messages"})
+    keys = sorted(services.COLUMNS | logged.COLUMNS | {"system", "messages", "history", "completions"})
     for key in keys:
         for value in (
             *ODD,
@@ -294,3 +401,7 @@ def test_odd_values_are_never_a_crash() -> None:
         ):
             recast({key: value})
             recast({"messages": [HI, YES], key: value})
+            recast({"input": [HI], "output": value, key: [HI]})
+            recast({"input": value, "output": [{"type": "message", **YES}]})
+            recast({"request": {"messages": [HI], "instructions": value}, "response": {"choices": value}})
+            recast({"messages": [{"type": "ai", "content": "a", "tool_calls": value, "additional_kwargs": value}]})

@@ -38,7 +38,7 @@ LINES = [
     ("a row encoded twice", json.dumps(GOOD), 1, "", "not_an_object", "encoded twice; write the value itself"),
     (
         "messages encoded twice",
-        json.dumps({"messages": json.dumps([U, A])}),
+        json.dumps({"messages": json.dumps(json.dumps([U, A]))}),
         2,
         "messages",
         "wrong_type",
@@ -46,6 +46,18 @@ LINES = [
     ),
     ("messages as Python text", json.dumps({"messages": str([U, A])}), 2, "messages", "wrong_type", "Python literal"),
     ("capitals", json.dumps({"Messages": [U, A]}), 1, "", "unknown_format", "capitals or spaces; write them small"),
+    (
+        "capitals of a question and its answer",
+        json.dumps({"Question": "Hi?", "Complex_CoT": "Greet.", "Response": "Hello."}),
+        *(1, "", "unknown_format"),
+        '{"instruction": "Question", "output": "Response", "reasoning_content": "Complex_CoT"}',
+    ),
+    (
+        "a result that nobody asked for",
+        json.dumps({"messages": [U, {"role": "tool", "content": "21"}, A]}),
+        *(len(json.dumps({"messages": [U]})) + 1, "messages[1].tool_call_id", "unknown_tool_call_id"),
+        "is missing; there is no earlier tool call",
+    ),
     ("an id as a float", '{"text": "a", "id": 1e999}', 21, "id", "number_out_of_range", "write it as a string"),
 ]
 

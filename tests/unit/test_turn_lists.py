@@ -13,6 +13,7 @@ from shared.rows.convert import canonical_lines, checked_lines
 from tests.unit.test_file_kinds import KINDS, made
 
 HI, HELLO = {"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}
+NO, THOUGHT = {**HELLO, "content": "No."}, {**HELLO, "reasoning_content": "Greet."}
 AND, BYE = {"role": "user", "content": "And?"}, {"role": "assistant", "content": "Bye."}
 TALK: Final = {"messages": [HI, HELLO, AND, BYE]}
 TEXTS: Final = ["Hi?", "Hello.", "And?", "Bye."]
@@ -37,6 +38,55 @@ SHAPES: Final[list[tuple[str, dict[str, Any], dict[str, Any]]]] = [
     ),
     ("texts_in_turn", {"conversations": TEXTS, "source": "lima"}, TALK),
     ("texts_in_turn", {"id": "7", "data": TEXTS}, TALK),
+    ("json_text", {"messages": json.dumps(TALK["messages"])}, TALK),
+    ("json_text", {"conversations": json.dumps(items("from", "value"))}, TALK),
+    ("json_text", {"prompt": json.dumps([HI]), "completion": json.dumps([HELLO])}, {"messages": [HI, HELLO]}),
+    ("json_text", {"prompt": "Hi?", "chosen": json.dumps([HELLO]), "rejected": json.dumps([NO])}, PAIR),
+    ("json_text", {"prompt": json.dumps([HI]), "chosen": json.dumps([HI, HELLO]), "rejected": [HI, NO]}, PAIR),
+    (
+        "preferred_outputs",
+        {
+            "input": json.dumps({"messages": [HI]}),
+            "preferred_output": json.dumps([HELLO]),
+            "non_preferred_output": json.dumps([NO]),
+        },
+        PAIR,
+    ),
+    ("json_text", {"instruction": "Hi?", "output": "Hello.", "history": "[]"}, {"messages": [HI, HELLO]}),
+    (
+        "history_of_messages",
+        {"instruction": "Hi?", "output": "Hello.", "history": [HI, HELLO]},
+        {"messages": [HI, HELLO, HI, HELLO]},
+    ),
+    (
+        "langchain_messages",
+        {"messages": [{"type": "human", "content": "Hi?", "example": False}, {"type": "ai", "content": "Hello."}]},
+        {"messages": [HI, HELLO]},
+    ),
+    (
+        "langchain_messages",
+        {
+            "messages": [
+                {"type": kind, "data": {"content": text}} for kind, text in (("human", "Hi?"), ("ai", "Hello."))
+            ]
+        },
+        {"messages": [HI, HELLO]},
+    ),
+    (
+        "langchain_messages",
+        {
+            "messages": [
+                {"lc": 1, "type": "constructor", "id": ["schema", f"{kind}Message"], "kwargs": {"content": text}}
+                for kind, text in (("Human", "Hi?"), ("AI", "Hello."))
+            ]
+        },
+        {"messages": [HI, HELLO]},
+    ),
+    ("input_pair", {"system": "", "input": "Hi?", "chosen": "Hello.", "rejected": "No.", "rating": [9, 2]}, PAIR),
+    ("input_pair", {"conversation": [HI], "chosen": HELLO, "rejected": NO}, PAIR),
+    ("reasoned", {"question": "Hi?", "reasoning": "Greet.", "answer": "Hello."}, {"messages": [HI, THOUGHT]}),
+    ("reasoned", {"instruction": "Hi?", "thinking": "Greet.", "output": "Hello."}, {"messages": [HI, THOUGHT]}),
+    ("json_text", {"conversation": json.dumps([{"input": "Hi?", "output": "Hello."}])}, {"messages": [HI, HELLO]}),
     ("pairs_of_role_and_text", {"messages": [list(pair) for pair in zip(WHO, TEXTS, strict=True)]}, TALK),
     ("mixed_keys", {"conversations": items("from", "content")}, TALK),
     ("mixed_keys", {"conversations": items("from", "text")}, TALK),
@@ -98,6 +148,19 @@ def test_a_conversation_of_another_form_is_read_and_counted(
     assert [json.loads(line) for line in canonical_lines([data])] == [wanted]
     assert list(checked_lines([data])) == list(canonical_lines([data]))
     assert [one.rows for one in report.warnings if one.code == f"converted_{form}"] == [1]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Write a chat.", "completion": json.dumps([HI, HELLO])},
+        {"prompt": "Where from?", "completion": '{"from": "Rome", "value": "IT"}'},
+        {"prompt": '{"role": "admin"}', "completion": '[{"role": "admin", "content": "x"}]'},
+    ],
+    ids=str,
+)
+def test_an_answer_that_is_json_itself_stays_text(row: dict[str, Any]) -> None:
+    assert [json.loads(line) for line in canonical_lines([json.dumps(row).encode()])] == [row]
 
 
 # A column of a table has values of one type.

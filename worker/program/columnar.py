@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pyarrow import ipc
 
 from shared.errors import TunepoolError
-from shared.rows.cells import Noted, chosen
+from shared.rows.cells import MapCell, Noted, chosen
 
 # A cell of a few bytes in the file may be megabytes, as dictionaries and run lengths repeat them: few rows at a time.
 BATCH_ROWS: Final = 16
@@ -52,7 +52,7 @@ def parquet_rows(file: Path, noted: Noted, *, others: bool = False) -> Iterator[
         columns = chosen(schema.names, unit="row", others=_of_text(schema) if others else None)
         noted(columns)
         for batch in opened.iter_batches(batch_size=BATCH_ROWS, columns=columns.read, use_threads=False):
-            yield from batch.to_pylist()
+            yield from _rows_of(batch)
 
 
 def arrow_rows(file: Path, noted: Noted, *, others: bool = False) -> Iterator[dict[str, Any]]:
@@ -73,7 +73,48 @@ def arrow_rows(file: Path, noted: Noted, *, others: bool = False) -> Iterator[di
             # Arrow trusts the offsets of a file, Parquet's reader makes its own.
             batch.validate(full=True)
             for start in range(0, batch.num_rows, BATCH_ROWS):
-                yield from batch.slice(start, BATCH_ROWS).to_pylist()
+                yield from _rows_of(batch.slice(start, BATCH_ROWS))
+
+
+def _rows_of(batch: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a batch. Maps become objects, which pyarrow writes as lists of pairs."""
+    mapped = [field for field in batch.schema if _holds_map(field.type)]
+    for row in batch.to_pylist():
+        for field in mapped:
+            row[field.name] = _with_maps(row[field.name], field.type)
+        yield row
+
+
+def _holds_map(kind: Any) -> bool:
+    if pa.types.is_map(kind):
+        return True
+    if pa.types.is_struct(kind):
+        return any(_holds_map(field.type) for field in kind)
+    return _is_list(kind) and _holds_map(kind.value_type)
+
+
+def _with_maps(value: Any, kind: Any) -> Any:
+    if value is None:
+        return None
+    if pa.types.is_map(kind):
+        made = MapCell((name, _with_maps(item, kind.item_type)) for name, item in value)
+        if len(made) != len(value):
+            raise Unreadable("A map of the table has a key twice; keep one of them.", code="duplicate_key")
+        return made
+    if pa.types.is_struct(kind):
+        return {field.name: _with_maps(value[field.name], field.type) for field in kind}
+    return [_with_maps(item, kind.value_type) for item in value] if _is_list(kind) else value
+
+
+def _is_list(kind: Any) -> bool:
+    listed = (
+        pa.types.is_list,
+        pa.types.is_large_list,
+        pa.types.is_list_view,
+        pa.types.is_large_list_view,
+        pa.types.is_fixed_size_list,
+    )
+    return any(is_so(kind) for is_so in listed)
 
 
 def _of_text(schema: Any) -> list[str]:
@@ -87,15 +128,16 @@ def _is_plain(kind: Any) -> bool:
 
 
 def _is_text(kind: Any) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _is_nested(kind: Any) -> bool:
     """Lists of numbers (token ids, embeddings) are none: no row of ours has them."""
     if pa.types.is_struct(kind):
         return all(_is_plain(field.type) or _is_nested(field.type) for field in kind)
-    is_list = bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
-    return is_list and (_is_text(kind.value_type) or _is_nested(kind.value_type))
+    if pa.types.is_map(kind):
+        return _is_text(kind.key_type) and (_is_plain(kind.item_type) or _is_nested(kind.item_type))
+    return _is_list(kind) and (_is_text(kind.value_type) or _is_nested(kind.value_type))
 
 
 def _opened(source: Any, options: ipc.IpcReadOptions) -> Any:
