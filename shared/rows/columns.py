@@ -10,14 +10,14 @@ from typing import Any, Final
 
 from shared.rows import formats
 from shared.rows.findings import RowFindings, shown
-from shared.rows.loss_flags import REASONING_KEYS, names_loss
+from shared.rows.loss_flags import CHOOSING, REASONING_KEYS, names_loss, truth_of
 from shared.rows.shapes import Row, Shape
 
 MEDIA: Final = frozenset(
     {"image", "images", "img", "image_path", "image_url", "pixel_values", "video", "videos", "audio", "audios"}
 )
 _MEDIUM: Final = frozenset({"image", "images", "img", "imgs", "picture", "pictures", "photo", "photos"}) | frozenset(
-    {"video", "videos", "audio", "audios", "media"}
+    {"video", "videos", "audio", "audios", "media", "screenshot", "screenshots"}
 )
 # What a name may add to that and still be of the thing itself; `image_caption` and `video_id` are words about it.
 _OF_FILES: Final = frozenset(
@@ -37,7 +37,7 @@ _TOKENIZED: Final = frozenset({"attention_mask", "special_tokens_mask", "padding
 _OF_A_SPLIT: Final = re.compile(r"in_\w+_train|used_in_training")  # where else a row stands: in_gsm8k_train
 _BOXES: Final = {"ref", "bbox", "bbox_type", "image_id"}
 _THOUGHTS: Final = frozenset({"cot", "chain_of_thought", "thought", "thoughts", "think"})
-_PLACEHOLDERS: Final = ("<image>", "<video>", "<audio>")
+_PLACEHOLDERS: Final = ("<image>", "<video>", "<audio>", "<img>", "<|image|>", "<|image_pad|>", "<|image_1|>")
 _ANSWERS: Final = ("completion", "response", "answer", "output")
 _NO_PLACE: Final = "rows of this format have no place"
 OF_CHATS: Final = frozenset({"system", "system_prompt", "history", "tools", *REASONING_KEYS})
@@ -64,7 +64,9 @@ def is_media(name: str) -> bool:
     plain = name.strip().casefold()
     first, *rest = filter(None, re.split(r"[\W_]+", plain)) if plain else ("",)
     alone = first in _MEDIUM and first != "media"
-    return plain in MEDIA or (alone if not rest else first in _MEDIUM and _OF_FILES.issuperset(rest))
+    if plain in MEDIA or not rest:
+        return plain in MEDIA or alone
+    return first in _MEDIUM and all(word in _OF_FILES or (word.isdigit() and first != "media") for word in rest)
 
 
 def judge(row: Row, shape: Shape, findings: RowFindings) -> None:
@@ -76,7 +78,9 @@ def judge(row: Row, shape: Shape, findings: RowFindings) -> None:
         elif _is_boxes(row[key]):
             text = f"{key} holds places in pictures; training is text-only, remove rows with images, video or audio."
             findings.refuse(key, "unsupported_content", text)
-        elif _is_medium_by_value(row[key]) and any(mark in json.dumps(row) for mark in _PLACEHOLDERS):
+        elif _is_medium_by_value(row[key]) and (
+            _is_data(row[key]) or any(mark in json.dumps(row) for mark in _PLACEHOLDERS)
+        ):
             _refuse_media(row, key, findings)
         elif row[key] is not None:
             _judge(row, key, allowed, findings)
@@ -88,6 +92,11 @@ def _is_medium_by_value(value: Any) -> bool:
     if isinstance(first, dict):
         first = next((first[key] for key in ("path", "url", "image") if isinstance(first.get(key), str)), None)
     return isinstance(first, str) and _MEDIA_FILE.search(first[:_URL_CHARACTERS].strip()) is not None
+
+
+def _is_data(value: Any) -> bool:
+    """Whether a value is a picture, a video or a sound itself, written as text."""
+    return isinstance(value, str) and value.startswith("data:")
 
 
 def _refuse_media(row: Row, key: str, findings: RowFindings) -> None:
@@ -159,6 +168,8 @@ def chooses(key: str, value: Any) -> bool:
 
     `train_last_only`, `loss_on`, `roles_to_train`, `assistant_only_loss`; a loss in euros is none.
     """
+    if key in CHOOSING:
+        return truth_of(value) is True
     if not _speaks_of_loss(key[:80]):
         return False
     choices = value if isinstance(value, list) else [value]

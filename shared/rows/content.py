@@ -9,7 +9,10 @@ from typing import Final
 from shared.rows.secrets import holds_secret
 
 _CONTROL_TOKEN: Final = re.compile(rb"<\|[a-z_]{2,40}\|>")
-_PLACEHOLDERS: Final = (b"<image>", b"<video>", b"<audio>", b"<|image|>", b"<|image_pad|>", b"<image_soft_token>")
+_PLACEHOLDERS: Final = (
+    *(b"<image>", b"<video>", b"<audio>", b"<|image|>", b"<|image_pad|>", b"<image_soft_token>"),
+    *(b"<|image_1|>", b"<img>"),
+)
 
 
 def oddities(line: bytes) -> Iterator[tuple[str, str]]:

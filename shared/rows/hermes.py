@@ -6,11 +6,16 @@ the assistant's text, `<tool_response>` in that of the speaker `tool`, the tools
 
 from __future__ import annotations
 
-from typing import Any
+import ast
+import json
+from typing import Any, Final
 
 from shared.rows import strict_json
 from shared.rows.formats import SHAREGPT_ROLES, Message, arguments_text, sharegpt_tools
 from shared.rows.loss_flags import TRUTHS, weight_of
+from shared.rows.slips import is_python
+
+_LITERAL_CHARACTERS: Final = 100_000
 
 
 def messages(items: Any) -> list[Message] | None:
@@ -83,16 +88,23 @@ def _turn(item: dict[str, Any], role: str, place: int) -> list[Message] | None:
 
 
 def _call(block: str, call_id: str) -> dict[str, Any] | None:
-    try:
-        call = strict_json.parse(block, long_integers=True)
-    except strict_json.BadJson:
-        return None
+    call = _read(block)
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         return None
     if not call.keys() <= {"name", "arguments"} or not isinstance(call.get("arguments"), str | dict):
         return None
     function = {"name": call["name"], "arguments": arguments_text(call["arguments"])}
     return {"id": call_id, "type": "function", "function": function}
+
+
+def _read(block: str) -> Any:
+    """The value of a call's text: JSON, or the literal that Python's str makes of an object, as Hermes' set has."""
+    try:
+        if is_python(block) and len(block) <= _LITERAL_CHARACTERS:
+            block = json.dumps(ast.literal_eval(block.strip()))
+        return strict_json.parse(block, long_integers=True)
+    except (strict_json.BadJson, ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return None
 
 
 def _between(value: str, tag: str) -> tuple[str, list[str]]:

@@ -8,6 +8,7 @@ from shared.rows.columns import is_media
 from shared.rows.findings import RowFindings, shown
 from shared.rows.loss_flags import (
     CALLS,
+    CHOOSING,
     NOT_OFFERED,
     REASONING_KEYS,
     SKIPS,
@@ -60,7 +61,7 @@ def parts_size(parts: list[Any], at: str, findings: RowFindings) -> int:
 def check_item_keys(item: Row, role: str, name: str, at: str, findings: RowFindings) -> None:
     """Judge what stands beside `from` and `value`: obeyed, refused by name, or dropped and counted."""
     for key, near in unread_keys(item):
-        if names_loss(key) or key in SKIPS:
+        if names_loss(key) or key in SKIPS or (key in CHOOSING and truth_of(item.get(key)) is not None):
             refuse_flag(f"{at}.{key}", findings)
         elif is_media(key):
             refuse_medium(f"{at}.{key}", findings)

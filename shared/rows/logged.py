@@ -25,41 +25,42 @@ SAYS: Final = {"logged": "A request and its response were read as messages; of t
 def read(row: Row) -> tuple[Row, tuple[str, ...]]:
     """The row as messages whose last ones are trained, and the form that it was read from."""
     answered = next((key for key in _ANSWERED if key in row), None)
-    if answered is None or "instruction" in row:
-        return row, ()
-    if any(row.get(mark) is not None for mark in MARKS if mark != "messages"):
-        return row, ()
+    made = None if answered is None or "instruction" in row else _rewritten(row, answered)
+    return (row, ()) if made is None else (made, ("logged",))
+
+
+def _rewritten(row: Row, answered: str) -> Row | None:
     asked = "messages" if answered == "choices" else next((key for key in _ASKED if key in row), None)
-    if asked is None or asked not in row or ("messages" in row and asked != "messages"):
-        return row, ()
+    if asked not in row or any(row.get(mark) is not None for mark in MARKS if mark != asked):
+        return None
     request = _request(row[asked], row)
     answer = _answer(row[answered]) if request else None
     if request is None or not answer:
-        return row, ()
+        return None
     before, stated = request
     if answer[: len(before)] == before and len(answer) > len(before):  # the whole conversation, once more
         answer = answer[len(before) :]
-    if not all(_is_answer(message) for message in answer):
-        return row, ()
-    messages = [*(_untrained(message) for message in before), *answer]
+    if before[-1]["role"] == "assistant" or not all(map(_is_answer, answer)):
+        return None  # it has its answer already, or the response is none
+    messages = [*map(_untrained, before), *answer]
     rest = {key: value for key, value in row.items() if key not in {asked, answered, "instructions"}}
-    return {**stated, **rest, "messages": messages}, ("logged",)
+    return {**stated, **rest, "messages": messages}
 
 
 def _request(value: Any, row: Row) -> tuple[list[Message], Row] | None:
     """What was asked, as messages, and what stood beside them: system text and tools."""
     body = value if isinstance(value, dict) else {"messages": value}
-    said = next((body[key] for key in ("messages", "contents", "input") if body.get(key)), None)
-    messages = _gemini(said) if "contents" in body else _messages(said)
-    if isinstance(said, str) and _is_of_responses(value, row):
-        messages = [{"role": "user", "content": said}]
+    spoken = next((body[key] for key in ("messages", "contents", "input") if body.get(key)), None)
+    messages = _gemini(spoken) if "contents" in body else _messages(spoken)
+    if isinstance(spoken, str) and _is_of_responses(value, row):
+        messages = [{"role": "user", "content": spoken}]
     if not messages:
         return None
     stated = {key: body[key] for key in _STATED if body.get(key) and not row.get(key)}
-    told = body.get("instructions", row.get("instructions"))
-    if told and ("system" in stated or row.get("system") or not isinstance(told, str)):
+    instructions = body.get("instructions", row.get("instructions"))
+    if instructions and ("system" in stated or row.get("system") or not isinstance(instructions, str)):
         return None
-    return messages, {**stated, **({"system": told} if told else {})}
+    return messages, {**stated, **({"system": instructions} if instructions else {})}
 
 
 def _is_of_responses(value: Any, row: Row) -> bool:
@@ -87,7 +88,7 @@ def _gemini(value: Any) -> list[Message] | None:
     roles = {None: "user", "user": "user", "model": "assistant"}
     made: list[Message] = []
     for turn in turns:
-        parts = turn.get("parts") if isinstance(turn, dict) else None
+        parts: Any = turn.get("parts") if isinstance(turn, dict) else None
         role = turn.get("role") if isinstance(parts, list) and parts else ""
         if not isinstance(role, str | None) or role not in roles:
             return None

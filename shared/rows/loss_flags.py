@@ -15,6 +15,12 @@ _WORDS: Final = frozenset(
     | {"weight", "weights", "ignore", "ignored", "supervise", "supervised", "unmask", "unmasked", "backprop", "grad"}
 )
 SKIPS: Final = frozenset({"skip", "skipped", "exclude", "excluded"})  # of an item: is it read, or is it not there?
+# They choose where their value is a truth; of other values they are notes.
+CHOOSING: Final = (
+    SKIPS
+    | {"include", "included", "keep", "target", "is_target", "eval", "use", "only_last"}
+    | ({"last_only", "last_turn_only", "only_last_turn"})
+)
 FLAGS: Final = (*TRUTHS, *NOT_OFFERED)
 CALLS: Final = ("tool_calls", "function_call")  # of OpenAI's messages; an item is a call itself
 # Reasoning beside an answer: Qwen and DeepSeek, OpenRouter, gpt-oss. Canonical rows have the first.

@@ -11,6 +11,7 @@ from typing import Any
 from shared.rows import columns, formats, strict_json
 from shared.rows.conversation import Conversation, listed_functions, listed_tools, refuse_unknown_keys
 from shared.rows.findings import RowFindings, shown
+from shared.rows.loss_flags import REASONING
 from shared.rows.shapes import Row, Shape
 from shared.rows.slips import is_python
 
@@ -180,9 +181,9 @@ def _alpaca(row: Row, findings: RowFindings) -> None:
         remedy = f'to read {answer} as it, set training.columns to {{"output": "{answer}"}}'
         findings.refuse("output", "wrong_type", f"output is missing; {remedy}.")
         return
-    if not isinstance(row.get(formats.REASONING), str | None):
-        text = f"{formats.REASONING} is {shown(row[formats.REASONING])}; use text."
-        findings.refuse(formats.REASONING, "wrong_type", text)
+    if not isinstance(row.get(REASONING), str | None):
+        text = f"{REASONING} is {shown(row[REASONING])}; use text."
+        findings.refuse(REASONING, "wrong_type", text)
     trained = _text(row, "output", findings)
     findings.characters += trained
     findings.trained_characters += trained

@@ -231,10 +231,10 @@ def detect(row: Row) -> Shape:
     several = [key for key in _ANSWERS if isinstance(row.get(key), str)]
     asked = next((key for key in ("question", "query") if key in row), None)
     if asked is not None and len(several) > 1:
-        columns = f'{{"instruction": "{asked}", "output": "{several[-1]}"}}'
+        named = f'{{"instruction": "{asked}", "output": "{several[-1]}"}}'
         raise UnknownShape(
             f"The row has more than one answer ({', '.join(several)}); name the one to train in training.columns, as"
-            f" {columns}."
+            f" {named}."
         )
     columns = _told_columns(row)
     if any(key.strip().lower() == mark != key for key in row for mark, _ in _MARKS):

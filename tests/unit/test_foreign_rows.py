@@ -226,6 +226,21 @@ def test_a_column_of_pictures_or_sounds_is_refused_in_every_shape(row: dict[str,
     assert "text-only" in message
 
 
+@pytest.mark.parametrize("column", ["picture_1", "image_0", "screenshot"])
+def test_a_column_of_one_of_several_pictures_is_refused_too(column: str) -> None:
+    assert refused({"messages": [U, A], column: "000.jpg"})[:2] == (column, "unsupported_content")
+
+
+def test_a_picture_as_text_is_refused_under_any_name() -> None:
+    assert refused({"messages": [U, A], "view": "data:image/png;base64,aGk="})[:2] == ("view", "unsupported_content")
+
+
+@pytest.mark.parametrize("more", [{"skip": True}, {"only_last": 1}, {"last_turn_only": True}])
+def test_a_choice_of_what_is_trained_of_a_row_is_refused_by_name(more: dict[str, Any]) -> None:
+    assert refused({"messages": [U, A], **more})[:2] == (next(iter(more)), "unknown_key")
+    assert read({"messages": [U, A], **dict.fromkeys(more, False)})[0] == [{"messages": [U, A]}]
+
+
 @pytest.mark.parametrize("column", ["image_caption", "video_id", "photo_credit", "media", "imaging"])
 def test_a_column_of_words_about_pictures_is_dropped_and_counted(column: str) -> None:
     (row,), report = read({"messages": [U, A], column: "a bus"})

@@ -30,6 +30,8 @@ def test_an_item_that_is_not_to_be_trained_gets_weight_zero(flags: dict) -> None
         {"ignore_loss": True},
         {"isTrained": False},
         {"loss_weight": 0.0},
+        {"include": False},
+        {"is_target": 0},
     ],
 )
 def test_a_flag_that_is_not_offered_is_refused_by_name(flags: dict) -> None:

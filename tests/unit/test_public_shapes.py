@@ -133,10 +133,22 @@ def test_hermes_calls_in_messages_that_a_tool_answers_are_read_as_those_of_items
     assert read(text)[0] == [text]  # nobody answers it: a text
 
 
+def test_a_call_in_tags_that_is_a_python_literal_is_read_as_the_json_that_it_means() -> None:
+    call = "{'name': 'a', 'arguments': {'on': True, 'note': \"it's\", 'id': 12345678901234567890}}"
+    value = f"<tool_call>\n{call}\n</tool_call>"
+    (row,), _ = read({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": value}]})
+
+    (made,) = row["messages"][1]["tool_calls"]
+    assert made["function"] == {"name": "a", "arguments": '{"on": true, "note": "it\'s", "id": 12345678901234567890}'}
+
+
 @pytest.mark.parametrize(
     "value",
     [
         "<tool_call>\n{'name': 'a'}\n</tool_call>",
+        "<tool_call>\n{'name': 'a', 'arguments': {1, 2}}\n</tool_call>",
+        "<tool_call>\n{'name': 'a', 'arguments': {'x': __import__('os')}}\n</tool_call>",
+        "<tool_call>\n{'name': 'a', 'arguments': {'x': '\\ud83d'}}\n</tool_call>",
         '<tool_call>{"name": "a", "arguments": {}}</tool_call> and more',
         "<tool_call>",
     ],
