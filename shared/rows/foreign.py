@@ -286,7 +286,9 @@ def _chosen_conversations(row: Row) -> ConvertedRow | None:
 def _null_question(row: Row) -> ConvertedRow | None:
     """A prompt or an instruction that is null: nothing is asked, as where it is empty."""
     pairs = (("prompt", "completion"), ("instruction", "output"))
-    empty = {asked: "" for asked, answer in pairs if row.get(asked, "") is None and isinstance(row.get(answer), str)}
+    empty = {
+        asked: "" for asked, answer in pairs if row.get(asked, "") is None and isinstance(row.get(answer), str | list)
+    }
     return ConvertedRow({**row, **empty}) if empty else None
 
 

@@ -135,7 +135,8 @@ def _with_system(row: Row, messages: list[Message]) -> list[Message]:
 
 def _conversational(row: Row) -> Row:
     # Only the completion is trained, so what the assistant said in the prompt gets weight 0.
-    prompt = [{**m, "weight": 0} if m["role"] == "assistant" else m for m in normal_messages(row["prompt"])]
+    asked = normal_messages(row["prompt"]) if row["prompt"] else []
+    prompt = [{**m, "weight": 0} if m["role"] == "assistant" else m for m in asked]
     messages = _linked(prompt + normal_messages(row["completion"], role="assistant"))
     return _with_tools({"messages": [_ordered(m) for m in messages]}, row.get("tools"))
 

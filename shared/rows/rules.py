@@ -141,7 +141,9 @@ def _kto(row: Row, findings: RowFindings) -> None:
 
 def _conversational(row: Row, findings: RowFindings) -> None:
     names = listed_tools(row.get("tools"), "tools", findings)
-    if isinstance(row.get("prompt"), str):
+    if row.get("prompt") in ("", []):
+        pass  # nothing is asked: the whole completion is trained, as where both are text
+    elif isinstance(row.get("prompt"), str):
         findings.characters += _text(row, "prompt", findings)
     else:
         Conversation(findings, tool_names=names, trained=False).check(row.get("prompt"), "prompt")

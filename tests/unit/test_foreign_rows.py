@@ -135,6 +135,11 @@ def test_an_empty_prompt_leaves_the_whole_completion_to_train() -> None:
     assert (report.trained_characters, warned(report)) == (14, {})
 
 
+@pytest.mark.parametrize("prompt", ["", [], None])
+def test_an_empty_prompt_of_messages_leaves_the_whole_completion_to_train(prompt: Any) -> None:
+    assert read({"prompt": prompt, "completion": [A]})[0] == [{"messages": [A]}]
+
+
 def test_an_alpaca_row_may_ask_in_its_input_alone() -> None:
     (made,), _ = read({"instruction": "", "input": "Who won?", "output": "Nobody."})
 
