@@ -128,6 +128,15 @@ def test_a_decimal_that_programs_would_round_is_told_and_its_text_is_kept(number
     assert ("rounded_decimal" in warned(report)) is rounded
 
 
+@pytest.mark.parametrize(("number", "rounded"), [("0.12345678901234567890123", True), ("0.30000000000000004", False)])
+def test_a_decimal_of_arguments_given_as_an_object_is_told_when_it_is_rounded(number: str, rounded: bool) -> None:
+    row = json.dumps(calling({"price": 7})).replace('"price": 7', f'"price": {number}')
+    report = check([row.encode()])
+
+    assert report.ok, report.problems
+    assert ("rounded_decimal" in warned(report)) is rounded
+
+
 def test_an_empty_prompt_leaves_the_whole_completion_to_train() -> None:
     (made,), report = read({"prompt": "", "completion": " In our voice."})
 
