@@ -18,6 +18,7 @@ _ASKED: Final = ("request", "request_body", "requestBody", "inputs", "input")
 _ANSWERED: Final = ("choices", "response", "response_body", "responseBody", "outputs", "output")
 COLUMNS: Final = frozenset({*_ASKED, *_ANSWERED, "instructions"})
 _STATED: Final = ("system", "tools", "functions", "toolConfig", "systemInstruction", "system_instruction")
+_CUTS: Final = frozenset({"length", "max_tokens", "content_filter", "safety"})
 _SPEAKERS: Final = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 SAYS: Final = {"logged": "A request and its response were read as messages; of them the response is trained."}
 
@@ -105,20 +106,31 @@ def _answer(value: Any) -> list[Message] | None:
         return [{"role": "assistant", "content": value}] if value.strip() else None
     if isinstance(value, list):
         chosen = len(value) == 1 and isinstance(value[0], dict) and "message" in value[0]
+        if chosen and _is_cut(value[0]):
+            return None
         return _messages([value[0]["message"]] if chosen else value)
     return _said(value) if isinstance(value, dict) else None
 
 
 def _said(value: dict[str, Any]) -> list[Message] | None:
     """The messages of a response that is an object: a message, or what a service puts around it."""
+    if _is_cut(value):
+        return None
     if "role" in value or {"type", "data"} == value.keys() or "lc" in value:
         own = {key: value[key] for key in value if key in {"role", "content", "name"}}
         return _messages([own if value.get("type") == "message" and "usage" in value else value])
     if isinstance(value.get("candidates"), list) and len(value["candidates"]) == 1:
         candidate = value["candidates"][0]
-        return _gemini([candidate.get("content")]) if isinstance(candidate, dict) else None
+        whole = isinstance(candidate, dict) and not _is_cut(candidate)
+        return _gemini([candidate.get("content")]) if whole else None
     inside = next((value[key] for key in ("choices", "body", "output", "messages", "message") if value.get(key)), None)
     return _answer(inside) if isinstance(inside, list | dict) else None
+
+
+def _is_cut(answer: dict[str, Any]) -> bool:
+    """Whether an answer ended at a limit: its end would be learnt in the middle of a sentence."""
+    ended = (answer.get(key) for key in ("finish_reason", "stop_reason", "finishReason"))
+    return any(isinstance(reason, str) and reason.casefold() in _CUTS for reason in ended)
 
 
 def _is_answer(message: Message) -> bool:

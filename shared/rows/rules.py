@@ -50,6 +50,8 @@ def _are_the_same(functions: Any, tools: Any) -> bool:
 def _say_where_the_answer_is(row: Row, findings: RowFindings) -> None:
     """A conversation without its answer, which a column beside it holds: that is the remedy."""
     column = next((key for key in (*_ANSWERS, "completion") if isinstance(row.get(key), str)), None)
+    if isinstance(row.get("choices"), list):
+        column = "the one of choices that is whole (finish_reason stop or tool_calls)"
     for place, fault in enumerate(findings.problems if column else ()):
         if fault.code in {"no_trainable_tokens", "last_message_not_assistant"}:
             text = f"{fault.message.rstrip('.')}, or write {column} as its last message, of role assistant."

@@ -276,6 +276,8 @@ def _told_columns(row: Row) -> str | None:
         ideal = next((name for name in _IDEALS if isinstance(row.get(name), str)), None)
         if ideal is not None and isinstance(row[key][-1], dict) and row[key][-1].get("role") == "user":
             return f'{{"prompt": "{key[:80]}", "completion": "{ideal}"}}'
+        if not {"output", "outputs"}.isdisjoint(row):
+            continue  # its answer stands there, in a form that is not read
         return f'{{"{"messages" if "role" in first else "conversations"}": "{key[:80]}"}}'
     names = {
         key.strip().casefold(): key

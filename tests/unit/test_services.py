@@ -369,6 +369,16 @@ def test_a_row_of_several_answers_is_refused_with_its_own_remedy(row: dict[str, 
     assert remedy in message
 
 
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+def test_an_answer_that_was_cut_off_is_no_row_of_a_log(reason: str) -> None:
+    param, code, message = refused({"messages": [HI], "choices": [{"message": YES, "finish_reason": reason}]})
+
+    assert (param, code) == ("messages", "no_trainable_tokens")
+    assert "the one of choices that is whole" in message
+    cut = {"request": {"messages": [HI]}, "response": {**YES, "stop_reason": "max_tokens"}}
+    assert refused(cut)[1] == "unknown_format"
+
+
 def test_several_answers_beside_messages_are_columns_like_others() -> None:
     (row,), report = read({"messages": [HI, YES], "generations": ["a"], "answers": []})
 
