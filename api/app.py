@@ -32,6 +32,7 @@ from api.routes import (
     adapters,
     aliases,
     catalogue,
+    chores,
     completions,
     evals,
     evaluations,
@@ -108,7 +109,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 PARTS: Final = (
     *(jobs, files, parted_uploads, preflights, graders, models, completions, adapters, aliases, permissions),
     *(objects, merges, evaluations, streams, catalogue, pool, job_operations, projects, oidc, webhooks, usage),
-    *(schedules, promotions, exports, evals, job_logs, lineage, sweeps, secrets, signing_keys),
+    *(schedules, promotions, exports, evals, chores, job_logs, lineage, sweeps, secrets, signing_keys),
     *(metrics, health, reference),
 )
 

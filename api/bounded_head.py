@@ -13,10 +13,11 @@ from asyncio.events import TimerHandle
 from http import HTTPStatus
 from typing import Any, Final, NoReturn, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
+from api import head_rules
 from api.connection_limit import ConnectionLimit, usual_limit
 from api.errors import envelope
+from api.head_rules import Fault
+from api.no_upgrade import NoUpgrade
 
 HEAD_BYTES: Final = 32 * 1024
 HEAD_FIELDS: Final = 100
@@ -28,13 +29,15 @@ LINGER_BYTES: Final = 256 * 1024
 # The least that comes of a body in `body_seconds`: a line of half a kilobyte a second passes.
 BODY_BYTES: Final = 16 * 1024
 WHOLE_BYTES: Final = 64 * 1024  # a piece of a body that is handed on as it came
+# So much more than its body may a message take on its way: sizes and extensions of chunks are work for nobody.
+FRAMING_BYTES: Final = 64 * 1024
 
 
-class _TooMuch(Exception):
+class _Refused(Exception):
     """Raised within the parser, to stop it."""
 
 
-class BoundedHead(HttpToolsProtocol):
+class BoundedHead(NoUpgrade):
     """One connection. Trailers are dropped: they came after the head was judged, and are no fields of it."""
 
     head_seconds = 10.0  # from the connection or the first byte of a request to the end of its head
@@ -56,14 +59,16 @@ class BoundedHead(HttpToolsProtocol):
     _size = 0  # bytes of the finished parts of a head
     _fields = 0
     _lingered = 0  # bytes that were thrown away since the answer that ends the connection
-    _status = HTTPStatus.BAD_REQUEST
+    _framing = 0  # bytes of a message behind the piece that its head ends in
+    _content = 0  # of them and of that piece: bytes of its body
+    _fault: Fault | None = None  # what its head is refused for
 
     # --- what asyncio calls -----------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if not self._enter():
-            self._end_with(HTTPStatus.SERVICE_UNAVAILABLE, _CROWDED)
+            self._end_with(_CROWDED)
             self.transport.close()  # at once: there is no room to linger
             return
         self._start_clock()
@@ -81,8 +86,13 @@ class BoundedHead(HttpToolsProtocol):
             return
         self._ended_here = False
         self._body += len(data)
+        if not self._in_head:
+            self._framing += len(data)
         super().data_received(data)
         if self._is_over():
+            return
+        if not self._in_head and self._framing > FRAMING_BYTES + self._content:
+            self._end_body(_FRAMED)
             return
         if self._in_head and (self._begun or not self._ended_here) and self._timer is None:
             self._start_clock()
@@ -91,7 +101,7 @@ class BoundedHead(HttpToolsProtocol):
         if (self._in_head or self._trailing) and not self._ended_here:
             self._unfinished += len(data)
             if self._unfinished > HEAD_BYTES:
-                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+                self._refuse(_HEAD_TOO_LARGE)
 
     # --- what the parser calls --------------------------------------------------------------------------------------
 
@@ -115,8 +125,12 @@ class BoundedHead(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        self._fault = head_rules.fault(self.parser.get_http_version(), self.headers)
+        if self._fault is not None:
+            raise _Refused
         self._stop_clock()
         self._in_head, self._unfinished = False, 0
+        self._framing = self._content = 0
         self._connections.work(self, self._address)
         super().on_headers_complete()
         if (cycle := self.cycle) is not None and cycle.scope is self.scope:
@@ -128,6 +142,7 @@ class BoundedHead(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._trailing, self._unfinished = False, 0
+        self._content += len(body)
         held: bytes | bytearray = self.cycle.body
         if not held and len(body) >= WHOLE_BYTES:
             # Added to none, it stays the object that it is: in a growing array it would be copied, and again out of it.
@@ -136,8 +151,8 @@ class BoundedHead(HttpToolsProtocol):
             self.cycle.body = bytearray(held)
         super().on_body(body)
 
-    def on_message_complete(self) -> None:
-        super().on_message_complete()
+    def on_whole_message(self) -> None:
+        super().on_whole_message()
         self._in_head, self._ended_here = True, True
         self._begun = self._trailing = False
         self._unfinished = 0
@@ -193,8 +208,8 @@ class BoundedHead(HttpToolsProtocol):
     # --- the bounds -------------------------------------------------------------------------------------------------
 
     def _stop(self) -> NoReturn:
-        self._status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-        raise _TooMuch
+        self._fault = _HEAD_TOO_LARGE
+        raise _Refused
 
     def _start_clock(self) -> None:
         self._timer = self.loop.call_later(self.head_seconds, self._time_is_up)
@@ -209,7 +224,7 @@ class BoundedHead(HttpToolsProtocol):
         if self._busy:
             self._start_clock()  # the answer before comes first
         elif self._begun:
-            self._refuse(HTTPStatus.REQUEST_TIMEOUT)
+            self._refuse(_SLOW_HEAD)
         else:
             self.transport.close()  # nothing was asked
 
@@ -223,13 +238,17 @@ class BoundedHead(HttpToolsProtocol):
             self._wind_body_clock()
             return
         self._body_timer = None
+        self._end_body(_SLOW_BODY)
+
+    def _end_body(self, fault: Fault) -> None:
+        """Refuse a request whose body is being read."""
         waiting = self.cycle is not None and not self.cycle.response_started and not self.pipeline
         if not waiting:
             self.transport.close()
             return
         self.cycle.disconnected = True  # whoever reads the body hears that its client has gone
         self.cycle.message_event.set()
-        self._end_with(HTTPStatus.REQUEST_TIMEOUT, _SLOW_BODY)
+        self._end_with(fault)
 
     def _is_over(self) -> bool:
         """Whether nothing of this connection is read any more."""
@@ -250,45 +269,54 @@ class BoundedHead(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What uvicorn calls when its parser gives up, whatever for."""
-        self._refuse(self._status)
+        self._refuse(self._fault or _NO_HTTP)
 
-    def _refuse(self, status: HTTPStatus) -> None:
+    def _refuse(self, fault: Fault) -> None:
         """Answer, and end the connection."""
         self._stop_clock()
         if self._busy or self.transport.is_closing():
             self.transport.close()
             return
-        self._end_with(status, _REASONS[status])
+        self._end_with(fault)
 
-    def _end_with(self, status: HTTPStatus, reason: tuple[str, str]) -> None:
-        self.transport.write(_answer(status, reason, self.server_state.default_headers))
+    def _end_with(self, fault: Fault) -> None:
+        self.transport.write(_answer(fault, self.server_state.default_headers))
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._linger = self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
 
-_SLOW_BODY: Final = ("request_timeout", "The body of the request did not come in its time. Send it again.")
-_CROWDED: Final = (
+_NO_HTTP: Final = Fault(HTTPStatus.BAD_REQUEST, "invalid_http", "This is no valid HTTP request.")
+_SLOW_HEAD: Final = Fault(
+    HTTPStatus.REQUEST_TIMEOUT, "request_timeout", "The head of the request did not come in its time. Send it again."
+)
+_SLOW_BODY: Final = Fault(
+    HTTPStatus.REQUEST_TIMEOUT, "request_timeout", "The body of the request did not come in its time. Send it again."
+)
+_HEAD_TOO_LARGE: Final = Fault(
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    "head_too_large",
+    f"URL and headers may have {HEAD_BYTES:,} bytes and {HEAD_FIELDS} fields together; send fewer or shorter ones.",
+)
+_FRAMED: Final = Fault(
+    HTTPStatus.BAD_REQUEST,
+    "invalid_http",
+    f"The chunks of the body announce more than they bring: {FRAMING_BYTES:,} bytes beyond the body are the most. "
+    "Send larger chunks, without extensions, or a Content-Length.",
+)
+_CROWDED: Final = Fault(
+    HTTPStatus.SERVICE_UNAVAILABLE,
     "too_many_connections",
     "This service holds as many connections as it can, or as many of this address. Close some, and try again.",
 )
-_REASONS: Final = {
-    HTTPStatus.BAD_REQUEST: ("invalid_http", "This is no valid HTTP request."),
-    HTTPStatus.REQUEST_TIMEOUT: ("request_timeout", "The head of the request did not come in its time. Send it again."),
-    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: (
-        "head_too_large",
-        f"URL and headers may have {HEAD_BYTES:,} bytes and {HEAD_FIELDS} fields together; send fewer or shorter ones.",
-    ),
-}
 
 
-def _answer(status: HTTPStatus, reason: tuple[str, str], headers: list[tuple[bytes, bytes]]) -> bytes:
-    code, message = reason
-    ours = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+def _answer(fault: Fault, headers: list[tuple[bytes, bytes]]) -> bytes:
+    ours = fault.status is HTTPStatus.SERVICE_UNAVAILABLE
     kind = "server_error" if ours else "invalid_request_error"
-    body = json.dumps(envelope(message, kind=kind, param=None, code=code)).encode()
+    body = json.dumps(envelope(fault.message, kind=kind, param=None, code=fault.code)).encode()
     lines = [
-        f"HTTP/1.1 {status.value} {status.phrase}".encode(),
+        f"HTTP/1.1 {fault.status.value} {fault.status.phrase}".encode(),
         *(name + b": " + value for name, value in headers),
         b"content-type: application/json",
         b"content-length: " + str(len(body)).encode(),

@@ -21,7 +21,7 @@ from api.views.eval_views import (
     OutputItemPage,
     OutputItemView,
 )
-from shared.chores import evals
+from shared.chores import evals, evaluations, reach
 from shared.contract.evals import CreateEval, CreateEvalRun, UpdateEval
 from shared.errors import NotFound
 from shared.store.paging import Order
@@ -134,10 +134,11 @@ def cancel_eval_run(eval_id: str, run_id: str, door: DoorDep, caller: JobsWriter
 
 @router.post("/{eval_id}/runs/{run_id}/cancel", response_model=EvalRunView)
 def cancel_run(eval_id: str, run_id: str, door: DoorDep, caller: JobsWriter) -> EvalRunView:
-    """End a run that waits or works; the answers so far stay."""
+    """End a run that waits or works; the answers so far stay. With the scope admin those of every project."""
     with door.session() as session:
-        seen = evals.cancel_run(session, eval_id, run_id, project_id=caller.project_id)
-        audit.record(session, caller, "eval.run.cancel", run_id)
+        owner = reach.project_of(session, evaluations.EVALUATION, evals.chore_id(run_id), caller=caller)
+        seen = evals.cancel_run(session, eval_id, run_id, project_id=owner)
+        audit.record(session, caller, "eval.run.cancel", run_id, before={"project_id": owner})
         return eval_views.run(seen)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, cast
 
-from sqlalchemy import func, select, update
+from sqlalchemy import case, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -37,6 +37,12 @@ LOOK_UP: Final = Kind(
     lost={
         "state": "error",
         "error": f"Looking it up ended {MAX_FAILURES} workers. See the workers' logs.",
+        "updated_at": func.now(),
+    },
+    # What an earlier look has found stays in use.
+    cancelled={
+        "state": case((BaseModelRow.config.is_not(None), "ready"), else_="error"),
+        "error": "The look-up was cancelled. Ask again with `tunepool models check`.",
         "updated_at": func.now(),
     },
 )

@@ -60,6 +60,7 @@ DELIVERY: Final = Kind(
     open=DeliveryRow.state == "waiting",
     lost={"state": "failed", "finished_at": func.now()},
     ready=_READY,
+    cancelled={"state": "failed", "finished_at": func.now(), "next_try_at": None},
 )
 WORK: Final = Work(DELIVERY)
 

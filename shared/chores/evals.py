@@ -72,6 +72,11 @@ def run_id(row: EvaluationRow) -> str:
     return _RUN[0] + row.id.removeprefix(_RUN[1])
 
 
+def chore_id(named: str) -> str:
+    """The evaluation that the wire calls so."""
+    return _RUN[1] + named.removeprefix(_RUN[0])
+
+
 # --- evals ------------------------------------------------------------------------------------------------------------
 
 
@@ -197,7 +202,7 @@ def find_run(session: Session, eval_id: str, named: str, *, project_id: str) -> 
 def _is_run(row: EvalRow, named: str) -> ColumnElement[bool]:
     if not named.startswith(_RUN[0]):
         return false()
-    return (EvaluationRow.eval_id == row.id) & (EvaluationRow.id == _RUN[1] + named.removeprefix(_RUN[0]))
+    return (EvaluationRow.eval_id == row.id) & (EvaluationRow.id == chore_id(named))
 
 
 def run_page(
@@ -217,7 +222,7 @@ def run_page(
         query = query.where(EvaluationRow.status.in_([ours for ours, wire in STATUSES.items() if wire == status]))
     if after is not None and session.scalar(select(EvaluationRow.id).where(_is_run(row, after))) is None:
         raise paging.never_was(after, "run")
-    last = after and _RUN[1] + after.removeprefix(_RUN[0])
+    last = after and chore_id(after)
     rows, more = paging.page(session, query, EvaluationRow.id, after=last, limit=limit, order=order)
     asked = CreateEval.model_validate(row.request)
     return [_seen(session, run, asked) for run in rows], more

@@ -59,6 +59,7 @@ EVALUATION: Final = Kind(
         ),
         "finished_at": func.now(),
     },
+    cancelled={"status": "cancelled", "error": None, "finished_at": func.now()},
 )
 WORK: Final = Work(EVALUATION, long=True)
 AnswerKey = tuple[str, int, int]  # part, item, place of the subject
@@ -227,12 +228,7 @@ def cancel(session: Session, evaluation_id: str, *, project_id: str) -> Evaluati
 
 def end_early(session: Session, row: EvaluationRow) -> bool:
     """queued, running -> cancelled. False: it had ended before."""
-    ended = session.execute(
-        update(EvaluationRow)
-        .where(EvaluationRow.id == row.id, EVALUATION.open)
-        .values(status="cancelled", error=None, finished_at=func.now(), lease_owner=None, lease_until=None)
-        .returning(EvaluationRow.id)
-    ).one_or_none()
+    ended = leasing.cancel(session, EVALUATION, row.id)
     session.refresh(row)
     return ended is not None
 

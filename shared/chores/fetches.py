@@ -44,6 +44,7 @@ FETCH: Final = Kind(
         "updated_at": func.now(),
     },
     ready=_ALIVE,
+    cancelled={"state": "error", "error": "It was cancelled.", "updated_at": func.now()},
     taken={"state": "fetching"},
     waiting={"state": "waiting"},
 )

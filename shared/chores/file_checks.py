@@ -24,6 +24,7 @@ FILE_CHECK: Final = Kind(
         "status": "error",
         "status_details": f"Reading this file ended {MAX_FAILURES} workers. Look for extreme lines or nesting.",
     },
+    cancelled={"status": "error", "status_details": "The check of this file was cancelled. Upload it again."},
 )
 # By its name where the upload went to a version that did not look into it.
 _IS_TABLE: Final = func.coalesce(

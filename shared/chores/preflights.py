@@ -9,9 +9,10 @@ from datetime import timedelta
 from typing import Any, Final, Unpack
 
 from pydantic import ValidationError
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
+from shared.chores import failing
 from shared.contract.documents import error_document
 from shared.contract.job_request import DEFAULT_PREVIEW_ROWS, CreateJob, CreatePreflight
 from shared.contract.parent_model import ParentModel
@@ -53,6 +54,7 @@ PREFLIGHT: Final = Kind(
         ),
         "finished_at": func.now(),
     },
+    cancelled=failing.failed("cancelled", "The preflight was cancelled."),
 )
 WORK: Final = Work(PREFLIGHT, long=True)
 
@@ -137,14 +139,7 @@ def cancel(session: Session, preflight_id: str, *, caller: Caller) -> PreflightR
     row = session.get(PreflightRow, preflight_id)
     if row is None or not (row.project_id == caller.project_id or caller.operates):
         raise _not_found(preflight_id)
-    error = error_document("cancelled", "The preflight was cancelled.")
-    ended = session.execute(
-        update(PreflightRow)
-        .where(PreflightRow.id == preflight_id, PREFLIGHT.open)
-        .values(status="failed", error=error, finished_at=func.now(), lease_owner=None, lease_until=None)
-        .returning(PreflightRow)
-        .execution_options(populate_existing=True)
-    ).scalar_one_or_none()
+    ended: PreflightRow | None = leasing.cancel(session, PREFLIGHT, preflight_id)
     if ended is None:
         raise Conflict(
             f"Preflight '{preflight_id}' has ended already; only a queued or running one can be cancelled.",

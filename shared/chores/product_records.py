@@ -30,6 +30,7 @@ def kind_of(name: str, row: type[MergeRow] | type[ExportRow]) -> Kind:
         taken={"status": "running"},
         waiting={"status": "queued"},
         lost=failing.failed("worker_lost", message),
+        cancelled=failing.failed("cancelled", "It was cancelled before it was made."),
     )
 
 

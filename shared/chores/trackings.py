@@ -43,6 +43,7 @@ TRACKING: Final = Kind(
         "finished_at": func.now(),
         "error": f"Bringing the figures there ended {MAX_FAILURES} workers.",
     },
+    cancelled={"state": "failed", "finished_at": func.now(), "error": "It was cancelled."},
     # An event file is written once, of everything.
     ready=or_(_ENDED, _NEWS & (TrackingRow.tracker != "tensorboard")),
 )

@@ -35,6 +35,7 @@ class Kind:
     ready: ColumnElement[bool] | None = None  # what else must hold before somebody may begin
     taken: Mapping[str, Any] = field(default_factory=dict)  # columns of a row that somebody works on
     waiting: Mapping[str, Any] = field(default_factory=dict)  # columns of a row that nobody works on
+    cancelled: Mapping[str, Any] = field(default_factory=dict)  # the columns that end a row when people want no more
 
     def may_begin(self) -> ColumnElement[bool]:
         """The rows that a worker may take now."""
@@ -141,6 +142,18 @@ def _let_go(
         return end(session, kind, lease, failures=row.failures + 1, **last)
     failures = row.failures + int(counted)
     return write(session, kind, lease, failures=failures, lease_owner=None, lease_until=until, **kind.waiting, **values)
+
+
+def cancel(session: Session, kind: Kind, row_id: str) -> Any | None:
+    """End a row that has work left, whoever holds it; the holder stops at its next look. None: it has none left."""
+    assert kind.cancelled, f"nothing ends a row of {kind.name} early"
+    return session.execute(
+        update(kind.row)
+        .where(kind.row.id == row_id, kind.open)
+        .values(lease_owner=None, lease_until=None, **kind.cancelled)
+        .returning(kind.row)
+        .execution_options(populate_existing=True)
+    ).scalar_one_or_none()
 
 
 def held(kind: Kind, lease: Lease) -> tuple[ColumnElement[bool], ...]:

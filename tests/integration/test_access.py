@@ -112,6 +112,8 @@ SCOPE = {
     "DELETE /v1/evals/{eval_id}/runs/{run_id}": "jobs:write",
     "GET /v1/evals/{eval_id}/runs/{run_id}/output_items": "jobs:read",
     "GET /v1/evals/{eval_id}/runs/{run_id}/output_items/{output_item_id}": "jobs:read",
+    "GET /v1/tunepool/chores": "jobs:read",
+    "POST /v1/tunepool/chores/{chore_id}/cancel": "jobs:write",
     "POST /v1/tunepool/preflights": "jobs:write",
     "GET /v1/tunepool/preflights": "jobs:read",
     "GET /v1/tunepool/preflights/{preflight_id}": "jobs:read",

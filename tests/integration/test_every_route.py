@@ -163,7 +163,7 @@ def furnished(http: httpx2.Client, ids: dict[str, str]) -> dict[str, str]:
     ids["secretsname"] = "WANDB_API_KEY"
     ids["merge_id"] = of("merges", {"adapter": tuned, "onto": "base"})
     ids["export_id"] = of("exports", {"adapter": tuned, "format": "gguf"})
-    ids["preflight_id"] = of("preflights", job)
+    ids["preflight_id"], ids["chore_id"] = of("preflights", job), of("preflights", job)
     ids["sweep_id"] = of(
         "sweeps",
         {

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, Text, func, text, update
+from sqlalchemy import Engine, Text, func, select, text, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from shared.chores import (
     base_models,
+    cancelling,
     deliveries,
     evaluations,
     exports,
@@ -25,6 +26,7 @@ from shared.chores import (
     waiting,
 )
 from shared.chores import table as chores
+from shared.errors import Forbidden, NotFound
 from shared.fleet import workers
 from shared.fleet.workers import NewWorker
 from shared.ids import new_id
@@ -38,6 +40,7 @@ from shared.settings import Settings
 from shared.settle.wanted_models import PendingEntry
 from shared.store.db import session_scope
 from shared.store.tables import (
+    AuditRow,
     BaseModelRow,
     DeliveryRow,
     EvaluationRow,
@@ -72,7 +75,7 @@ class EchoRow(Leased, _ElsewhereBase):
     heard: Mapped[bool]
 
 
-ECHO = Kind(name="echo", row=EchoRow, open=EchoRow.heard.is_(False), lost={"heard": True})
+ECHO = Kind(name="echo", row=EchoRow, open=EchoRow.heard.is_(False), lost={"heard": True}, cancelled={"heard": True})
 DDL = """create table echoes (id text primary key, project_id text not null, heard boolean not null default false,
     fence bigint not null default 0, failures integer not null default 0, lease_owner text, lease_until timestamptz)"""
 
@@ -274,6 +277,50 @@ def test_the_fence_only_grows_and_what_is_given_back_costs_no_try(quiet: Session
     assert fences == list(range(1, 2 * MAX_FAILURES + 1))
     row = state(quiet, case, row_id)
     assert (row.fence, row.failures, row.lease_owner, row.lease_until) == (fences[-1], 0, None, None)
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["waiting", "at work"])
+@pytest.mark.parametrize("scopes", [("*",), ("*", "admin")], ids=["owner", "administrator"])
+def test_work_of_every_kind_is_listed_and_ended_by_its_owner_and_an_administrator_and_by_nobody_else(
+    quiet: Session, case: Case, scopes: tuple[str, ...], held: bool
+) -> None:
+    if case.kind is SETTLING.kind:
+        pytest.skip("jobs are cancelled by routes of their own, tests/integration/test_operations.py")
+    owner, stranger = make_caller(quiet), make_caller(quiet)
+    operator = replace(make_caller(quiet), scopes=frozenset(("*", "admin")))
+    row_id = case.make(quiet, owner)
+    own = state(quiet, case, row_id).project_id == owner.project_id
+    ending = operator if "admin" in scopes or not own else owner
+    holder = must_take(quiet, case, "two") if held else None
+
+    def listed(caller: Caller) -> list[tuple[str, str, str | None]]:
+        seen, _ = cancelling.page(quiet, caller=caller, limit=100)
+        return [(chore.id, chore.kind, chore.worker_id) for chore in seen]
+
+    assert listed(stranger) == []
+    with pytest.raises(NotFound):
+        cancelling.cancel(quiet, row_id, caller=stranger)
+    assert (row_id, case.kind.name, "two" if held else None) in listed(ending)
+    if own:
+        with pytest.raises(Forbidden):
+            cancelling.cancel(quiet, row_id, caller=replace(owner, scopes=frozenset({"jobs:read"})))
+
+    assert cancelling.cancel(quiet, row_id, caller=ending).kind == case.kind.name
+
+    assert take(quiet, case) is None
+    assert holder is None or not leasing.keep(quiet, case.kind, holder, lease_seconds=60), "the holder hears of it"
+    assert row_id not in [row for row, *_ in listed(ending)]
+    with pytest.raises(NotFound):
+        cancelling.cancel(quiet, row_id, caller=ending)
+    act = quiet.scalars(select(AuditRow).where(AuditRow.target == row_id)).one()
+    assert act.action == f"{case.kind.name}.cancel"
+
+
+def test_every_kind_of_chore_is_among_the_cases_and_says_how_it_is_cancelled() -> None:
+    kinds = {kind.name: kind for kind in chores.kinds()}
+
+    assert kinds.keys() <= CASES.keys()
+    assert [name for name, kind in kinds.items() if not kind.cancelled] == []
 
 
 def test_a_late_holder_writes_nothing_whoever_has_the_row_now(quiet: Session, case: Case) -> None:

@@ -9,8 +9,10 @@ from sqlalchemy import func, select
 
 from shared.store.db import session_scope
 from shared.store.tables import AuditRow, ExportRow, MergeRow
-from tests.factories import make_key, make_spec
+from shared.tenants import keys
+from tests.factories import make_file, make_key, make_spec
 from tests.integration.conftest import Api
+from tests.integration.test_evals import ANSWERED, CHECK, CONFIG
 from tests.integration.test_evaluations import PATH, post
 
 PRODUCTS: dict[str, tuple[type[MergeRow] | type[ExportRow], str]] = {
@@ -67,3 +69,48 @@ def test_an_evaluation_is_cancelled_by_an_administrator_and_by_no_other_project(
         assert operator.post(f"{PATH}/{first}/cancel").status_code == 404
         assert operator.delete(f"{PATH}/{second}").status_code == 404, "its answers are its owner's"
         assert own.post(f"{PATH}/{second}/cancel").json()["status"] == "cancelled"
+
+
+def test_a_run_of_an_eval_is_cancelled_by_an_administrator_and_by_no_other_project(
+    api: Api, stranger: str, administrator: str
+) -> None:
+    with api.http(stranger) as others, api.http(administrator) as operator, api.http() as own:
+        judged = own.post("/v1/evals", json={"data_source_config": CONFIG, "testing_criteria": [CHECK]}).json()["id"]
+        runs = f"/v1/evals/{judged}/runs"
+        run = own.post(runs, json={"data_source": ANSWERED}).json()["id"]
+        assert others.post(f"{runs}/{run}/cancel").status_code == 404
+        assert operator.post(f"{runs}/{run}/cancel").json()["status"] == "canceled"
+        assert own.get(f"{runs}/{run}").json()["status"] == "canceled"
+        assert operator.post(f"{runs}/{run}/cancel").status_code == 404, "what has ended is its owner's"
+
+
+def test_the_check_of_a_file_is_ended_by_an_administrator_and_jobs_hear_why(
+    api: Api, stranger: str, administrator: str
+) -> None:
+    with session_scope(api.engine) as session:
+        file_id = make_file(session, api.caller, status="uploaded").id
+    path = f"/v1/tunepool/chores/{file_id}/cancel"
+    with api.http(stranger) as others, api.http(administrator) as operator, api.http() as own:
+        assert others.post(path).status_code == 404
+        seen = operator.get("/v1/tunepool/chores", params={"kind": "file_check", "after": file_id[:-1]}).json()["data"]
+        assert [chore["project_id"] for chore in seen if chore["id"] == file_id] == [api.caller.project_id]
+        assert operator.post(path).json()["kind"] == "file_check"
+        refused = operator.post(path)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (404, "chore_id")
+        file = own.get(f"/v1/files/{file_id}").json()
+    assert (file["status"], file["status_details"]) == (
+        "error",
+        "The check of this file was cancelled. Upload it again.",
+    )
+
+
+def test_work_is_ended_by_keys_that_may_make_it(api: Api) -> None:
+    with session_scope(api.engine) as session:
+        waiting = make_file(session, api.caller, status="uploaded").id
+        scopes = ("jobs:read", "jobs:write")
+        _, key = keys.create(session, project_id=api.caller.project_id, name="jobs", scopes=scopes)
+    with api.http(key) as jobs:
+        refused = jobs.post(f"/v1/tunepool/chores/{waiting}/cancel")
+        assert (refused.status_code, "files:write" in refused.text) == (403, True)
+    with api.http() as own:
+        assert own.post(f"/v1/tunepool/chores/{waiting}/cancel").status_code == 200

@@ -27,6 +27,7 @@ from tests.factories import make_queued_job
 from tests.forked import PARENT
 from tests.lifecycle.stack import Servers, Stack, open_stack, until
 from tests.patience import pace, patience
+from worker.chores import evaluating
 from worker.chores.evaluating import evaluate_next
 from worker.host import devices
 from worker.host.flags import SharedFlags
@@ -160,6 +161,21 @@ def test_a_crash_in_the_middle_costs_a_try_and_nothing_that_was_answered_is_aske
     assert (ended.status, ended.error["code"], ended.answered) == ("failed", "trainer_crashed", 2)
     assert {one.answer.split()[1] for one in answers(quiet, made) if one.answer} != set()
     assert len({one.answer.split()[1] for one in answers(quiet, made) if one.answer}) == 1, "answered by one program"
+
+
+def test_a_program_that_brings_no_answer_is_ended_and_the_answers_before_stay(
+    quiet: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = ask(quiet, rows("one", "slow=600"), subjects=["tiny"])
+    host = open_host(quiet.settings, flags=SharedFlags())
+    monkeypatch.setattr(evaluating, "silent_seconds", lambda _tokens: patience(2))
+
+    assert evaluate_next(host)
+    host.engine.dispose()
+
+    ended = row(quiet, made)
+    assert (ended.status, ended.error["code"], ended.lease_owner) == ("failed", "program_timeout", None)
+    assert ended.answered == 1
 
 
 def test_it_waits_by_name_while_others_hold_the_memory(quiet: Stack, monkeypatch: pytest.MonkeyPatch) -> None:

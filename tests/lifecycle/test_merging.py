@@ -18,6 +18,7 @@ from shared.store.bell import ring
 from shared.store.db import session_scope
 from shared.store.tables import ExportRow, MergeRow
 from tests.lifecycle.stack import Servers, Stack, chain_of, open_stack, until
+from worker.chores import merging
 from worker.chores.merging import make_next
 from worker.host import devices
 from worker.host.flags import SharedFlags
@@ -122,6 +123,29 @@ def test_a_merge_waits_by_name_while_others_hold_the_memory_and_is_made_when_the
     assert (waits.status, waits.error, waits.blocked_by) == ("queued", None, "host_memory_taken")
     assert "About 0.7 GiB are needed, of this host's memory 0.2 GiB are free now" in waits.detail
     assert (made.status, made.error, made.failures) == ("succeeded", None, 0)
+
+
+def test_a_merge_that_goes_on_without_end_is_ended_after_its_time(
+    at_work: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = at_work.wait(at_work.submit("steps=5", adapter={"method": "lora"}))
+    at_work.processes[0].kill()
+    (at_work.home / "slow").touch()
+    merge_id = ask(at_work, CreateMerge(adapter=job.fine_tuned_model, onto="base"))
+    host, sizes = open_host(at_work.settings, flags=SharedFlags()), []
+
+    def soon(size: int) -> float:
+        sizes.append(size)
+        return 0.5
+
+    monkeypatch.setattr(merging, "making_seconds", soon)
+    assert make_next(host)
+    host.engine.dispose()
+
+    made = row(at_work, merge_id)
+    assert (made.status, made.error["code"], made.lease_owner) == ("failed", "program_timeout", None)
+    assert sizes[0] > 0, "its time follows the weights"
+    assert at_work.trainers() == []
 
 
 def test_a_killed_worker_in_the_middle_of_a_merge_loses_nothing(at_work: Stack) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from api.bounded_head import HEAD_BYTES, HEAD_FIELDS, LINGER_BYTES, WHOLE_BYTES, BoundedHead
+from api.connection_limit import ConnectionLimit
 from tests.live import served
 from tests.patience import patience
 
@@ -272,3 +273,169 @@ def test_a_body_of_large_and_small_pieces_comes_through_byte_for_byte(address: t
     ):
         status, came = asked(address, post + head, body)
         assert (status, came["size"], came["sha256"]) == (200, len(whole), hashlib.sha256(whole).hexdigest())
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_request_has_exactly_one_host(address: tuple[str, int], count: int) -> None:
+    status, body = asked(address, b"GET / HTTP/1.1\r\n" + b"Host: x\r\n" * count + CLOSE + b"\r\n")
+
+    assert (status, body["error"]["code"]) == (400, "invalid_host")
+    assert "Send exactly one" in body["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "host", ["a b", "a/b", "user@x", "x:99999999", "x:http", "[::1", "::1", "a,b c", "\u00e4", "%zz"]
+)
+def test_a_host_that_names_none_is_refused(address: tuple[str, int], host: str) -> None:
+    status, body = asked(address, b"GET / HTTP/1.1\r\nHost: " + host.encode() + b"\r\n" + CLOSE + b"\r\n")
+
+    assert (status, body["error"]["code"]) == (400, "invalid_host")
+
+
+@pytest.mark.parametrize(
+    "host", ["", "x", "x:8765", "[::1]:8765", "127.0.0.1", "my_service.local", "a-b.example.", "%41"]
+)
+def test_every_host_that_names_one_is_taken(address: tuple[str, int], host: str) -> None:
+    assert asked(address, b"GET / HTTP/1.1\r\nHost: " + host.encode() + b" \r\n" + CLOSE + b"\r\n")[0] == 200
+
+
+def test_clients_of_http_1_0_need_no_host(address: tuple[str, int]) -> None:
+    assert asked(address, b"GET / HTTP/1.0\r\n\r\n")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n", 501),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: identity\r\n", 501),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 3\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3, 3\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: +3\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n", 400),
+        (b"POST / HTTP/1.0\r\nHost: x\r\nTransfer-Encoding: chunked\r\n", 400),
+        (b"GET / HTTP/1.1\nHost: x\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\rX-A: b\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX-A: b\r\n c\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost : x\r\n", 400),
+        (b"GET / HTTP/1.1\r\n Host: x\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX-A: a\x00b\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n: b\r\n", 400),
+        (b"GET /a b HTTP/1.1\r\nHost: x\r\n", 400),
+        (b"GET x HTTP/1.1\r\nHost: x\r\n", 400),
+        (b"GET /\r\n", 505),
+        (b"GET / HTTP/0.9\r\nHost: x\r\n", 505),
+        (b"GET / HTTP/2.0\r\nHost: x\r\n", 505),
+        (b"GET / HTTP/3.0\r\nHost: x\r\n", 400),
+        (b"GET / HTTP/1.1.1\r\nHost: x\r\n", 400),
+        (b"NONSENSE / HTTP/1.1\r\nHost: x\r\n", 400),
+        (b"get / HTTP/1.1\r\nHost: x\r\n", 400),
+        (b"CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n", 400),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n", 400),
+    ],
+)
+def test_a_head_that_two_readers_could_take_for_two_things_is_refused(
+    address: tuple[str, int], head: bytes, status: int
+) -> None:
+    got, body = asked(address, head + b"\r\n", b"3\r\nabc\r\n0\r\n\r\n")
+
+    assert got == status
+    assert body["error"]["code"] in {"invalid_http", "unsupported_transfer_coding", "http_version_not_supported"}
+
+
+@pytest.mark.parametrize("target", [b"http://elsewhere.example/a", b"/a?b=c", b"//a", b"/%00"])
+def test_targets_of_both_forms_are_taken(address: tuple[str, int], target: bytes) -> None:
+    assert asked(address, b"GET " + target + b" HTTP/1.1\r\nHost: x\r\n" + CLOSE + b"\r\n")[0] == 200
+
+
+POST = b"POST / HTTP/1.1\r\nHost: x\r\n" + CLOSE + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        pytest.param(b"a" * 8192, id="one endless extension"),
+        pytest.param(b"1\r\na\r\n" * 2048, id="chunks of a byte"),
+        pytest.param((b"1;" + b"x" * 200 + b"\r\na\r\n") * 40, id="an extension in each chunk"),
+    ],
+)
+def test_chunks_that_announce_more_than_they_bring_are_refused(address: tuple[str, int], piece: bytes) -> None:
+    """Their sizes and extensions are read byte by byte, and count in no limit of a body."""
+    begin = POST + (b"3;" if b"\r" not in piece else b"")
+
+    status, body = asked(address, begin, *[piece] * (8 * 1024 * 1024 // len(piece)))
+
+    assert (status, body["error"]["code"]) == (400, "invalid_http")
+    assert "chunks" in body["error"]["message"]
+
+
+def test_a_short_body_may_come_in_the_smallest_of_chunks(address: tuple[str, int]) -> None:
+    status, body = asked(address, POST, *[b"1\r\na\r\n"] * 2000, b"0\r\n\r\n")
+
+    assert (status, body["size"]) == (200, 2000)
+
+
+def test_an_expected_go_ahead_is_given_before_the_body_is_sent(address: tuple[str, int]) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 3\r\n" + CLOSE
+    with socket.create_connection(address, timeout=PATIENCE) as line:
+        line.sendall(head + b"\r\n")
+        assert line.recv(65536).startswith(b"HTTP/1.1 100 ")
+        line.sendall(b"abc")
+        assert answer(line).startswith(b"HTTP/1.1 200 ")
+
+
+OFFERS = [b"h2c", b"websocket", b"TLS/1.0"]
+CHUNKS = b"1\r\na\r\n2\r\nbc\r\n0\r\nX-A: b\r\n\r\n"
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+@pytest.mark.parametrize(
+    ("framing", "body"),
+    [(b"Content-Length: 3", b"abc"), (b"Transfer-Encoding: chunked", CHUNKS)],
+    ids=["long", "chunked"],
+)
+@pytest.mark.parametrize("at_once", [True, False])
+def test_another_protocol_is_offered_in_vain_and_all_requests_of_the_connection_are_answered(
+    address: tuple[str, int], offer: bytes, framing: bytes, body: bytes, at_once: bool
+) -> None:
+    """Java's own client offers h2c with its first request. Its body is no beginning of that."""
+    upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: " + offer + b"\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+    post = b"POST / HTTP/1.1\r\nHost: x\r\n" + upgrade + framing + b"\r\n\r\n"
+    get = b"GET / HTTP/1.1\r\nHost: x\r\n" + upgrade + b"\r\n"
+    last = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n" + CLOSE + b"\r\nde"
+    with socket.create_connection(address, timeout=PATIENCE) as line:
+        if at_once:
+            line.sendall((post + body + get) * 50 + last)
+            got = answer(line)
+        else:
+            line.sendall(post)
+            line.sendall(body)
+            got = first(line)
+            line.sendall(get)
+            got += first(line)
+            line.sendall(last)
+            got += answer(line)
+
+    times = 50 if at_once else 1
+    assert got.count(b"HTTP/1.1 200") == 2 * times + 1
+    assert [got.count(b'"size": %d' % size) for size in (3, 0, 2)] == [times, times, 1]
+    assert b"x-a" not in got
+
+
+def test_connections_that_offer_another_protocol_are_counted_out_at_their_end() -> None:
+    class Counting(Unhurried):
+        limit = ConnectionLimit(100)
+
+    with at(Counting) as where:
+        for _ in range(3):
+            upgrade = b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: x\r\n"
+            with socket.create_connection(where, timeout=PATIENCE) as line:
+                line.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + upgrade + b"\r\n")
+                assert first(line).startswith(b"HTTP/1.1 200 ")
+        deadline = time.monotonic() + PATIENCE
+        while Counting.limit.held and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    assert Counting.limit.held == 0

@@ -52,6 +52,10 @@ from worker.program.workdir import Workdir
 log = structlog.get_logger()
 
 KEPT_AT_ONCE: Final = 50  # answers in one statement
+# Within the first the largest base is loaded from a slow disk; the second is a large model's pace on a processor, when
+# answers come eight together and none before the last of them.
+LOADING_SECONDS: Final = 1800.0
+TOKEN_SECONDS: Final = 5.0
 
 
 class TurnOver(EvaluationDeferred):
@@ -317,6 +321,11 @@ class _Sitting:
         log.info("evaluation.ended", evaluation_id=self.lease.id, reported=ended)
 
 
+def silent_seconds(max_tokens: int) -> float:
+    """How long a program may bring no answer: it loads, or writes one that is as long as it may be."""
+    return LOADING_SECONDS + max_tokens * TOKEN_SECONDS
+
+
 class _Attending(LeaseWatch):
     """While a program works: keep its answers, and leave when others want the device or the turn is over."""
 
@@ -326,13 +335,17 @@ class _Attending(LeaseWatch):
         self._settings = sitting.host.settings
         self._looked = time.monotonic()
         self._first: float | None = None  # when an answer came first: loading is no part of the turn
+        self._heard = self._looked
+        self._silence = silent_seconds(sitting.request.generation.max_tokens)
 
     def check(self) -> None:
-        """Raises Stopped, MakesRoom."""
+        """Raises Stopped, MakesRoom, TooSlow."""
         super().check()
         if time.monotonic() - self._looked >= self._settings.control_seconds:
             self._looked = time.monotonic()
             self.look()
+            if self._looked - self._heard > self._silence:
+                raise programs.TooSlow(f"No answer came for {self._silence:.0f} seconds. Ask for shorter ones.")
             self._make_room()
 
     def look(self, *, last: bool = False) -> None:
@@ -341,6 +354,8 @@ class _Attending(LeaseWatch):
             before = self._tail.offset
             answers = list(self._tail.answers())
             self._sitting.keep(answers)
+            if answers:
+                self._heard = time.monotonic()
             if answers and self._first is None:
                 self._first = time.monotonic()
             if not last or self._tail.offset == before:

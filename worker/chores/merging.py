@@ -6,6 +6,7 @@ import os
 import time
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import structlog
 
@@ -27,6 +28,16 @@ from worker.program.trainer_events import EventsSoFar, EventTail
 from worker.program.workdir import Workdir
 
 log = structlog.get_logger()
+
+# A merge or an export goes through weights at tens of MB a second. Slowest is a combination by singular values: some
+# seconds for each matrix of 30 MB, on a busy host more.
+LEAST_SECONDS: Final = 1800.0
+BYTES_A_SECOND: Final = 500_000
+
+
+def making_seconds(size: int) -> float:
+    """How long a product may take whose base and adapters have so many bytes."""
+    return LEAST_SECONDS + size / BYTES_A_SECOND
 
 
 class HostTooSmall(TunepoolError):
@@ -169,12 +180,14 @@ class _Work:
         settings = self.host.settings
         modules = {CreateMerge: settings.merger, CreateCombination: settings.combiner, CreateExport: settings.exporter}
         module = modules[type(self.claim.request)]
+        weights = (*model.glob("*.safetensors"), *folder.data.rglob("*.safetensors"))
         return programs.run(
             self.host,
             module,
             lease=self.lease,
             place=folder,
             watch=self.watch,
+            seconds=making_seconds(sum(file.stat().st_size for file in weights)),
             threads=self.threads,
             reads=(model,),
         )

@@ -29,11 +29,27 @@ from worker.program.workdir import Workdir
 log = structlog.get_logger()
 
 UNPACK: Final = "worker.program.unpack"
-UNPACK_SECONDS: Final = 600.0
-# Beyond the libraries' 80 MB. A file of the largest size in one page takes half of it, and as much address space again.
-MEMORY_BYTES: Final = 2 * 1024**3
+# Within the first a program starts on a busy host, and a small file that is compressed well brings its rows. Tables of
+# half a gigabyte, the usual largest size, have ten minutes.
+LEAST_SECONDS: Final = 90.0
+BYTES_A_SECOND: Final = 1_000_000
+# Beyond the libraries' 80 MB. A file in one page takes twice its size, and as much address space again; what a small
+# one unpacks to, page by page, takes the first. No file has more than the last.
+LEAST_BYTES: Final = 512 * 1024**2
+BYTES_A_BYTE: Final = 3
+MOST_BYTES: Final = 2 * 1024**3
 COLUMNS_BYTES: Final = 1 << 20
 _PLACE: Final = re.compile(r"(line|row|item) ([0-9]{1,12})")
+
+
+def unpacking_seconds(size: int) -> float:
+    """How long an upload of so many bytes may take to open."""
+    return LEAST_SECONDS + size / BYTES_A_SECOND
+
+
+def unpacking_bytes(size: int) -> int:
+    """How much memory the program that opens it may gain."""
+    return min(MOST_BYTES, LEAST_BYTES + BYTES_A_BYTE * size)
 
 
 def unpack(
@@ -61,14 +77,19 @@ def _open(host: Host, file_check: FileCheck, place: Workdir, *, watch: LeaseWatc
     host.store.get_file(file_check.key, upload)
     watch.check()
     wanted = UnpackSpec(
-        file=str(upload), filename=file_check.filename, max_bytes=limits.file_bytes, memory_bytes=MEMORY_BYTES
+        file=str(upload),
+        filename=file_check.filename,
+        max_bytes=limits.file_bytes,
+        memory_bytes=unpacking_bytes(file_check.bytes),
     )
     place.spec.write_text(wanted.model_dump_json(), encoding="utf-8")
     workdir.hand_over(place, uid=host.trainer_uid)
+    seconds = unpacking_seconds(file_check.bytes)
     try:
-        ended = run_program.run(host, UNPACK, lease=file_check.lease, place=place, watch=watch, seconds=UNPACK_SECONDS)
+        ended = run_program.run(host, UNPACK, lease=file_check.lease, place=place, watch=watch, seconds=seconds)
     except TooSlow:
-        return at_start("too_slow", f"Opening the file took more than {UNPACK_SECONDS:g} seconds; split it.")
+        message = f"Opening the file took more than {seconds:.0f} seconds, which follow its size. Upload it as JSONL."
+        return at_start("too_slow", message)
     return _problem(place, ended, file_check)
 
 

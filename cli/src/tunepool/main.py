@@ -95,6 +95,7 @@ for _name, _group in {
     "aliases": releasing.aliases_cli,
     "pool": pool.pool_cli,
     "workers": pool.workers_cli,
+    "chores": pool.chores_cli,
     "devices": pool.devices_cli,
     "projects": projects.projects_cli,
     "keys": projects.keys_cli,

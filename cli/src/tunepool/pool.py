@@ -12,6 +12,7 @@ from tunepool.requests import BadSetting, nested
 
 pool_cli = typer.Typer(no_args_is_help=True, help="The pool: what runs, who waits, and its rules.")
 workers_cli = typer.Typer(no_args_is_help=True, help="Workers of the pool.")
+chores_cli = typer.Typer(no_args_is_help=True, help="What workers do beside training: checks, merges and the like.")
 devices_cli = typer.Typer(no_args_is_help=True, help="Devices of the pool.")
 
 
@@ -113,6 +114,24 @@ def undrain_worker(context: typer.Context, worker_id: str) -> None:
 
 def _say_worker(context: typer.Context, worker: dict[str, Any]) -> None:
     show(context, worker, f"{worker['id']} {'draining' if worker['draining'] else 'takes work'}")
+
+
+@chores_cli.command("list")
+def list_chores(
+    context: typer.Context,
+    kind: Annotated[str | None, typer.Option(help="Only these, such as merge, export or file_check.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100)] = 20,
+) -> None:
+    """What has not ended yet: the project's own, with a key of the scope admin everybody's."""
+    rows = native.get(context, "chores", kind=kind, limit=limit)["data"]
+    show_rows(context, rows, ("id", "kind", "project_id", "worker_id", "failures"))
+
+
+@chores_cli.command("cancel")
+def cancel_chore(context: typer.Context, chore_id: str) -> None:
+    """End one of them, waiting or at work."""
+    ended = native.post(context, f"chores/{native.part(chore_id)}/cancel")
+    show(context, ended, f"{ended['id']} cancelled ({ended['kind']})")
 
 
 @devices_cli.command("list")
