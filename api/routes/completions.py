@@ -61,7 +61,6 @@ class ResolvedRequest:
     question: Question
     form: Form
     stream: bool
-    include_usage: bool
     one_call: bool  # of an answer's calls only the first is told
 
 
@@ -140,13 +139,13 @@ def _settled(
             param="tunepool",
             code="unsupported_combination",
         )
+    tells_usage = asked.stream_options is not None and asked.stream_options.include_usage
     return ResolvedRequest(
         target=target,
         places=places,
         question=question,
-        form=form(new_id(prefix), int(time.time()), asked.model, views.fingerprint(target)),
+        form=form(new_id(prefix), int(time.time()), asked.model, views.fingerprint(target), tells_usage),
         stream=bool(asked.stream),
-        include_usage=asked.stream_options is not None and asked.stream_options.include_usage,
         one_call=one_call,
     )
 
@@ -261,7 +260,7 @@ async def _stream(settled: ResolvedRequest, line: PlaygroundConnection, prompt_t
                 yield _event(form.called(_told(reply, settled)))
                 continue
             yield _event(form.last(reply.finish_reason))
-            if settled.include_usage:
+            if form.tells_usage:
                 yield _event(form.used(views.usage(prompt_tokens, reply.completion_tokens)))
         yield "data: [DONE]\n\n"
     except TunepoolError as error:  # the status is sent already

@@ -170,12 +170,13 @@ class ChatForm:
     created: int
     model: str
     system_fingerprint: str
+    tells_usage: bool = False  # each chunk of a stream has the field, null before the last one
 
     def whole(self, words: AnswerContent, reason: FinishReason, used: CompletionUsage) -> str:
         calls = [ToolCallView(**_called(call)) for call in words.calls]
         message = AssistantMessage(content=words.text or (None if calls else ""), tool_calls=calls or None)
         choice = ChatChoice(message=message, logprobs=_of_chat(words.logprobs), finish_reason=reason)
-        made = ChatCompletion(**self._head, choices=[choice], usage=used)
+        made = ChatCompletion(**_head(self), choices=[choice], usage=used)
         without = {"choices": {0: {"message": {"tool_calls"}}}}  # OpenAI's types know no null there
         return made.model_dump_json(exclude=None if calls else without)
 
@@ -195,13 +196,9 @@ class ChatForm:
     def used(self, used: CompletionUsage) -> str:
         return self._chunk([], usage=used)
 
-    @property
-    def _head(self) -> dict[str, Any]:
-        return vars(self)
-
     def _chunk(self, choices: list[ChunkChoice], **more: Any) -> str:
-        chunk = ChatCompletionChunk(**self._head, choices=choices, **more)
-        document = chunk.model_dump(mode="json", exclude={"usage"} if chunk.usage is None else None)
+        chunk = ChatCompletionChunk(**_head(self), choices=choices, **more)
+        document = chunk.model_dump(mode="json", exclude=None if self.tells_usage else {"usage"})
         for choice in document["choices"]:
             choice["delta"] = {name: value for name, value in choice["delta"].items() if value is not None}
         return as_json(document)
@@ -215,6 +212,7 @@ class TextForm:
     created: int
     model: str
     system_fingerprint: str
+    tells_usage: bool = False  # each chunk of a stream has the field, null before the last one
 
     def whole(self, words: AnswerContent, reason: FinishReason, used: CompletionUsage) -> str:
         choice = TextChoice(text=words.text, logprobs=_of_text(words.logprobs, words.offset), finish_reason=reason)
@@ -237,11 +235,15 @@ class TextForm:
         return self._chunk([], used)
 
     def _made(self, choices: list[TextChoice], used: CompletionUsage | None) -> TextCompletion:
-        return TextCompletion(**vars(self), choices=choices, usage=used)
+        return TextCompletion(**_head(self), choices=choices, usage=used)
 
     def _chunk(self, choices: list[TextChoice], used: CompletionUsage | None = None) -> str:
         made = self._made(choices, used)
-        return as_json(made.model_dump(mode="json", exclude={"usage"} if used is None else None))
+        return as_json(made.model_dump(mode="json", exclude=None if self.tells_usage else {"usage"}))
+
+
+def _head(form: ChatForm | TextForm) -> dict[str, Any]:
+    return {name: value for name, value in vars(form).items() if name != "tells_usage"}
 
 
 def _called(call: ToolCall) -> dict[str, Any]:

@@ -97,6 +97,8 @@ class ChatTurn(Part):
         content = self.content or ""
         text = content if isinstance(content, str) else "".join(part.text for part in content)
         message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        if self.name is not None:
+            message["name"] = self.name
         if self.tool_calls:
             message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
         if self.tool_call_id is not None:
@@ -177,6 +179,8 @@ class AskedCompletion(Part):
             value = getattr(self, name, None)
             if value is not None and not harmless(value):
                 raise _unsupported(name)
+        if self.stream_options is not None and self.stream_options.include_obfuscation:
+            raise _unsupported("stream_options.include_obfuscation")
         if self.stream_options is not None and not self.stream:
             raise Invalid("'stream_options' is for streams; set stream to true.", param="stream_options")
 
@@ -308,7 +312,7 @@ _HARMLESS: Final[dict[str, Callable[[Any], bool]]] = {
     "service_tier": _among("auto", "default"),
     "store": _nothing,
     "tool_choice": _among("none", "auto"),
-    "verbosity": _nothing,
+    "verbosity": _among("medium"),
     "web_search_options": _nothing,
 }
 

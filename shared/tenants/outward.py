@@ -17,7 +17,17 @@ from shared.errors import Invalid
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 MAX_URL_CHARACTERS: Final = 2000
+
+
+def networks(text: str) -> tuple[Network, ...]:
+    """The networks of a setting, by commas. Raises ValueError."""
+    return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
+
+
 _NAT64: Final = ip_network("64:ff9b::/96")  # RFC 6052: the last four bytes are an IPv4 address
+# IANA's registries of special addresses and RFC 4291 have them, and Python's `is_global` calls them global: the former
+# private range of IPv6 (RFC 3879), documentation, protocols of the network itself, relays of 6to4.
+_SPECIAL: Final = networks("fec0::/10, 3fff::/20, 192.0.0.0/24, 192.88.99.0/24")
 _PORTS: Final = {"https": 443, "http": 80}
 
 
@@ -35,11 +45,6 @@ class Destination:
     host: str
     port: int
     path: str
-
-
-def networks(text: str) -> tuple[Network, ...]:
-    """The networks of a setting, by commas. Raises ValueError."""
-    return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
 
 
 def target(url: str, *, allowed: Sequence[Network]) -> Destination:
@@ -86,15 +91,19 @@ def _literal(host: str) -> Address | None:
 def refuse(address: Address, *, allowed: Sequence[Network], plain: bool = False) -> None:
     """Raises NotAllowed unless requests may go to `address`; `plain`: unencrypted, to allowed networks only."""
     inner = _inner(address)
-    if any(inner.version == network.version and inner in network for network in allowed):
+    if _within(inner, allowed):
         return
-    if plain or not inner.is_global or inner.is_multicast or inner.is_reserved:
+    if plain or not inner.is_global or inner.is_multicast or inner.is_reserved or _within(inner, _SPECIAL):
         raise NotAllowed(
             f"The address {address} is not on the public internet, or http:// is not allowed there."
             " An operator may allow its network by TUNEPOOL_WEBHOOK_NETWORKS (webhooks) or TUNEPOOL_OIDC_NETWORKS"
             " (issuers of ID tokens).",
             param="url",
         )
+
+
+def _within(address: Address, held: Sequence[Network]) -> bool:
+    return any(address.version == network.version and address in network for network in held)
 
 
 def _inner(address: Address) -> Address:

@@ -221,7 +221,8 @@ class World:
 
     def _crowd_api(self) -> None:
         """Clients that send half a head, or half a body, and then nothing."""
-        halves = (b"GET /livez HTTP/1.1\r\nX-A: ", b"POST /v1/files HTTP/1.1\r\nContent-Length: 9\r\n\r\n")
+        body = b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
+        halves = (b"GET /livez HTTP/1.1\r\nX-A: ", body)
         for number in range(200):
             with contextlib.suppress(OSError):
                 end = socket.create_connection(("127.0.0.1", self.port), timeout=patience(5))

@@ -196,7 +196,11 @@ def test_a_stream_has_the_role_first_the_reason_last_and_the_usage_when_asked(ta
     *others, last = list(talk.say("one", stream=True, stream_options={"include_usage": True}))
     assert last.choices == []
     assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (1, 1)
-    assert all(chunk.usage is None for chunk in others)
+    assert all(chunk.usage is None and "usage" in chunk.model_fields_set for chunk in others), "null, as at OpenAI"
+    options: Any = {"include_usage": True}
+    *others, last = list(talk.client.completions.create(model=BASE, prompt="a", stream=True, stream_options=options))
+    assert (last.choices, last.usage.total_tokens) == ([], 2)
+    assert all(chunk.usage is None and "usage" in chunk.model_fields_set for chunk in others)
 
 
 def test_the_bytes_of_a_stream_are_server_sent_events_that_end_in_done(talk: Talking) -> None:
@@ -307,6 +311,14 @@ REFUSED: list[tuple[str, Any]] = [
     ("logit_bias", {"5": 1}),
     ("modalities", ["audio"]),
     ("reasoning_effort", "high"),
+    ("verbosity", "low"),
+    ("service_tier", "flex"),
+    ("store", True),
+    ("metadata", {"a": "b"}),
+    ("prediction", {"type": "content", "content": "x"}),
+    ("audio", {"voice": "alloy", "format": "wav"}),
+    ("web_search_options", {"search_context_size": "low"}),
+    ("tool_choice", {"type": "function", "function": {"name": "f"}}),
 ]
 
 
@@ -371,6 +383,17 @@ def test_what_asks_for_nothing_is_no_reason_to_refuse(talk: Talking) -> None:
         ({"max_tokens": 0}, "max_tokens"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
+        ({"stream": True, "stream_options": {"include_use": True}}, "stream_options.include_use"),
+        ({"n": True}, "n"),
+        ({"n": 10**9}, "n"),
+        ({"stop": "x" * 1001}, "stop"),
+        ({"stop": [""]}, "stop"),
+        ({"seed": 2**63}, "seed"),
+        ({"max_completion_tokens": 10**30}, "max_completion_tokens"),
+        ({"messages": [{"role": "function", "name": "f", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content"),
+        ({"messages": [{"role": "assistant", "refusal": "no", "content": "x"}]}, "messages.0.refusal"),
         ({"temprature": 0}, "temprature"),
     ],
 )

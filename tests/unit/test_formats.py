@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.contract.completions import ChatTurn
 from shared.rows import formats, shapes, strict_json
 from shared.rows.cells import RowRefused, csv_lines
 from shared.rows.convert import convert
@@ -265,3 +266,16 @@ def test_columns_are_found_by_path_or_by_the_nearest_parent() -> None:
 @given(st.text(max_size=60))
 def test_the_walk_over_a_line_never_raises(text: str) -> None:
     list(strict_json.places(text))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {**U, "name": "ann"},
+        {"role": "developer", "content": [{"type": "text", "text": "x"}, {"type": "text", "text": "y"}]},
+        {**A, "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+        {"role": "tool", "content": "21", "tool_call_id": "c", "name": "f"},
+    ],
+)
+def test_a_message_of_a_question_reaches_the_template_as_that_of_a_row_does(message: dict[str, object]) -> None:
+    assert [ChatTurn.model_validate(message).plain()] == formats.normal_messages([message])
