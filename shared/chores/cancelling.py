@@ -13,7 +13,7 @@ from sqlalchemy import Select, literal, select, true, union_all
 from sqlalchemy.orm import Session
 
 from shared.chores import table
-from shared.errors import NotFound
+from shared.errors import Invalid, NotFound
 from shared.jobs.rows import touch
 from shared.lease import lease
 from shared.lease.lease import Kind
@@ -21,6 +21,7 @@ from shared.store import paging
 from shared.store.tables import TrackingRow
 from shared.tenants import audit
 from shared.tenants.keys import Caller
+from shared.tenants.plain_text import printable
 
 # The scope by which a project's keys make such work; whatever stands in no line needs that of jobs.
 SCOPES: Final = {"file_check": "files:write", "merge": "models:write", "export": "models:write"}
@@ -41,15 +42,22 @@ class OpenChore:
 def page(
     session: Session, *, caller: Caller, kind: str | None = None, after: str | None = None, limit: int
 ) -> tuple[Sequence[OpenChore], bool]:
-    """What has not ended, by id, and whether more follows: the caller's own, or everybody's for an administrator."""
-    rows = union_all(*(_open(each, caller) for each in table.kinds() if kind in {None, each.name})).subquery()
+    """What has not ended, by id, and whether more follows: the caller's own, or everybody's for an administrator.
+
+    Raises Invalid for a kind that there is not.
+    """
+    kinds = {each.name: each for each in table.kinds()}
+    if kind is not None and kind not in kinds:
+        known = ", ".join(sorted(kinds))
+        raise Invalid(f"'kind' is {printable(kind[:40])!r}; it must be one of {known}.", param="kind")
+    rows = union_all(*(_open(each, caller) for name, each in kinds.items() if kind in {None, name})).subquery()
     query = select(rows).order_by(rows.c.id).limit(limit + 1)
     if after is not None:
         query = query.where(rows.c.id > after)
     return paging.cut([OpenChore(**row) for row in session.execute(query).mappings()], limit)
 
 
-def _open(kind: Kind, caller: Caller) -> Select[Any]:
+def _open(kind: Kind, caller: Caller) -> Select[*tuple[Any, ...]]:
     row, mine = kind.row, true() if caller.operates else kind.row.project_id == caller.project_id
     columns = (
         row.id,

@@ -92,6 +92,8 @@ def test_the_check_of_a_file_is_ended_by_an_administrator_and_jobs_hear_why(
     path = f"/v1/tunepool/chores/{file_id}/cancel"
     with api.http(stranger) as others, api.http(administrator) as operator, api.http() as own:
         assert others.post(path).status_code == 404
+        unknown = operator.get("/v1/tunepool/chores", params={"kind": "filecheck"})
+        assert (unknown.status_code, unknown.json()["error"]["param"]) == (400, "kind")
         seen = operator.get("/v1/tunepool/chores", params={"kind": "file_check", "after": file_id[:-1]}).json()["data"]
         assert [chore["project_id"] for chore in seen if chore["id"] == file_id] == [api.caller.project_id]
         assert operator.post(path).json()["kind"] == "file_check"

@@ -36,6 +36,8 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     size, more, digest = 0, True, hashlib.sha256()
     while more:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            return
         size, more = size + len(message["body"]), message["more_body"]
         digest.update(message["body"])
     names = [[name.decode(), value.decode()] for name, value in scope["headers"]]
