@@ -9,7 +9,7 @@ import pytest
 from worker.chores.evaluating import silent_seconds
 from worker.chores.merging import making_seconds
 from worker.chores.row_reading import LEAST_SECONDS, MOST_PROCESSES, reading_processes, reading_seconds
-from worker.chores.unpacking import MOST_BYTES, unpacking_bytes, unpacking_seconds
+from worker.chores.unpacking import MOST_BYTES, checking_seconds, unpacking_bytes, unpacking_seconds
 
 MIB = 1024**2
 GIB = 1024**3
@@ -39,7 +39,12 @@ def test_no_more_rows_are_read_at_once_than_free_memory_holds(cores: int, free: 
 
 @pytest.mark.parametrize(
     ("seconds", "least", "most"),
-    [(unpacking_seconds, 90, 700), (making_seconds, 1800, 3000), (silent_seconds, 1800, 3000 * MIB)],
+    [
+        (unpacking_seconds, 90, 700),
+        (checking_seconds, 90, 400),
+        (making_seconds, 1800, 3000),
+        (silent_seconds, 1800, 3000 * MIB),
+    ],
 )
 def test_every_kind_of_long_work_has_time_by_its_size(
     seconds: Callable[[int], float], least: float, most: float

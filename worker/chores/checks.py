@@ -30,7 +30,7 @@ from shared.tenants.plain_text import printable
 from worker import base_models
 from worker.chores.row_reading import refuse_bad_rows
 from worker.chores.run_program import LeaseWatch, Stopped, under_lease
-from worker.chores.unpacking import unpack
+from worker.chores.unpacking import checking_seconds, unpack
 from worker.host.found_device import FoundDevice
 from worker.host.host import Host
 
@@ -82,7 +82,7 @@ def _report(host: Host, file_check: FileCheck, watch: LeaseWatch) -> None:
 
 def _read(host: Host, file_check: FileCheck, watch: LeaseWatch) -> tuple[DatasetReport, MadeRows | None]:
     """What is in the file, and the rows made of it if it is not JSONL. Raises Unavailable, Stopped."""
-    limits = Limits(file_bytes=host.settings.max_file_bytes)
+    limits = Limits(file_bytes=host.settings.max_file_bytes, seconds=checking_seconds(file_check.bytes))
     if not file_check.packed:
         return check(_kept_alive(host, file_check.key, watch), limits=limits), None
     return unpack(host, file_check, watch, limits=limits)

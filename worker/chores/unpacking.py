@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +35,7 @@ UNPACK: Final = "worker.program.unpack"
 # half a gigabyte, the usual largest size, have ten minutes.
 LEAST_SECONDS: Final = 90.0
 BYTES_A_SECOND: Final = 1_000_000
+CHECKED_A_SECOND: Final = 2_000_000
 # Beyond the libraries' 80 MB. A file in one page takes twice its size, and as much address space again; what a small
 # one unpacks to, page by page, takes the first. No file has more than the last.
 LEAST_BYTES: Final = 512 * 1024**2
@@ -45,6 +48,11 @@ _PLACE: Final = re.compile(r"(line|row|item) ([0-9]{1,12})")
 def unpacking_seconds(size: int) -> float:
     """How long an upload of so many bytes may take to open."""
     return LEAST_SECONDS + size / BYTES_A_SECOND
+
+
+def checking_seconds(size: int) -> float:
+    """How much of a processor's time the check of so many bytes of rows may take. Good rows take an eighth of it."""
+    return LEAST_SECONDS + size / CHECKED_A_SECOND
 
 
 def unpacking_bytes(size: int) -> int:
@@ -67,6 +75,8 @@ def unpack(
     if columns is None:
         return refused(_broken()), None
     rows = place.out / "rows.jsonl"
+    with hostile_folder.opened(rows.parent, rows.name) as stream:
+        limits = replace(limits, seconds=checking_seconds(os.fstat(stream.fileno()).st_size))
     report = check(_chunks(rows, watch), limits=limits, made_of=columns.unit, left=columns.dropped, cells=columns.cells)
     return report, _keep(host, file_check, rows)  # of a file in error, too: a job may read its columns by other names
 
