@@ -7,7 +7,6 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request, Response
 
-from api import errors
 from api.deps import Door, DoorDep
 from api.paging import AfterName
 from api.routes import adapters as adapter_routes
@@ -17,7 +16,6 @@ from api.ui import rendering, visits
 from api.ui.visits import ModelsOrderer, ModelsVisitor, ProvenForm
 from api.views import alias_views
 from api.views.alias_views import AliasMoved
-from shared.errors import TunepoolError
 from shared.products import aliases, promotion_requests
 from shared.tenants.sign_ins import SignedIn
 
@@ -34,41 +32,15 @@ def aliases_page(
     visit: ModelsVisitor,
     after: AfterName = None,
 ) -> Response:
-    return _aliases(request, door, visit, after=after)
-
-
-def _aliases(
-    request: Request,
-    door: Door,
-    visit: SignedIn,
-    *,
-    after: str | None = None,
-    asked: dict[str, str] | None = None,
-    error: TunepoolError | None = None,
-) -> Response:
     listed = alias_routes.list_aliases(door, visit.caller, after=after, limit=ROWS)
     tuned = adapter_routes.list_adapters(request, door, visit.caller, after=None, limit=ROWS)
-    return rendering.page(
-        request,
-        visit,
-        "aliases.html",
-        status=200 if error is None else errors.answer(error).status_code,
-        aliases=listed.data,
-        more=listed.has_more,
-        after=after,
-        tuned=tuned.data,
-        asked=asked or {},
-        error=error,
-    )
+    values: dict[str, Any] = {"aliases": listed.data, "more": listed.has_more, "after": after, "tuned": tuned.data}
+    return rendering.page(request, visit, "aliases.html", **values)
 
 
 @router.post("")
 def make_alias(request: Request, door: DoorDep, visit: ModelsOrderer, form: ProvenForm) -> Response:
-    """A fault shows the form again, as it was filled in."""
-    try:
-        return _promote(request, door, visit, form, form.must("alias"), expected_version=0)
-    except TunepoolError as error:
-        return _aliases(request, door, visit, asked=form.flat(), error=error)
+    return _promote(request, door, visit, form, form.must("alias"), expected_version=0)
 
 
 @router.get("/{name}")
@@ -84,7 +56,7 @@ def alias_page(
 
 def _alias(request: Request, door: Door, visit: SignedIn, name: str, **more: Any) -> Response:
     tuned = adapter_routes.list_adapters(request, door, visit.caller, after=None, limit=ROWS)
-    values = {"compared": None, "judged": None, "asked": {}, "pending": None, **more}
+    values = {"compared": None, "judged": None, "judging": False, "pending": None, **more}
     alias = alias_routes.retrieve_alias(name, door, visit.caller)
     values["waiting"] = _waiting(door, visit, name)
     return rendering.page(request, visit, "alias.html", alias=alias, tuned=tuned.data, **values)
@@ -121,7 +93,8 @@ def _promote(
     body |= {"force": form.get("force") == "yes", "dry_run": form.get("act") == "judge"}
     moved: AliasMoved = alias_routes.promote_alias(name, visit.caller, json.dumps(body).encode(), door)
     if body["dry_run"]:
-        return _alias(request, door, visit, name, judged=moved.gate, asked=form.flat())
+        request.state.filled = form.filled(request)
+        return _alias(request, door, visit, name, judged=moved.gate, judging=True)
     if moved.promotion is not None:
         return _alias(request, door, visit, name, pending=moved.promotion)
     return visits.back(visits.address("/ui/aliases", name))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request, Response
 
-from api.deps import Door, DoorDep
+from api.deps import DoorDep
 from api.file_rules import PURPOSES
 from api.routes import evaluations as evaluation_routes
 from api.routes import files as file_routes
@@ -19,14 +17,11 @@ from api.ui import rendering, visits
 from api.ui.visits import JobsOrderer, JobsVisitor, ProvenForm
 from api.views.evaluation_views import EvaluationItemView
 from shared.contract.evaluation import ReportOfItems
-from shared.errors import TunepoolError
-from shared.tenants.sign_ins import SignedIn
 
 router = APIRouter(prefix="/ui/evaluations", route_class=visits.PageRoute, include_in_schema=False)
 
 ROWS: Final = 50
 FILES: Final = 200
-NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 ANSWERS: Final = 50  # of a page of items: a question and its answers may be long
 After = Annotated[str | None, Query(max_length=100)]
 
@@ -45,18 +40,6 @@ class ItemSide:
 
 @router.get("")
 def evaluations_page(request: Request, door: DoorDep, visit: JobsVisitor, after: After = None) -> Response:
-    return _listed(request, door, visit, after=after)
-
-
-def _listed(
-    request: Request,
-    door: Door,
-    visit: SignedIn,
-    *,
-    after: str | None = None,
-    given: Mapping[str, str] = NOTHING,
-    error: TunepoolError | None = None,
-) -> Response:
     caller = visit.caller
     listed = evaluation_routes.list_evaluations(door, caller, after=after, limit=ROWS)
     may_begin = all(caller.may(scope) for scope in ("jobs:write", "files:read", "models:read"))
@@ -66,7 +49,6 @@ def _listed(
         request,
         visit,
         "evaluations.html",
-        status=400 if error else 200,
         evaluations=listed.data,
         more=listed.has_more,
         after=after,
@@ -74,27 +56,22 @@ def _listed(
         # What somebody uploaded: a job's own figures are no items.
         files=[file for file in files if file.status != "error" and file.purpose in PURPOSES],
         models=[model.id for model in models],
-        given=given,
-        error=error,
     )
 
 
 @router.post("")
-def begin_evaluation(request: Request, door: DoorDep, visit: JobsOrderer, form: ProvenForm) -> Response:
-    """One model, or two on the same items. A fault shows the form again, as it was filled in."""
-    try:
-        first, second = form.must("subject"), form.get("second")
-        items = form.get("items")
-        body: dict[str, Any] = {
-            "subjects": [first] if second is None else [first, second],
-            "items": {"type": "suite", "suite": "general"} if items is None else {"type": "file", "file_id": items},
-            "forgetting": items is not None and form.get("forgetting") == "yes",
-        }
-        body |= {} if second is None else {"against": first}
-        body |= {} if form.get("name") is None else {"name": form.get("name")}
-        made = evaluation_routes.create_evaluation(visit.caller, json.dumps(body).encode(), door)
-    except TunepoolError as error:
-        return _listed(request, door, visit, given=form.flat(), error=error)
+def begin_evaluation(door: DoorDep, visit: JobsOrderer, form: ProvenForm) -> Response:
+    """One model, or two on the same items."""
+    first, second = form.must("subject"), form.get("second")
+    items = form.get("items")
+    body: dict[str, Any] = {
+        "subjects": [first] if second is None else [first, second],
+        "items": {"type": "suite", "suite": "general"} if items is None else {"type": "file", "file_id": items},
+        "forgetting": items is not None and form.get("forgetting") == "yes",
+    }
+    body |= {} if second is None else {"against": first}
+    body |= {} if form.get("name") is None else {"name": form.get("name")}
+    made = evaluation_routes.create_evaluation(visit.caller, json.dumps(body).encode(), door)
     return visits.back(f"/ui/evaluations/{made.id}")
 
 

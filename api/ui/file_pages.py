@@ -10,7 +10,7 @@ from api.deps import DoorDep
 from api.paging import After
 from api.routes import files as file_routes
 from api.ui import rendering, visits
-from api.ui.visits import FilesOrderer, FilesVisitor, ProvenForm
+from api.ui.visits import FilesOrderer, FilesVisitor, ProvenForm, SubmittedForm
 
 router = APIRouter(prefix="/ui/files", route_class=visits.PageRoute, include_in_schema=False)
 
@@ -43,6 +43,7 @@ async def upload_file(
     """
     visits.must_come_from_here(request)
     visit.must_prove(proof, act=UPLOAD)
+    request.state.form = SubmittedForm({}, page="/ui/new" if then == "new" else None)
     file = await file_routes.upload_file(request, door, visit.caller)
     return visits.back(f"/ui/new?file={file.id}" if then == "new" else f"/ui/files/{file.id}")
 

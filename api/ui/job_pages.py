@@ -62,6 +62,7 @@ def job_page(
         **log_values(door, visit.caller, job, attempt=attempt),
         merges=merges_of(door, visit.caller, job, request),
         exports=exports_of(door, visit.caller, job, request),
+        hub=bool(door.settings.push_url),
         quantizations=get_args(GgufQuantization),
         axis=x,
         axes=curves.AXES,

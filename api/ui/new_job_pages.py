@@ -18,10 +18,11 @@ from api.routes import models as model_routes
 from api.routes import preflights as preflight_routes
 from api.ui import rendering, visits
 from api.ui.visits import JobsOrderer, JobsVisitor, ProvenForm, SubmittedForm
+from api.views.file_views import File
 from shared.chores import preflights
 from shared.contract.job_request import CreatePreflight
 from shared.contract.spec import DEFAULT_OBJECTIVE, InitFrom, MethodName, ObjectiveName, Tier
-from shared.errors import Invalid, TunepoolError
+from shared.errors import Invalid
 from shared.jobs import pages, parents
 from shared.tenants.sign_ins import SignedIn
 
@@ -48,7 +49,7 @@ def new_job_page(
     like: Annotated[str | None, Query(max_length=100)] = None,
     file: Annotated[str | None, Query(max_length=100)] = None,
 ) -> Response:
-    """An empty form, or one filled as another job of the project was asked for."""
+    """An empty form, one filled as another job of the project was asked for, or one that was refused."""
     given: dict[str, str] = {} if file is None else {"training_file": file}
     if like is not None:
         with door.session() as session:
@@ -56,10 +57,11 @@ def new_job_page(
     return _form(request, door, visit, given)
 
 
-def _form(
-    request: Request, door: Door, visit: SignedIn, given: dict[str, str], error: TunepoolError | None = None
-) -> Response:
+def _form(request: Request, door: Door, visit: SignedIn, given: dict[str, str]) -> Response:
     caller = visit.caller
+    form = rendering.filled(request).at("/ui/new")
+    if form.sent:
+        given = {name: form.value(name) for name in form.fields}
     may_list = caller.may("files:read"), caller.may("models:read")
     files = file_routes.list_files(door, caller, limit=FILES, purpose="fine-tune").data if may_list[0] else []
     bases = catalogue_routes.list_base_models(door, caller).data if may_list[1] else []
@@ -68,12 +70,9 @@ def _form(
         request,
         visit,
         "new_job.html",
-        status=400 if error else 200,
         given=given,
-        error=error,
-        fault=None if error is None else field_at_fault(error.param, given),
-        beside=None if error is None else beside_field(error),
-        files=[file for file in files if file.status != "error"],
+        form=form.about(None if form.error is None else field_at_fault(form.error.param, given)),
+        files=[(file.id, _words_of(file)) for file in files if file.status != "error"],
         bases=[base for base in bases if base.state != "error"],
         tuned=[name for name in tuned if parents.is_tuned(name)],
         beginnings=get_args(InitFrom),
@@ -81,6 +80,11 @@ def _form(
         objectives=get_args(ObjectiveName),
         tiers=get_args(Tier),
     )
+
+
+def _words_of(file: File) -> str:
+    rows = f" · {rendering.number(file.tunepool.rows)} rows" if file.tunepool.rows else ""
+    return f"{file.filename}{rows} · {rendering.short(file.id)}"
 
 
 def field_at_fault(param: str | None, given: Mapping[str, str]) -> str | None:
@@ -94,12 +98,6 @@ def field_at_fault(param: str | None, given: Mapping[str, str]) -> str | None:
             return rest[-1] if rest and rest[-1] in HYPERPARAMETERS else "objective"
         case _:
             return first if first in FIELDS else None
-
-
-def beside_field(error: TunepoolError) -> str:
-    """An error's words where its field stands, which needs no naming there."""
-    named = f"'{error.param}'"
-    return f"This{error.message.removeprefix(named)}" if error.message.startswith(named) else error.message
 
 
 def fields_of(body: dict[str, Any]) -> dict[str, str]:
@@ -179,15 +177,12 @@ def _more(text: str | None) -> dict[str, Any]:
 
 @router.post("/new")
 def submit_form(request: Request, door: DoorDep, visit: JobsOrderer, form: ProvenForm) -> Response:
-    """Check first, or submit. A fault shows the form again, as it was filled in."""
-    try:
-        body = json.dumps(body_of_form(form)).encode()
-        if form.get("act") == "check":
-            preflight = preflight_routes.create_preflight(visit.caller, body, door)
-            return visits.back(f"/ui/preflights/{preflight.id}")
-        job, _ = job_routes.submitted(door, visit.caller, body, traceparent=of_request(request))
-    except TunepoolError as error:
-        return _form(request, door, visit, form.flat(), error)
+    """Check first, or submit."""
+    body = json.dumps(body_of_form(form)).encode()
+    if form.get("act") == "check":
+        preflight = preflight_routes.create_preflight(visit.caller, body, door)
+        return visits.back(f"/ui/preflights/{preflight.id}")
+    job, _ = job_routes.submitted(door, visit.caller, body, traceparent=of_request(request))
     return visits.back(f"/ui/jobs/{job.id}")
 
 

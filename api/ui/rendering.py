@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from api.ui import page_files, wording
+from api.ui.filled import Filled
 from shared.errors import TunepoolError
 from shared.tenants.plain_text import printable
 from shared.tenants.sign_ins import SignedIn
@@ -91,6 +92,16 @@ def clean_log(text: str) -> Markup:
     return escape(printable(text, kept="\n\t"))
 
 
+def alike(values: Iterable[str]) -> list[tuple[str, str]]:
+    """Options of a choice that are called what they are."""
+    return [(value, value) for value in values]
+
+
+def options(things: Iterable[Any], name: str) -> list[tuple[str, str]]:
+    """Options of a choice among things with ids, called by one of their fields."""
+    return [(thing.id, f"{getattr(thing, name)} · {short(thing.id)}") for thing in things]
+
+
 def percent(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f}" if whole else "0"
 
@@ -113,6 +124,8 @@ ENVIRONMENT.filters |= {
     "clean": clean,
     "clean_log": clean_log,
     "status_word": wording.status_word,
+    "alike": alike,
+    "options": options,
 }
 ENVIRONMENT.globals |= {"file": page_files.address, "missing": page_files.MISSING, "percent": percent}
 
@@ -122,9 +135,16 @@ def fragment(template: str, visit: SignedIn, **values: Any) -> str:
     return ENVIRONMENT.get_template(template).render(**_base(visit), **values)
 
 
+def filled(request: Request) -> Filled:
+    """The form that this request has sent, as far as the page that answers shows it again."""
+    sent: Filled = getattr(request.state, "filled", Filled())
+    return sent
+
+
 def page(request: Request, visit: SignedIn | None, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
     """A whole page."""
-    html = ENVIRONMENT.get_template(template).render(path=request.url.path, **_base(visit), **values)
+    base = {"path": request.url.path, "filled": filled(request), **_base(visit)}
+    html = ENVIRONMENT.get_template(template).render(**base, **values)
     return HTMLResponse(html, status_code=status)
 
 

@@ -13,7 +13,8 @@ from fastapi.routing import APIRoute
 
 from api import errors
 from api.deps import Door, DoorDep
-from api.ui import rendering
+from api.ui import pages_above, rendering
+from api.ui.filled import Filled
 from shared.errors import Forbidden, Invalid, NotFound, TooLarge, TunepoolError, Unauthenticated, Unavailable
 from shared.settings import Settings
 from shared.tenants import sign_ins
@@ -38,12 +39,12 @@ class PageRoute(APIRoute):
             except Unauthenticated as error:
                 return _signed_out(request, error)
             except TunepoolError as error:
-                return _refused(request, error)
+                return await _refused(request, error)
             except RequestValidationError as error:
-                return _refused(request, _invalid(error))
+                return await _refused(request, _invalid(error))
             except errors.DATABASE_AWAY:
                 away = "The service's database does not answer at the moment. Try again shortly."
-                return _refused(request, Unavailable(away, code="database_unavailable"))
+                return _error_page(request, Unavailable(away, code="database_unavailable"))
 
         return handled
 
@@ -59,7 +60,7 @@ def _signed_out(request: Request, error: Unauthenticated) -> Response:
     if request.headers.get("hx-request") or "text/event-stream" in request.headers.get("accept", ""):
         return Response(error.message, status_code=401, media_type="text/plain")
     if request.method != "GET":
-        return _refused(request, error)
+        return _error_page(request, error)
     # A link from elsewhere comes without the cookie, which is strict. The same address asked by ourselves has it.
     if request.headers.get("sec-fetch-site") == "cross-site" and HOP not in request.query_params:
         return rendering.hop(request, str(request.url.include_query_params(**{HOP: "1"})))
@@ -67,13 +68,30 @@ def _signed_out(request: Request, error: Unauthenticated) -> Response:
     return RedirectResponse(f"{SIGN_IN}?to={quote(here, safe='')}", status_code=303)
 
 
-def _refused(request: Request, error: TunepoolError) -> Response:
+async def _refused(request: Request, error: TunepoolError) -> Response:
+    """The page on which the refused form stands, as it was filled in; else a page of the error alone."""
+    form: SubmittedForm | None = getattr(request.state, "form", None)
+    if form is None:
+        return _error_page(request, error)
+    request.state.form = None  # troubles of the page itself are no longer the form's
+    request.state.filled = form.filled(request, error)
+    shown = await pages_above.shown(request, form.page or request.scope["path"])
+    if shown is None:
+        request.state.filled = Filled()
+        return _error_page(request, error)
+    return _with_status_of(shown, errors.answer(error))
+
+
+def _error_page(request: Request, error: TunepoolError) -> Response:
     answer = errors.answer(error)
     visit = getattr(request.state, "visit", None)
-    page = rendering.error_page(request, visit, error, status=answer.status_code)
-    for name in ("retry-after",):
-        if name in answer.headers:
-            page.headers[name] = answer.headers[name]
+    return _with_status_of(rendering.error_page(request, visit, error, status=answer.status_code), answer)
+
+
+def _with_status_of(page: Response, answer: Response) -> Response:
+    page.status_code = answer.status_code
+    if "retry-after" in answer.headers:
+        page.headers["retry-after"] = answer.headers["retry-after"]
     return page
 
 
@@ -94,9 +112,11 @@ class SignedInWith:
         self._scope = scope
 
     def __call__(self, request: Request, door: DoorDep) -> SignedIn:
-        visit = resumed(request, door)
-        request.state.visit = visit
-        door.admission.count(request, visit.caller)
+        visit: SignedIn | None = getattr(request.state, "visit", None)
+        if visit is None:  # one request counts once, however many of its parts ask who looks
+            visit = resumed(request, door)
+            request.state.visit = visit
+            door.admission.count(request, visit.caller)
         if self._scope is not None:
             visit.caller.must(self._scope)
         return visit
@@ -122,10 +142,11 @@ Operator = Annotated[SignedIn, Depends(SignedInWith("admin"))]
 
 
 class SubmittedForm:
-    """The fields of a form of ours. Empty fields count as not given."""
+    """The fields of a form of ours. Empty ones count as not given. `page`: where it stands, if not above its action."""
 
-    def __init__(self, fields: dict[str, list[str]]) -> None:
+    def __init__(self, fields: dict[str, list[str]], *, page: str | None = None) -> None:
         self._fields = fields
+        self.page = page
 
     def get(self, name: str) -> str | None:
         values = self._fields.get(name)
@@ -134,9 +155,10 @@ class SubmittedForm:
     def all(self, name: str) -> list[str]:
         return self._fields.get(name, [])
 
-    def flat(self) -> dict[str, str]:
-        """The first value of each field, to fill the form again."""
-        return {name: values[0] for name, values in self._fields.items() if name != "proof"}
+    def filled(self, request: Request, error: TunepoolError | None = None) -> Filled:
+        """The form as its page shows it again."""
+        fields = {name: values for name, values in self._fields.items() if name != "proof"}
+        return Filled(request.scope["path"], fields, error)
 
     def must(self, name: str) -> str:
         value = self.get(name)
@@ -181,6 +203,7 @@ async def proven_form(
 ) -> SubmittedForm:
     """A form that this sign-in's own page has sent. Raises Forbidden."""
     visit.must_prove(form.get("proof") or "")
+    request.state.form = form
     return form
 
 

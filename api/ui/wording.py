@@ -37,6 +37,12 @@ def status_word(status: str) -> str:
     return _WORDS.get(status, status)
 
 
+def sentence(words: str) -> str:
+    """The plan's reason, which the command line has after a colon, as a sentence of its own."""
+    words = words.strip()
+    return f"{words[:1].upper()}{words[1:]}{'' if words.endswith(('.', '!', '?')) or not words else '.'}"
+
+
 def situation(job: FineTuningJob) -> JobHeadline:
     """Why the job stands where it stands."""
     return _SITUATIONS[job.status](job)
@@ -65,12 +71,12 @@ def _queued(job: FineTuningJob) -> JobHeadline:
     if queue is None:
         return JobHeadline("Waiting for a device", "Its place is known with the next plan.", "wait")
     if queue.position == 1 and queue.blocked_by is None:
-        return JobHeadline("About to start", queue.detail, "wait")
+        return JobHeadline("About to start", sentence(queue.detail), "wait")
     if queue.blocked_by == "BASE_MODEL_FETCHING":
         words = "The job starts by itself once it is there. While a download is converted there is no progress to see"
         return JobHeadline("Its base model is being fetched", f"{words}: {queue.detail}.", "wait")
     place = f"Waiting: number {queue.position} in the queue" if queue.position else "Waiting for a device"
-    return JobHeadline(place, queue.detail, "wait")
+    return JobHeadline(place, sentence(queue.detail), "wait")
 
 
 def _running(job: FineTuningJob) -> JobHeadline:
@@ -80,7 +86,7 @@ def _running(job: FineTuningJob) -> JobHeadline:
     if ours.pause_requested_at is not None:
         return JobHeadline("Being paused", "The trainer saves a checkpoint and gives its device back.", "wait")
     if ours.queue is not None and ours.queue.blocked_by == "CLUSTER":
-        return JobHeadline("Waiting for the cluster", ours.queue.detail, "wait")
+        return JobHeadline("Waiting for the cluster", sentence(ours.queue.detail), "wait")
     latest = ours.attempts[-1] if ours.attempts else None
     phase = latest.phase if latest is not None else "leased"
     step, total = progress(job)

@@ -83,7 +83,7 @@ def test_an_alias_is_made_judged_promoted_rolled_back_and_deleted(
     ungated = sent(visitor, "/ui/aliases", alias="shop@prod", model=model)
     made = sent(visitor, "/ui/aliases", alias="shop@prod", model=model, force="yes", reason="the first")
     assert (ungated.status_code, made.status_code) == (400, 303), made.text
-    assert 'name="alias" required value="shop@prod"' in ungated.text, "what was filled in is not lost"
+    assert 'name="alias" type="text" value="shop@prod"' in ungated.text, "what was filled in is not lost"
     assert "Without, &#39;force&#39; and a reason" in ungated.text
     assert made.headers["location"] == "/ui/aliases/shop%40prod"
     with session_scope(site.engine) as session:
@@ -204,7 +204,7 @@ def test_an_evaluation_is_begun_and_one_with_a_fault_comes_back_as_it_was_filled
     )
     suite = sent(visitor, "/ui/evaluations", subject=model)
 
-    assert wrong.status_code == 400
+    assert wrong.status_code == 404
     assert "ft:nobody" in wrong.text
     assert 'value="A &amp; B"' in wrong.text
     assert f'value="{items}" selected' in wrong.text

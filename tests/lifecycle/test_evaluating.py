@@ -227,6 +227,17 @@ def test_what_is_not_there_any_more_ends_it_by_name(quiet: Stack, gone: str) -> 
     assert (ended.status, ended.error["code"], ended.error["param"]) == ("failed", code, param)
 
 
+def test_a_file_without_a_single_item_ends_it_by_name_and_says_why_of_the_first_row(quiet: Stack) -> None:
+    made = ask(quiet, b'{"step": 1, "train_loss": 0.5}\n{"step": 2, "train_loss": 0.4}\n', subjects=["tiny"])
+
+    work(quiet)
+
+    ended = row(quiet, made)
+    assert (ended.status, ended.error["code"], ended.error["param"]) == ("failed", "no_items", "items")
+    assert "None of the 2 rows is an item. Line 1: " in ended.error["message"]
+    assert ended.answered == 0
+
+
 def test_a_killed_worker_loses_no_answer_and_none_is_asked_twice(servers: Servers, tmp_path: Path) -> None:
     with open_stack(tmp_path, servers, **PROGRAM) as stack:
         stack.start_worker()

@@ -29,6 +29,13 @@ def test_the_headline_says_what_a_waiting_job_waits_for(place: dict[str, Any], h
     assert waiting(**place).headline == headline
 
 
+def test_the_plans_reason_is_a_sentence_of_its_own() -> None:
+    assert waiting(blocked_by="NO_WORKER", detail="needs 4 hosts; 3 are registered").detail == (
+        "Needs 4 hosts; 3 are registered."
+    )
+    assert wording.sentence("") == ""
+
+
 def test_who_waits_for_a_base_model_is_told_that_there_is_nothing_to_do_and_how_far_it_is() -> None:
     detail = waiting(blocked_by="BASE_MODEL_FETCHING", detail="host-1 has 1 of 2 bytes").detail
 

@@ -16,10 +16,15 @@ from worker.program import workdir
 from worker.program.workdir import Workdir
 
 _NONE: Final = "There is no item: the file has no row, or none falls into the share."
+_ONLY_FAULTS: Final = "None of the {} rows is an item. Line {}: {} Give another file."
 
 
 def read(host: Host, claim: EvaluationClaim, folder: Workdir, *, interrupt: Callable[[], None]) -> list[EvaluationItem]:
-    """All items. Raises Invalid when there is none."""
+    """All items. Raises Invalid when there is none that can be asked.
+
+    A run of OpenAI's evals ends all the same when each of its rows is at fault, as it does there: its `result_counts`
+    say so.
+    """
     request = claim.request
     if claim.file is None:
         items = _items(request, ())
@@ -30,6 +35,9 @@ def read(host: Host, claim: EvaluationClaim, folder: Workdir, *, interrupt: Call
         upload.unlink()
     if not items:
         raise Invalid(_NONE, param="items", code="no_items")
+    first = items[0].fault
+    if isinstance(request, CreateEvaluation) and first is not None and all(item.fault for item in items):
+        raise Invalid(_ONLY_FAULTS.format(len(items), items[0].line, first.message), param="items", code="no_items")
     return items + (general_suite.general(part="forgetting") if request.forgetting else [])
 
 

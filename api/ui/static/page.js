@@ -4,12 +4,15 @@
   const format = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
   const brief = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "numeric", minute: "2-digit" });
   const year = new Date().getFullYear();
+  // What happens within a minute is told apart by its seconds.
+  const fine = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "numeric", minute: "2-digit", second: "2-digit" });
   const exact = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "long" });
   const localize = (root) => {
     for (const time of root.querySelectorAll("time[datetime]")) {
       const at = new Date(time.getAttribute("datetime"));
       if (Number.isNaN(at.getTime())) continue;
-      const text = (at.getFullYear() === year ? brief : format).format(at);
+      const close = time.closest(".events") ? fine : brief;
+      const text = (at.getFullYear() === year ? close : format).format(at);
       if (time.textContent === text) continue;
       time.textContent = text;
       time.title = exact.format(at);
