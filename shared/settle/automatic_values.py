@@ -6,9 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any, Final
 
-from shared.contract.families import leaves_float16
+from shared.contract.families import FAMILIES, leaves_float16
 from shared.contract.methods import METHODS, method_for
-from shared.contract.modules import FAMILIES
 from shared.contract.spec import Dtype, EarlyStopping, Evaluation, MethodName, Strategy
 from shared.settle.settling import Settling
 from shared.settle.wishes import wished_world

@@ -12,6 +12,7 @@ from math import prod
 from typing import Any, Final
 
 from shared.contract.base_facts import MOST_LAYER_KINDS, ExpertFacts, ModelFacts
+from shared.contract.families import tied_where_unsaid
 from shared.contract.model_description import ModelBuild
 from shared.errors import Invalid
 from shared.settle.sequence_state import carried_state
@@ -20,6 +21,7 @@ from shared.settle.weights import Tensors, Weights, weigh
 # Where models with several parts keep the language model's numbers (transformers' own order of looking).
 _TEXT: Final = ("text_config", "llm_config", "language_config")
 _LARGEST: Final = 10_000_000  # no size of any model; arithmetic with more only does harm
+_MOST_LAYERS: Final = 10_000  # the deepest models have some hundred; each reading of the catalogue goes through all
 _EXPERTS: Final = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _CHOSEN: Final = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "top_k_experts")
 _BESIDE: Final = re.compile(r"(vision|audio|speech)_config")
@@ -133,11 +135,8 @@ def _stated(config: dict[str, Any], *names: str) -> int:
 
 
 def _ties(config: dict[str, Any], weights: Weights | None) -> bool:
-    """Whether embedding and output layer are one. Where the config does not say so, the stored tensors do.
-
-    Without them: Gemma's configs leave the key out where they are.
-    """
-    unsaid = weights.head_parameters == 0 if weights else str(config.get("model_type", "")).startswith("gemma")
+    """Whether embedding and output layer are one. Where the config does not say so, the stored tensors do."""
+    unsaid = weights.head_parameters == 0 if weights else tied_where_unsaid(str(config.get("model_type", "")))
     return bool(config.get("tie_word_embeddings", unsaid))
 
 
@@ -161,7 +160,10 @@ def _layers(config: dict[str, Any]) -> int:
     """Decoder layers; Nemotron-H may list their kinds instead of counting them."""
     kinds = config.get("layers_block_type")
     listed = len(kinds) if isinstance(kinds, list) else None
-    return _number({"num_hidden_layers": listed, **config}, "num_hidden_layers", "n_layer")
+    layers = _number({"num_hidden_layers": listed, **config}, "num_hidden_layers", "n_layer")
+    if layers > _MOST_LAYERS:
+        raise ValueError(f"'num_hidden_layers', which is {layers}")
+    return layers
 
 
 def _heads(config: dict[str, Any]) -> int:

@@ -105,10 +105,10 @@ def _by_table(architecture: str, sizes: tuple[int, int, int, int, int], *, mixtu
         **{name: [(h, ff)] for name in ("gate_proj", "up_proj", "fc1", "fc_in", "c_fc", "dense_h_to_4h", "w1", "w2")},
         "gate_up_proj": [(h, 2 * ff)],
         **{name: [(ff, h)] for name in ("down_proj", "fc2", "fc_out", "dense_4h_to_h")},
-        # Qwen (first generation), GPT-2 and GPT-BigCode: one name for the attention's and the MLP's output.
+        # One name for the attention's and the MLP's output, where the attention's has none of its own.
         "c_proj": [(q, h), (ff, h)],
     }
-    if architecture == "Starcoder2ForCausalLM":
+    if "o_proj" in family(architecture).linear:
         shapes["c_proj"] = [(ff, h)]
     return tuple(
         LayerKind(name=name, inputs=inputs, outputs=outputs, count=layers, adapted=True)

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, cast
 
 from shared.contract.base_facts import ModelFacts
+from shared.contract.families import FAMILIES, Family
 from shared.contract.job_request import CreateJob, Hyperparameters, TunepoolRequest, chosen
 from shared.contract.methods import method_for
-from shared.contract.modules import FAMILIES, Family
 from shared.contract.spec import (
     DEFAULT_OBJECTIVE,
     OBJECTIVE_PARTS,

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shared.contract.base_facts import ModelFacts
+from shared.contract.families import FAMILIES, USUAL, Family
 from shared.contract.methods import METHODS
-from shared.contract.modules import FAMILIES, Family, last
+from shared.contract.modules import last
 from shared.contract.objectives import OBJECTIVES
 from shared.contract.passes import KEPT_SHARE, PACKED_TOKENS, is_packed
 from shared.contract.spec import DeviceKind, Dtype, JobSpec, MethodName
@@ -83,7 +84,7 @@ class Workload:
 
 def family(architecture: str) -> Family:
     """The module table of a base's architecture; Llama's where it is not known."""
-    return FAMILIES.get(architecture, FAMILIES["LlamaForCausalLM"])
+    return FAMILIES.get(architecture, USUAL)
 
 
 def keeps_copy(spec: JobSpec, *, device: DeviceKind, memory: int) -> bool:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from shared.contract.events import EXIT_DONE, EXIT_USER_FAULT
-from shared.contract.modules import FAMILIES
+from shared.contract.families import FAMILIES
 from shared.contract.spec import Adapter
 from tests.train.tiny import chat, chat_rows, kto_rows, losses, make_model_directory, make_spec, preference_rows, run
 from worker.train import initialisation

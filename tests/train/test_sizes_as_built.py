@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from shared.contract.base_facts import ModelFacts
+from shared.contract.families import FAMILIES as TABLE
 from shared.contract.families import NEVER_ADAPTED
 from shared.contract.methods import METHODS
-from shared.contract.modules import FAMILIES as TABLE
 from shared.contract.spec import Adapter, MethodName, Quantization
 from shared.settle.model_facts import facts_of
 from shared.settle.sizing import adapter_parameters, largest_linear, linears, quantizable_parameters

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from shared.contract.families import FAMILIES
 from shared.contract.job_request import CreateJob
 from shared.contract.methods import METHODS, UNSUPPORTED, refuse_unsupported
-from shared.contract.modules import FAMILIES
 from shared.contract.objectives import OBJECTIVES
 from shared.contract.spec import BaseModelRef, Dpo
 from shared.errors import Invalid

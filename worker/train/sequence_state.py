@@ -15,18 +15,13 @@ from typing import Any, Final
 
 from torch import nn
 
-from shared.contract.families import BLIND_TO_POSITIONS
+from shared.contract.families import APART, BLIND_TO_POSITIONS, CARRYING_CLASSES
 from shared.contract.passes import is_packed
 from shared.contract.spec import AttemptSpec
 from shared.errors import Invalid
 from worker.train.reporting import Reporter
 from worker.train.row_leak import rows_leak
 
-_APART: Final = frozenset({"full_attention", "sliding_attention", "chunked_attention", "moe", "mlp"})
-_CLASSES: Final = re.compile(
-    r"Mamba|SSM|StateSpace|R[Ww][Kk][Vv]|Recurrent|R[Gg][Ll][Rr][Uu]|LSTM|GRU|Delta(Net|Attention|Rule)|ShortConv"
-    r"|LinearAttention|LightningAttention|Retention|Hyena"
-)
 _OTHER_SENSES: Final = re.compile(r"vision|visual|image|audio|speech|whisper|encoder", re.IGNORECASE)
 
 
@@ -74,12 +69,14 @@ def carries_state(model: Any) -> str | None:
     Of layer kinds only those count as attention that are known to keep packed rows apart.
     """
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
-    return next((kind for kind in kinds if kind not in _APART), None) or next(_classes(model), None)
+    return next((kind for kind in kinds if kind not in APART), None) or next(_classes(model), None)
 
 
 def _classes(model: nn.Module) -> Iterator[str]:
     """Class names of the text model's modules that carry state; encoders of images and sounds are not packed."""
     for path, module in model.named_modules():
         name = type(module).__name__
-        if not _OTHER_SENSES.search(f"{path} {name}") and (isinstance(module, nn.Conv1d) or _CLASSES.search(name)):
+        if not _OTHER_SENSES.search(f"{path} {name}") and (
+            isinstance(module, nn.Conv1d) or CARRYING_CLASSES.search(name)
+        ):
             yield name
