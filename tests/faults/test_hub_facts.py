@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import re
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE
 from sqlalchemy import func, select
@@ -25,6 +27,7 @@ from shared.settle.catalogue import Catalogue, local_folder
 from shared.settle.wanted_models import wanted_model
 from shared.store.db import session_scope
 from shared.store.tables import BaseModelRow, DeviceRow, FetchRow
+from tests import living
 from tests.factories import verdict_of
 from tests.lifecycle.stack import Stack, make_model, until
 from tests.patience import patience
@@ -46,6 +49,7 @@ class Hub:
     def __init__(self) -> None:
         self.repositories: dict[str, dict[str, bytes] | int] = {}
         self.asked: list[str] = []
+        self.sent: list[str] = []  # files that were not only asked for
         self.weight_bytes = 0  # of safetensors files, that were sent
         self.breaks = ""  # the file in whose midst the line breaks, once another is sent; then the hub is away
         self.whole = threading.Event()  # a file of weights was sent whole
@@ -93,6 +97,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             if self.command == "GET":
+                made.sent += [] if path.startswith("/api/") else [path.rsplit("/", 1)[1]]
                 self.send(content, path.rsplit("/", 1)[1] if status < 300 else "")
 
         def send(self, content: bytes, file: str) -> None:
@@ -306,6 +311,20 @@ def shaped(shape: list[int]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
+def many_tensors(count: int) -> bytes:
+    """A header of as many tensors of one byte each."""
+    listed = {f"w{at}": {"dtype": "U8", "shape": [1], "data_offsets": [at, at + 1]} for at in range(count)}
+    header = json.dumps(listed).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(count)
+
+
+def in_files(count: int) -> Callable[[dict[str, bytes]], dict[str, bytes]]:
+    """The weights in as many files, by an index."""
+    names = [f"model-{at}.safetensors" for at in range(count)]
+    index = json.dumps({"weight_map": {f"w{at}": name for at, name in enumerate(names)}}).encode()
+    return lambda files: without_weights(files) | dict.fromkeys(names, b"") | {"model.safetensors.index.json": index}
+
+
 def with_config(**changes: object) -> Callable[[dict[str, bytes]], dict[str, bytes]]:
     def changed(files: dict[str, bytes]) -> dict[str, bytes]:
         return files | {"config.json": json.dumps(json.loads(files["config.json"]) | changes).encode()}
@@ -331,6 +350,10 @@ def with_config(**changes: object) -> Callable[[dict[str, bytes]], dict[str, byt
         ),
         (with_weights(shaped([-3])), "a shape that is none"),
         (with_config(hidden_size=None), "hidden_size"),
+        (with_config(num_hidden_layers=10_000_000), "num_hidden_layers"),
+        (with_config(intermediate_size=float("nan")), "intermediate_size"),
+        (with_weights(many_tensors(1_000_000)), "larger than any model's"),
+        (in_files(2001), "more than 2000 such files"),
         (with_config(model_type="invented_later"), "'invented_later') is not known"),
         (lambda files: files | {"config.json": b"[" * 100_000}, "not valid JSON"),
         (lambda files: files | {"config.json": b" " * (2**20 + 1)}, "larger than"),
@@ -352,6 +375,64 @@ def test_what_cannot_be_used_says_what_to_do_and_the_others_stay(
     assert says in refused.value.message
     assert says in found.complaints()["far"]
     assert "tiny" in found.names()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"<!DOCTYPE html><html><body>Sign in to the network</body></html>",
+        b"",
+        b"[]",
+        b'"a hub"',
+        b'{"id": "example/far"}',
+        json.dumps({"id": "example/far", "sha": "../../../../etc/cron.d", "siblings": []}).encode(),
+        json.dumps({"id": "example/far", "sha": COMMIT, "siblings": [1]}).encode(),
+        b"[" * 100_000,
+    ],
+    ids=["a page", "nothing", "a list", "a text", "no commit", "a path as commit", "files that are none", "deep"],
+)
+def test_what_answers_and_is_no_hub_is_told_and_asked_again(
+    stack: Stack, hub: Hub, host: Host, monkeypatch: pytest.MonkeyPatch, answer: bytes
+) -> None:
+    known = hub.answer
+    monkeypatch.setattr(hub, "answer", lambda _: (200, answer))
+    add(stack, "far")
+    offered(stack)
+
+    assert look_up_next(host)
+
+    with pytest.raises(NotYet, match="HF_ENDPOINT"):
+        offered(stack).find("far")
+    assert "tiny" in offered(stack).names()
+    monkeypatch.setattr(hub, "answer", known)
+    hub.repositories["example/far"] = tiny(stack)
+    with session_scope(stack.engine) as session:
+        session.scalars(select(BaseModelRow)).one().lease_until = None
+    assert look_up_next(host)
+    assert offered(stack).find("far").revision == COMMIT
+
+
+@pytest.mark.parametrize("status", [301, 400, 408, 429, 500, 502, 503])
+def test_what_may_pass_is_asked_again(stack: Stack, hub: Hub, host: Host, status: int) -> None:
+    hub.repositories["example/far"] = status
+    add(stack, "far")
+    offered(stack)
+
+    assert look_up_next(host)
+
+    with pytest.raises(NotYet, match="asked again"):
+        offered(stack).find("far")
+
+
+def test_a_config_with_a_bound_that_is_infinite_is_one(stack: Stack, hub: Hub, host: Host) -> None:
+    """As published ones of the Mamba kind have: `time_step_limit`."""
+    hub.repositories["example/far"] = with_config(time_step_limit=[0.0, float("inf")])(tiny(stack))
+    add(stack, "far")
+    offered(stack)
+
+    assert look_up_next(host)
+
+    assert offered(stack).find("far").revision == COMMIT
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -642,6 +723,75 @@ def retry_at_once(stack: Stack) -> None:
     with session_scope(stack.engine) as session:
         for row in session.scalars(select(FetchRow).where(FetchRow.state == "waiting")):
             row.lease_until = None
+
+
+def test_programs_that_bring_the_same_files_take_turns_and_the_second_fetches_nothing(
+    stack: Stack, hub: Hub, tmp_path: Path
+) -> None:
+    """A fetcher that was killed may leave its program for a moment, beside that of the next one."""
+    large = weights(numbers=12_000_000)
+    hub.repositories["example/far"] = tiny(stack) | {"model.safetensors": large}
+    hub.slow = threading.Event()
+    made = tmp_path / "far.fetch" / "model"
+    argv = [sys.executable, "-m", "worker.program.hub_download", "example/far", COMMIT, str(made)]
+
+    with subprocess.Popen(argv) as first, subprocess.Popen(argv) as second:
+        until(lambda: [part for part in made.glob("*.part") if part.stat().st_size], seconds=60, what="half a file")
+        waiting = re.compile(rf"-> FLOCK .* ({first.pid}|{second.pid}) ")
+        until(lambda: waiting.search(Path("/proc/locks").read_text()), seconds=60, what="one that waits for the other")
+        hub.slow.set()
+        assert [first.wait(patience(60)), second.wait(patience(60))] == [0, 0]
+
+    assert {name: hub.sent.count(name) for name in hub.sent} == {"config.json": 1, "model.safetensors": 1}
+    assert (made / "model.safetensors").read_bytes() == large
+
+
+def downloads(worker: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The programs of a worker that ask the hub for the files of a model."""
+    return [process for process in living.family(worker.pid) if "worker.program.hub_download" in living.words(process)]
+
+
+def test_when_one_of_two_workers_of_a_host_dies_in_their_fetch_the_other_goes_on_with_the_bytes_that_are_there(
+    stack: Stack, hub: Hub
+) -> None:
+    large = weights(numbers=24_000_000)
+    hub.repositories["example/far"] = tiny(stack) | {"model.safetensors": large}
+    add(stack, "far")
+    offered(stack)
+    cache = stack.home / "models"
+    workers = [
+        stack.start_worker(
+            home=f"worker-{number}",
+            TUNEPOOL_CACHE_DIR=str(cache),
+            TUNEPOOL_CPU_SLOTS="2",
+            TUNEPOOL_DEVICES=f"cpu-{number}",
+        )
+        for number in range(2)
+    ]
+    stack.start_janitor()
+    stack.wait_for_worker(devices=2)
+    entry = until(lambda: offered(stack).entries.get("far"), seconds=90, what="an entry that is ready")
+    folder = local_folder(entry, cache=cache)
+    hub.slow = threading.Event()
+    hub.sent.clear()
+
+    prefetch(stack, "far")
+    until(lambda: [row.lease_owner is not None for row in prefetches(stack, "far")] == [True, True], what="two fetches")
+    half = 2 * DOWNLOAD_CHUNK_SIZE  # of the 24 MB that the hub has sent, what has been written
+    parts = until(lambda: [file for file in folder.parent.rglob("*.part") if file.stat().st_size >= half], seconds=60)
+    ((holder, writer),) = [(worker, program) for worker in workers for program in downloads(worker)]
+    holder.kill()
+    until(lambda: not living.is_alive(writer), what="the end of the program that the dead worker has left")
+    hub.weight_bytes = 0
+    kept = parts[0].stat().st_size
+    hub.slow.set()
+
+    until(lambda: "done" in [row.state for row in prefetches(stack, "far")], seconds=60, what="the fetch of the other")
+    assert kept == half
+    assert hub.weight_bytes == len(large) - half, "the other asks for what is lacking, and for it only"
+    assert {name: hub.sent.count(name) for name in hub.sent} == {"config.json": 1, "model.safetensors": 2}
+    assert (folder / "model.safetensors").read_bytes() == large
+    assert [place.name for place in folder.parent.iterdir() if place.suffix == ".fetch"] == []
 
 
 def test_a_model_that_a_job_trains_on_is_not_removed_to_make_room_for_another(stack: Stack, hub: Hub) -> None:

@@ -18,7 +18,7 @@ from shared.settle.catalogue import CatalogueEntry, load_catalogue, local_folder
 from tests.fake_hub import REVISION, catalogue_entry, serving
 from tests.lifecycle.stack import make_model
 from tests.patience import patience
-from worker.base_models import cached_names, ensure, verify
+from worker.base_models import BaseModelUnavailable, cached_names, ensure, verify
 from worker.chores import base_tokenizers
 
 AGAIN = (
@@ -56,6 +56,21 @@ def test_weights_in_other_forms_are_not_fetched(entry: CatalogueEntry, tmp_path:
 
     assert not fetched.intersection(AGAIN)
     assert {"config.json", "model.safetensors"} <= fetched
+
+
+def test_a_listed_file_that_would_lie_outside_the_models_folder_is_not_written(
+    files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No repository has one; a hub that is not what it says may list it."""
+    (tmp_path / "models.toml").write_text(catalogue_entry("far", files["config.json"]))
+    entry = load_catalogue(Settings(models_file=tmp_path / "models.toml")).entry("far")
+    with serving(files | {"../../../stolen.safetensors": files["model.safetensors"]}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        with pytest.raises(BaseModelUnavailable, match="outside the model's folder"):
+            ensure(entry, cache=tmp_path / "deep" / "cache", interrupt=lambda: None)
+
+    assert list(tmp_path.rglob("stolen*")) == []
 
 
 def test_to_read_rows_with_no_weights_are_fetched_and_the_model_does_not_count_as_here(

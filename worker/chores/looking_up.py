@@ -48,7 +48,8 @@ _SECONDS: Final = 300.0  # for a few small answers of the hub, and the start of 
 _ANSWER_SECONDS: Final = 30.0  # for its first answer; the hub's client would wait for ever
 _CONFIG_BYTES: Final = 2**20
 _TENSORS_BYTES: Final = 2**27
-_NO_WEIGHTS, _NO_HEADERS = 46, 47
+_NO_WEIGHTS, _NO_HEADERS, _NO_HUB = 46, 47, 49
+_MOST_FILES: Final = 2000  # of weights; the largest models that are published have some hundred
 _TOKENIZER: Final = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -63,13 +64,19 @@ _INDEX: Final = "model.safetensors.index.json"
 # fetcher (worker/base_models.py), and more: the architecture is not known here, no safetensors, no header in them.
 _HUB_PROGRAM: Final = f"""
 {KNOWS}
+import re
 from concurrent.futures import ThreadPoolExecutor
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, SafetensorsParsingError
 repository, revision, folder = sys.argv[1:]
 try:
-    info = HfApi().model_info(repository, revision=revision, timeout={_ANSWER_SECONDS})
-    commit, there = info.sha, {{one.rfilename for one in info.siblings or ()}}
+    try:
+        info = HfApi().model_info(repository, revision=revision, timeout={_ANSWER_SECONDS})
+        commit, there = info.sha, {{one.rfilename for one in info.siblings or ()}}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # a page, or JSON of no repository
+        sys.exit({_NO_HUB})
+    if not re.fullmatch("[0-9a-f]{{40}}", commit or ""):  # it will be a part of a folder's name
+        sys.exit({_NO_HUB})
     file = pathlib.Path(hf_hub_download(repository, "config.json", revision=commit, local_dir=folder))
     pathlib.Path(folder, "commit").write_text(commit)
     if file.stat().st_size > {_CONFIG_BYTES}:
@@ -88,6 +95,8 @@ try:
             sys.exit({_NO_HEADERS})
     if not names:
         sys.exit({_NO_WEIGHTS})
+    if len(names) > {_MOST_FILES}:
+        sys.exit({_NO_HEADERS})
     read = lambda name: HfApi().parse_safetensors_file_metadata(repository, name, revision=commit)
     with ThreadPoolExecutor(8) as pool:
         files = list(pool.map(read, sorted(names)))
@@ -103,6 +112,10 @@ except Exception as error:
         raise
     sys.exit({GATED} if isinstance(cause, GatedRepoError) else cause.response.status_code - 360)
 """
+
+
+class NoHub(BaseModelUnavailable):
+    """Something answers at the hub's address, and is none; its message is for users."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +145,8 @@ def _look_up(host: Host, wanted: LookUp, watch: LeaseWatch) -> None:
         log.warning("base_model.refused", locator=wanted.locator, revision=wanted.revision, reason=sentence)
     except BaseModelUnavailable as error:
         reason = error.message
-        host.write_in_the_end(lambda s: look_ups.unheard(s, lease, error=_away(wanted)))
+        sentence = reason if isinstance(error, NoHub) else _away(wanted)
+        host.write_in_the_end(lambda s: look_ups.unheard(s, lease, error=sentence))
         log.warning("base_model.unheard", locator=wanted.locator, revision=wanted.revision, reason=reason)
     else:
         weights, description = seen.weights.model_dump(), _described(host, wanted, seen, place, watch)
@@ -197,15 +211,23 @@ def _at_hub(wanted: LookUp, place: Path, interrupt: Callable[[], None]) -> LookU
     """Raises Invalid, BaseModelUnavailable, Stopped."""
     asked = f"{wanted.locator} at revision {wanted.revision}"
     argv = [sys.executable, "-c", _HUB_PROGRAM, wanted.locator, wanted.revision, str(place)]
-    answers = HUB_REFUSALS | {UNKNOWN, _NO_WEIGHTS, _NO_HEADERS}
+    answers = HUB_REFUSALS | {UNKNOWN, _NO_WEIGHTS, _NO_HEADERS, _NO_HUB}
     ended = run_step(argv, interrupt, what=f"look-up of {asked}", answers=answers)
+    if ended == _NO_HUB:
+        raise NoHub(
+            f"What answers the workers as the hub says nothing of {asked}: a page of a proxy, perhaps, or no hub. Ask "
+            "your administrator to look at HF_ENDPOINT and the proxy of the workers. It is asked again."
+        )
     if ended in HUB_REFUSALS:
         raise refused_by_hub(wanted.name, f"config.json of {asked}", ended)
     config = _config(place / "config.json", asked, known=ended != UNKNOWN)
     if ended == _NO_WEIGHTS:
         raise _no_weights(asked)
     if ended == _NO_HEADERS:
-        raise Invalid(f"A safetensors file of {asked} has a header that describes no tensors. Use another revision.")
+        raise Invalid(
+            f"A safetensors file of {asked} has a header that describes no tensors, or is larger than any model's, or "
+            f"there are more than {_MOST_FILES} such files. Use another revision."
+        )
     commit = (place / "commit").read_text(encoding="ascii")
     return _seen(wanted, commit, config, _read_tensors(place / "tensors", asked))
 

@@ -4,13 +4,15 @@ With `beside` behind it without the weights: tokenizer, template and configs are
 
 Files of weights are fetched by ranges. huggingface_hub 2.4 throws a half file away when its process ends, so each of
 them grows in a part beside its place, `FILE.ETAG.part`, and the next process goes on where this one broke. Bytes of a
-resumed file are held against the sha256 that the hub promises.
+resumed file are held against the sha256 that the hub promises. One process at a time writes there: what a fetcher left
+behind when it was killed may live for a moment longer.
 
 Exits with the status of a refusal less 360; what may pass (an outage, too many requests) is an error of its own.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import re
 import sys
@@ -40,6 +42,13 @@ AT_ONCE: Final = 4  # files
 
 def download(repository: str, commit: str, folder: Path, *, weights: bool = True) -> None:
     """Bring everything that a base model needs. Raises HfHubHTTPError, OSError and what the network raises."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / "writer.lock").open("w") as alone:
+        fcntl.flock(alone, fcntl.LOCK_EX)
+        _download(repository, commit, folder, weights=weights)
+
+
+def _download(repository: str, commit: str, folder: Path, *, weights: bool) -> None:
     others = list(DUPLICATES)
     snapshot_download(
         repository, revision=commit, local_dir=folder, allow_patterns=list(BESIDE), ignore_patterns=others
@@ -59,7 +68,10 @@ def _is_any(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _bring(repository: str, commit: str, folder: Path, name: str) -> None:
+    """Raises OSError for a name that leads out of the folder, as no repository has one."""
     place = folder / name
+    if not place.resolve().is_relative_to(folder.resolve()):
+        raise OSError(f"The hub lists a file that would lie outside the model's folder: {name[:200]!r}")
     if place.is_file():  # whole: parts have names of their own
         return
     url = hf_hub_url(repository, name, revision=commit)
