@@ -202,7 +202,7 @@ def test_every_variable_that_the_page_of_gpu_hosts_names_for_docker_is_passed() 
     page = (ROOT / "docs/gpu-hosts.md").read_text()
     section = re.search(r"^## With Docker\n(.*?)^## ", page, re.MULTILINE | re.DOTALL)
     assert section is not None
-    ours = {"OPENAI_BASE_URL", "OPENAI_API_KEY"}  # of the command line, on any machine
+    ours = {"OPENAI_BASE_URL", "OPENAI_API_KEY", "COMPOSE_FILE"}  # of the command line and of Compose, on any machine
 
     named = set(re.findall(r"\b[A-Z]+_[A-Z0-9_]+\b", section[1])) - ours
 
@@ -228,6 +228,43 @@ def test_the_worker_reserves_the_gpus(compose: dict[str, Any]) -> None:
 
     assert device["driver"] == "nvidia"
     assert device["capabilities"] == ["gpu"]
+
+
+def test_on_a_host_without_the_toolkit_the_pool_is_the_same_and_trains_on_the_processor(
+    compose: dict[str, Any], tmp_path: Path
+) -> None:
+    """By the second file on the command line, or named in `.env`, as docs/gpu-hosts.md has it."""
+    files = ("docker-compose.yml", "docker-compose.cpu.yml")
+    (tmp_path / ".env").write_text(
+        "".join(f"{name}=secret\n" for name in SECRETS) + f"COMPOSE_FILE={':'.join(files)}\n"
+    )
+    named = (
+        "--env-file",
+        "/dev/null",
+        *(word for file in files for word in ("-f", file)),
+        "config",
+        "--format",
+        "json",
+    )
+    done = run("docker-compose", *named, **dict.fromkeys(SECRETS, "secret"))
+    by_line = run("docker-compose", "--env-file", str(tmp_path / ".env"), "config", "--format", "json")
+    assert done.returncode == by_line.returncode == 0, done.stderr + by_line.stderr
+    rendered = json.loads(done.stdout)
+
+    assert json.loads(by_line.stdout)["services"] == rendered["services"]
+    for name in ("worker", "playground"):
+        ours, theirs = rendered["services"][name], compose["services"][name]
+        assert "deploy" not in ours, "the engine refuses a reservation that it cannot serve"
+        assert ours["environment"] == theirs["environment"] | {"TUNEPOOL_DEVICES": "cpu"}
+        base = ours["build"]["args"]["BASE"]
+        assert ("cuda" in base, ":" in base, base.endswith(":latest")) == (False, True, False)
+        asked = theirs["build"]["args"] | {"BASE": base}
+        assert ours["build"] == theirs["build"] | {"args": asked}
+    others = compose["services"].keys() - {"worker", "playground"}
+    assert {name: rendered["services"][name] for name in others} == {name: compose["services"][name] for name in others}
+    (tmp_path / "rendered.json").write_text(done.stdout)
+    checked = run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(tmp_path / "rendered.json"))
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_only_the_api_is_published_and_only_on_loopback(compose: dict[str, Any]) -> None:
