@@ -39,7 +39,7 @@ SECTIONS: Final[dict[str, tuple[float, Section]]] = {
     "layers": (20, sections.layers),
     "loading": (60, sections.loading),
     "speed": (110, sections.speed),
-    "roads": (90, roads.roads),
+    "roads": (130, roads.roads),
     "memory": (110, sections.memory),
     "exhaustion": (60, sections.exhaustion),
     "resuming": (45, sections.resuming),

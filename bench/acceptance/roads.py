@@ -12,14 +12,17 @@ from shared.contract.spec import FastRoad
 
 # Other orders of summation in bfloat16: two runs on a GPU differ by as much.
 _LIKE: Final = 0.02
+_SAVING: Final[FastRoad] = "background_saving"
 
 
 def roads(lab: Laboratory, clock: Clock) -> Iterator[Check]:
-    """Tokens per second with every road, without each of them, and by how many layers recompute."""
+    """Tokens per second with every road, without each of them, and by how many layers recompute; what saving costs."""
     shape: Shape = lab.shapes()[0]
     every = _run(lab, clock, "all_roads", shape=shape)
     yield _rate("all_roads", every)
     for road in get_args(FastRoad):
+        if road == _SAVING:  # nothing is saved here before the last step
+            continue
         clock.check()
         left_out = _run(lab, clock, f"without_{road}", shape=shape, without=[road])
         yield _rate(f"without_{road}", left_out, beside=every)
@@ -30,12 +33,38 @@ def roads(lab: Laboratory, clock: Clock) -> Iterator[Check]:
         again = _run(lab, clock, f"recomputed_{count}", shape=shape, recomputed=count)
         yield _rate(f"recomputed_{count}", again, beside=every)
         yield Check(f"recomputed_{count}_peak_bytes", _peak(again), "fewer than with none", _saves(lab, again, every))
+    yield from _saving(lab, clock, shape=shape)
+
+
+def _saving(lab: Laboratory, clock: Clock, *, shape: Shape) -> Iterator[Check]:
+    """Seconds from the end of a step to the end of the next, with a checkpoint between: beside the step, or before."""
+    curves = []
+    for name, without in ((f"with_{_SAVING}", []), (f"without_{_SAVING}", [_SAVING])):
+        clock.check()
+        ended = _run(lab, clock, name, shape=shape, without=without, training={"save_steps": 1})
+        curves.append(ended.losses)
+        seconds = _seconds_between_steps(ended) if ended.code == EXIT_DONE else ended.words
+        yield Check(f"{name}_seconds_of_a_saved_step", seconds, "exit 0", ended.code == EXIT_DONE)
+    yield within(f"without_{_SAVING}_curve", farthest(*curves), _LIKE)
+
+
+def _seconds_between_steps(ended: Outcome) -> float:
+    """Of the first step that follows a checkpoint."""
+    first, second = [event.time for event in ended.events if event.type == "metrics"][:2]
+    return float(second - first)
 
 
 def _run(
-    lab: Laboratory, clock: Clock, name: str, *, shape: Shape, recomputed: int | None = None, **parts: Any
+    lab: Laboratory,
+    clock: Clock,
+    name: str,
+    *,
+    shape: Shape,
+    recomputed: int | None = None,
+    training: dict[str, Any] | None = None,
+    **parts: Any,
 ) -> Outcome:
-    parts |= real(lab, rows=128)
+    parts |= real(lab, rows=128, **(training or {}))
     parts |= {"gradient_checkpointing": recomputed is not None, "gradient_checkpointing_layers": recomputed}
     # On a processor in this process: the import alone takes longer than the run.
     if lab.small:

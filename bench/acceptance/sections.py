@@ -253,6 +253,7 @@ def real(
             "num_train_epochs": 1,
             "batch_size": rows // 2,
             "optim": "adamw_torch",
+            **training,
         },
         "micro_batch_size": 4,
     }

@@ -120,6 +120,7 @@ class CheckpointSaved(_Event):
     valid_mean_token_accuracy: float | None = None
     full_valid_loss: float | None = Field(default=None, description="Where every validation row was read.")
     full_valid_mean_token_accuracy: float | None = None
+    save_seconds: float | None = Field(default=None, ge=0, le=86_400, description="That it took.")
 
 
 class Alive(_Event):

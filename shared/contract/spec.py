@@ -27,7 +27,17 @@ Tier = Literal["interactive", "normal", "best_effort"]
 Dtype = Literal["bfloat16", "float16", "float32"]
 Optimizer = Literal["paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw_torch", "sgd"]
 # What the trainer computes in a faster way of its own, with the same result (docs/trainer.md).
-FastRoad = Literal["row_attention", "varlen_attention", "fused_lora", "fused_norms", "fused_optimizer", "cpu_kernels"]
+FastRoad = Literal[
+    "row_attention",
+    "varlen_attention",
+    "fused_lora",
+    "fused_norms",
+    "fused_swiglu",
+    "fused_rotary",
+    "fused_optimizer",
+    "background_saving",
+    "cpu_kernels",
+]
 DeviceKind = Literal["cuda", "cpu"]  # as torch names them: AMD's GPUs are "cuda" too
 # Canonical rows: what a checked file holds (shared/rows/formats.py).
 Format = Literal["chat", "prompt_completion", "text", "preference", "kto"]

@@ -13,8 +13,8 @@ from shared.contract.spec import AttemptSpec
 from tests.train.tiny import chat, chat_rows, losses, make_spec, run
 from worker.train import answer_look, batched_answers
 from worker.train.answer_look import Scores
+from worker.train.best_step import note_validation
 from worker.train.checkpoints import Progress
-from worker.train.loop import note_validation
 
 KNOWN = [chat("who?", "me"), chat("say it", "me"), {"messages": [{"role": "user", "content": "no answer"}]}]
 LEARNS = {"num_train_epochs": 8, "learning_rate": 0.02, "lr_scheduler_type": "constant", "optim": "adamw_torch"}

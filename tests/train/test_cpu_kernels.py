@@ -23,8 +23,9 @@ from tests.patience import patience
 from tests.train.families import make_family
 from tests.train.tiny import losses, make_spec, run
 from worker.train import cpu_kernels, row_attention
-from worker.train.cpu_parts import BY_KERNELS, Nll, use_kernels
+from worker.train.cpu_parts import Nll, use_kernels
 from worker.train.objectives.supervised import labelled_nll
+from worker.train.plain_parts import BY_KERNELS
 
 needs_compiler = pytest.mark.skipif(cpu_kernels.load() is None, reason="no C compiler here: torch's operators serve")
 TYPES = pytest.mark.parametrize(("dtype", "relative"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])

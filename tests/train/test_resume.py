@@ -230,9 +230,11 @@ def test_a_checkpoint_holds_the_scale_of_float16s_losses(tmp_path: Path) -> None
 
     def saved(one: checkpoints.TrainingState, name: str) -> Path:
         progress, ranks = checkpoints.Progress(step=1), Ranks()
-        return checkpoints.save(
+        taken = checkpoints.taken(
             tmp_path / name, learner=one, progress=progress, job_id="j", write_adapter=Path.mkdir, ranks=ranks
         )
+        assert taken is not None
+        return taken.written()
 
     fresh, older = learner(65536.0), learner(65536.0)
     checkpoints.restore(saved(learner(512.0), "scaled"), fresh)

@@ -7,7 +7,7 @@ from annotated_types import Le
 from pydantic import ValidationError
 
 from shared.contract.documents import JobError, JobProgress, Manifest, ManifestEntry, error_document
-from shared.contract.events import Metrics
+from shared.contract.events import CheckpointSaved, Metrics
 from shared.contract.preflight_report import CheckedFile, Report
 from shared.fleet import workers
 from shared.settings import Settings
@@ -55,6 +55,8 @@ def test_a_trainer_with_long_steps_has_time_to_end_one_and_to_save_before_it_is_
     slow.hear(step_of(90.0))
 
     assert (unheard, quick.until_stopped(floor_seconds=30), slow.until_stopped(floor_seconds=30)) == (30, 30, 180)
+    quick.hear(CheckpointSaved(time=0.0, step=2, name="step-00000002", save_seconds=200.0))
+    assert quick.until_stopped(floor_seconds=30) == 406, "its disk is slow"
 
 
 def test_the_plan_reads_how_long_a_job_still_takes_and_never_fails_for_one_that_does_not_say() -> None:

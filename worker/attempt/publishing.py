@@ -100,7 +100,7 @@ class PublishingAttempt:
             log.warning("checkpoint.unpublished", job_id=self.lease.id, step=event.step, error=str(error)[:200])
             return
         self.reach("checkpoint_uploaded")
-        metrics = event.model_dump(mode="json", exclude={"type", "time", "name"}, exclude_none=True)
+        metrics = event.model_dump(mode="json", exclude={"type", "time", "name", "save_seconds"}, exclude_none=True)
         self.write_in_the_end(
             lambda s: moves.record_checkpoint(
                 s,

@@ -104,6 +104,7 @@ class EventsSoFar:
     metrics: Metrics | None = None
     validation: Validation | None = None
     heard: float = 0.0
+    save_seconds: float = 0.0  # of the last checkpoint
     step_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=101))
 
     def __post_init__(self) -> None:
@@ -123,6 +124,8 @@ class EventsSoFar:
                 self.finished = event
             case Failed():
                 self.failed = event
+            case CheckpointSaved():
+                self.save_seconds = event.save_seconds or 0.0
             case _:
                 pass
 
@@ -139,9 +142,10 @@ class EventsSoFar:
     def until_stopped(self, *, floor_seconds: float) -> float:
         """How long a trainer that is asked to stop may take: it looks between steps, and saves a checkpoint then.
 
-        Two steps: the one that has just begun, and as much again for the checkpoint.
+        Two steps: the one that has just begun, and as much again for the checkpoint; of what the last one took twice.
         """
-        return max(floor_seconds, 2 * median(self.step_seconds)) if self.step_seconds else floor_seconds
+        steps = 2 * median(self.step_seconds) if self.step_seconds else 0.0
+        return max(floor_seconds, steps + 2 * self.save_seconds)
 
     def progress(self) -> JobProgress | None:
         """How far a running job is, for clients and the scheduler; None before the first step."""

@@ -43,6 +43,7 @@ from worker.train.data import Row, RowReader, RowSet
 from worker.train.evaluation_rows import EvaluationTooLarge
 from worker.train.experts import without_router_loss
 from worker.train.fused_norms import fuse_norms
+from worker.train.gpu_parts import fuse_parts
 from worker.train.guards import NoTrainableParameters
 from worker.train.loop import TrainingRun, save_checkpoint, train
 from worker.train.memory import (
@@ -263,6 +264,7 @@ def _build_objective(
 ) -> Objective:
     if spec.device == "cuda" and "fused_norms" not in spec.without:
         fuse_norms(base)
+    fuse_parts(base, spec)
     if kernels_serve(spec):
         use_kernels(base, out=out)
     model = adapt(base, spec=spec, initial=out / "initial" if ranks.first else None, rows=rows)
@@ -319,7 +321,7 @@ def publish(run: TrainingRun, *, tokenizer: Any, before: int | None) -> None:
     step, reason = choose_checkpoint(run)
     place = run.out / "checkpoints" / checkpoints.folder_name(step)
     if run.ranks.any(run.ranks.first and not place.is_dir()):
-        place = save_checkpoint(run)
+        save_checkpoint(run)
     mine = peak_memory(run.spec, before=before)
     peaks = Peaks(*[run.ranks.most(figure) for figure in (mine.allocated, mine.reserved, mine.whole)])
     if not run.ranks.first:

@@ -7,6 +7,9 @@
     manifest.json       {format, step, job_id, files: [{name, bytes, sha256}]}, written last
 
 Nothing is ever pickled, and nothing is resumed whose hashes differ.
+
+A checkpoint is made in two acts: what changes with the next step is copied at once (`taken`), and the copy is hashed
+and brought to the disk (`Taken.written`), which other threads may do while training goes on.
 """
 
 from __future__ import annotations
@@ -64,7 +67,28 @@ def folder_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def save(
+@dataclass(frozen=True)
+class Taken:
+    """A checkpoint that no further step changes, not yet complete on the disk. Only the first rank has its content."""
+
+    place: Path
+    job_id: str
+    tensors: dict[str, torch.Tensor]
+    state: JsonObject
+
+    def written(self) -> Path:
+        """Complete it; a power cut leaves all of it or none. An existing one of the same step is replaced."""
+        unfinished = _unfinished(self.place)
+        save_file(self.tensors, unfinished / "state.safetensors")
+        (unfinished / "state.json").write_text(json.dumps(self.state), encoding="utf-8")
+        files = [describe(file, root=unfinished) for file in sorted(unfinished.rglob("*")) if file.is_file()]
+        manifest = {"format": FORMAT, "step": self.state["progress"]["step"], "job_id": self.job_id, "files": files}
+        (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        settle(unfinished, place=self.place)
+        return self.place
+
+
+def taken(
     folder: Path,
     *,
     learner: TrainingState,
@@ -72,40 +96,27 @@ def save(
     job_id: str,
     write_adapter: Callable[[Path], None],
     ranks: Ranks,
-) -> Path:
-    """Write the checkpoint of `progress.step` into `folder`; a power cut leaves all of it or none.
+) -> Taken | None:
+    """Copy all that a checkpoint of `progress.step` in `folder` holds, with every rank's random generators.
 
-    Of several ranks the first one writes, with every rank's random generators; all return when it has.
+    The adapter is a folder beside that place already: upstream reads its weights from the model.
 
     Returns:
-        The complete checkpoint. An existing one of the same step is replaced.
+        None on all ranks but the first one, which writes it.
     """
     place = folder / folder_name(progress.step)
     tensors, facts = _state(learner, ranks)
-    if ranks.first:
-        _write(place, tensors, {"progress": asdict(progress), **facts}, job_id=job_id, write_adapter=write_adapter)
-    ranks.wait()
-    return place
-
-
-def _write(
-    place: Path,
-    tensors: dict[str, torch.Tensor],
-    state: JsonObject,
-    *,
-    job_id: str,
-    write_adapter: Callable[[Path], None],
-) -> None:
-    unfinished = place.with_suffix(".tmp")
+    if not ranks.first:
+        return None
+    unfinished = _unfinished(place)
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     write_adapter(unfinished / "adapter")
-    save_file(tensors, unfinished / "state.safetensors")
-    (unfinished / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    files = [describe(file, root=unfinished) for file in sorted(unfinished.rglob("*")) if file.is_file()]
-    manifest = {"format": FORMAT, "step": state["progress"]["step"], "job_id": job_id, "files": files}
-    (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    settle(unfinished, place=place)
+    return Taken(place, job_id, tensors, {"progress": asdict(progress), **facts})
+
+
+def _unfinished(place: Path) -> Path:
+    return place.with_suffix(".tmp")
 
 
 def settle(unfinished: Path, *, place: Path) -> None:

@@ -9,21 +9,26 @@ rounds after each operator.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from types import FunctionType
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import torch
-from torch.nn.functional import linear, silu
 
 from shared.contract.spec import AttemptSpec
 from worker.train.cpu_kernels import SUFFIX, call, load
 from worker.train.fused_norms import epsilon_of, is_candidate, is_plain
-
-_ROTARY: Final = "apply_rotary_pos_emb"  # upstream's name in each family's file
-BY_KERNELS: Final = "computed_by_kernels"  # on a class that we have changed
+from worker.train.plain_parts import (
+    BY_KERNELS,
+    is_gated,
+    is_swiglu,
+    of_one_sequence,
+    subclass,
+    turns_plainly,
+    with_rotary,
+    with_swiglu,
+)
 
 
 def kernels_serve(spec: AttemptSpec) -> bool:
@@ -51,9 +56,9 @@ def use_kernels(model: torch.nn.Module, *, out: Path | None = None) -> int:
 def _changed(module: torch.nn.Module, kind: Any) -> type[torch.nn.Module] | None:
     if is_candidate(module) and is_plain(kind):
         return _with_norm(kind)
-    if _is_gated(module) and _is_swiglu(kind):
+    if is_gated(module) and is_swiglu(kind):
         return _with_swiglu(kind)
-    return _with_rotary(kind) if _turns_plainly(kind) else None
+    return _with_rotary(kind) if turns_plainly(kind) else None
 
 
 def _library() -> ctypes.CDLL:
@@ -78,7 +83,7 @@ def _with_norm(kind: type[torch.nn.Module]) -> type[torch.nn.Module]:
             return cast("torch.Tensor", kind.forward(self, hidden_states))
         return cast("torch.Tensor", _Norm.apply(hidden_states, self.weight, epsilon_of(self)))
 
-    return _subclass(kind, forward)
+    return subclass(kind, forward)
 
 
 class _Norm(torch.autograd.Function):
@@ -103,53 +108,9 @@ class _Norm(torch.autograd.Function):
 # ---- SwiGLU
 
 
-def _is_gated(module: torch.nn.Module) -> bool:
-    return all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")) and _is_silu(
-        module.act_fn
-    )
-
-
-def _is_silu(function: Any) -> bool:
-    numbers = torch.linspace(-3, 3, 7)
-    return callable(function) and torch.allclose(function(numbers), silu(numbers))
-
-
-@cache
-def _is_swiglu(kind: Any) -> bool:
-    """Whether such a part is down(silu(gate(x)) * up(x)) and nothing more: asked of one with small random weights."""
-    numbers = torch.Generator().manual_seed(0)
-    probe: Any = torch.nn.Module()
-    weights = {name: torch.randn(6, 6, generator=numbers) for name in ("gate_proj", "up_proj", "down_proj")}
-    for name, weight in weights.items():
-        setattr(probe, name, _Linear(weight))
-    probe.act_fn, probe.training = silu, False
-    rows = torch.randn(3, 6, generator=numbers)
-    try:
-        answer = kind.forward(probe, rows)
-    except (AttributeError, TypeError, RuntimeError):
-        return False
-    inner = silu(linear(rows, weights["gate_proj"])) * linear(rows, weights["up_proj"])
-    expected = linear(inner, weights["down_proj"])
-    return isinstance(answer, torch.Tensor) and torch.allclose(answer, expected, rtol=1e-5, atol=1e-6)
-
-
-class _Linear(torch.nn.Module):
-    def __init__(self, weight: torch.Tensor) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(weight, requires_grad=False)
-
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        return linear(rows, self.weight)
-
-
 @cache
 def _with_swiglu(kind: type[torch.nn.Module]) -> type[torch.nn.Module]:
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self.gate_proj(x), self.up_proj(x)
-        inner = _Swiglu.apply(gate, up) if serves(gate, up) else self.act_fn(gate) * up
-        return cast("torch.Tensor", self.down_proj(inner))
-
-    return _subclass(kind, forward)
+    return with_swiglu(kind, lambda gate, up: _Swiglu.apply(gate, up) if serves(gate, up) else None)
 
 
 class _Swiglu(torch.autograd.Function):
@@ -173,48 +134,14 @@ class _Swiglu(torch.autograd.Function):
 
 
 @cache
-def _turns_plainly(kind: Any) -> bool:
-    """Whether this class's forward pass calls a rotary function that turns halves, as Llama's does."""
-    forward = kind.forward
-    if not isinstance(forward, FunctionType) or _ROTARY not in forward.__code__.co_names or forward.__closure__:
-        return False
-    upstreams = forward.__globals__.get(_ROTARY)
-    numbers = torch.Generator().manual_seed(0)
-    query, key = torch.randn(1, 4, 3, 8, generator=numbers), torch.randn(1, 2, 3, 8, generator=numbers)
-    cosine, sine = torch.randn(2, 1, 3, 8, generator=numbers)
-    try:
-        answers = cast("Callable[..., Any]", upstreams)(query, key, cosine, sine)
-    except (TypeError, RuntimeError, ValueError, IndexError):
-        return False
-    expected = [part * cosine[:, None] + _halves_swapped(part) * sine[:, None] for part in (query, key)]
-    pairs = zip(answers, expected, strict=False)
-    return isinstance(answers, tuple) and all(
-        isinstance(answer, torch.Tensor) and answer.shape == wanted.shape and torch.allclose(answer, wanted, atol=1e-6)
-        for answer, wanted in pairs
-    )
-
-
-def _halves_swapped(part: torch.Tensor) -> torch.Tensor:
-    first, second = part.chunk(2, dim=-1)
-    return torch.cat((-second, first), dim=-1)
-
-
-@cache
 def _with_rotary(kind: type[torch.nn.Module]) -> type[torch.nn.Module]:
-    forward = cast("FunctionType", kind.forward)
-    upstreams = forward.__globals__[_ROTARY]
+    return with_rotary(kind, _turned)
 
-    def turned(query: torch.Tensor, key: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, *more: Any) -> Any:
-        plain = not more and serves(query, key, cosine, sine) and cosine.shape == (1, *query.shape[2:3], key.shape[3])
-        if not plain or len(query) != 1 or query.stride(3) != 1 or key.stride(3) != 1:
-            return upstreams(query, key, cosine, sine, *more)
-        return _Rotary.apply(query, key, cosine.contiguous(), sine.contiguous())
 
-    own = FunctionType(
-        forward.__code__, {**forward.__globals__, _ROTARY: turned}, forward.__name__, forward.__defaults__
-    )
-    own.__kwdefaults__ = forward.__kwdefaults__
-    return _subclass(kind, own)
+def _turned(query: torch.Tensor, key: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> Any:
+    if not serves(query, key, cosine, sine) or not of_one_sequence(query, key, cosine):
+        return None
+    return _Rotary.apply(query, key, cosine.contiguous(), sine.contiguous())
 
 
 class _Rotary(torch.autograd.Function):
@@ -309,8 +236,3 @@ class Nll(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor, _correct: torch.Tensor) -> Any:
         (grads,) = ctx.saved_tensors
         return grads * grad, None
-
-
-def _subclass(kind: type[torch.nn.Module], forward: Any) -> type[torch.nn.Module]:
-    made = type(f"Compiled{kind.__name__}", (kind,), {"forward": forward, BY_KERNELS: True})
-    return cast("type[torch.nn.Module]", made)

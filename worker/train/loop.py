@@ -7,9 +7,11 @@ schedule and the arithmetic's precision are TRL's and transformers'.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -18,10 +20,12 @@ import torch
 from transformers import Trainer
 
 from shared.contract.events import CheckpointSaved, Metrics, Validation
+from shared.contract.methods import METHODS
 from shared.contract.objectives import OBJECTIVES
-from shared.contract.spec import AnswerMeasure, AttemptSpec, PublishBy
+from shared.contract.spec import AttemptSpec
 from worker.train import checkpoints
 from worker.train.answer_look import AnswerLook, Scores
+from worker.train.best_step import note_validation
 from worker.train.checkpoints import Progress, TrainingState
 from worker.train.data import Row
 from worker.train.guards import check_divergence, check_numbers
@@ -66,6 +70,16 @@ class LastLook:
     full: bool
 
 
+@dataclass(frozen=True)
+class BeingSaved:
+    """A checkpoint that a thread brings to the disk while further steps are taken."""
+
+    place: Future[Path]
+    began: float
+    figures: dict[str, Any]  # of its event
+    best_step: int | None  # when it was taken
+
+
 @dataclass
 class TrainingRun:
     """Everything one attempt works on."""
@@ -93,6 +107,7 @@ class TrainingRun:
     last_validation: LastLook | None = None
     saved_at: float | None = None  # the moment, and the seconds that it took
     save_seconds: float = 0.0
+    being_saved: BeingSaved | None = None
     looked: set[bool] = field(default_factory=set)  # whether all validation rows, or only the first ones, fit in memory
 
     @property
@@ -111,12 +126,24 @@ def train(run: TrainingRun) -> None:
 
 
 def turns(run: TrainingRun) -> Iterator[None]:
-    """Train, and pause after each step once its look and its checkpoint are done: another run may have the device then.
+    """Train, and pause after each step once its look is done: another run may have the device then.
+
+    However it ends, every checkpoint that was begun is complete and told.
 
     Raises:
         StoppedOnRequest: a stop was asked for; the checkpoint of the steps done is complete.
         Invalid: codes `nan_loss`, `loss_diverged`.
     """
+    try:
+        yield from _turns(run)
+    except BaseException:
+        with contextlib.suppress(OSError):  # a disk that is full is not why it ends
+            finish_saving(run)
+        raise
+    finish_saving(run)
+
+
+def _turns(run: TrainingRun) -> Iterator[None]:
     run.learner.model.train()
     run.saved_at = run.clock()
     if run.progress.looked_step < run.progress.step:  # the last attempt may have ended before the look was over
@@ -131,6 +158,8 @@ def turns(run: TrainingRun) -> Iterator[None]:
             _one_step(run)
         if run.stop:
             _stop(run)
+        if run.being_saved is not None and run.being_saved.place.done():
+            finish_saving(run)
         _look_and_save(run)
         yield
 
@@ -220,7 +249,7 @@ def _look_and_save(run: TrainingRun) -> None:
     every = run.schedule.save_every
     due = ends_epoch or _long_unsaved(run) if every is None else step % every == 0 or step == run.plan.total_steps
     if better or due or run.progress.early_stopped:
-        save_checkpoint(run)
+        save_checkpoint(run, beside_steps=saves_beside_steps(run.spec))
 
 
 def _long_unsaved(run: TrainingRun) -> bool:
@@ -228,7 +257,8 @@ def _long_unsaved(run: TrainingRun) -> bool:
     if run.saved_at is None:
         return False
     age = run.clock() - run.saved_at
-    return run.ranks.any(age >= max(SAVE_SECONDS, run.save_seconds / SAVE_SHARE))
+    # The first rank alone knows how long saving takes.
+    return run.ranks.any(run.ranks.first and age >= max(SAVE_SECONDS, run.save_seconds / SAVE_SHARE))
 
 
 def _save_before_a_first_look(run: TrainingRun, *, full: bool) -> None:
@@ -277,71 +307,82 @@ def _evaluate(run: TrainingRun, rows: Sequence[Row]) -> Tally | None:
     return run.evaluator.evaluate(run.learner.model, rows, should_stop=lambda: bool(run.stop))
 
 
-def note_validation(progress: Progress, loss: float, *, spec: AttemptSpec, scores: Scores | None = None) -> bool:
-    """Remember the best step and count evaluations without gain. True if this step is the best so far.
+def saves_beside_steps(spec: AttemptSpec) -> bool:
+    """Whether a thread brings checkpoints to the disk while a GPU goes on.
 
-    The best is that of the lowest loss, or of the best answers where `publish` names a measure. Early stopping looks at
-    the loss alone.
+    Not where all weights train: their copy would stay in the host's memory beside the next steps. Not on a CPU, whose
+    cores the steps want themselves.
     """
-    stopping, publish = spec.job.training.early_stopping, spec.job.training.publish
-    least_gain = stopping.min_delta if stopping else 0.0
-    gained = progress.best_loss is None or loss < progress.best_loss - least_gain
-    lowest = progress.best_loss is None or loss < progress.best_loss
-    progress.evaluations_without_gain = 0 if gained else progress.evaluations_without_gain + 1
-    if lowest:
-        progress.best_loss = loss
-    best = _answers_best(progress, loss, scores, by=publish.by) if isinstance(publish, PublishBy) else lowest
-    if best:
-        progress.best_step = progress.step
-    progress.early_stopped = stopping is not None and progress.evaluations_without_gain >= stopping.patience
-    return best
+    adapter = METHODS[spec.job.adapter.method].adapter
+    return spec.device == "cuda" and adapter and "background_saving" not in spec.without
 
 
-def _answers_best(progress: Progress, loss: float, scores: Scores | None, *, by: AnswerMeasure) -> bool:
-    """Whether no step before had answers as good, or as good at a lower loss. A look that was cut short never is."""
-    mean = scores.means.get(by) if scores is not None and scores.whole else None
-    if mean is None:
-        return False
-    best, best_loss = progress.best_score, progress.best_score_loss
-    if best is not None and best_loss is not None and (mean, -loss) <= (best, -best_loss):
-        return False
-    progress.best_score, progress.best_score_loss = mean, loss
-    return True
+def save_checkpoint(run: TrainingRun, *, beside_steps: bool = False) -> None:
+    """Write the checkpoint of the steps done, tell, and remove those no longer needed.
 
-
-def save_checkpoint(run: TrainingRun) -> Path:
-    """Write the checkpoint of the steps done, tell, and remove those no longer needed."""
-    folder, began = run.out / "checkpoints", run.clock()
+    Args:
+        beside_steps: return once nothing of it changes any more. `finish_saving` does the rest.
+    """
+    finish_saving(run)
+    began = run.clock()
     with run.reporter.working("checkpoint"):
-        place = checkpoints.save(
-            folder,
+        taken = checkpoints.taken(
+            run.out / "checkpoints",
             learner=run.learner,
             progress=run.progress,
             job_id=run.spec.job_id,
             write_adapter=run.write_adapter,
             ranks=run.ranks,
         )
+        if taken is not None:
+            place = _written(taken, beside_steps=beside_steps)
+            run.being_saved = BeingSaved(place, began, _figures(run), run.progress.best_step)
     run.saved_at = run.clock()
-    run.save_seconds = run.saved_at - began
+    if not beside_steps:
+        finish_saving(run)
+        run.ranks.wait()
+
+
+def _written(taken: checkpoints.Taken, *, beside_steps: bool) -> Future[Path]:
+    if not beside_steps:
+        ended = Future[Path]()
+        ended.set_result(taken.written())
+        return ended
+    writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+    try:
+        return writer.submit(taken.written)
+    finally:
+        writer.shutdown(wait=False)
+
+
+def finish_saving(run: TrainingRun) -> None:
+    """Wait until the checkpoint that is being written, if any, is complete. Raises OSError where it cannot be."""
+    being, run.being_saved = run.being_saved, None
+    if being is None:
+        return
+    with run.reporter.working("checkpoint"):
+        place = being.place.result()
+    run.save_seconds = run.clock() - being.began
+    run.reporter.write(CheckpointSaved, name=place.name, save_seconds=run.save_seconds, **being.figures)
+    checkpoints.prune(place.parent, keep_steps={being.best_step, run.progress.best_step})
+
+
+def _figures(run: TrainingRun) -> dict[str, Any]:
+    """What the event of a checkpoint tells beside its name."""
     look = run.last_validation
     looked = look.tally if look is not None and look.step == run.progress.step else None
     whole = looked if look is not None and look.full else None
-    run.reporter.write(
-        CheckpointSaved,
-        step=run.progress.step,
-        name=place.name,
-        train_loss=run.last_train.loss if run.last_train.weight else None,
-        train_mean_token_accuracy=run.last_train.accuracy if run.last_train.weight else None,
-        valid_loss=looked.loss if looked else None,
-        valid_mean_token_accuracy=looked.accuracy if looked else None,
-        full_valid_loss=whole.loss if whole else None,
-        full_valid_mean_token_accuracy=whole.accuracy if whole else None,
-    )
-    if run.ranks.first:
-        checkpoints.prune(folder, keep_steps={run.progress.best_step})
-    return place
+    return {
+        "step": run.progress.step,
+        "train_loss": run.last_train.loss if run.last_train.weight else None,
+        "train_mean_token_accuracy": run.last_train.accuracy if run.last_train.weight else None,
+        "valid_loss": looked.loss if looked else None,
+        "valid_mean_token_accuracy": looked.accuracy if looked else None,
+        "full_valid_loss": whole.loss if whole else None,
+        "full_valid_mean_token_accuracy": whole.accuracy if whole else None,
+    }
 
 
 def _stop(run: TrainingRun) -> None:
-    place = save_checkpoint(run)
-    raise StoppedOnRequest(place.name)
+    save_checkpoint(run)
+    raise StoppedOnRequest(checkpoints.folder_name(run.progress.step))

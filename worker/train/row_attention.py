@@ -25,7 +25,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from worker.train.cpu_parts import BY_KERNELS, CausalRows, serves
+from worker.train.cpu_parts import CausalRows, serves
+from worker.train.plain_parts import BY_KERNELS
 
 NAME: Final = "row_wise_sdpa"
 # transformers' names for where packed rows start, and where the last one ends: here on the host, so that nobody waits
