@@ -91,7 +91,7 @@ def end_of(out: Path) -> int:
 
 def result(out: Path) -> dict[str, Any]:
     """What a run has left, without the moments and durations in it."""
-    fleeting = {"time", "seconds_per_step", "train_seconds", "memory_bytes"}
+    fleeting = {"time", "seconds_per_step", "train_seconds", "save_seconds", "memory_bytes"}
     fleeting |= {"peak_memory_bytes", "peak_allocated", "peak_reserved"}
     events = [
         event.model_dump(exclude=fleeting) for event in read_events(out) if event.type not in ("alive", "message")
