@@ -34,9 +34,9 @@ from shared.settle.plain_models import leave_code_out, must_be_plain, naming_cod
 from shared.store.db import make_engine, session_scope
 from worker.program.processes import die_with_parent
 
-# Whether this installation's transformers has the architecture itself. Whoever reads a bad config refuses it by name.
+# Whether transformers here has the architecture; no PyTorch, which takes longer. Who reads a bad config refuses it.
 KNOWS: Final = """
-import json, pathlib, sys
+import json, os, pathlib, sys; sys.modules["torch"], os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = None, "1"
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 def known(file):
     try:
