@@ -14,7 +14,10 @@ from api.app import create_app
 from api.bounded_head import BoundedHead
 from shared import log
 from shared.settings import Settings
+from tests import shared_routes
 from tests.patience import patience
+
+assert shared_routes  # all tests with an API import this module
 
 
 @contextmanager
