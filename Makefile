@@ -11,8 +11,9 @@ TORCH_VERSION = $(shell sed -n 's/^torch==//p' constraints.txt)
 STAMP := $(VENV)/.installed$(addprefix -,$(TORCH))
 N ?= 200
 SEED ?= 1
-# Files of tests that run side by side. More than two on two cores: those that kill processes mostly wait.
-SIDE ?= 3
+# Files of tests that run side by side. More than two on two cores: those that kill processes mostly wait. The quick ones
+# do not, and each process that takes part has to import and collect them all.
+SIDE ?= $(if $(FAST),2,3)
 
 # Compiled before a test starts: where PYTHONDONTWRITEBYTECODE is set, every one of a thousand processes would do it anew,
 # half a second each. The tests themselves are compiled by pytest (tests/compiled.py).

