@@ -27,7 +27,19 @@ from typing import Any, Final, NoReturn
 
 ROOT: Final = Path(__file__).parents[1]
 # What may be forked, by the word after `-m`.
-PROGRAMS: Final = frozenset({"celery", "worker.janitor", "worker.pull", "api.serve", "standalone.main"})
+PROGRAMS: Final = frozenset(
+    {
+        "celery",
+        "worker.janitor",
+        "worker.pull",
+        "worker.chores.playground_queue",
+        "worker.attempt.dispatcher",
+        "worker.attempt.handed_over",
+        "api.serve",
+        "standalone.main",
+        "tests.forked_up",
+    }
+)
 # `worker.app` and `worker.tasks` are missing: they read the environment when they are imported.
 IMPORTED: Final = (
     "api.app",
@@ -38,7 +50,10 @@ IMPORTED: Final = (
     "celery.worker.consumer",
     "kombu.transport.redis",
     "standalone.main",
+    "worker.attempt.dispatcher",
+    "worker.attempt.handed_over",
     "worker.attempt.supervisor",
+    "worker.chores.playground_queue",
     "worker.chores.table",
     "worker.host.presence",
     "worker.janitor",
@@ -48,6 +63,7 @@ IMPORTED: Final = (
 READERS: Final = frozenset({"worker.app", "worker.tasks", "huggingface_hub", "torch"})
 MESSAGE_BYTES: Final = 1 << 17
 PARENT: Final = "PARENT"
+ROOM: Final = "x" * 4000  # for the command line that a fork may give itself (tests/forked_up.py)
 
 
 class Forked(subprocess.Popen[bytes]):
@@ -119,7 +135,7 @@ class Line:
     def _open(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            program = [sys.executable, "-m", "tests.forked", str(theirs.fileno())]
+            program = [sys.executable, "-m", "tests.forked", str(theirs.fileno()), ROOM]
             self._server = subprocess.Popen(
                 program,
                 cwd=ROOT,

@@ -16,6 +16,7 @@ import pytest
 from shared.jobs.cluster_attempts import attempt_name
 from shared.settings import child_environment
 from tests.fake_slurm import kept, programs
+from tests.forked import run_forked
 from tests.lifecycle.stack import ROOT, Servers, Stack, chain_of, open_stack, until
 from tests.patience import patience
 
@@ -104,7 +105,7 @@ def test_a_job_trains_on_the_machine_that_slurm_gives_and_goes_on_after_an_evict
     node: Node,
 ) -> None:
     stack = node.stack
-    job_id = stack.submit("steps=40 save=5 step_seconds=0.2")
+    job_id = stack.submit("steps=20 save=5 step_seconds=0.2 hold=12 once")
     process = node.begin(job_id)
     stack.wait_for_step(job_id, 7)
 
@@ -116,7 +117,7 @@ def test_a_job_trains_on_the_machine_that_slurm_gives_and_goes_on_after_an_evict
     process = node.begin(job_id, 2)
     job = stack.wait(job_id, seconds=60)
     assert job.status == "succeeded", job.error
-    assert stack.chain(job.manifest) == chain_of(40)
+    assert stack.chain(job.manifest) == chain_of(20)
     told = [event.message for event in stack.events(job_id)]
     assert any(message.startswith("Resuming from the checkpoint of step") for message in told)
     assert node.end(process, "COMPLETED") == 0
@@ -154,14 +155,11 @@ def test_a_second_process_of_an_attempt_ends_in_silence(node: Node) -> None:
     process = node.begin(job_id)
     node.stack.wait_for_step(job_id, 2)
 
-    twin = subprocess.run(
-        [sys.executable, "-m", "worker.attempt.handed_over", attempt_name(job_id, 1)],
-        cwd=ROOT,
-        env=child_environment(**(node.stack.environment | {"TUNEPOOL_HOME": str(node.stack.home / "elsewhere")})),
-        timeout=patience(60),
-        capture_output=True,
-        text=True,
-        check=False,
+    elsewhere = node.stack.environment | {"TUNEPOOL_HOME": str(node.stack.home / "elsewhere")}
+    twin = run_forked(
+        ["-m", "worker.attempt.handed_over", attempt_name(job_id, 1)],
+        environment=child_environment(**elsewhere),
+        seconds=patience(60),
     )
 
     assert (twin.returncode, "handover.nothing_to_do" in twin.stdout + twin.stderr) == (0, True)

@@ -25,7 +25,7 @@ from shared.settings import child_environment
 from standalone.postgres import EmbeddedPostgres
 from standalone.valkey import EmbeddedValkey
 from tests import living
-from tests.forked import run_forked
+from tests.forked import line_for, run_forked
 from tests.lifecycle.stack import QUICK, ROOT, make_model, until
 from tests.patience import patience
 from tests.servers import begin_with, open_folder
@@ -107,6 +107,19 @@ def become(user: int | None) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
+def up_forked(home: Path, *words: str, **extra: str) -> Iterator[Run]:
+    """`up` whose processes of ours are forked (tests/forked_up.py): for tests of what it does once it runs."""
+    said, known = home.parent / f"{home.name}.said", environment(**extra)
+    arguments = ["-m", "tests.forked_up", str(home.parent), "up", "--home", str(home), "--port", "0", *words]
+    line = line_for(arguments, {name: value for name, value in known.items() if os.environ.get(name) != value})
+    assert line is not None
+    with said.open("w") as output:
+        process: Any = line.start(arguments, environment=known, log=output.fileno())
+    with ended_with(Run(process, home, said)) as run:
+        yield run
+
+
+@contextlib.contextmanager
 def up(
     home: Path, *words: str, cwd: Path | None = None, user: int | None = None, python: str = "", **extra: str
 ) -> Iterator[Run]:
@@ -124,16 +137,22 @@ def up(
             text=True,
             **become(user),
         )
+    with ended_with(Run(process, home, said)) as run:
+        yield run
+
+
+@contextlib.contextmanager
+def ended_with(run: Run) -> Iterator[Run]:
     try:
-        yield Run(process, home, said)
+        yield run
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
+        if run.process.poll() is None:
+            run.process.send_signal(signal.SIGTERM)
             try:
-                process.wait(patience(60))
+                run.process.wait(patience(60))
             except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+                run.process.kill()
+                run.process.wait()
 
 
 def command(*words: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:
@@ -242,7 +261,7 @@ def test_a_signal_while_it_starts_ends_it_cleanly_and_the_next_start_is_whole(pl
         run.process.send_signal(signal.SIGINT)
 
         assert run.process.wait(patience(20)) == 0, run.log()
-    with up(place / "home", "--no-worker") as again:
+    with up_forked(place / "home", "--no-worker") as again:
         assert again.wait_until_ready().serves()
 
 
@@ -278,7 +297,7 @@ def test_a_killed_child_comes_back_and_clients_are_served_again(served: Run, sig
 
 
 def test_a_worker_that_is_killed_comes_back(home: Path) -> None:
-    with up(home, **QUICK) as run:
+    with up_forked(home, **QUICK) as run:
         run.wait_until_ready()
         dead = until(lambda: run.child("worker.app"), seconds=10)
         until(lambda: len(living.children(dead)) >= 2, seconds=30, what="the worker's children")
@@ -295,7 +314,7 @@ def test_a_killed_up_takes_all_along_and_the_next_one_finishes_its_job(home: Pat
     models = place / "models.toml"
     models.write_text(f'[models.tiny]\nsource = "path"\npath = "{place / "tiny"}"\n')
     quick = QUICK | {"TUNEPOOL_MODELS_FILE": str(models)}
-    with up(home, **quick) as run:
+    with up_forked(home, **quick) as run:
         run.wait_until_ready()
         key = run.credentials["api_key"]
         with run.client() as client:
@@ -308,14 +327,14 @@ def test_a_killed_up_takes_all_along_and_the_next_one_finishes_its_job(home: Pat
         run.process.kill()
 
         until(lambda: not alive(family), seconds=15, what=f"the end of {len(family)} processes")
-    with up(home, **quick) as again:
+    with up_forked(home, **quick) as again:
         again.wait_until_ready()
         assert again.credentials["api_key"] == key
         with again.client() as client:
 
             def has_succeeded() -> bool:
                 with contextlib.suppress(OSError):  # the folder may just be going
-                    for out in home.glob(f"**/work/{job}/*/out"):
+                    for out in home.glob(f"work/{job}/*/out"):
                         (out / "go").touch()
                 return status(client, job) == "succeeded"
 
@@ -351,7 +370,7 @@ def far() -> Iterator[Run]:
         home.parent.mkdir(parents=True)
         for above in (home.parent, home.parent.parent):
             above.chmod(0o755)
-        with up(home, "--no-worker") as run:
+        with up_forked(home, "--no-worker") as run:
             yield run.wait_until_ready()
 
 
@@ -430,10 +449,10 @@ def python_for_others(folder: Path) -> str | None:
 def test_root_may_keep_its_home_where_only_root_may_enter(place: Path) -> None:
     closed = place / "closed"
     closed.mkdir(mode=0o700)
-    with up(closed / "home", "--no-worker") as run:
+    with up_forked(closed / "home", "--no-worker") as run:
         key = run.wait_until_ready().credentials["api_key"]
         assert run.serves()
-    with up(closed / "home", "--no-worker") as again:
+    with up_forked(closed / "home", "--no-worker") as again:
         again.wait_until_ready()
         assert again.credentials["api_key"] == key
         assert again.serves()
@@ -460,7 +479,7 @@ def test_outside_servers_take_the_place_of_the_embedded_ones(
 ) -> None:
     outside = {"DATABASE_URL": database_url, "REDIS_URL": valkey_server.url}
 
-    with up(place / "home", "--no-worker", STORAGE_URL=f"file://{place / 'store'}", **outside) as run:
+    with up_forked(place / "home", "--no-worker", STORAGE_URL=f"file://{place / 'store'}", **outside) as run:
         run.wait_until_ready()
         assert run.serves()
         assert {"postgres", "valkey-server"} & set(map(living.name, run.family())) == set()
