@@ -136,7 +136,7 @@ def test_a_supervisor_frozen_before_its_commit_publishes_nothing_when_it_wakes(s
 
 def test_a_janitor_that_dies_in_its_pass_leaves_the_whole_pass_to_the_next(stack: Stack) -> None:
     worker = stack.start_worker()
-    job_id = stack.submit("steps=400 step_seconds=0.05 save=10")
+    job_id = stack.submit("steps=60 step_seconds=0.05 save=10 hold=30")
     stack.wait_for_step(job_id, 12)
     worker.kill()
     deadly = stack.start(["-m", "worker.janitor"], name="deadly", TUNEPOOL_FAILPOINT="reap_before_commit:exit:once")

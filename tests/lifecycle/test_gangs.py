@@ -235,7 +235,7 @@ def test_a_host_that_hears_no_bell_looks_by_itself_and_leaves_when_the_attempt_h
 
 def test_a_host_that_shuts_down_has_the_whole_gang_checkpoint_and_is_not_called_again(pair: Stack) -> None:
     """The last test here: one host of the pair is gone afterwards."""
-    job_id = pair.submit("steps=100 step_seconds=0.1 save=1000", placement=ON_TWO)
+    job_id = pair.submit("steps=100 step_seconds=0.1 save=1000 hold=50", placement=ON_TWO)
     pair.wait_for_step(job_id, 3)
     leaving = int("host-1" in living.tag(ranks(pair)["1"]))
 

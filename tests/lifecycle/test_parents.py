@@ -59,7 +59,7 @@ def test_a_job_on_a_tuned_model_resumes_from_its_own_checkpoint(running: Stack) 
 
 def test_a_parent_that_went_away_before_the_start_ends_the_job_with_the_reason(running: Stack) -> None:
     parent = tuned(running)
-    blocker = running.submit("steps=400 step_seconds=0.05")
+    blocker = running.submit("steps=10 hold=2")  # until it is cancelled
     running.wait(blocker, "running")
     job_id = running.submit("steps=2", model=parent.fine_tuned_model)
     running.wait(job_id, "queued")
