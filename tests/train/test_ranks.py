@@ -131,7 +131,7 @@ def test_a_users_fault_leaves_the_ranks_with_the_exit_code_and_words_of_one(
 ) -> None:
     spec = make_spec(tmp_path, model=model, **over_two("ddp", rows=[chat("u" * 300, "a")]))
 
-    code, _ = ended(start(spec, tmp_path / "out", gang=FORKED))
+    code, _ = ended(start(spec, tmp_path / "out"))
 
     assert code == EXIT_USER_FAULT
     assert read_events(tmp_path / "out")[-1].code == "no_trainable_tokens"
@@ -151,7 +151,7 @@ def test_two_hosts_meet_where_the_first_one_listens_and_train_as_one(
         placement = {"strategy": "ddp", "gpus": 1, "nodes": 2}
         spec = make_spec(tmp_path / str(node), **settings, placement=placement)
         meeting = Meeting(name="ftjob-tiny-1", address="127.0.0.1", port=port, node=node)
-        gang.append(start(spec, tmp_path / str(node) / "out", meeting=meeting, gang=FORKED))
+        gang.append(start(spec, tmp_path / str(node) / "out", meeting=meeting))
 
     for trainer in gang:
         code, words = ended(trainer)
