@@ -3,7 +3,8 @@
 First the machine: products of the step's own shapes in float32 and bfloat16, on one thread and on all. Then the step as
 jobs run it (`worker.train`: packed rows, adapters, optimizer): its floating-point operations by shape, where its time
 goes by part, and the share of the product rate that it reaches. Time by part is the operators' own, as torch's profiler
-tells it; what no operator accounts for is Python. The step's duration is taken without the profiler.
+tells it; what no operator accounts for is Python. The step's duration is taken without the profiler. Attention by our
+kernels counts in the time, and not in the operations.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from bench.machine import header
 from examples.stack import server_command
 from shared.contract.spec import AttemptSpec, Dtype, FastRoad
 from shared.settle.catalogue import SMOLLM2
-from worker.train import cpu_parts
+from worker.train import cpu_attention, cpu_parts
 from worker.train.__main__ import load_base, prepare
 from worker.train.base_model import TORCH_DTYPES
 from worker.train.loop import turns
@@ -44,7 +45,8 @@ from worker.train.stopping import StopRequest
 GIGA: Final = 1e9
 # Parts of a step by the words in an operator's name, the first that matches; products are told apart by their shapes.
 PARTS: Final = (
-    ("our kernels: norms, rotary, SwiGLU, softmax, loss", ("kernel:",)),
+    ("attention by our kernels", ("kernel: attend", "kernel: weigh")),
+    ("our kernels: norms, rotary, SwiGLU, loss", ("kernel:",)),
     ("attention", ("attention", "row_attention")),
     ("dequantisation", ("dequant", "bitsandbytes")),
     ("head and loss", ("softmax", "nll", "gather", "scatter", "argmax", "embedding", "index_select")),
@@ -129,7 +131,7 @@ def kernels_named() -> Iterator[None]:
             plain(library, name, *given)
 
     plain = cpu_parts.call
-    with patch.object(cpu_parts, "call", call):
+    with patch.object(cpu_parts, "call", call), patch.object(cpu_attention, "call", call):
         yield
 
 

@@ -37,6 +37,7 @@ FastRoad = Literal[
     "fused_optimizer",
     "background_saving",
     "cpu_kernels",
+    "shared_beginnings",
 ]
 DeviceKind = Literal["cuda", "cpu"]  # as torch names them: AMD's GPUs are "cuda" too
 # Canonical rows: what a checked file holds (shared/rows/formats.py).

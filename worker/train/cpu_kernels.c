@@ -93,22 +93,33 @@ void rms_back_##NAME(const TYPE *g, const TYPE *x, const TYPE *w, const float *s
     }                                                                                                                  \
 }                                                                                                                      \
                                                                                                                        \
-/* y = silu(a) * b */                                                                                                  \
-void swiglu_##NAME(const TYPE *a, const TYPE *b, TYPE *y, int64_t count) {                                             \
-    _Pragma("omp parallel for simd schedule(static)")                                                                  \
-    for (int64_t i = 0; i < count; i++) {                                                                              \
-        float gate = load_##NAME(a[i]);                                                                                \
-        y[i] = store_##NAME(gate / (1.0f + exponential(-gate)) * load_##NAME(b[i]));                                   \
+/* y = silu(a) * b. Rows of a and b begin `apart` numbers after each other, and so do those of their gradients. */     \
+void swiglu_##NAME(const TYPE *a, const TYPE *b, TYPE *y, int64_t rows, int64_t wide, int64_t apart) {                 \
+    _Pragma("omp parallel for schedule(static)")                                                                       \
+    for (int64_t row = 0; row < rows; row++) {                                                                         \
+        const TYPE *gates = a + row * apart, *ups = b + row * apart;                                                   \
+        TYPE *out = y + row * wide;                                                                                    \
+        _Pragma("omp simd")                                                                                            \
+        for (int64_t i = 0; i < wide; i++) {                                                                           \
+            float gate = load_##NAME(gates[i]);                                                                        \
+            out[i] = store_##NAME(gate / (1.0f + exponential(-gate)) * load_##NAME(ups[i]));                           \
+        }                                                                                                              \
     }                                                                                                                  \
 }                                                                                                                      \
                                                                                                                        \
-void swiglu_back_##NAME(const TYPE *g, const TYPE *a, const TYPE *b, TYPE *da, TYPE *db, int64_t count) {              \
-    _Pragma("omp parallel for simd schedule(static)")                                                                  \
-    for (int64_t i = 0; i < count; i++) {                                                                              \
-        float gate = load_##NAME(a[i]), grad = load_##NAME(g[i]);                                                      \
-        float open = 1.0f / (1.0f + exponential(-gate));                                                               \
-        da[i] = store_##NAME(grad * load_##NAME(b[i]) * open * (1.0f + gate * (1.0f - open)));                         \
-        db[i] = store_##NAME(grad * gate * open);                                                                      \
+void swiglu_back_##NAME(const TYPE *g, const TYPE *a, const TYPE *b, TYPE *da, TYPE *db, int64_t rows, int64_t wide,   \
+                        int64_t apart) {                                                                               \
+    _Pragma("omp parallel for schedule(static)")                                                                       \
+    for (int64_t row = 0; row < rows; row++) {                                                                         \
+        const TYPE *grads = g + row * wide, *gates = a + row * apart, *ups = b + row * apart;                          \
+        TYPE *to_gates = da + row * apart, *to_ups = db + row * apart;                                                 \
+        _Pragma("omp simd")                                                                                            \
+        for (int64_t i = 0; i < wide; i++) {                                                                           \
+            float gate = load_##NAME(gates[i]), grad = load_##NAME(grads[i]);                                          \
+            float open = 1.0f / (1.0f + exponential(-gate));                                                           \
+            to_gates[i] = store_##NAME(grad * load_##NAME(ups[i]) * open * (1.0f + gate * (1.0f - open)));             \
+            to_ups[i] = store_##NAME(grad * gate * open);                                                              \
+        }                                                                                                              \
     }                                                                                                                  \
 }                                                                                                                      \
                                                                                                                        \
@@ -142,12 +153,13 @@ void rotary_##NAME(const TYPE *x, const TYPE *cosine, const TYPE *sine, TYPE *y,
     }                                                                                                                  \
 }                                                                                                                      \
                                                                                                                        \
-/* In place: squares of scores become weights, each row over the places up to its own; the rest is 0. */               \
-void weigh_##NAME(TYPE *scores, int64_t squares, int64_t places, float scaling) {                                      \
+/* In place: scores become weights, each place's over the `before` keys and the places up to its own; else 0. */       \
+void weigh_##NAME(TYPE *scores, int64_t squares, int64_t places, int64_t before, float scaling) {                      \
+    int64_t keys = before + places;                                                                                    \
     _Pragma("omp parallel for schedule(static)")                                                                       \
     for (int64_t line = 0; line < squares * places; line++) {                                                          \
-        TYPE *row = scores + line * places;                                                                            \
-        int64_t seen = line % places + 1;                                                                              \
+        TYPE *row = scores + line * keys;                                                                              \
+        int64_t seen = before + line % places + 1;                                                                     \
         float most = load_##NAME(row[0]), sum = 0.0f, weights[seen];                                                   \
         _Pragma("omp simd reduction(max : most)")                                                                      \
         for (int64_t i = 0; i < seen; i++) most = load_##NAME(row[i]) > most ? load_##NAME(row[i]) : most;             \
@@ -159,24 +171,26 @@ void weigh_##NAME(TYPE *scores, int64_t squares, int64_t places, float scaling) 
         float share = 1.0f / sum;                                                                                      \
         _Pragma("omp simd")                                                                                            \
         for (int64_t i = 0; i < seen; i++) row[i] = store_##NAME(weights[i] * share);                                  \
-        memset(row + seen, 0, (size_t)(places - seen) * sizeof(TYPE));                                                 \
+        memset(row + seen, 0, (size_t)(keys - seen) * sizeof(TYPE));                                                   \
     }                                                                                                                  \
 }                                                                                                                      \
                                                                                                                        \
 /* In place: gradients of weights become gradients of scores. */                                                       \
-void weigh_back_##NAME(TYPE *grads, const TYPE *weights, int64_t squares, int64_t places, float scaling) {             \
+void weigh_back_##NAME(TYPE *grads, const TYPE *weights, int64_t squares, int64_t places, int64_t before,              \
+                       float scaling) {                                                                                \
+    int64_t keys = before + places;                                                                                    \
     _Pragma("omp parallel for schedule(static)")                                                                       \
     for (int64_t line = 0; line < squares * places; line++) {                                                          \
-        TYPE *row = grads + line * places;                                                                             \
-        const TYPE *share = weights + line * places;                                                                   \
-        int64_t seen = line % places + 1;                                                                              \
+        TYPE *row = grads + line * keys;                                                                               \
+        const TYPE *share = weights + line * keys;                                                                     \
+        int64_t seen = before + line % places + 1;                                                                     \
         float sum = 0.0f;                                                                                              \
         _Pragma("omp simd reduction(+ : sum)")                                                                         \
         for (int64_t i = 0; i < seen; i++) sum += load_##NAME(row[i]) * load_##NAME(share[i]);                         \
         _Pragma("omp simd")                                                                                            \
         for (int64_t i = 0; i < seen; i++)                                                                             \
             row[i] = store_##NAME(load_##NAME(share[i]) * (load_##NAME(row[i]) - sum) * scaling);                      \
-        memset(row + seen, 0, (size_t)(places - seen) * sizeof(TYPE));                                                 \
+        memset(row + seen, 0, (size_t)(keys - seen) * sizeof(TYPE));                                                   \
     }                                                                                                                  \
 }                                                                                                                      \
                                                                                                                        \
@@ -207,3 +221,5 @@ void nll_##NAME(const TYPE *logits, const int64_t *targets, float *losses, uint8
 
 KERNELS(bf16, bf16)
 KERNELS(float, f32)
+
+#include "cpu_attention.c"

@@ -1,4 +1,4 @@
-"""Builds and loads the kernels of `cpu_kernels.c`: norms, rotary, SwiGLU, softmax and the loss, one pass each.
+"""Builds and loads the kernels of `cpu_kernels.c`: norms, rotary, SwiGLU, attention and the loss, one pass each.
 
 torch's operators for them are many, and each passes over all numbers once more. The host's C compiler builds a library
 of some kilobytes, once: what is left below OUT the worker keeps (`PROCESSOR_KERNELS`). Where there is no compiler, or
@@ -21,6 +21,7 @@ import torch
 from shared.contract.compiled import PROCESSOR_KERNELS
 
 SOURCE: Final = Path(__file__).with_name("cpu_kernels.c")
+_INCLUDED: Final = Path(__file__).with_name("cpu_attention.c")
 # No -ffast-math: it would have every thread of the process flush small numbers to zero. Threads are torch's own: its
 # libgomp is loaded, and the dynamic linker takes no second one of that name.
 FLAGS: Final = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-w")
@@ -54,6 +55,7 @@ def _load(out: Path | None) -> ctypes.CDLL | None:
         else:
             with tempfile.TemporaryDirectory(prefix="kernels-") as folder:  # what is loaded outlives its file
                 library = ctypes.CDLL(str(_compiled(Path(folder))))
+        library.attention_scratch.restype = ctypes.c_int64
         _check(library)
     except (Unfit, OSError, subprocess.SubprocessError) as error:
         print(f"torch's operators compute norms, rotary, SwiGLU and softmax: {error}", flush=True)
@@ -86,7 +88,8 @@ def _key(compiler: str) -> str:
     except OSError:
         lines = []
     able = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    what = "\n".join((SOURCE.read_text(encoding="utf-8"), compiler, *FLAGS, able))
+    sources = (file.read_text(encoding="utf-8") for file in (SOURCE, _INCLUDED))
+    what = "\n".join((*sources, compiler, *FLAGS, able))
     return hashlib.sha256(what.encode()).hexdigest()[:32]
 
 
@@ -100,7 +103,7 @@ def _check(library: ctypes.CDLL) -> None:
         gate, up = wide.to(dtype)
         expected = torch.nn.functional.silu(gate.double()) * up.double()
         answer = torch.empty_like(gate)
-        call(library, "swiglu", dtype, gate, up, answer, gate.numel())
+        call(library, "swiglu", dtype, gate, up, answer, *gate.shape, gate.shape[1])
         if not torch.allclose(answer.double(), expected, rtol=tolerance, atol=tolerance):
             raise Unfit("the compiled kernels give other numbers")
 

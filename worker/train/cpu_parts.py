@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 
@@ -27,7 +27,6 @@ from worker.train.plain_parts import (
     subclass,
     turns_plainly,
     with_rotary,
-    with_swiglu,
 )
 
 
@@ -61,10 +60,10 @@ def _changed(module: torch.nn.Module, kind: Any) -> type[torch.nn.Module] | None
     return _with_rotary(kind) if turns_plainly(kind) else None
 
 
-def _library() -> ctypes.CDLL:
-    library = load()
-    assert library is not None, "a class is changed only where there is a library"
-    return library
+def library() -> ctypes.CDLL:
+    loaded = load()
+    assert loaded is not None, "a class is changed only where there is a library"
+    return loaded
 
 
 def serves(*tensors: torch.Tensor) -> bool:
@@ -93,7 +92,7 @@ class _Norm(torch.autograd.Function):
         wide = x.shape[-1]
         rows = x.numel() // wide
         y, scale = torch.empty_like(x), torch.empty(rows, dtype=torch.float32)
-        call(_library(), "rms", x.dtype, x, weight, y, scale, rows, wide, float(epsilon))
+        call(library(), "rms", x.dtype, x, weight, y, scale, rows, wide, float(epsilon))
         ctx.save_for_backward(x, weight, scale)
         return y
 
@@ -101,7 +100,7 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         x, weight, scale = ctx.saved_tensors
         grad, back = grad.contiguous(), torch.empty_like(x)
-        call(_library(), "rms_back", x.dtype, grad, x, weight, scale, back, len(scale), x.shape[-1])
+        call(library(), "rms_back", x.dtype, grad, x, weight, scale, back, len(scale), x.shape[-1])
         return back, None, None
 
 
@@ -110,7 +109,22 @@ class _Norm(torch.autograd.Function):
 
 @cache
 def _with_swiglu(kind: type[torch.nn.Module]) -> type[torch.nn.Module]:
-    return with_swiglu(kind, lambda gate, up: _Swiglu.apply(gate, up) if serves(gate, up) else None)
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        both = _together((self.gate_proj, self.up_proj), x)
+        if both is not None and serves(both):
+            return cast("torch.Tensor", self.down_proj(_JoinedSwiglu.apply(both)))
+        gate, up = (self.gate_proj(x), self.up_proj(x)) if both is None else both.chunk(2, dim=-1)
+        inner = _Swiglu.apply(gate, up) if serves(gate, up) else self.act_fn(gate) * up
+        return cast("torch.Tensor", self.down_proj(inner))
+
+    return subclass(kind, forward)
+
+
+def _together(layers: Sequence[Any], x: torch.Tensor) -> torch.Tensor | None:
+    """What layers answer to `x` by one product, end to end in the last dimension; None: ask each by itself."""
+    first, *others = layers
+    together = getattr(first, "together", None)  # fused_lora.py
+    return None if together is None else cast("torch.Tensor | None", together(others, x))
 
 
 class _Swiglu(torch.autograd.Function):
@@ -118,7 +132,7 @@ class _Swiglu(torch.autograd.Function):
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         gate, up = gate.contiguous(), up.contiguous()
         y = torch.empty_like(gate)
-        call(_library(), "swiglu", gate.dtype, gate, up, y, gate.numel())
+        call(library(), "swiglu", gate.dtype, gate, up, y, *_lines(gate), gate.shape[-1])
         ctx.save_for_backward(gate, up)
         return y
 
@@ -126,8 +140,37 @@ class _Swiglu(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         gate, up = ctx.saved_tensors
         grad, back_gate, back_up = grad.contiguous(), torch.empty_like(gate), torch.empty_like(up)
-        call(_library(), "swiglu_back", gate.dtype, grad, gate, up, back_gate, back_up, gate.numel())
+        layout = *_lines(gate), gate.shape[-1]
+        call(library(), "swiglu_back", gate.dtype, grad, gate, up, back_gate, back_up, *layout)
         return back_gate, back_up
+
+
+class _JoinedSwiglu(torch.autograd.Function):
+    """Gates and what they let through end to end (…, 2 x width), and so their gradients: nothing is copied."""
+
+    @staticmethod
+    def forward(ctx: Any, both: torch.Tensor) -> torch.Tensor:
+        both = both.contiguous()
+        gate, up = both.chunk(2, dim=-1)
+        y = torch.empty(gate.shape, dtype=both.dtype)
+        call(library(), "swiglu", both.dtype, gate, up, y, *_lines(gate), both.shape[-1])
+        ctx.save_for_backward(both)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        (both,) = ctx.saved_tensors
+        back = torch.empty_like(both)
+        parts = *both.chunk(2, dim=-1), *back.chunk(2, dim=-1)
+        layout = *_lines(parts[0]), both.shape[-1]
+        call(library(), "swiglu_back", both.dtype, grad.contiguous(), *parts, *layout)
+        return back
+
+
+def _lines(part: torch.Tensor) -> tuple[int, int]:
+    """How many rows, and how wide."""
+    wide = part.shape[-1]
+    return part.numel() // wide, wide
 
 
 # ---- rotary, in the forward pass of an attention that calls upstream's function by its name
@@ -135,13 +178,51 @@ class _Swiglu(torch.autograd.Function):
 
 @cache
 def _with_rotary(kind: type[torch.nn.Module]) -> type[torch.nn.Module]:
-    return with_rotary(kind, _turned)
+    """With the projections done by one product as well, where the layers offer it."""
+    alone: Any = with_rotary(kind, _turned)
+    if kind.forward.__code__.co_varnames[1:2] != ("hidden_states",):
+        return cast("type[torch.nn.Module]", alone)
+
+    def forward(self: Any, hidden_states: torch.Tensor, *more: Any, **named: Any) -> Any:
+        asked = _projected(self, hidden_states)
+        return alone.forward(self if asked is None else asked, hidden_states, *more, **named)
+
+    return subclass(kind, forward)
 
 
 def _turned(query: torch.Tensor, key: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> Any:
     if not serves(query, key, cosine, sine) or not of_one_sequence(query, key, cosine):
         return None
     return _Rotary.apply(query, key, cosine.contiguous(), sine.contiguous())
+
+
+_PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj")
+
+
+class _Answered:
+    """An attention whose queries, keys and values are there already; all else is the attention's own."""
+
+    def __init__(self, attention: Any, hidden_states: torch.Tensor, answers: Sequence[torch.Tensor]) -> None:
+        self._attention = attention
+        for name, answer in zip(_PROJECTIONS, answers, strict=True):
+            setattr(self, name, partial(_answer, hidden_states, answer, getattr(attention, name)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._attention, name)
+
+
+def _answer(asked: torch.Tensor, answer: torch.Tensor, layer: Any, x: torch.Tensor) -> torch.Tensor:
+    return answer if x is asked else cast("torch.Tensor", layer(x))
+
+
+def _projected(attention: Any, hidden_states: torch.Tensor) -> _Answered | None:
+    """The attention with its projections done by one product; None where each is asked by itself."""
+    layers = [getattr(attention, name, None) for name in _PROJECTIONS]
+    answers = _together(layers, hidden_states)
+    if answers is None:
+        return None
+    sizes = [layer.out_features for layer in layers if layer is not None]
+    return _Answered(attention, hidden_states, answers.split(sizes, dim=-1))
 
 
 class _Rotary(torch.autograd.Function):
@@ -164,53 +245,8 @@ def _turn(part: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, turn: fl
     _, heads, places, size = part.shape
     turned = torch.empty(places, heads, size, dtype=part.dtype)
     strides = part.stride(2), part.stride(1)
-    call(_library(), "rotary", part.dtype, part, cosine, sine, turned, places, heads, size, *strides, turn)
+    call(library(), "rotary", part.dtype, part, cosine, sine, turned, places, heads, size, *strides, turn)
     return turned.transpose(0, 1)[None]
-
-
-# ---- attention of packed rows (row_attention.py)
-
-
-class CausalRows(torch.autograd.Function):
-    """Each row of (1, heads, length, size) attends to itself: returns (1, length, heads, size).
-
-    Query heads of one key head are one matrix: nothing is repeated, and their gradients are summed by the product.
-    """
-
-    @staticmethod
-    def forward(  # noqa: PLR0917 -- autograd passes by position
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: Sequence[int], scaling: float
-    ) -> torch.Tensor:
-        _, heads, places, size = query.shape
-        groups = key.shape[1]
-        seen = torch.empty(places, heads, size, dtype=query.dtype)
-        kept = list[torch.Tensor]()
-        rows = zip(*(part[0].split(lengths, dim=1) for part in (query, key, value)), seen.split(lengths), strict=True)
-        for length, (of_query, of_key, of_value, out) in zip(lengths, rows, strict=True):
-            q, k, v = of_query.reshape(groups, -1, size), of_key.contiguous(), of_value.contiguous()
-            weights = torch.bmm(q, k.transpose(1, 2))
-            call(_library(), "weigh", weights.dtype, weights, heads, length, scaling)
-            out.copy_(torch.bmm(weights, v).view(heads, length, size).transpose(0, 1))
-            kept += [q, k, v, weights]
-        ctx.save_for_backward(*kept)
-        ctx.lengths, ctx.scaling, ctx.heads = lengths, scaling, heads
-        return seen[None]
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        kept, heads, lengths = ctx.saved_tensors, ctx.heads, ctx.lengths
-        groups, _, size = kept[1].shape
-        backs = [torch.empty(sum(lengths), count, size, dtype=grad.dtype) for count in (heads, groups, groups)]
-        rows = zip(grad[0].split(lengths), *(back.split(lengths) for back in backs), strict=True)
-        for row, (given, *places) in enumerate(rows):
-            q, k, v, weights = kept[4 * row : 4 * row + 4]
-            g = given.transpose(0, 1).reshape(groups, -1, size)
-            scores = torch.bmm(g, v.transpose(1, 2))
-            call(_library(), "weigh_back", scores.dtype, scores, weights, heads, lengths[row], ctx.scaling)
-            products = ((scores, k), (scores.transpose(1, 2), q), (weights.transpose(1, 2), g))
-            for place, (left, right) in zip(places, products, strict=True):
-                place.copy_(torch.bmm(left, right).view(-1, lengths[row], size).transpose(0, 1))
-        return *(back.transpose(0, 1)[None] for back in backs), None, None
 
 
 # ---- the loss
@@ -225,7 +261,7 @@ class Nll(torch.autograd.Function):
         losses, right = torch.empty(rows, dtype=torch.float32), torch.empty(rows, dtype=torch.bool)
         grads = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         sizes = rows, logits.shape[-1]
-        call(_library(), "nll", logits.dtype, logits, targets.contiguous(), losses, right, grads, *sizes)
+        call(library(), "nll", logits.dtype, logits, targets.contiguous(), losses, right, grads, *sizes)
         if grads is not None:
             ctx.save_for_backward(grads)
         correct = right.sum()

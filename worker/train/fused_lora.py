@@ -12,6 +12,7 @@ Shapes: N = positions, I = inputs, O = outputs, R = rank.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
@@ -20,7 +21,9 @@ from peft.tuners.lora.bnb import Linear4bit
 
 from worker.train.parent_adapter import FROZEN
 
+# On a frozen weight: itself, dequantised; and with those of the layers that answer with its own.
 _EXPANDED: Final = "_expanded"
+_JOINED: Final = "_joined"
 
 
 class FusedLinear4bit(Linear4bit):
@@ -74,6 +77,80 @@ class KeptLinear4bit(FusedLinear4bit):
             setattr(weight, _EXPANDED, super().expanded())
         expanded: torch.Tensor = getattr(weight, _EXPANDED)
         return expanded
+
+
+class JoinedLinear4bit(KeptLinear4bit):
+    """Layers that read the same numbers answer together: one product for queries, keys and values, one for both gates.
+
+    Who calls several of them (`cpu_parts.py`) asks the first. Their ranks and scalings may differ.
+    """
+
+    def together(self, others: Sequence[Any], x: torch.Tensor) -> torch.Tensor | None:
+        """What this layer and `others` answer to `x`, end to end in the last dimension; None: ask each by itself."""
+        layers = (self, *others)
+        names = [layer._plain_adapter(x) if isinstance(layer, JoinedLinear4bit) else None for layer in layers]
+        if None in names or any(_is_watched(layer) or layer.base_layer.bias is not None for layer in layers):
+            return None
+        adapters = [
+            weight
+            for layer, name in zip(layers, names, strict=True)
+            for weight in (layer.lora_A[name].weight, layer.lora_B[name].weight)
+        ]
+        scalings = [layer.scaling[name] for layer, name in zip(layers, names, strict=True)]
+        y_NO: torch.Tensor = _JoinedStep.apply(x.flatten(0, -2), _joined_weights(layers), scalings, *adapters)
+        return y_NO.view(*x.shape[:-1], y_NO.shape[-1])
+
+
+def _is_watched(layer: torch.nn.Module) -> bool:
+    """Whether somebody wants to know when this layer is called."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+
+
+def _joined_weights(layers: Sequence[JoinedLinear4bit]) -> torch.Tensor:
+    """The frozen weights of all (O, I), made once; what each keeps becomes a part of it, so that nothing lies twice."""
+    first = layers[0].base_layer.weight
+    if not hasattr(first, _JOINED):
+        joined = torch.cat([layer.expanded() for layer in layers])
+        parts = joined.split([layer.expanded().shape[0] for layer in layers])
+        for layer, part in zip(layers, parts, strict=True):
+            setattr(layer.base_layer.weight, _EXPANDED, part)
+        setattr(first, _JOINED, joined)
+    weights: torch.Tensor = getattr(first, _JOINED)
+    return weights
+
+
+class _JoinedStep(torch.autograd.Function):
+    """As `_LoraStep`, of several layers. Their A lie under each other, their scaled B along a diagonal."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_NI: torch.Tensor, W_OI: torch.Tensor, scalings: Sequence[float], *adapters: torch.Tensor
+    ) -> torch.Tensor:
+        As, Bs = adapters[::2], adapters[1::2]
+        A_RI = torch.cat(As).to(x_NI.dtype)
+        scaled = (B_OR * scaling for B_OR, scaling in zip(Bs, scalings, strict=True))
+        B_OR = torch.block_diag(*scaled).to(x_NI.dtype)
+        h_NR = x_NI @ A_RI.T
+        y_NO = x_NI @ W_OI.T
+        y_NO.addmm_(h_NR, B_OR.T)
+        ctx.save_for_backward(x_NI, h_NR, A_RI, B_OR, W_OI)
+        ctx.scalings, ctx.shapes = scalings, [B.shape for B in Bs]
+        return y_NO
+
+    @staticmethod
+    def backward(ctx: Any, g_NO: torch.Tensor) -> Any:
+        x_NI, h_NR, A_RI, B_OR, W_OI = ctx.saved_tensors
+        gB_NR = g_NO @ B_OR
+        grads_B_OR, grads_A_RI = (g_NO.T @ h_NR).float(), (gB_NR.T @ x_NI).float()
+        grad_x_NI = None
+        if ctx.needs_input_grad[0]:
+            grad_x_NI = g_NO @ W_OI
+            grad_x_NI.addmm_(gB_NR, A_RI)
+        outs, ranks = zip(*ctx.shapes, strict=True)
+        diagonal = (rows.split(ranks, dim=1)[number] for number, rows in enumerate(grads_B_OR.split(outs)))
+        pairs = zip(grads_A_RI.split(ranks), diagonal, ctx.scalings, strict=True)
+        grads = [grad for A, B, scaling in pairs for grad in (A, B * scaling)]
+        return grad_x_NI, None, None, *grads
 
 
 class _LoraStep(torch.autograd.Function):

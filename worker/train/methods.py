@@ -17,7 +17,7 @@ from shared.contract.methods import METHODS, Dimension, MethodFacts, first_refus
 from shared.contract.spec import Adapter, AttemptSpec
 from shared.errors import Invalid
 from worker.train.data import Row
-from worker.train.fused_lora import FusedLinear4bit, KeptLinear4bit
+from worker.train.fused_lora import FusedLinear4bit, JoinedLinear4bit, KeptLinear4bit
 from worker.train.initialisation import finish, pissa_by_upstreams_name
 from worker.train.parent_adapter import begins_as, continue_adapter, put_beneath, stands_on
 from worker.train.targets import Targets, is_linear, parts_beside, targets_of
@@ -55,7 +55,8 @@ def adapt(model: Any, *, spec: AttemptSpec, initial: Path | None, rows: Sequence
     if adapter.init_lora_weights == "pissa":
         config.init_lora_weights = pissa_by_upstreams_name(model, adapter)
     if method.quantized and spec.job.placement.strategy != "fsdp" and "fused_lora" not in spec.without:
-        layer = KeptLinear4bit if spec.keep_dequantized else FusedLinear4bit
+        kept = KeptLinear4bit if "joined_products" in spec.without else JoinedLinear4bit
+        layer = kept if spec.keep_dequantized else FusedLinear4bit
         config._register_custom_module({bitsandbytes.nn.Linear4bit: layer})  # PEFT's door for layers of one's own
     if (beneath := stands_on(spec)) is not None:
         put_beneath(model, beneath)

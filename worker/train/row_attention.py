@@ -15,7 +15,8 @@ packed rows goes to transformers' own `sdpa`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import Any, Final
 
@@ -25,12 +26,14 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from worker.train.cpu_parts import CausalRows, serves
+from worker.train.cpu_attention import causal_rows, longest_row, segments
+from worker.train.cpu_parts import serves
 from worker.train.plain_parts import BY_KERNELS
 
 NAME: Final = "row_wise_sdpa"
 # transformers' names for where packed rows start, and where the last one ends: here on the host, so that nobody waits
-# for the device to know their lengths; and on the device, which asks for the kernel that reads them there.
+# for the device to know their lengths; and on the device, which asks for the kernel that reads them there. What lies
+# before the first start is the beginning that all rows share (shared_beginning.py).
 ROW_STARTS: Final = "cu_seq_lens_q"
 STARTS_ON_DEVICE: Final = "cu_seq_lens_k"
 # On a CPU, beyond it the square of scores is larger than what the fused kernel saves by never writing it.
@@ -53,32 +56,48 @@ def attend(  # noqa: PLR0917 -- transformers passes by position
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """As transformers calls it: (batch, heads, length, size) each; returns (batch, length, heads, size)."""
-    starts = kwargs.get(ROW_STARTS)
+    given = kwargs.get(ROW_STARTS)
     plain = len(query) == 1 and not dropout and all(kwargs.get(name) is None for name in _MORE)
-    lengths: list[int] = [] if starts is None or not plain else starts.diff().tolist()
-    if sum(lengths) != query.shape[2] or max(lengths) > _longest(module, query, kwargs):
+    starts: list[int] = [0, 0] if given is None else given.tolist()
+    bound = longest(getattr(module, "config", None), query.device, kwargs)
+    for bounds in _LISTENING:
+        bounds.append(bound)
+    if not plain or starts[-1] != query.shape[2] or longest_row(starts) > bound:
+        # A mask made from positions would hide the shared beginning from all rows but the first.
+        assert not starts[0], "rows share their beginning only where they attend apart"
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     on_device = kwargs.get(STARTS_ON_DEVICE)
     if on_device is not None and varlen_serves(query, key):
-        return by_varlen((query, key, value), on_device, max(lengths), scaling), None
+        return by_varlen((query, key, value), on_device, longest_row(starts), scaling), None
     by_row: Callable[..., torch.Tensor] = BY_ROW.get(query.device.type, by_kernel)
-    return by_row(module, (query, key, value), lengths, scaling), None
+    return by_row(module, (query, key, value), starts, scaling), None
 
 
-def _longest(module: torch.nn.Module, query: torch.Tensor, given: dict[str, Any]) -> float:
+def longest(config: Any, device: torch.device, given: dict[str, Any]) -> float:
     """The longest row that may attend apart: within a window or a chunk of this layer every position sees all earlier.
 
     A family that tells the layer's window says None where it has none. Of another the config may have one that only the
     mask knows.
     """
-    config = getattr(module, "config", None)
     window = given[_WINDOW] if _WINDOW in given else getattr(config, _WINDOW, None)
-    bounds = (window, getattr(config, "attention_chunk_size", None), LONGEST if query.device.type == "cpu" else None)
+    bounds = (window, getattr(config, "attention_chunk_size", None), LONGEST if device.type == "cpu" else None)
     return min((bound for bound in bounds if bound), default=math.inf)
 
 
+@contextmanager
+def bounds_noted() -> Iterator[list[float]]:
+    """The longest row that may attend apart, of every layer that is asked meanwhile."""
+    bounds = list[float]()
+    _LISTENING.append(bounds)
+    try:
+        yield bounds
+    finally:
+        _LISTENING.pop()
+
+
+_LISTENING: Final[list[list[float]]] = []
 _Parts = Sequence[torch.Tensor]  # queries, keys, values
 
 
@@ -109,7 +128,7 @@ def kernel_agrees(device: torch.device, dtype: torch.dtype, shape: tuple[int, in
     try:
         # Within a layer that is recomputed later, what autograd keeps here is none of its affair.
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
-            answers = (by_varlen(parts, starts, max(lengths), None), by_kernel(module, parts, lengths, None))
+            answers = (by_varlen(parts, starts, max(lengths), None), by_kernel(module, parts, starts.tolist(), None))
             ours, theirs = ((seen, *torch.autograd.grad(seen.float().square().sum(), parts)) for seen in answers)
     except (RuntimeError, ValueError) as error:
         print(f"{_NOT_USED}: {error}", flush=True)
@@ -136,23 +155,29 @@ def by_varlen(parts: _Parts, starts: torch.Tensor, longest: int, scaling: float 
     return seen[None]
 
 
-def by_kernel(module: torch.nn.Module, parts: _Parts, lengths: Sequence[int], scaling: float | None) -> torch.Tensor:
+def by_kernel(module: torch.nn.Module, parts: _Parts, starts: Sequence[int], scaling: float | None) -> torch.Tensor:
     """Each row through torch's fused kernel, causal and without a mask: (batch, length, heads, size)."""
+    assert not starts[0], "this kernel does not know of shared beginnings"
+    lengths = [length for _, length in segments(starts)]
     rows = zip(*(part.split(lengths, dim=2) for part in parts), strict=True)
     seen = [sdpa_attention_forward(module, q, k, v, None, scaling=scaling, is_causal=True)[0] for q, k, v in rows]
     return torch.cat(seen, dim=1)
 
 
-def by_products(module: torch.nn.Module, parts: _Parts, lengths: Sequence[int], scaling: float | None) -> torch.Tensor:
+def by_products(module: torch.nn.Module, parts: _Parts, starts: Sequence[int], scaling: float | None) -> torch.Tensor:
     """Each row by batched products: (batch, length, heads, size)."""
     query, key, value = parts
     groups = query.shape[1] // key.shape[1]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if hasattr(module, BY_KERNELS) and _kernels_serve(query, key, value):
-        seen: torch.Tensor = CausalRows.apply(query, key, value, lengths, float(scale))
-        return seen
-    rows = zip(*(part[0].split(lengths, dim=1) for part in parts), strict=True)
-    seen = [_causal(q, k, v, groups=groups, scale=scale) for q, k, v in rows]
+        return causal_rows(query, key, value, starts, float(scale))
+    lengths = [length for _, length in segments(starts)]
+    rows = list(zip(*(part[0].split(lengths, dim=1) for part in parts), strict=True))
+    beginnings = [None, *[rows[0][1:] if starts[0] else None] * len(rows)]  # the first part sees none before itself
+    seen = [
+        _causal(q, k, v, beginning, groups=groups, scale=scale)
+        for (q, k, v), beginning in zip(rows, beginnings, strict=False)
+    ]
     return torch.cat(seen, dim=1).transpose(0, 1)[None].contiguous()
 
 
@@ -165,12 +190,16 @@ def _kernels_serve(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) 
     return serves(query, key, value) and not rounds and query.shape[3] == key.shape[3] == value.shape[3]
 
 
-def _causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, groups: int, scale: float) -> torch.Tensor:
+def _causal(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, beginning: _Parts | None, *, groups: int, scale: float
+) -> torch.Tensor:
     """One row: (heads, length, size) each, keys and values shared by `groups` query heads."""
+    if beginning is not None:
+        k, v = (torch.cat((before, own), dim=1) for before, own in zip(beginning, (k, v), strict=True))
     k, v = k.repeat_interleave(groups, dim=0), v.repeat_interleave(groups, dim=0)
-    length = q.shape[1]
-    future = _future(-(-length // 128) * 128, q.dtype)[:length, :length]
-    scores = torch.baddbmm(future.expand(len(q), length, length), q, k.transpose(1, 2), alpha=scale)
+    length, keys = q.shape[1], k.shape[1]
+    future = _future(-(-keys // 128) * 128, q.dtype)[keys - length : keys, :keys]
+    scores = torch.baddbmm(future.expand(len(q), length, keys), q, k.transpose(1, 2), alpha=scale)
     return torch.bmm(torch.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype), v)
 
 

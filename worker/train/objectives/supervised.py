@@ -27,6 +27,7 @@ from worker.train.cpu_parts import Nll, kernels_serve
 from worker.train.data import TokenRow
 from worker.train.objectives.objective import Loss, MicroBatch, OwnFigures, RowwiseLoss, on_device, trainer_arguments
 from worker.train.packing import group, pack
+from worker.train.shared_beginning import Beginnings
 
 IGNORED = -100
 
@@ -137,12 +138,13 @@ class SupervisedObjective(RowwiseLoss):
         self._narrow = spec.job.training.dtype != "float32" and not dora
         self._packing = is_packed(spec.job)
         self._varlen = spec.device == "cuda" and "varlen_attention" not in spec.without
+        self._beginnings = Beginnings(trainer.model, spec)
 
     def micro_batches(self, rows: Sequence[TokenRow]) -> list[MicroBatch]:
         lengths = [row.tokens for row in rows]
         if self._packing:
             return [
-                packed([rows[index] for index in indices])
+                self._packed([rows[index] for index in indices])
                 for indices in pack(lengths, capacity=self._capacity(lengths))
             ]
         size = self._spec.micro_batch_size
@@ -168,23 +170,35 @@ class SupervisedObjective(RowwiseLoss):
             total = self.trainer.compute_loss(model, inputs)
         return Loss(total=total, correct=self.trainer.correct_tokens)
 
+    def _packed(self, rows: Sequence[TokenRow]) -> MicroBatch:
+        return packed(rows, shared=self._beginnings.shared_tokens(rows))
+
     def _capacity(self, lengths: Sequence[int]) -> int:
         asked = self._spec.micro_batch_size * self._spec.job.training.max_length
         return max(*lengths, min(asked, self._spec.pass_tokens or PACKED_TOKENS[self._spec.device]))
 
 
-def packed(rows: Sequence[TokenRow]) -> MicroBatch:
-    """Rows end to end in one sequence; positions restart at each row, and transformers masks across the restarts."""
-    ids = np.concatenate([row.ids for row in rows])
-    labelled = np.concatenate([row.labelled for row in rows])
-    positions = np.concatenate([np.arange(row.tokens) for row in rows])
-    return _micro_batch(ids[None], labelled[None], tokens=len(ids), position_ids=torch.from_numpy(positions)[None])
+def packed(rows: Sequence[TokenRow], *, shared: int = 0) -> MicroBatch:
+    """Rows end to end in one sequence; positions restart at each row, and transformers masks across the restarts.
+
+    Args:
+        shared: so many tokens are the same at the start of every row, and stand once, before all of them. The position
+            of each row's first token is then `shared`.
+    """
+    whole, rests = rows[0], rows[1:]
+    ids = np.concatenate([whole.ids, *(row.ids[shared:] for row in rests)])
+    labelled = np.concatenate([whole.labelled, *(row.labelled[shared:] for row in rests)])
+    positions = np.concatenate([np.arange(whole.tokens), *(np.arange(shared, row.tokens) for row in rests)])
+    tokens = sum(row.tokens for row in rows)
+    return _micro_batch(ids[None], labelled[None], tokens=tokens, position_ids=torch.from_numpy(positions)[None])
 
 
 def row_starts(position_ids: torch.Tensor) -> torch.Tensor:
-    """Where each packed row begins, and where the last one ends."""
-    starts = (position_ids[0] == 0).nonzero().flatten()
-    return torch.cat([starts, starts.new_tensor([position_ids.shape[1]])])
+    """Where each packed row begins, and where the last one ends. What lies before the first, all rows share."""
+    (places,) = position_ids
+    restarts = (places.diff() != 1).nonzero().flatten() + 1
+    shared = places[restarts[:1]] if len(restarts) else places[:1]
+    return torch.cat([shared, restarts, restarts.new_tensor([len(places)])])
 
 
 def padded(rows: Sequence[TokenRow], *, pad_id: int) -> MicroBatch:
