@@ -37,6 +37,7 @@ FastRoad = Literal[
     "fused_optimizer",
     "background_saving",
     "cpu_kernels",
+    "joined_products",
     "shared_beginnings",
 ]
 DeviceKind = Literal["cuda", "cpu"]  # as torch names them: AMD's GPUs are "cuda" too

@@ -18,7 +18,7 @@ from typing import Any, Final
 from pydantic import Field
 
 from shared.contract.part import Part
-from shared.rows import foreign, formats, json_text, shapes, strict_json
+from shared.rows import foreign, formats, shapes, strict_json, text_conversations
 from shared.rows.columns import MEANT, is_media, near_miss, weighs
 from shared.rows.lines import BOM, Unit
 
@@ -272,5 +272,5 @@ def cell(name: str, text: str) -> Any:
             value = strict_json.parse(text, long_integers=True)
         except strict_json.BadJson:
             return text
-        return text if name in _TALK_OR_TEXT and not json_text.is_talk(value) else value
+        return text if name in _TALK_OR_TEXT and not text_conversations.is_talk(value) else value
     return text or None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from shared.rows import hermes, json_text, logged, message_forms, services, turn_lists
+from shared.rows import hermes, logged, message_forms, services, text_conversations, turn_lists
 from shared.rows.formats import Message
 from shared.rows.loss_flags import REASONING, REASONING_KEYS
 from shared.rows.shapes import Row
@@ -51,7 +51,7 @@ class ConvertedRow(NamedTuple):
 
 def recast(row: Row) -> ConvertedRow:
     """Rewrite a row of a known foreign form; every other row comes back as it is. Pure, never raises."""
-    row, written = json_text.read(row)
+    row, written = text_conversations.read(row)
     row, logs = logged.read(row)
     row, listed = turn_lists.read(row)
     row, served = services.read(row)
@@ -345,7 +345,7 @@ _FORMS: Final[tuple[tuple[str, Callable[[Row], ConvertedRow | None]], ...]] = (
 SAYS: Final = {
     **services.SAYS,
     **turn_lists.SAYS,
-    **json_text.SAYS,
+    **text_conversations.SAYS,
     **logged.SAYS,
     "transcript": "Texts of Human: and Assistant: turns were read as messages.",
     "question": "A question or query and its answer were read as a conversation.",
