@@ -26,8 +26,9 @@ LISTS = (
     "/v1/evals",
     *(f"/v1/tunepool/{noun}" for noun in ("adapters", "evaluations", "exports", "merges", "promotions", "sweeps")),
 )
-# Lists by name, and one of rows that really go after a while: any place in their order will do.
-FREE_LISTS = ("/v1/tunepool/aliases", "/v1/tunepool/schedules", "/v1/tunepool/preflights")
+# Lists by name, of rows that really go after a while, and of work that leaves the list with its end: any place in their
+# order will do.
+FREE_LISTS = ("/v1/tunepool/aliases", "/v1/tunepool/schedules", "/v1/tunepool/preflights", "/v1/tunepool/chores")
 
 
 @pytest.fixture(scope="module")
