@@ -16,8 +16,12 @@ NAMES = re.compile(
     r"|lfm|starcoder|bloom|exaone|ernie|smollm|cohere|jamba|zamba|rwkv|kimi|minimax",
     re.IGNORECASE,
 )
-# llama.cpp and Ollama are programs; a form of rows; keys of a config; how a layer computes.
-OTHER_SENSES = re.compile(r"llama[._]cpp|ollama|cohere_roles|^\^\(mamba_|^mamba2?$", re.IGNORECASE)
+# llama.cpp and Ollama are programs; forms of rows, and columns of published ones; keys of a config; how layers compute.
+OTHER_SENSES = re.compile(
+    r"llama[._]cpp|ollama|cohere_roles|cohere's first api|^deepseek_(solution|attempt|reasoning|thinking_trajectory)$"
+    r"|^\^\(mamba_|^mamba2?$",
+    re.IGNORECASE,
+)
 # llama.cpp's own names for what it computes; the one model that the installation brings.
 ELSEWHERE = re.compile(r"/gguf_\w+\.py$|/to_gguf\.py$|^shared/settle/catalogue\.py$")
 
