@@ -279,13 +279,13 @@ def test_the_fence_only_grows_and_what_is_given_back_costs_no_try(quiet: Session
     assert (row.fence, row.failures, row.lease_owner, row.lease_until) == (fences[-1], 0, None, None)
 
 
+# A job that is settled is cancelled as a job, by routes of its own: tests/integration/test_operations.py.
+@pytest.mark.parametrize("case", [name for name in CASES if name != "job"], indirect=True)
 @pytest.mark.parametrize("held", [False, True], ids=["waiting", "at work"])
 @pytest.mark.parametrize("scopes", [("*",), ("*", "admin")], ids=["owner", "administrator"])
 def test_work_of_every_kind_is_listed_and_ended_by_its_owner_and_an_administrator_and_by_nobody_else(
     quiet: Session, case: Case, scopes: tuple[str, ...], held: bool
 ) -> None:
-    if case.kind is SETTLING.kind:
-        pytest.skip("jobs are cancelled by routes of their own, tests/integration/test_operations.py")
     owner, stranger = make_caller(quiet), make_caller(quiet)
     operator = replace(make_caller(quiet), scopes=frozenset(("*", "admin")))
     row_id = case.make(quiet, owner)
@@ -365,9 +365,9 @@ def test_a_restarted_worker_gives_up_what_it_had(quiet: Session, case: Case) -> 
     assert must_take(quiet, case, "two").fence > 1
 
 
+# A job that is settled waits by a column of its own.
+@pytest.mark.parametrize("case", [name for name in CASES if name != "job"], indirect=True)
 def test_a_postponed_row_waits_its_time_and_no_restart_brings_it_back_sooner(quiet: Session, case: Case) -> None:
-    if case.kind is SETTLING.kind:
-        pytest.skip("jobs wait by a column of their own")
     row_id = case.make(quiet, make_caller(quiet))
     assert leasing.postpone(quiet, case.kind, must_take(quiet, case), seconds=600)
     workers.register(
