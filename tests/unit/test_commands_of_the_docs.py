@@ -28,6 +28,13 @@ INLINE = re.compile(rf"`{BEFORE}(tunepool(?:-server)? [^`]+)`")
 ENDS = re.compile(r"\s(?:[|&;>/]|>>|2>|&&|\|\|)(?:\s|$)|\s{3,}|\$\(|…|\.\.\.")
 
 
+# What a line of a shell block may begin with: programs, the shell's own words, a variable.
+PROGRAMS = (
+    ". curl docker git helm hf kubectl llama-server make ollama pip psql python python3 sudo systemctl tunepool "
+    "tunepool-server cp export install useradd"
+).split()
+
+
 def blocks(text: str) -> str:
     return "\n".join(re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
 
@@ -67,6 +74,16 @@ def test_every_command_of_a_page_is_there_with_its_options(page: Path) -> None:
     problems = [f"{line}: {problem}" for line in typed(page) if (problem := wrong(line))]
 
     assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_line_of_a_shell_block_begins_with_a_command(page: Path) -> None:
+    """A block whose lines were joined and broken anew, as text is, cannot be typed."""
+    shell = re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = [line for block in shell for line in block.replace("\\\n", " ").splitlines()]
+    starts = [line for line in lines if line.strip() and not line.startswith((" ", "#"))]
+
+    assert not [line for line in starts if line.split()[0] not in PROGRAMS and not re.match(r"[A-Z_]+=", line)]
 
 
 def test_the_pages_of_the_first_hour_have_commands_to_type() -> None:
