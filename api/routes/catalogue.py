@@ -15,6 +15,8 @@ from shared.settle.wanted_models import wanted_model
 
 router = APIRouter(prefix="/v1/tunepool/models", tags=["base models"])
 
+# A name may be a hub's repository, which has a slash. So routes with more behind the name stand before those without.
+
 
 @router.post("", response_model=BaseModelView, openapi_extra=body_of(AddModel))
 def add_model(caller: Administrator, body: RawBody, door: DoorDep) -> BaseModelView:
@@ -35,13 +37,7 @@ def list_base_models(door: DoorDep, caller: ModelsReader) -> BaseModelPage:
     return BaseModelPage(data=data, file_problem=catalogue.file_problem or None)
 
 
-@router.get("/{name}", response_model=BaseModelView)
-def retrieve_base_model(name: str, door: DoorDep, caller: ModelsReader) -> BaseModelView:
-    """One base model, by its name or an alias."""
-    return catalogue_views.base_model(standing(door.catalogue, name))
-
-
-@router.post("/{name}/check", response_model=BaseModelView)
+@router.post("/{name:path}/check", response_model=BaseModelView)
 def check_base_model(name: str, caller: Administrator, door: DoorDep) -> BaseModelView:
     """Have a worker look at it again, for instance once its terms are accepted. One that is ready stays so."""
     with door.session() as session:
@@ -50,7 +46,7 @@ def check_base_model(name: str, caller: Administrator, door: DoorDep) -> BaseMod
     return view
 
 
-@router.post("/{name}/prefetch", response_model=FetchPage)
+@router.post("/{name:path}/prefetch", response_model=FetchPage)
 def prefetch_base_model(name: str, caller: Administrator, door: DoorDep) -> FetchPage:
     """Have every worker of the pool bring it to its host, so that no job's device waits for the download."""
     with door.session() as session:
@@ -59,7 +55,7 @@ def prefetch_base_model(name: str, caller: Administrator, door: DoorDep) -> Fetc
     return _fetches(name, door)
 
 
-@router.get("/{name}/prefetch", response_model=FetchPage)
+@router.get("/{name:path}/prefetch", response_model=FetchPage)
 def list_prefetches(name: str, caller: ModelsReader, door: DoorDep) -> FetchPage:
     """How far each worker is with it, in bytes."""
     return _fetches(name, door)
@@ -70,7 +66,13 @@ def _fetches(name: str, door: Door) -> FetchPage:
         return FetchPage(data=[catalogue_views.fetch(*entry) for entry in fetches.listed(session, name, door.settings)])
 
 
-@router.delete("/{name}", response_model=view.Deleted)
+@router.get("/{name:path}", response_model=BaseModelView)
+def retrieve_base_model(name: str, door: DoorDep, caller: ModelsReader) -> BaseModelView:
+    """One base model, by its name, an alias, or the repository or folder that it is made of."""
+    return catalogue_views.base_model(standing(door.catalogue, name))
+
+
+@router.delete("/{name:path}", response_model=view.Deleted)
 def remove_base_model(name: str, caller: Administrator, door: DoorDep) -> view.Deleted:
     """Take a base model out that was added here. Refused while jobs use it; adapters that were trained on it stay."""
     with door.session() as session:

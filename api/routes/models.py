@@ -54,8 +54,12 @@ def retrieve_model(model: str, door: DoorDep, caller: ModelsReader) -> product_v
     """A base model, an adapter, a checkpoint, or an alias, which stands under its own name."""
     with door.session() as session:
         warm = playgrounds.warm(session, pool_name=door.settings.pool)
-    known = next((entry for entry in _base_models(door, warm) if entry.id == model), None)
-    if known is not None:
+    catalogue = door.catalogue
+    if not adapters.is_tuned(model) or catalogue.taken(model):
+        name = model if catalogue.taken(model) else catalogue.name_of(model)
+        known = next((entry for entry in _base_models(door, warm) if entry.id == name), None)
+        if known is None:
+            raise catalogue.unknown(model)
         return known
     with door.session() as session:
         published = adapters.find_published(session, model, project_id=caller.project_id)

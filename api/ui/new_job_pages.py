@@ -23,7 +23,8 @@ from shared.chores import preflights
 from shared.contract.job_request import CreatePreflight
 from shared.contract.spec import DEFAULT_OBJECTIVE, InitFrom, MethodName, ObjectiveName, Tier
 from shared.errors import Invalid
-from shared.jobs import pages, parents
+from shared.jobs import pages
+from shared.products import adapters
 from shared.tenants.sign_ins import SignedIn
 
 router = APIRouter(prefix="/ui", route_class=visits.PageRoute, include_in_schema=False)
@@ -74,7 +75,7 @@ def _form(request: Request, door: Door, visit: SignedIn, given: dict[str, str]) 
         form=form.about(None if form.error is None else field_at_fault(form.error.param, given)),
         files=[(file.id, _words_of(file)) for file in files if file.status != "error"],
         bases=[base for base in bases if base.state != "error"],
-        tuned=[name for name in tuned if parents.is_tuned(name)],
+        tuned=[name for name in tuned if adapters.is_tuned(name)],
         beginnings=get_args(InitFrom),
         methods=get_args(MethodName),
         objectives=get_args(ObjectiveName),

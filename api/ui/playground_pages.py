@@ -14,7 +14,7 @@ from api.routes import models as model_routes
 from api.ui import rendering, visits
 from api.ui.visits import ModelsVisitor
 from shared.errors import TunepoolError
-from shared.jobs import parents
+from shared.products import adapters
 
 router = APIRouter(prefix="/ui/playground", route_class=visits.PageRoute, include_in_schema=False)
 
@@ -29,7 +29,7 @@ def playground_page(
     models = model_routes.list_models(door, visit.caller).data
     known = {entry.id for entry in models}
     if model is None:
-        model = next((entry.id for entry in models if parents.is_tuned(entry.id)), None)
+        model = next((entry.id for entry in models if adapters.is_tuned(entry.id)), None)
     base = next((entry.id for entry in models if model and model.startswith(f"ft:{entry.id}:")), None)
     # A checkpoint is no model of the list, and can be asked all the same.
     names = [*([model] if model and model not in known else []), *(entry.id for entry in models)]

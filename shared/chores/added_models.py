@@ -89,7 +89,7 @@ def remove(session: Session, caller: Caller, name: str, settings: Settings) -> N
     catalogue = base_models.offered(session, settings)
     shown = standing(catalogue, name)
     if name != shown.name:
-        raise Conflict(f"'{name}' is an alias of '{shown.name}'. Remove that one.", param="name")
+        raise Conflict(f"'{name}' is another name of '{shown.name}'. Remove that one.", param="name")
     if shown.origin != "added":
         where = "built in" if shown.origin == "built_in" else "an entry of models.toml; take it out of that file"
         raise Conflict(f"'{name}' cannot be removed here: it is {where}.", param="name", code="base_model_not_added")

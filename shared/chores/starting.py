@@ -12,6 +12,7 @@ from shared.contract.parent_model import ParentModel
 from shared.contract.spec import BaseModelRef
 from shared.errors import NotFound
 from shared.jobs import parents
+from shared.products import adapters
 from shared.settings import Settings
 from shared.settle import going_on
 from shared.settle.catalogue import Catalogue
@@ -40,7 +41,7 @@ def start(
 
     Raises NotFound, NotYet, Invalid, and Conflict when the base of a tuned model is gone or another.
     """
-    if not parents.is_tuned(name) or catalogue(sessions, settings).taken(name):
+    if not adapters.is_tuned(name) or catalogue(sessions, settings).taken(name):
         return base_model(sessions, settings, name), None
     with sessions() as session:
         parent = parents.find(session, name, project_id=project_id)

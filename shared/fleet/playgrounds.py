@@ -151,7 +151,7 @@ def target(session: Session, model: str, *, project_id: str, catalogue: Catalogu
         Invalid, NotYet: a base model that cannot be used, or not yet; the model of a job that has not succeeded.
     """
     catalogue.must_be_usable(model)
-    if model in catalogue.names():
+    if not adapters.is_tuned(model) or catalogue.taken(model):
         return Target(base=catalogue.find(model))
     try:
         source = adapters.find_source(session, model, project_id=project_id)

@@ -12,17 +12,10 @@ from shared.contract.spec import ParentFile
 from shared.errors import Invalid, NotFound
 from shared.lease import journal
 from shared.lease.journal import NewEvent
-from shared.products import adapters, aliases
+from shared.products import adapters
 from shared.store.tables import AdapterRow, JobRow
 
-# Names and ids of what a job may go on from; every other name is a base model's.
-_BEGINNINGS: Final = ("ft:", "adapter_", "ftckpt_", "merge_")
 _UNFINISHED: Final = JobRow.status.in_(["validating_files", "queued", "running", "paused"])
-
-
-def is_tuned(name: str) -> bool:
-    """Whether `model` of a job names a tuned model, a checkpoint or an alias of one, rather than a base model."""
-    return name.startswith(_BEGINNINGS) or aliases.SIGN in name
 
 
 def find(session: Session, name: str, *, project_id: str) -> ParentModel:

@@ -19,6 +19,8 @@ from shared.store.tables import AdapterRow, CheckpointRow, JobRow, MergeRow, Per
 
 # A checkpoint's folder holds what resuming needs, and its own adapter below this.
 _ADAPTER_FOLDER: Final = "adapter/"
+# Names and ids of adapters, checkpoints and combinations; every other name is a base model's.
+_BEGINNINGS: Final = ("ft:", "adapter_", "ftckpt_", "merge_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,11 @@ class Source:
 
     adapter: PublishedAdapter
     spec: JobSpec
+
+
+def is_tuned(name: str) -> bool:
+    """Whether `model` of a request names a tuned model, a checkpoint or an alias of one, rather than a base model."""
+    return name.startswith(_BEGINNINGS) or aliases.SIGN in name
 
 
 def find(session: Session, name: str, *, project_id: str) -> AdapterRow:

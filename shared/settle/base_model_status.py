@@ -46,8 +46,8 @@ def standings(catalogue: Catalogue) -> list[BaseModelStatus]:
 
 
 def standing(catalogue: Catalogue, name: str) -> BaseModelStatus:
-    """The base model of that name or alias. Raises NotFound."""
-    known = catalogue.aliases.get(name, name)
+    """The base model that this name, alias, repository or folder stands for. Raises NotFound."""
+    known = catalogue.name_of(name)
     if not catalogue.taken(known):
         raise NotFound(
             f"No base model '{name[:100]}' in this installation's catalogue. `GET /v1/tunepool/models` lists them.",

@@ -27,6 +27,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -55,6 +56,7 @@ class CatalogueEntry:
 
 
 _ASK: Final = "Ask your administrator"  # some problems say already what for
+_NAMED: Final = 12  # names of base models that a refusal lists
 
 SMOLLM2: Final = CatalogueEntry(
     ref=BaseModelRef(
@@ -107,7 +109,7 @@ class Catalogue:
     answers: dict[str, HubAnswer] = field(default_factory=dict)
 
     def entry(self, name: str) -> CatalogueEntry:
-        """The entry called `name` or known by that alias.
+        """The entry that `name` stands for.
 
         Raises:
             Invalid: it cannot be used; says why.
@@ -115,16 +117,52 @@ class Catalogue:
             NotFound: there is none; names those there are.
         """
         self.must_be_usable(name)
-        entry = self.entries.get(self.aliases.get(name, name))
+        entry = self.entries.get(self.name_of(name))
         if entry is None:
-            known = ", ".join(self.names())
-            raise NotFound(
-                f"The model '{name[:100]}' is not in this installation's catalogue. Known base models: {known}."
-                f" {self.file_problem}".rstrip(),
-                param="model",
-                code="model_not_found",
-            )
+            raise self.unknown(name)
         return entry
+
+    def unknown(self, name: str) -> NotFound:
+        """That no entry is known by this name, and what to ask for instead."""
+        return NotFound(
+            f"The model '{name[:100]}' is not in this installation's catalogue. {self._known(name)}"
+            f" {self.file_problem}".rstrip(),
+            param="model",
+            code="model_not_found",
+        )
+
+    def name_of(self, asked: str) -> str:
+        """The name of the entry that `asked` stands for; `asked` itself where it stands for none.
+
+        An entry is known by its name, by an alias, and by the hub's repository or the folder that it is made of, as
+        long as no other entry is made of the same. A hub does not tell small letters from capitals either.
+        """
+        if asked in self.aliases:
+            return self.aliases[asked]
+        if "/" not in asked or self.taken(asked):
+            return asked
+        made_of_it = self._made_of(asked)
+        return made_of_it[0] if len(made_of_it) == 1 else asked
+
+    def _made_of(self, source: str) -> list[str]:
+        """The names of the entries that are made of this repository or folder."""
+        sources = {name: (entry.locator, entry.ref.public_name) for name, entry in self.entries.items()}
+        sources |= {
+            name: (entry.locator, entry.public_name)
+            for name, entry in {**self.asked, **self.pending}.items()
+            if name not in sources
+        }
+        return sorted(
+            name for name, places in sources.items() if source.casefold() in {place.casefold() for place in places}
+        )
+
+    def _known(self, name: str) -> str:
+        """What to ask for instead of `name`; of many names those that are most like it."""
+        names = self._made_of(name) or self.names()
+        if len(names) <= _NAMED:
+            return f"Known base models: {', '.join(names)}."
+        near = get_close_matches(name, names, n=_NAMED, cutoff=0)
+        return f"Of {len(names)} known base models the nearest: {', '.join(near)}. GET /v1/models lists all."
 
     def must_be_usable(self, name: str) -> None:
         """Does nothing for an entry, or an alias of one, that can be used, and for a name that is none.
@@ -133,7 +171,7 @@ class Catalogue:
             Invalid: it cannot be used; says why.
             NotYet: whether it can is being looked up.
         """
-        pending = self.pending.get(self.aliases.get(name, name))
+        pending = self.pending.get(self.name_of(name))
         if pending is not None:
             note = f" {pending.note}" if pending.note else ""
             raise NotYet(
@@ -142,7 +180,7 @@ class Catalogue:
                 param="model",
                 code="base_model_resolving",
             )
-        problem = self.problems.get(self.aliases.get(name, name))
+        problem = self.problems.get(self.name_of(name))
         if problem is not None:
             who = f"{_ASK} to correct this entry of the catalogue (models.toml, or `tunepool models`)."
             raise Invalid(

@@ -122,6 +122,38 @@ def test_an_added_model_is_named_at_once_and_usable_when_a_worker_has_seen_it(ap
     assert [(entry["action"], entry["after"]["locator"]) for entry in audit] == [("base_model.add", "example/Far-8B")]
 
 
+def test_a_model_is_known_by_its_repository_too_wherever_a_name_is_asked_for(api: Api, admin: httpx2.Client) -> None:
+    add(admin)
+    look_up(api)
+    path = f"{ROUTE}/example%2FFar-8B"
+
+    assert admin.get(path).json()["id"] == "far-8b"
+    assert admin.get(f"{ROUTE}/example/far-8b").json()["id"] == "far-8b"
+    assert admin.post(f"{path}/check").json()["id"] == "far-8b"
+    assert admin.get(f"{path}/prefetch").json()["data"] == []
+    assert admin.get("/v1/models/example%2FFar-8B").json()["id"] == "far-8b"
+    assert submit(api, admin, "example/Far-8B").status_code == 200
+    assert "another name of 'far-8b'" in refused(api, admin.delete(path), status=409)["message"]
+
+
+@pytest.mark.parametrize("name", ["gpt-4o", "nobody/has-this"])
+def test_who_asks_for_a_model_that_is_not_there_is_told_which_are(api: Api, admin: httpx2.Client, name: str) -> None:
+    chat = {"model": name, "messages": [{"role": "user", "content": "x"}]}
+    answers = [
+        submit(api, admin, name),
+        admin.get(f"/v1/models/{name}"),
+        admin.post("/v1/chat/completions", json=chat),
+        admin.post("/v1/completions", json={"model": name, "prompt": "x"}),
+    ]
+
+    for answer in answers:
+        error = refused(api, answer, status=404)
+        assert (error["code"], error["param"]) == ("model_not_found", "model")
+        assert f"'{name}'" in error["message"]
+        assert f"Known base models: {BUILT_IN}." in error["message"]
+    assert refused(api, admin.get(f"{ROUTE}/{name}"), status=404)["code"] == "model_not_found"
+
+
 def test_a_refusal_is_told_and_checked_again_on_demand(api: Api, admin: httpx2.Client) -> None:
     add(admin)
     look_up(api, refusal="It is gated: accept its terms and set HF_TOKEN.")
@@ -227,7 +259,7 @@ def test_what_the_file_or_the_installation_brings_is_not_removed_by_the_route(
 def test_an_alias_is_not_removed_in_place_of_its_model(api: Api, admin: httpx2.Client) -> None:
     add(admin, aliases=["gpt"])
 
-    assert "alias of 'far-8b'" in refused(api, admin.delete(f"{ROUTE}/gpt"), status=409)["message"]
+    assert "another name of 'far-8b'" in refused(api, admin.delete(f"{ROUTE}/gpt"), status=409)["message"]
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from shared.chores import base_models
 from shared.contract.job_request import CreateJob
 from shared.ids import new_id
 from shared.jobs import moves, parents, submission
+from shared.products import adapters
 from shared.settings import Settings, child_environment
 from shared.store import layout
 from shared.store.bell import ring
@@ -206,7 +207,7 @@ class Stack:
             body["seed"] = seed
         request = CreateJob.model_validate(body)
         with session_scope(self.engine) as session:
-            tuned = parents.is_tuned(model)
+            tuned = adapters.is_tuned(model)
             parent = parents.find(session, model, project_id=self.caller.project_id) if tuned else None
             base_model = parent.spec.base_model.name if parent else model
             job_id = submission.submit(

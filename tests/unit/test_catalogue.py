@@ -227,7 +227,7 @@ def far(folder: Path) -> Catalogue:
     return catalogue(folder, PENDING)
 
 
-@pytest.mark.parametrize("name", ["far", "gpt"])
+@pytest.mark.parametrize("name", ["far", "gpt", "a/b", "A/B"])
 def test_a_hubs_entry_without_facts_is_not_ready_yet_and_disturbs_no_other(tmp_path: Path, name: str) -> None:
     found = far(tmp_path)
 
@@ -236,6 +236,30 @@ def test_a_hubs_entry_without_facts_is_not_ready_yet_and_disturbs_no_other(tmp_p
     with pytest.raises(NotYet, match="a/b at revision main") as refused:
         found.find(name)
     assert refused.value.code == "base_model_resolving"
+
+
+def test_a_model_is_known_by_what_it_is_made_of_as_long_as_no_other_is_made_of_the_same(tmp_path: Path) -> None:
+    one = catalogue(tmp_path, "")
+
+    assert one.find("huggingfacetb/smollm2-135M-instruct") == one.find("HuggingFaceTB/SmolLM2-135M-Instruct")
+    assert one.find("HuggingFaceTB/SmolLM2-135M-Instruct") == SMOLLM2.ref
+    assert one.name_of(one.entry("good").locator) == "good", "a folder"
+    several = catalogue(tmp_path, PENDING + '[models.near]\nsource = "hub"\nrepository = "a/b"\nrevision = "old"\n')
+    with pytest.raises(NotFound, match=r"'a/b' is not in .* Known base models: far, near\."):
+        several.find("a/b")
+
+
+def test_an_alias_goes_before_a_repository_of_the_same_name(tmp_path: Path) -> None:
+    assert catalogue(tmp_path, PENDING + '"a/b" = "good"\n').find("a/b").name == "good"
+
+
+def test_of_many_models_a_refusal_names_those_that_are_most_like_what_was_asked_for(tmp_path: Path) -> None:
+    aliases = "".join(f'"gpt-{size}b-instruct" = "good"\n' for size in range(1, 41))
+    many = catalogue(tmp_path, f'[aliases]\n"llama-3.1-8b" = "good"\n{aliases}')
+
+    with pytest.raises(NotFound, match=r"Of 43 known base models the nearest: llama-3\.1-8b, ") as refused:
+        many.find("Llama-3.1-8b")
+    assert len(refused.value.message) < 500
 
 
 def test_what_was_found_at_the_hub_makes_the_entry_one_of_the_commit(tmp_path: Path) -> None:
