@@ -7,6 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
 PAGE: Final = Path(__file__).parents[1] / "docs" / "lifecycle.md"
 
 # A schema of its own: comparisons of the product's tables with its migrations do not see it.
@@ -33,6 +36,12 @@ def listed() -> frozenset[tuple[str, str]]:
 
 def _states(cell: str) -> list[str]:
     return re.findall(r"`([a-z_]+)`", cell)
+
+
+def of(session: Session, job_id: str) -> set[tuple[str, str]]:
+    """Every (from, to) that the job has made."""
+    rows = session.execute(text("select before, after from oracle.moves where job_id = :job"), {"job": job_id})
+    return {(row.before, row.after) for row in rows}
 
 
 def unlisted() -> str:

@@ -11,6 +11,7 @@ from openai import NotFoundError
 from shared.jobs import moves
 from shared.store.db import session_scope
 from shared.store.tables import EventRow, JobRow
+from tests import moves as jobs_moves
 from tests.factories import make_file, make_key, make_spec
 from tests.integration.conftest import Api
 from tests.lifecycle.stack import until
@@ -205,4 +206,6 @@ def settled(api: Api, job_id: str) -> str:
         while (claim := moves.claim_validation(session, worker_id="checker", lease_seconds=60)) is not None:
             assert moves.validated(session, claim.lease, spec=make_spec(), auto=[], bytes_per_device=GIB)
         assert session.query(EventRow).filter_by(job_id=job_id).count() > 0
+        session.flush()
+        assert jobs_moves.of(session, job_id) <= jobs_moves.listed()
         return str(session.get_one(JobRow, job_id).status)
