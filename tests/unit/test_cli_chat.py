@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from openai import OpenAI
+from openai import NotFoundError, OpenAI
 from tunepool import chatting, main
 from typer.testing import CliRunner
 
@@ -19,6 +19,11 @@ def served(asked: list[dict[str, Any]]) -> OpenAI:
     """A client whose server says which voice answers, and how many messages it has been told."""
 
     def answer(request: httpx2.Request) -> httpx2.Response:
+        if "/v1/models/" in request.url.path:
+            there = not request.url.path.endswith("/nobody")
+            model = {"id": "m", "object": "model", "created": 1, "owned_by": "o"}
+            lost = {"error": {"message": "The model 'nobody' is not there.", "code": "model_not_found"}}
+            return httpx2.Response(200, json=model) if there else httpx2.Response(404, json=lost)
         if request.method == "GET":
             known = request.url.path.endswith(NAME)
             return httpx2.Response(200, json={"base_model": "tiny"}) if known else httpx2.Response(404, json={})
@@ -61,6 +66,20 @@ def test_each_line_is_a_question_and_the_conversation_goes_on(monkeypatch: pytes
     assert [message["role"] for message in asked[1]["messages"]] == ["system", "user", "assistant", "user"]
     assert asked[1]["messages"][2]["content"] == "tiny/2"
     assert asked[0]["temperature"] == 0
+
+
+@pytest.mark.parametrize("words", [("nobody",), ("tiny", "--against", "nobody")])
+def test_a_model_that_is_not_there_is_told_before_the_first_question(
+    monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    asked: list[dict[str, Any]] = []
+    client = served(asked)
+    monkeypatch.setattr(main, "find_credentials", lambda *_, **__: Found(client))
+
+    done = CliRunner().invoke(main.cli, ["chat", *words], input="")
+
+    assert isinstance(done.exception, NotFoundError)
+    assert asked == []
 
 
 def test_against_its_own_base_an_adapter_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:

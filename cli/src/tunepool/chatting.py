@@ -14,7 +14,7 @@ from rich.table import Table
 
 from tunepool import adapters, official, watching
 from tunepool.printing import json_line, plain, printable
-from tunepool.requests import given
+from tunepool.requests import check_model, given
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -67,6 +67,8 @@ def chat(  # noqa: PLR0917 -- typer makes options of them
     voices = [ChatSide(model, model, disabled=False)]
     if against is not None:
         voices.append(_other(client, model, against))
+    for voice in voices:
+        check_model(client, voice.model)
     for voice in voices if system else ():
         voice.messages.append({"role": "system", "content": str(system)})
     with watching.interruptible_work(left="The conversation is over; an answer in the making is given up."):

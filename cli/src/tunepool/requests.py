@@ -77,7 +77,8 @@ def file_id(client: OpenAI, source: str) -> str:
     if source.startswith("file-") and not Path(source).exists():
         return source
     if not Path(source).is_file():
-        raise BadSetting(f"'{source}' is neither a file nor the id of one.")
+        what = "a folder: name a file in it" if Path(source).is_dir() else "neither a file nor the id of one"
+        raise BadSetting(f"'{source}' is {what}.")
     return _uploaded(client, Path(source)) or upload(client, Path(source)).id
 
 

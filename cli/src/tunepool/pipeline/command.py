@@ -133,6 +133,8 @@ def _ending(error: BaseException) -> tuple[int, str]:
                 outcome.BAD_INPUT,
                 f"{body.get('message') or error.message} ({body.get('code') or error.status_code})",
             )
+    if isinstance(error, OSError) and error.filename:
+        error = BadSetting(f"{error.filename}: {error.strerror}.")
     return outcome.BAD_INPUT, str(error)
 
 

@@ -90,6 +90,11 @@ def read_pipeline(path: Path) -> Pipeline:
 
 def read_document(path: Path, model: type[Document]) -> Document:
     """A pipeline, or a file that says more than one. Raises BadSetting with file, line and column."""
+    if not path.is_file():
+        why = "is a folder" if path.is_dir() else "does not exist"
+        raise BadSetting(
+            f"{path} {why}. Name a file of YAML; `tunepool init DATA` writes a pipeline for a folder of data."
+        )
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     try:
