@@ -324,6 +324,10 @@ def trainer_environment(**overrides: str) -> dict[str, str]:
         "TRANSFORMERS_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
+        # The owner of a job reads what it prints. A progress bar is a line for each of its states there, and the
+        # stack's advice to those who program with it helps nobody.
+        "TQDM_DISABLE": "1",
+        "PYTHONWARNINGS": "ignore::FutureWarning",
         **overrides,
     }
 

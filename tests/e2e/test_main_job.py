@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -143,6 +144,14 @@ def test_the_loss_of_the_real_model_falls_step_by_step(finished: Finished) -> No
 
     assert len(curve) == STEPS
     assert sum(curve[-3:]) < 0.5 * sum(curve[:3])
+
+
+def test_the_log_tells_each_step_and_nothing_that_is_for_programmers_of_the_stack(finished: Finished) -> None:
+    log: Any = finished.client.get(f"/tunepool/jobs/{finished.job.id}/logs", cast_to=object)
+    lines = log["text"].splitlines()
+
+    assert [line.split()[2] for line in lines if " metrics " in line] == [f"step={n}" for n in range(1, STEPS + 1)]
+    assert not [line for line in lines if not re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ \S", line)]
 
 
 def test_the_result_is_told_in_openais_words(finished: Finished) -> None:

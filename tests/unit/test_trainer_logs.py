@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import time
 from collections.abc import Iterator
@@ -11,12 +12,14 @@ from typing import Any
 
 import pytest
 
+from shared.contract.events import CheckpointSaved
 from shared.jobs import trainer_log
 from shared.jobs.trainer_log import LogText
 from shared.rows.log_lines import SHOWN_CHARACTERS, LogLines, safe_words
 from shared.rows.secrets import HIDDEN, SecretFilter, hidden
 from worker.attempt import kept_log
 from worker.attempt.kept_log import HEAD_BYTES, LIVE_BYTES, SEGMENT_BYTES, SEGMENTS, KeptLog, left_behind, whole
+from worker.train.reporting import Reporter
 
 JOB = "ftjob-0193a1b2c3d4e5f60718293a4b5c6d7e"
 KEY = "abcdefghijklmnopqrstuvwxyz0123456789"
@@ -295,3 +298,29 @@ def test_while_logs_cannot_be_sent_the_newest_stay(tmp_path: Path, monkeypatch: 
     held.let_go()
     with kept_log.left_behind(tmp_path) as left:
         assert [log.job_id for log in left] == ["ftjob-4", "ftjob-0"], "it has just ended, however old it is"
+
+
+def test_the_trainer_writes_each_event_into_its_log_as_a_line(tmp_path: Path) -> None:
+    log = io.StringIO()
+    reporter = Reporter(tmp_path / "events.jsonl", clock=lambda: 1767225600.0, log=log)
+
+    reporter.say("two\nlines")
+    reporter.write(CheckpointSaved, step=3, name="step-00000003", train_loss=0.123456789)
+
+    assert log.getvalue().splitlines() == [
+        "2026-01-01T00:00:00Z two lines",
+        "2026-01-01T00:00:00Z checkpoint step=3 name=step-00000003 train_loss=0.123457",
+    ]
+    assert len((tmp_path / "events.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_log_that_nobody_takes_ends_no_training(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as log:
+        reporter = Reporter(tmp_path / "events.jsonl", clock=lambda: 1.0, log=log)
+        reporter.say("one")
+        reporter.say("two")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), log.fileno())  # what is left is let go
+
+    assert len((tmp_path / "events.jsonl").read_text().splitlines()) == 2

@@ -77,7 +77,7 @@ def main(spec_file: Path, out: Path, *, held: HeldModel | None = None) -> int:
     """Run one attempt and translate how it ends into an exit code. `held`: a base model that is in memory already."""
     out.mkdir(parents=True, exist_ok=True)
     events = out / "events.jsonl"
-    reporter = Reporter(events, clock=time.time)
+    reporter = Reporter(events, clock=time.time, log=sys.stdout)
     before: int | None = None
     reserve = MemoryReserve()
     try:

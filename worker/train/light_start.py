@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import sys
 from typing import Final
 
@@ -17,6 +18,8 @@ def begin() -> None:
     The million objects that imports make live to the end: to look through them meanwhile is another third.
     """
     gc.disable()
+    # It advises to install a package of kernels, which would repack 4-bit weights (worker/train/base_model.py).
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     for name in UNUSED:
         sys.modules[name] = None  # type: ignore[assignment]  # documented: to everybody it is not installed
 

@@ -1,4 +1,4 @@
-"""Writes the trainer's events: one per line, appended to `OUT/events.jsonl`."""
+"""Writes the trainer's events: one per line, appended to `OUT/events.jsonl`, and in words to the trainer's log."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import resource
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from shared.contract.events import Alive, Level, Message, TrainerEvent
 
@@ -40,12 +41,21 @@ class ResourceUse:
 
 
 class Reporter:
-    """Writes events in order. Only the first rank of a job has a path; the others are silent."""
+    """Writes events in order. Only the first rank of a job has a path; the others are silent.
+
+    Args:
+        log: where each event is told in words, too; None: nowhere.
+    """
 
     def __init__(
-        self, path: Path | None, *, clock: Callable[[], float], ticks: Callable[[], float] = time.monotonic
+        self,
+        path: Path | None,
+        *,
+        clock: Callable[[], float],
+        ticks: Callable[[], float] = time.monotonic,
+        log: TextIO | None = None,
     ) -> None:
-        self._clock, self._ticks = clock, ticks
+        self._clock, self._ticks, self._log = clock, ticks, log
         self._told_at = ticks()
         self._file = None if path is None else os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         if self._file is not None:
@@ -55,7 +65,11 @@ class Reporter:
         """Append one event; the line is a single write, so a reader never sees it interleaved with another."""
         if self._file is not None:
             self._told_at = self._ticks()
-            os.write(self._file, event(time=self._clock(), **fields).model_dump_json().encode() + b"\n")
+            made = event(time=self._clock(), **fields)
+            os.write(self._file, made.model_dump_json().encode() + b"\n")
+            if self._log is not None:
+                with suppress(OSError):  # nobody reads it any more: the events still count
+                    print(in_words(made), file=self._log, flush=True)
 
     def say(self, message: str, *, level: Level = "info") -> None:
         self.write(Message, message=message, level=level)
@@ -95,6 +109,16 @@ class Reporter:
         size = os.fstat(file).st_size
         if size and os.pread(file, 1, size - 1) != b"\n":
             os.write(file, b"\n")
+
+
+def in_words(event: TrainerEvent) -> str:
+    """An event as a line of a log: its time in UTC, and its message, or its kind and values."""
+    moment = datetime.fromtimestamp(event.time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    if isinstance(event, Message):
+        return f"{moment} {' '.join(event.message.split())}"
+    values = event.model_dump(mode="json", exclude={"time", "type"}, exclude_none=True)
+    shown = (f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items())
+    return f"{moment} {' '.join((event.type, *shown))}"
 
 
 class TraineeReporter(Reporter):
