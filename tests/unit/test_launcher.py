@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -59,6 +60,28 @@ def test_a_program_cannot_gain_rights_by_starting_another(tmp_path: Path) -> Non
     ended = run(tmp_path, "print(open('/proc/self/status').read())")
 
     assert "NoNewPrivs:\t1" in ended.last_words
+
+
+@pytest.fixture(params=[signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler], ids=["default", "ignored", "own"])
+def odd_parent(request: pytest.FixtureRequest) -> Iterator[None]:
+    """This process treats signals as one of a worker's may: as a child of the pool, under nohup, with handlers."""
+    numbers = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1)
+    before = [(number, signal.signal(number, request.param)) for number in numbers]
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR2, signal.SIGTERM))
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    for number, handler in before:
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("odd_parent")
+def test_a_program_begins_with_the_same_signals_whoever_starts_it(tmp_path: Path) -> None:
+    code = "print(*[line for line in open('/proc/self/status') if line[:6] in ('SigBlk', 'SigIgn')])"
+    words = run(tmp_path, code).last_words.split()
+
+    blocked, ignored = int(words[1], 16), {n for n in range(1, 65) if int(words[3], 16) >> (n - 1) & 1}
+    python_itself = {signal.SIGPIPE, signal.SIGXFSZ}
+    assert (blocked, ignored - python_itself) == (0, {signal.SIGINT})
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root starts programs as another user")

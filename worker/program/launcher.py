@@ -296,6 +296,7 @@ def start(
 
 def _prepare(walls: Walls, *, uid: int | None, parent: int, limits: list[tuple[int, int]]) -> None:
     """What the child does before it becomes the program."""
+    processes.own_signals()
     walls.leave_network()
     if uid is not None:
         os.setgroups([])

@@ -76,6 +76,19 @@ def own_tag(*, home: Path, job_id: str, fence: int) -> Tag:
     return Tag(home=str(home), job_id=job_id, fence=fence, supervisor_pid=me.pid, supervisor_started=me.create_time())
 
 
+def own_signals() -> None:
+    """Begin with signals as every program does, whoever starts it: none blocked, and none ignored but SIGINT.
+
+    A program inherits what its parent ignores and blocks, which differs between the processes of a worker. SIGINT is
+    for the people at a terminal, whose worker ends its programs by itself.
+    """
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        if signal.getsignal(number) in {signal.SIG_IGN, signal.SIG_DFL}:  # handlers end with the exec
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
 def die_with_parent(parent: int) -> None:
     """Have the kernel kill this process when its parent dies; at once if the parent `parent` is gone already."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
