@@ -29,10 +29,30 @@ ENDS = re.compile(r"\s(?:[|&;>/]|>>|2>|&&|\|\|)(?:\s|$)|\s{3,}|\$\(|…|\.\.\.")
 
 
 # What a line of a shell block may begin with: programs, the shell's own words, a variable.
-PROGRAMS = (
-    ". curl docker git helm hf kubectl llama-server make ollama pip psql python python3 sudo systemctl tunepool "
-    "tunepool-server cp export install useradd"
-).split()
+PROGRAMS = {
+    ".",
+    "cp",
+    "curl",
+    "docker",
+    "export",
+    "git",
+    "helm",
+    "hf",
+    "install",
+    "kubectl",
+    "llama-server",
+    "make",
+    "ollama",
+    "pip",
+    "psql",
+    "python",
+    "python3",
+    "sudo",
+    "systemctl",
+    "tunepool",
+    "tunepool-server",
+    "useradd",
+}
 
 
 def blocks(text: str) -> str:
