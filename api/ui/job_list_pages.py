@@ -70,11 +70,18 @@ def front(visit: Visitor) -> Response:
 @router.get("/jobs")
 def jobs_page(request: Request, door: DoorDep, visit: JobsVisitor) -> Response:
     asked = wanted(request)
-    with door.reading() as session:
-        offered = [(row.id, row.name) for row in projects.listed(session)] if visit.caller.operates else []
+    statuses = [("", "any"), *((status, wording.status_word(status)) for status in JOB_STATUSES)]
+    offered = _projects(door, visit) if visit.caller.operates else []
     return rendering.page(
-        request, visit, "jobs.html", **_listed(door, visit, asked), statuses=JOB_STATUSES, projects=offered
+        request, visit, "jobs.html", **_listed(door, visit, asked), statuses=statuses, projects=offered
     )
+
+
+def _projects(door: Door, visit: SignedIn) -> list[tuple[str, str]]:
+    """What the filter offers: pairs of an id, empty for the visitor's own project, and its words."""
+    with door.reading() as session:
+        rows = [(row.id, f"{row.name} · {rendering.short(row.id)}") for row in projects.listed(session)]
+    return [("" if project_id == visit.caller.project_id else project_id, words) for project_id, words in rows]
 
 
 def rows_fragment(door: Door, visit: SignedIn, asked: JobFilter) -> str:

@@ -22,7 +22,7 @@ router = APIRouter(prefix="/ui", route_class=visits.PageRoute, include_in_schema
 
 ROWS: Final = 50
 GroupBy = Annotated[list[str] | None, Query(max_length=20)]
-Label = Annotated[str, Query(max_length=200)]
+Label = Annotated[str, Query(max_length=64)]  # as of a name in the metadata
 
 
 @router.get("/usage")

@@ -70,7 +70,7 @@ def _signed_out(request: Request, error: Unauthenticated) -> Response:
 
 async def _refused(request: Request, error: TunepoolError) -> Response:
     """The page on which the refused form stands, as it was filled in; else a page of the error alone."""
-    form: SubmittedForm | None = getattr(request.state, "form", None)
+    form: SubmittedForm | None = getattr(request.state, "form", None) or _filters(request, error)
     if form is None:
         return _error_page(request, error)
     request.state.form = None  # troubles of the page itself are no longer the form's
@@ -80,6 +80,13 @@ async def _refused(request: Request, error: TunepoolError) -> Response:
         request.state.filled = Filled()
         return _error_page(request, error)
     return _with_status_of(shown, errors.answer(error))
+
+
+def _filters(request: Request, error: TunepoolError) -> SubmittedForm | None:
+    """The form of filters that a page's address was made by; None: the error is about none of its fields."""
+    if request.method != "GET" or error.param is None or error.param not in request.query_params:
+        return None
+    return SubmittedForm({name: request.query_params.getlist(name) for name in request.query_params})
 
 
 def _error_page(request: Request, error: TunepoolError) -> Response:

@@ -47,10 +47,11 @@ class Form:
 
 
 class Forms(HTMLParser):
-    """The forms of a page that are sent."""
+    """The forms of a page: those that are sent, or those that filter it."""
 
-    def __init__(self, html: str) -> None:
+    def __init__(self, html: str, *, method: str = "post") -> None:
         super().__init__()
+        self._method = method
         self.made: list[Form] = []
         self._form: Form | None = None
         self._text: list[str] | None = None
@@ -60,7 +61,7 @@ class Forms(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {name: value or "" for name, value in attrs}
-        if tag == "form" and given.get("method") == "post":
+        if tag == "form" and given.get("method") == self._method:
             self._form = Form(given["action"], {}, {}, [])
             self.made.append(self._form)
         if self._form is None:
@@ -319,3 +320,55 @@ def test_the_table_has_every_field_of_every_form(place: Place) -> None:
             if kinds - {"file", "password"}:
                 seen |= {(action, name) for name in form.fields if name != "user"}
     assert {pair for pair in seen if pair[0] != "/ui/sign-in"} == known
+
+
+# Page that a form filters -> field -> a value that cannot be right. None: whatever is asked for may be asked for.
+BAD_FILTERS: dict[str, dict[str, str | None]] = {
+    "/ui/jobs": {"status": "bored", "model": None, "group": None, "metadata": "nothing", "project": None},
+    "/ui/usage": {"label": LONG, "group_by": None},
+    "/ui/audit": {"target": None},
+}
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "bad"),
+    [(page, name, bad) for page, fields in BAD_FILTERS.items() for name, bad in fields.items() if bad is not None],
+    ids=lambda part: str(part)[:30],
+)
+def test_a_bad_filter_comes_back_on_its_page_beside_its_field_and_the_others_are_kept(
+    place: Place, page: str, name: str, bad: str
+) -> None:
+    (before,) = Forms(place.client.get(page).text, method="get").made[:1]
+    others = {key: "kept" for key, each in before.fields.items() if each.kind == "text" and key != name}
+
+    answer = place.client.get(page, params={**others, name: bad})
+
+    assert answer.status_code == 400
+    assert '<p class="note bad" role="alert"><strong>Not done.</strong>' in answer.text
+    (form,) = Forms(answer.text, method="get").made[:1]
+    assert [each.name for each in form.fields.values() if each.marked] == [name]
+    assert (len(form.faults), answer.text.count('id="fault"')) == (1, 1)
+    assert {key: form.fields[key].value for key in (*others, name)} == {**others, name: bad}
+
+
+def test_an_address_of_a_page_that_cannot_be_right_shows_the_page_and_what_is_wrong(place: Place) -> None:
+    """Of what no field of it holds, and of a page that is not there, the error is told all the same."""
+    for address in ("/ui/usage?group_by=stars", "/ui/aliases/{alias}?first=x&second=2"):
+        answer = place.client.get(place.at(address))
+
+        assert 400 <= answer.status_code < 500, address
+        assert answer.text.count('role="alert"') == 1, address
+    assert place.client.get("/ui/jobs/ftjob-nobody?x=tokens").status_code == 404
+
+
+def test_the_table_has_every_field_of_every_filter(place: Place) -> None:
+    paths = [route.path for part in wing.PARTS for route in part.router.routes if "GET" in route.methods]
+    seen = set()
+    for page in (path for path in paths if "{" not in path and "/live" not in path):
+        answer = place.client.get(page)
+        if answer.headers.get("content-type", "").startswith("text/html"):
+            forms = Forms(answer.text, method="get").made
+            seen |= {(page, name) for form in forms if form.action == page for name in form.fields}
+
+    known = {(page, name) for page, fields in BAD_FILTERS.items() for name in fields}
+    assert seen - {("/ui/compare", "job")} == known

@@ -683,7 +683,7 @@ def test_usage_is_told_by_names_to_who_may_see_them_and_by_any_name_of_the_metad
 
     labelled = visitor.get("/ui/usage?label=branch").text
 
-    assert '<input name="label" value="branch"' in labelled
+    assert re.search(r'<input name="label" type="text" value="branch"', labelled)
     assert '<th scope="col">Branch</th>' in labelled
     assert "group_by=label%3Abranch" in labelled  # of the CSV file
 
