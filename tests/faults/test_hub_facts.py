@@ -34,6 +34,7 @@ from tests.patience import patience
 from tests.train.tiny import make_model_directory
 from worker.base_models import BaseModelUnavailable, ensure
 from worker.base_models import main as fetch_by_hand
+from worker.chores import looking_up
 from worker.chores.fetching import fetch_next
 from worker.chores.looking_up import look_up_next
 from worker.host.flags import SharedFlags
@@ -54,6 +55,7 @@ class Hub:
         self.breaks = ""  # the file in whose midst the line breaks, once another is sent; then the hub is away
         self.whole = threading.Event()  # a file of weights was sent whole
         self.away = False
+        self.sizes = False  # tells how large its files are, as the hub does and not every mirror
         self.gated = False  # says of what it refuses that terms are to be accepted, as the hub does
         self.slow: threading.Event | None = None  # the second half of each file of weights waits for it
 
@@ -68,10 +70,13 @@ class Hub:
             return 200, json.dumps(listed).encode()
         if path.startswith("/api/"):
             return 200, json.dumps(
-                {"id": name, "sha": COMMIT, "siblings": [{"rfilename": one} for one in found]}
+                {"id": name, "sha": COMMIT, "siblings": [self.sibling(one, found[one]) for one in found]}
             ).encode()
         content = found.get(path.rsplit("/", 1)[1])
         return (404, b"{}") if content is None else (200, content)
+
+    def sibling(self, name: str, content: bytes) -> dict[str, object]:
+        return {"rfilename": name, **({"size": len(content), "blobId": "0" * 40} if self.sizes else {})}
 
 
 @pytest.fixture
@@ -240,6 +245,33 @@ def test_files_of_an_index_are_counted_together(stack: Stack, hub: Hub, host: Ho
     assert look_up_next(host)
 
     assert offered(stack).find("far").facts.parameters == 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("large", "sizes"),
+    [
+        ("config.json", True),
+        ("tokenizer.json", False),
+        ("chat_template.jinja", True),
+        ("model.safetensors.index.json", False),
+    ],
+)
+def test_a_file_that_is_larger_than_any_models_is_refused_and_not_kept(
+    stack: Stack, hub: Hub, host: Host, large: str, sizes: bool
+) -> None:
+    files = tiny(stack) | {large: b" " * 100_001}
+    hub.repositories["example/far"] = {name: files[name] for name in files if name != "model.safetensors"}
+    hub.sizes = sizes
+    add(stack, "far")
+    offered(stack)
+
+    with pytest.MonkeyPatch.context() as smaller:
+        smaller.setattr(looking_up, "_FILE_BYTES", 100_000)
+        assert look_up_next(host)
+
+    with pytest.raises(Invalid, match=r"larger than 100000 bytes\. No model needs that"):
+        offered(stack).find("far")
+    assert (large in hub.sent) is not sizes, "what the hub says is too large is not asked for"
 
 
 def test_only_the_config_and_headers_are_fetched_to_know_a_model(stack: Stack, hub: Hub, host: Host) -> None:

@@ -48,7 +48,8 @@ _SECONDS: Final = 300.0  # for a few small answers of the hub, and the start of 
 _ANSWER_SECONDS: Final = 30.0  # for its first answer; the hub's client would wait for ever
 _CONFIG_BYTES: Final = 2**20
 _TENSORS_BYTES: Final = 2**27
-_NO_WEIGHTS, _NO_HEADERS, _NO_HUB = 46, 47, 49
+_FILE_BYTES: Final = 2**27  # the largest tokenizers and indexes of weights have some 40 MB
+_NO_WEIGHTS, _NO_HEADERS, _NO_HUB, _TOO_LARGE = 46, 47, 49, 50
 _MOST_FILES: Final = 2000  # of weights; the largest models that are published have some hundred
 _TOKENIZER: Final = (
     "tokenizer.json",
@@ -64,20 +65,27 @@ _INDEX: Final = "model.safetensors.index.json"
 # fetcher (worker/base_models.py), and more: the architecture is not known here, no safetensors, no header in them.
 _HUB_PROGRAM: Final = f"""
 {KNOWS}
-import re
+import errno, re, resource
 from concurrent.futures import ThreadPoolExecutor
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, SafetensorsParsingError
-repository, revision, folder = sys.argv[1:]
+repository, revision, folder, most = *sys.argv[1:4], int(sys.argv[4])
+resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))  # whatever the hub says of sizes, if it says any
+
+def fetched(name):
+    if (there.get(name) or 0) > most:
+        sys.exit({_TOO_LARGE})
+    return pathlib.Path(hf_hub_download(repository, name, revision=commit, local_dir=folder))
+
 try:
     try:
-        info = HfApi().model_info(repository, revision=revision, timeout={_ANSWER_SECONDS})
-        commit, there = info.sha, {{one.rfilename for one in info.siblings or ()}}
+        info = HfApi().model_info(repository, revision=revision, timeout={_ANSWER_SECONDS}, files_metadata=True)
+        commit, there = info.sha, {{one.rfilename: one.size for one in info.siblings or ()}}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # a page, or JSON of no repository
         sys.exit({_NO_HUB})
     if not re.fullmatch("[0-9a-f]{{40}}", commit or ""):  # it will be a part of a folder's name
         sys.exit({_NO_HUB})
-    file = pathlib.Path(hf_hub_download(repository, "config.json", revision=commit, local_dir=folder))
+    file = fetched("config.json")
     pathlib.Path(folder, "commit").write_text(commit)
     if file.stat().st_size > {_CONFIG_BYTES}:
         sys.exit(0)  # whoever reads it refuses it
@@ -85,12 +93,12 @@ try:
         sys.exit({UNKNOWN})
     for name in {sorted(_TOKENIZER)}:
         if name in there:
-            hf_hub_download(repository, name, revision=commit, local_dir=folder)
-    names = {{"model.safetensors"}} & there
+            fetched(name)
+    names = {{"model.safetensors"}} & there.keys()
     if not names and "{_INDEX}" in there:
-        index = pathlib.Path(hf_hub_download(repository, "{_INDEX}", revision=commit, local_dir=folder))
+        index = fetched("{_INDEX}")
         try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) & there
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) & there.keys()
         except (ValueError, RecursionError):
             sys.exit({_NO_HEADERS})
     if not names:
@@ -105,6 +113,8 @@ try:
 except (SafetensorsParsingError, KeyError, TypeError, AttributeError):  # what is published; the line has other errors
     sys.exit({_NO_HEADERS})
 except Exception as error:
+    if getattr(error, "errno", None) == errno.EFBIG:
+        sys.exit({_TOO_LARGE})
     cause = error
     while cause is not None and not isinstance(cause, HfHubHTTPError):
         cause = cause.__cause__
@@ -210,13 +220,18 @@ def _impatient(watch: LeaseWatch) -> Callable[[], None]:
 def _at_hub(wanted: LookUp, place: Path, interrupt: Callable[[], None]) -> LookUpResult:
     """Raises Invalid, BaseModelUnavailable, Stopped."""
     asked = f"{wanted.locator} at revision {wanted.revision}"
-    argv = [sys.executable, "-c", _HUB_PROGRAM, wanted.locator, wanted.revision, str(place)]
-    answers = HUB_REFUSALS | {UNKNOWN, _NO_WEIGHTS, _NO_HEADERS, _NO_HUB}
+    argv = [sys.executable, "-c", _HUB_PROGRAM, wanted.locator, wanted.revision, str(place), str(_FILE_BYTES)]
+    answers = HUB_REFUSALS | {UNKNOWN, _NO_WEIGHTS, _NO_HEADERS, _NO_HUB, _TOO_LARGE}
     ended = run_step(argv, interrupt, what=f"look-up of {asked}", answers=answers)
     if ended == _NO_HUB:
         raise NoHub(
             f"What answers the workers as the hub says nothing of {asked}: a page of a proxy, perhaps, or no hub. Ask "
             "your administrator to look at HF_ENDPOINT and the proxy of the workers. It is asked again."
+        )
+    if ended == _TOO_LARGE:
+        raise Invalid(
+            f"A file of {asked} that tells what the model is (config.json, a tokenizer's, the index of its weights) is "
+            f"larger than {_FILE_BYTES} bytes. No model needs that: use another revision."
         )
     if ended in HUB_REFUSALS:
         raise refused_by_hub(wanted.name, f"config.json of {asked}", ended)
