@@ -147,11 +147,12 @@ def test_the_pool_is_operated_from_the_command_line_and_every_act_is_audited(hom
     assert "pool default (held)" in shown
     assert f"1         {job_id}" in shown
     assert "HELD" in shown
-    worker_id = json.loads(succeeds(home, "--json", "workers", "list"))["id"]
+    worker = json.loads(succeeds(home, "--json", "workers", "list"))
+    worker_id = worker["id"]
     device_id = json.loads(succeeds(home, "--json", "devices", "list"))["id"]
     known = json.loads(succeeds(home, "--json", "workers", "show", worker_id))
     assert [device["id"] for device in known["devices"]] == [device_id]
-    assert device_id in succeeds(home, "workers", "show", worker_id)
+    assert device_id in succeeds(home, "workers", "show", worker["host"])
     assert succeeds(home, "workers", "drain", worker_id) == f"{worker_id} draining"
     assert succeeds(home, "workers", "undrain", worker_id) == f"{worker_id} takes work"
     assert succeeds(home, "devices", "quarantine", device_id, "--reason", "fan") == f"{device_id} quarantined"

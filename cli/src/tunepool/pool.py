@@ -82,17 +82,21 @@ def list_workers(context: typer.Context) -> None:
 
 
 @workers_cli.command("show")
-def show_worker(context: typer.Context, worker_id: str) -> None:
+def show_worker(
+    context: typer.Context,
+    worker: Annotated[str, typer.Argument(help="Its id, or the name of its host where it is the only one there.")],
+) -> None:
     """A worker, what its host keeps programs on strangers' data from, and its devices with what their probes found."""
-    known = {worker["id"]: worker for worker in native.get(context, "workers")["data"]}
-    if worker_id not in known:
-        raise BadSetting(f"No worker '{worker_id}'; `tunepool workers list` names them.")
-    worker = known[worker_id]
-    devices = [device for device in native.get(context, "pool")["devices"] if device["worker_id"] == worker_id]
-    lines = [f"{name}={value}" for name, value in worker.items() if name not in {"object", "isolation"}]
-    walls = worker.get("isolation") or {}
+    known = [each for each in native.get(context, "workers")["data"] if worker in {each["id"], each["host"]}]
+    if len(known) != 1:
+        several = f"{len(known)} workers are on '{worker}': name one by its id" if known else f"No worker '{worker}'"
+        raise BadSetting(f"{several}; `tunepool workers list` names them.")
+    (chosen,) = known
+    devices = [device for device in native.get(context, "pool")["devices"] if device["worker_id"] == chosen["id"]]
+    lines = [f"{name}={value}" for name, value in chosen.items() if name not in {"object", "isolation"}]
+    walls = chosen.get("isolation") or {}
     lines += [f"isolation.{name}={value}" for name, value in walls.items()]
-    show(context, {**worker, "devices": devices}, "\n".join(lines))
+    show(context, {**chosen, "devices": devices}, "\n".join(lines))
     if context.obj.as_json:
         return
     print()
