@@ -28,6 +28,7 @@ from shared.contract.merge_request import CreateExport
 from shared.errors import Invalid
 from tests.train.test_merging import load, logits, make_adapter, make_merge_spec
 from tests.train.tiny import make_model_directory, make_tokenizer, read_events
+from worker.train.convert_gguf import convert
 from worker.train.gguf_tokens import pre_tokenizer
 from worker.train.product import make_product
 from worker.train.to_gguf import export
@@ -318,3 +319,23 @@ def _llama_cpp(model: Path, lora: Path | None = None) -> tuple[int, str]:
     prompt = made.tokenize(TEXT.encode(), add_bos=False, special=False)
     tokens = [token for token, _ in zip(made.generate(prompt, temp=0.0), range(TOKENS), strict=False)]
     return len(prompt), made.detokenize(tokens).decode(errors="replace")
+
+
+def test_a_conversion_takes_its_file_apart_once_and_gives_what_upstream_reads(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = make(tmp_path, base=base, adapter=adapter, quantization="q8_0") / "model-q8_0.gguf"
+    expected, plain_tokenizer = read_back(file), AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    reader, opened = gguf.GGUFReader, list[Any]()
+    monkeypatch.setattr(gguf, "GGUFReader", lambda path: opened.append(path) or reader(path))
+    counting = gguf.GGUFReader
+
+    convert(file, out=tmp_path / "plain")
+
+    assert len(opened) == 1
+    assert gguf.GGUFReader is counting, "upstream is left as it was"
+    converted = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.bfloat16).state_dict()
+    assert converted.keys() == expected.state_dict().keys()
+    assert all(torch.equal(converted[name], weight.bfloat16()) for name, weight in expected.state_dict().items())
+    words = AutoTokenizer.from_pretrained(tmp_path / "plain")
+    assert words(TEXT)["input_ids"] == plain_tokenizer(TEXT)["input_ids"]
