@@ -38,8 +38,9 @@ $(STAMP): pyproject.toml cli/pyproject.toml constraints.txt
 	$(if $(TORCH),@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)/$(TORCH)) torch==$(TORCH_VERSION)+$(TORCH) || { echo "No build $(TORCH) of PyTorch $(TORCH_VERSION) was there: see the error above. Name the index of the PyTorch builds without its last part: make setup TORCH=$(TORCH) TORCH_INDEX=https://…/whl"; exit 1; })
 	@echo "Installing the pinned set of constraints.txt into $(VENV); a few minutes the first time."
 	@$(BIN)/python standalone/installing.py --disable-pip-version-check -c constraints.txt pip
-	@$(BIN)/python standalone/installing.py --disable-pip-version-check -c constraints.txt -e '.[embedded,train,trackers,traces,kubernetes,dev]' -e ./cli
-	@$(BIN)/python -m standalone.page_parts || true
+	@$(BIN)/python -m standalone.page_parts > $(VENV)/.page-parts 2>&1 & \
+	$(BIN)/python standalone/installing.py --disable-pip-version-check -c constraints.txt -e '.[embedded,train,trackers,traces,kubernetes,dev]' -e ./cli; \
+	code=$$?; wait; cat $(VENV)/.page-parts; rm -f $(VENV)/.page-parts; exit $$code
 	@rm -f $(VENV)/.installed* && printf '%s' '$(TORCH)' > $(VENV)/.torch && touch $@
 
 env: ## .env with random secrets for `docker compose`, readable by you alone; one that is there stays

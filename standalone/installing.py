@@ -14,7 +14,8 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
@@ -33,6 +34,11 @@ class PipProgress:
         self._found: set[str] = set()
         self._now = "asks for what is needed"
         self._to_install = 0
+
+    @property
+    def installs(self) -> bool:
+        """Whether pip has all that it needs, and puts it in its place."""
+        return self._to_install > 0
 
     def hear(self, line: str) -> None:
         words = line.split()
@@ -82,11 +88,16 @@ def main(arguments: list[str]) -> int:
     teller.tell(progress, now=True)
     # Half of pip's time is the compiling of all that it installs, on one core.
     pip = [sys.executable, "-m", "pip", "install", "--progress-bar", "off", "--no-compile", *arguments]
-    with subprocess.Popen(pip, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with (
+        compiling_beside(packages) as compile_more,
+        subprocess.Popen(pip, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
+    ):
         for line in lines(process.stdout, every=PLACE_SECONDS):
             if line is not None:
                 printed.append(line)
                 progress.hear(line)
+            if progress.installs:
+                compile_more()
             teller.tell(progress)
     if process.returncode:
         sys.stdout.write("\n" + "".join(printed[-LAST_LINES:]))
@@ -96,16 +107,44 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def compile_all(packages: Path, teller: Teller) -> None:
-    """Bytecode of what was installed, on all cores. What packages test themselves with stays as it is.
+@contextmanager
+def compiling_beside(packages: Path) -> Iterator[Callable[[], None]]:
+    """A call compiles what lies there by now, on a core that pip leaves free, unless the last call still does.
 
-    As pip does it, a file that does not compile is nobody's fault: some are templates, or for other versions.
+    Bytecode of a file that pip had written in part names another size: Python takes the source instead.
     """
-    command = [sys.executable, "-m", "compileall", "-q", "-j", "0", "-x", r"site-packages/.*/tests?/", str(packages)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    running: subprocess.Popen[bytes] | None = None
+
+    def compile_more() -> None:
+        nonlocal running
+        if running is None or running.poll() is not None:
+            running = _compiler(packages, processes=1)
+
+    try:
+        yield compile_more
+    finally:
+        if running is not None:
+            running.terminate()
+            running.wait()
+
+
+def compile_all(packages: Path, teller: Teller) -> None:
+    """Bytecode of what was installed and has none yet, on all cores."""
+    with _compiler(packages, processes=0) as process:
         while process.poll() is None:
             teller.tell("compiles what was installed")
             time.sleep(PLACE_SECONDS)
+
+
+def _compiler(packages: Path, *, processes: int) -> subprocess.Popen[bytes]:
+    """What packages test themselves with stays as it is. `processes`: 0 is one for each core.
+
+    As pip does it, a file that does not compile is nobody's fault: some are templates, or for other versions.
+    """
+    words = ["-q", "-j", str(processes), "-x", r"site-packages/.*/tests?/", str(packages)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "compileall", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
 
 def lines(stream: IO[str] | None, *, every: float) -> Iterator[str | None]:

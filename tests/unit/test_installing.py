@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -68,3 +71,33 @@ def test_what_was_installed_is_compiled_but_for_its_tests(tmp_path: Path) -> Non
 
     compiled = {str(file.relative_to(packages).parent) for file in packages.rglob("*.pyc")}
     assert compiled == {"one/__pycache__"}
+
+
+def test_a_file_that_pip_had_written_in_part_is_read_whole(tmp_path: Path) -> None:
+    packages = tmp_path / "site-packages"
+    packages.mkdir()
+    code = packages / "grown.py"
+    code.write_text("x = 1\n")
+    written = code.stat()
+
+    with installing.compiling_beside(packages) as compile_more:
+        compile_more()
+        kept = packages / "__pycache__" / f"grown.{sys.implementation.cache_tag}.pyc"
+        while not kept.exists():
+            time.sleep(0.01)
+        code.write_text("x = 1\ny = 2\n")
+        os.utime(code, ns=(written.st_atime_ns, written.st_mtime_ns))  # within the same second
+    installing.compile_all(packages, installing.Teller())
+
+    command = [sys.executable, "-c", "import grown; print(grown.y)"]
+    assert subprocess.check_output(command, env={"PYTHONPATH": str(packages)}) == b"2\n"
+
+
+def test_compiling_begins_once_pip_installs(tmp_path: Path) -> None:
+    progress = PipProgress(tmp_path)
+    begun = [progress.installs]
+    for line in ("Collecting numpy==2.3.5\n", "Installing collected packages: numpy, torch\n"):
+        progress.hear(line)
+        begun.append(progress.installs)
+
+    assert begun == [False, False, True]
