@@ -1,8 +1,8 @@
-"""What base and tuned model answer: `python -m examples.answers BASE_DIR ADAPTER_DIR HELD_OUT_JSONL`.
+"""What base and tuned model answer: `python -m examples.answers BASE_DIR ADAPTER_DIR HELD_OUT_JSONL [PART/PARTS]`.
 
-Prints lines of JSON: how far it is, and at last all answers. Plain transformers and PEFT, nothing of this project: the
-adapter must be usable by anyone who has its base model. The base's own answers come from the same weights with the
-adapter switched off.
+Prints lines of JSON: how far it is, and at last all answers; those of every PARTS-th row from PART on, counted from 0.
+Plain transformers and PEFT, nothing of this project: the adapter must be usable by anyone who has its base model. The
+base's own answers come from the same weights with the adapter switched off.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ MAX_NEW_TOKENS = 64  # the longest ticket takes under 50
 SIGN_SECONDS = 2.0  # between two signs of life
 
 
-def compare(base: Path, adapter: Path, held_out: Path) -> dict[str, Any]:
-    """Greedy answers to every held-out prompt: of the base, the tuned model, and the adapter on the 16-bit base."""
+def compare(base: Path, adapter: Path, held_out: Path, *, part: int = 0, parts: int = 1) -> dict[str, Any]:
+    """Greedy answers to held-out prompts: of the base, the tuned model, and the adapter on the 16-bit base."""
     tokenizer = AutoTokenizer.from_pretrained(adapter, padding_side="left", trust_remote_code=False)
-    rows = [json.loads(line)["messages"] for line in held_out.read_text(encoding="utf-8").splitlines()]
+    lines = held_out.read_text(encoding="utf-8").splitlines()[part::parts]
+    rows = [json.loads(line)["messages"] for line in lines]
     prompts = [tokenizer.apply_chat_template(row[:-1], tokenize=False, add_generation_prompt=True) for row in rows]
 
     life = SignsOfLife(answers=3 * len(prompts))
@@ -120,4 +121,5 @@ def _best_seconds(dtype: torch.dtype, clock: Callable[[], float]) -> float:
 
 if __name__ == "__main__":
     base, adapter, held_out = map(Path, sys.argv[1:4])
-    print(json.dumps(compare(base, adapter, held_out)))
+    part, _, parts = (sys.argv[4] if len(sys.argv) > 4 else "0/1").partition("/")
+    print(json.dumps(compare(base, adapter, held_out, part=int(part), parts=int(parts))))

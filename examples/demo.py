@@ -14,9 +14,7 @@ import os
 import platform
 import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -32,9 +30,10 @@ from tunepool import adapters
 from tunepool.watching import EventLines, ProgressBar, Update, follow, ours
 
 from examples import pace, tickets
+from examples.asking import asking
 from examples.life import QUIET_SECONDS, Pulse, Voice
 from examples.milestones import Milestones
-from examples.stack import StackFailed, running_stack, server_command
+from examples.stack import StackFailed, running_stack, server_command, started_command
 
 MODEL: Final = "smollm2-135m-instruct"
 CLEARLY_BETTER: Final = 0.5  # share of held-out messages by which the tuned model must be ahead
@@ -78,11 +77,12 @@ def run(home: Path) -> int:
     data = tickets.write(work / "data")
     watch = Stopwatch()
     with ExitStack() as stack:
-        with watch("start", "Starting Postgres, Valkey, API and worker"):
+        fetched = stack.enter_context(started_command("models", "fetch", MODEL, home=home))
+        with watch("start", f"Starting Postgres, Valkey, API and worker, while {MODEL} is fetched"):
             credentials = stack.enter_context(running_stack(home))
         client = credentials.client()
         with watch("fetch", f"Fetching {MODEL}"):
-            server_command("models", "fetch", MODEL, home=home)
+            fetched()
         base = Path(server_command("models", "path", MODEL, home=home))
         job, milestones = train(client, data)
         if job.status != "succeeded":
@@ -94,14 +94,16 @@ def run(home: Path) -> int:
             shutil.rmtree(work / "adapter", ignore_errors=True)
             adapters.download(client, str(job.fine_tuned_model), out=work / "adapter")
             location = adapters.describe(client, str(job.fine_tuned_model))["location"]
-        with watch("stop", "Stopping the server"):
-            stack.close()
-    with watch("answers", "Asking the base and the tuned model") as say:
-        answers = ask(base, adapter=work / "adapter", held_out=data["held_out"], say=say)
-    figures = summary(job, milestones, seconds=watch.seconds, answers=answers, adapter=work / "adapter")
+        # While the server stops they load their models.
+        with asking(base, adapter=work / "adapter", held_out=data["held_out"]) as models:
+            with watch("stop", "Stopping the server"):
+                stack.close()
+            with watch("answers", "Asking the base and the tuned model") as say:
+                rows = models.rows(say)
+    figures = summary(job, milestones, seconds=watch.seconds, rows=rows, adapter=work / "adapter")
     figures["location"] = location
     (home / "demo.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    show(figures, answers["rows"], adapter=work / "adapter", home=home)
+    show(figures, rows, adapter=work / "adapter", home=home)
     return 0 if figures["tuned"]["exact"] >= figures["base"]["exact"] + CLEARLY_BETTER else 1
 
 
@@ -173,36 +175,12 @@ def standing(update: Update, milestones: Milestones) -> str:
     return update.job.status
 
 
-def ask(base: Path, *, adapter: Path, held_out: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Both models' answers, from a process that knows nothing of this project. It tells how far it is."""
-    command = [sys.executable, "-W", "ignore", "-m", "examples.answers", *map(str, (base, adapter, held_out))]
-    # Threads that spin long for each other (libgomp's default) hardly get on where anything else runs.
-    environment = {**os.environ, "GOMP_SPINCOUNT": "10000", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    line: dict[str, Any] = {}
-    with (
-        tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
-    ):
-        try:
-            for text in process.stdout or ():
-                line = json.loads(text)
-                if "share" in line:
-                    say(f"{line['share']:.0%}")
-        except BaseException:
-            process.kill()
-            raise
-        if process.wait():
-            errors.seek(0)
-            raise StackFailed(f"The answers did not come:\n{errors.read()[-2000:]}")
-    return line
-
-
 def summary(
     job: FineTuningJob,
     milestones: list[Milestones],
     *,
     seconds: dict[str, float],
-    answers: dict[str, Any],
+    rows: list[dict[str, str]],
     adapter: Path,
 ) -> dict[str, Any]:
     """Every figure of this run; seconds are wall-clock seconds of this client."""
@@ -224,7 +202,7 @@ def summary(
         },
         "trainer_peak_bytes": attempts[-1].get("peak_memory_bytes"),
         "adapter_bytes": sum(path.stat().st_size for path in adapter.rglob("*") if path.is_file()),
-        **{who: rates(answers["rows"], who) for who in MODELS},
+        **{who: rates(rows, who) for who in MODELS},
         "environment": {"python": platform.python_version(), "machine": platform.machine(), "cpus": os.cpu_count()}
         | {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
     }

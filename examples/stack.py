@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -61,6 +62,28 @@ def server_command(*words: str, home: Path) -> str:
     return subprocess.run(
         [SERVER, *words, "--home", home], stdout=subprocess.PIPE, text=True, check=True
     ).stdout.strip()
+
+
+@contextmanager
+def started_command(*words: str, home: Path) -> Iterator[Callable[[], str]]:
+    """`tunepool-server WORDS` beside what else is done: a call waits for what it prints, once.
+
+    The call raises subprocess.CalledProcessError. Whoever leaves before it has ended ends it.
+    """
+    command = [str(SERVER), *words, "--home", str(home)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+
+        def printed() -> str:
+            output = process.communicate()[0]
+            if process.returncode:
+                raise subprocess.CalledProcessError(process.returncode, command, output)
+            return output.strip()
+
+        try:
+            yield printed
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
 
 
 def _wait_until_it_answers(server: subprocess.Popen[bytes], *, home: Path, log: Path) -> Credentials:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +14,7 @@ from typing import Any
 import pytest
 from tunepool.watching import Update
 
-from examples import demo, pace, tickets
+from examples import demo, pace, stack, tickets
 from examples.life import QUIET_SECONDS, Pulse, Voice
 from examples.milestones import Milestones
 
@@ -161,3 +164,36 @@ def test_without_a_terminal_the_state_of_a_job_is_told_in_words() -> None:
 
     assert before == ["queued", "running: its model loads"]
     assert demo.standing(Update(running, ()), milestones) == "running: step 3 is done"  # type: ignore[arg-type]
+
+
+def server_that(does: str, folder: Path) -> Path:
+    """A `tunepool-server` that is a line of shell."""
+    server = folder / "tunepool-server"
+    server.write_text(f"#!/bin/sh\n{does}\n")
+    server.chmod(0o755)
+    return server
+
+
+def test_a_command_beside_the_start_is_waited_for_and_its_failure_is_seen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(stack, "SERVER", server_that('test "$1" = models && echo fetched', tmp_path))
+
+    with stack.started_command("models", home=tmp_path) as fetched:
+        assert fetched() == "fetched"
+    with stack.started_command("nothing", home=tmp_path) as fails, pytest.raises(subprocess.CalledProcessError):
+        fails()
+
+
+def test_a_command_beside_the_start_ends_with_whoever_leaves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    monkeypatch.setattr(
+        stack, "SERVER", server_that(f"echo $$ > {begun}.new; mv {begun}.new {begun}; sleep 600", tmp_path)
+    )
+
+    with stack.started_command("models", home=tmp_path):
+        while not begun.exists():
+            time.sleep(0.01)
+
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(begun.read_text()), 0)
