@@ -81,7 +81,7 @@ def run(home: Path) -> int:
         with watch("start", f"Starting Postgres, Valkey, API and worker, while {MODEL} is fetched"):
             credentials = stack.enter_context(running_stack(home))
         client = credentials.client()
-        with watch("fetch", f"Fetching {MODEL}"):
+        with watch("fetch", f"Fetching the rest of {MODEL}"):
             fetched()
         base = Path(server_command("models", "path", MODEL, home=home))
         job, milestones = train(client, data)
