@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
 from shared.rows import strict_json
 from shared.rows.findings import MOST_LEVELS, too_deep
@@ -48,14 +49,39 @@ def object_text(arguments: str) -> str:
 
 def is_rounded(arguments: str) -> bool:
     """Whether JSON text of arguments holds a decimal that a double of 64 bits does not hold, by its digits."""
-    return (
-        any(
-            Decimal(literal) != Decimal(repr(float(literal)))
-            for literal in _LONG_DECIMAL.findall(_TEXTS.sub("", arguments))
-        )
-        if _LONG_DECIMAL.search(arguments)
-        else False
-    )
+    return bool(_LONG_DECIMAL.search(arguments)) and _holds_rounded(_TEXTS.sub("", arguments))
+
+
+def _holds_rounded(text: str) -> bool:
+    return any(map(_is_another, _LONG_DECIMAL.findall(text)))
+
+
+def _is_another(literal: str) -> bool:
+    try:
+        return Decimal(literal) != Decimal(repr(float(literal)))
+    except ArithmeticError:  # an exponent beyond what Decimal holds
+        return True
+
+
+# Forms that hold objects in the row, and those whose calls or tools are texts: decimals are read as doubles of 64 bits.
+_WITH_OBJECTS: Final = frozenset(
+    {"arguments_as_object", "blocks", "contents", "langchain_messages", "logged", "results_as_objects"}
+)
+_WITH_TEXTS: Final = frozenset({"call_roles", "glaive", "listed_calls", "query_and_calls", "tagged_calls", "tools"})
+
+
+def row_is_rounded(text: str, row: dict[str, Any], forms: Collection[str]) -> bool:
+    """Whether a row holds a decimal, in calls, results or tools, that is written as another number.
+
+    Args:
+        text: the row's JSON.
+        forms: what the row was read from (`shared.rows.foreign`).
+    """
+    if not _WITH_TEXTS.isdisjoint(forms):
+        return _holds_rounded(text)
+    if "conversations" in row and (isinstance(row.get("tools"), str) or '"function_call"' in text):
+        return _holds_rounded(text)
+    return bool(not _WITH_OBJECTS.isdisjoint(forms) or row.get("tools") or row.get("functions")) and is_rounded(text)
 
 
 def slip_of(value: Any) -> str | None:

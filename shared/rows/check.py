@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from shared.contract.spec import Format
 from shared.rows import formats, shapes, strict_json
-from shared.rows.arguments import is_rounded, slip_of
+from shared.rows.arguments import row_is_rounded, slip_of
 from shared.rows.content import oddities
 from shared.rows.conversation import ROUNDED
 from shared.rows.findings import RowFinding, RowFindings, shown
@@ -194,7 +194,7 @@ def _check_object(line: Line, text: str, row: dict[str, Any], tally: _Tally) -> 
     tally.add(line, findings)
     for form in read.forms:
         tally.warn(line.number, f"converted_{form}", SAYS[form])
-    if not _WITH_OBJECTS.isdisjoint(read.forms) and is_rounded(text):
+    if row_is_rounded(text, row, read.forms):
         tally.warn(line.number, "rounded_decimal", ROUNDED)
     if findings.problems:
         faults = [_as_in_file(fault, read.names, tally.columns.columns) for fault in findings.problems]
@@ -211,8 +211,6 @@ def _as_in_file(fault: RowFinding, names: Mapping[str, str], columns: Mapping[st
     return fault._replace(param=name, message=fault.message.replace(fault.param, name, 1))
 
 
-# Forms whose arguments are objects in the row: their decimals are read as doubles of 64 bits.
-_WITH_OBJECTS: Final = frozenset({"arguments_as_object", "blocks", "contents", "langchain_messages"})
 _PRETTY: Final = "A row takes several lines (indented JSON); write each on one line (json.dumps), or all in one array."
 
 

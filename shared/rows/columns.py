@@ -39,6 +39,7 @@ _BOXES: Final = {"ref", "bbox", "bbox_type", "image_id"}
 _THOUGHTS: Final = frozenset({"cot", "chain_of_thought", "thought", "thoughts", "think"})
 _PLACEHOLDERS: Final = ("<image>", "<video>", "<audio>", "<img>", "<|image|>", "<|image_pad|>", "<|image_1|>")
 _ANSWERS: Final = ("completion", "response", "answer", "output")
+_OF_TEMPLATES: Final = frozenset({"chat_template_kwargs", "enable_thinking"})  # values that a template asks for
 _NO_PLACE: Final = "rows of this format have no place"
 OF_CHATS: Final = frozenset({"system", "system_prompt", "history", "tools", *REASONING_KEYS})
 # Columns that say how good an answer is, in a word or under a name that is not obeyed.
@@ -54,6 +55,7 @@ MEANT: Final = frozenset(
     | {"weight", "train", "loss", "mask", "loss_scale", "train_on_input", "train_on_inputs"}
     | {"desirable", "role", "chat_template_kwargs", "enable_thinking", "mask_history", "reasoning"}
     | {"sample_weight", "loss_mask", "rejected_response", "rejected_messages", "rejected_message"}
+    | {"systemInstruction", "system_instruction"}
     | {"reasoning_content", "thinking", "chosen_conversations", "rejected_conversations"}
 )
 
@@ -129,6 +131,10 @@ def _judge(row: Row, key: str, allowed: frozenset[str], findings: RowFindings) -
     elif key in _JUDGES and not _means_nothing(key, value):
         text = f"{name} is {shown(value)}, for which {_NO_PLACE}; {_JUDGES[key]}, or remove it, {listed}."
         findings.refuse(name, "unknown_key", text)
+    elif key in _OF_TEMPLATES and not _means_nothing(key, value):
+        text = f"{name} is {shown(value)}, for which {_NO_PLACE}; set it for all rows at the start of"
+        given = "{%- set enable_thinking = false %}"
+        findings.refuse(name, "unknown_key", f"{text} training.chat_template, as {given}, and remove it, {listed}.")
     elif (key in MEANT or weighs(key) or chooses(key, value)) and not _means_nothing(key, value):
         text = f"{name} is {shown(value)}, for which {_NO_PLACE}; remove it, {listed}."
         findings.refuse(name, "unknown_key", text)

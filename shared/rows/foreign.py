@@ -361,6 +361,7 @@ SAYS: Final = {
     "reasoning": "reasoning and thinking of messages were read as reasoning_content.",
     "arguments_as_object": "Arguments given as an object were read as its JSON text.",
     "calls_without_ids": "Calls and answers without ids were given some, in their order.",
+    "capitals": "Speakers in capitals (User, GPT) were read in small letters.",
     "cohere_roles": "Roles System, User and Chatbot were read as system, user and assistant.",
     "bare_calls": "Calls of name and arguments (parameters, args, input) were read as calls of functions.",
     "response_items": "Items of the Responses API (function_call, …) were read as calls, results and reasoning.",

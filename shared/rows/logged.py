@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from shared.rows import langchain, response_items
+from shared.rows import gemini, langchain, response_items
 from shared.rows.formats import Message
 from shared.rows.shapes import MARKS, Row
 
@@ -18,7 +18,10 @@ _ASKED: Final = ("request", "request_body", "requestBody", "inputs", "input")
 _ANSWERED: Final = ("choices", "response", "response_body", "responseBody", "outputs", "output")
 COLUMNS: Final = frozenset({*_ASKED, *_ANSWERED, "instructions"})
 _STATED: Final = ("system", "tools", "functions", "toolConfig", "systemInstruction", "system_instruction")
-_CUTS: Final = frozenset({"length", "max_tokens", "content_filter", "safety"})
+_CUTS: Final = frozenset(
+    {"length", "max_tokens", "content_filter", "safety", "recitation", "blocklist", "prohibited_content", "spii"}
+    | {"malformed_function_call", "model_context_window_exceeded", "pause_turn"}
+)
 _SPEAKERS: Final = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 SAYS: Final = {"logged": "A request and its response were read as messages; of them the response is trained."}
 
@@ -51,8 +54,12 @@ def _rewritten(row: Row, answered: str) -> Row | None:
 def _request(value: Any, row: Row) -> tuple[list[Message], Row] | None:
     """What was asked, as messages, and what stood beside them: system text and tools."""
     body = value if isinstance(value, dict) else {"messages": value}
-    spoken = next((body[key] for key in ("messages", "contents", "input") if body.get(key)), None)
-    messages = _gemini(spoken) if "contents" in body else _messages(spoken)
+    if "contents" in body:
+        body = gemini.request(body) or {}
+        if body.keys() & {"systemInstruction", "system_instruction"}:
+            return None  # it is more than text
+    spoken = next((body[key] for key in ("messages", "input") if body.get(key)), None)
+    messages = _messages(spoken)
     if isinstance(spoken, str) and _is_of_responses(value, row):
         messages = [{"role": "user", "content": spoken}]
     if not messages:
@@ -83,23 +90,6 @@ def _messages(value: Any) -> list[Message] | None:
     return items
 
 
-def _gemini(value: Any) -> list[Message] | None:
-    """Contents of text parts; all others belong into `contents` of a row."""
-    turns = value if isinstance(value, list) else [value]
-    roles = {None: "user", "user": "user", "model": "assistant"}
-    made: list[Message] = []
-    for turn in turns:
-        parts: Any = turn.get("parts") if isinstance(turn, dict) else None
-        role = turn.get("role") if isinstance(parts, list) and parts else ""
-        if not isinstance(role, str | None) or role not in roles:
-            return None
-        if not all(isinstance(part, dict) and part.keys() == {"text"} for part in parts):
-            return None
-        text = [{"type": "text", "text": part["text"]} for part in parts]
-        made.append({"role": roles[role], "content": text})
-    return made
-
-
 def _answer(value: Any) -> list[Message] | None:
     """The messages that a response holds; None where it holds none, or several to choose from."""
     if isinstance(value, str):
@@ -122,14 +112,21 @@ def _said(value: dict[str, Any]) -> list[Message] | None:
     if isinstance(value.get("candidates"), list) and len(value["candidates"]) == 1:
         candidate = value["candidates"][0]
         whole = isinstance(candidate, dict) and not _is_cut(candidate)
-        return _gemini([candidate.get("content")]) if whole else None
+        return _content(candidate.get("content")) if whole else None
     inside = next((value[key] for key in ("choices", "body", "output", "messages", "message") if value.get(key)), None)
     return _answer(inside) if isinstance(inside, list | dict) else None
 
 
+def _content(content: Any) -> list[Message] | None:
+    """The messages of one of Gemini's contents; None where it holds no parts."""
+    spoken = {**content, "role": content.get("role") or "model"} if isinstance(content, dict) else content
+    made = gemini.request({"contents": spoken})
+    return None if made is None else _messages(made["messages"])
+
+
 def _is_cut(answer: dict[str, Any]) -> bool:
     """Whether an answer ended at a limit: its end would be learnt in the middle of a sentence."""
-    ended = (answer.get(key) for key in ("finish_reason", "stop_reason", "finishReason"))
+    ended = (answer.get(key) for key in ("finish_reason", "stop_reason", "finishReason", "stopReason"))
     return any(isinstance(reason, str) and reason.casefold() in _CUTS for reason in ended)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from shared.rows import response_items, strict_json
 from shared.rows.arguments import calls_in
-from shared.rows.formats import Message, arguments_text, wrapped_tools
+from shared.rows.formats import SHAREGPT_ROLES, Message, arguments_text, wrapped_tools
 from shared.rows.loss_flags import REASONING, REASONING_KEYS, TRUTHS, truth_of, weight_of
 
 _PLAIN: Final = frozenset({"role", "content", "name"})
@@ -33,6 +33,11 @@ _NOTES: Final = frozenset(
     | {"toxic", "redacted", "turn_identifier", "country", "state", "hashed_ip", "header"}  # WildChat
 )
 _ARGUMENTS: Final = ("arguments", "parameters", "args", "input")
+# Who speaks, under the names that are read in small letters.
+_NAMED: Final = {
+    "role": frozenset({*_ROLES, "tool", "function", *_CALLERS, *_RESULTS}),
+    "from": frozenset(SHAREGPT_ROLES),
+}
 _TEXT_PARTS: Final = frozenset({"input_text", "output_text"})
 
 
@@ -54,9 +59,13 @@ def rewritten(messages: list[Any]) -> Rewritten | None:
     else:
         return None
     items = response_items.messages(messages)
-    if items is None and all(map(_is_plain, messages)):
+    small = None if items is not None else _in_small_letters(messages)
+    messages = small or messages
+    if items is None and small is None and all(map(_is_plain, messages)):
         return None
     reading = _Reading()
+    if small is not None:
+        reading.forms.add("capitals")
     if items is not None:
         reading.dropped |= response_items.unreadable(messages)
         messages = items
@@ -67,6 +76,20 @@ def rewritten(messages: list[Any]) -> Rewritten | None:
     for message in messages:
         reading.add(message)
     return Rewritten(reading.made, tuple(sorted(reading.forms)), tuple(sorted(reading.dropped)))
+
+
+def _in_small_letters(messages: list[Any]) -> list[Any] | None:
+    """The messages or items with known speakers in small letters; None where they are so, or are Cohere's own."""
+    made = [_small(message) if isinstance(message, dict) else message for message in messages]
+    of_cohere = any(isinstance(message, dict) and message.get("role") == "Chatbot" for message in messages)
+    return None if of_cohere or made == messages else made
+
+
+def _small(message: Message) -> Message:
+    key = "role" if "role" in message else "from"
+    speaker = message.get(key)
+    small = speaker.strip().casefold() if isinstance(speaker, str) else None
+    return {**message, key: small} if small in _NAMED[key] and small != speaker else message
 
 
 def _with_role_of_ours(message: Any) -> Any:

@@ -1,9 +1,8 @@
 """Rows as other services take them for tuning or answer with them, rewritten into OpenAI's form. Pure, never raises.
 
-Sources: Google's Gemini and Vertex AI (`contents` of `parts`, `systemInstruction`, `functionDeclarations`), Amazon
-Bedrock (`bedrock-conversation-2024`, `toolConfig`), Anthropic's Messages API (`tool_use`, `tool_result`,
-`input_schema`), the data set cards of Salesforce's xlam-function-calling-60k, Capybara, Firefly, WildChat
-and LMSYS-Chat-1M.
+Sources: Amazon Bedrock (`bedrock-conversation-2024`, `toolConfig`), Anthropic's Messages API (`tool_use`,
+`tool_result`, `input_schema`), the data set cards of Salesforce's xlam-function-calling-60k, Capybara, Firefly,
+WildChat and LMSYS-Chat-1M.
 What has no place here stays as it is, and the rules refuse it by name.
 """
 
@@ -13,8 +12,9 @@ import json
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from shared.rows import glaive, strict_json, turn_lists
+from shared.rows import gemini, glaive, strict_json, turn_lists
 from shared.rows.formats import Message, arguments_text
+from shared.rows.parts import is_ours, objects, text_of, without
 from shared.rows.shapes import Row
 
 COLUMNS: Final = frozenset(
@@ -30,8 +30,6 @@ COLUMNS: Final = frozenset(
         "chat",
     }
 )
-# Messages, and their conversation under other names, stand in the way of a form that would write them.
-_OURS: Final = ("messages", "conversations", "prompt", "instruction", "chosen", "text")
 _PAIRS: Final = (("input", "output"), ("human", "assistant"))
 _OF_PAIRS: Final = frozenset({"system", "output_with_loss"})  # XTuner's
 
@@ -48,159 +46,22 @@ def read(row: Row) -> tuple[Row, tuple[str, ...]]:
     return row, tuple(forms)
 
 
-def _without(row: Row, *keys: str) -> Row:
-    return {key: value for key, value in row.items() if key not in keys}
-
-
-def _is_ours(row: Row) -> bool:
-    return any(row.get(key) is not None for key in _OURS)
-
-
-def _objects(value: Any) -> list[dict[str, Any]] | None:
-    """A list of objects that is not empty; None for all else."""
-    return value if isinstance(value, list) and value and all(isinstance(item, dict) for item in value) else None
-
-
-def _text_of(parts: Any) -> str | None:
-    """The text of parts that are nothing but text, joined as OpenAI's are; None for all others."""
-    listed = _objects(parts)
-    if listed is None or not all(isinstance(part.get("text"), str) for part in listed):
-        return None
-    kinds = all(part.keys() == {"text"} or part.get("type") == "text" for part in listed)
-    return "".join(part["text"] for part in listed) if kinds else None
-
-
-# ---- Gemini and Vertex AI
-
-
-def _gemini(row: Row) -> Row | None:
-    turns = _objects(row.get("contents"))
-    if turns is None or _is_ours(row) or not all(isinstance(turn.get("parts"), list) for turn in turns):
-        return None
-    messages = [message for turn in turns for message in _gemini_turn(turn)]
-    rated = _rated(row.get("completions"))
-    if rated is not None:
-        made = _without(row, "contents", "completions") | {"prompt": messages, **rated}
-    else:
-        made = _without(row, "contents") | {"messages": messages}
-    for key in ("systemInstruction", "system_instruction"):
-        system = row.get(key)
-        text = (
-            system if isinstance(system, str) else _text_of(system.get("parts")) if isinstance(system, dict) else None
-        )
-        if text is not None and not row.get("system"):
-            made = _without(made, key) | {"system": text}
-    tools = _declared(row.get("tools"))
-    return made if tools is None else made | {"tools": tools}
-
-
-def _rated(completions: Any) -> Row | None:
-    """The better and the worse of two answers with a score each, as Vertex AI's preference tuning has them."""
-    listed = _objects(completions)
-    if listed is None or len(listed) != 2 or not all(each.keys() == {"score", "completion"} for each in listed):
-        return None
-    scores = [each["score"] for each in listed]
-    answers = [each["completion"] for each in listed]
-    if not all(type(score) in (int, float) for score in scores) or scores[0] == scores[1]:
-        return None
-    if not all(isinstance(answer, dict) and isinstance(answer.get("parts"), list) for answer in answers):
-        return None
-    better, worse = answers if scores[0] > scores[1] else reversed(answers)
-    return {"chosen": _gemini_turn(better), "rejected": _gemini_turn(worse)}
-
-
-_GEMINI_ROLES: Final = (("model", "assistant"), ("function", "user"), (None, "user"))
-
-
-def _gemini_turn(turn: dict[str, Any]) -> list[Message]:
-    role, further = turn.get("role", "user"), _without(turn, "role", "parts")
-    role = next((ours for theirs, ours in _GEMINI_ROLES if role == theirs), role)
-    rest: list[Any] = []
-    calls: list[dict[str, Any]] = []
-    results: list[Message] = []
-    thoughts = ""
-    for part in map(_signed, turn["parts"]):
-        kind = next(iter(part)) if isinstance(part, dict) and len(part) == 1 else None
-        body: Any = part[kind] if kind is not None else None
-        if kind in {"functionCall", "function_call"} and _has_only(body, "id", "name", "args") and role == "assistant":
-            calls.append(body)
-        elif (
-            kind in {"functionResponse", "function_response"} and _has_only(body, "id", "name", "response") and not rest
-        ):
-            results.append({**further, **_gemini_result(body)})
-        elif kind == "text" and isinstance(body, str) and not calls:
-            rest.append({"type": "text", "text": body})
-        elif _is_thought(part) and role == "assistant":
-            thoughts += part["text"]
-        else:
-            rest.append(part)
-    text = _text_of(rest)
-    message: Message = {**further, "role": role, "content": rest if rest and text is None else text}
-    message |= _gemini_calls(calls)
-    if thoughts:
-        message["reasoning_content"] = thoughts
-    return results if results and not rest else [*results, message]
-
-
-def _signed(part: Any) -> Any:
-    """A part without the signature of a thought, which says nothing."""
-    return _without(part, "thoughtSignature", "thought_signature") if isinstance(part, dict) else part
-
-
-def _gemini_calls(calls: list[dict[str, Any]]) -> Message:
-    functions = [{"name": call.get("name"), "arguments": arguments_text(call.get("args") or {})} for call in calls]
-    if not calls or not all(isinstance(call.get("id"), str) and call["id"] for call in calls):
-        return {"function_call": functions} if calls else {}
-    named = zip(calls, functions, strict=True)
-    return {"tool_calls": [{"id": call["id"], "type": "function", "function": function} for call, function in named]}
-
-
-def _gemini_result(body: dict[str, Any]) -> Message:
-    content = json.dumps(body.get("response"), ensure_ascii=False)
-    named = {"role": "tool", "tool_call_id": body["id"]} if body.get("id") else {"role": "function"}
-    return {**named, "name": body.get("name"), "content": content}
-
-
-def _has_only(value: Any, *keys: str) -> bool:
-    return isinstance(value, dict) and value.keys() <= set(keys)
-
-
-def _is_thought(part: Any) -> bool:
-    return (
-        isinstance(part, dict)
-        and part.keys() == {"text", "thought"}
-        and part["thought"] is True
-        and isinstance(part["text"], str)
-    )
-
-
-def _declared(tools: Any) -> list[Any] | None:
-    listed = _objects(tools)
-    names = ("functionDeclarations", "function_declarations")
-    if listed is None or not all(len(tool) == 1 and next(iter(tool)) in names for tool in listed):
-        return None
-    groups = [next(iter(tool.values())) for tool in listed]
-    if not all(isinstance(group, list) for group in groups):
-        return None
-    return [{"type": "function", "function": function} for group in groups for function in group]
-
-
 # ---- Bedrock and Anthropic
 
 
 def _blocks(row: Row) -> Row | None:
     made: Row = {}
     messages = row["messages"]
-    if isinstance(messages, list) and any(map(_has_parts, messages)) and _objects(messages) is not None:
+    if isinstance(messages, list) and any(map(_has_parts, messages)) and objects(messages) is not None:
         read_messages = [_of_blocks(message) for message in messages]
         if any(several is not None for several in read_messages):
             pairs = zip(messages, read_messages, strict=True)
             made["messages"] = [each for message, several in pairs for each in several or [message]]
-    if isinstance(row.get("system"), list) and (text := _text_of(row["system"])) is not None:
+    if isinstance(row.get("system"), list) and (text := text_of(row["system"])) is not None:
         made["system"] = text
     if (tools := _with_schemas(row)) is not None:
         made["tools"] = tools
-        row = _without(row, "toolConfig")
+        row = without(row, "toolConfig")
     return {**row, **made} if made else None
 
 
@@ -237,7 +98,7 @@ def _of_blocks(message: dict[str, Any]) -> list[Message] | None:
         return None  # which of the messages would the other keys belong to? which thoughts are meant?
     if results and not texts:
         return results
-    text = _text_of(texts)
+    text = text_of(texts)
     spoken = {**message, "content": texts if texts and text is None else text}
     spoken |= {"reasoning_content": thoughts} if thoughts else {}
     return [*results, {**spoken, "tool_calls": calls} if calls else spoken]
@@ -260,7 +121,7 @@ def _thought_of(block: dict[str, Any]) -> str | None:
 
 
 def _call_of(block: dict[str, Any]) -> dict[str, Any] | None:
-    use = block.get("toolUse") if len(block) == 1 else _without(block, "type", "cache_control")
+    use = block.get("toolUse") if len(block) == 1 else without(block, "type", "cache_control")
     if not isinstance(use, dict) or (len(block) > 1 and block.get("type") != "tool_use"):
         return None
     called = use.get("toolUseId", use.get("id"))
@@ -273,7 +134,7 @@ def _call_of(block: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _result_of(block: dict[str, Any]) -> Message | None:
-    result = block.get("toolResult") if len(block) == 1 else _without(block, "type", "cache_control")
+    result = block.get("toolResult") if len(block) == 1 else without(block, "type", "cache_control")
     if not isinstance(result, dict) or (len(block) > 1 and block.get("type") != "tool_result"):
         return None
     if not result.keys() <= {"toolUseId", "tool_use_id", "content", "is_error", "status"}:
@@ -281,10 +142,10 @@ def _result_of(block: dict[str, Any]) -> Message | None:
     if result.get("is_error") or result.get("status") not in (None, "success"):
         return None  # whether it failed is said beside its text, for which messages have no place
     content = result.get("content", "")
-    listed = _objects(content)
+    listed = objects(content)
     if listed is not None and all(part.keys() == {"json"} for part in listed):
         content = "".join(json.dumps(part["json"], ensure_ascii=False) for part in listed)
-    text = content if isinstance(content, str) else _text_of(content)
+    text = content if isinstance(content, str) else text_of(content)
     called = result.get("toolUseId", result.get("tool_use_id"))
     if text is None or not isinstance(called, str):
         return None
@@ -296,14 +157,14 @@ def _with_schemas(row: Row) -> list[Any] | None:
     config = row.get("toolConfig")
     if isinstance(config, dict) and config.keys() == {"tools"} and not row.get("tools"):
         specs = [
-            tool.get("toolSpec") if tool.keys() == {"toolSpec"} else None for tool in _objects(config["tools"]) or ()
+            tool.get("toolSpec") if tool.keys() == {"toolSpec"} else None for tool in objects(config["tools"]) or ()
         ]
         tools = [
             {**spec, "input_schema": _json_of(spec.get("inputSchema"))} for spec in specs if isinstance(spec, dict)
         ]
         listed = tools if tools and len(tools) == len(specs) else None
     else:
-        listed = _objects(row.get("tools"))
+        listed = objects(row.get("tools"))
     if listed is None or not all("input_schema" in tool and "function" not in tool for tool in listed):
         return None
     keys = {"name", "description", "input_schema", "inputSchema", "cache_control", "type"}
@@ -327,14 +188,14 @@ def _function(tool: dict[str, Any]) -> dict[str, Any]:
 def _xlam(row: Row) -> Row | None:
     """xlam and APIGen: a query, the calls that answer it, and the tools, these two as JSON text."""
     calls = _parsed(row.get("answers"))
-    if not isinstance(row.get("query"), str) or _is_ours(row) or "tools" not in row or _objects(calls) is None:
+    if not isinstance(row.get("query"), str) or is_ours(row) or "tools" not in row or objects(calls) is None:
         return None
     if not all(call.keys() == {"name", "arguments"} for call in calls):
         return None
     functions = [{"name": call["name"], "arguments": arguments_text(call["arguments"])} for call in calls]
     answer = {"role": "assistant", "content": None, "function_call": functions}
     messages = [{"role": "user", "content": row["query"]}, answer]
-    return {**_without(row, "query", "answers"), "messages": messages}
+    return {**without(row, "query", "answers"), "messages": messages}
 
 
 def _parsed(value: Any) -> Any:
@@ -346,19 +207,19 @@ def _parsed(value: Any) -> Any:
 
 def _conversation(row: Row) -> Row | None:
     """A conversation: pairs of a question and its answer, or messages as OpenAI has them."""
-    turns = _objects(row.get("conversation"))
-    if turns is None or _is_ours(row):
+    turns = objects(row.get("conversation"))
+    if turns is None or is_ours(row):
         return None
     if all({"role", "content"} <= turn.keys() for turn in turns):
-        return {**_without(row, "conversation"), "messages": turns}
+        return {**without(row, "conversation"), "messages": turns}
     if all({"from", "value"} <= turn.keys() for turn in turns):
-        return {**_without(row, "conversation"), "conversations": turns}
+        return {**without(row, "conversation"), "conversations": turns}
     pair = next(
         (pair for pair in _PAIRS if all(set(pair) <= turn.keys() <= _OF_PAIRS | set(pair) for turn in turns)), None
     )
     if pair is None:
         return None
-    return {**_without(row, "conversation"), "messages": turn_lists.pairs_as_messages(turns, *pair)}
+    return {**without(row, "conversation"), "messages": turn_lists.pairs_as_messages(turns, *pair)}
 
 
 class _Form(NamedTuple):
@@ -370,7 +231,7 @@ class _Form(NamedTuple):
 
 
 _FORMS: Final = (
-    _Form("contents", "contents", _gemini),
+    _Form("contents", "contents", gemini.rewritten),
     _Form("query_and_calls", "answers", _xlam),
     _Form("conversation", "conversation", _conversation),
     _Form("glaive", "chat", glaive.rewritten),

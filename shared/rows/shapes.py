@@ -154,6 +154,9 @@ _PAIRS: Final = (
     ("problem", "deepseek_solution"),
     ("problem", "solution"),
     ("problem", "answer"),
+    ("problem", "generated_solution"),
+    ("question", "generated_solution"),
+    *((long, "summary") for long in ("article", "document", "dialogue", "text")),
     ("question", "deepseek_attempt"),
     ("question", "attempt"),
     ("question", "solution"),
@@ -187,6 +190,7 @@ _SIDES: Final = (
     ("chosen_response", "rejected_response"),
     ("chosen_answer", "rejected_answer"),
     ("accepted", "rejected"),
+    ("response_j", "response_k"),
     ("positive", "negative"),
     ("winner", "loser"),
     ("better", "worse"),
@@ -227,6 +231,11 @@ def detect(row: Row) -> Shape:
     within = next((key for key, value in row.items() if isinstance(value, dict) and _WHOLE & value.keys()), None)
     if within is not None:
         raise UnknownShape(f"The row lies under {within[:80]}; write its keys at the top, with the answer among them.")
+    if {"request", "response"} <= row.keys():
+        raise UnknownShape(
+            "The row is a request and its response that make no conversation: it needs contents of text and"
+            " calls, and one answer that is whole, not cut at a limit or held back; write it as messages, or remove it."
+        )
     keys = ", ".join(sorted(row)[:8]) or "none"
     several = [key for key in _ANSWERS if isinstance(row.get(key), str)]
     asked = next((key for key in ("question", "query") if key in row), None)
