@@ -14,6 +14,7 @@ from shared.rows.slips import is_python
 _MOST_ENCODINGS = 4
 _TEXTS = re.compile(r'"(?:[^"\\]|\\.)*"')
 _LONG_DECIMAL = re.compile(r"(?=[-\d.]{17})-?\d+\.\d+(?:[eE][-+]?\d+)?")
+_LONG = re.compile(r"[0-9][0-9.]{15}")  # a quick look: texts without one hold no long decimal
 _PYTHON = re.compile(r"^\s*\{\s*'|[:,\[]\s*(?:True|False|None)\b")
 
 
@@ -49,11 +50,11 @@ def object_text(arguments: str) -> str:
 
 def is_rounded(arguments: str) -> bool:
     """Whether JSON text of arguments holds a decimal that a double of 64 bits does not hold, by its digits."""
-    return bool(_LONG_DECIMAL.search(arguments)) and _holds_rounded(_TEXTS.sub("", arguments))
+    return bool(_LONG.search(arguments)) and _holds_rounded(_TEXTS.sub("", arguments))
 
 
 def _holds_rounded(text: str) -> bool:
-    return any(map(_is_another, _LONG_DECIMAL.findall(text)))
+    return bool(_LONG.search(text)) and any(map(_is_another, _LONG_DECIMAL.findall(text)))
 
 
 def _is_another(literal: str) -> bool:
@@ -81,7 +82,11 @@ def row_is_rounded(text: str, row: dict[str, Any], forms: Collection[str]) -> bo
         return _holds_rounded(text)
     if "conversations" in row and (isinstance(row.get("tools"), str) or '"function_call"' in text):
         return _holds_rounded(text)
-    return bool(not _WITH_OBJECTS.isdisjoint(forms) or row.get("tools") or row.get("functions")) and is_rounded(text)
+    if not _WITH_OBJECTS.isdisjoint(forms):
+        return is_rounded(text)
+    listed = next((key for key in ("tools", "functions") if row.get(key)), None)
+    # What stands before the first such key is no tool: mostly the conversation, most of the row.
+    return listed is not None and is_rounded(text[max(0, text.find(f'"{listed}"')) :])
 
 
 def slip_of(value: Any) -> str | None:

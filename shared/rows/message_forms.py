@@ -80,16 +80,28 @@ def rewritten(messages: list[Any]) -> Rewritten | None:
 
 def _in_small_letters(messages: list[Any]) -> list[Any] | None:
     """The messages or items with known speakers in small letters; None where they are so, or are Cohere's own."""
-    made = [_small(message) if isinstance(message, dict) else message for message in messages]
-    of_cohere = any(isinstance(message, dict) and message.get("role") == "Chatbot" for message in messages)
-    return None if of_cohere or made == messages else made
+    if not any(map(_in_capitals, messages)) or any(_role_of(message) == "Chatbot" for message in messages):
+        return None
+    return [_small(message) if _in_capitals(message) else message for message in messages]
+
+
+def _role_of(message: Any) -> Any:
+    return message.get("role") if isinstance(message, dict) else None
+
+
+def _in_capitals(message: Any) -> bool:
+    if type(message) is not dict:
+        return False
+    key = "role" if "role" in message else "from"
+    speaker = message.get(key)
+    if type(speaker) is not str or speaker in _NAMED[key]:
+        return False
+    return speaker.strip().casefold() in _NAMED[key]
 
 
 def _small(message: Message) -> Message:
     key = "role" if "role" in message else "from"
-    speaker = message.get(key)
-    small = speaker.strip().casefold() if isinstance(speaker, str) else None
-    return {**message, key: small} if small in _NAMED[key] and small != speaker else message
+    return {**message, key: message[key].strip().casefold()}
 
 
 def _with_role_of_ours(message: Any) -> Any:
