@@ -36,7 +36,7 @@ class Limits:
     file_bytes: int = 512 * 1024 * 1024
     line_bytes: int = 8 * 1024 * 1024
     min_rows: int = 1
-    seconds: float = 300.0  # of this thread's processor, where nobody goes by the size
+    seconds: float = 300.0  # of this thread's processor: 512 MB of good rows take some 60
     problems: int = 10_000  # then reading stops; 20 are shown
 
 

@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from shared.lease.values import FileRef
-from shared.rows.check import DatasetReport, Limits
-from shared.rows.check import check as check_rows
-from shared.settings import Settings
-from tests.factories import make_request
-from worker.chores import checks
 from worker.chores.evaluating import silent_seconds
 from worker.chores.merging import making_seconds
 from worker.chores.row_reading import LEAST_SECONDS, MOST_PROCESSES, reading_processes, reading_seconds
@@ -72,34 +63,3 @@ def test_a_bomb_of_a_few_bytes_may_not_grow_as_far_as_a_file_of_the_largest_size
     assert room == sorted(room)
     assert room[0] == MOST_BYTES // 4
     assert room[-2:] == [MOST_BYTES, MOST_BYTES]
-
-
-def test_rows_that_are_read_under_other_names_have_the_time_of_their_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`training.columns` has a file checked once more, in the same lane and by the same rule."""
-    limits: list[Limits] = []
-
-    def check(*_: Any, **options: Any) -> DatasetReport:
-        limits.append(options["limits"])
-        return REPORT
-
-    monkeypatch.setattr(checks, "check", check)
-    request = make_request("file-1", tunepool={"training": {"columns": {"prompt": "question"}}})
-    file = FileRef(id="file-1", key="k", bytes=100 * MIB, sha256="0" * 64, report=REPORT.document())
-    host: Any = SimpleNamespace(settings=Settings(), store=SimpleNamespace(chunks=lambda _: iter(())))
-    claim: Any = Claimed(request, training_file=file)
-
-    checks.read_as_asked(host, claim, watch=None)  # type: ignore[arg-type]  # nothing flows
-
-    assert [limit.seconds for limit in limits] == [checking_seconds(100 * MIB)]
-
-
-@dataclass(frozen=True)
-class Claimed:
-    """So much of a claim as the reading of its files needs."""
-
-    request: Any
-    training_file: FileRef
-    validation_file: FileRef | None = None
-
-
-REPORT = check_rows([b'{"prompt": "a", "completion": "b"}\n'])

@@ -82,15 +82,10 @@ def _report(host: Host, file_check: FileCheck, watch: LeaseWatch) -> None:
 
 def _read(host: Host, file_check: FileCheck, watch: LeaseWatch) -> tuple[DatasetReport, MadeRows | None]:
     """What is in the file, and the rows made of it if it is not JSONL. Raises Unavailable, Stopped."""
-    limits = _limits(host, file_check.bytes)
+    limits = Limits(file_bytes=host.settings.max_file_bytes, seconds=checking_seconds(file_check.bytes))
     if not file_check.packed:
         return check(_kept_alive(host, file_check.key, watch), limits=limits), None
     return unpack(host, file_check, watch, limits=limits)
-
-
-def _limits(host: Host, size: int) -> Limits:
-    """What a check of so many bytes of rows may take."""
-    return Limits(file_bytes=host.settings.max_file_bytes, seconds=checking_seconds(size))
 
 
 def _kept_alive(host: Host, key: str, watch: LeaseWatch) -> Iterator[bytes]:
@@ -194,7 +189,7 @@ def read_as_asked(host: Host, claim: AnyClaim, watch: LeaseWatch) -> AnyClaim:
         before = read_report(file.report)
         report = check(
             _kept_alive(host, file.key, watch),
-            limits=_limits(host, max(file.bytes, before.bytes)),
+            limits=Limits(file_bytes=host.settings.max_file_bytes),
             made_of=before.made_of,
             left=before.left,
             cells=before.cells,
