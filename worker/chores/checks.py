@@ -82,10 +82,15 @@ def _report(host: Host, file_check: FileCheck, watch: LeaseWatch) -> None:
 
 def _read(host: Host, file_check: FileCheck, watch: LeaseWatch) -> tuple[DatasetReport, MadeRows | None]:
     """What is in the file, and the rows made of it if it is not JSONL. Raises Unavailable, Stopped."""
-    limits = Limits(file_bytes=host.settings.max_file_bytes, seconds=checking_seconds(file_check.bytes))
+    limits = _limits(host, size=file_check.bytes)
     if not file_check.packed:
         return check(_kept_alive(host, file_check.key, watch), limits=limits), None
     return unpack(host, file_check, watch, limits=limits)
+
+
+def _limits(host: Host, *, size: int) -> Limits:
+    """What the check of so many bytes may take. Every check of a file has its time by its size, under any names."""
+    return Limits(file_bytes=host.settings.max_file_bytes, seconds=checking_seconds(size))
 
 
 def _kept_alive(host: Host, key: str, watch: LeaseWatch) -> Iterator[bytes]:
@@ -189,7 +194,7 @@ def read_as_asked(host: Host, claim: AnyClaim, watch: LeaseWatch) -> AnyClaim:
         before = read_report(file.report)
         report = check(
             _kept_alive(host, file.key, watch),
-            limits=Limits(file_bytes=host.settings.max_file_bytes),
+            limits=_limits(host, size=host.store.size(file.key)),  # rows made of a table are more bytes than it
             made_of=before.made_of,
             left=before.left,
             cells=before.cells,
