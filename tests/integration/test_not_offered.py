@@ -9,6 +9,9 @@ from pathlib import Path
 import httpx2
 import openai
 import pytest
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import compile_path
 
 from api.app import create_app
@@ -88,6 +91,8 @@ def test_a_route_that_nobody_has_is_a_404(api: Api, http: httpx2.Client, path: s
         ("PATCH", "/v1/files/file-a", "DELETE, GET"),
         ("DELETE", "/v1/fine_tuning/jobs", "GET, POST"),
         ("GET", "/v1/fine_tuning/jobs/ftjob-a/cancel", "POST"),
+        ("POST", "/v1/tunepool/objects/a", "GET, HEAD"),
+        ("DELETE", "/ui/sign-in", "GET, POST"),
     ],
 )
 def test_a_method_that_a_path_does_not_have_names_all_that_it_has(
@@ -98,6 +103,18 @@ def test_a_method_that_a_path_does_not_have_names_all_that_it_has(
     error = refused(api, answer, status=405)
     assert answer.headers["allow"] == allowed
     assert allowed in error["message"]
+
+
+def test_a_method_that_a_path_does_not_have_costs_no_document(api: Api) -> None:
+    app = create_app(api.settings)
+    scope = {"type": "http", "method": "PUT", "path": "/v1/files", "headers": [], "app": app, "server": ("a", 80)}
+    refuse = app.exception_handlers[HTTPException]
+
+    answer = refuse(Request(scope), HTTPException(405))
+
+    assert isinstance(answer, Response)
+    assert answer.headers["allow"] == "GET, POST"
+    assert app.openapi_schema is None
 
 
 def test_a_page_is_only_read_and_says_so(api: Api, http: httpx2.Client) -> None:
