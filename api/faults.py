@@ -175,8 +175,13 @@ def _range(option: dict[str, Any]) -> str:
     return f" {' and '.join(limits)}" if limits else ""
 
 
-def _most(option: dict[str, Any], name: str) -> str:
-    return f" of at most {option[name]} entries" if name in option else ""
+def _entries(option: dict[str, Any], kind: str) -> str:
+    low, high = option.get(f"min{kind}"), option.get(f"max{kind}")
+    if low and high is not None:
+        return f" of {low} to {high} entries"
+    if low:
+        return f" of at least {low} entries"
+    return "" if high is None else f" of at most {high} entries"
 
 
 def _text(option: dict[str, Any]) -> str:
@@ -193,7 +198,7 @@ _SAY: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
     "number": lambda option: f"a number{_range(option)}",
     "string": _text,
     "boolean": lambda _: "true or false",
-    "array": lambda option: f"a list{_most(option, 'maxItems')}",
-    "object": lambda option: f"an object{_most(option, 'maxProperties')}",
+    "array": lambda option: f"a list{_entries(option, 'Items')}",
+    "object": lambda option: f"an object{_entries(option, 'Properties')}",
     "null": lambda _: "null",
 }

@@ -178,6 +178,22 @@ def test_a_refusal_says_all_that_the_field_accepts(
     assert error["message"].endswith(sentence)
 
 
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ({"messages": []}, "'messages': must be a list of 1 to 10000 entries, not []."),
+        ({"messages": [{"role": "user", "content": "a"}], "stop": ["a"] * 5}, "a list of at most 4 entries, or null"),
+    ],
+)
+def test_a_list_of_too_few_or_too_many_entries_hears_its_bounds(
+    http: httpx2.Client, *, body: dict[str, Any], sentence: str
+) -> None:
+    answer = http.post("/v1/chat/completions", json={"model": "tiny", **body})
+
+    assert answer.status_code == 400
+    assert sentence in answer.json()["error"]["message"]
+
+
 def test_a_bad_element_of_a_list_is_named_by_its_place(api: Api, http: httpx2.Client, training_file: str) -> None:
     body = body_with("tunepool.adapter.target_modules", ["q_proj", "(a+)+$"], training_file=training_file)
 
