@@ -274,10 +274,19 @@ class BoundedHead(NoUpgrade):
     def _refuse(self, fault: Fault) -> None:
         """Answer, and end the connection."""
         self._stop_clock()
-        if self._busy or self.transport.is_closing():
-            self.transport.close()
+        if self.transport.is_closing():
+            return
+        if self._busy:
+            self._end_busy(fault)
             return
         self._end_with(fault)
+
+    def _end_busy(self, fault: Fault) -> None:
+        """Within a body its own request is refused; within the head behind it, the answer before must stay whole."""
+        if self._in_head:
+            self.transport.close()
+        else:
+            self._end_body(fault)
 
     def _end_with(self, fault: Fault) -> None:
         self.transport.write(_answer(fault, self.server_state.default_headers))

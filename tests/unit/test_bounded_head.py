@@ -257,6 +257,37 @@ def test_endless_trailers_end_the_connection(address: tuple[str, int]) -> None:
             line.sendall(b"a" * 64 * 1024 * 1024)
 
 
+UNFINISHED = CHUNKED.removesuffix(b"0\r\n")
+
+
+@pytest.mark.parametrize(
+    ("rest", "status", "code"),
+    [
+        (b"zz\r\n", 400, "invalid_http"),
+        (b"-1\r\n", 400, "invalid_http"),
+        (b"2\r\nabc\r\n", 400, "invalid_http"),
+        (b"0\r\n" + b"X-A: b\r\n" * (HEAD_FIELDS + 1), 431, "head_too_large"),
+        (b"0\r\nX-A: " + b"a" * (HEAD_BYTES + 8192), 431, "head_too_large"),
+    ],
+    ids=["no number", "below zero", "longer than said", "many trailers", "long trailer"],
+)
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_body_that_breaks_off_into_nonsense_is_refused_in_the_envelope(
+    address: tuple[str, int], rest: bytes, status: int, code: str, *, at_once: bool
+) -> None:
+    came, body = asked(address, UNFINISHED + rest) if at_once else asked(address, UNFINISHED, rest)
+
+    assert (came, body["error"]["code"]) == (status, code)
+
+
+def test_nonsense_behind_a_request_leaves_the_answer_before_it_whole(address: tuple[str, int]) -> None:
+    with socket.create_connection(address, timeout=PATIENCE) as line:
+        line.sendall(START + b"Content-Length: 3\r\n\r\nabc\x16\x03\x01\r\n\r\n")
+        heads = answer(line).count(b"HTTP/1.1 ")
+
+    assert heads <= 1
+
+
 def test_what_is_no_http_is_refused_in_the_envelope(address: tuple[str, int]) -> None:
     status, body = asked(address, b"\x16\x03\x01nonsense\r\n\r\n")
 
