@@ -18,6 +18,7 @@ import torch
 from bench.acceptance.laboratory import Check, Clock, Laboratory, farthest, near, rows_of, user_of_nobody, within
 from shared.contract.events import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_STOPPED, EXIT_USER_FAULT
 from shared.contract.spec import AttemptSpec, Placement
+from shared.operating.trainer_user import reaches
 from shared.settings import Settings
 from shared.settle.memory_fit import peak
 from shared.settle.workload import workload
@@ -95,13 +96,15 @@ def devices(lab: Laboratory, _clock: Clock) -> Iterator[Check]:
     if lab.device == "cpu":
         return
     yield Check("xids", XidWatch().look(), "none", not XidWatch().look())
-    yield Check("bfloat16", found[0].bfloat16, "as torch", found[0].bfloat16 == torch.cuda.is_bf16_supported())
+    known = torch.cuda.is_bf16_supported(including_emulation=False)
+    yield Check("bfloat16", found[0].bfloat16, "as torch", found[0].bfloat16 == known)
     yield near("total_bytes", found[0].total_bytes, torch.cuda.mem_get_info()[1], relative=0.03)
     with ballast(2 * GIB) as child:
         alone = discover(settings)[0]
         ours = discover(settings, own_pids={child.pid})[0]
         yield Check("ballast_foreign", alone.foreign_bytes, ">= 2 GiB, or no process is seen", _is_foreign(alone))
-        yield Check("ballast_ours", ours.foreign_bytes, "less", ours.foreign_bytes <= alone.foreign_bytes - 2 * GIB)
+        ours_is_none = ours.foreign_bytes <= max(0, alone.foreign_bytes - 2 * GIB)
+        yield Check("ballast_ours", ours.foreign_bytes, "less, or no process is seen", ours_is_none)
 
 
 def _is_foreign(device: Any) -> bool:
@@ -131,8 +134,18 @@ def isolation(lab: Laboratory, _clock: Clock) -> Iterator[Check]:
     """The probe as the worker starts it: in the trainer's environment, as ourselves and as a user without rights."""
     settings = Settings(home=lab.folder / "home", devices="all" if lab.device == "cuda" else "cpu")
     device = discover(settings)[0]
-    # A user without rights must reach the interpreter and this folder; where not, the worker says so and stays root.
-    users = [None] if lab.small else [None, *([uid] if (uid := user_of_nobody()) else [])]
+    users: list[int | None] = [None]
+    nobody = None if lab.small else user_of_nobody()
+    if nobody is not None:
+        lab.folder.chmod(
+            0o755
+        )  # it must reach the interpreter, our code and this folder; where not, a worker stays root
+        if reaches(nobody, lab.folder):
+            users.append(nobody)
+        else:
+            yield Check(
+                f"probe_as_{nobody}", "cannot read the interpreter or our code", "a worker stays root here", None
+            )
     for uid in users:
         driver = nvml.driver() if lab.device == "cuda" else None
         outcome = try_device(device, settings=settings, uid=uid, driver=driver)

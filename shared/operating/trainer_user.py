@@ -55,7 +55,7 @@ def trainer_user(settings: Settings) -> TrainerUser:
 @cache
 def _others_reach(home: Path, models: Path) -> bool:
     uid = UNPRIVILEGED_UIDS[0]
-    if _reaches(uid, home, models):
+    if reaches(uid, home, models):
         return True
     log.warning(
         "trainer.runs_as_root",
@@ -85,7 +85,8 @@ def own_uid(settings: Settings) -> int | None:
     return _taken()[0] if user.kind == "slot" else user.uid
 
 
-def _reaches(uid: int, *folders: Path) -> bool:
+def reaches(uid: int, *folders: Path) -> bool:
+    """Whether a program of this user can read the interpreter, our code and the folders."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", _PROBE, *folders],

@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -19,6 +20,7 @@ from worker.train import row_attention
 from worker.train.data import Ids, TokenRow
 from worker.train.objectives.supervised import packed, row_starts
 from worker.train.packing import StepPlan, pack
+from worker.train.plain_parts import sixteen_bits
 
 
 @given(st.lists(st.integers(1, 100), max_size=40), st.integers(1, 100))
@@ -156,11 +158,50 @@ def test_all_rows_in_one_call_of_the_flash_kernel_are_the_masked_ones(
 def test_the_flash_kernel_is_not_asked_for_what_it_cannot_do() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         query = torch.zeros(1, 2, 3, 8, dtype=dtype)
-        assert not row_attention.varlen_serves(query, query)  # no GPU
+        assert not row_attention.varlen_serves(query, query, query)  # no GPU
+
+
+def on_a_gpu(size: int, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """So much of a tensor on a GPU as is looked at."""
+    return SimpleNamespace(device=torch.device("cuda"), shape=(1, 4, 7, size), dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dtypes", "capability", "served"),
+    [
+        ((128, 128, 128), ("bfloat16",) * 3, (9, 0), True),
+        ((192, 192, 128), ("bfloat16",) * 3, (9, 0), False),  # DeepSeek's latent attention
+        ((128, 128, 128), ("bfloat16", "bfloat16", "float32"), (9, 0), False),
+        ((128, 128, 128), ("float16",) * 3, (7, 5), False),
+        ((512, 512, 512), ("bfloat16",) * 3, (9, 0), False),
+    ],
+)
+def test_the_flash_kernel_has_one_size_of_a_head_and_one_type(
+    monkeypatch: pytest.MonkeyPatch, sizes: Any, dtypes: Any, capability: tuple[int, int], served: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    monkeypatch.setattr(row_attention, "kernel_agrees", lambda *_: True)
+    parts = [on_a_gpu(size, getattr(torch, dtype)) for size, dtype in zip(sizes, dtypes, strict=True)]
+
+    assert row_attention.varlen_serves(*parts) is served
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])
+def test_kernels_are_tried_in_the_type_that_a_gpu_computes_in(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+
+    assert sixteen_bits(torch.device("cuda")) == dtype
+    assert sixteen_bits(torch.device("cpu")) == torch.bfloat16
 
 
 def no_kernel(*_: Any, **__: Any) -> torch.Tensor:
     raise RuntimeError("CUDA error: no kernel image is available")
+
+
+def older_torch(*_: Any, **__: Any) -> torch.Tensor:
+    raise TypeError("varlen_attn() got an unexpected keyword argument 'enable_gqa'")
 
 
 def another_scale(*given: torch.Tensor, **named: Any) -> torch.Tensor:
@@ -168,7 +209,8 @@ def another_scale(*given: torch.Tensor, **named: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "words"), [(rows_apart, ""), (no_kernel, "no kernel image"), (another_scale, "other numbers")]
+    ("kernel", "words"),
+    [(rows_apart, ""), (no_kernel, "no kernel image"), (older_torch, "enable_gqa"), (another_scale, "other numbers")],
 )
 @pytest.mark.parametrize("shape", [(4, 2, 8), (2, 2, 16)])
 def test_a_flash_kernel_that_fails_its_try_is_not_used_and_the_log_says_why(

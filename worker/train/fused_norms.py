@@ -14,6 +14,8 @@ from typing import Any, Final, cast
 import torch
 from torch.nn.functional import rms_norm
 
+from worker.train.plain_parts import sixteen_bits
+
 _EPSILON: Final = ("variance_epsilon", "eps")  # upstream's names for what keeps the root from zero
 
 
@@ -38,7 +40,8 @@ def _kernel_agrees(device: torch.device) -> bool:
     rows, weight = torch.randn(4, 64, generator=numbers), torch.rand(64, generator=numbers) + 0.5
     expected = rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + 1e-5) * weight
     try:
-        answer = rms_norm(rows.to(device, torch.bfloat16), (64,), weight.to(device, torch.bfloat16), 1e-5)
+        dtype = sixteen_bits(device)
+        answer = rms_norm(rows.to(device, dtype), (64,), weight.to(device, dtype), 1e-5)
     except RuntimeError as error:
         print(f"torch's kernel for RMS norms is not used: {error}", flush=True)
         return False

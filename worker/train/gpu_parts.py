@@ -21,6 +21,7 @@ from worker.train.plain_parts import (
     is_gated,
     is_swiglu,
     of_one_sequence,
+    sixteen_bits,
     turns_plainly,
     with_rotary,
     with_swiglu,
@@ -73,7 +74,7 @@ def _agrees(kernels: ModuleType, device: torch.device) -> bool:
     gate, up = torch.randn(2, 5, 48, generator=numbers)
     query, key = torch.randn(1, 4, 5, 16, generator=numbers), torch.randn(1, 2, 5, 16, generator=numbers)
     cosine, sine = torch.randn(2, 1, 5, 16, generator=numbers)
-    there = partial(torch.Tensor.to, device=device, dtype=torch.bfloat16)
+    there = partial(torch.Tensor.to, device=device, dtype=sixteen_bits(device))
     answers = (
         kernels.Swiglu.apply(there(gate), there(up)),
         *kernels.Rotary.apply(*(there(part) for part in (query, key, cosine, sine))),

@@ -24,6 +24,12 @@ Inner = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None]
 Turned = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], Any]
 
 
+def sixteen_bits(device: torch.device) -> torch.dtype:
+    """The type of 16 bits that a device multiplies. GPUs before compute capability 8.0 at most emulate bfloat16."""
+    old = device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0)
+    return torch.float16 if old else torch.bfloat16
+
+
 def is_gated(module: torch.nn.Module) -> bool:
     return all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")) and _is_silu(
         module.act_fn

@@ -69,7 +69,7 @@ def attend(  # noqa: PLR0917 -- transformers passes by position
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     on_device = kwargs.get(STARTS_ON_DEVICE)
-    if on_device is not None and varlen_serves(query, key):
+    if on_device is not None and varlen_serves(query, key, value):
         return by_varlen((query, key, value), on_device, longest_row(starts), scaling), None
     by_row: Callable[..., torch.Tensor] = BY_ROW.get(query.device.type, by_kernel)
     return by_row(module, (query, key, value), starts, scaling), None
@@ -101,10 +101,15 @@ _LISTENING: Final[list[list[float]]] = []
 _Parts = Sequence[torch.Tensor]  # queries, keys, values
 
 
-def varlen_serves(query: torch.Tensor, key: torch.Tensor) -> bool:
-    """Whether the flash kernel is there for them: NVIDIA's cards from Ampere on, in 16 bits, and a try agrees."""
+def varlen_serves(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether the flash kernel is there for them: NVIDIA's cards from Ampere on, in 16 bits, and a try agrees.
+
+    It has one size of a head and one type for all three; latent attention (DeepSeek) has smaller values than keys.
+    """
     size = query.shape[-1]
     if query.device.type != "cuda" or torch.version.hip is not None or size > _WIDEST_HEAD or size % 8:
+        return False
+    if any((part.shape[-1], part.dtype) != (size, query.dtype) for part in (key, value)):
         return False
     half = query.dtype in (torch.bfloat16, torch.float16)
     modern = torch.cuda.get_device_capability(query.device) >= (8, 0)
@@ -130,7 +135,7 @@ def kernel_agrees(device: torch.device, dtype: torch.dtype, shape: tuple[int, in
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
             answers = (by_varlen(parts, starts, max(lengths), None), by_kernel(module, parts, starts.tolist(), None))
             ours, theirs = ((seen, *torch.autograd.grad(seen.float().square().sum(), parts)) for seen in answers)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TypeError) as error:  # TypeError: another version of torch has other parameters
         print(f"{_NOT_USED}: {error}", flush=True)
         return False
     pairs = zip(ours, theirs, strict=True)
