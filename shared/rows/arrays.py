@@ -9,10 +9,12 @@ from typing import Final
 from shared.rows.cells import RowRefused
 
 ITEM_BYTES: Final = 8 * 1024 * 1024
-_INSIDE: Final = re.compile(rb'(?:[^"\\\n\r]++|\\[^\n\r])*+')  # of a string
+# Possessive are characters only, never groups: with those, Python before 3.11.5 matches too little.
+_STRING_BODY: Final = rb'[^"\\\n\r]*+(?:\\[^\n\r][^"\\\n\r]*+)*'
+_INSIDE: Final = re.compile(_STRING_BODY)
 # Up to the next bracket (and, between items, comma), past whole strings.
-_DEEP: Final = re.compile(rb'(?:[^"{}\[\]]++|"(?:[^"\\\n\r]++|\\[^\n\r])*+")*+')
-_FLAT: Final = re.compile(rb'(?:[^"{}\[\],]++|"(?:[^"\\\n\r]++|\\[^\n\r])*+")*+')
+_DEEP: Final = re.compile(rb'(?:[^"{}\[\]]++|"%b")*' % _STRING_BODY)
+_FLAT: Final = re.compile(rb'(?:[^"{}\[\],]++|"%b")*' % _STRING_BODY)
 _SPACE: Final = b" \t\r\n"
 
 
