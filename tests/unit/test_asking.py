@@ -29,14 +29,20 @@ def test_rows_of_all_parts_come_in_the_order_of_the_file() -> None:
     assert "".join(row["message"] for row in rows) == "abcde"
 
 
-def test_the_share_told_is_that_of_all_parts() -> None:
-    said: list[str] = []
-    waits = "import time; print('{\"share\": 0.5}', flush=True); time.sleep(1); print('{\"rows\": []}')"
+def test_the_share_told_is_that_of_all_parts(tmp_path: Path) -> None:
+    heard = tmp_path / "heard"
+    waits = (
+        "import os, time; print('{\"share\": 0.5}', flush=True)\n"
+        f"while not os.path.exists({str(heard)!r}): time.sleep(0.01)\n"
+        "print('{\"rows\": []}')"
+    )
+
+    def say(words: str) -> None:
+        if words == "38%":  # of 50 and 25
+            heard.touch()
 
     with Asking([[sys.executable, "-c", waits], printing({"share": 0.25}, {"rows": []})], threads=1) as models:
-        models.rows(said.append)
-
-    assert "38%" in said
+        assert models.rows(say) == []
 
 
 def test_a_part_that_fails_ends_the_others_and_its_last_words_are_told() -> None:
